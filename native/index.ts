@@ -1,0 +1,260 @@
+/**
+ * The typed face of the addon. Everything that touches token rows is here, runs on the addon's own
+ * threads, and resolves a promise on the JS thread; completions are delivered in batches.
+ *
+ * Rules of the border:
+ * - Rows live in slabs. A running operation holds every slab it uses, so `release()` is safe at any
+ *   time: the memory goes back when the last operation ends.
+ * - Typed arrays passed in must not be written to until the promise settles.
+ * - A rejected promise (or a throw, for calls that return no promise) carries a NativeError: `code` is
+ *   one of the codes of services/common/errors.ts, `operation` the name of the call.
+ */
+import { createRequire } from 'node:module';
+import { addonPath } from './locate.js';
+
+/** Page-aligned, reference-counted memory outside the V8 heap. */
+export interface Slab {
+  readonly byteLength: number;
+  readonly released: boolean;
+  /** Zero-copy view of the whole slab; it keeps the memory alive until it is garbage collected. */
+  view(): Uint8Array;
+  /** Gives up the handle. Idempotent. Every later use of the handle throws SLAB_RELEASED. */
+  release(): void;
+}
+
+export interface ArenaStats {
+  slabs: number;
+  bytesInUse: number;
+  /** Kept for reuse. */
+  bytesCached: number;
+  bytesLimit: number;
+}
+
+/** A read-only memory-mapped file. */
+export interface MappedFile {
+  readonly path: string;
+  readonly byteLength: number;
+  /** Unmaps once no operation uses the file. Idempotent. */
+  close(): void;
+}
+
+export type StoredDtype = 'BF16' | 'F16' | 'F32';
+
+/** Where a row-major [rows, columns] matrix (a vector: rows = 1) comes from. It becomes BF16. */
+export type TensorSource =
+  | { kind: 'file'; file: MappedFile; byteOffset: number; dtype: StoredDtype; rows: number; columns: number }
+  | {
+      kind: 'synthetic';
+      seed: number;
+      /** Names the tensor: other streams are independent. Integer below 2^53. */
+      stream: number;
+      rows: number;
+      columns: number;
+      /** Values are uniform in [center - scale, center + scale). */
+      scale: number;
+      center: number;
+    };
+
+export interface RoutingSpec {
+  topK: number;
+  /** Over all experts, in float32. */
+  score: 'softmax' | 'sigmoid';
+  /** Divide the chosen weights by their sum. */
+  renormalise: boolean;
+  /** Multiplies the weights after renormalisation. */
+  scale: number;
+  /** Group-limited routing: experts / groups consecutive experts form a group. 1: none. */
+  groups: number;
+  groupsChosen: number;
+  groupScore: 'max' | 'top2';
+  /** The selection score of experts in groups not chosen. */
+  masked: 'zero' | 'negative-infinity';
+  /** What the weight multiplies. */
+  weightOn: 'output' | 'input';
+}
+
+/** Gate weights [experts, hidden] on native memory, with what the model adds to them. */
+export interface GateWeights {
+  readonly experts: number;
+  readonly hidden: number;
+  release(): void;
+}
+
+export interface GateResult {
+  /** [rows, topK], best first; ties go to the lower expert. */
+  experts: Uint32Array;
+  /** [rows, topK], from unbiased scores. */
+  weights: Float32Array;
+  /** Rows per expert. */
+  counts: Uint32Array;
+}
+
+/** One worker's share of a chunk: each row once, segments index into the rows. */
+export interface PackedGroup {
+  /** Index as used in `workerOf`. */
+  worker: number;
+  rowCount: number;
+  /** [rowCount, hidden] BF16. The caller owns it. */
+  rows: Slab;
+  /** [expert, count] pairs in ascending expert order. */
+  segments: Uint32Array;
+  /** Segment after segment: index of a row of `rows`. */
+  rowIndices: Uint32Array;
+  /** One per entry of rowIndices: token * topK + position in the gate's choice. */
+  slots: Uint32Array;
+  /** One per entry of rowIndices: the gate's weight. */
+  weights: Float32Array;
+  /** One per row of `rows`: its token in the chunk. */
+  tokens: Uint32Array;
+}
+
+/** Rows that came back from one worker. */
+export interface CombinePart {
+  rows: Slab;
+  /** exact: the slot of each row (PackedGroup.slots). partial: the token of each row (PackedGroup.tokens). */
+  targets: Uint32Array;
+}
+
+export type Activation = 'swiglu' | 'gelu';
+
+/** gelu: down · gelu(up · x), erf form. swiglu: down · (silu(gate · x) * (up · x)). */
+export interface ExpertSource {
+  activation: Activation;
+  /** [ffn, hidden]; only for swiglu. */
+  gate: TensorSource | null;
+  /** [ffn, hidden] */
+  up: TensorSource;
+  /** [hidden, ffn] */
+  down: TensorSource;
+}
+
+/** Weights of one expert, in the backend's own order. */
+export interface Expert {
+  readonly bytes: number;
+  readonly hidden: number;
+  readonly ffn: number;
+  release(): void;
+}
+
+/** Rows of one token batch for one expert. Row `indices[i]` of `rows` gives row `outputRow + i` of `output`. */
+export interface ExpertInput {
+  rows: Slab;
+  indices: Uint32Array;
+  output: Slab;
+  outputRow: number;
+  /** One per index, only for models that weigh the expert's input. */
+  inputWeights: Float32Array | null;
+}
+
+export interface BackendDescription {
+  kind: 'cpu' | 'cuda';
+  /** What computes: an instruction set or a device's name. */
+  detail: string;
+  threads: number;
+}
+
+/** Expert compute on one device. Calls are queued and run in order, each over all threads of the device. */
+export interface ExpertBackend {
+  readonly description: BackendDescription;
+  load(source: ExpertSource): Promise<Expert>;
+  /** Resolves with the seconds that the device spent on the call. */
+  forward(expert: Expert, inputs: ExpertInput[]): Promise<number>;
+  /** Ends the threads after what is queued. Idempotent. */
+  close(): void;
+}
+
+export interface ReferenceLayer {
+  /** [hidden] or null: no norm. */
+  norm: TensorSource | null;
+  epsilon: number;
+  gate: TensorSource;
+  gateBias: Float32Array | null;
+  selectionBias: Float32Array | null;
+  routing: RoutingSpec;
+  /** Use these experts (weights are computed here) instead of choosing; for rounding ties and feedback. [rows, topK] */
+  given: Uint32Array | null;
+  experts: ExpertSource[];
+  residual: boolean;
+}
+
+export interface ReferenceResult {
+  /** [rows, hidden] */
+  rows: Float64Array;
+  /** [rows, topK], as chosen here from selection scores. */
+  experts: Uint32Array;
+  /** [rows, topK], of the experts used. */
+  weights: Float64Array;
+  /** [rows] The largest amount by which an unused expert's selection score exceeds a used one's; <= 0 if the choice agrees. */
+  regret: Float64Array;
+}
+
+export interface Addon {
+  /** Bounds of the process: slab bytes, and threads for row operations. Call once, before anything else. */
+  configure(options: { slabBytesMax: number; threads: number }): void;
+  /** Instruction sets found and libraries built in. */
+  describe(): { cpu: string; isa: string[]; onednn: string | null; ucx: string | null; cuda: string | null; cores: number };
+
+  /** Throws RESOURCE_EXHAUSTED at the limit. Contents are undefined. */
+  allocateSlab(byteLength: number): Slab;
+  arenaStats(): ArenaStats;
+
+  openMappedFile(path: string): MappedFile;
+  /** BF16 values of a tensor, [rows, columns]. */
+  readTensor(source: TensorSource): Promise<Slab>;
+  /**
+   * Token embeddings [count, hidden]. A token is a topic's centre plus noise; topics follow a Zipf law of
+   * exponent `skew` (0: uniform). Depends on (seed, index of the token) alone.
+   */
+  synthesizeTokens(options: {
+    seed: number; firstToken: number; count: number; hidden: number; skew: number; topics: number;
+  }): Promise<Slab>;
+
+  /** Copies `source` to `target` at `byteOffset`. Resolves with the number of rows that hold NaN or infinity. */
+  ingestRows(source: Uint8Array, target: Slab, byteOffset: number, hidden: number): Promise<number>;
+  /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * weight, float32 inside, BF16 out. */
+  normalizeRows(options: {
+    rows: Slab; rowCount: number; hidden: number; weight: Slab; epsilon: number;
+  }): Promise<Slab>;
+  createGate(options: {
+    weight: Slab; experts: number; hidden: number;
+    /** Added to the scores' logits (gpt-oss). */
+    logitBias: Float32Array | null;
+    /** Added for selection only (DeepSeek-V3). */
+    selectionBias: Float32Array | null;
+    routing: RoutingSpec;
+  }): GateWeights;
+  /** `bias`: the feedback loop's, [experts], added for selection only. */
+  gateRows(options: {
+    gate: GateWeights; rows: Slab; rowCount: number; bias: Float32Array | null;
+  }): Promise<GateResult>;
+  /** Groups a chunk's rows by worker and copies each row once per worker. `workerOf`: expert -> worker index. */
+  packRows(options: {
+    rows: Slab; rowCount: number; hidden: number; topK: number;
+    experts: Uint32Array; weights: Float32Array; workerOf: Uint32Array; workers: number;
+  }): Promise<PackedGroup[]>;
+  /**
+   * exact: y[t] = residual[t] + sum over j of weights[t, j] * part row of slot (t, j), in the order of j.
+   * partial: y[t] = residual[t] + sum of the part rows of token t, in the order of parts.
+   * Float32 sums, rounded once to BF16. `weights` null: every weight is 1.
+   * Throws if a slot is missing or given twice: no row may be lost or counted twice.
+   */
+  combineRows(options: {
+    mode: 'exact' | 'partial'; rowCount: number; hidden: number; topK: number;
+    weights: Float32Array | null; residual: Slab | null; parts: CombinePart[];
+  }): Promise<Slab>;
+  /** The worker's side of `partial`: one weighted sum per row of a token batch, in segment order. */
+  reduceRows(options: {
+    rows: Slab; hidden: number; rowIndices: Uint32Array; weights: Float32Array; outputRows: number;
+  }): Promise<Slab>;
+
+  createCpuBackend(options: { threads: number }): ExpertBackend;
+
+  /** One layer in float64, from BF16 weights, with none of the code of the other operations. */
+  referenceLayer(rows: Float64Array, hidden: number, layer: ReferenceLayer): Promise<ReferenceResult>;
+
+  /** Bare copy speed of this machine: bytes per second, median of several runs over `bytes`. For benchmarks. */
+  measureMemcpy(bytes: number): Promise<number>;
+}
+
+/** Loaded on first import; a missing or unloadable build says how to make it. */
+export const native: Addon = createRequire(import.meta.url)(addonPath());

@@ -1,0 +1,23 @@
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** The directory that holds package.json, from sources as well as from dist/. */
+export function packageRoot(): string {
+  let directory = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(directory, 'package.json'))) {
+    const parent = dirname(directory);
+    if (parent === directory) throw new Error('switchyard: package.json not found above the running code');
+    directory = parent;
+  }
+  return directory;
+}
+
+/** The built addon. Throws with the command that builds it. */
+export function addonPath(): string {
+  const path = join(packageRoot(), 'native', 'build', 'Release', 'switchyard.node');
+  if (!existsSync(path)) {
+    throw new Error(`switchyard: the native addon is not built (${path} is missing); run: npm run bootstrap`);
+  }
+  return path;
+}

@@ -1,0 +1,72 @@
+import { status } from '@grpc/grpc-js';
+
+/** Every error code of the product and the gRPC status it travels as. docs/PROTOCOL.md explains each. */
+const statusOf = {
+  INVALID_ARGUMENT: status.INVALID_ARGUMENT,
+  NON_FINITE: status.INVALID_ARGUMENT,
+  CONFIG_INVALID: status.INVALID_ARGUMENT,
+  MODEL_INVALID: status.FAILED_PRECONDITION,
+  MODEL_MISMATCH: status.FAILED_PRECONDITION,
+  UNKNOWN_LAYER: status.NOT_FOUND,
+  NAME_TAKEN: status.ALREADY_EXISTS,
+  TOO_LARGE: status.RESOURCE_EXHAUSTED,
+  RESOURCE_EXHAUSTED: status.RESOURCE_EXHAUSTED,
+  NOT_READY: status.UNAVAILABLE,
+  WORKER_LOST: status.UNAVAILABLE,
+  ROUTER_LOST: status.UNAVAILABLE,
+  LINK_LOST: status.UNAVAILABLE,
+  DRAINING: status.UNAVAILABLE,
+  EXPERT_NOT_HERE: status.FAILED_PRECONDITION,
+  UNAUTHENTICATED: status.UNAUTHENTICATED,
+  DEADLINE_EXCEEDED: status.DEADLINE_EXCEEDED,
+  CANCELLED: status.CANCELLED,
+  CLIENT_STALLED: status.ABORTED,
+  DATA_LOSS: status.DATA_LOSS,
+  SLAB_RELEASED: status.INTERNAL,
+  INTERNAL: status.INTERNAL,
+} as const;
+
+export type ErrorCode = keyof typeof statusOf;
+
+/** Names and values that make the error exact: field, value, allowed, worker, layer, expert. */
+export type ErrorDetails = Readonly<Record<string, string | number | boolean | null>>;
+
+/** The one error class. `message` says what was wrong, the value seen and the value allowed. */
+export class SwitchyardError extends Error {
+  override readonly name = 'SwitchyardError';
+
+  constructor(
+    readonly code: ErrorCode,
+    message: string,
+    readonly details: ErrorDetails = {},
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
+
+  get grpcStatus(): status {
+    return statusOf[this.code];
+  }
+}
+
+export function isErrorCode(value: unknown): value is ErrorCode {
+  return typeof value === 'string' && value in statusOf;
+}
+
+/** An argument outside what is allowed: names the field, the value and the allowed values. */
+export function invalidArgument(field: string, value: unknown, allowed: string): SwitchyardError {
+  const shown = typeof value === 'string' ? JSON.stringify(value) : String(value);
+  return new SwitchyardError('INVALID_ARGUMENT', `${field} is ${shown}; allowed: ${allowed}`, {
+    field,
+    value: shown,
+    allowed,
+  });
+}
+
+/** Any thrown value as a SwitchyardError. Errors of the addon keep their code. */
+export function asSwitchyardError(thrown: unknown): SwitchyardError {
+  if (thrown instanceof SwitchyardError) return thrown;
+  const code = (thrown as { code?: unknown } | null)?.code;
+  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  return new SwitchyardError(isErrorCode(code) ? code : 'INTERNAL', message, {}, { cause: thrown });
+}

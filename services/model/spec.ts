@@ -1,0 +1,38 @@
+import type { Activation, RoutingSpec } from '../../native/index.js';
+
+/** Where the weights come from: enough for any process on a host that sees the same files to load them. */
+export type ModelSource =
+  | { kind: 'checkpoint'; directory: string }
+  | { kind: 'synthetic'; spec: SyntheticSpec };
+
+export interface SyntheticSpec {
+  name: string;
+  hidden: number;
+  ffn: number;
+  experts: number;
+  topK: number;
+  layers: number;
+  activation: Activation;
+  seed: number;
+}
+
+export interface LayerSpec {
+  /** The layer's number in the model. */
+  layer: number;
+  experts: number;
+}
+
+/** What a cluster serves. Every process derives it from ModelSource by itself; `fingerprint` tells whether they agree. */
+export interface ModelSpec {
+  name: string;
+  family: 'synthetic' | 'mixtral' | 'qwen3_moe';
+  fingerprint: string;
+  hidden: number;
+  ffn: number;
+  activation: Activation;
+  routing: RoutingSpec;
+  /** Layers with experts, ascending. */
+  layers: LayerSpec[];
+  normEpsilon: number;
+  source: ModelSource;
+}

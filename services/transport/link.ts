@@ -1,0 +1,71 @@
+import type { Slab } from '../../native/index.js';
+
+/** Metadata of a token batch as code handles it; BatchMeta in proto/switchyard/v1/tokens.proto is its wire form. */
+export interface TokenBatchMeta {
+  batchId: string;
+  chunk: number;
+  layer: number;
+  attempt: number;
+  epoch: number;
+  hidden: number;
+  rowCount: number;
+  /** Unix time in milliseconds; 0: none. */
+  deadlineMs: number;
+  combine: 'exact' | 'partial';
+  /** [expert, count] pairs. */
+  segments: Uint32Array;
+  /** Segment after segment, index of a row. */
+  rowIndices: Uint32Array;
+  /** One per entry of rowIndices, when the worker needs them. */
+  weights: Float32Array | null;
+}
+
+export interface TokenBatch {
+  meta: TokenBatchMeta;
+  /** [rowCount, hidden] BF16. */
+  rows: Slab;
+}
+
+export interface TokenBatchResult {
+  /** exact: one row per entry of rowIndices; partial: one per row. The receiver owns it. */
+  rows: Slab;
+  rowCount: number;
+  computeSeconds: number;
+  queueSeconds: number;
+}
+
+export type TransportKind = 'grpc';
+
+export interface LinkStats {
+  readonly bytesSent: number;
+  readonly bytesReceived: number;
+  readonly messagesSent: number;
+  readonly messagesReceived: number;
+  readonly bytesOutstanding: number;
+  readonly creditBytes: number;
+}
+
+/**
+ * The router's end of the connection to one worker. Credits bound what is outstanding: `exchange`
+ * waits for them in the order of the calls.
+ */
+export interface Link {
+  readonly worker: string;
+  readonly transport: TransportKind;
+  readonly stats: LinkStats;
+  /** Settled when the link is gone: resolves with the reason. */
+  readonly closed: Promise<Error>;
+  /**
+   * Sends a token batch and resolves with its answer. Takes over `batch.rows` and releases it when it
+   * is sent. Rejects with LINK_LOST when the link dies, with the worker's error when it refuses, and with
+   * CANCELLED or DEADLINE_EXCEEDED from `signal`; a late answer is then discarded.
+   */
+  exchange(batch: TokenBatch, signal: AbortSignal): Promise<TokenBatchResult>;
+  /** Tells the worker to drop what it has queued of a batch. */
+  cancel(batchId: string): void;
+  /** Refuses new exchanges, rejects the outstanding ones with LINK_LOST, ends the stream. */
+  close(): void;
+}
+
+/** The worker's side: what a transport calls for every token batch that arrives. */
+export type TokenBatchHandler = (batch: TokenBatch, router: string) => Promise<TokenBatchResult>;
