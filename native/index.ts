@@ -192,7 +192,14 @@ export interface Addon {
   /** Bounds of the process: slab bytes, and threads for row operations. Call once, before anything else. */
   configure(options: { slabBytesMax: number; threads: number }): void;
   /** Instruction sets found and libraries built in. */
-  describe(): { cpu: string; isa: string[]; onednn: string | null; ucx: string | null; cuda: string | null; cores: number };
+  describe(): {
+    cpu: string;
+    isa: string[];
+    onednn: string | null;
+    ucx: string | null;
+    cuda: string | null;
+    cores: number;
+  };
 
   /** Throws RESOURCE_EXHAUSTED at the limit. Contents are undefined. */
   allocateSlab(byteLength: number): Slab;
@@ -206,17 +213,28 @@ export interface Addon {
    * exponent `skew` (0: uniform). Depends on (seed, index of the token) alone.
    */
   synthesizeTokens(options: {
-    seed: number; firstToken: number; count: number; hidden: number; skew: number; topics: number;
+    seed: number;
+    firstToken: number;
+    count: number;
+    hidden: number;
+    skew: number;
+    topics: number;
   }): Promise<Slab>;
 
   /** Copies `source` to `target` at `byteOffset`. Resolves with the number of rows that hold NaN or infinity. */
   ingestRows(source: Uint8Array, target: Slab, byteOffset: number, hidden: number): Promise<number>;
   /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * weight, float32 inside, BF16 out. */
   normalizeRows(options: {
-    rows: Slab; rowCount: number; hidden: number; weight: Slab; epsilon: number;
+    rows: Slab;
+    rowCount: number;
+    hidden: number;
+    weight: Slab;
+    epsilon: number;
   }): Promise<Slab>;
   createGate(options: {
-    weight: Slab; experts: number; hidden: number;
+    weight: Slab;
+    experts: number;
+    hidden: number;
     /** Added to the scores' logits (gpt-oss). */
     logitBias: Float32Array | null;
     /** Added for selection only (DeepSeek-V3). */
@@ -225,12 +243,21 @@ export interface Addon {
   }): GateWeights;
   /** `bias`: the feedback loop's, [experts], added for selection only. */
   gateRows(options: {
-    gate: GateWeights; rows: Slab; rowCount: number; bias: Float32Array | null;
+    gate: GateWeights;
+    rows: Slab;
+    rowCount: number;
+    bias: Float32Array | null;
   }): Promise<GateResult>;
   /** Groups a chunk's rows by worker and copies each row once per worker. `workerOf`: expert -> worker index. */
   packRows(options: {
-    rows: Slab; rowCount: number; hidden: number; topK: number;
-    experts: Uint32Array; weights: Float32Array; workerOf: Uint32Array; workers: number;
+    rows: Slab;
+    rowCount: number;
+    hidden: number;
+    topK: number;
+    experts: Uint32Array;
+    weights: Float32Array;
+    workerOf: Uint32Array;
+    workers: number;
   }): Promise<PackedGroup[]>;
   /**
    * exact: y[t] = residual[t] + sum over j of weights[t, j] * part row of slot (t, j), in the order of j.
@@ -239,12 +266,21 @@ export interface Addon {
    * Throws if a slot is missing or given twice: no row may be lost or counted twice.
    */
   combineRows(options: {
-    mode: 'exact' | 'partial'; rowCount: number; hidden: number; topK: number;
-    weights: Float32Array | null; residual: Slab | null; parts: CombinePart[];
+    mode: 'exact' | 'partial';
+    rowCount: number;
+    hidden: number;
+    topK: number;
+    weights: Float32Array | null;
+    residual: Slab | null;
+    parts: CombinePart[];
   }): Promise<Slab>;
   /** The worker's side of `partial`: one weighted sum per row of a token batch, in segment order. */
   reduceRows(options: {
-    rows: Slab; hidden: number; rowIndices: Uint32Array; weights: Float32Array; outputRows: number;
+    rows: Slab;
+    hidden: number;
+    rowIndices: Uint32Array;
+    weights: Float32Array;
+    outputRows: number;
   }): Promise<Slab>;
 
   createCpuBackend(options: { threads: number }): ExpertBackend;
