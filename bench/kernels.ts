@@ -1,0 +1,127 @@
+import { type GateResult, native, type RoutingSpec, type Slab } from '../native/index.js';
+import { type BenchOptions, type BenchResult, summarize } from './report.js';
+
+const hidden = 4096;
+const rowCount = 1024;
+const experts = 16;
+const workers = 4;
+const rowBytes = hidden * 2;
+const callsPerRun = 12;
+
+const routing: RoutingSpec = {
+  topK: 2,
+  score: 'softmax',
+  renormalise: true,
+  scale: 1,
+  groups: 1,
+  groupsChosen: 1,
+  groupScore: 'max',
+  masked: 'zero',
+  weightOn: 'output',
+};
+
+/** Bytes read plus bytes written a second by `call`, which touches `bytes` each time. */
+async function bytesPerSecond(bytes: number, call: () => Promise<Slab[]>): Promise<number> {
+  for (const slab of await call()) slab.release();
+  const start = performance.now();
+  for (let i = 0; i < callsPerRun; i++) for (const slab of await call()) slab.release();
+  return (bytes * callsPerRun) / ((performance.now() - start) / 1000);
+}
+
+/** memcpy reads and writes each byte: twice its copy rate, in the same bytes as the kernels. */
+async function memcpyTraffic(): Promise<number> {
+  return 2 * (await native.measureMemcpy(rowCount * rowBytes));
+}
+
+async function compare(
+  id: string,
+  options: BenchOptions,
+  bytes: number,
+  call: () => Promise<Slab[]>,
+): Promise<BenchResult> {
+  const runs = [];
+  for (let i = 0; i < options.runs; i++) {
+    const value = (await bytesPerSecond(bytes, call)) / 1e9;
+    runs.push({ value, reference: (await memcpyTraffic()) / 1e9 });
+  }
+  return summarize(id, 'GB/s', 'memcpy', runs, { bytesPerCall: bytes });
+}
+
+async function packedParts(rows: Slab, routed: GateResult, workerOf: Uint32Array) {
+  return native.packRows({
+    rows,
+    rowCount,
+    hidden,
+    topK: routing.topK,
+    experts: routed.experts,
+    weights: routed.weights,
+    workerOf,
+    workers,
+  });
+}
+
+/** Gate, pack and combine of one 1,024 x 4,096 chunk, called as the router calls them, on one thread. */
+export async function benchKernels(options: BenchOptions): Promise<BenchResult[]> {
+  const rows = await native.synthesizeTokens({
+    seed: 1,
+    firstToken: 0,
+    count: rowCount,
+    hidden,
+    skew: 0,
+    topics: 64,
+  });
+  const weight = await native.readTensor({
+    kind: 'synthetic',
+    seed: 1,
+    stream: 7,
+    rows: experts,
+    columns: hidden,
+    scale: 0.03,
+    center: 0,
+  });
+  const gate = native.createGate({
+    weight,
+    experts,
+    hidden,
+    logitBias: null,
+    selectionBias: null,
+    routing,
+  });
+  const routed = await native.gateRows({ gate, rows, rowCount, bias: null });
+  const workerOf = Uint32Array.from({ length: experts }, (_, expert) => expert % workers);
+
+  const groups = await packedParts(rows, routed, workerOf);
+  const packedBytes = groups.reduce((sum, group) => sum + group.rowCount * rowBytes, 0);
+  const parts = groups.map((group) => ({
+    rows: native.allocateSlab(Math.max(1, group.slots.length) * rowBytes),
+    targets: group.slots,
+  }));
+  for (const part of parts) part.rows.view().fill(0x3f);
+  for (const group of groups) group.rows.release();
+
+  const chunkBytes = rowCount * rowBytes;
+  const results = [
+    await compare('kernels/gate', options, chunkBytes + experts * rowBytes, async () => {
+      await native.gateRows({ gate, rows, rowCount, bias: null });
+      return [];
+    }),
+    await compare('kernels/pack', options, 2 * packedBytes, async () =>
+      (await packedParts(rows, routed, workerOf)).map((group) => group.rows),
+    ),
+    // Reads topK result rows and the residual of each token, writes one row.
+    await compare('kernels/combine', options, chunkBytes * (routing.topK + 2), async () => [
+      await native.combineRows({
+        mode: 'exact',
+        rowCount,
+        hidden,
+        topK: routing.topK,
+        weights: routed.weights,
+        residual: rows,
+        parts,
+      }),
+    ]),
+  ];
+  gate.release();
+  for (const slab of [rows, weight, ...parts.map((part) => part.rows)]) slab.release();
+  return results;
+}
