@@ -1,0 +1,106 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace switchyard {
+
+class SlabArena;
+
+/** Page-aligned memory with an intrusive count. Made by SlabArena alone, used through SlabRef. */
+class Slab {
+ public:
+  Slab(const Slab&) = delete;
+  Slab& operator=(const Slab&) = delete;
+
+  std::byte* data() const { return data_; }
+  /** Bytes that the caller asked for; the memory behind it may be larger. */
+  size_t size() const { return size_; }
+
+ private:
+  friend class SlabArena;
+  friend class SlabRef;
+
+  Slab(SlabArena& arena, std::byte* data, size_t capacity, size_t size)
+      : arena_(arena), data_(data), capacity_(capacity), size_(size) {}
+
+  SlabArena& arena_;
+  std::byte* data_;
+  size_t capacity_;
+  size_t size_;
+  std::atomic<uint32_t> references_{0};
+};
+
+/** Counted pointer to a slab. The last one gives the memory back to the arena. */
+class SlabRef {
+ public:
+  SlabRef() = default;
+  SlabRef(const SlabRef& other) : SlabRef(other.slab_) {}
+  SlabRef(SlabRef&& other) noexcept : slab_(std::exchange(other.slab_, nullptr)) {}
+  SlabRef& operator=(SlabRef other) noexcept {
+    std::swap(slab_, other.slab_);
+    return *this;
+  }
+  ~SlabRef() { reset(); }
+
+  void reset();
+  explicit operator bool() const { return slab_ != nullptr; }
+  Slab* get() const { return slab_; }
+  Slab* operator->() const { return slab_; }
+  Slab& operator*() const { return *slab_; }
+
+ private:
+  friend class SlabArena;
+  explicit SlabRef(Slab* slab) : slab_(slab) {
+    if (slab_) slab_->references_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+  Slab* slab_ = nullptr;
+};
+
+struct ArenaStats {
+  size_t slabs;
+  /** Memory behind live slabs: their sizes rounded up to size classes. */
+  size_t bytes_in_use;
+  size_t bytes_cached;
+  size_t bytes_limit;
+};
+
+/**
+ * Allocates slabs in size classes (at most an eighth of waste above 64 KiB), keeps freed ones for reuse, and never
+ * holds more than its limit, cache included. Thread-safe. Must outlive its slabs.
+ */
+class SlabArena {
+ public:
+  explicit SlabArena(size_t bytes_limit) : bytes_limit_(bytes_limit) {}
+  ~SlabArena();
+  SlabArena(const SlabArena&) = delete;
+  SlabArena& operator=(const SlabArena&) = delete;
+
+  /** Contents are undefined. Throws INVALID_ARGUMENT for 0 bytes, RESOURCE_EXHAUSTED at the limit. */
+  SlabRef allocate(size_t size);
+  ArenaStats stats() const;
+  /** Applies to later allocations; slabs in use stay. */
+  void set_limit(size_t bytes_limit);
+
+ private:
+  friend class SlabRef;
+  using Blocks = std::vector<std::byte*>;
+
+  void give_back(Slab* slab);
+  void evict_until(size_t bytes_allowed, Blocks& evicted, std::vector<size_t>& capacities);
+
+  mutable std::mutex mutex_;
+  size_t bytes_limit_;
+  size_t slabs_ = 0;
+  size_t bytes_in_use_ = 0;
+  size_t bytes_cached_ = 0;
+  std::unordered_map<size_t, Blocks> cached_;
+};
+
+}  // namespace switchyard
