@@ -1,0 +1,208 @@
+/**
+ * Prepares a fresh machine: system packages, npm packages, the native addon, the TypeScript build.
+ * Plain Node, no dependency. It does only what is missing; with nothing missing it takes well under a second.
+ *
+ *   node scripts/bootstrap.mjs [--quiet] [--with-tests]
+ *
+ * --quiet prints only what had to be done; --with-tests also asks for what the native tests need.
+ */
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+} from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { delimiter, dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const stamps = join(root, '.bootstrap');
+const quiet = process.argv.includes('--quiet');
+const withTests = process.argv.includes('--with-tests');
+const nodeVersionMin = [20, 17];
+const outputTailLines = 40;
+
+/** What the build needs: how to see that it is there, and the Debian package that brings it. */
+const toolchain = [
+  { package: 'g++', present: () => onPath('g++') },
+  { package: 'make', present: () => onPath('make') },
+  { package: 'cmake', present: () => onPath('cmake') },
+  { package: 'pkg-config', present: () => onPath('pkg-config') },
+  { package: 'libdnnl-dev', present: () => header('oneapi/dnnl/dnnl.hpp') },
+];
+const testLibraries = [{ package: 'libgtest-dev', present: () => header('gtest/gtest.h') }];
+
+function onPath(command) {
+  return (process.env.PATH ?? '').split(delimiter).some((directory) => {
+    try {
+      accessSync(join(directory, command), constants.X_OK);
+      return true;
+    } catch {
+      return false;
+    }
+  });
+}
+
+function header(path) {
+  const directories = ['/usr/include', '/usr/local/include', ...(process.env.CPATH ?? '').split(delimiter)];
+  return directories.some((directory) => directory !== '' && existsSync(join(directory, path)));
+}
+
+/** Ends the run with the reason. */
+function fail(message) {
+  process.stderr.write(`bootstrap: ${message}\n`);
+  process.exit(1);
+}
+
+function run(command, args, environment = {}) {
+  return spawnSync(command, args, {
+    cwd: root,
+    env: { ...process.env, ...environment },
+    encoding: 'utf8',
+    maxBuffer: 256 * 1024 * 1024,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+}
+
+function runOrFail(command, args, environment) {
+  const result = run(command, args, environment);
+  if (result.status === 0) return;
+  const output = `${result.stdout ?? ''}${result.stderr ?? ''}${result.error?.message ?? ''}`.trimEnd();
+  process.stderr.write(`failed\n${output.split('\n').slice(-outputTailLines).join('\n')}\n`);
+  fail(`\`${command} ${args.join(' ')}\` failed (exit status ${result.status ?? result.signal})`);
+}
+
+/** One line per step: what is done, and how long it took. */
+function step(title, work) {
+  const start = performance.now();
+  process.stderr.write(`bootstrap: ${title} … `);
+  work();
+  process.stderr.write(`${((performance.now() - start) / 1000).toFixed(1)} s\n`);
+}
+
+function present(what) {
+  if (!quiet) process.stderr.write(`bootstrap: ${what}: present\n`);
+}
+
+function filesUnder(directory, wanted, skipped = []) {
+  if (!existsSync(join(root, directory))) return [];
+  return readdirSync(join(root, directory), { withFileTypes: true })
+    .sort((a, b) => (a.name < b.name ? -1 : 1))
+    .flatMap((entry) => {
+      const path = join(directory, entry.name);
+      if (entry.isDirectory()) {
+        return skipped.some((pattern) => pattern.test(path)) ? [] : filesUnder(path, wanted, skipped);
+      }
+      return wanted.test(entry.name) ? [path] : [];
+    });
+}
+
+function hashOf(paths) {
+  const hash = createHash('sha256');
+  for (const path of paths)
+    hash
+      .update(path)
+      .update('\0')
+      .update(readFileSync(join(root, path)));
+  return hash.digest('hex');
+}
+
+function stampEquals(name, value) {
+  const path = join(stamps, name);
+  return existsSync(path) && readFileSync(path, 'utf8') === value;
+}
+
+function writeStamp(name, value) {
+  mkdirSync(stamps, { recursive: true });
+  writeFileSync(join(stamps, name), value);
+}
+
+function checkNode() {
+  const [major, minor] = process.versions.node.split('.').map(Number);
+  const [majorMin, minorMin] = nodeVersionMin;
+  if (major < majorMin || (major === majorMin && minor < minorMin)) {
+    fail(`Node ${process.versions.node} is too old; ${nodeVersionMin.join('.')} or newer is needed`);
+  }
+  present(`Node ${process.versions.node}`);
+}
+
+/** Installs Debian packages where it may; otherwise ends with the command to type. */
+function installPackages(required) {
+  const missing = required.filter((item) => !item.present()).map((item) => item.package);
+  if (missing.length === 0)
+    return present(`system packages (${required.map((item) => item.package).join(' ')})`);
+  const names = missing.join(' ');
+  if (!onPath('apt-get')) {
+    fail(`missing: ${names} (Debian names); install what your system calls them, then run this again`);
+  }
+  const isRoot = process.getuid?.() === 0;
+  if (!isRoot && !(onPath('sudo') && run('sudo', ['-n', 'true']).status === 0)) {
+    fail(`missing: ${names}; type: sudo apt-get update && sudo apt-get install -y ${names}`);
+  }
+  const apt = (args) =>
+    isRoot ? ['apt-get', args] : ['sudo', ['-n', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', ...args]];
+  const environment = { DEBIAN_FRONTEND: 'noninteractive' };
+  const install = apt(['install', '-y', '--no-install-recommends', ...missing]);
+  step(`installing ${names}`, () => {
+    // Package lists may be old or absent; they are fetched only if the first try fails.
+    if (run(...install, environment).status === 0) return;
+    runOrFail(...apt(['update']), environment);
+    runOrFail(...install, environment);
+  });
+}
+
+/** True if every package of the lock file is installed in its version; packages for other platforms may be absent. */
+function packagesMatchLock() {
+  const installedPath = join(root, 'node_modules', '.package-lock.json');
+  if (!existsSync(installedPath)) return false;
+  const installed = JSON.parse(readFileSync(installedPath, 'utf8')).packages;
+  const locked = JSON.parse(readFileSync(join(root, 'package-lock.json'), 'utf8')).packages;
+  return Object.entries(locked).every(([path, entry]) => {
+    if (path === '') return true;
+    return installed[path] === undefined
+      ? entry.optional === true
+      : installed[path].version === entry.version;
+  });
+}
+
+function ensureNpmPackages() {
+  if (packagesMatchLock()) return present('npm packages');
+  step('npm ci', () => runOrFail('npm', ['ci', '--include=dev', '--no-audit', '--no-fund']));
+}
+
+function ensureNative() {
+  const sources = filesUnder('native', /\.(cc|h|txt|cmake)$/, [/^native\/build/, /^native\/(test|bench)$/]);
+  const hash = hashOf(sources);
+  const addon = join(root, 'native', 'build', 'Release', 'switchyard.node');
+  if (existsSync(addon) && stampEquals('native', hash)) return present('native addon');
+  installPackages(toolchain);
+  step('native build', () =>
+    runOrFail('npm', ['run', '--silent', 'build:native'], {
+      CMAKE_BUILD_PARALLEL_LEVEL: process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? String(availableParallelism()),
+    }),
+  );
+  writeStamp('native', hash);
+}
+
+function ensureTypescript() {
+  const sources = ['services', 'native', 'bench', 'proto'].flatMap((directory) =>
+    filesUnder(directory, /\.(ts|proto)$/, [/^services\/common\/generated/, /^native\/build/]),
+  );
+  const hash = hashOf([...sources, 'tsconfig.json', 'tsconfig.build.json', 'package-lock.json']);
+  const built = existsSync(join(root, 'dist')) && existsSync(join(root, 'services', 'common', 'generated'));
+  if (built && stampEquals('typescript', hash)) return present('TypeScript build');
+  step('TypeScript build', () => runOrFail('npm', ['run', '--silent', 'build']));
+  writeStamp('typescript', hash);
+}
+
+checkNode();
+ensureNpmPackages();
+ensureNative();
+if (withTests) installPackages(testLibraries);
+ensureTypescript();
