@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+namespace switchyard {
+
+/** How a layer chooses experts; the fields are those of RoutingSpec in native/index.ts. */
+struct RoutingSpec {
+  enum class Score { softmax, sigmoid };
+  enum class GroupScore { max, top2 };
+  enum class Masked { zero, negative_infinity };
+  enum class WeightOn { output, input };
+
+  std::uint32_t top_k = 1;
+  Score score = Score::softmax;
+  bool renormalise = false;
+  float scale = 1;
+  std::uint32_t groups = 1;
+  std::uint32_t groups_chosen = 1;
+  GroupScore group_score = GroupScore::max;
+  Masked masked = Masked::negative_infinity;
+  /** For the experts; the gate does not look at it. */
+  WeightOn weight_on = WeightOn::output;
+};
+
+/**
+ * Gate weights in the order the processor wants, with what the model adds to them. Immutable, so any number
+ * of threads may route with one Gate.
+ */
+class Gate {
+ public:
+  /**
+   * `weight` is [experts, hidden] BF16; it is read here and not kept. The biases are [experts] or empty:
+   * `logit_bias` is added to the logits, `selection_bias` to the scores for choosing only.
+   * Throws INVALID_ARGUMENT, naming the field, for sizes that do not fit together.
+   */
+  Gate(const std::uint16_t* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
+       std::span<const float> selection_bias, const RoutingSpec& routing);
+  ~Gate();
+  Gate(Gate&&) noexcept;
+  Gate& operator=(Gate&&) noexcept;
+
+  std::size_t experts() const;
+  std::size_t hidden() const;
+  const RoutingSpec& routing() const;
+  /** Memory of the prepared weights. */
+  std::size_t bytes() const;
+
+  /**
+   * Chooses experts for `row_count` rows of [row_count, hidden] BF16. `bias` ([experts] or empty) is added to the
+   * scores for choosing only. Writes [row_count, top_k] experts, best first (ties go to the lower expert), and
+   * their weights from unbiased scores. A row's result has the same bits whatever rows are beside it, on every
+   * processor. A row with NaN still chooses distinct experts; its weights are NaN.
+   */
+  void route(const std::uint16_t* rows, std::size_t row_count, std::span<const float> bias,
+             std::uint32_t* chosen_experts, float* chosen_weights) const;
+
+ private:
+  struct Prepared;
+  std::unique_ptr<const Prepared> prepared_;
+};
+
+/** Rows per expert: adds one to counts[e] for every entry e of `chosen_experts`. */
+void count_experts(std::span<const std::uint32_t> chosen_experts, std::span<std::uint32_t> counts);
+
+}  // namespace switchyard

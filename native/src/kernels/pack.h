@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace switchyard {
+
+/** One worker's share of a chunk; the fields are those of PackedGroup in native/index.ts. */
+struct PackPlan {
+  std::uint32_t worker;
+  /** [expert, count] pairs in ascending expert order. */
+  std::vector<std::uint32_t> segments;
+  /** Segment after segment, tokens ascending: index of a packed row. */
+  std::vector<std::uint32_t> row_indices;
+  /** One per row index: token * top_k + position. */
+  std::vector<std::uint32_t> slots;
+  /** One per row index. */
+  std::vector<float> weights;
+  /** One per packed row, ascending: its token. */
+  std::vector<std::uint32_t> tokens;
+};
+
+/**
+ * Groups [rows, top_k] choices by the worker that holds the expert: one plan per worker that gets rows, in
+ * ascending order. `worker_of` maps an expert to a worker below `workers`.
+ * Throws INVALID_ARGUMENT for an expert outside `worker_of`, or a worker outside `workers`.
+ */
+std::vector<PackPlan> plan_pack(std::span<const std::uint32_t> experts, std::span<const float> weights,
+                                std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers);
+
+/**
+ * The copying, by any range of packed rows: output row i = row tokens[i] of `rows`, for i in [first, first + count).
+ * `output` is [tokens.size(), hidden].
+ */
+void pack_rows(const std::uint16_t* rows, std::size_t hidden, std::span<const std::uint32_t> tokens,
+               std::size_t first, std::size_t count, std::uint16_t* output);
+
+}  // namespace switchyard
