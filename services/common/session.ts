@@ -1,0 +1,197 @@
+import type { ClientDuplexStream } from '@grpc/grpc-js';
+import type { Logger } from 'pino';
+import { asSwitchyardError, type ErrorCode, SwitchyardError } from './errors.js';
+import type { CoordinatorClient } from './generated/switchyard/v1/Coordinator.js';
+import type { CoordinatorMessage } from './generated/switchyard/v1/CoordinatorMessage.js';
+import type { NodeHelloInput } from './generated/switchyard/v1/NodeHello.js';
+import type { NodeMessageInput } from './generated/switchyard/v1/NodeMessage.js';
+import { callOptions, connect } from './grpc-channel.js';
+import { Deferred } from './lifecycle.js';
+import { clients } from './protocol.js';
+import { fromServiceError } from './status.js';
+
+export interface ControlSessionOptions {
+  /** host:port of the coordinator. */
+  coordinator: string;
+  token: string | null;
+  hello: NodeHelloInput;
+  /** What to say every `reportMs`; null: nothing this time. Called only when the stream can take it. */
+  report: () => NodeMessageInput | null;
+  reportMs: number;
+  /** A coordinator silent for so long is lost, and joined again. */
+  leaseMs: number;
+  onMessage: (message: CoordinatorMessage) => void;
+  log: Logger;
+}
+
+/** Refusals that joining again would not change. */
+const finalCodes: ReadonlySet<ErrorCode> = new Set([
+  'MODEL_MISMATCH',
+  'MODEL_INVALID',
+  'INVALID_ARGUMENT',
+  'UNAUTHENTICATED',
+]);
+
+const backoffMsMin = 100;
+const backoffMsMax = 2_000;
+const messageBytesMax = 64 * 1024 * 1024;
+
+/**
+ * A node's control stream to the coordinator: says hello, reports, and joins again with backoff and jitter
+ * when the stream breaks or falls silent. Never queues: while the stream cannot take a report, none is made.
+ */
+export class ControlSession {
+  private readonly client: CoordinatorClient;
+  private readonly timer: NodeJS.Timeout;
+  private readonly done = new Deferred<SwitchyardError | null>();
+  private call: ClientDuplexStream<NodeMessageInput, CoordinatorMessage> | null = null;
+  private retry: NodeJS.Timeout | null = null;
+  private attempts = 0;
+  private joined = false;
+  private joinedBefore = false;
+  private writable = false;
+  private heardAt = 0;
+  private lostAt = 0;
+  private lossLogged = false;
+  private leaving = false;
+
+  constructor(private readonly options: ControlSessionOptions) {
+    this.client = connect(clients.Coordinator, options.coordinator, {
+      token: options.token,
+      messageBytesMax,
+    });
+    this.lostAt = performance.now();
+    this.open();
+    this.timer = setInterval(() => this.tick(), options.reportMs);
+  }
+
+  /** Resolves when the session is over: null after `leave`, otherwise why the node cannot be a member. */
+  get ended(): Promise<SwitchyardError | null> {
+    return this.done.promise;
+  }
+
+  /** Whether the coordinator has welcomed this node and the stream stands. */
+  get connected(): boolean {
+    return this.joined;
+  }
+
+  /** Sends at once; false if there is no stream or it cannot take more now: then say it again later. */
+  send(message: NodeMessageInput): boolean {
+    if (!this.joined || !this.writable || this.call === null) return false;
+    this.writable = this.call.write(message);
+    return true;
+  }
+
+  /** Says goodbye, waits until the coordinator has ended the stream (at most `waitMs`), and closes. */
+  async leave(reason: string, waitMs = 1_000): Promise<void> {
+    if (this.leaving) return;
+    this.leaving = true;
+    const call = this.call;
+    if (call !== null && this.joined) {
+      const gone = new Promise<void>((resolve) => {
+        call.once('status', () => resolve());
+        setTimeout(resolve, waitMs).unref();
+      });
+      call.write({ leaving: { reason } });
+      call.end();
+      await gone;
+    }
+    this.finish(null);
+  }
+
+  private open(): void {
+    this.retry = null;
+    const { metadata } = callOptions(this.options.token);
+    const call = this.client.Join(metadata);
+    this.call = call;
+    this.heardAt = performance.now();
+    call.on('data', (message: CoordinatorMessage) => this.receive(call, message));
+    call.on('drain', () => {
+      if (this.call === call) this.writable = true;
+    });
+    // A broken stream emits an error and a status; the first one to arrive is taken.
+    call.on('error', (error) => this.lost(call, fromServiceError(error)));
+    call.on('end', () =>
+      this.lost(call, new SwitchyardError('LINK_LOST', 'the coordinator ended the stream')),
+    );
+    this.writable = call.write({ hello: this.options.hello });
+  }
+
+  private receive(
+    call: ClientDuplexStream<NodeMessageInput, CoordinatorMessage>,
+    message: CoordinatorMessage,
+  ) {
+    if (this.call !== call) return;
+    this.heardAt = performance.now();
+    if (!this.joined && message.kind === 'welcome') {
+      this.joined = true;
+      this.joinedBefore = true;
+      this.attempts = 0;
+      this.lossLogged = false;
+      this.options.log.info({ event: 'coordinator-joined', coordinator: this.options.coordinator });
+    }
+    try {
+      this.options.onMessage(message);
+    } catch (error) {
+      this.finish(asSwitchyardError(error));
+    }
+  }
+
+  private tick(): void {
+    if (this.call === null || this.leaving) return;
+    const silentMs = performance.now() - this.heardAt;
+    if (silentMs > this.options.leaseMs) {
+      const error = new SwitchyardError(
+        'LINK_LOST',
+        `the coordinator at ${this.options.coordinator} was silent for ${Math.round(silentMs)} ms; allowed: ${this.options.leaseMs} ms`,
+      );
+      this.lost(this.call, error);
+      return;
+    }
+    if (!this.joined || !this.writable) return;
+    const message = this.options.report();
+    if (message !== null) this.send(message);
+  }
+
+  private lost(call: ClientDuplexStream<NodeMessageInput, CoordinatorMessage>, error: SwitchyardError): void {
+    if (this.call !== call || this.leaving) return;
+    call.cancel();
+    this.call = null;
+    if (this.joined) this.lostAt = performance.now();
+    this.joined = false;
+    this.writable = false;
+    if (this.isFinal(error)) {
+      this.finish(error);
+      return;
+    }
+    if (!this.lossLogged) {
+      this.lossLogged = true;
+      this.options.log.warn({
+        event: this.joinedBefore ? 'coordinator-lost' : 'coordinator-unreachable',
+        coordinator: this.options.coordinator,
+        code: error.code,
+        reason: error.message,
+      });
+    }
+    const backoffMs = Math.min(backoffMsMax, backoffMsMin * 2 ** Math.min(this.attempts, 10));
+    this.attempts += 1;
+    this.retry = setTimeout(() => this.open(), backoffMs * (0.5 + Math.random() / 2));
+  }
+
+  /** A name stays taken until the lease of a node's own broken stream has run out, so a member tries again for that long. */
+  private isFinal(error: SwitchyardError): boolean {
+    if (error.code !== 'NAME_TAKEN') return finalCodes.has(error.code);
+    return !this.joinedBefore || performance.now() - this.lostAt > 2 * this.options.leaseMs;
+  }
+
+  private finish(error: SwitchyardError | null): void {
+    this.leaving = true;
+    this.joined = false;
+    clearInterval(this.timer);
+    if (this.retry !== null) clearTimeout(this.retry);
+    this.call?.cancel();
+    this.call = null;
+    this.client.close();
+    this.done.resolve(error);
+  }
+}
