@@ -2,12 +2,12 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-/** The directory that holds package.json, from sources as well as from dist/. */
+/** The directory that holds the package, from sources as well as from dist/. */
 export function packageRoot(): string {
   let directory = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(directory, 'package.json'))) {
+  while (!existsSync(join(directory, 'native', 'CMakeLists.txt'))) {
     const parent = dirname(directory);
-    if (parent === directory) throw new Error('switchyard: package.json not found above the running code');
+    if (parent === directory) throw new Error('switchyard: native/CMakeLists.txt not found above the running code');
     directory = parent;
   }
   return directory;

@@ -90,17 +90,19 @@ class SlabArena {
 
  private:
   friend class SlabRef;
-  using Blocks = std::vector<std::byte*>;
+  /** Blocks to unmap after the lock is gone, with their capacities. */
+  using Evicted = std::vector<std::pair<std::byte*, size_t>>;
 
   void give_back(Slab* slab);
-  void evict_until(size_t bytes_allowed, Blocks& evicted, std::vector<size_t>& capacities);
+  void evict_until(size_t bytes_allowed, Evicted& evicted);
+  static void unmap(const Evicted& evicted);
 
   mutable std::mutex mutex_;
   size_t bytes_limit_;
   size_t slabs_ = 0;
   size_t bytes_in_use_ = 0;
   size_t bytes_cached_ = 0;
-  std::unordered_map<size_t, Blocks> cached_;
+  std::unordered_map<size_t, std::vector<std::byte*>> cached_;
 };
 
 }  // namespace switchyard

@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace switchyard {
 
@@ -30,6 +31,7 @@ struct Error : std::runtime_error {
 [[noreturn]] void throw_invalid(const std::string& field, const std::string& value, const std::string& allowed);
 
 template <typename Number>
+  requires std::is_arithmetic_v<Number>
 [[noreturn]] void throw_invalid(const std::string& field, Number value, const std::string& allowed) {
   throw_invalid(field, std::to_string(value), allowed);
 }

@@ -1,0 +1,133 @@
+#include "memory/slab.h"
+
+#include <sys/mman.h>
+
+#include <bit>
+#include <string>
+
+#include "runtime/error.h"
+
+namespace switchyard {
+
+namespace {
+
+constexpr size_t page_bytes = 4096;
+constexpr size_t huge_page_bytes = size_t{2} << 20;
+constexpr size_t size_max = size_t{1} << 46;
+
+/** Whole pages up to 64 KiB; above, eight classes for every doubling. */
+size_t size_class(size_t size) {
+  size_t step = page_bytes;
+  if (size > 16 * page_bytes) step = std::bit_floor(size - 1) / 8;
+  return (size + step - 1) / step * step;
+}
+
+std::byte* map_pages(size_t capacity) {
+  void* memory = mmap(nullptr, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) {
+    throw Error(Code::resource_exhausted,
+                "the operating system gave no memory for a slab of " + std::to_string(capacity) + " bytes");
+  }
+  // Large slabs are streamed through: huge pages spare page faults. It is advice, so failure is fine.
+  if (capacity >= huge_page_bytes) madvise(memory, capacity, MADV_HUGEPAGE);
+  return static_cast<std::byte*>(memory);
+}
+
+}  // namespace
+
+void SlabRef::reset() {
+  Slab* slab = std::exchange(slab_, nullptr);
+  if (slab && slab->references_.fetch_sub(1, std::memory_order_acq_rel) == 1) slab->arena_.give_back(slab);
+}
+
+SlabArena::~SlabArena() {
+  for (const auto& [capacity, blocks] : cached_) {
+    for (std::byte* block : blocks) munmap(block, capacity);
+  }
+}
+
+SlabRef SlabArena::allocate(size_t size) {
+  if (size == 0 || size > size_max) {
+    throw_invalid("byteLength", size, "1 to " + std::to_string(size_max));
+  }
+  const size_t capacity = size_class(size);
+  Evicted evicted;
+  std::byte* block = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (capacity > bytes_limit_ || bytes_in_use_ > bytes_limit_ - capacity) {
+      throw Error(Code::resource_exhausted,
+                  "a slab of " + std::to_string(size) + " bytes does not fit: " + std::to_string(bytes_in_use_) +
+                      " of " + std::to_string(bytes_limit_) + " bytes are in use");
+    }
+    const auto found = cached_.find(capacity);
+    if (found != cached_.end() && !found->second.empty()) {
+      block = found->second.back();
+      found->second.pop_back();
+      bytes_cached_ -= capacity;
+    } else {
+      evict_until(bytes_limit_ - bytes_in_use_ - capacity, evicted);
+    }
+    bytes_in_use_ += capacity;
+    ++slabs_;
+  }
+  unmap(evicted);
+  if (!block) {
+    try {
+      block = map_pages(capacity);
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      bytes_in_use_ -= capacity;
+      --slabs_;
+      throw;
+    }
+  }
+  return SlabRef(new Slab(*this, block, capacity, size));
+}
+
+void SlabArena::give_back(Slab* slab) {
+  Evicted evicted;
+  {
+    const std::lock_guard lock(mutex_);
+    --slabs_;
+    bytes_in_use_ -= slab->capacity_;
+    cached_[slab->capacity_].push_back(slab->data_);
+    bytes_cached_ += slab->capacity_;
+    // The limit may have been lowered while the slab was in use.
+    evict_until(bytes_limit_ > bytes_in_use_ ? bytes_limit_ - bytes_in_use_ : 0, evicted);
+  }
+  unmap(evicted);
+  delete slab;
+}
+
+void SlabArena::evict_until(size_t bytes_allowed, Evicted& evicted) {
+  for (auto class_ = cached_.begin(); bytes_cached_ > bytes_allowed && class_ != cached_.end(); ++class_) {
+    auto& [capacity, blocks] = *class_;
+    while (bytes_cached_ > bytes_allowed && !blocks.empty()) {
+      evicted.emplace_back(blocks.back(), capacity);
+      blocks.pop_back();
+      bytes_cached_ -= capacity;
+    }
+  }
+}
+
+void SlabArena::unmap(const Evicted& evicted) {
+  for (const auto& [block, capacity] : evicted) munmap(block, capacity);
+}
+
+ArenaStats SlabArena::stats() const {
+  const std::lock_guard lock(mutex_);
+  return {slabs_, bytes_in_use_, bytes_cached_, bytes_limit_};
+}
+
+void SlabArena::set_limit(size_t bytes_limit) {
+  Evicted evicted;
+  {
+    const std::lock_guard lock(mutex_);
+    bytes_limit_ = bytes_limit;
+    evict_until(bytes_limit_ > bytes_in_use_ ? bytes_limit_ - bytes_in_use_ : 0, evicted);
+  }
+  unmap(evicted);
+}
+
+}  // namespace switchyard
