@@ -5,7 +5,7 @@ import type { CoordinatorClient } from './generated/switchyard/v1/Coordinator.js
 import type { CoordinatorMessage } from './generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeHelloInput } from './generated/switchyard/v1/NodeHello.js';
 import type { NodeMessageInput } from './generated/switchyard/v1/NodeMessage.js';
-import { callOptions, connect } from './grpc-channel.js';
+import { connect } from './grpc-channel.js';
 import { Deferred } from './lifecycle.js';
 import { clients } from './protocol.js';
 import { fromServiceError } from './status.js';
@@ -53,7 +53,8 @@ export class ControlSession {
   private heardAt = 0;
   private lostAt = 0;
   private lossLogged = false;
-  private leaving = false;
+  /** From the goodbye on: a stream that is lost is not joined again. */
+  private ending = false;
 
   constructor(private readonly options: ControlSessionOptions) {
     this.client = connect(clients.Coordinator, options.coordinator, {
@@ -65,7 +66,7 @@ export class ControlSession {
     this.timer = setInterval(() => this.tick(), options.reportMs);
   }
 
-  /** Resolves when the session is over: null after `leave`, otherwise why the node cannot be a member. */
+  /** Resolves when the session is over: null after `close`, otherwise why the node cannot be a member. */
   get ended(): Promise<SwitchyardError | null> {
     return this.done.promise;
   }
@@ -82,17 +83,21 @@ export class ControlSession {
     return true;
   }
 
-  /** Says goodbye, waits until the coordinator has ended the stream (at most `waitMs`), and closes. */
-  async leave(reason: string, waitMs = 1_000): Promise<void> {
-    if (this.leaving) return;
-    this.leaving = true;
+  /** Tells the coordinator that this node takes no new work; the stream stays open until `close`. */
+  leaving(reason: string): void {
+    if (this.joined) this.call?.write({ leaving: { reason } });
+    this.ending = true;
+  }
+
+  /** Ends the stream, waits until the coordinator has ended it too (at most `waitMs`), and frees the channel. */
+  async close(waitMs = 1_000): Promise<void> {
+    this.ending = true;
     const call = this.call;
     if (call !== null && this.joined) {
       const gone = new Promise<void>((resolve) => {
         call.once('status', () => resolve());
         setTimeout(resolve, waitMs).unref();
       });
-      call.write({ leaving: { reason } });
       call.end();
       await gone;
     }
@@ -101,8 +106,7 @@ export class ControlSession {
 
   private open(): void {
     this.retry = null;
-    const { metadata } = callOptions(this.options.token);
-    const call = this.client.Join(metadata);
+    const call = this.client.Join();
     this.call = call;
     this.heardAt = performance.now();
     call.on('data', (message: CoordinatorMessage) => this.receive(call, message));
@@ -138,7 +142,7 @@ export class ControlSession {
   }
 
   private tick(): void {
-    if (this.call === null || this.leaving) return;
+    if (this.call === null) return;
     const silentMs = performance.now() - this.heardAt;
     if (silentMs > this.options.leaseMs) {
       const error = new SwitchyardError(
@@ -154,12 +158,13 @@ export class ControlSession {
   }
 
   private lost(call: ClientDuplexStream<NodeMessageInput, CoordinatorMessage>, error: SwitchyardError): void {
-    if (this.call !== call || this.leaving) return;
+    if (this.call !== call) return;
     call.cancel();
     this.call = null;
     if (this.joined) this.lostAt = performance.now();
     this.joined = false;
     this.writable = false;
+    if (this.ending) return;
     if (this.isFinal(error)) {
       this.finish(error);
       return;
@@ -185,7 +190,7 @@ export class ControlSession {
   }
 
   private finish(error: SwitchyardError | null): void {
-    this.leaving = true;
+    this.ending = true;
     this.joined = false;
     clearInterval(this.timer);
     if (this.retry !== null) clearTimeout(this.retry);

@@ -1,0 +1,177 @@
+import { readFileSync } from 'node:fs';
+import { parse } from 'yaml';
+import { z } from 'zod';
+import { SwitchyardError } from './errors.js';
+import { logLevels } from './log.js';
+
+/** Where the values of a service come from, by precedence: flags, environment, file, defaults of the schema. */
+export interface ConfigSources {
+  /** By key, as the command line parsed them; undefined: not given. */
+  flags?: Readonly<Record<string, unknown>>;
+  /** `metricsPort` is read from SWITCHYARD_METRICS_PORT. */
+  env?: Readonly<Record<string, string | undefined>>;
+  /** One YAML file may configure every service; `section` is the service's top-level key. */
+  file?: { path: string; section: string } | null;
+}
+
+const suffixes = new Map(
+  Object.entries({
+    '': 1,
+    k: 1e3,
+    m: 1e6,
+    g: 1e9,
+    t: 1e12,
+    ki: 2 ** 10,
+    mi: 2 ** 20,
+    gi: 2 ** 30,
+    ti: 2 ** 40,
+  }),
+);
+
+function humanNumber(unit: string): (value: unknown) => unknown {
+  const pattern = new RegExp(`^(\\d+(?:\\.\\d+)?)\\s*([kmgt]i?)?${unit}$`, 'i');
+  return (value) => {
+    const [, digits, suffix = ''] = (typeof value === 'string' && pattern.exec(value.trim())) || [];
+    return digits === undefined ? value : Number(digits) * (suffixes.get(suffix.toLowerCase()) ?? Number.NaN);
+  };
+}
+
+const bounded = (min: number, max: number, what: string) => {
+  const allowed = `${what} from ${min} to ${max}`;
+  return z
+    .number({ error: allowed })
+    .int({ error: allowed })
+    .min(min, { error: allowed })
+    .max(max, { error: allowed });
+};
+
+/** A count: 4096, or "4k", "1M" (powers of 1000), "4Ki" (of 1024). */
+export const humanCount = (min = 0, max = Number.MAX_SAFE_INTEGER) =>
+  z.preprocess(humanNumber(''), bounded(min, max, 'a whole number such as 4096 or 4k'));
+
+/** A size in bytes: 1048576, or "1MiB", "512k", "1.5GB". */
+export const humanBytes = (min = 0, max = Number.MAX_SAFE_INTEGER) =>
+  z.preprocess(humanNumber('b?'), bounded(min, max, 'a size in bytes such as 1048576, 512k or 1MiB'));
+
+/** A number that may come as text. */
+export const decimal = (min: number, max: number) => {
+  const allowed = `a number from ${min} to ${max}`;
+  const toNumber = (value: unknown) =>
+    typeof value === 'string' && value.trim() !== '' ? Number(value) : value;
+  return z.preprocess(
+    toNumber,
+    z.number({ error: allowed }).min(min, { error: allowed }).max(max, { error: allowed }),
+  );
+};
+
+const truths = new Map<unknown, boolean>([
+  ['true', true],
+  ['1', true],
+  ['false', false],
+  ['0', false],
+]);
+
+/** true or false; the environment has them as text. */
+export const toggle = () =>
+  z.preprocess((value) => truths.get(value) ?? value, z.boolean({ error: 'true or false' }));
+
+/** Text that is not empty. */
+export const text = () => z.string({ error: 'text' }).min(1, { error: 'text that is not empty' });
+
+export const port = () => humanCount(0, 65535);
+
+/** Spread into every service's schema: where it listens, who may call, what it logs. */
+export const serverFields = {
+  host: text().default('127.0.0.1'),
+  port: port().default(0),
+  metricsPort: port().default(0),
+  token: z
+    .string()
+    .regex(/^[\x21-\x7e]+$/, { error: 'one word of printable ASCII' })
+    .nullable()
+    .default(null),
+  tokenFile: text().nullable().default(null),
+  insecure: toggle().default(false),
+  logLevel: z.enum(logLevels).default('info'),
+};
+
+interface Found {
+  value: unknown;
+  /** As the user wrote the key: --metrics-port, SWITCHYARD_METRICS_PORT, or path: section.metricsPort. */
+  origin: string;
+}
+
+const kebab = (key: string) => key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+const environmentName = (key: string) => `SWITCHYARD_${kebab(key).replaceAll('-', '_').toUpperCase()}`;
+
+/**
+ * The configuration of one service. Throws CONFIG_INVALID with the key, the value and what is allowed;
+ * a key that the schema does not have is an error too, except in the environment, which all services share.
+ */
+export function loadConfig<Shape extends z.ZodRawShape>(
+  schema: z.ZodObject<Shape>,
+  { flags = {}, env = {}, file = null }: ConfigSources,
+): z.infer<z.ZodObject<Shape>> {
+  const found = new Map<string, Found>();
+  if (file) {
+    for (const [key, value] of Object.entries(readSection(file))) {
+      found.set(key, { value, origin: `${file.path}: ${file.section}.${key}` });
+    }
+  }
+  for (const key of Object.keys(schema.shape)) {
+    const value = env[environmentName(key)];
+    if (value !== undefined && value !== '') found.set(key, { value, origin: environmentName(key) });
+  }
+  for (const [key, value] of Object.entries(flags)) {
+    if (value !== undefined) found.set(key, { value, origin: `--${kebab(key)}` });
+  }
+  const result = schema
+    .strict()
+    .safeParse(Object.fromEntries([...found].map(([key, { value }]) => [key, value])));
+  if (result.success) return result.data as z.infer<z.ZodObject<Shape>>;
+  throw configError(result.error.issues[0]!, found, Object.keys(schema.shape));
+}
+
+function readSection({ path, section }: { path: string; section: string }): Record<string, unknown> {
+  let parsed: unknown;
+  try {
+    parsed = parse(readFileSync(path, 'utf8'));
+  } catch (error) {
+    throw invalid('config', path, path, `a readable YAML file (${(error as Error).message.split('\n')[0]})`);
+  }
+  const isMapping = (value: unknown): value is Record<string, unknown> =>
+    value !== null && typeof value === 'object' && !Array.isArray(value);
+  if (!isMapping(parsed)) throw invalid('config', path, path, 'a YAML mapping with one section per service');
+  const content = parsed[section] ?? {};
+  if (!isMapping(content))
+    throw invalid(section, `${path}: ${section}`, content, 'a mapping of keys to values');
+  return content;
+}
+
+function configError(issue: z.core.$ZodIssue, found: Map<string, Found>, keys: string[]): SwitchyardError {
+  if (issue.code === 'unrecognized_keys') {
+    const key = [...issue.path, issue.keys[0]].join('.');
+    const origin = found.get(key)?.origin ?? key;
+    return invalid(key, origin, found.get(key)?.value, `there is no such key; there are ${keys.join(', ')}`);
+  }
+  const [top, ...below] = issue.path.map(String);
+  const source = found.get(top ?? '');
+  const key = issue.path.join('.');
+  const origin = source ? [source.origin, ...below].join('.') : key;
+  const value = below.reduce<unknown>(
+    (inner, name) => (inner as Record<string, unknown> | null)?.[name],
+    source?.value,
+  );
+  const allowed = issue.code === 'invalid_value' ? issue.values.map(String).join(', ') : issue.message;
+  return invalid(key, origin, value, allowed);
+}
+
+function invalid(key: string, origin: string, value: unknown, allowed: string): SwitchyardError {
+  // A token in an error would end in a log.
+  const shown = key === 'token' ? '(hidden)' : value === undefined ? 'missing' : JSON.stringify(value);
+  return new SwitchyardError('CONFIG_INVALID', `${origin} is ${shown}; allowed: ${allowed}`, {
+    key,
+    value: shown,
+    allowed,
+  });
+}

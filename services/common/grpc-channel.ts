@@ -1,0 +1,72 @@
+import { setDefaultHighWaterMark } from 'node:stream';
+import {
+  type ChannelOptions,
+  type Client,
+  type ClientOptions,
+  credentials,
+  InterceptingCall,
+  type Interceptor,
+} from '@grpc/grpc-js';
+
+/**
+ * grpc-js reads ahead, and queues, as many messages as the default of object streams (16), whatever
+ * their size. One is enough to keep the wire busy, and bounds a stalled stream to a message each way.
+ */
+setDefaultHighWaterMark(true, 1);
+
+/** Room for metadata beside the rows of a message: indices, weights, given routing. */
+const metadataBytesMax = 64 * 1024;
+
+/** Options of both ends. Rows above `messageBytesMax` are refused by the services, by name and value. */
+export function channelOptions(messageBytesMax: number): ChannelOptions {
+  const lengthMax = 2 * messageBytesMax + metadataBytesMax;
+  return {
+    'grpc.max_receive_message_length': lengthMax,
+    'grpc.max_send_message_length': lengthMax,
+    'grpc.keepalive_time_ms': 10_000,
+    'grpc.keepalive_timeout_ms': 20_000,
+    'grpc.keepalive_permit_without_calls': 1,
+    'grpc.enable_channelz': 0,
+  };
+}
+
+const clientOptions: ChannelOptions = {
+  // A retry would keep a copy of every message until its answer; calls are repeated where it is decided why.
+  'grpc.enable_retries': 0,
+  'grpc.service_config_disable_resolution': 1,
+  // The traffic of a cluster never goes through a proxy that the environment happens to name.
+  'grpc.enable_http_proxy': 0,
+  'grpc.use_local_subchannel_pool': 1,
+  'grpc.initial_reconnect_backoff_ms': 100,
+  'grpc.max_reconnect_backoff_ms': 1000,
+};
+
+function bearerInterceptor(token: string): Interceptor {
+  return (options, nextCall) =>
+    new InterceptingCall(nextCall(options), {
+      start(metadata, listener, next) {
+        metadata.set('authorization', `Bearer ${token}`);
+        next(metadata, listener);
+      },
+    });
+}
+
+/**
+ * A client of one of `clients` on a connection of its own to `address` (host:port). Every call carries
+ * the token. Connecting happens on the first call; `client.close()` ends the connection.
+ */
+export function connect<C extends Client>(
+  ClientType: new (
+    address: string,
+    creds: ReturnType<typeof credentials.createInsecure>,
+    options: ClientOptions,
+  ) => C,
+  address: string,
+  { token, messageBytesMax }: { token: string | null; messageBytesMax: number },
+): C {
+  return new ClientType(address, credentials.createInsecure(), {
+    ...channelOptions(messageBytesMax),
+    ...clientOptions,
+    ...(token === null ? {} : { interceptors: [bearerInterceptor(token)] }),
+  });
+}

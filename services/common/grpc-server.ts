@@ -1,0 +1,166 @@
+import { isIPv6 } from 'node:net';
+import {
+  Server,
+  ServerCredentials,
+  ServerInterceptingCall,
+  type ServerInterceptor,
+  type ServiceDefinition,
+  status,
+  type UntypedServiceImplementation,
+} from '@grpc/grpc-js';
+import { loadSync } from '@grpc/proto-loader';
+import { ReflectionService } from '@grpc/reflection';
+import { HealthImplementation, protoPath as healthProtoPath } from 'grpc-health-check';
+import { assertBindAllowed, bearerCheck } from './access.js';
+import { SwitchyardError } from './errors.js';
+import { channelOptions } from './grpc-channel.js';
+import type { Logger } from './log.js';
+import { packageDefinition } from './protocol.js';
+import { toServiceError } from './status.js';
+
+export interface GrpcService {
+  definition: ServiceDefinition;
+  implementation: UntypedServiceImplementation;
+}
+
+export interface GrpcServerOptions {
+  host: string;
+  /** 0: a free one. */
+  port: number;
+  token: string | null;
+  insecure: boolean;
+  messageBytesMax: number;
+  services: GrpcService[];
+  log: Logger;
+}
+
+export interface GrpcServer {
+  /** host:port as bound, for clients on this machine and in registrations. */
+  readonly address: string;
+  readonly port: number;
+  /** What grpc.health.v1 answers for a service's full name; '' is the whole server. Not serving until told so. */
+  setServing(service: string, serving: boolean): void;
+  /** Refuses new calls, waits up to `graceMs` for those that run, then cuts them. Idempotent. */
+  close(graceMs: number): Promise<void>;
+}
+
+const concurrentStreamsMax = 1024;
+
+/**
+ * Starts a gRPC server with the services given, grpc.health.v1 and reflection.
+ * Throws CONFIG_INVALID for a host that needs a token and for an address that cannot be bound.
+ */
+export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
+  const { host, port, token, services, log } = options;
+  assertBindAllowed(host, token, options.insecure);
+  const server = new Server({
+    ...channelOptions(options.messageBytesMax),
+    'grpc.max_concurrent_streams': concurrentStreamsMax,
+    interceptors: token === null ? [] : [bearerInterceptor(token, log)],
+  });
+  for (const { definition, implementation } of services) server.addService(definition, implementation);
+  const names = services.map(({ definition }) => serviceName(definition));
+  const health = new HealthImplementation(
+    Object.fromEntries(['', ...names].map((name) => [name, 'NOT_SERVING'])),
+  );
+  health.addToServer(server);
+  reflection(names).addToServer(server);
+
+  const bracketed = isIPv6(host) ? `[${host}]` : host;
+  const boundPort = await bind(server, host, bracketed, port);
+  let closing: Promise<void> | null = null;
+  return {
+    address: `${bracketed}:${boundPort}`,
+    port: boundPort,
+    setServing: (name, serving) => health.setStatus(name, serving ? 'SERVING' : 'NOT_SERVING'),
+    close: (graceMs) => {
+      closing ??= shutDown(server, graceMs);
+      return closing;
+    },
+  };
+}
+
+function serviceName(definition: ServiceDefinition): string {
+  const path = Object.values(definition)[0]?.path ?? '';
+  return path.split('/')[1] ?? '';
+}
+
+/** Lists the services of this server only, though the protocols describe more. */
+function reflection(names: string[]): ReflectionService {
+  const health = loadSync(healthProtoPath, { longs: String, enums: String, defaults: true, oneofs: true });
+  return new ReflectionService(
+    { ...packageDefinition, ...health },
+    { services: [...names, 'grpc.health.v1.Health'] },
+  );
+}
+
+function bearerInterceptor(token: string, log: Logger): ServerInterceptor {
+  const allows = bearerCheck(token);
+  return (method, call) =>
+    new ServerInterceptingCall(call, {
+      start(next) {
+        next({
+          onReceiveMetadata(metadata, deliver) {
+            if (allows(metadata.get('authorization')[0])) {
+              metadata.remove('authorization');
+              deliver(metadata);
+              return;
+            }
+            log.warn({ event: 'call-unauthenticated', method: method.path, peer: call.getPeer() });
+            const {
+              code,
+              details,
+              metadata: trailers,
+            } = toServiceError(
+              new SwitchyardError('UNAUTHENTICATED', 'the call carries no valid bearer token', {
+                method: method.path,
+              }),
+            );
+            call.sendStatus({
+              code: code ?? status.UNAUTHENTICATED,
+              details: details ?? '',
+              metadata: trailers ?? null,
+            });
+          },
+        });
+      },
+    });
+}
+
+function bind(server: Server, host: string, bracketed: string, port: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.bindAsync(`${bracketed}:${port}`, ServerCredentials.createInsecure(), (error, boundPort) => {
+      if (!error) resolve(boundPort);
+      else reject(bindError(host, port, error));
+    });
+  });
+}
+
+/** A port that is taken, or a host that this machine does not have, in the words of the configuration. */
+export function bindError(host: string, port: number, cause: Error): SwitchyardError {
+  const inUse = cause.message.includes('EADDRINUSE');
+  const [key, value, allowed] = inUse
+    ? (['port', port, 'a port that no process listens on, or 0 for a free one'] as const)
+    : (['host', host, 'an address of this machine, and a port that this user may open'] as const);
+  const reason = inUse ? `in use on ${host}` : cause.message;
+  return new SwitchyardError(
+    'CONFIG_INVALID',
+    `${key} is ${JSON.stringify(value)}: ${reason}; allowed: ${allowed}`,
+    {
+      key,
+      value,
+      allowed,
+    },
+    { cause },
+  );
+}
+
+function shutDown(server: Server, graceMs: number): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => server.forceShutdown(), graceMs);
+    server.tryShutdown(() => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
+}

@@ -1,0 +1,97 @@
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { type AddressInfo, isIPv6 } from 'node:net';
+import { assertBindAllowed, bearerCheck } from './access.js';
+import { bindError } from './grpc-server.js';
+import type { Registry } from './metrics.js';
+
+export interface HttpOptions {
+  host: string;
+  /** 0: a free one. */
+  port: number;
+  /** Asked for by /metrics and /state; probes need none. */
+  token: string | null;
+  insecure: boolean;
+  registry: Registry;
+  ready: () => { ready: boolean; reason: string };
+  /** What /state shows as JSON. */
+  state: () => unknown;
+}
+
+export interface HttpServer {
+  /** http://host:port */
+  readonly url: string;
+  close(): Promise<void>;
+}
+
+type Answer = { status: number; type: string; body: string };
+
+const json = (status: number, value: unknown): Answer => ({
+  status,
+  type: 'application/json',
+  body: `${JSON.stringify(value)}\n`,
+});
+
+/**
+ * Serves GET /metrics (Prometheus), /healthz (the process answers), /readyz (503 and the reason until
+ * ready) and /state (JSON). Throws CONFIG_INVALID as startGrpcServer does.
+ */
+export async function startHttp(options: HttpOptions): Promise<HttpServer> {
+  const { host, port, token } = options;
+  assertBindAllowed(host, token, options.insecure);
+  const allows = token === null ? () => true : bearerCheck(token);
+  const routes: Record<string, { open: boolean; answer: () => Answer | Promise<Answer> }> = {
+    '/healthz': { open: true, answer: () => json(200, { healthy: true }) },
+    '/readyz': { open: true, answer: () => readiness(options) },
+    '/metrics': { open: false, answer: () => metrics(options.registry) },
+    '/state': { open: false, answer: () => json(200, options.state()) },
+  };
+
+  async function answer(request: IncomingMessage): Promise<Answer> {
+    if (request.method !== 'GET' && request.method !== 'HEAD')
+      return json(405, { error: 'only GET is served' });
+    const path = (request.url ?? '').split('?')[0] ?? '';
+    const route = Object.hasOwn(routes, path) ? routes[path] : undefined;
+    if (!route) return json(404, { error: `no such path; there are ${Object.keys(routes).join(' ')}` });
+    if (!route.open && !allows(request.headers.authorization))
+      return json(401, { error: 'a bearer token is needed' });
+    return route.answer();
+  }
+
+  const server = createServer((request, response) => {
+    answer(request)
+      .catch((error: Error) => json(500, { error: error.message }))
+      .then((result) => send(response, result));
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (error) => reject(bindError(host, port, error)));
+    server.listen(port, host, resolve);
+  });
+  const bound = (server.address() as AddressInfo).port;
+  return {
+    url: `http://${isIPv6(host) ? `[${host}]` : host}:${bound}`,
+    close: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      }),
+  };
+}
+
+function readiness({ ready }: HttpOptions): Answer {
+  const now = ready();
+  return json(now.ready ? 200 : 503, now);
+}
+
+async function metrics(registry: Registry): Promise<Answer> {
+  return { status: 200, type: registry.contentType, body: await registry.metrics() };
+}
+
+function send(response: ServerResponse, { status, type, body }: Answer): void {
+  const challenge = status === 401 ? { 'www-authenticate': 'Bearer' } : {};
+  response.writeHead(status, {
+    'content-type': type,
+    'content-length': Buffer.byteLength(body),
+    ...challenge,
+  });
+  response.end(body);
+}

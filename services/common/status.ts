@@ -1,0 +1,80 @@
+import { Metadata, type StatusObject, status } from '@grpc/grpc-js';
+import {
+  asSwitchyardError,
+  type ErrorCode,
+  type ErrorDetails,
+  isErrorCode,
+  SwitchyardError,
+} from './errors.js';
+
+const codeKey = 'switchyard-code';
+const detailsKey = 'switchyard-details';
+
+/** Status and trailers travel in one HTTP/2 header block, which peers bound at 64 KiB. */
+const messageCharactersMax = 4096;
+const detailsCharactersMax = 8192;
+
+/** What a status without a code of ours means: it comes from gRPC itself, or from another server. */
+const codeOfStatus: Partial<Record<status, ErrorCode>> = {
+  [status.CANCELLED]: 'CANCELLED',
+  [status.INVALID_ARGUMENT]: 'INVALID_ARGUMENT',
+  [status.DEADLINE_EXCEEDED]: 'DEADLINE_EXCEEDED',
+  [status.RESOURCE_EXHAUSTED]: 'RESOURCE_EXHAUSTED',
+  [status.UNAVAILABLE]: 'LINK_LOST',
+  [status.DATA_LOSS]: 'DATA_LOSS',
+  [status.UNAUTHENTICATED]: 'UNAUTHENTICATED',
+};
+
+/** Header values are printable ASCII; JSON can escape everything else. */
+function asciiJson(details: ErrorDetails): string {
+  return JSON.stringify(details).replace(
+    /[^ -~]/g,
+    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`,
+  );
+}
+
+/** Cut to `length`; lone surrogates, which cannot be percent-encoded, become U+FFFD. */
+function wellFormed(text: string, length: number): string {
+  return Buffer.from(text.length > length ? `${text.slice(0, length)}…` : text).toString();
+}
+
+/** Any thrown value as what gRPC sends: status, message, and the stable code and details as trailers. */
+export function toServiceError(thrown: unknown): Partial<StatusObject> & Error {
+  const error = asSwitchyardError(thrown);
+  const metadata = new Metadata();
+  metadata.set(codeKey, error.code);
+  const details = asciiJson(error.details);
+  if (details.length <= detailsCharactersMax) metadata.set(detailsKey, details);
+  const message = wellFormed(error.message, messageCharactersMax);
+  return Object.assign(new Error(message), { code: error.grpcStatus, details: message, metadata });
+}
+
+/** What a gRPC call failed with, as the SwitchyardError that the other side threw. */
+export function fromServiceError(thrown: unknown): SwitchyardError {
+  if (thrown instanceof SwitchyardError) return thrown;
+  const { code, details, metadata } = (thrown ?? {}) as Partial<StatusObject>;
+  if (typeof code !== 'number') return asSwitchyardError(thrown);
+  const message = details || (thrown instanceof Error ? thrown.message : `gRPC status ${code}`);
+  const own = metadata?.get(codeKey)[0];
+  if (isErrorCode(own)) {
+    return new SwitchyardError(own, message, parseDetails(metadata?.get(detailsKey)[0]), { cause: thrown });
+  }
+  // The wording of grpc-js is the only sign that the message, and not the server, was at fault.
+  const tooLarge =
+    code === status.RESOURCE_EXHAUSTED && /message larger than max|size larger than/.test(message);
+  const mapped = tooLarge ? 'TOO_LARGE' : (codeOfStatus[code] ?? 'INTERNAL');
+  return new SwitchyardError(mapped, message, { status: status[code] ?? code }, { cause: thrown });
+}
+
+function parseDetails(text: unknown): ErrorDetails {
+  if (typeof text !== 'string') return {};
+  try {
+    const parsed: unknown = JSON.parse(text);
+    if (parsed === null || typeof parsed !== 'object' || Array.isArray(parsed)) return {};
+    return Object.fromEntries(
+      Object.entries(parsed).filter(([, value]) => value === null || typeof value !== 'object'),
+    );
+  } catch {
+    return {};
+  }
+}
