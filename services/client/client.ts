@@ -1,0 +1,245 @@
+import { randomInt, randomUUID } from 'node:crypto';
+import type { CallOptions, Metadata } from '@grpc/grpc-js';
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { ClusterDescription } from '../common/generated/switchyard/v1/ClusterDescription.js';
+import type { ForwardOptionsInput } from '../common/generated/switchyard/v1/ForwardOptions.js';
+import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
+import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
+import { connect } from '../common/grpc-channel.js';
+import { sleep } from '../common/lifecycle.js';
+import { clients } from '../common/protocol.js';
+import { ForwardCall, type ForwardPlan } from './forward.js';
+import { RouterStream, routerError } from './router-stream.js';
+import { isReader, type RowsReader, rowsInMemory, StreamedRows } from './source.js';
+
+export interface ConnectOptions {
+  /** Bearer token of the cluster; null: none. */
+  token?: string | null;
+  /** How long a description may take. */
+  timeoutMs?: number;
+}
+
+/** Rows in memory, rows that can be read anywhere, or a stream of bytes (then `sequences` and `length` are needed). */
+export type ForwardInput = Uint8Array | RowsReader | AsyncIterable<Uint8Array>;
+
+export interface ForwardOptions {
+  batchId?: string;
+  /** Default: one sequence of all tokens. A batch is split over routers by sequences. */
+  sequences?: number;
+  /** Tokens per sequence. Default: the input's tokens / sequences. */
+  length?: number;
+  /** Model layers, both included. Default: all. */
+  layers?: { first: number; last: number };
+  /** RMSNorm before the gate. Default: the cluster's, which is on. */
+  norm?: boolean;
+  /** Add the layer's input to its output. Default: the cluster's, which is on. */
+  residual?: boolean;
+  combine?: 'exact' | 'partial';
+  /** Selection bias from the load feedback loop. Default: as the cluster is configured. */
+  feedback?: boolean;
+  /** The experts and weights of the tokens asked for, instead of gating; reads ascend within a router's share. */
+  given?: NonNullable<ForwardPlan['given']>;
+  returnRouting?: boolean;
+  /** End the batch at the first token that holds NaN or infinity, instead of counting them. */
+  refuseNonFinite?: boolean;
+  /** Tokens per chunk of the routers' pipeline. Default: the routers' choice. */
+  chunkTokens?: number;
+  deadlineMs?: number;
+  signal?: AbortSignal;
+  /** Use only this many routers. Default: all that are ready. */
+  routers?: number;
+}
+
+/** Answers may come as whole chunks of a router, whatever it was told to make of them. */
+const messageBytesMax = 128 * 1024 * 1024;
+/** The router's own deadline comes first: its error says where the time went. */
+const deadlineGraceMs = 2_000;
+const readyPollMs = 100;
+
+const toggle = (value: boolean | undefined) => (value === undefined ? 'DEFAULT' : value ? 'ON' : 'OFF');
+
+/** A connection to a cluster, by the address of its coordinator or of any router. Errors are SwitchyardErrors. */
+export class SwitchyardClient {
+  private readonly connections = new Map<string, InferenceClient>();
+  private model: ModelDescription | null = null;
+  private turn = randomInt(1 << 20);
+
+  private constructor(
+    readonly address: string,
+    private readonly token: string | null,
+    private readonly timeoutMs: number,
+  ) {}
+
+  /** Connects and reads the cluster's description. Throws NOT_READY if nothing answers, UNAUTHENTICATED for a wrong token. */
+  static async connect(
+    address: string,
+    { token = null, timeoutMs = 5_000 }: ConnectOptions = {},
+  ): Promise<SwitchyardClient> {
+    const client = new SwitchyardClient(address, token, timeoutMs);
+    try {
+      await client.describeCluster();
+      return client;
+    } catch (error) {
+      client.close();
+      throw error;
+    }
+  }
+
+  /** Members, placement and readiness, as of now. */
+  async describeCluster(): Promise<ClusterDescription> {
+    return this.describe<ClusterDescription>((inference, options, done) =>
+      inference.describeCluster({}, options, done),
+    );
+  }
+
+  async describeModel(): Promise<ModelDescription> {
+    return this.describe<ModelDescription>((inference, options, done) =>
+      inference.describeModel({}, options, done),
+    );
+  }
+
+  /** Resolves when every expert is on a live worker and a router is there; throws NOT_READY with the reason after `timeoutMs`. */
+  async waitUntilReady(timeoutMs: number, signal?: AbortSignal): Promise<ClusterDescription> {
+    const end = performance.now() + timeoutMs;
+    for (;;) {
+      const description = await this.describeCluster();
+      if (readyRouters(description).length > 0) return description;
+      if (performance.now() > end) {
+        throw notReady(description, `after ${timeoutMs} ms`);
+      }
+      await sleep(readyPollMs, signal);
+    }
+  }
+
+  /** Sends a batch through the model's layers. Iterate what it returns, or take it with `into` or `collect`. */
+  async forward(input: ForwardInput, options: ForwardOptions = {}): Promise<ForwardCall> {
+    this.model ??= await this.describeModel();
+    const { hidden } = this.model;
+    const description = await this.describeCluster();
+    const addresses = readyRouters(description);
+    if (addresses.length === 0) throw notReady(description, 'now');
+    const source = toSource(input, hidden, options);
+    const sequences = options.sequences ?? 1;
+    const length = options.length ?? source.tokens / sequences;
+    checkShape(source, sequences, length, hidden);
+    // Clients start at different routers, so that batches of few sequences spread as well.
+    const start = this.turn++ % addresses.length;
+    const callOptions: CallOptions = options.deadlineMs
+      ? { deadline: Date.now() + options.deadlineMs + deadlineGraceMs }
+      : {};
+    return new ForwardCall({
+      header: {
+        batchId: options.batchId ?? randomUUID(),
+        sequences,
+        length,
+        hidden,
+        dtype: 'BF16',
+        firstLayer: options.layers?.first ?? 0,
+        ...(options.layers && { lastLayer: options.layers.last }),
+        options: protocolOptions(options),
+        deadlineMs: options.deadlineMs ?? 0,
+      },
+      input: source,
+      given: options.given ?? null,
+      routers: Math.min(options.routers ?? addresses.length, addresses.length),
+      signal: options.signal ?? null,
+      open: (index) => {
+        const address = addresses[(start + index) % addresses.length]!;
+        return new RouterStream(address, this.inference(address).forward(callOptions));
+      },
+    });
+  }
+
+  /** Ends the connections; batches under way fail. */
+  close(): void {
+    for (const connection of this.connections.values()) connection.close();
+    this.connections.clear();
+  }
+
+  private inference(address: string): InferenceClient {
+    let connection = this.connections.get(address);
+    if (!connection) {
+      connection = connect(clients.Inference, address, { token: this.token, messageBytesMax });
+      this.connections.set(address, connection);
+    }
+    return connection;
+  }
+
+  private describe<T>(
+    call: (
+      inference: InferenceClient,
+      options: CallOptions & { metadata?: Metadata },
+      done: (error: Error | null, value?: T) => void,
+    ) => void,
+  ): Promise<T> {
+    return new Promise((resolve, reject) => {
+      call(this.inference(this.address), { deadline: Date.now() + this.timeoutMs }, (error, value) => {
+        if (value !== undefined) resolve(value);
+        else reject(this.unreachable(routerError(error, this.address)));
+      });
+    });
+  }
+
+  private unreachable(error: SwitchyardError): SwitchyardError {
+    if (error.code !== 'ROUTER_LOST') return error;
+    const text = `nothing answers at ${this.address}: ${(error.cause as Error).message}`;
+    return new SwitchyardError('NOT_READY', text, { address: this.address }, { cause: error });
+  }
+}
+
+function readyRouters({ view }: ClusterDescription): string[] {
+  if (!view?.ready) return [];
+  return view.nodes
+    .filter((node) => node.role === 'ROUTER' && node.state === 'READY')
+    .map((node) => node.address);
+}
+
+function notReady({ view }: ClusterDescription, when: string): SwitchyardError {
+  const reason = view?.reason || 'no router has joined';
+  return new SwitchyardError('NOT_READY', `the cluster is not ready ${when}: ${reason}`, { reason });
+}
+
+function toSource(
+  input: ForwardInput,
+  hidden: number,
+  { sequences, length }: ForwardOptions,
+): RowsReader | StreamedRows {
+  if (input instanceof Uint8Array) return rowsInMemory(input, hidden);
+  if (isReader(input)) return input;
+  if (sequences === undefined || length === undefined) {
+    throw invalidArgument('sequences and length', 'not given', 'both, when the input is a stream');
+  }
+  return new StreamedRows(input, sequences * length, hidden);
+}
+
+function checkShape(
+  source: { tokens: number; hidden: number },
+  sequences: number,
+  length: number,
+  hidden: number,
+) {
+  if (source.hidden !== hidden) throw invalidArgument('hidden', source.hidden, `${hidden}, the model's`);
+  if (!Number.isSafeInteger(sequences) || sequences < 1) {
+    throw invalidArgument('sequences', sequences, 'a whole number from 1');
+  }
+  if (!Number.isSafeInteger(length) || length < 1 || sequences * length !== source.tokens) {
+    throw invalidArgument(
+      'sequences × length',
+      `${sequences} × ${length}`,
+      `the input's ${source.tokens} tokens`,
+    );
+  }
+}
+
+function protocolOptions(options: ForwardOptions): ForwardOptionsInput {
+  return {
+    norm: toggle(options.norm),
+    residual: toggle(options.residual),
+    combine: options.combine === 'partial' ? 'PARTIAL' : 'EXACT',
+    feedback: toggle(options.feedback),
+    routing: options.given ? 'GIVEN' : 'GATE',
+    returnRouting: options.returnRouting ?? false,
+    refuseNonFinite: options.refuseNonFinite ?? false,
+    chunkTokens: options.chunkTokens ?? 0,
+  };
+}

@@ -1,0 +1,222 @@
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
+import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
+import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
+import { Deferred } from '../common/lifecycle.js';
+import { merge } from './merge.js';
+import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from './packed.js';
+import type { RouterStream } from './router-stream.js';
+import { locate, type Share, splitBatch, type TokenRun } from './share.js';
+import { type RowsReader, StreamedRows } from './source.js';
+import { type BatchSummary, mergeSummaries } from './summary.js';
+
+/** Chosen experts (best first) and weights of consecutive tokens: [tokens, layers, topK]. */
+export interface RoutingRows {
+  experts: Uint32Array;
+  weights: Float32Array;
+}
+
+/** Consecutive tokens of the batch that passed all layers. Chunks come in any order. */
+export interface AnswerChunk {
+  /** In tokens, from the start of the batch. */
+  first: number;
+  count: number;
+  /** [count, hidden] BF16, little-endian. A view of the received message. */
+  rows: Uint8Array;
+  /** What was chosen, if the batch asked for it. */
+  routing: RoutingRows | null;
+}
+
+/** Where answers go: called once for every token, chunk by chunk, in any order. */
+export interface RowsSink {
+  write(first: number, rows: Uint8Array): Promise<void> | void;
+}
+
+export interface ForwardPlan {
+  /** The header of the whole batch; each router gets it with its own number of sequences. */
+  header: ForwardHeaderInput & { batchId: string; sequences: number; length: number; hidden: number };
+  input: RowsReader | StreamedRows;
+  given: ((first: number, count: number) => RoutingRows | Promise<RoutingRows>) | null;
+  routers: number;
+  signal: AbortSignal | null;
+  open(router: number): RouterStream;
+}
+
+/** Rows of one request message: large enough to be cheap, small enough to flow evenly. */
+const messageBytes = 1 << 20;
+
+/**
+ * A batch on its way. Iterate it once to take the answers: a consumer that does not read stops the
+ * routers by back-pressure, one that leaves the loop early cancels the batch. `summary` settles after the last answer.
+ */
+export class ForwardCall implements AsyncIterable<AnswerChunk> {
+  readonly batchId: string;
+  private readonly shares: Share[];
+  private readonly streams: RouterStream[];
+  private readonly uploads: Promise<void>;
+  private readonly answers: AsyncGenerator<AnswerChunk, void, void>;
+  private readonly summaries: ForwardSummary[] = [];
+  private readonly outcome = new Deferred<BatchSummary>();
+  private readonly startedMs = performance.now();
+  private failure: SwitchyardError | null = null;
+
+  /** Called by SwitchyardClient.forward. */
+  constructor(private readonly plan: ForwardPlan) {
+    const { header, input, signal } = plan;
+    this.batchId = header.batchId;
+    const streamed = input instanceof StreamedRows;
+    const { shares, runs } = splitBatch(header.sequences, header.length, plan.routers, streamed);
+    this.shares = shares;
+    this.streams = shares.map((_, router) => plan.open(router));
+    if (signal?.aborted) this.cancel();
+    signal?.addEventListener('abort', this.cancel, { once: true });
+    // Who only iterates sees the failure there; it must not end the process a second time.
+    this.outcome.promise.catch(() => {});
+    // A stream is read in its own order; anything else in a lane per router.
+    this.uploads = this.uploadAll(streamed ? [runs] : shares.map((share) => share.runs));
+    this.answers = this.run();
+  }
+
+  /** What the batch did. Rejects with the error that ended it. */
+  get summary(): Promise<BatchSummary> {
+    return this.outcome.promise;
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<AnswerChunk> {
+    return this.answers;
+  }
+
+  /** Takes all answers into `sink`, one write at a time, and returns the summary. */
+  async into(sink: RowsSink): Promise<BatchSummary> {
+    for await (const chunk of this) await sink.write(chunk.first, chunk.rows);
+    return this.summary;
+  }
+
+  /** All answers in memory: [tokens, hidden] BF16 in the order of the batch. */
+  async collect(): Promise<{ rows: Uint8Array; summary: BatchSummary }> {
+    const { sequences, length, hidden } = this.plan.header;
+    const rows = new Uint8Array(sequences * length * hidden * 2);
+    const summary = await this.into({ write: (first, part) => rows.set(part, first * hidden * 2) });
+    return { rows, summary };
+  }
+
+  /** Ends the batch on all routers; the iteration throws CANCELLED. */
+  readonly cancel = (): void => {
+    this.fail(new SwitchyardError('CANCELLED', `batch ${this.batchId} was cancelled by the client`));
+  };
+
+  /** The first failure is the batch's; what follows from it is not. */
+  private fail(error: SwitchyardError): void {
+    this.failure ??= error;
+    for (const stream of this.streams) stream.cancel();
+  }
+
+  private async *run(): AsyncGenerator<AnswerChunk, void, void> {
+    let complete = false;
+    try {
+      yield* merge(this.streams.map((stream, index) => this.answersOf(stream, this.shares[index]!)));
+      complete = true;
+    } catch (error) {
+      this.fail(asSwitchyardError(error));
+    } finally {
+      if (!complete) this.cancel();
+      this.plan.signal?.removeEventListener('abort', this.cancel);
+      const closed = this.uploads.then(() => this.plan.input.close?.());
+      closed.catch((error) => this.fail(asSwitchyardError(error)));
+      // After a failure nobody waits for the input: it may be a stream that never yields again.
+      if (!this.failure) await closed.catch(() => {});
+      if (this.failure) this.outcome.reject(this.failure);
+    }
+    if (this.failure) throw this.failure;
+    this.outcome.resolve(mergeSummaries(this.summaries, (performance.now() - this.startedMs) / 1000));
+  }
+
+  private async *answersOf(stream: RouterStream, share: Share): AsyncGenerator<AnswerChunk, void, void> {
+    const { router } = stream;
+    const seen = new Uint8Array(share.tokens);
+    let answered = 0;
+    let summary: ForwardSummary | null = null;
+    for await (const { chunk, summary: last } of stream.responses()) {
+      if (last) summary = last;
+      if (!chunk) continue;
+      const count = this.tokensOf(chunk, share, seen, router);
+      answered += count;
+      yield* cut(share, count, chunk);
+    }
+    if (!summary || answered !== share.tokens) {
+      const got = `${answered} of ${share.tokens} tokens${summary ? '' : ' and no summary'}`;
+      throw new SwitchyardError('DATA_LOSS', `router ${router} ended the batch after ${got}`, { router });
+    }
+    this.summaries.push(summary);
+  }
+
+  /** The tokens of a chunk. Throws unless they are whole rows of the share, not answered before. */
+  private tokensOf({ offset, rows }: Chunk, share: Share, seen: Uint8Array, router: string): number {
+    const bytes = rows.byteLength;
+    const count = bytes / (this.plan.header.hidden * 2);
+    const fits = Number.isInteger(count) && count > 0 && offset + count <= share.tokens;
+    if (!fits || seen.subarray(offset, offset + count).includes(1)) {
+      const text = `router ${router} answered ${bytes} bytes at token ${offset}: not whole rows, or not its to answer`;
+      throw new SwitchyardError('DATA_LOSS', text, { router, offset, bytes });
+    }
+    seen.fill(1, offset, offset + count);
+    return count;
+  }
+
+  private async uploadAll(lanes: readonly TokenRun[][]): Promise<void> {
+    try {
+      const { header, input } = this.plan;
+      await Promise.all(
+        this.streams.map((stream, router) =>
+          stream.send({ header: { ...header, sequences: this.shares[router]!.sequences } }),
+        ),
+      );
+      await Promise.all(lanes.map((lane) => this.upload(lane)));
+      if (input instanceof StreamedRows && !this.failure) await input.expectEnd();
+      for (const stream of this.streams) stream.end();
+    } catch (error) {
+      this.fail(asSwitchyardError(error));
+    }
+  }
+
+  private async upload(lane: readonly TokenRun[]): Promise<void> {
+    const { input, given, header } = this.plan;
+    const rowBytes = header.hidden * 2;
+    const tokensMax = Math.max(1, Math.floor(messageBytes / rowBytes));
+    for (const run of lane) {
+      for (let done = 0; done < run.count && !this.failure; done += tokensMax) {
+        const count = Math.min(tokensMax, run.count - done);
+        const first = run.first + done;
+        const rows = await input.read(first, count);
+        if (rows.byteLength !== count * rowBytes) {
+          throw invalidArgument(`bytes read at token ${first}`, rows.byteLength, `${count * rowBytes}`);
+        }
+        const routing = given ? await given(first, count) : null;
+        await this.streams[run.router]!.send({
+          chunk: {
+            offset: run.offset + done,
+            rows: Buffer.from(rows.buffer, rows.byteOffset, rows.byteLength),
+            ...(routing && { experts: packUint32(routing.experts), weights: packFloat32(routing.weights) }),
+          },
+        });
+      }
+    }
+  }
+}
+
+/** A router's chunk as parts of the batch: a share may be made of several runs. */
+function* cut(share: Share, count: number, chunk: Chunk): Generator<AnswerChunk, void, void> {
+  let from = 0;
+  for (const { first, count: tokens } of locate(share, chunk.offset, count)) {
+    const part = (bytes: Uint8Array) => {
+      const perToken = bytes.byteLength / count;
+      return bytes.subarray(from * perToken, (from + tokens) * perToken);
+    };
+    const routing =
+      chunk.experts.byteLength > 0
+        ? { experts: unpackUint32(part(chunk.experts)), weights: unpackFloat32(part(chunk.weights)) }
+        : null;
+    yield { first, count: tokens, rows: part(chunk.rows), routing };
+    from += tokens;
+  }
+}

@@ -1,0 +1,8 @@
+/** The TypeScript SDK: `SwitchyardClient` and what it takes, gives and throws. */
+export { type ErrorCode, SwitchyardError } from '../common/errors.js';
+export type { ClusterDescription } from '../common/generated/switchyard/v1/ClusterDescription.js';
+export type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
+export { type ConnectOptions, type ForwardInput, type ForwardOptions, SwitchyardClient } from './client.js';
+export type { AnswerChunk, ForwardCall, RoutingRows, RowsSink } from './forward.js';
+export { type RowsReader, rowsInMemory } from './source.js';
+export type { BatchSummary } from './summary.js';

@@ -1,0 +1,96 @@
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+
+/** Rows that can be read anywhere, in any order. Rows are `hidden` BF16 values, little-endian. */
+export interface RowsReader {
+  readonly tokens: number;
+  readonly hidden: number;
+  /** The bytes of `count` rows from row `first` on. Called with at most about 1 MiB of rows; calls may overlap. */
+  read(first: number, count: number): Promise<Uint8Array> | Uint8Array;
+  close?(): void | Promise<void>;
+}
+
+/** A reader over rows that lie in memory, without a copy. */
+export function rowsInMemory(bytes: Uint8Array, hidden: number): RowsReader {
+  const rowBytes = hidden * 2;
+  if (bytes.byteLength === 0 || bytes.byteLength % rowBytes !== 0) {
+    throw invalidArgument(
+      'input bytes',
+      bytes.byteLength,
+      `a multiple of ${rowBytes} above 0 (rows of ${hidden} BF16)`,
+    );
+  }
+  return {
+    tokens: bytes.byteLength / rowBytes,
+    hidden,
+    read: (first, count) => bytes.subarray(first * rowBytes, (first + count) * rowBytes),
+  };
+}
+
+/**
+ * A reader over a stream of bytes: reads must follow one another without gaps. What arrives is cut into
+ * rows wherever the stream was cut; at most one piece of the stream is held back.
+ */
+export class StreamedRows {
+  private readonly pieces: AsyncIterator<Uint8Array>;
+  private held: Uint8Array = new Uint8Array(0);
+  private nextRow = 0;
+
+  constructor(
+    input: AsyncIterable<Uint8Array>,
+    readonly tokens: number,
+    readonly hidden: number,
+  ) {
+    this.pieces = input[Symbol.asyncIterator]();
+  }
+
+  async read(first: number, count: number): Promise<Uint8Array> {
+    if (first !== this.nextRow) {
+      throw new SwitchyardError('INTERNAL', `a stream was read at row ${first}, expected ${this.nextRow}`);
+    }
+    this.nextRow += count;
+    const wanted = count * this.hidden * 2;
+    if (this.held.byteLength >= wanted) return this.take(wanted);
+    const rows = new Uint8Array(wanted);
+    let filled = 0;
+    while (filled < wanted) {
+      if (this.held.byteLength === 0) await this.refill(first * this.hidden * 2 + filled);
+      const part = this.take(Math.min(this.held.byteLength, wanted - filled));
+      rows.set(part, filled);
+      filled += part.byteLength;
+    }
+    return rows;
+  }
+
+  /** Throws if the stream holds more than was announced. */
+  async expectEnd(): Promise<void> {
+    while (this.held.byteLength === 0) {
+      const next = await this.pieces.next();
+      if (next.done) return;
+      this.held = next.value;
+    }
+    throw invalidArgument('input', 'longer than announced', `${this.tokens} tokens of ${this.hidden} BF16`);
+  }
+
+  async close(): Promise<void> {
+    await this.pieces.return?.();
+  }
+
+  private take(bytes: number): Uint8Array {
+    const part = this.held.subarray(0, bytes);
+    this.held = this.held.subarray(bytes);
+    return part;
+  }
+
+  private async refill(seenBytes: number): Promise<void> {
+    const next = await this.pieces.next();
+    if (next.done) {
+      const allowed = `${this.tokens} tokens of ${this.hidden} BF16, ${this.tokens * this.hidden * 2} bytes`;
+      throw invalidArgument('input', `${seenBytes} bytes long`, allowed);
+    }
+    this.held = next.value;
+  }
+}
+
+export function isReader(input: object): input is RowsReader {
+  return typeof (input as Partial<RowsReader>).read === 'function' && 'tokens' in input;
+}

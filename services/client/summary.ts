@@ -1,0 +1,80 @@
+import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
+import type { Timings } from '../common/generated/switchyard/v1/Timings.js';
+
+/** What a batch did, over all routers that took part. */
+export interface BatchSummary {
+  batchId: string;
+  tokens: number;
+  /** From the first byte sent to the last answer, as the client saw it. */
+  seconds: number;
+  /** Rows per expert. */
+  layers: { layer: number; rows: number[] }[];
+  droppedRows: number;
+  retries: number;
+  nonFiniteTokens: number;
+  /** Sums over chunks, layers and routers; `totalSeconds` is the longest router's. */
+  timings: Timings;
+  messagesSent: number;
+  rowsSent: number;
+  bytesSent: number;
+  bytesReturned: number;
+  /** (token, expert) pairs over all layers. */
+  assignments: number;
+  /** Mean/max of rows over workers, averaged over layers; over routers weighted by their tokens. */
+  balancedness: { first: number; last: number };
+  /** Tokens per router, by name. */
+  routers: { name: string; tokens: number }[];
+}
+
+const sum = (summaries: readonly ForwardSummary[], field: (summary: ForwardSummary) => number) =>
+  summaries.reduce((total, summary) => total + field(summary), 0);
+
+/** One summary of the routers' own. `summaries` must not be empty. */
+export function mergeSummaries(summaries: readonly ForwardSummary[], seconds: number): BatchSummary {
+  const tokens = sum(summaries, (summary) => summary.tokens);
+  const weighted = (field: (summary: ForwardSummary) => number) =>
+    sum(summaries, (summary) => field(summary) * summary.tokens) / tokens;
+  return {
+    batchId: summaries[0]!.batchId,
+    tokens,
+    seconds,
+    layers: mergeLayers(summaries),
+    droppedRows: sum(summaries, (summary) => summary.droppedRows),
+    retries: sum(summaries, (summary) => summary.retries),
+    nonFiniteTokens: sum(summaries, (summary) => summary.nonFiniteTokens),
+    timings: mergeTimings(summaries),
+    messagesSent: sum(summaries, (summary) => summary.messagesSent),
+    rowsSent: sum(summaries, (summary) => summary.rowsSent),
+    bytesSent: sum(summaries, (summary) => summary.bytesSent),
+    bytesReturned: sum(summaries, (summary) => summary.bytesReturned),
+    assignments: sum(summaries, (summary) => summary.assignments),
+    balancedness: {
+      first: weighted((summary) => summary.balancednessFirst),
+      last: weighted((summary) => summary.balancednessLast),
+    },
+    routers: summaries.map((summary) => ({ name: summary.router, tokens: summary.tokens })),
+  };
+}
+
+function mergeLayers(summaries: readonly ForwardSummary[]): BatchSummary['layers'] {
+  const byLayer = new Map<number, number[]>();
+  for (const { layer, rows } of summaries.flatMap((summary) => summary.layers)) {
+    const total = byLayer.get(layer);
+    byLayer.set(layer, total ? total.map((count, expert) => count + (rows[expert] ?? 0)) : [...rows]);
+  }
+  return [...byLayer].map(([layer, rows]) => ({ layer, rows })).sort((a, b) => a.layer - b.layer);
+}
+
+function mergeTimings(summaries: readonly ForwardSummary[]): Timings {
+  const of = (field: keyof Timings) => sum(summaries, (summary) => summary.timings?.[field] ?? 0);
+  return {
+    totalSeconds: Math.max(...summaries.map((summary) => summary.timings?.totalSeconds ?? 0)),
+    normSeconds: of('normSeconds'),
+    gateSeconds: of('gateSeconds'),
+    packSeconds: of('packSeconds'),
+    exchangeSeconds: of('exchangeSeconds'),
+    computeSeconds: of('computeSeconds'),
+    queueSeconds: of('queueSeconds'),
+    combineSeconds: of('combineSeconds'),
+  };
+}
