@@ -1,5 +1,4 @@
 import type { ClientDuplexStream } from '@grpc/grpc-js';
-import type { Logger } from 'pino';
 import { asSwitchyardError, type ErrorCode, SwitchyardError } from './errors.js';
 import type { CoordinatorClient } from './generated/switchyard/v1/Coordinator.js';
 import type { CoordinatorMessage } from './generated/switchyard/v1/CoordinatorMessage.js';
@@ -7,6 +6,7 @@ import type { NodeHelloInput } from './generated/switchyard/v1/NodeHello.js';
 import type { NodeMessageInput } from './generated/switchyard/v1/NodeMessage.js';
 import { connect } from './grpc-channel.js';
 import { Deferred } from './lifecycle.js';
+import type { Logger } from './log.js';
 import { clients } from './protocol.js';
 import { fromServiceError } from './status.js';
 

@@ -1,0 +1,115 @@
+import type { LayerBiasInput } from '../common/generated/switchyard/v1/LayerBias.js';
+import type { LayerSpec } from '../model/spec.js';
+
+export interface FeedbackOptions {
+  /** How far a bias moves in one step for an expert whose load is off by its whole fair share. */
+  rate: number;
+  /** Biases stay within [-limit, limit]. */
+  limit: number;
+  /** Rows per expert, on average, that a step needs: fewer would be noise. */
+  windowRowsPerExpert: number;
+}
+
+interface LayerFeedback {
+  /** Rows per expert since the last step. */
+  window: Float64Array;
+  bias: Float64Array;
+  /** Rows per expert of the last whole window. */
+  last: Float64Array;
+}
+
+/**
+ * The load feedback loop. Routers report rows per expert; when a layer's window is full, its bias takes one step:
+ *
+ *   b_e += rate * clip((mean - load_e) / mean, -1, 1)
+ *
+ * (the rule of DeepSeek-V3, b_e += rate * sign(mean - load_e), with steps that shrink as the load evens out, so that
+ * it does not oscillate around the balance). Biases are centred, for only their differences choose, and bounded.
+ */
+export class Feedback {
+  private readonly byLayer: ReadonlyMap<number, LayerFeedback>;
+  private steps = 0;
+
+  constructor(
+    layers: readonly LayerSpec[],
+    private readonly options: FeedbackOptions,
+  ) {
+    this.byLayer = new Map(
+      layers.map(({ layer, experts }) => [
+        layer,
+        {
+          window: new Float64Array(experts),
+          bias: new Float64Array(experts),
+          last: new Float64Array(experts),
+        },
+      ]),
+    );
+  }
+
+  /** Number of steps taken; 0: every bias is 0. */
+  get version(): number {
+    return this.steps;
+  }
+
+  /** Adds rows chosen per expert. Returns whether the layer's bias changed. */
+  observe(layer: number, rows: readonly number[]): boolean {
+    const state = this.byLayer.get(layer);
+    if (state === undefined || rows.length !== state.window.length) return false;
+    let total = 0;
+    for (let expert = 0; expert < rows.length; expert += 1) {
+      state.window[expert]! += rows[expert]!;
+      total += state.window[expert]!;
+    }
+    if (total < this.options.windowRowsPerExpert * rows.length) return false;
+    this.step(state, total / rows.length);
+    return true;
+  }
+
+  /** What routers add to selection scores. */
+  layers(): LayerBiasInput[] {
+    return [...this.byLayer].map(([layer, { bias }]) => ({ layer, bias: [...bias] }));
+  }
+
+  bias(layer: number): Float64Array | undefined {
+    return this.byLayer.get(layer)?.bias;
+  }
+
+  /** Rows per expert of the layer's last whole window; all 0 before the first. */
+  lastWindow(layer: number): Float64Array | undefined {
+    return this.byLayer.get(layer)?.last;
+  }
+
+  private step(state: LayerFeedback, mean: number): void {
+    const { rate, limit } = this.options;
+    const { bias, window } = state;
+    let sum = 0;
+    for (let expert = 0; expert < bias.length; expert += 1) {
+      const shortfall = (mean - window[expert]!) / mean;
+      bias[expert]! += rate * Math.max(-1, Math.min(1, shortfall));
+      sum += bias[expert]!;
+    }
+    const centre = sum / bias.length;
+    for (let expert = 0; expert < bias.length; expert += 1)
+      bias[expert] = Math.max(-limit, Math.min(limit, bias[expert]! - centre));
+    state.last.set(window);
+    window.fill(0);
+    this.steps += 1;
+  }
+}
+
+/** Mean/max of the workers' rows: 1 is even. 1 if there are no rows. */
+export function balancedness(
+  rowsPerExpert: ArrayLike<number>,
+  workerOf: (expert: number) => string | null,
+): number {
+  const byWorker = new Map<string, number>();
+  let total = 0;
+  for (let expert = 0; expert < rowsPerExpert.length; expert += 1) {
+    const worker = workerOf(expert);
+    if (worker === null) continue;
+    byWorker.set(worker, (byWorker.get(worker) ?? 0) + rowsPerExpert[expert]!);
+    total += rowsPerExpert[expert]!;
+  }
+  if (total === 0) return 1;
+  return total / byWorker.size / Math.max(...byWorker.values());
+}

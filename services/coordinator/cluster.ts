@@ -1,0 +1,197 @@
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { AssignmentInput } from '../common/generated/switchyard/v1/Assignment.js';
+import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
+import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
+import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
+import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
+import type { ModelSpec } from '../model/spec.js';
+import { balancedness, Feedback, type FeedbackOptions } from './balance.js';
+import { type Member, Membership } from './membership.js';
+import { assignSeats, dealExperts, type ExpertPlace, expertKey, type Seats } from './placement.js';
+import { checkPlace, orderWorkers, type Topology } from './topology.js';
+import { clusterView } from './view.js';
+
+export interface ClusterOptions {
+  model: ModelSpec;
+  /** Workers that must have joined before experts are placed: the number of shares. */
+  workers: number;
+  topology: Topology | null;
+  leaseMs: number;
+  feedback: FeedbackOptions;
+}
+
+/** What changed, for those who tell the nodes. */
+export interface ClusterEvents {
+  /** Who is there, in what state, or where experts are: a new view. */
+  onView: () => void;
+  /** A worker must hold other experts than before. */
+  onAssignment: (member: Member) => void;
+  onBias: () => void;
+}
+
+/** The coordinator's knowledge and decisions, without any input or output. Times are monotonic milliseconds. */
+export class Cluster {
+  readonly places: readonly ExpertPlace[];
+  readonly feedback: Feedback;
+  private readonly membership: Membership;
+  private readonly expertsOf: ReadonlyMap<number, number>;
+  private seats: Seats;
+  private placementEpoch = 0;
+  private signature = '';
+  private view: ClusterViewInput | null = null;
+
+  constructor(
+    readonly options: ClusterOptions,
+    private readonly events: ClusterEvents,
+  ) {
+    this.membership = new Membership(options.leaseMs);
+    this.places = dealExperts(options.model.layers, options.workers);
+    this.seats = new Array<null>(options.workers).fill(null);
+    this.expertsOf = new Map(options.model.layers.map(({ layer, experts }) => [layer, experts]));
+    this.feedback = new Feedback(options.model.layers, options.feedback);
+  }
+
+  get epoch(): number {
+    return this.placementEpoch;
+  }
+
+  members(): Member[] {
+    return this.membership.all();
+  }
+
+  /** Throws NAME_TAKEN, MODEL_MISMATCH or INVALID_ARGUMENT; the cluster is then as before. */
+  join(hello: NodeHello, nowMs: number): Member {
+    const { model, topology } = this.options;
+    if (hello.modelFingerprint !== '' && hello.modelFingerprint !== model.fingerprint) {
+      throw new SwitchyardError(
+        'MODEL_MISMATCH',
+        `${hello.role.toLowerCase()} ${hello.name} has model ${hello.modelFingerprint}; this cluster serves ${model.name}, ${model.fingerprint}`,
+        { name: hello.name, fingerprint: hello.modelFingerprint, allowed: model.fingerprint },
+      );
+    }
+    if (topology !== null && hello.role === 'WORKER') checkPlace(topology, hello);
+    const member = this.membership.join(hello, nowMs);
+    this.place();
+    return member;
+  }
+
+  heard(member: Member, nowMs: number): void {
+    member.heardAtMs = nowMs;
+  }
+
+  workerReport(member: Member, report: WorkerReport): void {
+    if (member.hello.role !== 'WORKER')
+      throw invalidArgument('kind', 'worker', 'router reports from a router');
+    member.worker = report;
+    if (!report.readyChanged) return;
+    const ready = new Set<number>();
+    for (const { layer, expert } of report.ready) {
+      if (expert >= (this.expertsOf.get(layer) ?? 0))
+        throw invalidArgument('ready', `layer ${layer} expert ${expert}`, 'experts of the model');
+      ready.add(expertKey(layer, expert));
+    }
+    member.ready = ready;
+    this.viewChanged();
+  }
+
+  routerReport(member: Member, report: RouterReport): void {
+    if (member.hello.role !== 'ROUTER')
+      throw invalidArgument('kind', 'router', 'worker reports from a worker');
+    member.router = report;
+    let changed = false;
+    for (const { layer, rows } of report.loads) {
+      const experts = this.expertsOf.get(layer);
+      if (experts !== rows.length)
+        throw invalidArgument(
+          'loads',
+          `${rows.length} experts of layer ${layer}`,
+          `${experts ?? 'no'} experts`,
+        );
+      changed = this.feedback.observe(layer, rows) || changed;
+    }
+    if (changed) this.events.onBias();
+  }
+
+  leave(member: Member, reason: string): void {
+    this.membership.leave(member, reason);
+    this.place();
+  }
+
+  /** The member's stream is gone. Returns whether it lived until now. */
+  end(member: Member, reason: string): boolean {
+    if (!this.membership.end(member, reason)) return false;
+    this.place();
+    return true;
+  }
+
+  /** Ends the members that have been silent for too long, and returns them. */
+  expire(nowMs: number, everyMs: number): Member[] {
+    const expired = this.membership.expire(nowMs, everyMs);
+    if (expired.length > 0) this.place();
+    return expired;
+  }
+
+  assignment(member: Member): AssignmentInput {
+    const seat = this.seats.indexOf(member.hello.name);
+    return {
+      epoch: this.placementEpoch,
+      experts: this.places
+        .filter((place) => place.seat === seat)
+        .map(({ layer, expert }) => ({ layer, expert })),
+    };
+  }
+
+  /** With the nodes' latest figures. */
+  freshView(): ClusterViewInput {
+    this.view = clusterView({
+      epoch: this.placementEpoch,
+      members: this.membership.all(),
+      places: this.places,
+      seats: this.seats,
+    });
+    return this.view;
+  }
+
+  /** As of the last change; figures of the nodes may be older than they are. */
+  lastView(): ClusterViewInput {
+    return this.view ?? this.freshView();
+  }
+
+  /** Mean/max of rows over workers in the last window of a layer; null if no expert is placed. */
+  balancedness(layer: number): number | null {
+    const rows = this.feedback.lastWindow(layer);
+    if (rows === undefined || this.seats.every((holder) => holder === null)) return null;
+    const workerOf = new Map(
+      this.places
+        .filter((place) => place.layer === layer)
+        .map(({ expert, seat }) => [expert, this.seats[seat]]),
+    );
+    return balancedness(rows, (expert) => workerOf.get(expert) ?? null);
+  }
+
+  /** Gives seats to workers, and starts an epoch if an expert's worker is another one than before, or another process. */
+  private place(): void {
+    const serving = this.membership.serving('WORKER');
+    const order = orderWorkers(
+      serving.map((member) => member.hello),
+      this.options.topology,
+    );
+    const before = this.seats;
+    this.seats = assignSeats(before, order);
+    const holders = new Map(serving.map((member) => [member.hello.name, member.incarnation]));
+    const signature = this.seats.map((name) => `${name}#${holders.get(name ?? '') ?? 'dead'}`).join();
+    if (signature !== this.signature && this.seats.some((holder) => holder !== null))
+      this.placementEpoch += 1;
+    this.signature = signature;
+    for (const member of serving) {
+      const seat = this.seats.indexOf(member.hello.name);
+      if (seat >= 0 && before[seat] !== member.hello.name) this.events.onAssignment(member);
+    }
+    this.viewChanged();
+  }
+
+  private viewChanged(): void {
+    this.view = null;
+    this.events.onView();
+  }
+}

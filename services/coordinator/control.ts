@@ -1,0 +1,210 @@
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
+import type { CoordinatorHandlers } from '../common/generated/switchyard/v1/Coordinator.js';
+import type { CoordinatorMessageInput } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
+import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
+import type { NodeMessage } from '../common/generated/switchyard/v1/NodeMessage.js';
+import type { Logger } from '../common/log.js';
+import { Cluster, type ClusterOptions } from './cluster.js';
+import type { Member } from './membership.js';
+import { type MessageKind, NodeStream, type NodeStreamOwner } from './node-stream.js';
+
+export interface ControlOptions extends ClusterOptions {
+  /** How often every node hears from the coordinator. Well below the lease, after which nodes take it for lost. */
+  heartbeatMs: number;
+  /** Whether batches use the feedback loop's bias unless they say otherwise. */
+  feedbackOn: boolean;
+  description: ModelDescriptionInput;
+  log: Logger;
+  /** Called when the cluster becomes ready, or no longer is. */
+  onReady: (ready: boolean) => void;
+}
+
+/** Changes that come within this time reach the routers in one view. */
+const viewDelayMs = 20;
+
+/** The Coordinator service: control streams on one side, the cluster's decisions on the other. */
+export class Control implements NodeStreamOwner {
+  readonly cluster: Cluster;
+  readonly implementation: CoordinatorHandlers;
+  /** Messages received by role: for metrics. */
+  readonly reports = { WORKER: 0, ROUTER: 0 };
+  private readonly streams = new Map<Member, NodeStream>();
+  /** All streams, also those that have not said hello. */
+  private readonly open = new Set<NodeStream>();
+  private readonly timers: NodeJS.Timeout[] = [];
+  private viewTimer: NodeJS.Timeout | null = null;
+  private closing = false;
+  private wasReady = false;
+  private loggedEpoch = 0;
+
+  constructor(private readonly options: ControlOptions) {
+    this.cluster = new Cluster(options, {
+      onView: () => this.scheduleView(),
+      onAssignment: (member) => this.streams.get(member)?.say('assignment'),
+      onBias: () => this.sayTo('ROUTER', 'bias'),
+    });
+    this.implementation = {
+      Join: (call) => {
+        const stream = new NodeStream(call, this, options.leaseMs);
+        this.open.add(stream);
+        if (this.closing) stream.fail(this.draining());
+      },
+    };
+    const sweepMs = Math.max(10, Math.min(options.leaseMs / 10, 100));
+    this.timers.push(
+      setInterval(() => this.sweep(sweepMs), sweepMs),
+      setInterval(() => this.heartbeat(), options.heartbeatMs),
+    );
+  }
+
+  get view(): ClusterViewInput {
+    return this.cluster.lastView();
+  }
+
+  readiness(): { ready: boolean; reason: string } {
+    if (this.closing) return { ready: false, reason: 'the coordinator is draining' };
+    const { ready, reason } = this.view;
+    return { ready: ready === true, reason: reason ?? '' };
+  }
+
+  /** Refuses new members, and sends the present ones away; they join again when a coordinator is back. */
+  close(): void {
+    this.closing = true;
+    for (const timer of this.timers) clearInterval(timer);
+    if (this.viewTimer !== null) clearTimeout(this.viewTimer);
+    for (const stream of this.open) stream.fail(this.draining());
+  }
+
+  admit(stream: NodeStream, message: NodeMessage): Member {
+    const hello = message.hello!;
+    const member = this.cluster.join(hello, performance.now());
+    this.streams.set(member, stream);
+    this.options.log.info({
+      event: 'node-joined',
+      node: hello.name,
+      nodeRole: hello.role,
+      address: hello.address,
+      host: hello.host,
+      device: hello.device,
+      nodePid: hello.pid,
+    });
+    if (hello.role === 'WORKER') {
+      if (this.cluster.epoch > 0) stream.say('assignment');
+    } else {
+      stream.say('view');
+      if (this.cluster.feedback.version > 0) stream.say('bias');
+    }
+    return member;
+  }
+
+  receive(member: Member, message: NodeMessage): void {
+    this.cluster.heard(member, performance.now());
+    switch (message.kind) {
+      case 'worker':
+        this.reports.WORKER += 1;
+        this.cluster.workerReport(member, message.worker!);
+        break;
+      case 'router':
+        this.reports.ROUTER += 1;
+        this.cluster.routerReport(member, message.router!);
+        break;
+      case 'leaving':
+        this.options.log.info({
+          event: 'node-leaving',
+          node: member.hello.name,
+          nodeRole: member.hello.role,
+          reason: message.leaving!.reason,
+        });
+        this.cluster.leave(member, message.leaving!.reason.slice(0, 256));
+        break;
+      default:
+        throw invalidArgument('kind', message.kind ?? '', 'worker, router or leaving, after the hello');
+    }
+  }
+
+  refused(stream: NodeStream, error: SwitchyardError): void {
+    this.open.delete(stream);
+    if (this.closing) return;
+    const { code, message, details } = error;
+    this.options.log.warn({ event: 'node-refused', peer: stream.peer, code, reason: message, details });
+  }
+
+  gone(stream: NodeStream, member: Member, reason: string): void {
+    this.open.delete(stream);
+    this.streams.delete(member);
+    if (this.cluster.end(member, reason)) this.logGone(member);
+  }
+
+  compose(kind: MessageKind, member: Member): CoordinatorMessageInput {
+    switch (kind) {
+      case 'welcome':
+        return { welcome: { model: this.options.description, feedback: this.options.feedbackOn } };
+      case 'assignment':
+        return { assignment: this.cluster.assignment(member) };
+      case 'view':
+        return { view: this.view };
+      case 'bias':
+        return { bias: { version: this.cluster.feedback.version, layers: this.cluster.feedback.layers() } };
+      case 'heartbeat':
+        return {};
+    }
+  }
+
+  private sweep(everyMs: number): void {
+    for (const member of this.cluster.expire(performance.now(), everyMs)) {
+      this.logGone(member);
+      this.streams.get(member)?.fail(new SwitchyardError('DEADLINE_EXCEEDED', member.reason));
+    }
+  }
+
+  /** Routers get the nodes' latest figures with it, so that they can describe the cluster. */
+  private heartbeat(): void {
+    this.cluster.freshView();
+    this.sayTo('ROUTER', 'view');
+    this.sayTo('WORKER', 'heartbeat');
+  }
+
+  private scheduleView(): void {
+    if (this.closing) return;
+    this.viewTimer ??= setTimeout(() => {
+      this.viewTimer = null;
+      this.sayTo('ROUTER', 'view');
+      this.logView();
+    }, viewDelayMs);
+  }
+
+  private sayTo(role: 'WORKER' | 'ROUTER', kind: MessageKind): void {
+    for (const [member, stream] of this.streams) if (member.hello.role === role) stream.say(kind);
+  }
+
+  private logView(): void {
+    const { log, onReady } = this.options;
+    const { epoch, ready, reason } = this.view;
+    if (this.cluster.epoch !== this.loggedEpoch) {
+      this.loggedEpoch = this.cluster.epoch;
+      log.info({
+        event: 'placed',
+        epoch,
+        experts: this.cluster.places.length,
+        workers: this.options.workers,
+      });
+    }
+    if (ready === this.wasReady) return;
+    this.wasReady = ready === true;
+    if (this.wasReady) log.info({ event: 'ready', epoch });
+    else log.warn({ event: 'not-ready', epoch, reason });
+    onReady(this.wasReady);
+  }
+
+  private logGone(member: Member): void {
+    const { log } = this.options;
+    const line = { node: member.hello.name, nodeRole: member.hello.role, reason: member.reason };
+    if (member.draining) log.info({ event: 'node-left', ...line });
+    else log.warn({ event: 'node-dead', ...line });
+  }
+
+  private draining(): SwitchyardError {
+    return new SwitchyardError('DRAINING', 'the coordinator is stopping');
+  }
+}

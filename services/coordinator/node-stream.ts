@@ -1,0 +1,116 @@
+import type { ServerDuplexStream } from '@grpc/grpc-js';
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { CoordinatorMessageInput } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
+import type { NodeMessage } from '../common/generated/switchyard/v1/NodeMessage.js';
+import { toServiceError } from '../common/status.js';
+import type { Member } from './membership.js';
+
+type JoinCall = ServerDuplexStream<NodeMessage, CoordinatorMessageInput>;
+
+/** What the coordinator says to a node, in the order in which it is said. */
+const kinds = ['welcome', 'assignment', 'view', 'bias', 'heartbeat'] as const;
+export type MessageKind = (typeof kinds)[number];
+
+/** The coordinator's side of what happens on a stream. */
+export interface NodeStreamOwner {
+  /** Throws to refuse the node. */
+  admit(stream: NodeStream, message: NodeMessage): Member;
+  /** Throws if the message makes no sense: the node is then cut off. */
+  receive(member: Member, message: NodeMessage): void;
+  refused(stream: NodeStream, error: SwitchyardError): void;
+  gone(stream: NodeStream, member: Member, reason: string): void;
+  compose(kind: MessageKind, member: Member): CoordinatorMessageInput;
+}
+
+/**
+ * One node's control stream. What is to be said is remembered by kind alone, and composed when the stream can take it:
+ * the latest value wins, and a slow node holds no queue here.
+ */
+export class NodeStream {
+  member: Member | null = null;
+  private readonly due = new Set<MessageKind>();
+  private readonly helloTimer: NodeJS.Timeout;
+  private writable = true;
+  private closed = false;
+  private flushing: NodeJS.Immediate | null = null;
+
+  constructor(
+    private readonly call: JoinCall,
+    private readonly owner: NodeStreamOwner,
+    helloMs: number,
+  ) {
+    this.helloTimer = setTimeout(() => {
+      this.fail(new SwitchyardError('DEADLINE_EXCEEDED', `no hello within ${helloMs} ms`));
+    }, helloMs);
+    call.on('data', (message: NodeMessage) => this.receive(message));
+    call.on('drain', () => {
+      this.writable = true;
+      this.flush();
+    });
+    call.on('end', () => this.end('the node ended its stream'));
+    call.on('cancelled', () => this.end('its stream broke'));
+    call.on('error', (error: Error) => this.end(`its stream broke: ${error.message}`));
+  }
+
+  get peer(): string {
+    return this.call.getPeer();
+  }
+
+  /** Says this kind of message with its then latest content, as soon as the stream takes it. */
+  say(kind: MessageKind): void {
+    if (this.closed) return;
+    this.due.add(kind);
+    this.flushing ??= setImmediate(() => {
+      this.flushing = null;
+      this.flush();
+    });
+  }
+
+  /** Ends the stream with an error for the node. */
+  fail(error: SwitchyardError): void {
+    if (this.closed) return;
+    this.settle();
+    if (this.member === null) this.owner.refused(this, error);
+    else this.owner.gone(this, this.member, error.message);
+    this.call.emit('error', toServiceError(error));
+  }
+
+  private receive(message: NodeMessage): void {
+    if (this.closed) return;
+    try {
+      if (this.member !== null) {
+        this.owner.receive(this.member, message);
+        return;
+      }
+      if (message.kind !== 'hello')
+        throw invalidArgument('kind', message.kind ?? '', 'hello, as the first message');
+      clearTimeout(this.helloTimer);
+      this.member = this.owner.admit(this, message);
+      this.say('welcome');
+    } catch (error) {
+      this.fail(asSwitchyardError(error));
+    }
+  }
+
+  private flush(): void {
+    for (const kind of kinds) {
+      if (!this.writable || this.closed || this.member === null) return;
+      if (!this.due.delete(kind)) continue;
+      this.writable = this.call.write(this.owner.compose(kind, this.member));
+    }
+  }
+
+  private end(reason: string): void {
+    if (this.closed) return;
+    this.settle();
+    if (this.member !== null) this.owner.gone(this, this.member, reason);
+    this.call.end();
+  }
+
+  private settle(): void {
+    this.closed = true;
+    clearTimeout(this.helloTimer);
+    if (this.flushing !== null) clearImmediate(this.flushing);
+    this.due.clear();
+  }
+}

@@ -1,0 +1,50 @@
+import type { LayerSpec } from '../model/spec.js';
+
+/**
+ * A seat is one share of the experts; there are as many as workers are expected. It keeps the name of its
+ * last holder when that one dies, so that the holder finds its experts again, unless a spare took the seat.
+ */
+export type Seats = readonly (string | null)[];
+
+/** One number for (layer, expert), for sets and maps. */
+export function expertKey(layer: number, expert: number): number {
+  return layer * 2 ** 20 + expert;
+}
+
+export interface ExpertPlace {
+  layer: number;
+  expert: number;
+  /** Index into Seats. */
+  seat: number;
+}
+
+/**
+ * Static placement: the experts of all layers dealt to the seats in turn. Within a layer no seat has more
+ * than one expert above any other; and as the dealing goes on from layer to layer, the same holds for the
+ * model as a whole.
+ */
+export function dealExperts(layers: readonly LayerSpec[], seats: number): ExpertPlace[] {
+  const places: ExpertPlace[] = [];
+  for (const { layer, experts } of layers) {
+    for (let expert = 0; expert < experts; expert += 1) {
+      places.push({ layer, expert, seat: places.length % seats });
+    }
+  }
+  return places;
+}
+
+/**
+ * Seats after a change of membership; `live` is in the order in which workers take seats.
+ *
+ * - Nobody is seated until as many workers live as there are seats.
+ * - A live worker keeps its seat, and a returned one finds its old seat if it still bears its name.
+ * - Live workers without a seat (spares) take over seats whose holders are dead.
+ */
+export function assignSeats(seats: Seats, live: readonly string[]): Seats {
+  const isOpen = seats.every((holder) => holder === null);
+  if (isOpen && live.length < seats.length) return seats;
+  const alive = new Set(live);
+  const seated = new Set(seats);
+  const spares = live.filter((name) => !seated.has(name));
+  return seats.map((holder) => (holder !== null && alive.has(holder) ? holder : (spares.shift() ?? holder)));
+}

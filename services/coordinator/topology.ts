@@ -1,0 +1,166 @@
+import { readFileSync } from 'node:fs';
+import { parse } from 'yaml';
+import { z } from 'zod';
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+
+const bitsOf: Readonly<Record<string, number>> = { '': 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12 };
+
+/** Bits per second: a number, or a text such as "200Gbit/s", "25 Gbps" or "500Mbit/s". */
+const bandwidth = z.union([z.number(), z.string()]).transform((value, context) => {
+  const bits = typeof value === 'number' ? value : parseBandwidth(value);
+  if (Number.isFinite(bits) && bits > 0) return bits;
+  context.addIssue({
+    code: 'custom',
+    message: 'allowed: bits per second above 0, as in "200Gbit/s" or 25000000000',
+  });
+  return z.NEVER;
+});
+
+function parseBandwidth(text: string): number {
+  const match = /^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:bit\/s|bps|bit)\s*$/i.exec(text);
+  return match === null ? Number.NaN : Number(match[1]) * bitsOf[match[2]!.toLowerCase()]!;
+}
+
+const name = z.string().min(1).max(253);
+
+const topologySchema = z.strictObject({
+  hosts: z
+    .array(
+      z.strictObject({
+        name,
+        /** As workers name their device ("cpu", "cuda:0"); one entry for each worker that may run there. */
+        devices: z.array(name).min(1).max(1024),
+      }),
+    )
+    .min(1)
+    .max(4096),
+  links: z
+    .array(
+      z.strictObject({
+        from: name,
+        to: name,
+        bandwidth,
+        latencyMicroseconds: z.number().positive().optional(),
+      }),
+    )
+    .max(65_536)
+    .default([]),
+});
+
+/** The hosts of a cluster, the devices that workers use, and the links between hosts (both directions). */
+export type Topology = z.infer<typeof topologySchema>;
+
+/** Reads and validates a topology file. Throws CONFIG_INVALID that names the file, the key, the value and what is allowed. */
+export function readTopology(path: string): Topology {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (error) {
+    throw configInvalid(path, 'topology', `cannot be read: ${(error as Error).message}`);
+  }
+  return parseTopology(text, path);
+}
+
+export function parseTopology(text: string, path: string): Topology {
+  let value: unknown;
+  try {
+    value = parse(text);
+  } catch (error) {
+    throw configInvalid(path, 'topology', `is not YAML: ${(error as Error).message}`);
+  }
+  const parsed = topologySchema.safeParse(value);
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0]!;
+    const key = issue.path.join('.') || 'topology';
+    const seen = issue.path.reduce<unknown>(
+      (at, step) => (at as Record<PropertyKey, unknown>)?.[step],
+      value,
+    );
+    throw configInvalid(path, key, `is ${JSON.stringify(seen)}: ${issue.message}`);
+  }
+  checkReferences(parsed.data, path);
+  return parsed.data;
+}
+
+function checkReferences(topology: Topology, path: string): void {
+  const hosts = new Set<string>();
+  for (const [index, host] of topology.hosts.entries()) {
+    if (hosts.has(host.name))
+      throw configInvalid(
+        path,
+        `hosts.${index}.name`,
+        `is "${host.name}", which another host has; allowed: unique names`,
+      );
+    hosts.add(host.name);
+  }
+  const pairs = new Set<string>();
+  for (const [index, link] of topology.links.entries()) {
+    for (const end of ['from', 'to'] as const) {
+      if (!hosts.has(link[end]))
+        throw configInvalid(
+          path,
+          `links.${index}.${end}`,
+          `is "${link[end]}"; allowed: ${[...hosts].join(', ')}`,
+        );
+    }
+    if (link.from === link.to)
+      throw configInvalid(
+        path,
+        `links.${index}.to`,
+        `is "${link.to}", the host the link comes from; allowed: another host`,
+      );
+    const pair = [link.from, link.to].sort().join(' and ');
+    if (pairs.has(pair))
+      throw configInvalid(path, `links.${index}`, `joins ${pair} again; allowed: one link for two hosts`);
+    pairs.add(pair);
+  }
+}
+
+function configInvalid(path: string, key: string, problem: string): SwitchyardError {
+  return new SwitchyardError('CONFIG_INVALID', `${path}: ${key} ${problem}`, { file: path, key });
+}
+
+/** Where a worker says it runs. */
+export interface Place {
+  name: string;
+  host: string;
+  device: string;
+}
+
+/** Throws INVALID_ARGUMENT if the topology has no such host, or the host no such device. */
+export function checkPlace(topology: Topology, place: Place): void {
+  const host = topology.hosts.find((candidate) => candidate.name === place.host);
+  if (host === undefined)
+    throw invalidArgument(
+      'host',
+      place.host,
+      `a host of the topology: ${topology.hosts.map((h) => h.name).join(', ')}`,
+    );
+  if (!host.devices.includes(place.device))
+    throw invalidArgument(
+      'device',
+      place.device,
+      `a device of host ${host.name}: ${host.devices.join(', ')}`,
+    );
+}
+
+/**
+ * The order in which workers take shares of every layer. With a topology: the first device of each host,
+ * then the second of each, so that consecutive experts fall on different hosts and every host gets its
+ * even part. Without: by name, numbers by value.
+ */
+export function orderWorkers(places: readonly Place[], topology: Topology | null): string[] {
+  const byName = [...places].sort((a, b) => a.name.localeCompare(b.name, 'en', { numeric: true }));
+  if (topology === null) return byName.map((place) => place.name);
+  const taken = new Set<string>();
+  const ranked: { name: string; device: number; host: number }[] = [];
+  for (const place of byName) {
+    const host = topology.hosts.findIndex((candidate) => candidate.name === place.host);
+    const devices = topology.hosts[host]?.devices ?? [];
+    const device = devices.findIndex((id, index) => id === place.device && !taken.has(`${host}/${index}`));
+    taken.add(`${host}/${device}`);
+    ranked.push({ name: place.name, device: device < 0 ? Number.MAX_SAFE_INTEGER : device, host });
+  }
+  // The sort is stable: workers beyond the devices listed come last, by name.
+  return ranked.sort((a, b) => a.device - b.device || a.host - b.host).map((rank) => rank.name);
+}
