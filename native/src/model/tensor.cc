@@ -1,0 +1,102 @@
+#include "model/tensor.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+
+#include "kernels/bf16.h"
+#include "model/generator.h"
+#include "runtime/error.h"
+
+namespace switchyard {
+
+namespace {
+
+constexpr size_t elements_max = size_t{1} << 44;
+/** Elements converted at a time: the buffer stays in the first-level cache. */
+constexpr size_t piece = 4096;
+
+size_t bytes_of(StoredDtype dtype) { return dtype == StoredDtype::f32 ? 4 : 2; }
+
+/** IEEE binary16 to float, exact. */
+float f16_to_float(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 0x1fu;
+  const uint32_t fraction = half & 0x3ffu;
+  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (fraction << 13));
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (fraction << 13));
+  const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+  return sign ? -magnitude : magnitude;
+}
+
+__attribute__((target("avx2"))) void round_finite(const float* values, size_t count, float scale, float center,
+                                                  uint16_t* out) {
+  for (size_t i = 0; i < count; ++i) {
+    const auto bits = std::bit_cast<uint32_t>(center + scale * values[i]);
+    out[i] = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+}
+
+void read_file(const FileTensor& tensor, size_t first, size_t count, uint16_t* out) {
+  const std::byte* bytes = tensor.file->data() + tensor.byte_offset + first * bytes_of(tensor.dtype);
+  switch (tensor.dtype) {
+    case StoredDtype::bf16:
+      std::memcpy(out, bytes, count * sizeof(uint16_t));
+      return;
+    case StoredDtype::f16:
+      for (size_t i = 0; i < count; ++i) {
+        uint16_t half;
+        std::memcpy(&half, bytes + i * sizeof half, sizeof half);
+        out[i] = float_to_bf16(f16_to_float(half));
+      }
+      return;
+    case StoredDtype::f32:
+      for (size_t i = 0; i < count; ++i) {
+        float value;
+        std::memcpy(&value, bytes + i * sizeof value, sizeof value);
+        out[i] = float_to_bf16(value);
+      }
+      return;
+  }
+}
+
+void read_synthetic(const SyntheticTensor& tensor, size_t first, size_t count, uint16_t* out) {
+  const Generator generator(tensor.seed, Generator::Domain::weights, tensor.stream);
+  std::array<float, piece> values;
+  while (count > 0) {
+    const size_t part = std::min(count, piece);
+    generator.uniform(first, part, values.data());
+    round_finite(values.data(), part, tensor.scale, tensor.center, out);
+    first += part;
+    out += part;
+    count -= part;
+  }
+}
+
+}  // namespace
+
+void check_tensor(const TensorSource& source, const std::string& field) {
+  const std::string shape = std::to_string(source.rows) + " x " + std::to_string(source.columns);
+  if (source.rows == 0 || source.columns == 0 || source.rows > elements_max / source.columns) {
+    throw_invalid(field, shape, "1 to " + std::to_string(elements_max) + " elements");
+  }
+  if (const auto* tensor = std::get_if<FileTensor>(&source.origin)) {
+    const size_t bytes = source.elements() * bytes_of(tensor->dtype);
+    const size_t size = tensor->file->size();
+    if (tensor->byte_offset > size || bytes > size - tensor->byte_offset) {
+      throw_invalid(field, shape + " at byte " + std::to_string(tensor->byte_offset),
+                    "tensors within the " + std::to_string(size) + " bytes of " + tensor->file->path());
+    }
+  }
+}
+
+void read_elements(const TensorSource& source, size_t first, size_t count, uint16_t* out) {
+  if (const auto* tensor = std::get_if<FileTensor>(&source.origin)) {
+    read_file(*tensor, first, count, out);
+  } else {
+    read_synthetic(std::get<SyntheticTensor>(source.origin), first, count, out);
+  }
+}
+
+}  // namespace switchyard

@@ -1,0 +1,147 @@
+#include "reference/layer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "reference/matrix.h"
+#include "reference/routing.h"
+#include "runtime/error.h"
+
+namespace switchyard {
+
+namespace {
+
+/** One use of an expert by a row. */
+struct Use {
+  size_t row;
+  double weight;
+};
+
+void check_shape(const TensorSource& source, size_t rows, size_t columns, const std::string& field) {
+  if (source.rows == rows && source.columns == columns) return;
+  throw_invalid(field, std::to_string(source.rows) + " x " + std::to_string(source.columns),
+                std::to_string(rows) + " x " + std::to_string(columns));
+}
+
+void check_routing(const RoutingSpec& routing, size_t experts) {
+  const std::string up_to = "1 to ";
+  if (routing.groups < 1 || experts % routing.groups != 0) {
+    throw_invalid("routing.groups", routing.groups, "a divisor of " + std::to_string(experts));
+  }
+  if (routing.groups_chosen < 1 || routing.groups_chosen > routing.groups) {
+    throw_invalid("routing.groupsChosen", routing.groups_chosen, up_to + std::to_string(routing.groups));
+  }
+  const size_t choosable = experts / routing.groups * routing.groups_chosen;
+  if (routing.top_k < 1 || routing.top_k > choosable) {
+    throw_invalid("routing.topK", routing.top_k, up_to + std::to_string(choosable));
+  }
+}
+
+void check_layer(std::span<const double> rows, size_t hidden, const ReferenceLayer& layer) {
+  if (hidden == 0 || rows.empty() || rows.size() % hidden != 0) {
+    throw_invalid("rows.length", rows.size(), "a positive multiple of hidden " + std::to_string(hidden));
+  }
+  const size_t experts = layer.experts.size();
+  check_routing(layer.routing, experts);
+  check_shape(layer.gate, experts, hidden, "gate");
+  if (layer.norm) check_shape(*layer.norm, 1, hidden, "norm");
+  for (const auto& [bias, field] :
+       {std::pair{layer.gate_bias, "gateBias.length"}, std::pair{layer.selection_bias, "selectionBias.length"}}) {
+    if (!bias.empty() && bias.size() != experts) throw_invalid(field, bias.size(), std::to_string(experts));
+  }
+  if (!layer.given.empty()) {
+    const size_t choices = rows.size() / hidden * layer.routing.top_k;
+    if (layer.given.size() != choices) throw_invalid("given.length", layer.given.size(), std::to_string(choices));
+    for (const uint32_t expert : layer.given) {
+      if (expert >= experts) throw_invalid("given", expert, "below " + std::to_string(experts));
+    }
+  }
+  for (const ReferenceExpert& expert : layer.experts) {
+    const size_t ffn = expert.up.rows;
+    check_shape(expert.up, ffn, hidden, "experts.up");
+    check_shape(expert.down, hidden, ffn, "experts.down");
+    if (expert.gate.has_value() != (expert.activation == Activation::swiglu)) {
+      throw_invalid("experts.gate", expert.gate ? "a matrix" : "null", "a matrix for swiglu alone");
+    }
+    if (expert.gate) check_shape(*expert.gate, ffn, hidden, "experts.gate");
+  }
+}
+
+/** x / sqrt(mean(x^2) + epsilon) * weight, row by row. */
+std::vector<double> normalize(std::span<const double> rows, const std::vector<double>& weight, double epsilon) {
+  const size_t hidden = weight.size();
+  std::vector<double> output(rows.begin(), rows.end());
+  for (size_t start = 0; start < rows.size(); start += hidden) {
+    double* row = output.data() + start;
+    const double factor = 1 / std::sqrt(dot(row, row, hidden) / static_cast<double>(hidden) + epsilon);
+    for (size_t i = 0; i < hidden; ++i) row[i] *= factor * weight[i];
+  }
+  return output;
+}
+
+/** The expert's FFN for [count, hidden] inputs. */
+std::vector<double> apply_expert(const ReferenceExpert& expert, const std::vector<double>& inputs, size_t count,
+                                 ThreadPool& pool) {
+  std::vector<double> inner = multiply(expert.up, inputs.data(), count, pool);
+  if (expert.activation == Activation::swiglu) {
+    const std::vector<double> gate = multiply(*expert.gate, inputs.data(), count, pool);
+    for (size_t i = 0; i < inner.size(); ++i) inner[i] *= gate[i] / (1 + std::exp(-gate[i]));
+  } else {
+    for (double& value : inner) value = value / 2 * (1 + std::erf(value / std::sqrt(2.0)));
+  }
+  return multiply(expert.down, inner.data(), count, pool);
+}
+
+/** Adds what one expert makes of the rows that use it. */
+void add_expert(const ReferenceLayer& layer, size_t number, const std::vector<Use>& uses,
+                const std::vector<double>& inputs, size_t hidden, ThreadPool& pool, std::vector<double>& output) {
+  if (uses.empty()) return;
+  const bool weigh_input = layer.routing.weight_on == RoutingSpec::WeightOn::input;
+  std::vector<double> gathered(uses.size() * hidden);
+  for (size_t i = 0; i < uses.size(); ++i) {
+    const double factor = weigh_input ? uses[i].weight : 1;
+    for (size_t j = 0; j < hidden; ++j) gathered[i * hidden + j] = factor * inputs[uses[i].row * hidden + j];
+  }
+  const std::vector<double> results = apply_expert(layer.experts[number], gathered, uses.size(), pool);
+  for (size_t i = 0; i < uses.size(); ++i) {
+    const double factor = weigh_input ? 1 : uses[i].weight;
+    for (size_t j = 0; j < hidden; ++j) output[uses[i].row * hidden + j] += factor * results[i * hidden + j];
+  }
+}
+
+}  // namespace
+
+ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, const ReferenceLayer& layer,
+                                ThreadPool& pool) {
+  check_layer(rows, hidden, layer);
+  const size_t row_count = rows.size() / hidden;
+  const size_t experts = layer.experts.size();
+  const size_t top_k = layer.routing.top_k;
+  const std::vector<double> inputs = layer.norm ? normalize(rows, read_doubles(*layer.norm), layer.epsilon)
+                                                : std::vector<double>(rows.begin(), rows.end());
+  std::vector<double> logits = multiply(layer.gate, inputs.data(), row_count, pool);
+
+  ReferenceResult result;
+  std::vector<std::vector<Use>> uses(experts);
+  for (size_t row = 0; row < row_count; ++row) {
+    double* own = logits.data() + row * experts;
+    for (size_t expert = 0; expert < layer.gate_bias.size(); ++expert) own[expert] += layer.gate_bias[expert];
+    const auto given = layer.given.empty() ? layer.given : layer.given.subspan(row * top_k, top_k);
+    const ReferenceChoice choice = choose_experts({own, experts}, layer.selection_bias, layer.routing, given);
+    const auto used = given.empty() ? std::span<const uint32_t>(choice.experts) : given;
+    for (size_t i = 0; i < top_k; ++i) uses[used[i]].push_back({row, choice.weights[i]});
+    result.experts.insert(result.experts.end(), choice.experts.begin(), choice.experts.end());
+    result.weights.insert(result.weights.end(), choice.weights.begin(), choice.weights.end());
+    result.regret.push_back(choice.regret);
+  }
+
+  if (layer.residual) result.rows.assign(rows.begin(), rows.end());
+  else result.rows.assign(rows.size(), 0);
+  for (size_t expert = 0; expert < experts; ++expert) {
+    add_expert(layer, expert, uses[expert], inputs, hidden, pool, result.rows);
+  }
+  return result;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "experts/activation.h"
+#include "kernels/gate.h"
+#include "model/tensor.h"
+#include "runtime/pool.h"
+
+namespace switchyard {
+
+struct ReferenceExpert {
+  Activation activation = Activation::swiglu;
+  /** [ffn, hidden]; only for swiglu. */
+  std::optional<TensorSource> gate;
+  /** [ffn, hidden] */
+  TensorSource up;
+  /** [hidden, ffn] */
+  TensorSource down;
+};
+
+/** The fields are those of ReferenceLayer in native/index.ts; empty spans stand for null. */
+struct ReferenceLayer {
+  std::optional<TensorSource> norm;
+  double epsilon = 0;
+  TensorSource gate;
+  std::span<const float> gate_bias;
+  std::span<const float> selection_bias;
+  RoutingSpec routing;
+  std::span<const uint32_t> given;
+  std::vector<ReferenceExpert> experts;
+  bool residual = true;
+};
+
+struct ReferenceResult {
+  std::vector<double> rows;
+  std::vector<uint32_t> experts;
+  std::vector<double> weights;
+  std::vector<double> regret;
+};
+
+/**
+ * One layer in float64 from BF16 weights, written for plainness: it shares no code with the kernels, so that it can
+ * judge them. `rows` is [row_count, hidden]. Throws INVALID_ARGUMENT, naming the field, if shapes do not fit.
+ */
+ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, const ReferenceLayer& layer,
+                                ThreadPool& pool);
+
+}  // namespace switchyard

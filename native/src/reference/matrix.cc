@@ -1,0 +1,59 @@
+#include "reference/matrix.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+namespace switchyard {
+
+namespace {
+
+constexpr size_t tile_rows = 16;
+
+/** Elements first to first + count - 1. BF16 is the upper half of a float, so the conversion is exact. */
+void read_doubles(const TensorSource& source, size_t first, size_t count, double* out) {
+  std::vector<uint16_t> bits(count);
+  read_elements(source, first, count, bits.data());
+  for (size_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
+}
+
+}  // namespace
+
+// Eight partial sums, so that additions need not wait for each other.
+__attribute__((target("avx2"))) double dot(const double* a, const double* b, size_t count) {
+  double sums[8] = {};
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (size_t lane = 0; lane < 8; ++lane) sums[lane] += a[i + lane] * b[i + lane];
+  }
+  for (; i < count; ++i) sums[i % 8] += a[i] * b[i];
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
+
+std::vector<double> read_doubles(const TensorSource& source) {
+  std::vector<double> values(source.elements());
+  read_doubles(source, 0, values.size(), values.data());
+  return values;
+}
+
+std::vector<double> multiply(const TensorSource& matrix, const double* inputs, size_t input_count, ThreadPool& pool) {
+  const size_t columns = matrix.columns;
+  std::vector<double> products(input_count * matrix.rows);
+  pool.parallel_for((matrix.rows + tile_rows - 1) / tile_rows, [&](size_t tile) {
+    const size_t first = tile * tile_rows;
+    const size_t count = std::min(tile_rows, matrix.rows - first);
+    std::vector<double> values(count * columns);
+    read_doubles(matrix, first * columns, values.size(), values.data());
+    for (size_t input = 0; input < input_count; ++input) {
+      for (size_t row = 0; row < count; ++row) {
+        products[input * matrix.rows + first + row] =
+            dot(values.data() + row * columns, inputs + input * columns, columns);
+      }
+    }
+  });
+  return products;
+}
+
+}  // namespace switchyard

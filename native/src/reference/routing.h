@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/gate.h"
+
+namespace switchyard {
+
+struct ReferenceChoice {
+  /** [top_k], best first; ties go to the lower expert. */
+  std::vector<uint32_t> experts;
+  /** [top_k], of the experts used: the given ones if there are any. */
+  std::vector<double> weights;
+  /**
+   * The largest amount by which an unused expert's selection score exceeds a used one's; <= 0 if the choice agrees.
+   * Infinite if a used expert is in a group that is masked with negative infinity.
+   */
+  double regret;
+};
+
+/** Routes one row from its logits [experts]. `selection_bias` and `given` may be empty. */
+ReferenceChoice choose_experts(std::span<const double> logits, std::span<const float> selection_bias,
+                               const RoutingSpec& routing, std::span<const uint32_t> given);
+
+}  // namespace switchyard
