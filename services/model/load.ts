@@ -1,0 +1,137 @@
+import { z } from 'zod';
+import type { ExpertSource, TensorSource } from '../../native/index.js';
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { openCheckpoint } from './checkpoint.js';
+import { expertWeightBytes } from './limits.js';
+import type { ModelSource, ModelSpec } from './spec.js';
+import { syntheticModel, syntheticSchema } from './synthetic.js';
+
+/** Where the tensors of a model come from; taking a source reads no weights. */
+export interface ModelTensors {
+  /** [1, hidden]: the weight of the norm in front of the layer's gate and experts. */
+  norm(layer: number): TensorSource;
+  /** [experts, hidden] */
+  gate(layer: number): TensorSource;
+  expert(layer: number, expert: number): ExpertSource;
+  close(): void;
+}
+
+/** What the addon's createGate and referenceLayer need beside the routing spec. */
+export interface GateSource {
+  weight: TensorSource;
+  logitBias: Float32Array | null;
+  selectionBias: Float32Array | null;
+}
+
+/** A model that is described and checked; its weights are read when a source is given to the addon. */
+export class Model {
+  readonly #experts: ReadonlyMap<number, number>;
+
+  constructor(
+    readonly spec: ModelSpec,
+    private readonly tensors: ModelTensors,
+  ) {
+    this.#experts = new Map(spec.layers.map(({ layer, experts }) => [layer, experts]));
+  }
+
+  /** BF16 bytes of one expert's weights. */
+  get expertBytes(): number {
+    return expertWeightBytes(this.spec);
+  }
+
+  /** Throws UNKNOWN_LAYER for a layer without experts. */
+  norm(layer: number): TensorSource {
+    this.#expertsOf(layer);
+    return this.tensors.norm(layer);
+  }
+
+  /** Throws UNKNOWN_LAYER for a layer without experts. */
+  gate(layer: number): GateSource {
+    this.#expertsOf(layer);
+    return { weight: this.tensors.gate(layer), logitBias: null, selectionBias: null };
+  }
+
+  /** Throws UNKNOWN_LAYER, or INVALID_ARGUMENT for an expert out of range. */
+  expert(layer: number, expert: number): ExpertSource {
+    const experts = this.#expertsOf(layer);
+    if (!Number.isSafeInteger(expert) || expert < 0 || expert >= experts) {
+      throw invalidArgument('expert', expert, `0 to ${experts - 1} in layer ${layer}`);
+    }
+    return this.tensors.expert(layer, expert);
+  }
+
+  /** Unmaps the files once no operation uses them. Idempotent. */
+  close(): void {
+    this.tensors.close();
+  }
+
+  #expertsOf(layer: number): number {
+    const experts = this.#experts.get(layer);
+    if (experts !== undefined) return experts;
+    const allowed = describeLayers(this.spec);
+    throw new SwitchyardError('UNKNOWN_LAYER', `layer is ${layer}; allowed: ${allowed}`, {
+      field: 'layer',
+      value: layer,
+      allowed,
+    });
+  }
+}
+
+function describeLayers({ layers, name }: ModelSpec): string {
+  const numbers = layers.map(({ layer }) => layer);
+  const first = numbers[0]!;
+  const last = numbers.at(-1)!;
+  if (last - first + 1 === numbers.length) return `${first} to ${last} (layers of ${name} with experts)`;
+  return `${numbers.join(', ')} (layers of ${name} with experts)`;
+}
+
+/** Describes and checks a model. Rejects with MODEL_INVALID. */
+export async function openModel(source: ModelSource): Promise<Model> {
+  const checked = parseModelSource(source);
+  const { spec, tensors } =
+    checked.kind === 'checkpoint' ? await openCheckpoint(checked.directory) : syntheticModel(checked.spec);
+  return new Model(spec, tensors);
+}
+
+const sourceSchema: z.ZodType<ModelSource> = z.discriminatedUnion(
+  'kind',
+  [
+    z.strictObject({
+      kind: z.literal('checkpoint'),
+      directory: z.string({ error: 'a path' }).min(1, 'a path').max(4096, 'a path of up to 4096 characters'),
+    }),
+    z.strictObject({ kind: z.literal('synthetic'), spec: syntheticSchema }),
+  ],
+  { error: '"checkpoint" or "synthetic"' },
+);
+
+/** A ModelSource from its JSON form (ModelDescription.source) or from parts given by a user. Throws MODEL_INVALID. */
+export function parseModelSource(json: unknown): ModelSource {
+  let value = json;
+  if (typeof json === 'string') {
+    try {
+      value = JSON.parse(json);
+    } catch (error) {
+      throw sourceInvalid(
+        'model',
+        JSON.stringify(json),
+        `the JSON form of a model source: ${(error as Error).message}`,
+      );
+    }
+  }
+  const parsed = sourceSchema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const { path, message } = parsed.error.issues[0]!;
+  let found: unknown = value;
+  for (const key of path) found = (found as Record<PropertyKey, unknown> | null | undefined)?.[key];
+  throw sourceInvalid(path.join('.') || 'model', JSON.stringify(found), message);
+}
+
+function sourceInvalid(field: string, value: string | undefined, allowed: string): SwitchyardError {
+  const shown = (value ?? 'missing').slice(0, 200);
+  return new SwitchyardError('MODEL_INVALID', `${field} is ${shown}; allowed: ${allowed}`, {
+    field,
+    value: shown,
+    allowed,
+  });
+}

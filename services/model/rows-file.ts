@@ -1,0 +1,269 @@
+import { type FileHandle, open, rename, rm } from 'node:fs/promises';
+import { native, type Slab } from '../../native/index.js';
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { SafetensorsFile } from './safetensors.js';
+import { encodeHeader, type TensorEntry } from './safetensors-header.js';
+
+/** BF16. */
+const elementBytes = 2;
+
+/** Token rows in a file: one BF16 tensor [..., hidden] of a .safetensors file, or raw little-endian BF16. */
+export interface RowsReader {
+  readonly path: string;
+  /** Name of the tensor; null for a raw file. */
+  readonly tensor: string | null;
+  readonly tokens: number;
+  readonly hidden: number;
+  /** [..., hidden]; tokens is the product of what is in front. */
+  readonly shape: readonly number[];
+  readonly dtype: 'BF16';
+  /**
+   * Rows [count, hidden] on a slab that the caller owns. Rejects with INVALID_ARGUMENT outside the file and
+   * with DATA_LOSS if the file has become shorter.
+   */
+  read(firstToken: number, count: number): Promise<Slab>;
+  close(): Promise<void>;
+}
+
+/** Takes the rows of a file in any order. The file appears under its name at `close`, whole or not at all. */
+export interface RowsWriter {
+  /** Writes whole rows; each token once. What is passed in stays the caller's and must not change until it is written. */
+  write(firstToken: number, rows: Slab | Uint8Array): Promise<void>;
+  /** Puts the file in place. Rejects with DATA_LOSS if tokens are missing. */
+  close(): Promise<void>;
+  /** Removes what was written. Idempotent; does nothing after `close`. */
+  abort(): Promise<void>;
+}
+
+function isSafetensors(path: string): boolean {
+  return path.endsWith('.safetensors');
+}
+
+/**
+ * Opens a file of rows, by extension.
+ * @param options.tensor which tensor of a .safetensors file; null: its only one.
+ * @param options.hidden elements of a row, which the file must agree with.
+ * Rejects with INVALID_ARGUMENT (file does not fit) or MODEL_INVALID (not a valid safetensors file).
+ */
+export async function openRowsReader(
+  path: string,
+  options: { tensor: string | null; hidden: number },
+): Promise<RowsReader> {
+  if (isSafetensors(path)) {
+    const file = await SafetensorsFile.open(path);
+    const entry = chooseTensor(path, file, options.tensor);
+    const hidden = entry.shape.at(-1);
+    if (entry.dtype !== 'BF16') {
+      throw invalidArgument(
+        `the dtype of tensor ${JSON.stringify(entry.name)} in ${path}`,
+        entry.dtype,
+        'BF16',
+      );
+    }
+    if (hidden !== options.hidden) {
+      const field = `the shape of tensor ${JSON.stringify(entry.name)} in ${path}`;
+      throw invalidArgument(field, `[${entry.shape.join(', ')}]`, `[..., ${options.hidden}]`);
+    }
+    return new FileReader(path, await openForReading(path), entry.name, entry.shape, entry.byteOffset);
+  }
+  const handle = await openForReading(path);
+  const { size } = await handle.stat();
+  const rowBytes = options.hidden * elementBytes;
+  if (size % rowBytes !== 0) {
+    await handle.close();
+    const allowed = `a multiple of ${rowBytes} bytes (${options.hidden} BF16 values a row)`;
+    throw invalidArgument(`the size of ${path}`, `${size} bytes`, allowed);
+  }
+  return new FileReader(path, handle, null, [size / rowBytes, options.hidden], 0);
+}
+
+function chooseTensor(path: string, file: SafetensorsFile, tensor: string | null): TensorEntry {
+  const names = [...file.header.tensors.keys()];
+  const name = tensor ?? (names.length === 1 ? names[0]! : null);
+  const entry = name === null ? undefined : file.header.tensors.get(name);
+  if (entry !== undefined) return entry;
+  const shown = names.slice(0, 10).map((each) => JSON.stringify(each));
+  if (names.length > shown.length) shown.push(`${names.length - shown.length} more`);
+  throw invalidArgument(
+    `the tensor of ${path}`,
+    name ?? 'not named',
+    shown.join(', ') || 'none: it holds no tensor',
+  );
+}
+
+async function openForReading(path: string): Promise<FileHandle> {
+  try {
+    return await open(path, 'r');
+  } catch (error) {
+    throw invalidArgument('input', path, `a file that can be read (${(error as Error).message})`);
+  }
+}
+
+class FileReader implements RowsReader {
+  readonly dtype = 'BF16';
+  readonly tokens: number;
+  readonly hidden: number;
+
+  constructor(
+    readonly path: string,
+    private readonly handle: FileHandle,
+    readonly tensor: string | null,
+    readonly shape: readonly number[],
+    private readonly dataStart: number,
+  ) {
+    this.hidden = shape.at(-1)!;
+    this.tokens = shape.slice(0, -1).reduce((product, size) => product * size, 1);
+  }
+
+  async read(firstToken: number, count: number): Promise<Slab> {
+    requireTokens(firstToken, count, this.tokens);
+    const rowBytes = this.hidden * elementBytes;
+    const slab = native.allocateSlab(count * rowBytes);
+    try {
+      // The kernel copies into the slab. Mapping the file would count all of it as resident memory.
+      const view = slab.view();
+      let done = 0;
+      while (done < view.byteLength) {
+        const position = this.dataStart + firstToken * rowBytes + done;
+        const { bytesRead } = await this.handle.read(view, done, view.byteLength - done, position);
+        if (bytesRead === 0) {
+          const message = `${this.path}: ends at byte ${position}; it had more when it was opened`;
+          throw new SwitchyardError('DATA_LOSS', message, { file: this.path });
+        }
+        done += bytesRead;
+      }
+      return slab;
+    } catch (error) {
+      slab.release();
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.handle.close();
+  }
+}
+
+function requireTokens(first: number, count: number, tokens: number): void {
+  if (!Number.isSafeInteger(first) || first < 0 || first >= tokens) {
+    throw invalidArgument('the first token', first, `0 to ${tokens - 1}`);
+  }
+  if (!Number.isSafeInteger(count) || count < 1 || count > tokens - first) {
+    throw invalidArgument('the number of tokens', count, `1 to ${tokens - first} from token ${first}`);
+  }
+}
+
+/**
+ * Creates a file of BF16 rows, by extension.
+ * @param options.tensor name of the tensor in a .safetensors file.
+ * @param options.shape [..., hidden]
+ */
+export async function createRowsWriter(
+  path: string,
+  options: { tensor: string; shape: readonly number[] },
+): Promise<RowsWriter> {
+  const { tensor, shape } = options;
+  if (shape.length === 0 || shape.some((size) => !Number.isSafeInteger(size) || size < 1)) {
+    throw invalidArgument('shape', `[${shape.join(', ')}]`, 'integers of at least 1');
+  }
+  const header = isSafetensors(path)
+    ? encodeHeader([{ name: tensor, dtype: 'BF16', shape }])
+    : new Uint8Array(0);
+  const partial = `${path}.partial-${process.pid}`;
+  let handle: FileHandle;
+  try {
+    handle = await open(partial, 'w');
+  } catch (error) {
+    throw invalidArgument('output', path, `a file that can be written (${(error as Error).message})`);
+  }
+  const writer = new FileWriter(path, partial, handle, shape, header.byteLength);
+  await writer.begin(header);
+  return writer;
+}
+
+class FileWriter implements RowsWriter {
+  readonly #tokens: number;
+  readonly #rowBytes: number;
+  /** Ranges [first, end) of tokens that are written or being written: ascending, apart from each other. */
+  #ranges: [number, number][] = [];
+  #open = true;
+  #failure: unknown = null;
+
+  constructor(
+    private readonly path: string,
+    private readonly partial: string,
+    private readonly handle: FileHandle,
+    shape: readonly number[],
+    private readonly dataStart: number,
+  ) {
+    this.#tokens = shape.slice(0, -1).reduce((product, size) => product * size, 1);
+    this.#rowBytes = shape.at(-1)! * elementBytes;
+  }
+
+  async begin(header: Uint8Array): Promise<void> {
+    await this.#writeAt(header, 0);
+  }
+
+  async write(firstToken: number, rows: Slab | Uint8Array): Promise<void> {
+    const bytes = rows instanceof Uint8Array ? rows : rows.view();
+    const count = bytes.byteLength / this.#rowBytes;
+    requireTokens(firstToken, count, this.#tokens);
+    this.#take(firstToken, firstToken + count);
+    try {
+      await this.#writeAt(bytes, this.dataStart + firstToken * this.#rowBytes);
+    } catch (error) {
+      this.#failure = error;
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    if (this.#failure !== null) {
+      await this.abort();
+      throw this.#failure;
+    }
+    const [first] = this.#ranges;
+    if (this.#ranges.length !== 1 || first![0] !== 0 || first![1] !== this.#tokens) {
+      const missing = first === undefined || first[0] > 0 ? 0 : first[1];
+      await this.abort();
+      const message = `${this.path}: token ${missing} of ${this.#tokens} was never written`;
+      throw new SwitchyardError('DATA_LOSS', message, { file: this.path, token: missing });
+    }
+    this.#open = false;
+    await this.handle.sync();
+    await this.handle.close();
+    await rename(this.partial, this.path);
+  }
+
+  async abort(): Promise<void> {
+    if (!this.#open) return;
+    this.#open = false;
+    await this.handle.close();
+    await rm(this.partial, { force: true });
+  }
+
+  /** Adds a range and joins it with its neighbours; a token given twice is an error. */
+  #take(first: number, end: number): void {
+    const before = this.#ranges.filter((range) => range[1] <= first);
+    const after = this.#ranges.filter((range) => range[0] >= end);
+    if (before.length + after.length !== this.#ranges.length) {
+      throw invalidArgument(
+        'the tokens to write',
+        `${first} to ${end - 1}`,
+        'tokens that were not written before',
+      );
+    }
+    const joined: [number, number] = [first, end];
+    if (before.at(-1)?.[1] === first) joined[0] = before.pop()![0];
+    if (after[0]?.[0] === end) joined[1] = after.shift()![1];
+    this.#ranges = [...before, joined, ...after];
+  }
+
+  async #writeAt(bytes: Uint8Array, position: number): Promise<void> {
+    let done = 0;
+    while (done < bytes.byteLength) {
+      const { bytesWritten } = await this.handle.write(bytes, done, bytes.byteLength - done, position + done);
+      done += bytesWritten;
+    }
+  }
+}

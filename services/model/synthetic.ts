@@ -1,0 +1,165 @@
+import { createHash } from 'node:crypto';
+import { z } from 'zod';
+import type { ExpertSource, TensorSource } from '../../native/index.js';
+import { expertWeightBytes, modelLimits, size } from './limits.js';
+import type { ModelTensors } from './load.js';
+import type { ModelSpec, SyntheticSpec } from './spec.js';
+
+/** A model with the batch that goes with it. */
+export interface Preset {
+  model: SyntheticSpec;
+  sequences: number;
+  /** Tokens per sequence. */
+  length: number;
+  chunkTokens: number;
+  /** Zipf exponent of the tokens' topics. */
+  skew: number;
+  topics: number;
+}
+
+const load = { skew: 1.2, topics: 256 };
+
+export const presets = {
+  tiny: {
+    model: model('tiny', { hidden: 256, ffn: 512, experts: 8, topK: 2, layers: 2, activation: 'swiglu' }),
+    sequences: 8,
+    length: 256,
+    chunkTokens: 256,
+    ...load,
+  },
+  demo: {
+    model: model('demo', { hidden: 1024, ffn: 2816, experts: 16, topK: 2, layers: 4, activation: 'swiglu' }),
+    sequences: 32,
+    length: 512,
+    chunkTokens: 512,
+    ...load,
+  },
+  fine: {
+    model: model('fine', { hidden: 4096, ffn: 1536, experts: 32, topK: 8, layers: 1, activation: 'swiglu' }),
+    sequences: 16,
+    length: 512,
+    chunkTokens: 1024,
+    ...load,
+  },
+  reference: {
+    model: model('reference', {
+      hidden: 4096,
+      ffn: 16384,
+      experts: 16,
+      topK: 2,
+      layers: 1,
+      activation: 'gelu',
+    }),
+    sequences: 128,
+    length: 10_000,
+    chunkTokens: 1024,
+    ...load,
+  },
+} as const satisfies Record<string, Preset>;
+
+export type PresetName = keyof typeof presets;
+export const presetNames = Object.keys(presets) as PresetName[];
+
+function model(name: string, shape: Omit<SyntheticSpec, 'name' | 'seed'>): SyntheticSpec {
+  return { name, ...shape, seed: 1 };
+}
+
+export const syntheticSchema: z.ZodType<SyntheticSpec> = z
+  .strictObject({
+    name: z.string({ error: 'a name of 1 to 64 characters' }).min(1).max(64),
+    hidden: size(modelLimits.hidden),
+    ffn: size(modelLimits.ffn),
+    experts: size(modelLimits.experts),
+    topK: size(modelLimits.topK),
+    layers: size(modelLimits.layers),
+    activation: z.enum(['swiglu', 'gelu'], { error: '"swiglu" or "gelu"' }),
+    seed: z.custom<number>((seed) => Number.isSafeInteger(seed) && (seed as number) >= 0, {
+      error: 'an integer from 0 to 2^53 - 1',
+    }),
+  })
+  .superRefine((spec, context) => {
+    if (spec.topK > spec.experts) {
+      const message = `an integer from 1 to ${spec.experts}, the number of experts`;
+      context.addIssue({ code: 'custom', path: ['topK'], message });
+    }
+    if (expertWeightBytes(spec) > modelLimits.expertBytes) {
+      const message = `a size with which an expert has up to ${modelLimits.expertBytes} bytes`;
+      context.addIssue({ code: 'custom', path: ['ffn'], message });
+    }
+  });
+
+/** Changes when the native generator, or a scale below, does: then equal specs no longer mean equal weights. */
+const generatorVersion = 1;
+
+/** Softmax over `topK` chosen of all experts, renormalised, as Mixtral does it. */
+export function syntheticModel(spec: SyntheticSpec): { spec: ModelSpec; tensors: ModelTensors } {
+  const ordered = [spec.hidden, spec.ffn, spec.experts, spec.topK, spec.layers, spec.activation, spec.seed];
+  const fingerprint = createHash('sha256')
+    .update(JSON.stringify(['synthetic', generatorVersion, ...ordered]))
+    .digest('hex');
+  const modelSpec: ModelSpec = {
+    name: spec.name,
+    family: 'synthetic',
+    fingerprint,
+    hidden: spec.hidden,
+    ffn: spec.ffn,
+    activation: spec.activation,
+    routing: {
+      topK: spec.topK,
+      score: 'softmax',
+      renormalise: true,
+      scale: 1,
+      groups: 1,
+      groupsChosen: 1,
+      groupScore: 'max',
+      masked: 'negative-infinity',
+      weightOn: 'output',
+    },
+    layers: Array.from({ length: spec.layers }, (_, layer) => ({ layer, experts: spec.experts })),
+    normEpsilon: 1e-6,
+    source: { kind: 'synthetic', spec },
+  };
+  return { spec: modelSpec, tensors: new SyntheticTensors(spec) };
+}
+
+/** Standard deviation of the gate's logits on rows of unit mean square. */
+const gateLogitDeviation = 1;
+
+class SyntheticTensors implements ModelTensors {
+  constructor(private readonly spec: SyntheticSpec) {}
+
+  norm(layer: number): TensorSource {
+    const { seed, hidden } = this.spec;
+    const stream = tensorStream(`layers.${layer}.norm`);
+    return { kind: 'synthetic', seed, stream, rows: 1, columns: hidden, scale: 0.25, center: 1 };
+  }
+
+  gate(layer: number): TensorSource {
+    return this.#matrix(`layers.${layer}.gate`, this.spec.experts, this.spec.hidden, gateLogitDeviation);
+  }
+
+  expert(layer: number, expert: number): ExpertSource {
+    const { hidden, ffn, activation } = this.spec;
+    const name = `layers.${layer}.experts.${expert}`;
+    return {
+      activation,
+      gate: activation === 'swiglu' ? this.#matrix(`${name}.gate`, ffn, hidden, 1) : null,
+      up: this.#matrix(`${name}.up`, ffn, hidden, 1),
+      down: this.#matrix(`${name}.down`, hidden, ffn, 1),
+    };
+  }
+
+  close(): void {}
+
+  /** Uniform weights of variance deviation² / columns, so that products with rows of unit mean square stay O(1). */
+  #matrix(name: string, rows: number, columns: number, deviation: number): TensorSource {
+    const scale = deviation * Math.sqrt(3 / columns);
+    const stream = tensorStream(name);
+    return { kind: 'synthetic', seed: this.spec.seed, stream, rows, columns, scale, center: 0 };
+  }
+}
+
+/** A number below 2^53 that names a tensor to the generator. */
+export function tensorStream(name: string): number {
+  return Number(createHash('sha256').update(name).digest().readBigUInt64LE(0) >> 11n);
+}
