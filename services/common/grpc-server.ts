@@ -9,13 +9,13 @@ import {
   type UntypedServiceImplementation,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
-import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation, protoPath as healthProtoPath } from 'grpc-health-check';
 import { assertBindAllowed, bearerCheck } from './access.js';
 import { SwitchyardError } from './errors.js';
 import { channelOptions } from './grpc-channel.js';
 import type { Logger } from './log.js';
 import { packageDefinition } from './protocol.js';
+import { createReflection } from './reflection.js';
 import { toServiceError } from './status.js';
 
 export interface GrpcService {
@@ -64,7 +64,9 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
     Object.fromEntries(['', ...names].map((name) => [name, 'NOT_SERVING'])),
   );
   health.addToServer(server);
-  reflection(names).addToServer(server);
+  // The protocols describe more services than this server has; reflection lists those that it has.
+  const definitions = { ...packageDefinition, ...loadSync(healthProtoPath) };
+  createReflection(definitions, [...names, 'grpc.health.v1.Health']).addToServer(server);
 
   const bracketed = isIPv6(host) ? `[${host}]` : host;
   const boundPort = await bind(server, host, bracketed, port);
@@ -83,15 +85,6 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
 function serviceName(definition: ServiceDefinition): string {
   const path = Object.values(definition)[0]?.path ?? '';
   return path.split('/')[1] ?? '';
-}
-
-/** Lists the services of this server only, though the protocols describe more. */
-function reflection(names: string[]): ReflectionService {
-  const health = loadSync(healthProtoPath, { longs: String, enums: String, defaults: true, oneofs: true });
-  return new ReflectionService(
-    { ...packageDefinition, ...health },
-    { services: [...names, 'grpc.health.v1.Health'] },
-  );
 }
 
 function bearerInterceptor(token: string, log: Logger): ServerInterceptor {

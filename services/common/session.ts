@@ -14,7 +14,8 @@ export interface ControlSessionOptions {
   /** host:port of the coordinator. */
   coordinator: string;
   token: string | null;
-  hello: NodeHelloInput;
+  /** Asked for at every joining: what a node knows of itself may grow. */
+  hello: () => NodeHelloInput;
   /** What to say every `reportMs`; null: nothing this time. Called only when the stream can take it. */
   report: () => NodeMessageInput | null;
   reportMs: number;
@@ -118,7 +119,7 @@ export class ControlSession {
     call.on('end', () =>
       this.lost(call, new SwitchyardError('LINK_LOST', 'the coordinator ended the stream')),
     );
-    this.writable = call.write({ hello: this.options.hello });
+    this.writable = call.write({ hello: this.options.hello() });
   }
 
   private receive(
