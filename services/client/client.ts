@@ -10,7 +10,7 @@ import { sleep } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
 import { ForwardCall, type ForwardPlan } from './forward.js';
 import { RouterStream, routerError } from './router-stream.js';
-import { isReader, type RowsReader, rowsInMemory, StreamedRows } from './source.js';
+import { isReader, type RowsReader, rowsInFile, rowsInMemory, StreamedRows } from './source.js';
 
 export interface ConnectOptions {
   /** Bearer token of the cluster; null: none. */
@@ -19,12 +19,17 @@ export interface ConnectOptions {
   timeoutMs?: number;
 }
 
-/** Rows in memory, rows that can be read anywhere, or a stream of bytes (then `sequences` and `length` are needed). */
-export type ForwardInput = Uint8Array | RowsReader | AsyncIterable<Uint8Array>;
+/**
+ * Rows in memory, the path of a file (raw BF16 or .safetensors), rows that can be read anywhere, or a stream of
+ * bytes (then `sequences` and `length` are needed).
+ */
+export type ForwardInput = Uint8Array | string | RowsReader | AsyncIterable<Uint8Array>;
 
 export interface ForwardOptions {
   batchId?: string;
-  /** Default: one sequence of all tokens. A batch is split over routers by sequences. */
+  /** Which tensor of a .safetensors input. Default: its only one. */
+  tensor?: string;
+  /** Default: as the input's shape says, otherwise one sequence of all tokens. A batch is split over routers by sequences. */
   sequences?: number;
   /** Tokens per sequence. Default: the input's tokens / sequences. */
   length?: number;
@@ -118,10 +123,15 @@ export class SwitchyardClient {
     const description = await this.describeCluster();
     const addresses = readyRouters(description);
     if (addresses.length === 0) throw notReady(description, 'now');
-    const source = toSource(input, hidden, options);
-    const sequences = options.sequences ?? 1;
+    const source = await toSource(input, hidden, options);
+    const sequences = options.sequences ?? ('sequences' in source ? source.sequences : undefined) ?? 1;
     const length = options.length ?? source.tokens / sequences;
-    checkShape(source, sequences, length, hidden);
+    try {
+      checkShape(source, sequences, length, hidden);
+    } catch (error) {
+      await source.close?.();
+      throw error;
+    }
     // Clients start at different routers, so that batches of few sequences spread as well.
     const start = this.turn++ % addresses.length;
     const callOptions: CallOptions = options.deadlineMs
@@ -199,11 +209,12 @@ function notReady({ view }: ClusterDescription, when: string): SwitchyardError {
   return new SwitchyardError('NOT_READY', `the cluster is not ready ${when}: ${reason}`, { reason });
 }
 
-function toSource(
+async function toSource(
   input: ForwardInput,
   hidden: number,
-  { sequences, length }: ForwardOptions,
-): RowsReader | StreamedRows {
+  { sequences, length, tensor }: ForwardOptions,
+): Promise<RowsReader | StreamedRows> {
+  if (typeof input === 'string') return rowsInFile(input, tensor ?? null, hidden);
   if (input instanceof Uint8Array) return rowsInMemory(input, hidden);
   if (isReader(input)) return input;
   if (sequences === undefined || length === undefined) {

@@ -4,6 +4,8 @@ import { invalidArgument, SwitchyardError } from '../common/errors.js';
 export interface RowsReader {
   readonly tokens: number;
   readonly hidden: number;
+  /** How many sequences the rows are, where they know it. */
+  readonly sequences?: number;
   /** The bytes of `count` rows from row `first` on. Called with at most about 1 MiB of rows; calls may overlap. */
   read(first: number, count: number): Promise<Uint8Array> | Uint8Array;
   close?(): void | Promise<void>;
@@ -93,4 +95,28 @@ export class StreamedRows {
 
 export function isReader(input: object): input is RowsReader {
   return typeof (input as Partial<RowsReader>).read === 'function' && 'tokens' in input;
+}
+
+/**
+ * A file of rows: raw little-endian BF16, or a BF16 tensor of a .safetensors file (null: its only one). All
+ * dimensions of a tensor but the last two count its sequences. The file code needs the native addon; it is
+ * loaded here, so that clients without files do not.
+ */
+export async function rowsInFile(path: string, tensor: string | null, hidden: number): Promise<RowsReader> {
+  const { openRowsReader } = await import('../model/rows-file.js');
+  const file = await openRowsReader(path, { tensor, hidden });
+  return {
+    tokens: file.tokens,
+    hidden: file.hidden,
+    sequences: file.shape.slice(0, -2).reduce((product, size) => product * size, 1),
+    read: async (first, count) => {
+      const slab = await file.read(first, count);
+      try {
+        return Buffer.from(slab.view());
+      } finally {
+        slab.release();
+      }
+    },
+    close: () => file.close(),
+  };
 }

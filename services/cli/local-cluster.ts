@@ -1,0 +1,134 @@
+import { availableParallelism } from 'node:os';
+import { SwitchyardClient } from '../client/index.js';
+import { SwitchyardError } from '../common/errors.js';
+import { sleep } from '../common/lifecycle.js';
+import { type Flags, LocalProcess } from './local-process.js';
+
+export interface LocalClusterOptions {
+  workers: number;
+  /** Router processes beside the one that the coordinator embeds. */
+  routers: number;
+  /** Compute threads of each worker; null: the cores divided by the workers, at least 1. */
+  threads: number | null;
+  /** Flags of each kind of process, as its command takes them. */
+  coordinator: Flags;
+  router?: Flags;
+  worker?: Flags;
+  /** Bearer token of the whole cluster. */
+  token: string | null;
+  readyTimeoutMs: number;
+  /** Called with every line a process prints. */
+  onLine?: (process: LocalProcess, line: string) => void;
+}
+
+/** Routers finish their batches within this; longer batches are cut. */
+const drainMs = 15_000;
+const stopMs = 5_000;
+const pollMs = 50;
+
+/** A coordinator, workers and routers as child processes on this machine. */
+export class LocalCluster {
+  readonly processes: LocalProcess[] = [];
+  readonly client: SwitchyardClient;
+  private stopping: Promise<void> | null = null;
+
+  private constructor(
+    readonly address: string,
+    readonly metricsUrl: string,
+    client: SwitchyardClient,
+  ) {
+    this.client = client;
+  }
+
+  /** Starts all processes and resolves when the cluster is ready. A failure stops what was started, and says which process failed why. */
+  static async start(options: LocalClusterOptions): Promise<LocalCluster> {
+    const environment: Record<string, string> = options.token ? { SWITCHYARD_TOKEN: options.token } : {};
+    const launch = (role: 'coordinator' | 'router' | 'worker', name: string, flags: Flags) =>
+      new LocalProcess(role, name, flags, environment, options.onLine ?? (() => {}));
+    const coordinator = launch('coordinator', 'coordinator', {
+      ...options.coordinator,
+      workers: options.workers,
+    });
+    const started = [coordinator];
+    let client: SwitchyardClient | null = null;
+    try {
+      const { address, metricsUrl } = await within(options.readyTimeoutMs, coordinator.listening);
+      client = await SwitchyardClient.connect(address, { token: options.token });
+      const cluster = new LocalCluster(address, metricsUrl, client);
+      cluster.processes.push(coordinator);
+      const threads = options.threads ?? Math.max(1, Math.floor(availableParallelism() / options.workers));
+      for (let index = 0; index < options.workers; index++) {
+        const name = `worker-${index}`;
+        cluster.processes.push(
+          launch('worker', name, { ...options.worker, coordinator: address, name, threads }),
+        );
+      }
+      for (let index = 0; index < options.routers; index++) {
+        const name = `router-${index}`;
+        cluster.processes.push(launch('router', name, { ...options.router, coordinator: address, name }));
+      }
+      started.push(...cluster.processes.slice(1));
+      await cluster.untilReady(options);
+      return cluster;
+    } catch (error) {
+      client?.close();
+      await Promise.all(started.map((process) => process.stop(stopMs)));
+      throw error;
+    }
+  }
+
+  /** Routers first, so that they drain while the workers still compute; then the workers. Idempotent. */
+  stop(): Promise<void> {
+    this.stopping ??= this.stopAll();
+    return this.stopping;
+  }
+
+  private async stopAll(): Promise<void> {
+    this.client.close();
+    const workers = this.processes.filter((process) => process.role === 'worker');
+    const others = this.processes.filter((process) => process.role !== 'worker');
+    await Promise.all(others.map((process) => process.stop(drainMs)));
+    await Promise.all(workers.map((process) => process.stop(stopMs)));
+  }
+
+  private async untilReady({ readyTimeoutMs, coordinator }: LocalClusterOptions): Promise<void> {
+    const ended = this.processes.map(async (process) => {
+      throw process.exitError(await process.exited);
+    });
+    for (const end of ended) end.catch(() => {});
+    const routers = this.processes.filter((process) => process.role === 'router').length;
+    const routersWanted = routers + (coordinator.router === false ? 0 : 1);
+    const waiting = async () => {
+      const end = performance.now() + readyTimeoutMs;
+      for (;;) {
+        const { view } = await this.client.describeCluster();
+        const ready = view?.nodes.filter((node) => node.role === 'ROUTER' && node.state === 'READY') ?? [];
+        if (view?.ready && ready.length >= routersWanted) return;
+        if (performance.now() > end) {
+          const reason = view?.ready
+            ? `${ready.length} of ${routersWanted} routers are ready`
+            : (view?.reason ?? 'no view');
+          const text = `the cluster is not ready after ${readyTimeoutMs} ms: ${reason}`;
+          throw new SwitchyardError('NOT_READY', text, { reason });
+        }
+        await sleep(pollMs);
+      }
+    };
+    await Promise.race([waiting(), ...ended]);
+    await within(readyTimeoutMs, Promise.all(this.processes.map((process) => process.listening)));
+  }
+}
+
+/** Rejects with NOT_READY if `work` takes longer than `timeoutMs`. */
+async function within<T>(timeoutMs: number, work: Promise<T>): Promise<T> {
+  const done = new AbortController();
+  const late = sleep(timeoutMs, done.signal).then(() => {
+    throw new SwitchyardError('NOT_READY', `a process of the cluster does not listen after ${timeoutMs} ms`);
+  });
+  late.catch(() => {});
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    done.abort();
+  }
+}

@@ -1,0 +1,143 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { packageRoot } from '../../native/locate.js';
+import { SwitchyardError } from '../common/errors.js';
+import { Deferred } from '../common/lifecycle.js';
+
+export type ProcessRole = 'coordinator' | 'router' | 'worker';
+
+/** What a process says of itself once it listens. */
+export interface Listening {
+  address: string;
+  metricsUrl: string;
+}
+
+export interface Exit {
+  code: number | null;
+  signal: NodeJS.Signals | null;
+}
+
+export type Flags = Readonly<Record<string, string | number | boolean | null | undefined>>;
+
+/** Lines kept of each process, to show when it fails. */
+const recentLinesMax = 40;
+
+/** Flags of the command line, as `switchyard` reads them: { metricsPort: 1, router: false } is --metrics-port 1 --no-router. */
+export function toArguments(flags: Flags): string[] {
+  return Object.entries(flags).flatMap(([key, value]) => {
+    const name = key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+    if (value === undefined || value === null) return [];
+    if (typeof value === 'boolean') return [value ? `--${name}` : `--no-${name}`];
+    return [`--${name}=${value}`];
+  });
+}
+
+/** One service of a local cluster as a child process: its log lines, its addresses, its end. */
+export class LocalProcess {
+  readonly listening: Promise<Listening>;
+  readonly exited: Promise<Exit>;
+  readonly recentLines: string[] = [];
+  private readonly child: ChildProcess;
+  private ended = false;
+
+  constructor(
+    readonly role: ProcessRole,
+    readonly name: string,
+    flags: Flags,
+    environment: Readonly<Record<string, string>>,
+    onLine: (process: LocalProcess, line: string) => void,
+  ) {
+    const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+    // A session of its own keeps a terminal's Ctrl-C from it, so that the parent decides the order of shutdown;
+    // the channel tells it when the parent is gone.
+    this.child = spawn(process.execPath, [program, role, ...toArguments(flags)], {
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+      env: { ...process.env, ...environment },
+      detached: true,
+    });
+    const listening = new Deferred<Listening>();
+    this.listening = listening.promise;
+    this.listening.catch(() => {});
+    const take = (line: string) => {
+      this.recentLines.push(line);
+      if (this.recentLines.length > recentLinesMax) this.recentLines.shift();
+      const said = parseLine(line);
+      if (said?.event === 'listening' && said.role === role) {
+        listening.resolve({ address: String(said.address), metricsUrl: String(said.metricsUrl) });
+      }
+      onLine(this, line);
+    };
+    createInterface({ input: this.child.stdout! }).on('line', take);
+    createInterface({ input: this.child.stderr! }).on('line', take);
+    this.exited = new Promise((resolve) => {
+      const finish = (exit: Exit) => {
+        this.ended = true;
+        listening.reject(this.exitError(exit));
+        resolve(exit);
+      };
+      this.child.once('error', () => finish({ code: null, signal: null }));
+      // `close` comes after the last line of output, `exit` may not.
+      this.child.once('close', (code, signal) => finish({ code, signal }));
+    });
+  }
+
+  get pid(): number {
+    return this.child.pid ?? 0;
+  }
+
+  get running(): boolean {
+    return !this.ended;
+  }
+
+  /** The end of this process as an error, with the last thing it said. */
+  exitError({ code, signal }: Exit): SwitchyardError {
+    const how = signal ? `was ended by ${signal}` : `exited with status ${code}`;
+    const last = this.recentLines.findLast((line) => !line.startsWith('{')) ?? lastReason(this.recentLines);
+    return new SwitchyardError('INTERNAL', `${this.name} ${how}${last ? `: ${last}` : ''}`, {
+      process: this.name,
+      exitCode: code,
+      signal,
+    });
+  }
+
+  kill(signal: NodeJS.Signals): void {
+    if (!this.ended) this.child.kill(signal);
+  }
+
+  /** Asks the process to end and ends it after `graceMs`. Resolves with how it ended. */
+  async stop(graceMs: number): Promise<Exit> {
+    this.kill('SIGTERM');
+    const timer = setTimeout(() => this.kill('SIGKILL'), graceMs);
+    const exit = await this.exited;
+    clearTimeout(timer);
+    return exit;
+  }
+
+  /** The most memory the process ever had resident; null once it has ended. */
+  peakRssBytes(): number | null {
+    try {
+      const match = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${this.pid}/status`, 'utf8'));
+      return match ? Number(match[1]) * 1024 : null;
+    } catch {
+      return null;
+    }
+  }
+}
+
+/** A log line of a service as an object; null for other output. */
+export function parseLine(line: string): Record<string, unknown> | null {
+  if (!line.startsWith('{')) return null;
+  try {
+    return JSON.parse(line) as Record<string, unknown>;
+  } catch {
+    return null;
+  }
+}
+
+function lastReason(lines: readonly string[]): string | null {
+  const last = lines.map(parseLine).findLast((line) => line?.level === 'error' || line?.level === 'fatal');
+  const text = (last?.err as { message?: string } | undefined)?.message ?? last?.reason ?? last?.event;
+  return text === undefined ? null : String(text);
+}
