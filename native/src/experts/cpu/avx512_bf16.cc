@@ -1,0 +1,144 @@
+#include <immintrin.h>
+
+#include "experts/cpu/kernels.h"
+#include "experts/cpu/layout.h"
+
+// The compiler's own headers read an undefined register on purpose; GCC 12 warns of it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#define SWITCHYARD_INLINE SWITCHYARD_TARGET __attribute__((always_inline)) inline
+
+namespace switchyard::cpu {
+namespace {
+
+constexpr int vectors = panel_columns / 16;
+constexpr int pairs = group_depth / 2;
+
+struct Vector {
+  __m512 lanes;
+
+  SWITCHYARD_INLINE static Vector set(float value) { return {_mm512_set1_ps(value)}; }
+  SWITCHYARD_INLINE static Vector load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  // The instruction gives its second operand where one is NaN: NaN in `b` stays.
+  SWITCHYARD_INLINE static Vector minimum(Vector a, Vector b) { return {_mm512_min_ps(a.lanes, b.lanes)}; }
+  SWITCHYARD_INLINE static Vector maximum(Vector a, Vector b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
+  SWITCHYARD_INLINE static Vector round(Vector a) { return {_mm512_roundscale_ps(a.lanes, 0x08)}; }
+  SWITCHYARD_INLINE static Vector absolute(Vector a) { return {_mm512_abs_ps(a.lanes)}; }
+  SWITCHYARD_INLINE static Vector multiply_add(Vector a, Vector b, Vector c) {
+    return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)};
+  }
+  /** a * 2^n */
+  SWITCHYARD_INLINE static Vector scale(Vector a, Vector n) { return {_mm512_scalef_ps(a.lanes, n.lanes)}; }
+  SWITCHYARD_INLINE static Vector select_negative(Vector sign, Vector negative, Vector otherwise) {
+    return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(sign.lanes)), otherwise.lanes, negative.lanes)};
+  }
+  SWITCHYARD_INLINE friend Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
+  SWITCHYARD_INLINE friend Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.lanes, b.lanes)}; }
+  SWITCHYARD_INLINE friend Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.lanes, b.lanes)}; }
+  SWITCHYARD_INLINE friend Vector operator/(Vector a, Vector b) { return {_mm512_div_ps(a.lanes, b.lanes)}; }
+};
+
+#include "experts/cpu/activation_math.h"
+
+SWITCHYARD_INLINE __m512i round_pair(Vector low, Vector high) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.lanes, low.lanes));
+}
+
+template <int Rows>
+SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
+  __m512 sums[Rows][vectors];
+  float* c = product.c;
+#pragma GCC unroll 8
+  for (int row = 0; row < Rows; ++row) {
+#pragma GCC unroll 4
+    for (int vector = 0; vector < vectors; ++vector) {
+      sums[row][vector] = product.accumulate ? _mm512_loadu_ps(c + row * panel_columns + vector * 16) : _mm512_setzero_ps();
+    }
+  }
+  const uint16_t* a = product.a;
+  const uint16_t* b = product.b;
+  const char* fetch = reinterpret_cast<const char*>(product.fetch);
+  for (size_t group = 0; group < product.groups; ++group) {
+    for (size_t line = 0; line < product.fetch_lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T1);
+#pragma GCC unroll 4
+    for (int pair = 0; pair < pairs; ++pair) {
+      __m512bh weights[vectors];
+#pragma GCC unroll 4
+      for (int vector = 0; vector < vectors; ++vector) {
+        weights[vector] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + (pair * panel_columns + vector * 16) * 2));
+      }
+#pragma GCC unroll 8
+      for (int row = 0; row < Rows; ++row) {
+        int both;
+        __builtin_memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
+        const __m512bh element = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+#pragma GCC unroll 4
+        for (int vector = 0; vector < vectors; ++vector) {
+          sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], element, weights[vector]);
+        }
+      }
+    }
+    a += Rows * group_depth;
+    b += panel_group_elements;
+  }
+#pragma GCC unroll 8
+  for (int row = 0; row < Rows; ++row) {
+#pragma GCC unroll 4
+    for (int vector = 0; vector < vectors; ++vector) {
+      _mm512_storeu_ps(c + row * panel_columns + vector * 16, sums[row][vector]);
+    }
+  }
+}
+
+void multiply(const TileProduct& product) {
+  static constexpr void (*by_rows[])(const TileProduct&) = {multiply_rows<1>, multiply_rows<2>, multiply_rows<3>,
+                                                            multiply_rows<4>, multiply_rows<5>, multiply_rows<6>};
+  by_rows[product.rows - 1](product);
+}
+
+SWITCHYARD_TARGET void swiglu_rows(const float* c, size_t rows, uint16_t* h) {
+  for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {
+    const Vector low = silu(Vector::load(c)) * Vector::load(c + 32);
+    const Vector high = silu(Vector::load(c + 16)) * Vector::load(c + 48);
+    _mm512_storeu_si512(h, round_pair(low, high));
+  }
+}
+
+SWITCHYARD_TARGET void gelu_rows(const float* c, size_t rows, uint16_t* h) {
+  for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {
+    const Vector first_low = gelu(Vector::load(c));
+    const Vector first_high = gelu(Vector::load(c + 16));
+    _mm512_storeu_si512(h, round_pair(first_low, first_high));
+    const Vector second_low = gelu(Vector::load(c + 32));
+    const Vector second_high = gelu(Vector::load(c + 48));
+    _mm512_storeu_si512(h + rows * group_depth, round_pair(second_low, second_high));
+  }
+}
+
+SWITCHYARD_TARGET void store_row(const float* c, uint16_t* out, size_t columns) {
+  for (size_t first = 0; first < columns; first += 32) {
+    const size_t count = columns - first < 32 ? columns - first : 32;
+    const __mmask32 mask = count == 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
+    _mm512_mask_storeu_epi16(out + first, mask, round_pair(Vector::load(c + first), Vector::load(c + first + 16)));
+  }
+}
+
+bool supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
+}
+
+}  // namespace
+
+const Kernels avx512_bf16_kernels = {
+    .name = "avx512-bf16",
+    .tile_rows = 6,
+    .supported = supported,
+    .multiply = multiply,
+    .swiglu = swiglu_rows,
+    .gelu = gelu_rows,
+    .store = store_row,
+};
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,212 @@
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+#include "experts/backend.h"
+#include "experts/cpu/cpu_expert.h"
+#include "experts/cpu/kernels.h"
+#include "experts/cpu/layout.h"
+#include "experts/cpu/memory.h"
+#include "experts/cpu/team.h"
+#include "kernels/bf16.h"
+#include "runtime/error.h"
+
+namespace switchyard {
+namespace cpu {
+namespace {
+
+/** Rows computed together: enough to use each weight often, few enough that they stay near the core. */
+constexpr size_t block_rows_max = 510;
+/** Groups of k after which the next tile takes its turn: that much of a panel stays in the fast caches. */
+constexpr size_t block_groups = 16;
+/** Tasks per member of the team: enough to even out members that are held up. */
+constexpr size_t tasks_per_member = 4;
+
+struct RowReference {
+  const uint16_t* source;
+  uint16_t* output;
+  /** Null: the row is used as it is. */
+  const float* weight;
+};
+
+/** A range of tiles times a range of panels. */
+struct Task {
+  size_t first_tile, end_tile;
+  size_t first_panel, end_panel;
+};
+
+class CpuBackend final : public ExpertBackend {
+ public:
+  CpuBackend(int threads, const Kernels& kernels) : kernels_(kernels), team_(threads), sums_(threads) {}
+
+  BackendDescription description() const override {
+    return {.kind = "cpu", .detail = std::string(kernels_.name), .threads = team_.members()};
+  }
+
+  std::unique_ptr<Expert> load(const ExpertSource& source) override { return std::make_unique<CpuExpert>(source); }
+
+  double forward(const Expert& expert, std::span<const ExpertInput> inputs) override;
+
+ private:
+  void reserve(const CpuExpert& expert, size_t rows);
+  void compute_block(const CpuExpert& expert, std::span<const RowReference> rows);
+  void pack_tile(const CpuExpert& expert, std::span<const RowReference> rows, uint16_t* packed) const;
+  void activate(const CpuExpert& expert, size_t panel, size_t rows, const float* sums, uint16_t* tile) const;
+
+  /** Calls finish(panel, tile, sums [rows of the tile][64]) for every element of A · Bᵀ. */
+  template <typename Finish>
+  void multiply(const Tiling& tiling, const uint16_t* a, const PackedWeights& weights, const Finish& finish);
+  template <typename Finish>
+  void multiply_task(const Tiling& tiling, const uint16_t* a, const PackedWeights& weights, const Task& task, float* sums,
+                     const Finish& finish) const;
+
+  const Kernels& kernels_;
+  std::mutex mutex_;
+  Team team_;
+  std::vector<RowReference> rows_;
+  /** Rows of A of the first product, and of the second. */
+  PackedMemory inputs_;
+  PackedMemory intermediate_;
+  /** One per member: float32 sums of a panel between blocks of k. */
+  std::vector<PackedMemory> sums_;
+};
+
+double CpuBackend::forward(const Expert& expert, std::span<const ExpertInput> inputs) {
+  check_inputs(inputs);
+  const auto* const mine = dynamic_cast<const CpuExpert*>(&expert);
+  if (mine == nullptr) throw_invalid("expert", std::string("of another backend"), "one that this backend loaded");
+  const std::lock_guard lock(mutex_);
+  const auto begin = std::chrono::steady_clock::now();
+  const size_t hidden = mine->hidden();
+  rows_.clear();
+  for (const ExpertInput& input : inputs) {
+    for (size_t i = 0; i < input.indices.size(); ++i) {
+      rows_.push_back({.source = input.rows + input.indices[i] * hidden,
+                       .output = input.output + (input.output_row + i) * hidden,
+                       .weight = input.input_weights == nullptr ? nullptr : input.input_weights + i});
+    }
+  }
+  const Tiling blocks(rows_.size(), block_rows_max);
+  if (blocks.tiles > 0) reserve(*mine, divide_up(blocks.count, blocks.tiles));
+  for (size_t block = 0; block < blocks.tiles; ++block) {
+    compute_block(*mine, std::span(rows_).subspan(blocks.first_row(block), blocks.rows(block)));
+  }
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+void CpuBackend::reserve(const CpuExpert& expert, size_t rows) {
+  const size_t group_bytes = rows * group_depth * sizeof(uint16_t);
+  inputs_.reserve(expert.first().groups() * group_bytes, "expert input rows");
+  intermediate_.reserve(expert.second().groups() * group_bytes, "expert intermediate rows");
+  for (PackedMemory& sums : sums_) sums.reserve(rows * panel_columns * sizeof(float), "expert sums");
+}
+
+void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowReference> rows) {
+  const Tiling tiling(rows.size(), kernels_.tile_rows);
+  uint16_t* const inputs = inputs_.as<uint16_t>();
+  uint16_t* const intermediate = intermediate_.as<uint16_t>();
+  const size_t input_row_elements = expert.first().groups() * group_depth;
+  const size_t intermediate_row_elements = expert.second().groups() * group_depth;
+  const size_t hidden = expert.hidden();
+
+  team_.run(tiling.tiles, [&](size_t, size_t tile) {
+    pack_tile(expert, rows.subspan(tiling.first_row(tile), tiling.rows(tile)), inputs + tiling.first_row(tile) * input_row_elements);
+  });
+  multiply(tiling, inputs, expert.first(), [&](size_t panel, size_t tile, const float* sums) {
+    activate(expert, panel, tiling.rows(tile), sums, intermediate + tiling.first_row(tile) * intermediate_row_elements);
+  });
+  multiply(tiling, intermediate, expert.second(), [&](size_t panel, size_t tile, const float* sums) {
+    const size_t column = panel * panel_columns;
+    for (size_t row = 0; row < tiling.rows(tile); ++row) {
+      kernels_.store(sums + row * panel_columns, rows[tiling.first_row(tile) + row].output + column,
+                     std::min(panel_columns, hidden - column));
+    }
+  });
+}
+
+void CpuBackend::pack_tile(const CpuExpert& expert, std::span<const RowReference> rows, uint16_t* packed) const {
+  const size_t hidden = expert.hidden();
+  for (size_t row = 0; row < rows.size(); ++row) {
+    uint16_t* line = packed + row * group_depth;
+    for (size_t k = 0; k < hidden; k += group_depth, line += rows.size() * group_depth) {
+      const size_t count = std::min(group_depth, hidden - k);
+      const uint16_t* const source = rows[row].source + k;
+      if (rows[row].weight != nullptr) {
+        for (size_t i = 0; i < count; ++i) line[i] = float_to_bf16(bf16_to_float(source[i]) * *rows[row].weight);
+      } else {
+        std::memcpy(line, source, count * sizeof *line);
+      }
+      if (count < group_depth) std::memset(line + count, 0, (group_depth - count) * sizeof *line);
+    }
+  }
+}
+
+void CpuBackend::activate(const CpuExpert& expert, size_t panel, size_t rows, const float* sums, uint16_t* tile) const {
+  const size_t outputs = expert.panel_outputs();
+  uint16_t* const h = tile + panel * outputs * rows;
+  (expert.activation() == Activation::swiglu ? kernels_.swiglu : kernels_.gelu)(sums, rows, h);
+  // Padding columns must be zero even where the row is infinite, or they would make its output NaN.
+  for (size_t column = expert.ffn() - panel * outputs; column < outputs; ++column) {
+    for (size_t row = 0; row < rows; ++row) h[(column / group_depth * rows + row) * group_depth + column % group_depth] = 0;
+  }
+}
+
+template <typename Finish>
+void CpuBackend::multiply(const Tiling& tiling, const uint16_t* a, const PackedWeights& weights, const Finish& finish) {
+  const size_t wanted = team_.members() == 1 ? 1 : team_.members() * tasks_per_member;
+  const size_t panel_ranges = std::min(weights.panels(), wanted);
+  const size_t tile_ranges = std::min(tiling.tiles, divide_up(wanted, panel_ranges));
+  team_.run(panel_ranges * tile_ranges, [&](size_t member, size_t index) {
+    const size_t panels = index / tile_ranges;
+    const size_t tiles = index % tile_ranges;
+    const Task task{.first_tile = tiles * tiling.tiles / tile_ranges,
+                    .end_tile = (tiles + 1) * tiling.tiles / tile_ranges,
+                    .first_panel = panels * weights.panels() / panel_ranges,
+                    .end_panel = (panels + 1) * weights.panels() / panel_ranges};
+    multiply_task(tiling, a, weights, task, sums_[member].as<float>(), finish);
+  });
+}
+
+template <typename Finish>
+void CpuBackend::multiply_task(const Tiling& tiling, const uint16_t* a, const PackedWeights& weights, const Task& task,
+                               float* sums, const Finish& finish) const {
+  const size_t groups = weights.groups();
+  const size_t tiles = task.end_tile - task.first_tile;
+  const uint16_t* const end = weights.panel(task.end_panel);
+  // Each tile fetches its share of the next block of weights while it computes with this one.
+  const size_t fetch_lines = divide_up(panel_group_elements * sizeof(uint16_t) / 64, tiles);
+  for (size_t panel = task.first_panel; panel < task.end_panel; ++panel) {
+    for (size_t group = 0; group < groups; group += block_groups) {
+      const size_t count = std::min(block_groups, groups - group);
+      const uint16_t* const b = weights.panel(panel) + group * panel_group_elements;
+      const uint16_t* fetch = b + count * panel_group_elements;
+      for (size_t tile = task.first_tile; tile < task.end_tile; ++tile) {
+        const size_t first_row = tiling.first_row(tile);
+        const size_t rows = tiling.rows(tile);
+        // One block alone leaves its sums in the same lines, tile after tile.
+        float* const tile_sums = groups <= block_groups ? sums : sums + (first_row - tiling.first_row(task.first_tile)) * panel_columns;
+        kernels_.multiply({.rows = rows,
+                           .groups = count,
+                           .a = a + first_row * groups * group_depth + group * rows * group_depth,
+                           .b = b,
+                           .c = tile_sums,
+                           .accumulate = group > 0,
+                           .fetch = fetch,
+                           .fetch_lines = fetch < end ? fetch_lines : 0});
+        fetch += count * fetch_lines * 64 / sizeof(uint16_t);
+        if (group + count == groups) finish(panel, tile, tile_sums);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cpu
+
+std::unique_ptr<ExpertBackend> create_cpu_backend(int threads) {
+  return std::make_unique<cpu::CpuBackend>(threads, cpu::choose_kernels());
+}
+
+}  // namespace switchyard

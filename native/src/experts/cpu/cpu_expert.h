@@ -1,0 +1,35 @@
+#pragma once
+
+#include "experts/backend.h"
+#include "experts/cpu/weights.h"
+
+namespace switchyard::cpu {
+
+/** An expert's matrices as two products. */
+class CpuExpert final : public Expert {
+ public:
+  /** Reads and packs the matrices. Throws as ExpertBackend::load does. */
+  explicit CpuExpert(const ExpertSource& source);
+
+  size_t bytes() const override { return first_.bytes() + second_.bytes(); }
+  size_t hidden() const override { return hidden_; }
+  size_t ffn() const override { return ffn_; }
+
+  Activation activation() const { return activation_; }
+  /** Elements of the intermediate that one panel of the first product gives. */
+  size_t panel_outputs() const { return panel_outputs_; }
+  /** up, or gate and up: a swiglu panel holds 32 columns of gate and beside them the same 32 of up. */
+  const PackedWeights& first() const { return first_; }
+  /** down */
+  const PackedWeights& second() const { return second_; }
+
+ private:
+  Activation activation_;
+  size_t hidden_;
+  size_t ffn_;
+  size_t panel_outputs_;
+  PackedWeights first_;
+  PackedWeights second_;
+};
+
+}  // namespace switchyard::cpu

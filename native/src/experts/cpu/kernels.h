@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace switchyard::cpu {
+
+/** Rows of one tile times one panel, over some groups of k. */
+struct TileProduct {
+  /** 1 to `tile_rows` of the kernels. */
+  size_t rows;
+  /** Groups of k. */
+  size_t groups;
+  /** [groups][rows][32] */
+  const uint16_t* a;
+  /** [groups][16][64][2] */
+  const uint16_t* b;
+  /** [rows][64] float32. */
+  float* c;
+  /** Add to `c`; otherwise `c` is only written. */
+  bool accumulate;
+  /** Weights that will be needed next, to be fetched from memory meanwhile: `fetch_lines` per group. */
+  const uint16_t* fetch;
+  size_t fetch_lines;
+};
+
+/**
+ * What one instruction set computes. Every element of a product is summed in the order of k, in float32,
+ * whatever the number of rows and wherever k is cut, so its bits depend on its row and column alone.
+ */
+struct Kernels {
+  /** As SWITCHYARD_CPU_ISA spells it. */
+  std::string_view name;
+  /** The most rows of a tile. */
+  size_t tile_rows;
+  /** Whether this machine can run it. */
+  bool (*supported)();
+  void (*multiply)(const TileProduct& product);
+  /** c [rows][64], columns 0 to 31 gate, 32 to 63 up -> h [rows][32] = silu(gate) * up, BF16. */
+  void (*swiglu)(const float* c, size_t rows, uint16_t* h);
+  /** c [rows][64] -> h [2][rows][32] = gelu(c), BF16. */
+  void (*gelu)(const float* c, size_t rows, uint16_t* h);
+  /** One row: 64 floats to `columns` <= 64 BF16. */
+  void (*store)(const float* c, uint16_t* out, size_t columns);
+};
+
+extern const Kernels avx512_bf16_kernels;
+extern const Kernels avx2_kernels;
+
+/** Every instruction set that is built in, best first. */
+std::span<const Kernels* const> all_kernels();
+
+/**
+ * The best kernels of this machine, or those that SWITCHYARD_CPU_ISA names.
+ * Throws INVALID_ARGUMENT if that name is unknown, or if this machine cannot run it (or any).
+ */
+const Kernels& choose_kernels();
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,62 @@
+#include "experts/cpu/memory.h"
+
+#include <sys/mman.h>
+
+#include <string>
+#include <utility>
+
+#include "runtime/error.h"
+
+namespace switchyard::cpu {
+namespace {
+
+constexpr size_t huge_page_bytes = size_t{2} << 20;
+
+}  // namespace
+
+PackedMemory::PackedMemory(size_t bytes, const char* what) {
+  if (bytes == 0) return;
+  // Small pieces take plain pages: a huge page for each would waste more than its reach saves.
+  const bool huge = bytes >= huge_page_bytes;
+  const size_t rounding = huge ? huge_page_bytes : 4096;
+  bytes_ = (bytes + rounding - 1) / rounding * rounding;
+  const size_t slack = huge ? huge_page_bytes : 0;
+  void* mapped = mmap(nullptr, bytes_ + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) {
+    throw Error(Code::resource_exhausted, std::string(what) + ": the system gives no " + std::to_string(bytes_) + " bytes of memory");
+  }
+  if (!huge) {
+    data_ = mapped;
+    return;
+  }
+  // Mapped memory starts at any page: what lies before and after the aligned part goes back.
+  char* const begin = static_cast<char*>(mapped);
+  const size_t before = (huge_page_bytes - reinterpret_cast<uintptr_t>(begin) % huge_page_bytes) % huge_page_bytes;
+  if (before > 0) munmap(begin, before);
+  if (slack > before) munmap(begin + before + bytes_, slack - before);
+  data_ = begin + before;
+  // Advice only: without huge pages everything works, slower.
+  madvise(data_, bytes_, MADV_HUGEPAGE);
+}
+
+PackedMemory::~PackedMemory() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+PackedMemory::PackedMemory(PackedMemory&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+PackedMemory& PackedMemory::operator=(PackedMemory&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+void PackedMemory::reserve(size_t bytes, const char* what) {
+  if (bytes > bytes_) {
+    *this = PackedMemory();
+    *this = PackedMemory(bytes, what);
+  }
+}
+
+}  // namespace switchyard::cpu

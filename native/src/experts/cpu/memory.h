@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace switchyard::cpu {
+
+/** Zeroed memory for weights and rows in packed order, in huge pages where the system gives them. */
+class PackedMemory {
+ public:
+  PackedMemory() = default;
+  /** Throws RESOURCE_EXHAUSTED if the system gives no memory; `what` names its use in the message. */
+  PackedMemory(size_t bytes, const char* what);
+  ~PackedMemory();
+  PackedMemory(PackedMemory&& other) noexcept;
+  PackedMemory& operator=(PackedMemory&& other) noexcept;
+
+  size_t bytes() const { return bytes_; }
+
+  template <typename Element>
+  Element* as() const {
+    return static_cast<Element*>(data_);
+  }
+
+  /** Makes room for at least `bytes`; what it held is lost if it grows. */
+  void reserve(size_t bytes, const char* what);
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace switchyard::cpu
