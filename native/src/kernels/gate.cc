@@ -1,0 +1,162 @@
+#include "kernels/gate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kernels/choice.h"
+#include "kernels/scores.h"
+#include "runtime/error.h"
+
+namespace switchyard {
+namespace {
+
+/** Rows that share one pass over the weights: enough to pay for the pass, few enough for their logits to stay in cache. */
+constexpr std::size_t rows_at_once = 48;
+/** A little more than a block, so that equal elements of neighbouring rows do not fall into one set of the cache. */
+constexpr std::size_t row_stride = scores::block_pairs + 16;
+
+void check_routing(const RoutingSpec& routing, std::size_t experts) {
+  const std::size_t groups = routing.groups;
+  if (routing.top_k == 0 || routing.top_k > experts) {
+    throw_invalid("routing.topK", routing.top_k, "1 to " + std::to_string(experts) + ", the number of experts");
+  }
+  if (!std::isfinite(routing.scale)) throw_invalid("routing.scale", routing.scale, "a finite number");
+  if (groups == 0 || experts % groups != 0) {
+    throw_invalid("routing.groups", groups, "a divisor of the number of experts, " + std::to_string(experts));
+  }
+  if (routing.groups_chosen == 0 || routing.groups_chosen > groups) {
+    throw_invalid("routing.groupsChosen", routing.groups_chosen, "1 to " + std::to_string(groups));
+  }
+  if (routing.groups_chosen * (experts / groups) < routing.top_k) {
+    throw_invalid("routing.groupsChosen", routing.groups_chosen,
+                  "groups with topK experts among them, " + std::to_string(routing.top_k));
+  }
+  if (groups > 1 && routing.group_score == RoutingSpec::GroupScore::top2 && experts / groups < 2) {
+    throw_invalid("routing.groupScore", "top2", "max, for groups of one expert");
+  }
+}
+
+void check_bias(std::span<const float> bias, std::size_t experts, const std::string& field) {
+  if (!bias.empty() && bias.size() != experts) throw_invalid(field + ".length", bias.size(), std::to_string(experts));
+  for (const float value : bias) {
+    if (!std::isfinite(value)) throw_invalid(field, value, "finite numbers");
+  }
+}
+
+std::size_t divide_up(std::size_t value, std::size_t by) { return (value + by - 1) / by; }
+
+}  // namespace
+
+struct Gate::Prepared {
+  std::size_t experts;
+  std::size_t hidden;
+  std::size_t pairs;
+  std::size_t panels;
+  RoutingSpec routing;
+  /** As scores::Block wants them; lanes without an expert, and the odd element beyond an odd hidden, are zero. */
+  std::vector<std::uint32_t> weights;
+  /** [panels * panel_width] */
+  std::vector<float> logit_bias;
+  /** [experts] */
+  std::vector<float> selection_bias;
+
+  std::size_t logit_stride() const { return panels * scores::panel_width; }
+  void compute_logits(const std::uint16_t* rows, std::size_t row_count, std::uint32_t* row_scratch,
+                      float* logits) const;
+};
+
+/** Logits [row_count, logit_stride] of at most rows_at_once rows. */
+void Gate::Prepared::compute_logits(const std::uint16_t* rows, std::size_t row_count, std::uint32_t* row_scratch,
+                                    float* logits) const {
+  static const scores::Kernel kernel = scores::kernels().front();
+  for (std::size_t r = 0; r < row_count; ++r) std::ranges::copy(logit_bias, logits + r * logit_stride());
+  for (std::size_t pair = 0; pair < pairs; pair += scores::block_pairs) {
+    const std::size_t block = std::min(scores::block_pairs, pairs - pair);
+    const std::size_t elements = std::min(2 * block, hidden - 2 * pair);
+    for (std::size_t r = 0; r < row_count; ++r) {
+      std::uint32_t* copy = row_scratch + r * row_stride;
+      copy[block - 1] = 0;
+      std::memcpy(copy, rows + r * hidden + 2 * pair, elements * sizeof(std::uint16_t));
+    }
+    kernel.add({.rows = row_scratch,
+                .row_count = row_count,
+                .row_stride = row_stride,
+                .pairs = block,
+                .weights = weights.data() + pair * scores::panel_width,
+                .panel_count = panels,
+                .panel_stride = pairs * scores::panel_width,
+                .logits = logits,
+                .logit_stride = logit_stride()});
+  }
+}
+
+Gate::Gate(const std::uint16_t* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
+           std::span<const float> selection_bias, const RoutingSpec& routing) {
+  if (experts == 0) throw_invalid("experts", experts, "1 or more");
+  if (hidden == 0) throw_invalid("hidden", hidden, "1 or more");
+  check_routing(routing, experts);
+  check_bias(logit_bias, experts, "logitBias");
+  check_bias(selection_bias, experts, "selectionBias");
+
+  auto prepared = std::make_unique<Prepared>();
+  prepared->experts = experts;
+  prepared->hidden = hidden;
+  prepared->pairs = divide_up(hidden, 2);
+  prepared->panels = divide_up(experts, scores::panel_width);
+  prepared->routing = routing;
+  prepared->weights.resize(prepared->panels * prepared->pairs * scores::panel_width);
+  for (std::size_t e = 0; e < experts; ++e) {
+    const std::size_t panel = e / scores::panel_width * prepared->pairs;
+    for (std::size_t i = 0; i < hidden; ++i) {
+      std::uint32_t& pair = prepared->weights[(panel + i / 2) * scores::panel_width + e % scores::panel_width];
+      pair |= static_cast<std::uint32_t>(weight[e * hidden + i]) << (i % 2 * 16);
+    }
+  }
+  prepared->logit_bias.assign(logit_bias.begin(), logit_bias.end());
+  prepared->logit_bias.resize(prepared->logit_stride());
+  prepared->selection_bias.assign(selection_bias.begin(), selection_bias.end());
+  prepared->selection_bias.resize(experts);
+  prepared_ = std::move(prepared);
+}
+
+Gate::~Gate() = default;
+Gate::Gate(Gate&&) noexcept = default;
+Gate& Gate::operator=(Gate&&) noexcept = default;
+
+std::size_t Gate::experts() const { return prepared_->experts; }
+std::size_t Gate::hidden() const { return prepared_->hidden; }
+const RoutingSpec& Gate::routing() const { return prepared_->routing; }
+std::size_t Gate::bytes() const { return prepared_->weights.size() * sizeof(std::uint32_t); }
+
+void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<const float> bias,
+                 std::uint32_t* chosen_experts, float* chosen_weights) const {
+  const Prepared& gate = *prepared_;
+  check_bias(bias, gate.experts, "bias");
+  std::vector<float> selection_bias = gate.selection_bias;
+  for (std::size_t e = 0; e < bias.size(); ++e) selection_bias[e] += bias[e];
+  Chooser chooser(gate.routing, std::move(selection_bias));
+
+  const std::size_t stride = gate.logit_stride();
+  const std::size_t top_k = gate.routing.top_k;
+  std::vector<std::uint32_t> row_scratch(rows_at_once * row_stride);
+  std::vector<float> logits(rows_at_once * stride);
+  for (std::size_t first = 0; first < row_count; first += rows_at_once) {
+    const std::size_t count = std::min(rows_at_once, row_count - first);
+    gate.compute_logits(rows + first * gate.hidden, count, row_scratch.data(), logits.data());
+    for (std::size_t r = 0; r < count; ++r) {
+      float* scores = logits.data() + r * stride;
+      score_logits(scores, gate.experts, stride - gate.experts, gate.routing.score);
+      const std::size_t slot = (first + r) * top_k;
+      chooser.choose(scores, chosen_experts + slot, chosen_weights + slot);
+    }
+  }
+}
+
+void count_experts(std::span<const std::uint32_t> chosen_experts, std::span<std::uint32_t> counts) {
+  for (const std::uint32_t expert : chosen_experts) ++counts[expert];
+}
+
+}  // namespace switchyard

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace switchyard::scores {
+
+/** Experts side by side in the lanes of a panel. */
+inline constexpr std::size_t panel_width = 16;
+/** Pairs of elements of `hidden` that are summed before the sum joins the logit. Part of the rounding: constant. */
+inline constexpr std::size_t block_pairs = 128;
+
+/**
+ * A share of a matrix product: for some rows, all experts and at most block_pairs pairs of elements.
+ *
+ * The sum of a (row, expert) is defined exactly, whatever computes it: from zero, pair after pair, first the odd
+ * element, then the even one, each by a fused multiply-add in float32 that reads subnormals as zero and flushes
+ * them to zero; then that sum is added to the logit in the same mode. This is what VDPBF16PS does in one instruction.
+ */
+struct Block {
+  /** Row r, pair p: rows[r * row_stride + p] holds the even element in its lower half, the odd one in its upper. */
+  const std::uint32_t* rows;
+  std::size_t row_count;
+  std::size_t row_stride;
+  std::size_t pairs;
+  /** Panel n, pair p, expert e of the panel: weights[n * panel_stride + p * panel_width + e], paired likewise. */
+  const std::uint32_t* weights;
+  std::size_t panel_count;
+  std::size_t panel_stride;
+  /** Row r, expert e of panel n: logits[r * logit_stride + n * panel_width + e]. */
+  float* logits;
+  std::size_t logit_stride;
+};
+
+/** One implementation for one instruction set; all give the same bits. */
+struct Kernel {
+  const char* name;
+  void (*add)(const Block& block);
+};
+
+/** Those that this processor runs, best first. */
+std::span<const Kernel> kernels();
+
+void add_avx2(const Block& block);
+void add_avx512_bf16(const Block& block);
+
+}  // namespace switchyard::scores

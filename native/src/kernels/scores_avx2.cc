@@ -1,0 +1,51 @@
+#include "kernels/flush.h"
+#include "kernels/lanes.h"
+#include "kernels/scores.h"
+
+namespace switchyard::scores {
+namespace {
+
+constexpr std::size_t half = panel_width / 2;
+
+/** `Rows` rows times one panel: 2 * Rows of the 16 registers hold the sums. */
+template <std::size_t Rows>
+[[gnu::noinline]] SWITCHYARD_AVX2 void add_tile(const Block& block, std::size_t row, std::size_t panel) {
+  const std::uint32_t* x = block.rows + row * block.row_stride;
+  const std::uint32_t* weights = block.weights + panel * block.panel_stride;
+  __m256 sums[Rows][2];
+#pragma GCC unroll 8
+  for (std::size_t r = 0; r < Rows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+  for (std::size_t p = 0; p < block.pairs; ++p) {
+    const auto* at = reinterpret_cast<const __m256i*>(weights + p * panel_width);
+    const lanes::Pair low = lanes::widen(_mm256_loadu_si256(at));
+    const lanes::Pair high = lanes::widen(_mm256_loadu_si256(at + 1));
+#pragma GCC unroll 8
+    for (std::size_t r = 0; r < Rows; ++r) {
+      const lanes::Pair element =
+          lanes::widen(_mm256_set1_epi32(static_cast<int>(x[r * block.row_stride + p])));
+      sums[r][0] = _mm256_fmadd_ps(element.odd, low.odd, sums[r][0]);
+      sums[r][1] = _mm256_fmadd_ps(element.odd, high.odd, sums[r][1]);
+      sums[r][0] = _mm256_fmadd_ps(element.even, low.even, sums[r][0]);
+      sums[r][1] = _mm256_fmadd_ps(element.even, high.even, sums[r][1]);
+    }
+  }
+#pragma GCC unroll 8
+  for (std::size_t r = 0; r < Rows; ++r) {
+    float* logits = block.logits + (row + r) * block.logit_stride + panel * panel_width;
+    _mm256_storeu_ps(logits, _mm256_add_ps(_mm256_loadu_ps(logits), sums[r][0]));
+    _mm256_storeu_ps(logits + half, _mm256_add_ps(_mm256_loadu_ps(logits + half), sums[r][1]));
+  }
+}
+
+}  // namespace
+
+void add_avx2(const Block& block) {
+  const FlushSubnormals flush;
+  for (std::size_t panel = 0; panel < block.panel_count; ++panel) {
+    std::size_t row = 0;
+    for (; row + 4 <= block.row_count; row += 4) add_tile<4>(block, row, panel);
+    for (; row < block.row_count; ++row) add_tile<1>(block, row, panel);
+  }
+}
+
+}  // namespace switchyard::scores
