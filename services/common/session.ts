@@ -14,8 +14,8 @@ export interface ControlSessionOptions {
   /** host:port of the coordinator. */
   coordinator: string;
   token: string | null;
-  /** Asked for at every joining: what a node knows of itself may grow. */
-  hello: () => NodeHelloInput;
+  /** Read at every joining; what a node knows of itself may grow. */
+  hello: NodeHelloInput;
   /** What to say every `reportMs`; null: nothing this time. Called only when the stream can take it. */
   report: () => NodeMessageInput | null;
   reportMs: number;
@@ -67,7 +67,7 @@ export class ControlSession {
     this.timer = setInterval(() => this.tick(), options.reportMs);
   }
 
-  /** Resolves when the session is over: null after `close`, otherwise why the node cannot be a member. */
+  /** Resolves when the session is over: null after `leave`, otherwise why the node cannot be a member. */
   get ended(): Promise<SwitchyardError | null> {
     return this.done.promise;
   }
@@ -84,15 +84,16 @@ export class ControlSession {
     return true;
   }
 
-  /** Tells the coordinator that this node takes no new work; the stream stays open until `close`. */
+  /** Tells the coordinator that this node takes no new work; the stream stays open until `leave`. */
   leaving(reason: string): void {
-    if (this.joined) this.call?.write({ leaving: { reason } });
+    if (this.ending) return;
     this.ending = true;
+    if (this.joined) this.call?.write({ leaving: { reason } });
   }
 
-  /** Ends the stream, waits until the coordinator has ended it too (at most `waitMs`), and frees the channel. */
-  async close(waitMs = 1_000): Promise<void> {
-    this.ending = true;
+  /** Says goodbye, ends the stream, waits until the coordinator has ended it too (at most `waitMs`). */
+  async leave(reason: string, waitMs = 1_000): Promise<void> {
+    this.leaving(reason);
     const call = this.call;
     if (call !== null && this.joined) {
       const gone = new Promise<void>((resolve) => {
@@ -119,7 +120,7 @@ export class ControlSession {
     call.on('end', () =>
       this.lost(call, new SwitchyardError('LINK_LOST', 'the coordinator ended the stream')),
     );
-    this.writable = call.write({ hello: this.options.hello() });
+    this.writable = call.write({ hello: this.options.hello });
   }
 
   private receive(

@@ -1,0 +1,398 @@
+import type { Expert, ExpertBackend, ExpertInput, native, Slab } from '../../native/index.js';
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import { Deferred } from '../common/lifecycle.js';
+import type { TokenBatch, TokenBatchResult } from '../transport/link.js';
+import type { ExecutorMetrics } from './metrics.js';
+
+export interface ExecutorOptions {
+  backend: ExpertBackend;
+  memory: Pick<typeof native, 'allocateSlab' | 'reduceRows'>;
+  worker: string;
+  hidden: number;
+  /** Rows of one call to the backend, at most. */
+  maxRows: number;
+  /** The model weighs the expert's input row, not its output. */
+  weighsInput: boolean;
+  metrics: ExecutorMetrics;
+}
+
+/** Calls given to the backend at a time: one computes, the next waits there, so that it never idles for JavaScript. */
+const callsMax = 2;
+
+/** A token batch from its arrival to its answer. */
+interface Task {
+  readonly batch: TokenBatch;
+  readonly router: string;
+  readonly answer: Deferred<TokenBatchResult>;
+  readonly arrivedMs: number;
+  startedMs: number;
+  /** One row per entry of rowIndices; taken when the first segment starts. */
+  output: Slab | null;
+  /** What no call has taken yet. */
+  readonly waiting: Set<Part>;
+  rowsLeft: number;
+  computeSeconds: number;
+  ended: boolean;
+}
+
+/** A segment, or what is left of it. */
+interface Part {
+  readonly task: Task;
+  readonly queue: ExpertQueue;
+  /** Into the task's rowIndices, and rows of its output. */
+  offset: number;
+  count: number;
+}
+
+/** Rows of a part that one call computes. */
+interface Piece {
+  readonly task: Task;
+  readonly offset: number;
+  readonly count: number;
+}
+
+/** An expert with the segments that wait for it, in the order of arrival. */
+class ExpertQueue {
+  readonly parts = new Set<Part>();
+  rows = 0;
+  calls = 0;
+  retired = false;
+
+  constructor(
+    readonly layer: number,
+    readonly index: number,
+    readonly expert: Expert,
+  ) {}
+}
+
+/**
+ * Computes token batches. Every expert has a queue of segments; a call to the backend takes what is queued for one
+ * expert, up to `maxRows`, and while it runs the other queues fill. The next expert is one that the token batch waiting
+ * longest needs, so that none is overtaken forever. Memory is bounded by the credits of the links.
+ */
+export class Executor {
+  private readonly queues = new Map<number, Map<number, ExpertQueue>>();
+  private readonly tasks = new Set<Task>();
+  /** Tasks with parts that no call has taken, in the order of arrival. */
+  private readonly waiting = new Set<Task>();
+  private calls = 0;
+  private heldBytes = 0;
+  private idleWaiters: (() => void)[] = [];
+
+  constructor(private readonly options: ExecutorOptions) {}
+
+  /** Bytes of rows and results held. */
+  get bytesHeld(): number {
+    return this.heldBytes;
+  }
+
+  get idle(): boolean {
+    return this.tasks.size === 0 && this.calls === 0;
+  }
+
+  /** Resolves when nothing is queued or computed. */
+  async whenIdle(): Promise<void> {
+    while (!this.idle) await new Promise<void>((resolve) => this.idleWaiters.push(resolve));
+  }
+
+  /** Takes over the expert: it is released when it was removed and nothing is left for it. */
+  add(layer: number, index: number, expert: Expert): void {
+    const experts = this.queues.get(layer) ?? new Map<number, ExpertQueue>();
+    this.queues.set(layer, experts);
+    experts.set(index, new ExpertQueue(layer, index, expert));
+  }
+
+  /** Refuses new rows for an expert; those that are queued are computed. */
+  remove(layer: number, index: number): void {
+    const queue = this.queues.get(layer)?.get(index);
+    if (queue === undefined) return;
+    this.queues.get(layer)!.delete(index);
+    queue.retired = true;
+    this.options.metrics.forget(layer, index);
+    this.releaseIfDone(queue);
+  }
+
+  /** Rows waiting, of experts that have any. */
+  queued(): { layer: number; expert: number; rowsQueued: number }[] {
+    const all = [...this.queues.values()].flatMap((experts) => [...experts.values()]);
+    return all
+      .filter((queue) => queue.rows > 0)
+      .map((queue) => ({ layer: queue.layer, expert: queue.index, rowsQueued: queue.rows }));
+  }
+
+  /**
+   * Takes over `batch.rows`. Resolves when all segments are computed; rejects with EXPERT_NOT_HERE, INVALID_ARGUMENT,
+   * CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED or what the backend throws. Other token batches are unharmed.
+   */
+  submit(batch: TokenBatch, router: string): Promise<TokenBatchResult> {
+    const task: Task = {
+      batch,
+      router,
+      answer: new Deferred(),
+      arrivedMs: performance.now(),
+      startedMs: 0,
+      output: null,
+      waiting: new Set(),
+      rowsLeft: batch.meta.rowIndices.length,
+      computeSeconds: 0,
+      ended: false,
+    };
+    this.tasks.add(task);
+    this.heldBytes += batch.rows.byteLength;
+    try {
+      this.check(batch);
+      this.enqueue(task);
+      this.pump();
+    } catch (error) {
+      this.fail(task, error);
+    }
+    return task.answer.promise;
+  }
+
+  /** Drops what is queued of a batch of a router; null: of all its batches. */
+  cancel(router: string, batchId: string | null): void {
+    for (const task of this.tasks) {
+      if (task.router !== router || (batchId !== null && task.batch.meta.batchId !== batchId)) continue;
+      this.fail(task, new SwitchyardError('CANCELLED', `batch ${task.batch.meta.batchId} was cancelled`));
+    }
+  }
+
+  private check({ meta, rows }: TokenBatch): void {
+    const { hidden, weighsInput } = this.options;
+    const { rowIndices, segments, weights } = meta;
+    if (meta.hidden !== hidden)
+      throw invalidArgument('hidden', meta.hidden, `${hidden}, as the model has it`);
+    if (rows.byteLength < meta.rowCount * hidden * 2)
+      throw invalidArgument('rows', `${rows.byteLength} bytes`, `${meta.rowCount * hidden * 2} bytes`);
+    let entries = 0;
+    for (let i = 1; i < segments.length; i += 2) entries += segments[i]!;
+    if (entries !== rowIndices.length || entries === 0)
+      throw invalidArgument(
+        'segments',
+        `${entries} rows`,
+        `${rowIndices.length} rows, as in row_indices, and above 0`,
+      );
+    const needsWeights = weighsInput || meta.combine === 'partial';
+    if (needsWeights && weights?.length !== rowIndices.length)
+      throw invalidArgument(
+        'weights',
+        `${weights?.length ?? 0} weights`,
+        `${rowIndices.length}, one per row index`,
+      );
+  }
+
+  private enqueue(task: Task): void {
+    const { layer, segments } = task.batch.meta;
+    const experts = this.queues.get(layer);
+    const parts: Part[] = [];
+    let offset = 0;
+    for (let i = 0; i < segments.length; i += 2) {
+      const [index, count] = [segments[i]!, segments[i + 1]!];
+      const queue = experts?.get(index);
+      if (queue === undefined) throw this.notHere(layer, index);
+      if (count > 0) parts.push({ task, queue, offset, count });
+      offset += count;
+    }
+    for (const part of parts) {
+      part.queue.parts.add(part);
+      part.queue.rows += part.count;
+      task.waiting.add(part);
+    }
+    this.waiting.add(task);
+  }
+
+  private notHere(layer: number, expert: number): SwitchyardError {
+    const { worker } = this.options;
+    return new SwitchyardError(
+      'EXPERT_NOT_HERE',
+      `worker ${worker} does not hold layer ${layer} expert ${expert}`,
+      { worker, layer, expert },
+    );
+  }
+
+  /** Gives the backend calls, as long as it takes them and there are rows. */
+  private pump(): void {
+    while (this.calls < callsMax) {
+      const [oldest] = this.waiting;
+      if (oldest === undefined) break;
+      if (this.isLate(oldest)) continue;
+      const [part] = oldest.waiting;
+      void this.run(part!.queue);
+    }
+  }
+
+  private isLate(task: Task): boolean {
+    const { deadlineMs, batchId } = task.batch.meta;
+    if (deadlineMs === 0 || Date.now() <= deadlineMs) return false;
+    const lateMs = Date.now() - deadlineMs;
+    this.fail(
+      task,
+      new SwitchyardError(
+        'DEADLINE_EXCEEDED',
+        `the deadline of batch ${batchId} passed ${lateMs} ms ago, in the queue`,
+      ),
+    );
+    return true;
+  }
+
+  /** The queue's oldest rows, up to maxRows. */
+  private take(queue: ExpertQueue): Piece[] {
+    const pieces: Piece[] = [];
+    let room = this.options.maxRows;
+    for (const part of queue.parts) {
+      if (room === 0) break;
+      const { task } = part;
+      if (this.isLate(task) || !this.start(task)) continue;
+      const count = Math.min(part.count, room);
+      pieces.push({ task, offset: part.offset, count });
+      room -= count;
+      queue.rows -= count;
+      part.offset += count;
+      part.count -= count;
+      if (part.count === 0) this.drop(part);
+    }
+    return pieces;
+  }
+
+  /** False if there is no memory for the task's results; it has then failed. */
+  private start(task: Task): boolean {
+    if (task.output !== null) return true;
+    try {
+      task.output = this.options.memory.allocateSlab(task.rowsLeft * this.options.hidden * 2);
+    } catch (error) {
+      this.fail(task, error);
+      return false;
+    }
+    this.heldBytes += task.output.byteLength;
+    task.startedMs = performance.now();
+    this.options.metrics.queueSeconds.observe((task.startedMs - task.arrivedMs) / 1000);
+    return true;
+  }
+
+  private async run(queue: ExpertQueue): Promise<void> {
+    this.calls += 1;
+    queue.calls += 1;
+    await this.compute(queue, this.take(queue));
+    this.calls -= 1;
+    queue.calls -= 1;
+    this.releaseIfDone(queue);
+    this.pump();
+    this.tellIfIdle();
+  }
+
+  /** A call that fails is repeated piece by piece, so that only the token batch at fault fails. */
+  private async compute(queue: ExpertQueue, pieces: Piece[]): Promise<void> {
+    const alive = pieces.filter(({ task }) => !task.ended);
+    if (alive.length === 0) return;
+    try {
+      const seconds = await this.options.backend.forward(
+        queue.expert,
+        alive.map((piece) => this.input(piece)),
+      );
+      this.completed(queue, alive, seconds);
+    } catch (error) {
+      if (alive.length === 1) this.fail(alive[0]!.task, error);
+      else for (const piece of alive) await this.compute(queue, [piece]);
+    }
+  }
+
+  private input({ task, offset, count }: Piece): ExpertInput {
+    const { rowIndices, weights } = task.batch.meta;
+    return {
+      rows: task.batch.rows,
+      indices: rowIndices.subarray(offset, offset + count),
+      output: task.output!,
+      outputRow: offset,
+      inputWeights: this.options.weighsInput ? weights!.subarray(offset, offset + count) : null,
+    };
+  }
+
+  private completed(queue: ExpertQueue, pieces: Piece[], seconds: number): void {
+    const rows = pieces.reduce((sum, piece) => sum + piece.count, 0);
+    this.options.metrics.computed(queue.layer, queue.index, rows, seconds);
+    for (const { task, count } of pieces) {
+      if (task.ended) continue;
+      task.computeSeconds += (seconds * count) / rows;
+      task.rowsLeft -= count;
+      if (task.rowsLeft === 0) void this.finish(task);
+    }
+  }
+
+  private async finish(task: Task): Promise<void> {
+    const { meta, rows } = task.batch;
+    const answer = {
+      rows: task.output!,
+      rowCount: meta.rowIndices.length,
+      computeSeconds: task.computeSeconds,
+      queueSeconds: (task.startedMs - task.arrivedMs) / 1000,
+    };
+    if (meta.combine === 'partial') {
+      try {
+        answer.rowCount = meta.rowCount;
+        answer.rows = await this.options.memory.reduceRows({
+          rows: task.output!,
+          hidden: meta.hidden,
+          rowIndices: meta.rowIndices,
+          weights: meta.weights!,
+          outputRows: meta.rowCount,
+        });
+      } catch (error) {
+        this.fail(task, error);
+        return;
+      }
+      if (task.ended) {
+        answer.rows.release();
+        return;
+      }
+      task.output!.release();
+    }
+    this.heldBytes -= task.output!.byteLength;
+    task.output = null;
+    this.end(task);
+    rows.release();
+    task.answer.resolve(answer);
+  }
+
+  /** Ends a task without an answer. Calls that run hold their slabs; what they yield is dropped. */
+  private fail(task: Task, error: unknown): void {
+    if (task.ended) return;
+    for (const part of task.waiting) {
+      part.queue.rows -= part.count;
+      this.drop(part);
+      this.releaseIfDone(part.queue);
+    }
+    this.end(task);
+    task.batch.rows.release();
+    task.answer.reject(asSwitchyardError(error));
+  }
+
+  private drop(part: Part): void {
+    part.queue.parts.delete(part);
+    part.task.waiting.delete(part);
+    if (part.task.waiting.size === 0) this.waiting.delete(part.task);
+  }
+
+  private end(task: Task): void {
+    task.ended = true;
+    this.tasks.delete(task);
+    this.waiting.delete(task);
+    this.heldBytes -= task.batch.rows.byteLength;
+    if (task.output !== null) {
+      this.heldBytes -= task.output.byteLength;
+      task.output.release();
+      task.output = null;
+    }
+    this.tellIfIdle();
+  }
+
+  private releaseIfDone(queue: ExpertQueue): void {
+    if (queue.retired && queue.parts.size === 0 && queue.calls === 0) queue.expert.release();
+  }
+
+  private tellIfIdle(): void {
+    if (!this.idle) return;
+    const waiters = this.idleWaiters;
+    this.idleWaiters = [];
+    for (const resolve of waiters) resolve();
+  }
+}

@@ -1,0 +1,85 @@
+import { counter, gauge, type Histogram, histogram, type Registry } from '../common/metrics.js';
+
+/** What the executor tells as it computes. */
+export interface ExecutorMetrics {
+  readonly queueSeconds: Histogram;
+  computed(layer: number, expert: number, rows: number, seconds: number): void;
+  /** The expert is no longer here: its series end. */
+  forget(layer: number, expert: number): void;
+  readonly totals: { rows: number; seconds: number };
+}
+
+export function executorMetrics(registry: Registry): ExecutorMetrics {
+  const labels = ['layer', 'expert'] as const;
+  const rowsTotal = counter(registry, 'computed_rows_total', 'Rows computed.', labels);
+  const secondsTotal = counter(
+    registry,
+    'compute_seconds_total',
+    'Seconds the device spent on rows of an expert.',
+    labels,
+  );
+  const totals = { rows: 0, seconds: 0 };
+  return {
+    totals,
+    queueSeconds: histogram(
+      registry,
+      'queue_seconds',
+      'Seconds from the arrival of a token batch to the start of its first segment.',
+      [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30],
+    ),
+    computed(layer, expert, rows, seconds) {
+      totals.rows += rows;
+      totals.seconds += seconds;
+      rowsTotal.inc({ layer, expert }, rows);
+      secondsTotal.inc({ layer, expert }, seconds);
+    },
+    forget(layer, expert) {
+      rowsTotal.remove({ layer, expert });
+      secondsTotal.remove({ layer, expert });
+    },
+  };
+}
+
+export interface WorkerFigures {
+  queued: () => { layer: number; expert: number; rowsQueued: number }[];
+  bytesHeld: () => number;
+  loaded: () => { experts: number; bytes: number };
+  arena: () => { bytesInUse: number; bytesCached: number; bytesLimit: number };
+  busySeconds: () => number;
+}
+
+/** Gauges that are read when the metrics are. */
+export function workerGauges(registry: Registry, figures: WorkerFigures): void {
+  gauge(registry, 'queue_rows', 'Rows that wait for an expert.', ['layer', 'expert'] as const, (metric) => {
+    metric.reset();
+    for (const { layer, expert, rowsQueued } of figures.queued()) metric.set({ layer, expert }, rowsQueued);
+  });
+  gauge(registry, 'in_flight_bytes', 'Bytes of rows and results held.', [], (metric) =>
+    metric.set(figures.bytesHeld()),
+  );
+  gauge(registry, 'experts_loaded', 'Experts ready to compute.', [], (metric) =>
+    metric.set(figures.loaded().experts),
+  );
+  gauge(registry, 'expert_bytes', 'Bytes of the weights loaded.', [], (metric) =>
+    metric.set(figures.loaded().bytes),
+  );
+  gauge(registry, 'slab_bytes', 'Slab memory by state.', ['state'] as const, (metric) => {
+    const { bytesInUse, bytesCached, bytesLimit } = figures.arena();
+    metric.set({ state: 'used' }, bytesInUse);
+    metric.set({ state: 'cached' }, bytesCached);
+    metric.set({ state: 'limit' }, bytesLimit);
+  });
+  let last = { at: performance.now(), seconds: figures.busySeconds() };
+  gauge(
+    registry,
+    'compute_busy_ratio',
+    'Share of time the device computed since the previous read.',
+    [],
+    (metric) => {
+      const now = { at: performance.now(), seconds: figures.busySeconds() };
+      const elapsed = (now.at - last.at) / 1000;
+      metric.set(elapsed > 0 ? Math.min(1, (now.seconds - last.seconds) / elapsed) : 0);
+      last = now;
+    },
+  );
+}

@@ -1,0 +1,138 @@
+import type { ExpertBackend } from '../../native/index.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { ExpertId } from '../common/generated/switchyard/v1/ExpertId.js';
+import type { LoadProgressInput } from '../common/generated/switchyard/v1/LoadProgress.js';
+import { Deferred } from '../common/lifecycle.js';
+import type { Logger } from '../common/log.js';
+import type { Model } from '../model/load.js';
+import type { Executor } from './executor.js';
+
+export interface StoreOptions {
+  model: Model;
+  backend: ExpertBackend;
+  executor: Executor;
+  /** Bytes that the weights of all experts may take. */
+  memoryBytes: number;
+  log: Logger;
+}
+
+/** Experts loaded at a time: one is read from the disk while another is brought into the backend's order. */
+const loadsMax = 2;
+
+const idOf = ({ layer, expert }: ExpertId) => `${layer}/${expert}`;
+
+/** Holds the experts that the coordinator assigned: loads what is missing, lets go of what went elsewhere. */
+export class ExpertStore {
+  private wanted = new Map<string, ExpertId>();
+  private readonly held = new Map<string, { id: ExpertId; bytes: number }>();
+  private readonly loading = new Set<string>();
+  private readonly failure = new Deferred<SwitchyardError>();
+  private startedMs = 0;
+  private bytesAtStart = 0;
+  private bytesHeld = 0;
+  private closed = false;
+  /** Counts changes of what is held. */
+  changes = 0;
+
+  constructor(private readonly options: StoreOptions) {}
+
+  /** Resolves when an expert cannot be loaded. */
+  get failed(): Promise<SwitchyardError> {
+    return this.failure.promise;
+  }
+
+  get bytes(): number {
+    return this.bytesHeld;
+  }
+
+  ready(): ExpertId[] {
+    return [...this.held.values()].map(({ id }) => id);
+  }
+
+  /** The experts to hold from now on. The same assignment again changes nothing. */
+  assign(experts: readonly ExpertId[]): void {
+    const { executor, model, memoryBytes, log } = this.options;
+    this.wanted = new Map(experts.map((id) => [idOf(id), id]));
+    const needed = this.wanted.size * model.expertBytes;
+    if (needed > memoryBytes) {
+      this.failure.resolve(
+        new SwitchyardError(
+          'RESOURCE_EXHAUSTED',
+          `${this.wanted.size} experts were assigned, which take ${needed} bytes; allowed (memory): ${memoryBytes} bytes`,
+          { experts: this.wanted.size, bytes: needed, allowed: memoryBytes },
+        ),
+      );
+      return;
+    }
+    for (const [key, { id, bytes }] of this.held) {
+      if (this.wanted.has(key)) continue;
+      executor.remove(id.layer, id.expert);
+      this.held.delete(key);
+      this.bytesHeld -= bytes;
+      this.changes += 1;
+      log.info({ event: 'expert-dropped', layer: id.layer, expert: id.expert });
+    }
+    this.startedMs = performance.now();
+    this.bytesAtStart = this.bytesHeld;
+    this.pump();
+  }
+
+  progress(): LoadProgressInput {
+    const bytesTotal = this.wanted.size * this.options.model.expertBytes;
+    const seconds = (performance.now() - this.startedMs) / 1000;
+    const rate = this.held.size < this.wanted.size ? (this.bytesHeld - this.bytesAtStart) / seconds : 0;
+    return {
+      expertsLoaded: this.held.size,
+      expertsTotal: this.wanted.size,
+      bytesLoaded: this.bytesHeld,
+      bytesTotal,
+      bytesPerSecond: rate,
+      etaSeconds: rate > 0 ? (bytesTotal - this.bytesHeld) / rate : 0,
+    };
+  }
+
+  /** Loads no more. */
+  close(): void {
+    this.closed = true;
+  }
+
+  private pump(): void {
+    for (const [key, id] of this.wanted) {
+      if (this.closed || this.loading.size >= loadsMax) return;
+      if (!this.held.has(key) && !this.loading.has(key)) void this.load(key, id);
+    }
+  }
+
+  private async load(key: string, id: ExpertId): Promise<void> {
+    const { model, backend, executor, log } = this.options;
+    this.loading.add(key);
+    try {
+      const expert = await backend.load(model.expert(id.layer, id.expert));
+      if (this.wanted.has(key) && !this.closed) {
+        executor.add(id.layer, id.expert, expert);
+        this.held.set(key, { id, bytes: model.expertBytes });
+        this.bytesHeld += model.expertBytes;
+        this.changes += 1;
+      } else {
+        expert.release();
+      }
+    } catch (error) {
+      this.closed = true;
+      this.failure.resolve(this.named(error, id));
+      return;
+    } finally {
+      this.loading.delete(key);
+    }
+    if (this.held.size === this.wanted.size && this.loading.size === 0) {
+      const seconds = (performance.now() - this.startedMs) / 1000;
+      log.info({ event: 'experts-loaded', experts: this.held.size, bytes: this.bytesHeld, seconds });
+    }
+    this.pump();
+  }
+
+  private named(error: unknown, { layer, expert }: ExpertId): SwitchyardError {
+    const { code, message, details } = asSwitchyardError(error);
+    const text = `layer ${layer} expert ${expert} cannot be loaded: ${message}`;
+    return new SwitchyardError(code, text, { ...details, layer, expert }, { cause: error });
+  }
+}
