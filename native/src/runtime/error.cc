@@ -14,6 +14,8 @@ const char* to_string(Code code) {
       return "MODEL_INVALID";
     case Code::data_loss:
       return "DATA_LOSS";
+    case Code::link_lost:
+      return "LINK_LOST";
     case Code::cancelled:
       return "CANCELLED";
     case Code::internal:

@@ -13,6 +13,7 @@ enum class Code {
   slab_released,
   model_invalid,
   data_loss,
+  link_lost,
   cancelled,
   internal,
 };

@@ -1,0 +1,42 @@
+#include "ucx/fabric.h"
+
+#include "ucx/progress.h"
+
+namespace switchyard::ucx {
+
+Fabric::Fabric(SlabArena& arena) : progress_(std::make_unique<Progress>(arena)) {}
+Fabric::~Fabric() = default;
+
+const std::vector<uint8_t>& Fabric::address() const { return progress_->address(); }
+
+uint64_t Fabric::open(const Key& key, ChannelLimits limits, ChannelEvents events) {
+  return progress_->open(key, limits, std::move(events));
+}
+
+void Fabric::connect(uint64_t channel, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done) {
+  progress_->connect(channel, std::move(peer_address), peer_channel, std::move(done));
+}
+
+void Fabric::send(uint64_t channel, Message message, SendDone done) {
+  if (!message.slab) throw_invalid("message.slab", "null", "a slab");
+  const size_t size = message.slab->size();
+  if (message.row_bytes > size || message.meta_bytes > size - message.row_bytes) {
+    throw_invalid("message.meta_bytes", message.meta_bytes,
+                  "at most " + std::to_string(size - std::min(size, message.row_bytes)) + " after the rows");
+  }
+  progress_->send(channel, std::move(message), std::move(done));
+}
+
+void Fabric::close(uint64_t channel, CloseDone done) { progress_->close(channel, std::move(done)); }
+
+std::string Fabric::transports(uint64_t channel) { return progress_->transports(channel); }
+
+FabricStats Fabric::stats() const { return progress_->stats(); }
+
+std::string Fabric::version() {
+  unsigned major = 0, minor = 0, release = 0;
+  ucp_get_version(&major, &minor, &release);
+  return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(release);
+}
+
+}  // namespace switchyard::ucx

@@ -1,0 +1,99 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "memory/slab.h"
+#include "runtime/error.h"
+
+namespace switchyard::ucx {
+
+/** A secret of one channel; both ends learn it over the authenticated control plane. */
+using Key = std::array<uint8_t, 16>;
+
+/**
+ * A message as it lies in a slab: `row_bytes` of rows, then `meta_bytes` of encoded metadata. One contiguous region goes
+ * out and comes in, so the metadata may be longer than a transport's active-message header.
+ */
+struct Message {
+  SlabRef slab;
+  size_t row_bytes = 0;
+  size_t meta_bytes = 0;
+};
+
+/** Called on the progress thread. Callbacks must not block and must not throw. */
+struct ChannelEvents {
+  std::function<void(Message)> received;
+  /** The channel is of no more use: the peer is gone or broke the rules. Called at most once. */
+  std::function<void(Error)> failed;
+};
+
+struct ChannelLimits {
+  /** Rows plus metadata of one incoming message. */
+  size_t message_bytes_max;
+};
+
+struct FabricStats {
+  uint64_t messages_sent = 0;
+  uint64_t messages_received = 0;
+  uint64_t bytes_sent = 0;
+  uint64_t bytes_received = 0;
+  /** Bytes that the processor copied out of a transport's buffer because the message was not zero-copy. */
+  uint64_t bytes_copied = 0;
+  /** Messages dropped for an unknown channel, a wrong key or a size over the limit. */
+  uint64_t messages_refused = 0;
+};
+
+/**
+ * One UCX context and worker with the thread that drives them. Messages travel on channels. A channel is opened for
+ * receiving first, which yields its number; number, key and worker address go to the peer over the control plane, and
+ * `connect` then makes it a sending channel too. All members are thread-safe; work is handed to the progress thread,
+ * which polls while messages flow and sleeps on an event descriptor otherwise.
+ */
+class Fabric {
+ public:
+  /** Throws INTERNAL with UCX's words when no context can be made. `arena` must outlive the fabric. */
+  explicit Fabric(SlabArena& arena);
+  /** Closes every channel (bounded wait), then the worker. Events may be called until it returns. */
+  ~Fabric();
+  Fabric(const Fabric&) = delete;
+  Fabric& operator=(const Fabric&) = delete;
+
+  /** The worker's address, for `connect` at a peer. */
+  const std::vector<uint8_t>& address() const;
+
+  /** Accepts messages that carry this key from now on. */
+  uint64_t open(const Key& key, ChannelLimits limits, ChannelEvents events);
+
+  using ConnectDone = std::function<void(std::optional<Error>)>;
+  /** Makes `channel` send to `peer_channel` of the fabric at `peer_address`. */
+  void connect(uint64_t channel, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done);
+
+  using SendDone = std::function<void(std::optional<Error>)>;
+  /** `done` is called when the slab may be used again, with an error when the message may not have arrived. */
+  void send(uint64_t channel, Message message, SendDone done);
+
+  using CloseDone = std::function<void()>;
+  /** Flushes what was sent unless the peer is gone, then forgets the channel. `failed` is not called. Idempotent. */
+  void close(uint64_t channel, CloseDone done);
+
+  /** The transports that carry the channel's messages, for example "posix cma", or empty before `connect`. */
+  std::string transports(uint64_t channel);
+
+  FabricStats stats() const;
+
+  /** The library's version, for example "1.13.1". */
+  static std::string version();
+
+ private:
+  class Progress;
+  std::unique_ptr<Progress> progress_;
+};
+
+}  // namespace switchyard::ucx

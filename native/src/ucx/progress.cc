@@ -1,0 +1,177 @@
+#include "ucx/progress.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+
+namespace switchyard::ucx {
+namespace {
+
+/** Turns of the loop without an event before it sleeps: a few microseconds, so that compute keeps the cores. */
+constexpr int idle_turns_max = 64;
+/** Commands that wait for the thread. Credits keep real use far below; beyond it something is broken. */
+constexpr size_t commands_max = 1 << 16;
+constexpr auto shutdown_wait = std::chrono::seconds(2);
+
+void check(ucs_status_t status, const char* call) {
+  if (status != UCS_OK) throw Error(Code::internal, std::string(call) + ": " + ucs_status_string(status));
+}
+
+void watch(int poll, int descriptor) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.fd = descriptor;
+  if (epoll_ctl(poll, EPOLL_CTL_ADD, descriptor, &event) != 0) throw Error(Code::internal, "epoll_ctl failed");
+}
+
+}  // namespace
+
+Fabric::Progress::Progress(SlabArena& arena) : arena_(arena) {
+  try {
+    create_context();
+    create_worker();
+  } catch (...) {
+    destroy();
+    throw;
+  }
+  thread_ = std::thread([this] { run(); });
+}
+
+Fabric::Progress::~Progress() {
+  {
+    std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  eventfd_write(command_events_, 1);
+  thread_.join();
+  destroy();
+}
+
+void Fabric::Progress::create_context() {
+  // Without it, endpoints with peer error handling leave shared memory for TCP without a word.
+  setenv("UCX_MM_ERROR_HANDLING", "y", 0);
+  // How soon a peer on this host is found dead when nothing is sent to it. UCX would take 20 s.
+  setenv("UCX_KEEPALIVE_INTERVAL", "500ms", 0);
+  setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);
+  ucp_config_t* config = nullptr;
+  check(ucp_config_read(nullptr, nullptr, &config), "ucp_config_read");
+  ucp_params_t params{};
+  params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
+  params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+  params.mt_workers_shared = 1;
+  params.name = "switchyard";
+  const ucs_status_t status = ucp_init(&params, config, &context_);
+  ucp_config_release(config);
+  check(status, "ucp_init");
+}
+
+void Fabric::Progress::create_worker() {
+  ucp_worker_params_t params{};
+  params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  // The constructing thread hands the worker over to the progress thread once and calls it no more.
+  params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
+  check(ucp_worker_create(context_, &params, &worker_), "ucp_worker_create");
+
+  ucp_am_handler_param_t handler{};
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG |
+                       UCP_AM_HANDLER_PARAM_FIELD_FLAGS;
+  handler.id = message_id;
+  handler.cb = on_message;
+  handler.arg = this;
+  handler.flags = UCP_AM_FLAG_WHOLE_MSG;
+  check(ucp_worker_set_am_recv_handler(worker_, &handler), "ucp_worker_set_am_recv_handler");
+
+  ucp_address_t* address = nullptr;
+  size_t length = 0;
+  check(ucp_worker_get_address(worker_, &address, &length), "ucp_worker_get_address");
+  const auto* bytes = reinterpret_cast<const uint8_t*>(address);
+  address_.assign(bytes, bytes + length);
+  ucp_worker_release_address(worker_, address);
+
+  check(ucp_worker_get_efd(worker_, &worker_events_), "ucp_worker_get_efd");
+  command_events_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  poll_events_ = epoll_create1(EPOLL_CLOEXEC);
+  if (command_events_ < 0 || poll_events_ < 0) throw Error(Code::internal, "no file descriptor for events");
+  watch(poll_events_, worker_events_);
+  watch(poll_events_, command_events_);
+}
+
+void Fabric::Progress::destroy() {
+  // UCX aborts the process when a worker is destroyed under operations that never ended, which a peer that stopped
+  // answering can cause. Such a worker is left to the end of the process.
+  const bool quiet = sending_.empty() && receiving_.empty() && endpoints_closing_ == 0;
+  if (worker_ && quiet) ucp_worker_destroy(worker_);
+  if (context_ && quiet) ucp_cleanup(context_);
+  for (SendRequest* request : sending_) {
+    request->done(Error(Code::cancelled, "the UCX fabric closed before the message was sent"));
+    delete request;
+  }
+  for (ReceiveRequest* request : receiving_) delete request;
+  if (command_events_ >= 0) ::close(command_events_);
+  if (poll_events_ >= 0) ::close(poll_events_);
+}
+
+void Fabric::Progress::enqueue(Command command) {
+  {
+    std::lock_guard lock(mutex_);
+    if (closing_) throw Error(Code::cancelled, "the UCX fabric is closing");
+    if (commands_.size() >= commands_max) throw Error(Code::resource_exhausted, "too many UCX operations are waiting");
+    commands_.push_back(std::move(command));
+    if (commands_.size() > 1) return;  // The thread has been woken for the first and takes them all.
+  }
+  eventfd_write(command_events_, 1);
+}
+
+bool Fabric::Progress::run_commands() {
+  std::deque<Command> commands;
+  {
+    std::lock_guard lock(mutex_);
+    commands.swap(commands_);
+  }
+  for (Command& command : commands) command();
+  return !commands.empty();
+}
+
+void Fabric::Progress::run() {
+  int idle_turns = 0;
+  for (;;) {
+    bool busy = run_commands();
+    {
+      std::lock_guard lock(mutex_);
+      if (closing_ && commands_.empty()) break;
+    }
+    while (ucp_worker_progress(worker_) != 0) busy = true;
+    idle_turns = busy ? 0 : idle_turns + 1;
+    if (idle_turns >= idle_turns_max) {
+      wait_for_events();
+      idle_turns = 0;
+    }
+  }
+  close_all();
+}
+
+void Fabric::Progress::wait_for_events() {
+  // Arming fails while events are pending: then there is something to do.
+  if (ucp_worker_arm(worker_) != UCS_OK) return;
+  epoll_event events[2];
+  const int count = epoll_wait(poll_events_, events, 2, -1);
+  for (int i = 0; i < count; ++i) {
+    eventfd_t ignored;
+    if (events[i].data.fd == command_events_) eventfd_read(command_events_, &ignored);
+  }
+}
+
+void Fabric::Progress::close_all() {
+  while (!channels_.empty()) close_now(channels_.begin()->first, nullptr);
+  const auto deadline = std::chrono::steady_clock::now() + shutdown_wait;
+  while ((endpoints_closing_ > 0 || !sending_.empty() || !receiving_.empty()) &&
+         std::chrono::steady_clock::now() < deadline) {
+    ucp_worker_progress(worker_);
+  }
+}
+
+}  // namespace switchyard::ucx
