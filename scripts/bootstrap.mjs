@@ -34,7 +34,7 @@ const toolchain = [
   { package: 'make', present: () => onPath('make') },
   { package: 'cmake', present: () => onPath('cmake') },
   { package: 'pkg-config', present: () => onPath('pkg-config') },
-  { package: 'libdnnl-dev', present: () => header('oneapi/dnnl/dnnl.hpp') },
+  { package: 'libdnnl-dev', present: () => header('oneapi/dnnl/dnnl.hpp'), optional: true },
 ];
 const testLibraries = [{ package: 'libgtest-dev', present: () => header('gtest/gtest.h') }];
 
@@ -132,29 +132,36 @@ function checkNode() {
   present(`Node ${process.versions.node}`);
 }
 
-/** Installs Debian packages where it may; otherwise ends with the command to type. */
-function installPackages(required) {
-  const missing = required.filter((item) => !item.present()).map((item) => item.package);
+/** Installs Debian packages where it may; otherwise tells the command to type, and ends if the build cannot do without. */
+function installPackages(wanted) {
+  const missing = wanted.filter((item) => !item.present());
   if (missing.length === 0)
-    return present(`system packages (${required.map((item) => item.package).join(' ')})`);
-  const names = missing.join(' ');
-  if (!onPath('apt-get')) {
-    fail(`missing: ${names} (Debian names); install what your system calls them, then run this again`);
+    return present(`system packages (${wanted.map((item) => item.package).join(' ')})`);
+  const names = missing.map((item) => item.package);
+  const apt = aptGet();
+  if (apt === null) {
+    const command = `sudo apt-get update && sudo apt-get install -y ${names.join(' ')}`;
+    const text = `missing and not mine to install: ${names.join(' ')}; on Debian or Ubuntu type: ${command}`;
+    if (missing.some((item) => !item.optional)) fail(text);
+    process.stderr.write(`bootstrap: ${text} (building without)\n`);
+    return;
   }
-  const isRoot = process.getuid?.() === 0;
-  if (!isRoot && !(onPath('sudo') && run('sudo', ['-n', 'true']).status === 0)) {
-    fail(`missing: ${names}; type: sudo apt-get update && sudo apt-get install -y ${names}`);
-  }
-  const apt = (args) =>
-    isRoot ? ['apt-get', args] : ['sudo', ['-n', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', ...args]];
   const environment = { DEBIAN_FRONTEND: 'noninteractive' };
-  const install = apt(['install', '-y', '--no-install-recommends', ...missing]);
-  step(`installing ${names}`, () => {
+  const install = ['install', '-y', '--no-install-recommends', ...names];
+  step(`installing ${names.join(' ')}`, () => {
     // Package lists may be old or absent; they are fetched only if the first try fails.
-    if (run(...install, environment).status === 0) return;
-    runOrFail(...apt(['update']), environment);
-    runOrFail(...install, environment);
+    if (run(apt[0], [...apt.slice(1), ...install], environment).status === 0) return;
+    runOrFail(apt[0], [...apt.slice(1), 'update'], environment);
+    runOrFail(apt[0], [...apt.slice(1), ...install], environment);
   });
+}
+
+/** The command that may install packages without asking for a password, or null. */
+function aptGet() {
+  if (!onPath('apt-get')) return null;
+  if (process.getuid?.() === 0) return ['apt-get'];
+  const maySudo = onPath('sudo') && run('sudo', ['-n', 'true']).status === 0;
+  return maySudo ? ['sudo', '-n', 'DEBIAN_FRONTEND=noninteractive', 'apt-get'] : null;
 }
 
 /** True if every package of the lock file is installed in its version; packages for other platforms may be absent. */

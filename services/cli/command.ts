@@ -1,0 +1,71 @@
+import { Command, Option } from 'commander';
+import type { z } from 'zod';
+import { loadConfig } from '../common/config.js';
+
+/** How a key of a schema is shown: the name of its value (null for switches), and what it does. */
+export type OptionHelp = readonly [value: string | null, text: string];
+
+export interface CommandDefinition<Shape extends z.ZodRawShape> {
+  name: string;
+  summary: string;
+  /** Top-level key of the YAML file. */
+  section: string;
+  schema: z.ZodObject<Shape>;
+  help: { readonly [Key in keyof Shape]: OptionHelp };
+  /** Positional argument, given to the schema under its name. */
+  argument?: { name: keyof Shape & string; text: string; choices?: readonly string[] };
+  examples: readonly string[];
+  run(config: z.infer<z.ZodObject<Shape>>): Promise<void>;
+}
+
+/**
+ * A command whose options are the keys of its schema: each may come as a flag, from SWITCHYARD_<KEY>, or from the
+ * command's section of the YAML file given by --config.
+ */
+export function defineCommand<Shape extends z.ZodRawShape>(definition: CommandDefinition<Shape>): Command {
+  const { schema, help, argument, section } = definition;
+  const command = new Command(definition.name)
+    .summary(definition.summary)
+    .description(`${definition.summary}.`);
+  if (argument) {
+    const choices = argument.choices ? ` (${argument.choices.join(', ')})` : '';
+    command.argument(`[${argument.name}]`, `${argument.text}${choices}`);
+  }
+  for (const key of Object.keys(schema.shape)) {
+    if (key !== argument?.name)
+      for (const option of optionsOf(schema, key, help[key]!)) command.addOption(option);
+  }
+  command.option('--config <file>', `YAML file; this command reads its section "${section}"`);
+  if (definition.examples.length > 0) {
+    command.addHelpText('after', `\nExamples:\n${definition.examples.map((line) => `  ${line}`).join('\n')}`);
+  }
+  return command.action(async (...parsed: unknown[]) => {
+    // The command itself comes last, its options before it, positional arguments first.
+    const { config: path, ...flags } = command.opts<Record<string, unknown> & { config?: string }>();
+    if (argument) flags[argument.name] = parsed[0];
+    const file = path === undefined ? null : { path, section };
+    await definition.run(loadConfig(schema, { flags, env: process.env, file }));
+  });
+}
+
+function optionsOf<Shape extends z.ZodRawShape>(
+  schema: z.ZodObject<Shape>,
+  key: string,
+  [value, text]: OptionHelp,
+): Option[] {
+  const name = key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+  const standard = (schema.shape[key] as unknown as z.ZodType).safeParse(undefined);
+  const initial = standard.success ? standard.data : undefined;
+  if (value === null) {
+    const on = new Option(`--${name}`, text);
+    const off = new Option(`--no-${name}`, initial === true ? text : `the opposite of --${name}`);
+    // Commander presets --no-x to true; undefined leaves the decision to the other sources.
+    on.defaultValue = undefined;
+    off.defaultValue = undefined;
+    if (initial === true) return [on.hideHelp(), off];
+    return initial === false ? [on, off.hideHelp()] : [on, off];
+  }
+  const shown =
+    initial === undefined || initial === null || typeof initial === 'object' ? '' : ` (default: ${initial})`;
+  return [new Option(`--${name} <${value}>`, `${text}${shown}`)];
+}

@@ -1,0 +1,35 @@
+/** Numbers and tables for people. */
+
+export const count = (value: number): string => Math.round(value).toLocaleString('en-US');
+
+export const percent = (value: number): string => `${(value * 100).toFixed(1)} %`;
+
+export function bytes(value: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  let unit = 0;
+  let scaled = value;
+  while (scaled >= 1024 && unit < units.length - 1) {
+    scaled /= 1024;
+    unit += 1;
+  }
+  return `${unit === 0 ? scaled : scaled.toFixed(scaled < 10 ? 2 : 1)} ${units[unit]}`;
+}
+
+export function seconds(value: number): string {
+  if (value < 1) return `${(value * 1000).toFixed(0)} ms`;
+  if (value < 120) return `${value.toFixed(1)} s`;
+  return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+}
+
+/** Left-aligned columns; the first row is the head. */
+export function table(rows: readonly (readonly string[])[]): string {
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  return rows
+    .map((row) =>
+      row
+        .map((cell, column) => cell.padEnd(widths[column]!))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}
