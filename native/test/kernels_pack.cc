@@ -1,0 +1,129 @@
+// Grouping and packing.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+#include <set>
+
+#include "kernels/pack.h"
+#include "kernels_support.h"
+#include "runtime/error.h"
+
+namespace switchyard {
+namespace {
+
+struct Choices {
+  std::vector<std::uint32_t> experts;
+  std::vector<float> weights;
+};
+
+Choices random_choices(std::mt19937_64& random, std::size_t rows, std::size_t top_k, std::size_t experts) {
+  Choices choices;
+  std::vector<std::uint32_t> all(experts);
+  std::iota(all.begin(), all.end(), 0u);
+  for (std::size_t t = 0; t < rows; ++t) {
+    std::ranges::shuffle(all, random);
+    choices.experts.insert(choices.experts.end(), all.begin(), all.begin() + static_cast<std::ptrdiff_t>(top_k));
+  }
+  choices.weights = test::random_floats(random, rows * top_k, 0, 1);
+  return choices;
+}
+
+/** Checks one plan against the definition, and marks the slots that it carries. */
+void check_plan(const PackPlan& plan, const Choices& choices, std::size_t top_k,
+                const std::vector<std::uint32_t>& worker_of, std::vector<int>& carried) {
+  EXPECT_TRUE(std::ranges::is_sorted(plan.tokens, std::less_equal<>())) << "each token once, ascending";
+  ASSERT_EQ(plan.slots.size(), plan.row_indices.size());
+  ASSERT_EQ(plan.weights.size(), plan.row_indices.size());
+  std::size_t entry = 0;
+  std::int64_t last_expert = -1;
+  std::set<std::uint32_t> used;
+  for (std::size_t s = 0; s < plan.segments.size(); s += 2) {
+    const std::uint32_t expert = plan.segments[s];
+    EXPECT_GT(static_cast<std::int64_t>(expert), last_expert);
+    last_expert = expert;
+    EXPECT_EQ(worker_of[expert], plan.worker);
+    EXPECT_GT(plan.segments[s + 1], 0u);
+    std::int64_t last_slot = -1;
+    for (std::uint32_t i = 0; i < plan.segments[s + 1]; ++i, ++entry) {
+      ASSERT_LT(entry, plan.slots.size());
+      const std::uint32_t slot = plan.slots[entry];
+      EXPECT_GT(static_cast<std::int64_t>(slot), last_slot) << "token order within a segment";
+      last_slot = slot;
+      EXPECT_EQ(choices.experts[slot], expert);
+      EXPECT_EQ(choices.weights[slot], plan.weights[entry]);
+      EXPECT_EQ(plan.tokens.at(plan.row_indices[entry]), slot / top_k);
+      used.insert(plan.row_indices[entry]);
+      ++carried[slot];
+    }
+  }
+  EXPECT_EQ(entry, plan.slots.size());
+  EXPECT_EQ(used.size(), plan.tokens.size()) << "no row without use";
+}
+
+TEST(Pack, EverySlotTravelsOnceAndEveryRowOncePerWorker) {
+  std::mt19937_64 random(1);
+  for (const std::size_t top_k : {1, 2, 3, 8, 12}) {
+    for (const std::size_t workers : {1, 2, 5, 16}) {
+      for (const std::size_t rows : {0, 1, 7, 200}) {
+        const std::size_t experts = 16;
+        const Choices choices = random_choices(random, rows, top_k, experts);
+        std::vector<std::uint32_t> worker_of(experts);
+        for (auto& worker : worker_of) worker = static_cast<std::uint32_t>(random() % workers);
+        const auto plans = plan_pack(choices.experts, choices.weights, top_k, worker_of, workers);
+        std::vector<int> carried(rows * top_k);
+        std::int64_t last_worker = -1;
+        for (const PackPlan& plan : plans) {
+          EXPECT_GT(static_cast<std::int64_t>(plan.worker), last_worker);
+          last_worker = plan.worker;
+          EXPECT_FALSE(plan.tokens.empty());
+          check_plan(plan, choices, top_k, worker_of, carried);
+        }
+        EXPECT_TRUE(std::ranges::all_of(carried, [](int times) { return times == 1; }));
+      }
+    }
+  }
+}
+
+TEST(Pack, CopiesTheRowsOfItsTokensInAnyRanges) {
+  std::mt19937_64 random(2);
+  for (const std::size_t hidden : {1, 17, 64, 1000}) {
+    const auto rows = test::random_bf16(random, 50 * hidden);
+    const std::vector<std::uint32_t> tokens = {0, 3, 4, 9, 20, 21, 22, 48, 49};
+    std::vector<std::uint16_t> output(tokens.size() * hidden + 1, 0x1234);
+    for (const auto& [first, count] : {std::pair{4, 5}, std::pair{0, 1}, std::pair{1, 3}, std::pair{9, 0}}) {
+      pack_rows(rows.data(), hidden, tokens, static_cast<std::size_t>(first), static_cast<std::size_t>(count),
+                output.data());
+    }
+    EXPECT_EQ(output.back(), 0x1234) << "wrote beyond the rows";
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      EXPECT_TRUE(std::equal(&output[i * hidden], &output[i * hidden] + hidden, &rows[tokens[i] * hidden]));
+    }
+  }
+}
+
+std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code, Code::invalid_argument);
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Pack, RefusesChoicesThatDoNotFit) {
+  const std::vector<std::uint32_t> experts = {0, 1, 2, 7};
+  const std::vector<float> weights(4, 0.5f);
+  const std::vector<std::uint32_t> worker_of = {0, 0, 1, 1};
+  EXPECT_EQ(message_of([&] { plan_pack(experts, weights, 2, worker_of, 2); }), "experts is 7; allowed: below 4");
+  EXPECT_EQ(message_of([&] { plan_pack(experts, weights, 3, worker_of, 2); }),
+            "topK is 3; allowed: a divisor of the number of experts given, 4");
+  EXPECT_EQ(message_of([&] { plan_pack(experts, std::vector<float>(3), 2, worker_of, 2); }),
+            "weights.length is 3; allowed: 4");
+  EXPECT_EQ(message_of([&] { plan_pack(experts, weights, 2, worker_of, 1); }), "workerOf is 1; allowed: below 1");
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,120 @@
+// The sum of a (row, expert) is defined to the bit; every kernel of this processor is held to the definition.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/flush.h"
+#include "kernels/scores.h"
+#include "kernels_support.h"
+
+namespace switchyard::scores {
+namespace {
+
+struct Problem {
+  std::size_t rows;
+  std::size_t pairs;
+  std::size_t panels;
+  std::size_t row_stride;
+  std::vector<std::uint32_t> elements;
+  std::vector<std::uint32_t> weights;
+  std::vector<float> logits;
+};
+
+/** Values of every magnitude: `exponents` is the range of powers of two around 1 that they take. */
+Problem make_problem(std::mt19937_64& random, std::size_t rows, std::size_t pairs, std::size_t panels, int exponents) {
+  const auto value = [&] {
+    const auto sign_and_fraction = static_cast<std::uint32_t>(random()) & 0x807fu;
+    const int exponent = exponents == 0 ? 0 : static_cast<int>(random() % (2 * exponents)) - exponents;
+    return sign_and_fraction | static_cast<std::uint32_t>(std::clamp(127 + exponent, 0, 254)) << 7;
+  };
+  Problem problem{.rows = rows, .pairs = pairs, .panels = panels, .row_stride = pairs + 3, .elements = {}, .weights = {}, .logits = {}};
+  problem.elements.resize(rows * problem.row_stride);
+  for (auto& pair : problem.elements) pair = value() | value() << 16;
+  problem.weights.resize(panels * pairs * panel_width);
+  for (auto& pair : problem.weights) pair = value() | value() << 16;
+  problem.logits = test::random_floats(random, rows * panels * panel_width, -1, 1);
+  return problem;
+}
+
+std::vector<float> run(const Kernel& kernel, const Problem& problem) {
+  std::vector<float> logits = problem.logits;
+  kernel.add({.rows = problem.elements.data(),
+              .row_count = problem.rows,
+              .row_stride = problem.row_stride,
+              .pairs = problem.pairs,
+              .weights = problem.weights.data(),
+              .panel_count = problem.panels,
+              .panel_stride = problem.pairs * panel_width,
+              .logits = logits.data(),
+              .logit_stride = problem.panels * panel_width});
+  return logits;
+}
+
+float half_of(std::uint32_t pair, bool odd) { return bf16_to_float(static_cast<std::uint16_t>(odd ? pair >> 16 : pair)); }
+
+/** The C library's fma ignores the flush mode on some systems; this instruction does not. */
+[[gnu::noinline]] __attribute__((target("fma"))) float fused(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+[[gnu::noinline]] float added(float a, float b) { return a + b; }
+
+std::vector<float> run_definition(const Problem& problem) {
+  const FlushSubnormals flush;
+  std::vector<float> logits = problem.logits;
+  for (std::size_t r = 0; r < problem.rows; ++r) {
+    for (std::size_t e = 0; e < problem.panels * panel_width; ++e) {
+      const std::uint32_t* weights = &problem.weights[e / panel_width * problem.pairs * panel_width];
+      float sum = 0;
+      for (std::size_t p = 0; p < problem.pairs; ++p) {
+        const std::uint32_t x = problem.elements[r * problem.row_stride + p];
+        const std::uint32_t w = weights[p * panel_width + e % panel_width];
+        sum = fused(half_of(x, true), half_of(w, true), sum);
+        sum = fused(half_of(x, false), half_of(w, false), sum);
+      }
+      float& logit = logits[r * problem.panels * panel_width + e];
+      logit = added(logit, sum);
+    }
+  }
+  return logits;
+}
+
+void expect_same_bits(const std::vector<float>& actual, const std::vector<float>& expected, const char* kernel) {
+  ASSERT_EQ(actual.size(), expected.size());
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    if (std::isnan(expected[i]) && std::isnan(actual[i])) continue;
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(actual[i]), std::bit_cast<std::uint32_t>(expected[i]))
+        << kernel << " at " << i << ": " << actual[i] << " instead of " << expected[i];
+  }
+}
+
+/** 0: plain values; 20: rounding and cancellation; 70: subnormals; 127: overflow to infinity and NaN as well. */
+class ScoreKernels : public testing::TestWithParam<int> {};
+
+TEST_P(ScoreKernels, GiveTheBitsOfTheDefinition) {
+  std::mt19937_64 random(static_cast<unsigned>(GetParam()));
+  for (const std::size_t rows : {1, 2, 3, 4, 5, 12, 13, 31, 48}) {
+    for (const std::size_t panels : {1, 2, 3}) {
+      for (const std::size_t pairs : {std::size_t{1}, std::size_t{7}, block_pairs}) {
+        const Problem problem = make_problem(random, rows, pairs, panels, GetParam());
+        const auto expected = run_definition(problem);
+        for (const Kernel& kernel : kernels()) expect_same_bits(run(kernel, problem), expected, kernel.name);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Magnitudes, ScoreKernels, testing::Values(0, 20, 70, 127));
+
+TEST(ScoreKernels, LeaveTheThreadsFloatingPointModeAsItWas) {
+  std::mt19937_64 random(9);
+  const Problem problem = make_problem(random, 2, 3, 1, 1);
+  const unsigned before = _mm_getcsr() & 0xffc0u;
+  for (const Kernel& kernel : kernels()) {
+    run(kernel, problem);
+    EXPECT_EQ(_mm_getcsr() & 0xffc0u, before) << kernel.name;
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::scores
