@@ -1,3 +1,5 @@
+import { SwitchyardError } from './errors.js';
+
 /** A promise that is settled from outside. Later settlements have no effect, as with any promise. */
 export class Deferred<T> {
   readonly promise: Promise<T>;
@@ -45,4 +47,26 @@ export function untilSignal(): Promise<NodeJS.Signals> {
     process.on('SIGINT', onSignal);
     process.on('SIGTERM', onSignal);
   });
+}
+
+/** Why `signal` was aborted, as an error: its own SwitchyardError, DEADLINE_EXCEEDED of a timeout, or CANCELLED. */
+export function abortError(signal: AbortSignal): SwitchyardError {
+  const reason: unknown = signal.reason;
+  if (reason instanceof SwitchyardError) return reason;
+  const timedOut = reason instanceof DOMException && reason.name === 'TimeoutError';
+  return timedOut
+    ? new SwitchyardError('DEADLINE_EXCEEDED', 'the deadline has passed')
+    : new SwitchyardError('CANCELLED', 'the operation was cancelled');
+}
+
+/** A started service, as the main.ts of each gives it. */
+export interface Running {
+  /** host:port of its gRPC server. */
+  readonly address: string;
+  /** http://host:port of /metrics, /healthz, /readyz and /state. */
+  readonly metricsUrl: string;
+  /** Resolves when the service has ended as asked; rejects with why it ended by itself. */
+  readonly stopped: Promise<void>;
+  /** Drains and ends. Resolves when all is closed. Idempotent. */
+  stop(reason: string): Promise<void>;
 }

@@ -94,7 +94,7 @@ export class Membership {
     const expired: Member[] = [];
     for (const member of this.byKey.values()) {
       if (!member.alive) continue;
-      if (lateMs > everyMs) member.heardAtMs += lateMs;
+      if (lateMs > everyMs) member.heardAtMs = Math.min(nowMs, member.heardAtMs + lateMs);
       const silentMs = nowMs - member.heardAtMs;
       if (silentMs <= this.leaseMs) continue;
       this.end(member, `silent for ${Math.round(silentMs)} ms; allowed: ${this.leaseMs} ms`);

@@ -1,0 +1,80 @@
+import { resolve } from 'node:path';
+import { z } from 'zod';
+import { decimal, humanCount, port, serverFields, text, toggle } from '../common/config.js';
+import { SwitchyardError } from '../common/errors.js';
+import { parseModelSource } from '../model/load.js';
+import type { ModelSource, SyntheticSpec } from '../model/spec.js';
+import { type PresetName, presetNames, presets } from '../model/synthetic.js';
+
+const override = () => humanCount(1).nullable().default(null);
+
+/** Which model a cluster serves: a directory, or a preset with values of its own. */
+export const modelFields = {
+  preset: z
+    .enum(presetNames as [PresetName, ...PresetName[]])
+    .nullable()
+    .default(null),
+  model: text().nullable().default(null),
+  hidden: override(),
+  ffn: override(),
+  experts: override(),
+  topK: override(),
+  layers: override(),
+  activation: z.enum(['swiglu', 'gelu']).nullable().default(null),
+  seed: humanCount(0).nullable().default(null),
+};
+
+export const coordinatorSchema = z.object({
+  ...serverFields,
+  port: port().default(7070),
+  metricsPort: port().default(9090),
+  name: text().default('coordinator'),
+  advertiseHost: text().nullable().default(null),
+  ...modelFields,
+  workers: humanCount(1, 65_536).default(1),
+  topology: text().nullable().default(null),
+  router: toggle().default(true),
+  feedback: toggle().nullable().default(null),
+  feedbackRate: decimal(0, 1).default(0.01),
+  feedbackWindow: humanCount(1).default(16),
+  leaseMs: humanCount(100, 600_000).default(3_000),
+  heartbeatMs: humanCount(10, 60_000).default(1_000),
+  drainMs: humanCount(0, 3_600_000).default(10_000),
+});
+
+export type CoordinatorConfig = z.infer<typeof coordinatorSchema>;
+
+type ModelChoice = Pick<CoordinatorConfig, keyof typeof modelFields>;
+
+const shapeKeys = ['hidden', 'ffn', 'experts', 'topK', 'layers', 'activation', 'seed'] as const;
+
+/** The model that a configuration names; the preset `demo` if it names none. Throws CONFIG_INVALID or MODEL_INVALID. */
+export function modelSourceOf(config: ModelChoice): ModelSource {
+  const given = shapeKeys.filter((key) => config[key] !== null);
+  if (config.model !== null) {
+    const conflict = config.preset !== null ? 'preset' : given[0];
+    if (conflict !== undefined) {
+      throw new SwitchyardError(
+        'CONFIG_INVALID',
+        `${conflict} is ${JSON.stringify(config[conflict])}, and model is ${JSON.stringify(config.model)}; allowed: either a model directory, or a preset and its sizes`,
+        { key: conflict, value: String(config[conflict]) },
+      );
+    }
+    return parseModelSource({ kind: 'checkpoint', directory: resolve(config.model) });
+  }
+  const spec: SyntheticSpec = { ...presets[config.preset ?? 'demo'].model };
+  return parseModelSource({
+    kind: 'synthetic',
+    spec: { ...spec, ...Object.fromEntries(given.map((key) => [key, config[key]])) },
+  });
+}
+
+/** Heartbeats must come several times within a lease. Throws CONFIG_INVALID. */
+export function checkTimes({ leaseMs, heartbeatMs }: CoordinatorConfig): void {
+  if (heartbeatMs * 2 <= leaseMs) return;
+  throw new SwitchyardError(
+    'CONFIG_INVALID',
+    `heartbeatMs is ${heartbeatMs}; allowed: at most half of leaseMs, ${leaseMs / 2}`,
+    { key: 'heartbeatMs', value: heartbeatMs, allowed: leaseMs / 2 },
+  );
+}

@@ -1,0 +1,35 @@
+import { SwitchyardError } from '../common/errors.js';
+import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
+import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
+import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
+import { toServiceError } from '../common/status.js';
+
+export interface DescribeOptions {
+  description: ModelDescriptionInput;
+  view: () => ClusterViewInput;
+  version: string;
+}
+
+/** The client API of a coordinator that embeds no router: describes the cluster, and names its routers to who asks for more. */
+export function describeOnly({ description, view, version }: DescribeOptions): InferenceHandlers {
+  const startedMs = performance.now();
+  return {
+    DescribeModel: (_call, answer) => answer(null, description),
+    DescribeCluster: (_call, answer) =>
+      answer(null, {
+        view: view(),
+        model: description,
+        version,
+        uptimeSeconds: (performance.now() - startedMs) / 1000,
+      }),
+    Forward: (call) => {
+      const routers = (view().nodes ?? []).filter((node) => node.role === 'ROUTER' && node.state === 'READY');
+      const addresses = routers.map((node) => node.address).join(', ');
+      const advice = addresses === '' ? 'no router has joined yet' : `send batches to ${addresses}`;
+      const error = new SwitchyardError('NOT_READY', `this coordinator routes no batches; ${advice}`, {
+        routers: addresses,
+      });
+      call.emit('error', toServiceError(error));
+    },
+  };
+}

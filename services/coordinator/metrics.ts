@@ -1,0 +1,48 @@
+import { gauge, type Registry } from '../common/metrics.js';
+import type { Control } from './control.js';
+
+/** Gauges of the cluster, read when the metrics are. */
+export function coordinatorMetrics(registry: Registry, control: Control): void {
+  const { cluster } = control;
+  const { layers } = cluster.options.model;
+  gauge(registry, 'nodes', 'Members by role and state.', ['node_role', 'state'] as const, (metric) => {
+    metric.reset();
+    for (const node of control.view.nodes ?? []) {
+      metric.inc({ node_role: String(node.role).toLowerCase(), state: String(node.state).toLowerCase() });
+    }
+  });
+  gauge(registry, 'cluster_ready', '1 if every expert is ready on a live worker.', [], (metric) =>
+    metric.set(control.readiness().ready ? 1 : 0),
+  );
+  gauge(registry, 'placement_epoch', 'Version of the map from experts to workers.', [], (metric) =>
+    metric.set(cluster.epoch),
+  );
+  gauge(registry, 'feedback_steps', 'Steps of the load feedback loop.', [], (metric) =>
+    metric.set(cluster.feedback.version),
+  );
+  gauge(
+    registry,
+    'feedback_bias',
+    'What the feedback loop adds to the selection score of an expert.',
+    ['layer', 'expert'] as const,
+    (metric) => {
+      for (const { layer } of layers) {
+        for (const [expert, bias] of cluster.feedback.bias(layer)!.entries())
+          metric.set({ layer, expert }, bias);
+      }
+    },
+  );
+  gauge(
+    registry,
+    'cluster_balancedness',
+    'Mean/max of rows over workers in the last window of the feedback loop: 1 is even.',
+    ['layer'] as const,
+    (metric) => {
+      metric.reset();
+      for (const { layer } of layers) {
+        const value = cluster.balancedness(layer);
+        if (value !== null) metric.set({ layer }, value);
+      }
+    },
+  );
+}

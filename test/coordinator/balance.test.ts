@@ -1,0 +1,83 @@
+import { describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
+import { balancedness, Feedback } from '../../services/coordinator/balance.js';
+
+const options = { rate: 0.01, limit: 1, windowRowsPerExpert: 16 };
+const loads = (experts: number) =>
+  fc.array(fc.nat({ max: 5_000 }), { minLength: experts, maxLength: experts });
+
+describe('load feedback', () => {
+  test('no step is taken before the window is full, and then exactly one', () => {
+    const feedback = new Feedback([{ layer: 3, experts: 4 }], options);
+    expect(feedback.observe(3, [40, 0, 0, 0])).toBe(false);
+    expect(feedback.version).toBe(0);
+    expect(feedback.observe(3, [0, 24, 0, 0])).toBe(true);
+    expect(feedback.version).toBe(1);
+    expect([...feedback.lastWindow(3)!]).toEqual([40, 24, 0, 0]);
+    expect(feedback.observe(3, [1, 1, 1, 1])).toBe(false);
+  });
+
+  test('an expert above its share loses, one below it gains, the others keep their order', () => {
+    const feedback = new Feedback([{ layer: 0, experts: 4 }], options);
+    feedback.observe(0, [100, 60, 30, 10]);
+    const bias = [...feedback.bias(0)!];
+    expect(bias[0]).toBeLessThan(0);
+    expect(bias[3]).toBeGreaterThan(0);
+    expect([...bias].sort((a, b) => a - b)).toEqual(bias);
+  });
+
+  test('an even load changes nothing', () => {
+    const feedback = new Feedback([{ layer: 0, experts: 4 }], options);
+    feedback.observe(0, [50, 50, 50, 50]);
+    expect([...feedback.bias(0)!]).toEqual([0, 0, 0, 0]);
+  });
+
+  test('biases stay centred and bounded under any load', () => {
+    fc.assert(
+      fc.property(
+        fc.array(loads(6), { maxLength: 40 }),
+        fc.double({ min: 0, max: 1, noNaN: true }),
+        (history, rate) => {
+          const feedback = new Feedback([{ layer: 0, experts: 6 }], { ...options, rate, limit: 0.5 });
+          for (const rows of history) feedback.observe(0, rows);
+          const bias = [...feedback.bias(0)!];
+          for (const value of bias) {
+            expect(Number.isFinite(value)).toBe(true);
+            expect(Math.abs(value)).toBeLessThanOrEqual(0.5);
+          }
+          const reached = bias.some((value) => Math.abs(value) === 0.5);
+          if (!reached) expect(Math.abs(bias.reduce((sum, value) => sum + value, 0))).toBeLessThan(1e-9);
+        },
+      ),
+    );
+  });
+
+  test('closes the loop: a gate with fixed preferences ends up even', () => {
+    const preference = [0.5, 0.3, 0.15, 0.05];
+    const feedback = new Feedback([{ layer: 0, experts: 4 }], options);
+    let rows: number[] = [];
+    for (let step = 0; step < 400; step += 1) {
+      const bias = feedback.bias(0)!;
+      rows = [0, 0, 0, 0];
+      // Tokens whose scores spread around the preferences, each to its best expert.
+      for (let token = 0; token < 400; token += 1) {
+        const scores = preference.map(
+          (score, expert) => score + bias[expert]! + 0.4 * Math.sin(token * (expert + 2.3)),
+        );
+        rows[scores.indexOf(Math.max(...scores))]! += 1;
+      }
+      feedback.observe(0, rows);
+    }
+    expect(balancedness(rows, String)).toBeGreaterThan(0.9);
+  });
+});
+
+describe('balancedness', () => {
+  test('is mean/max of the rows of workers, not of experts', () => {
+    const workerOf = (expert: number) => (expert < 2 ? 'a' : 'b');
+    expect(balancedness([30, 10, 20, 20], workerOf)).toBe(1);
+    expect(balancedness([30, 30, 10, 10], workerOf)).toBeCloseTo(40 / 60);
+    expect(balancedness([80, 0, 0, 0], workerOf)).toBe(0.5);
+    expect(balancedness([0, 0, 0, 0], workerOf)).toBe(1);
+  });
+});

@@ -1,0 +1,34 @@
+import type { NodeHello } from '../../services/common/generated/switchyard/v1/NodeHello.js';
+import type { ModelSpec } from '../../services/model/spec.js';
+import { presets, syntheticModel } from '../../services/model/synthetic.js';
+
+/** A worker's hello, with what a test wants otherwise. */
+export function hello(name: string, fields: Partial<NodeHello> = {}): NodeHello {
+  return {
+    role: 'WORKER',
+    name,
+    address: '127.0.0.1:4000',
+    host: 'local',
+    device: 'cpu',
+    threads: 1,
+    memoryBytes: 2 ** 30,
+    modelFingerprint: '',
+    metricsUrl: '',
+    pid: 1,
+    ...fields,
+  };
+}
+
+export const tinyModel: ModelSpec = syntheticModel(presets.tiny.model).spec;
+
+/** Polls until `check` holds; fails with what it saw last. */
+export async function until<T>(read: () => T, check: (value: T) => boolean, withinMs = 5_000): Promise<T> {
+  const end = performance.now() + withinMs;
+  for (;;) {
+    const value = read();
+    if (check(value)) return value;
+    if (performance.now() > end)
+      throw new Error(`not within ${withinMs} ms; last seen: ${JSON.stringify(value)}`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
