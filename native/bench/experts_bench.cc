@@ -1,0 +1,200 @@
+// Expert FFNs on one core beside what the core can do at best, and beside oneDNN, all in one run:
+//   experts_bench [--json FILE] [--shape PART OF A NAME] [--rows ROWS] [--seconds PER CASE]
+// SWITCHYARD_CPU_ISA chooses the instruction set. Measurements take turns, so that whatever slows the
+// machine slows all of them; each figure is the best of its turns, in time that the thread ran.
+#include <sched.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "experts/backend.h"
+#include "experts/cpu/memory.h"
+#include "experts_onednn.h"
+#include "experts_peaks.h"
+#include "kernels/bf16.h"
+
+namespace switchyard::bench {
+namespace {
+
+struct Shape {
+  size_t hidden, ffn;
+  Activation activation;
+
+  size_t matrices() const { return activation == Activation::swiglu ? 3 : 2; }
+  double weight_bytes() const { return static_cast<double>(matrices() * hidden * ffn) * 2; }
+  double flops(size_t rows) const { return weight_bytes() * static_cast<double>(rows); }
+  std::string name() const {
+    return std::to_string(hidden) + "x" + std::to_string(ffn) + (activation == Activation::swiglu ? "-swiglu" : "-gelu");
+  }
+};
+
+struct Options {
+  std::string json, shape;
+  size_t rows = 0;
+  double seconds = 3;
+};
+
+/** Best rates of one case; flops or bytes of weights per second. */
+struct Result {
+  std::string id;
+  bool by_bytes = false;
+  double ours = 0, onednn = 0, register_peak = 0, cached_peak = 0, read = 0;
+  int turns = 0;
+
+  double peak() const { return by_bytes ? read : std::max(register_peak, cached_peak); }
+};
+
+std::vector<uint16_t> random_values(size_t count, float scale) {
+  std::mt19937 random(5);
+  std::vector<uint16_t> values(count);
+  for (uint16_t& value : values) value = float_to_bf16((static_cast<float>(random()) * 0x1p-31f - 1.0f) * scale);
+  return values;
+}
+
+/** Reading speed is that of memory, so weights of small experts are spread over more than any cache holds. */
+constexpr double working_set_bytes = 256e6;
+
+class Case {
+ public:
+  Case(const Shape& shape, bool avx512) : shape_(shape), avx512_(avx512), backend_(create_cpu_backend(1)) {
+    const float scale = 1.0f / std::max<float>(1.0f, static_cast<float>(shape.hidden) / 64.0f);
+    gate_ = random_values(shape.hidden * shape.ffn, scale);
+    up_ = random_values(shape.hidden * shape.ffn, scale);
+    down_ = random_values(shape.hidden * shape.ffn, scale);
+    const auto matrix = [](const std::vector<uint16_t>& values, size_t rows, size_t columns) {
+      return MatrixSource{rows, columns, [&values, columns](size_t first, size_t count, uint16_t* out) {
+                            std::copy_n(values.begin() + first * columns, count * columns, out);
+                          }};
+    };
+    ExpertSource source{shape.activation, std::nullopt, matrix(up_, shape.ffn, shape.hidden), matrix(down_, shape.hidden, shape.ffn)};
+    if (shape.activation == Activation::swiglu) source.gate = matrix(gate_, shape.ffn, shape.hidden);
+    const size_t count = std::max<size_t>(1, static_cast<size_t>(working_set_bytes / shape.weight_bytes()));
+    for (size_t i = 0; i < count; ++i) experts_.push_back(backend_->load(source));
+  }
+
+  Result measure(size_t rows, double seconds, const cpu::PackedMemory& memory) {
+    Result result{.id = "experts/" + shape_.name() + "-" + std::to_string(rows), .by_bytes = rows == 1};
+    const std::vector<uint16_t> x = random_values(rows * shape_.hidden, 1.0f);
+    std::vector<uint16_t> y(rows * shape_.hidden);
+    std::vector<uint32_t> indices(rows);
+    for (size_t i = 0; i < rows; ++i) indices[i] = static_cast<uint32_t>(i);
+    const ExpertInput input{x.data(), rows, indices, y.data(), rows, 0, nullptr};
+    const auto peer = make_onednn_ffn(shape_.activation, shape_.hidden, shape_.ffn, rows, experts_.size(), gate_.data(), up_.data(), down_.data());
+    const double work = result.by_bytes ? shape_.weight_bytes() : shape_.flops(rows);
+    const double begin = seconds_now();
+    size_t turn = 0;
+    // Once through all experts at least, and as often as the time allows.
+    for (; turn < experts_.size() + 2 || seconds_now() - begin < seconds; ++turn) {
+      const size_t expert = turn % experts_.size();
+      raise(result.ours, work, [&] { backend_->forward(*experts_[expert], {&input, 1}); });
+      if (peer) raise(result.onednn, work, [&] { peer->forward(expert, x.data(), y.data()); });
+      result.register_peak = std::max(result.register_peak, register_flops(avx512_));
+      result.cached_peak = std::max(result.cached_peak, cached_flops(avx512_));
+      if (rows <= 16 && turn % 8 == 0) result.read = std::max(result.read, read_bytes_per_second(memory.as<char>(), memory.bytes()));
+    }
+    result.turns = static_cast<int>(turn);
+    return result;
+  }
+
+ private:
+  template <typename Action>
+  static void raise(double& best, double work, const Action& action) {
+    const double begin = seconds_now();
+    action();
+    best = std::max(best, work / (seconds_now() - begin));
+  }
+
+  Shape shape_;
+  bool avx512_;
+  std::unique_ptr<ExpertBackend> backend_;
+  std::vector<uint16_t> gate_, up_, down_;
+  std::vector<std::unique_ptr<Expert>> experts_;
+};
+
+void print(const Result& result) {
+  const double unit = result.by_bytes ? 1e9 : 1e12;
+  std::printf("%-32s %8.3f %s  ratio %5.3f | oneDNN %7.3f (x %4.2f) | peak: registers %5.3f, cache %5.3f TFLOP/s, read %5.1f GB/s | %d turns\n",
+              result.id.c_str(), result.ours / unit, result.by_bytes ? "GB/s   " : "TFLOP/s", result.ours / result.peak(),
+              result.onednn / unit, result.onednn > 0 ? result.ours / result.onednn : 0, result.register_peak / 1e12,
+              result.cached_peak / 1e12, result.read / 1e9, result.turns);
+  std::fflush(stdout);
+}
+
+std::string cpu_model() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  }
+  return "unknown";
+}
+
+std::string to_json(const std::vector<Result>& results, const std::string& isa) {
+  std::ostringstream out;
+  out << "{\"machine\":{\"cpu\":\"" << cpu_model() << "\",\"isa\":\"" << isa << "\",\"threads\":1},\"results\":[";
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Result& r = results[i];
+    const double unit = r.by_bytes ? 1e9 : 1e12;
+    out << (i ? ",\n" : "\n") << "{\"id\":\"" << r.id << "\",\"value\":" << r.ours / unit << ",\"unit\":\"" << (r.by_bytes ? "GB/s" : "TFLOP/s")
+        << "\",\"reference\":" << r.peak() / unit << ",\"ratio\":" << r.ours / r.peak() << ",\"runs\":" << r.turns
+        << ",\"registerPeak\":" << r.register_peak / 1e12 << ",\"cachedPeak\":" << r.cached_peak / 1e12 << ",\"peers\":{";
+    if (r.onednn > 0) out << "\"onednn\":" << r.onednn / unit;
+    out << "}}";
+  }
+  out << "\n]}\n";
+  return out.str();
+}
+
+bool parse(int count, char** arguments, Options& options) {
+  for (int i = 1; i + 1 < count; i += 2) {
+    const std::string flag = arguments[i];
+    if (flag == "--json") options.json = arguments[i + 1];
+    else if (flag == "--shape") options.shape = arguments[i + 1];
+    else if (flag == "--rows") options.rows = std::strtoul(arguments[i + 1], nullptr, 10);
+    else if (flag == "--seconds") options.seconds = std::strtod(arguments[i + 1], nullptr);
+    else return false;
+  }
+  return count % 2 == 1;
+}
+
+int run(int count, char** arguments) {
+  Options options;
+  if (!parse(count, arguments, options)) {
+    std::fprintf(stderr, "usage: experts_bench [--json FILE] [--shape NAME] [--rows ROWS] [--seconds SECONDS]\n");
+    return 2;
+  }
+  // One core from beginning to end: moving would mix two cores' caches.
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  CPU_SET(sched_getcpu(), &cores);
+  sched_setaffinity(0, sizeof cores, &cores);
+
+  const std::string isa = create_cpu_backend(1)->description().detail;
+  cpu::PackedMemory memory(size_t{256} << 20, "memory to read");
+  std::memset(memory.as<char>(), 1, memory.bytes());
+  const Shape shapes[] = {{4096, 16384, Activation::gelu}, {4096, 1536, Activation::swiglu}, {1024, 2816, Activation::swiglu}};
+  std::vector<Result> results;
+  for (const Shape& shape : shapes) {
+    if (shape.name().find(options.shape) == std::string::npos) continue;
+    Case one(shape, isa != "avx2");
+    for (const size_t rows : {1, 16, 128, 512, 2048}) {
+      if (options.rows != 0 && options.rows != rows) continue;
+      results.push_back(one.measure(rows, options.seconds, memory));
+      print(results.back());
+    }
+  }
+  if (!options.json.empty()) std::ofstream(options.json) << to_json(results, isa);
+  return 0;
+}
+
+}  // namespace
+}  // namespace switchyard::bench
+
+int main(int count, char** arguments) { return switchyard::bench::run(count, arguments); }
