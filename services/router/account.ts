@@ -1,0 +1,111 @@
+import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
+import { WorkerLoad } from './balancedness.js';
+import type { PlacementIndex } from './placement.js';
+import type { BatchPlan } from './plan.js';
+
+export type Stage = 'norm' | 'gate' | 'pack' | 'exchange' | 'compute' | 'queue' | 'combine';
+
+/** One token batch and its answer. */
+export interface ExchangeFigures {
+  rowsSent: number;
+  bytesSent: number;
+  bytesReturned: number;
+  seconds: number;
+  computeSeconds: number;
+  queueSeconds: number;
+}
+
+/** What a batch did, for its summary. */
+export class BatchAccount {
+  /** Tokens answered. */
+  tokens = 0;
+  nonFiniteTokens = 0;
+  private readonly started = performance.now();
+  private readonly seconds: Record<Stage, number> = {
+    norm: 0,
+    gate: 0,
+    pack: 0,
+    exchange: 0,
+    compute: 0,
+    queue: 0,
+    combine: 0,
+  };
+  private readonly rowsOf: ReadonlyMap<number, Float64Array>;
+  private readonly first = new WorkerLoad();
+  private readonly last = new WorkerLoad();
+  private messagesSent = 0;
+  private rowsSent = 0;
+  private bytesSent = 0;
+  private bytesReturned = 0;
+  private assignments = 0;
+
+  constructor(private readonly plan: BatchPlan) {
+    this.rowsOf = new Map(plan.layers.map(({ layer, experts }) => [layer, new Float64Array(experts)]));
+  }
+
+  get totalSeconds(): number {
+    return (performance.now() - this.started) / 1000;
+  }
+
+  spend(stage: Stage, seconds: number): void {
+    this.seconds[stage] += seconds;
+  }
+
+  /** Counts the experts chosen for `tokens` tokens from `offset` on, and where they are. */
+  routed(
+    chunk: { offset: number; tokens: number },
+    layer: number,
+    rows: Uint32Array,
+    placement: PlacementIndex,
+  ): void {
+    const sum = this.rowsOf.get(layer)!;
+    for (let expert = 0; expert < rows.length; expert += 1) sum[expert]! += rows[expert]!;
+    this.assignments += chunk.tokens * this.plan.topK;
+    const workerOf = placement.workerOf.get(layer)!;
+    // A batch of fewer than ten chunks has one chunk in each of its tenths.
+    if (chunk.offset < this.plan.tokens / 10) this.first.add(layer, rows, workerOf, placement.workers);
+    if (chunk.offset + chunk.tokens > (this.plan.tokens * 9) / 10) {
+      this.last.add(layer, rows, workerOf, placement.workers);
+    }
+  }
+
+  exchanged(figures: ExchangeFigures): void {
+    this.messagesSent += 1;
+    this.rowsSent += figures.rowsSent;
+    this.bytesSent += figures.bytesSent;
+    this.bytesReturned += figures.bytesReturned;
+    this.spend('exchange', figures.seconds);
+    this.spend('compute', figures.computeSeconds);
+    this.spend('queue', figures.queueSeconds);
+  }
+
+  summary(router: string): ForwardSummaryInput {
+    const { seconds } = this;
+    return {
+      batchId: this.plan.batchId,
+      router,
+      tokens: this.tokens,
+      layers: [...this.rowsOf].map(([layer, rows]) => ({ layer, rows: [...rows] })),
+      droppedRows: 0,
+      retries: 0,
+      nonFiniteTokens: this.nonFiniteTokens,
+      timings: {
+        totalSeconds: this.totalSeconds,
+        normSeconds: seconds.norm,
+        gateSeconds: seconds.gate,
+        packSeconds: seconds.pack,
+        exchangeSeconds: seconds.exchange,
+        computeSeconds: seconds.compute,
+        queueSeconds: seconds.queue,
+        combineSeconds: seconds.combine,
+      },
+      messagesSent: this.messagesSent,
+      rowsSent: this.rowsSent,
+      bytesSent: this.bytesSent,
+      bytesReturned: this.bytesReturned,
+      assignments: this.assignments,
+      balancednessFirst: this.first.average(),
+      balancednessLast: this.last.average(),
+    };
+  }
+}

@@ -1,0 +1,100 @@
+import { asSwitchyardError } from '../common/errors.js';
+import type { BudgetShare } from './budget.js';
+import type { ClientStream } from './client-stream.js';
+import { Ingest, type InputChunk } from './ingest.js';
+import { type OutputChunk, type PipelineContext, runChunk } from './pipeline.js';
+import { outputBytes } from './plan.js';
+import { sliceRouting } from './routing-rows.js';
+
+export interface BatchContext extends PipelineContext {
+  stream: ClientStream;
+  share: BudgetShare;
+  /** The largest rows field of a client's message. */
+  rowsBytesMax: number;
+}
+
+/** However small its chunks are: more would only queue. */
+const chunksInFlightMax = 64;
+/** About the rows of an answer message: every client's limits allow it, and a slow client's progress shows. */
+const answerRowBytes = 1024 * 1024;
+
+/**
+ * Takes a batch's chunks through the pipeline as they come and its answers to the client as they are done.
+ * Whatever happens, it settles after all that worked for the batch has ended, with everything released; it rejects with
+ * the reason of the stream's signal.
+ */
+export async function runBatch(context: BatchContext): Promise<void> {
+  const { plan, stream, links, share } = context;
+  const tasks = new Set<Promise<void>>();
+  const cancelAtWorkers = () => {
+    for (const link of links.open()) link.cancel(plan.batchId);
+  };
+  stream.signal.addEventListener('abort', cancelAtWorkers, { once: true });
+  const ingest = new Ingest({
+    plan,
+    source: stream,
+    share,
+    rowsBytesMax: context.rowsBytesMax,
+    signal: stream.signal,
+  });
+  try {
+    for await (const chunk of ingest.chunks()) {
+      const task = processChunk(chunk, context)
+        .catch((error) => stream.abort(asSwitchyardError(error)))
+        .finally(() => tasks.delete(task));
+      tasks.add(task);
+      while (tasks.size >= chunksInFlightMax) await Promise.race(tasks);
+    }
+    await Promise.all(tasks);
+    stream.signal.throwIfAborted();
+    await ingest.expectEnd(stream.stallMs);
+  } catch (error) {
+    stream.abort(asSwitchyardError(error));
+    throw stream.signal.reason;
+  } finally {
+    await Promise.all(tasks);
+    stream.signal.removeEventListener('abort', cancelAtWorkers);
+    share.close();
+  }
+}
+
+async function processChunk(chunk: InputChunk, context: BatchContext): Promise<void> {
+  const { plan, account, metrics, reporter } = context;
+  account.nonFiniteTokens += chunk.nonFinite;
+  metrics.nonFiniteTokens.inc(chunk.nonFinite);
+  metrics.tokens.inc(chunk.tokens);
+  reporter.countTokens(chunk.tokens);
+  try {
+    const output = await runChunk(chunk, context);
+    try {
+      // What waits for the client needs no more than itself.
+      chunk.reservation.shrink(outputBytes(plan, chunk.tokens));
+      await answer(output, context);
+      account.tokens += chunk.tokens;
+    } finally {
+      output.rows.release();
+    }
+  } finally {
+    chunk.reservation.release();
+  }
+}
+
+async function answer(output: OutputChunk, { plan, stream }: BatchContext): Promise<void> {
+  const rows = output.rows.view();
+  const tokensMax = Math.max(1, Math.floor(answerRowBytes / plan.rowBytes));
+  for (let first = 0; first < output.tokens; first += tokensMax) {
+    const tokens = Math.min(tokensMax, output.tokens - first);
+    const routing = output.routing && sliceRouting(output.routing, plan, first, tokens);
+    await stream.send({
+      chunk: {
+        offset: output.offset + first,
+        rows: bytesOf(rows.subarray(first * plan.rowBytes, (first + tokens) * plan.rowBytes)),
+        ...(routing && { experts: bytesOf(routing.experts), weights: bytesOf(routing.weights) }),
+      },
+    });
+  }
+}
+
+function bytesOf(array: Uint8Array | Uint32Array | Float32Array): Buffer {
+  return Buffer.from(array.buffer, array.byteOffset, array.byteLength);
+}

@@ -1,0 +1,170 @@
+import { SwitchyardError } from '../common/errors.js';
+
+/** Bytes held for one chunk. They only become fewer. */
+export class Reservation {
+  private held: number;
+
+  constructor(
+    private readonly share: BudgetShare,
+    bytes: number,
+  ) {
+    this.held = bytes;
+  }
+
+  get bytes(): number {
+    return this.held;
+  }
+
+  /** Gives back what exceeds `bytes`. */
+  shrink(bytes: number): void {
+    if (bytes >= this.held) return;
+    const freed = this.held - bytes;
+    this.held = bytes;
+    this.share.giveBack(freed);
+  }
+
+  /** Gives everything back. Idempotent. */
+  release(): void {
+    this.shrink(0);
+  }
+}
+
+interface Waiter {
+  share: BudgetShare;
+  bytes: number;
+  grant: () => void;
+}
+
+/** One batch's part of a budget. */
+export class BudgetShare {
+  private heldBytes = 0;
+
+  constructor(private readonly budget: ByteBudget) {}
+
+  get held(): number {
+    return this.heldBytes;
+  }
+
+  /**
+   * Waits in line for `bytes`. Rejects with the signal's reason, and with TOO_LARGE for what the whole
+   * budget could never hold.
+   */
+  reserve(bytes: number, signal: AbortSignal): Promise<Reservation> {
+    return this.budget.enqueue(this, bytes, signal);
+  }
+
+  /** Takes the batch out of the division. What it still holds counts until it is released. */
+  close(): void {
+    this.budget.leave(this);
+  }
+
+  /** For the budget alone. */
+  take(bytes: number): void {
+    this.heldBytes += bytes;
+  }
+
+  /** For reservations alone. */
+  giveBack(bytes: number): void {
+    this.heldBytes -= bytes;
+    this.budget.giveBack(bytes);
+  }
+}
+
+/**
+ * A router's bound on the bytes of all chunks in flight, first come, first served. With n batches open, each
+ * may hold 1/(n+1) of it: one part always stays for the next batch, so that batches whose clients stall
+ * cannot take everything. A batch that holds nothing may always take one chunk when there is room.
+ */
+export class ByteBudget {
+  private readonly shares = new Set<BudgetShare>();
+  private waiters: Waiter[] = [];
+  private usedBytes = 0;
+
+  constructor(readonly capacity: number) {}
+
+  get used(): number {
+    return this.usedBytes;
+  }
+
+  get waiting(): number {
+    return this.waiters.length;
+  }
+
+  /** The most that one batch may hold while it is alone: a chunk's needs must stay below it. */
+  get shareBytesMax(): number {
+    return Math.floor(this.capacity / 2);
+  }
+
+  open(): BudgetShare {
+    const share = new BudgetShare(this);
+    this.shares.add(share);
+    return share;
+  }
+
+  /** For shares alone. */
+  leave(share: BudgetShare): void {
+    if (this.shares.delete(share)) this.grantWaiters();
+  }
+
+  /** For shares alone. */
+  enqueue(share: BudgetShare, bytes: number, signal: AbortSignal): Promise<Reservation> {
+    if (bytes > this.capacity) {
+      return Promise.reject(
+        new SwitchyardError('TOO_LARGE', `a chunk needs ${bytes} bytes; allowed: at most ${this.capacity}`, {
+          bytes,
+          allowed: this.capacity,
+        }),
+      );
+    }
+    return new Promise((resolve, reject) => {
+      if (signal.aborted) {
+        reject(signal.reason);
+        return;
+      }
+      const abandon = () => {
+        this.waiters = this.waiters.filter((other) => other !== waiter);
+        reject(signal.reason);
+        this.grantWaiters();
+      };
+      const waiter: Waiter = {
+        share,
+        bytes,
+        grant: () => {
+          signal.removeEventListener('abort', abandon);
+          resolve(new Reservation(share, bytes));
+        },
+      };
+      signal.addEventListener('abort', abandon, { once: true });
+      this.waiters.push(waiter);
+      this.grantWaiters();
+    });
+  }
+
+  /** For shares alone. */
+  giveBack(bytes: number): void {
+    this.usedBytes -= bytes;
+    this.grantWaiters();
+  }
+
+  /**
+   * In the order of arrival. A waiter at the limit of its share is passed over, since only its own batch can
+   * help it; one for which there is no room holds up those behind it, so that small chunks cannot starve it.
+   */
+  private grantWaiters(): void {
+    const shareBytes = this.capacity / (this.shares.size + 1);
+    let index = 0;
+    while (index < this.waiters.length) {
+      const waiter = this.waiters[index]!;
+      const overShare = waiter.share.held > 0 && waiter.share.held + waiter.bytes > shareBytes;
+      if (overShare) {
+        index += 1;
+        continue;
+      }
+      if (this.usedBytes + waiter.bytes > this.capacity) return;
+      this.waiters.splice(index, 1);
+      this.usedBytes += waiter.bytes;
+      waiter.share.take(waiter.bytes);
+      waiter.grant();
+    }
+  }
+}

@@ -1,0 +1,54 @@
+import { availableParallelism } from 'node:os';
+import { z } from 'zod';
+import { humanBytes, humanCount, serverFields, text } from '../common/config.js';
+
+const mebibyte = 1024 * 1024;
+
+/** What a router is told wherever it runs: in a process of its own, or embedded in the coordinator. */
+export const routerFields = {
+  /** Bytes of all chunks in flight. */
+  budgetBytes: humanBytes(4 * mebibyte).default(512 * mebibyte),
+  /** Tokens per chunk unless a batch says otherwise; 0: by bytes. */
+  chunkTokens: humanCount(0, 8_192).default(0),
+  /** The largest rows field of a client's message. */
+  messageBytesMax: humanBytes(64 * 1024, 512 * mebibyte).default(16 * mebibyte),
+  /** Threads for row operations. */
+  threads: humanCount(1, 1024).default(availableParallelism()),
+  /** A client that takes no answer for so long has stalled, and its batch ends. */
+  clientStallMs: humanCount(100, 3_600_000).default(30_000),
+  /** How long a batch waits for a cluster that is not ready. */
+  readyWaitMs: humanCount(0, 3_600_000).default(30_000),
+  /** Batches under way at once. */
+  batchesMax: humanCount(1, 65_536).default(512),
+  /** A coordinator silent for so long is lost, and joined again. */
+  leaseMs: humanCount(100, 600_000).default(3_000),
+  /** How long batches under way may take once the router stops. */
+  drainMs: humanCount(0, 3_600_000).default(10_000),
+};
+
+const routerSettingsSchema = z.object(routerFields);
+
+export type RouterSettings = z.infer<typeof routerSettingsSchema>;
+
+/** The settings of a router that nobody configures, as the coordinator embeds it. */
+export function defaultRouterSettings(): RouterSettings {
+  return routerSettingsSchema.parse({});
+}
+
+export const routerSchema = z.object({
+  ...serverFields,
+  coordinator: text().default('127.0.0.1:7070'),
+  name: text().default(`router-${process.pid}`),
+  advertiseHost: text().nullable().default(null),
+  ...routerFields,
+});
+
+export type RouterConfig = z.infer<typeof routerSchema>;
+
+/** Beside the chunks: gates, norms, slabs whose views wait for the garbage collector. */
+const slabBytesBeside = 256 * mebibyte;
+
+/** The limit of a process's slabs when a router with these settings runs in it. */
+export function routerSlabBytes({ budgetBytes }: RouterSettings): number {
+  return budgetBytes + slabBytesBeside;
+}

@@ -1,0 +1,209 @@
+import { asSwitchyardError, type ErrorCode, SwitchyardError } from '../common/errors.js';
+import type { BiasUpdate } from '../common/generated/switchyard/v1/BiasUpdate.js';
+import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
+import type { CoordinatorMessage } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
+import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
+import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
+import type { NodeWelcome } from '../common/generated/switchyard/v1/NodeWelcome.js';
+import { Deferred } from '../common/lifecycle.js';
+import type { Logger } from '../common/log.js';
+import { ControlSession } from '../common/session.js';
+import type { Links } from './links.js';
+import { indexPlacements, type PlacementIndex } from './placement.js';
+import type { RouterReporter } from './report.js';
+import { RouterWeights } from './weights.js';
+
+export interface ControlOptions {
+  token: string | null;
+  links: Links;
+  reporter: RouterReporter;
+  /** A coordinator silent for so long is lost. */
+  leaseMs: number;
+  log: Logger;
+  /** Called when the router becomes ready, or no longer is. */
+  onReady: (ready: boolean) => void;
+}
+
+const heartbeatMs = 100;
+
+/**
+ * What the router knows of its cluster: model, view, bias. It comes over the control stream; when that
+ * breaks, the router goes on with what it knows and joins again.
+ */
+export class Control {
+  weights: RouterWeights | null = null;
+  placement: PlacementIndex | null = null;
+  view: ClusterView | null = null;
+  model: ModelDescription | null = null;
+  /** Feedback unless a batch says otherwise. */
+  feedback = false;
+  /** Layer to [experts], added for selection. */
+  bias: ReadonlyMap<number, Float32Array> = new Map();
+  private coordinator = '';
+  private session: ControlSession | null = null;
+  private failure: SwitchyardError | null = null;
+  private changed = new Deferred<void>();
+  private wasReady = false;
+
+  constructor(private readonly options: ControlOptions) {}
+
+  /** Joins the coordinator at host:port. Resolves when the router's membership is over: null after `leave`, otherwise why it cannot be a member. */
+  async run(coordinator: string, hello: NodeHelloInput): Promise<SwitchyardError | null> {
+    const { token, reporter, leaseMs, log } = this.options;
+    this.coordinator = coordinator;
+    const session = new ControlSession({
+      coordinator,
+      token,
+      hello,
+      report: () => reporter.heartbeat(),
+      reportMs: heartbeatMs,
+      leaseMs,
+      onMessage: (message) => this.receive(message),
+      log,
+    });
+    this.session = session;
+    reporter.start((message) => session.send(message));
+    const error = await session.ended;
+    reporter.stop();
+    if (error !== null) this.fail(error);
+    return this.failure;
+  }
+
+  async leave(reason: string): Promise<void> {
+    await this.session?.leave(reason);
+  }
+
+  /** Gives back gates and norms. Call it when no batch is under way. */
+  release(): void {
+    this.weights?.release();
+    this.weights = null;
+  }
+
+  get connected(): boolean {
+    return this.session?.connected ?? false;
+  }
+
+  /** Whether every expert can be reached from this router, or in words why not. */
+  readiness(): { ready: boolean; reason: string } {
+    const reason = this.whyNotReady();
+    return { ready: reason === '', reason };
+  }
+
+  /** To be called when anything that readiness depends on may have changed. */
+  notify(): void {
+    this.changed.resolve();
+    this.changed = new Deferred();
+    const { ready } = this.readiness();
+    if (ready === this.wasReady) return;
+    this.wasReady = ready;
+    this.options.onReady(ready);
+  }
+
+  /** Resolves with the gates and norms as soon as they are loaded; rejects as `untilReady` does. */
+  async untilLoaded(waitMs: number, signal: AbortSignal): Promise<RouterWeights> {
+    await this.until(() => this.weights !== null, waitMs, signal);
+    return this.weights!;
+  }
+
+  /** Resolves as soon as the cluster is ready. Rejects with NOT_READY after `waitMs`, and with the signal's reason. */
+  untilReady(waitMs: number, signal: AbortSignal): Promise<void> {
+    return this.until(() => this.readiness().ready, waitMs, signal);
+  }
+
+  private async until(met: () => boolean, waitMs: number, signal: AbortSignal): Promise<void> {
+    const expired = new Deferred<'expired'>();
+    const timer = setTimeout(() => expired.resolve('expired'), waitMs);
+    const onAbort = () => expired.resolve('expired');
+    signal.addEventListener('abort', onAbort, { once: true });
+    try {
+      for (;;) {
+        signal.throwIfAborted();
+        if (met()) return;
+        if (this.failure !== null) throw notReady(this.failure.message);
+        const outcome = await Promise.race([this.changed.promise, expired.promise]);
+        signal.throwIfAborted();
+        if (outcome === 'expired' && !met()) {
+          throw notReady(`${this.whyNotReady()} (waited ${waitMs} ms)`);
+        }
+      }
+    } finally {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', onAbort);
+    }
+  }
+
+  private whyNotReady(): string {
+    if (this.failure !== null) return this.failure.message;
+    if (this.model === null) return `the coordinator ${this.coordinator} has not welcomed this router yet`;
+    if (this.weights === null) return 'the gates of the model are not loaded yet';
+    if (this.view === null || this.placement === null) return 'no view of the cluster has come yet';
+    if (!this.view.ready) return this.view.reason;
+    for (const worker of this.placement.workers) {
+      const { link, reason } = this.options.links.find(worker);
+      if (link === null) return `no link to worker ${worker}: ${reason}`;
+    }
+    return '';
+  }
+
+  private receive(message: CoordinatorMessage): void {
+    if (message.welcome) this.welcome(message.welcome);
+    else if (message.view) this.receiveView(message.view);
+    else if (message.bias) this.receiveBias(message.bias);
+  }
+
+  private welcome({ model, feedback }: NodeWelcome): void {
+    if (model === null) throw new SwitchyardError('INTERNAL', 'the coordinator welcomed without a model');
+    const held = this.model;
+    if (held !== null && held.fingerprint !== model.fingerprint) {
+      throw new SwitchyardError(
+        'MODEL_MISMATCH',
+        `the coordinator now serves ${model.name} (${model.fingerprint}); this router holds ${held.name} (${held.fingerprint}): start it again`,
+        { fingerprint: model.fingerprint, allowed: held.fingerprint },
+      );
+    }
+    this.model = model;
+    this.feedback = feedback;
+    if (held === null) void this.load(model);
+  }
+
+  private async load(model: ModelDescription): Promise<void> {
+    try {
+      const started = performance.now();
+      this.weights = await RouterWeights.load(model);
+      const seconds = (performance.now() - started) / 1000;
+      this.options.log.info({
+        event: 'model-loaded',
+        model: model.name,
+        fingerprint: model.fingerprint,
+        seconds,
+      });
+    } catch (error) {
+      this.fail(asSwitchyardError(error));
+      await this.leave(this.failure!.message);
+    }
+    this.notify();
+  }
+
+  private receiveView(view: ClusterView): void {
+    this.view = view;
+    this.placement = indexPlacements(view);
+    this.options.links.update(view, this.model!.fingerprint);
+    this.notify();
+  }
+
+  private receiveBias({ layers }: BiasUpdate): void {
+    this.bias = new Map(layers.map(({ layer, bias }) => [layer, Float32Array.from(bias)]));
+  }
+
+  private fail(error: SwitchyardError): void {
+    if (this.failure !== null) return;
+    this.failure = error;
+    const code: ErrorCode = error.code;
+    this.options.log.error({ event: 'membership-over', code, reason: error.message });
+    this.notify();
+  }
+}
+
+function notReady(reason: string): SwitchyardError {
+  return new SwitchyardError('NOT_READY', `the cluster is not ready: ${reason}`, { reason });
+}

@@ -1,0 +1,165 @@
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
+import type { Logger } from '../common/log.js';
+import { BatchAccount } from './account.js';
+import { runBatch } from './batch.js';
+import type { ByteBudget } from './budget.js';
+import { ClientStream, type ForwardStream } from './client-stream.js';
+import type { RouterSettings } from './config.js';
+import type { Control } from './control.js';
+import type { Links } from './links.js';
+import type { RouterMetrics } from './metrics.js';
+import { type BatchPlan, planBatch } from './plan.js';
+import type { RouterReporter } from './report.js';
+
+export interface ForwardOptions {
+  config: RouterSettings;
+  router: string;
+  control: Control;
+  links: Links;
+  budget: ByteBudget;
+  reporter: RouterReporter;
+  metrics: RouterMetrics;
+  log: Logger;
+}
+
+/** The Forward calls of a router: admits them, runs them, and says how each ended. */
+export class ForwardService {
+  /** Every call under way, and its end. */
+  private readonly live = new Map<ClientStream, Promise<void>>();
+  private readonly batchIds = new Set<string>();
+  private draining: SwitchyardError | null = null;
+
+  constructor(private readonly options: ForwardOptions) {}
+
+  get liveCount(): number {
+    return this.live.size;
+  }
+
+  accept(call: ForwardStream): void {
+    const stream = new ClientStream(call, this.options.config.clientStallMs);
+    const refusal = this.refusal();
+    if (refusal !== null) {
+      this.options.metrics.batches.inc({ outcome: refusal.code });
+      stream.fail(refusal);
+      return;
+    }
+    const run = this.run(stream).finally(() => this.live.delete(stream));
+    this.live.set(stream, run);
+  }
+
+  /** From now on calls are refused. Resolves when those under way have ended; call `abort` to make them. */
+  async drain(reason: string): Promise<void> {
+    this.draining ??= new SwitchyardError('DRAINING', `the router is stopping: ${reason}`, { reason });
+    await Promise.all(this.live.values());
+  }
+
+  /** Ends every call under way. */
+  abort(error: SwitchyardError): void {
+    for (const stream of this.live.keys()) stream.abort(error);
+  }
+
+  private refusal(): SwitchyardError | null {
+    if (this.draining !== null) return this.draining;
+    const { batchesMax } = this.options.config;
+    if (this.live.size < batchesMax) return null;
+    return new SwitchyardError(
+      'RESOURCE_EXHAUSTED',
+      `${this.live.size} batches are under way at this router; allowed: ${batchesMax}`,
+      { batches: this.live.size, allowed: batchesMax },
+    );
+  }
+
+  /** Never rejects: how it ends is what the client gets. */
+  private async run(stream: ClientStream): Promise<void> {
+    const { metrics, log } = this.options;
+    const started = performance.now();
+    let plan: BatchPlan | null = null;
+    try {
+      const header = await this.receiveHeader(stream);
+      plan = await this.plan(header, stream);
+      const tokens = await this.runPlan(plan, stream);
+      stream.finish();
+      metrics.batches.inc({ outcome: 'complete' });
+      const seconds = (performance.now() - started) / 1000;
+      log.info({ event: 'batch-complete', batch: plan.batchId, tokens, seconds });
+    } catch (thrown) {
+      const error = stream.signal.aborted
+        ? asSwitchyardError(stream.signal.reason)
+        : asSwitchyardError(thrown);
+      stream.fail(error);
+      metrics.batches.inc({ outcome: error.code });
+      const level = error.code === 'INTERNAL' ? 'error' : 'warn';
+      log[level]({
+        event: 'batch-failed',
+        batch: plan?.batchId ?? '',
+        client: stream.peer,
+        code: error.code,
+        reason: error.message,
+        details: error.details,
+        ...(error.code === 'INTERNAL' && { err: error }),
+      });
+    }
+  }
+
+  private async receiveHeader(stream: ClientStream): Promise<ForwardHeader> {
+    const first = await stream.next(stream.stallMs);
+    if (!first?.header) {
+      throw invalidArgument(
+        'first message',
+        first?.kind ?? (first === null ? 'half-close' : 'empty'),
+        'a header',
+      );
+    }
+    if (first.header.deadlineMs > 0) stream.limit(first.header.deadlineMs);
+    return first.header;
+  }
+
+  /** The header is checked as soon as the model is known, which may be long before the cluster is ready. */
+  private async plan(header: ForwardHeader, stream: ClientStream): Promise<BatchPlan> {
+    const { config, control, budget } = this.options;
+    const { spec } = await control.untilLoaded(config.readyWaitMs, stream.signal);
+    return planBatch(header, {
+      model: spec,
+      feedback: control.feedback,
+      chunkBytesMax: budget.shareBytesMax,
+      chunkTokens: config.chunkTokens,
+    });
+  }
+
+  /** Returns the tokens answered. */
+  private async runPlan(plan: BatchPlan, stream: ClientStream): Promise<number> {
+    const { config, control, links, budget, reporter, metrics, router } = this.options;
+    const { batchId } = plan;
+    if (this.batchIds.has(batchId)) {
+      throw new SwitchyardError(
+        'NAME_TAKEN',
+        `batch_id is "${batchId}", which a batch under way at this router has; allowed: an id that is not in use, or none`,
+        { field: 'batch_id', value: batchId },
+      );
+    }
+    this.batchIds.add(batchId);
+    try {
+      await control.untilReady(config.readyWaitMs, stream.signal);
+      const account = new BatchAccount(plan);
+      await runBatch({
+        plan,
+        stream,
+        control,
+        links,
+        account,
+        reporter,
+        metrics,
+        share: budget.open(),
+        rowsBytesMax: config.messageBytesMax,
+        deadlineMs: stream.deadlineMs,
+        signal: stream.signal,
+        abort: (error) => stream.abort(error),
+      });
+      await stream.send({ summary: account.summary(router) });
+      return account.tokens;
+    } finally {
+      this.batchIds.delete(batchId);
+    }
+  }
+}

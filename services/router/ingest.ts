@@ -1,0 +1,194 @@
+import { native, type Slab } from '../../native/index.js';
+import { SwitchyardError } from '../common/errors.js';
+import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
+import type { BudgetShare, Reservation } from './budget.js';
+import { type CheckedChunk, checkChunk, tooFewTokens, tooManyTokens } from './check-chunk.js';
+import { type BatchPlan, chunkBytes } from './plan.js';
+import { allocateRouting, type RoutingRows, sliceRouting } from './routing-rows.js';
+
+/** A run of consecutive tokens on its way through the layers. The receiver owns rows and reservation. */
+export interface InputChunk {
+  /** Counts the chunks of the batch. */
+  index: number;
+  /** In tokens, from the start of the batch. */
+  offset: number;
+  tokens: number;
+  /** [tokens, hidden] BF16; a chunk that ended early has room behind. */
+  rows: Slab;
+  given: RoutingRows | null;
+  /** Tokens that hold NaN or infinity. */
+  nonFinite: number;
+  reservation: Reservation;
+}
+
+/** The client's messages after the header; null: half-closed. Rejects if none comes for `waitMs`; null: no limit. */
+export interface RequestSource {
+  next(waitMs: number | null): Promise<ForwardRequest | null>;
+}
+
+export interface IngestOptions {
+  plan: BatchPlan;
+  source: RequestSource;
+  share: BudgetShare;
+  /** The largest rows field of one message. */
+  rowsBytesMax: number;
+  signal: AbortSignal;
+}
+
+/**
+ * A chunk that is not full goes on when the client pauses for so long: its tokens are not kept waiting for others, a
+ * client that wants answers before it sends more gets them, and a slow one does not hold memory. Outputs do not
+ * depend on where chunks are cut.
+ */
+const pauseMs = 50;
+
+/**
+ * Cuts a client's messages, of whatever size, into chunks of the pipeline. Memory for a chunk is reserved when its
+ * first message is here; until it is granted nothing more is read, so that the client feels it.
+ */
+export class Ingest {
+  private message: CheckedChunk | null = null;
+  /** Tokens of `message` that were taken. */
+  private taken = 0;
+  private received = 0;
+  private chunkCount = 0;
+  private reading: Promise<ForwardRequest | null> | null = null;
+
+  constructor(private readonly options: IngestOptions) {}
+
+  /** The batch's chunks in order. Throws for the first message that is wrong, and for an early end. */
+  async *chunks(): AsyncGenerator<InputChunk, void, void> {
+    const { plan, share, signal } = this.options;
+    while (this.received < plan.tokens || this.message !== null) {
+      await this.fetch(null);
+      const capacity = Math.min(plan.chunkTokens, plan.tokens - this.message!.offset - this.taken);
+      const reservation = await share.reserve(chunkBytes(plan, capacity), signal);
+      let chunk: InputChunk;
+      try {
+        chunk = await this.fill(capacity, reservation);
+      } catch (error) {
+        reservation.release();
+        throw error;
+      }
+      yield chunk;
+    }
+  }
+
+  /** Checks that the client half-closes, within `waitMs`. Call it after the last chunk. */
+  async expectEnd(waitMs: number): Promise<void> {
+    const { plan, source } = this.options;
+    if ((await source.next(waitMs)) !== null) throw tooManyTokens(plan);
+  }
+
+  /** Takes tokens until the chunk is full or the client pauses. Releases the slab if it throws. */
+  private async fill(capacity: number, reservation: Reservation): Promise<InputChunk> {
+    const { plan } = this.options;
+    const offset = this.message!.offset + this.taken;
+    const rows = native.allocateSlab(capacity * plan.rowBytes);
+    const given = plan.given ? allocateRouting(plan, capacity) : null;
+    let tokens = 0;
+    let nonFinite = 0;
+    try {
+      do {
+        const count = Math.min(capacity - tokens, this.message!.tokens - this.taken);
+        nonFinite += await this.copyRows(rows, tokens, count);
+        if (given !== null) this.copyRouting(given, tokens, count);
+        tokens += count;
+        this.taken += count;
+        if (this.taken === this.message!.tokens) this.message = null;
+      } while (tokens < capacity && (await this.fetch(pauseMs)));
+    } catch (error) {
+      rows.release();
+      throw error;
+    }
+    const index = this.chunkCount;
+    this.chunkCount += 1;
+    return {
+      index,
+      offset,
+      tokens,
+      rows,
+      given: given && sliceRouting(given, plan, 0, tokens),
+      nonFinite,
+      reservation,
+    };
+  }
+
+  /** Makes `message` hold tokens to take. False if the client paused for `pause` milliseconds; null: waits. */
+  private async fetch(pause: number | null): Promise<boolean> {
+    if (this.message !== null) return true;
+    const { plan, rowsBytesMax } = this.options;
+    const request = await this.read(pause);
+    if (request === 'pause') return false;
+    if (request === null) throw tooFewTokens(this.received, plan);
+    this.message = checkChunk(request, this.received, plan, rowsBytesMax);
+    this.taken = 0;
+    this.received += this.message.tokens;
+    return true;
+  }
+
+  /** The next message. One that is still awaited after a pause is what the next call returns. */
+  private async read(pause: number | null): Promise<ForwardRequest | null | 'pause'> {
+    if (this.reading === null) {
+      this.reading = this.options.source.next(null);
+      // Nobody may be waiting when it fails; whoever waits next hears of it.
+      this.reading.catch(() => {});
+    }
+    const request = pause === null ? await this.reading : await orPause(this.reading, pause);
+    if (request !== 'pause') this.reading = null;
+    return request;
+  }
+
+  private async copyRows(target: Slab, targetToken: number, count: number): Promise<number> {
+    const { plan } = this.options;
+    const { rows, offset } = this.message!;
+    const source = rows.subarray(this.taken * plan.rowBytes, (this.taken + count) * plan.rowBytes);
+    const nonFinite = await native.ingestRows(source, target, targetToken * plan.rowBytes, plan.hidden);
+    if (nonFinite > 0 && plan.refuseNonFinite) {
+      const token = offset + this.taken + (await firstNonFinite(source, target, plan));
+      throw new SwitchyardError(
+        'NON_FINITE',
+        `chunk.rows of token ${token} holds NaN or infinity; allowed: finite values, as options.refuse_non_finite is set`,
+        { field: 'chunk.rows', token, allowed: 'finite values' },
+      );
+    }
+    return nonFinite;
+  }
+
+  private copyRouting(target: RoutingRows, targetToken: number, count: number): void {
+    const { plan } = this.options;
+    const source = sliceRouting(this.message!.given!, plan, this.taken, count);
+    const place = sliceRouting(target, plan, targetToken, count);
+    place.experts.set(source.experts);
+    place.weights.set(source.weights);
+  }
+}
+
+/** Halves the rows until one is left; the target is scratch, since the batch ends here. */
+async function firstNonFinite(rows: Uint8Array, scratch: Slab, plan: BatchPlan): Promise<number> {
+  let first = 0;
+  let count = rows.byteLength / plan.rowBytes;
+  while (count > 1) {
+    const half = count >> 1;
+    const part = rows.subarray(first * plan.rowBytes, (first + half) * plan.rowBytes);
+    if ((await native.ingestRows(part, scratch, 0, plan.hidden)) > 0) {
+      count = half;
+    } else {
+      first += half;
+      count -= half;
+    }
+  }
+  return first;
+}
+
+async function orPause<T>(awaited: Promise<T>, pause: number): Promise<T | 'pause'> {
+  let timer: NodeJS.Timeout | undefined;
+  const paused = new Promise<'pause'>((resolve) => {
+    timer = setTimeout(() => resolve('pause'), pause);
+  });
+  try {
+    return await Promise.race([awaited, paused]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

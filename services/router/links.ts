@@ -1,0 +1,158 @@
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
+import { Deferred, sleep } from '../common/lifecycle.js';
+import type { Logger } from '../common/log.js';
+import { dialGrpcLink } from '../transport/grpc/dial.js';
+import type { Link } from '../transport/link.js';
+
+export interface LinksOptions {
+  /** This router's name, as workers see it. */
+  router: string;
+  token: string | null;
+  messageBytesMax: number;
+  log: Logger;
+  /** Called when a link was made or lost. */
+  onChange: () => void;
+}
+
+const backoffMsMin = 50;
+const backoffMsMax = 2_000;
+
+/** The way to one worker at one address: dialled, and dialled again with backoff, until it is closed. */
+class Connection {
+  link: Link | null = null;
+  /** Why there is no link. */
+  reason: string;
+  private readonly attempted = new Deferred<void>();
+  private readonly closing = new AbortController();
+
+  constructor(
+    readonly worker: string,
+    readonly address: string,
+    private readonly options: LinksOptions,
+    private readonly fingerprint: string,
+    private readonly epoch: () => number,
+  ) {
+    this.reason = 'not connected yet';
+    void this.keep();
+  }
+
+  /** Settles when the first attempt to connect has ended. */
+  get attemptedOnce(): Promise<void> {
+    return this.attempted.promise;
+  }
+
+  close(): void {
+    this.closing.abort();
+    this.link?.close();
+  }
+
+  private async keep(): Promise<void> {
+    const { log, onChange } = this.options;
+    const { worker, address } = this;
+    let failures = 0;
+    while (!this.closing.signal.aborted) {
+      const link = await this.dial(failures === 0);
+      this.attempted.resolve();
+      if (link !== null) {
+        failures = 0;
+        this.link = link;
+        log.info({ event: 'link-open', worker, address, transport: link.transport });
+        onChange();
+        this.reason = (await link.closed).message;
+        this.link = null;
+        if (!this.closing.signal.aborted)
+          log.warn({ event: 'link-lost', worker, address, reason: this.reason });
+        onChange();
+      }
+      failures += 1;
+      const backoffMs = Math.min(backoffMsMax, backoffMsMin * 2 ** Math.min(failures, 10));
+      await sleep(backoffMs * (0.5 + Math.random() / 2), this.closing.signal).catch(() => {});
+    }
+    this.attempted.resolve();
+  }
+
+  /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
+  private async dial(logFailure: boolean): Promise<Link | null> {
+    const { router, token, messageBytesMax, log } = this.options;
+    const { worker, address } = this;
+    try {
+      const link = await dialGrpcLink({
+        address,
+        router,
+        worker,
+        modelFingerprint: this.fingerprint,
+        epoch: this.epoch(),
+        token,
+        messageBytesMax,
+        log,
+      });
+      if (this.closing.signal.aborted) {
+        link.close();
+        return null;
+      }
+      return link;
+    } catch (error) {
+      const { code, message } = asSwitchyardError(error);
+      this.reason = message;
+      if (logFailure && !this.closing.signal.aborted) {
+        log.warn({ event: 'link-failed', worker, address, code, reason: message });
+      }
+      return null;
+    }
+  }
+}
+
+/** One link per live worker of the view. */
+export class Links {
+  private readonly connections = new Map<string, Connection>();
+  private epoch = 0;
+
+  constructor(private readonly options: LinksOptions) {}
+
+  /** Connects to workers that are new in the view, drops those that are dead or gone. */
+  update(view: ClusterView, fingerprint: string): void {
+    this.epoch = view.epoch;
+    const addresses = new Map<string, string>();
+    for (const node of view.nodes) {
+      if (node.role === 'WORKER' && node.state !== 'DEAD') addresses.set(node.name, node.address);
+    }
+    for (const [worker, connection] of this.connections) {
+      if (addresses.get(worker) === connection.address) continue;
+      this.connections.delete(worker);
+      connection.close();
+    }
+    for (const [worker, address] of addresses) {
+      if (this.connections.has(worker)) continue;
+      const connection = new Connection(worker, address, this.options, fingerprint, () => this.epoch);
+      this.connections.set(worker, connection);
+    }
+  }
+
+  /** The open link to a worker, or why there is none. */
+  find(worker: string): { link: Link | null; reason: string } {
+    const connection = this.connections.get(worker);
+    if (connection === undefined)
+      return { link: null, reason: 'the worker is not a live member of the cluster' };
+    return { link: connection.link, reason: connection.reason };
+  }
+
+  /** Waits while a first attempt to connect is under way. Throws LINK_LOST if the worker cannot be reached. */
+  async require(worker: string): Promise<Link> {
+    const now = this.find(worker);
+    if (now.link !== null) return now.link;
+    await this.connections.get(worker)?.attemptedOnce;
+    const { link, reason } = this.find(worker);
+    if (link === null) throw new SwitchyardError('LINK_LOST', reason, { worker });
+    return link;
+  }
+
+  open(): Link[] {
+    return [...this.connections.values()].flatMap(({ link }) => (link === null ? [] : [link]));
+  }
+
+  close(): void {
+    for (const connection of this.connections.values()) connection.close();
+    this.connections.clear();
+  }
+}

@@ -1,0 +1,88 @@
+import { native } from '../../native/index.js';
+import { readToken } from '../common/access.js';
+import { advertised } from '../common/advertise.js';
+import { startGrpcServer } from '../common/grpc-server.js';
+import { startHttp } from '../common/http.js';
+import { createLogger } from '../common/log.js';
+import { createRegistry } from '../common/metrics.js';
+import { type RouterConfig, routerSlabBytes } from './config.js';
+import { createRouter } from './router.js';
+
+export { createRouter } from './router.js';
+
+export interface Running {
+  /** host:port under which clients reach it. */
+  readonly address: string;
+  readonly metricsUrl: string;
+  /** Resolves after `stop`; rejects if the router can be no member of its cluster. */
+  readonly stopped: Promise<void>;
+  stop(reason: string): Promise<void>;
+}
+
+const serviceName = 'switchyard.v1.Inference';
+
+/** Starts a router as a process of its own. Rejects with CONFIG_INVALID for an address that cannot be bound. */
+export async function startRouter(config: RouterConfig): Promise<Running> {
+  const { name, host, insecure } = config;
+  const token = readToken(config);
+  native.configure({ slabBytesMax: routerSlabBytes(config), threads: config.threads });
+  const log = createLogger('router', name, config.logLevel);
+  const registry = createRegistry('router', name);
+  const router = createRouter({
+    config,
+    name,
+    token,
+    log,
+    registry,
+    onReady: (ready) => {
+      server.setServing('', ready);
+      server.setServing(serviceName, ready);
+    },
+  });
+  const server = await startGrpcServer({
+    host,
+    port: config.port,
+    token,
+    insecure,
+    messageBytesMax: config.messageBytesMax,
+    services: [router.service],
+    log,
+  });
+  const http = await startHttp({
+    host,
+    port: config.metricsPort,
+    token,
+    insecure,
+    registry,
+    ready: () => router.readiness(),
+    state: () => router.state(),
+  }).catch(async (error) => {
+    await server.close(0);
+    throw error;
+  });
+  const address = advertised(host, server.port, config.advertiseHost);
+  const metricsUrl = `${http.url}/metrics`;
+  const membership = router.start({ coordinator: config.coordinator, own: address, metrics: metricsUrl });
+  log.info({ event: 'listening', role: 'router', name, address, metricsUrl, pid: process.pid });
+
+  const end = async (reason: string): Promise<void> => {
+    server.setServing('', false);
+    server.setServing(serviceName, false);
+    await router.stop(reason);
+    await server.close(config.drainMs);
+    await http.close();
+    log.info({ event: 'stopped', reason });
+  };
+  let ending: Promise<void> | null = null;
+  const stop = (reason: string): Promise<void> => {
+    ending ??= end(reason);
+    return ending;
+  };
+  const stopped = membership.then(async (error) => {
+    await stop(error?.message ?? 'the membership is over');
+    if (error !== null) throw error;
+  });
+  // Whoever waits for `stopped` hears of the error; one that only calls `stop` need not.
+  stopped.catch(() => {});
+  return { address, metricsUrl, stopped, stop };
+}

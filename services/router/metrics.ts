@@ -1,0 +1,95 @@
+import { counter, gauge, histogram, type Registry } from '../common/metrics.js';
+import type { Link } from '../transport/link.js';
+import { WorkerLoad } from './balancedness.js';
+import type { PlacementIndex } from './placement.js';
+
+/** What the gauges read when they are asked for. */
+export interface RouterGauges {
+  batchesLive: () => number;
+  bytesInFlight: () => number;
+  bytesMax: number;
+  links: () => Link[];
+}
+
+const secondsBuckets = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10];
+/** Each chunk makes what came before count this much less: about the last fifty chunks decide. */
+const loadDecay = 0.98;
+
+export type RouterMetrics = ReturnType<typeof createRouterMetrics>;
+
+/** A router's metrics in `registry`. */
+export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
+  readGauges(registry, gauges);
+  readLinks(registry, gauges.links);
+  const load = new WorkerLoad();
+  const loadedLayers = new Set<number>();
+  gauge(
+    registry,
+    'router_balancedness',
+    'Mean/max over workers of the rows this router sent of late; 1 is even.',
+    ['layer'] as const,
+    (metric) => {
+      for (const layer of loadedLayers) metric.set({ layer }, load.balancedness(layer));
+    },
+  );
+  const rows = counter(registry, 'expert_rows_total', 'Rows routed to an expert.', [
+    'layer',
+    'expert',
+  ] as const);
+  const link = ['worker', 'direction'] as const;
+  const messages = counter(registry, 'link_messages_total', 'Token batches and results on a link.', link);
+  const bytes = counter(registry, 'link_bytes_total', 'Bytes of rows on a link.', link);
+  const seconds = (name: string, help: string) =>
+    histogram(registry, `${name}_seconds`, help, secondsBuckets);
+  return {
+    batches: counter(registry, 'batches_total', 'Batches ended, by outcome.', ['outcome'] as const),
+    tokens: counter(registry, 'tokens_total', 'Tokens received.'),
+    nonFiniteTokens: counter(registry, 'non_finite_tokens_total', 'Tokens received with NaN or infinity.'),
+    retries: counter(registry, 'retries_total', 'Token batches sent again after a fault.'),
+    droppedRows: counter(registry, 'dropped_rows_total', 'Rows that were not computed for want of capacity.'),
+    seconds: {
+      norm: seconds('norm', 'Normalising a chunk.'),
+      gate: seconds('gate', 'Gating a chunk.'),
+      pack: seconds('pack', 'Grouping and packing a chunk by worker.'),
+      exchange: seconds('exchange', 'A token batch, from credit request to answer.'),
+      combine: seconds('combine', 'Combining the results of a chunk.'),
+    },
+    sent(worker: string, rowBytes: number): void {
+      messages.inc({ worker, direction: 'sent' });
+      bytes.inc({ worker, direction: 'sent' }, rowBytes);
+    },
+    returned(worker: string, rowBytes: number): void {
+      messages.inc({ worker, direction: 'returned' });
+      bytes.inc({ worker, direction: 'returned' }, rowBytes);
+    },
+    /** Counts a chunk's rows per expert of a layer. */
+    routed(layer: number, counts: Uint32Array, placement: PlacementIndex): void {
+      for (let expert = 0; expert < counts.length; expert += 1) {
+        if (counts[expert]! > 0) rows.inc({ layer, expert }, counts[expert]!);
+      }
+      loadedLayers.add(layer);
+      load.decay(layer, loadDecay);
+      load.add(layer, counts, placement.workerOf.get(layer)!, placement.workers);
+    },
+  };
+}
+
+function readGauges(registry: Registry, gauges: RouterGauges): void {
+  gauge(registry, 'batches_live', 'Batches under way.', [], (metric) => metric.set(gauges.batchesLive()));
+  gauge(registry, 'in_flight_bytes', 'Bytes reserved for chunks in flight.', [], (metric) =>
+    metric.set(gauges.bytesInFlight()),
+  );
+  gauge(registry, 'in_flight_bytes_limit', 'The byte budget for chunks in flight.').set(gauges.bytesMax);
+}
+
+function readLinks(registry: Registry, links: () => Link[]): void {
+  const labels = ['worker'] as const;
+  gauge(registry, 'link_credit_bytes', 'Bytes that may be outstanding on a link.', labels, (metric) => {
+    metric.reset();
+    for (const { worker, stats } of links()) metric.set({ worker }, stats.creditBytes);
+  });
+  gauge(registry, 'link_outstanding_bytes', 'Bytes outstanding on a link.', labels, (metric) => {
+    metric.reset();
+    for (const { worker, stats } of links()) metric.set({ worker }, stats.bytesOutstanding);
+  });
+}

@@ -1,0 +1,152 @@
+import { native, type PackedGroup, type Slab } from '../../native/index.js';
+import type { Stage } from './account.js';
+import type { Control } from './control.js';
+import { type DispatchContext, dispatch, requirePlaced } from './dispatch.js';
+import type { InputChunk } from './ingest.js';
+import type { RouterReporter } from './report.js';
+import {
+  allocateRouting,
+  gatherRouting,
+  type LayerRouting,
+  type RoutingRows,
+  scatterRouting,
+} from './routing-rows.js';
+
+export interface PipelineContext extends DispatchContext {
+  control: Control;
+  reporter: RouterReporter;
+}
+
+/** A chunk that passed all layers. The receiver owns the rows. */
+export interface OutputChunk {
+  offset: number;
+  tokens: number;
+  rows: Slab;
+  /** If the batch asked for it. */
+  routing: RoutingRows | null;
+}
+
+/**
+ * The way of one chunk through the layers: norm, gate, pack, dispatch, combine, and on to the next layer at once.
+ * Chunks know nothing of each other, so there is no barrier between layers or chunks.
+ * Takes over `chunk.rows`; its reservation stays with the caller.
+ */
+export async function runChunk(chunk: InputChunk, context: PipelineContext): Promise<OutputChunk> {
+  const { plan, signal } = context;
+  const returned = plan.returnRouting ? (chunk.given ?? allocateRouting(plan, chunk.tokens)) : null;
+  let rows = chunk.rows;
+  try {
+    for (let index = 0; index < plan.layers.length; index += 1) {
+      signal.throwIfAborted();
+      const next = await runLayer(chunk, rows, index, returned, context);
+      rows.release();
+      rows = next;
+    }
+  } catch (error) {
+    rows.release();
+    throw error;
+  }
+  return { offset: chunk.offset, tokens: chunk.tokens, rows, routing: returned };
+}
+
+async function runLayer(
+  chunk: InputChunk,
+  rows: Slab,
+  layerIndex: number,
+  returned: RoutingRows | null,
+  context: PipelineContext,
+): Promise<Slab> {
+  const { plan, signal } = context;
+  const { layer } = plan.layers[layerIndex]!;
+  const normed = plan.norm ? await normalize(chunk, rows, layer, context) : rows;
+  let routing: LayerRouting;
+  let groups: PackedGroup[];
+  const placement = context.control.placement!;
+  try {
+    signal.throwIfAborted();
+    routing = chunk.given
+      ? gatherRouting(chunk.given, plan, layerIndex)
+      : await gate(chunk, normed, layer, context);
+    if (returned !== null && chunk.given === null) scatterRouting(routing, returned, plan, layerIndex);
+    const workerOf = requirePlaced(placement, layer, plan.layers[layerIndex]!.experts);
+    context.account.routed(chunk, layer, routing.counts, placement);
+    context.metrics.routed(layer, routing.counts, placement);
+    signal.throwIfAborted();
+    groups = await timed('pack', context, () =>
+      native.packRows({
+        rows: normed,
+        rowCount: chunk.tokens,
+        hidden: plan.hidden,
+        topK: plan.topK,
+        experts: routing.experts,
+        weights: routing.weights,
+        workerOf,
+        workers: placement.workers.length,
+      }),
+    );
+  } finally {
+    if (normed !== rows) normed.release();
+  }
+  const parts = await dispatch(groups, { chunk: chunk.index, layer, placement }, context);
+  try {
+    return await timed('combine', context, () =>
+      native.combineRows({
+        mode: plan.combine,
+        rowCount: chunk.tokens,
+        hidden: plan.hidden,
+        topK: plan.topK,
+        weights: plan.combine === 'exact' && !plan.weighsInput ? routing.weights : null,
+        residual: plan.residual ? rows : null,
+        parts,
+      }),
+    );
+  } finally {
+    for (const part of parts) part.rows.release();
+  }
+}
+
+function normalize(chunk: InputChunk, rows: Slab, layer: number, context: PipelineContext): Promise<Slab> {
+  const weights = context.control.weights!;
+  return timed('norm', context, () =>
+    native.normalizeRows({
+      rows,
+      rowCount: chunk.tokens,
+      hidden: context.plan.hidden,
+      weight: weights.layer(layer).norm,
+      epsilon: weights.spec.normEpsilon,
+    }),
+  );
+}
+
+async function gate(
+  chunk: InputChunk,
+  rows: Slab,
+  layer: number,
+  context: PipelineContext,
+): Promise<LayerRouting> {
+  const { plan, control } = context;
+  const result = await timed('gate', context, () =>
+    native.gateRows({
+      gate: control.weights!.layer(layer).gate,
+      rows,
+      rowCount: chunk.tokens,
+      bias: plan.feedback ? (control.bias.get(layer) ?? null) : null,
+    }),
+  );
+  // Only what the bias can steer counts in the loop that makes it.
+  if (plan.feedback) context.reporter.countRows(layer, result.counts);
+  return result;
+}
+
+async function timed<T>(
+  stage: Stage & keyof PipelineContext['metrics']['seconds'],
+  { account, metrics }: PipelineContext,
+  run: () => Promise<T>,
+): Promise<T> {
+  const started = performance.now();
+  const result = await run();
+  const seconds = (performance.now() - started) / 1000;
+  account.spend(stage, seconds);
+  metrics.seconds[stage].observe(seconds);
+  return result;
+}

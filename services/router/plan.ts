@@ -1,0 +1,185 @@
+import { randomUUID } from 'node:crypto';
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
+import type { LayerSpec, ModelSpec } from '../model/spec.js';
+
+/** A validated header: what is to be done with every token of a batch. */
+export interface BatchPlan {
+  batchId: string;
+  tokens: number;
+  hidden: number;
+  /** Bytes of one token. */
+  rowBytes: number;
+  /** The layers with experts in the range asked for, ascending. Never empty. */
+  layers: LayerSpec[];
+  topK: number;
+  norm: boolean;
+  residual: boolean;
+  combine: 'exact' | 'partial';
+  /** The gate's weight multiplies what goes into an expert, not what comes out. */
+  weighsInput: boolean;
+  /** Whether the feedback loop's bias takes part in the gate's choice, and the choice in the loop. */
+  feedback: boolean;
+  /** Every chunk carries its experts and weights. */
+  given: boolean;
+  returnRouting: boolean;
+  refuseNonFinite: boolean;
+  /** Tokens per chunk of the pipeline; the last one may be shorter. */
+  chunkTokens: number;
+  /** Milliseconds from receipt; 0: none. */
+  deadlineMs: number;
+}
+
+/** What bounds a plan: the model that is served and the router's own limits. */
+export interface PlanLimits {
+  model: ModelSpec;
+  /** Feedback unless the batch says otherwise. */
+  feedback: boolean;
+  /** The most bytes that one chunk may need. */
+  chunkBytesMax: number;
+  /** Tokens per chunk unless the batch says otherwise; 0: by bytes. */
+  chunkTokens: number;
+}
+
+const chunkTokensMax = 8_192;
+const chunkTokensMin = 256;
+/** Of rows, in a chunk of the router's own choice: large messages, yet several chunks in flight. */
+const chunkRowBytes = 8 * 1024 * 1024;
+/** Offsets and counts stay exact in every language far beyond this. */
+const tokensMax = 2 ** 32;
+const batchIdPattern = /^[\x20-\x7e]{1,128}$/;
+const pageBytes = 4_096;
+
+/** Checks every field of a header. Throws INVALID_ARGUMENT or UNKNOWN_LAYER, naming field, value and what is allowed. */
+export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan {
+  const { model } = limits;
+  const tokens = checkShape(header, model);
+  const layers = checkLayers(header, model);
+  const options = header.options;
+  const given = oneOf('options.routing', options?.routing ?? 'GATE', ['GATE', 'GIVEN']) === 'GIVEN';
+  const toggle = (field: 'norm' | 'residual' | 'feedback', otherwise: boolean): boolean => {
+    const value = oneOf(`options.${field}`, options?.[field] ?? 'DEFAULT', ['DEFAULT', 'ON', 'OFF']);
+    return value === 'DEFAULT' ? otherwise : value === 'ON';
+  };
+  const combine = oneOf('options.combine', options?.combine ?? 'EXACT', ['EXACT', 'PARTIAL']);
+  const plan: BatchPlan = {
+    batchId: checkBatchId(header.batchId),
+    tokens,
+    hidden: model.hidden,
+    rowBytes: model.hidden * 2,
+    layers,
+    topK: model.routing.topK,
+    norm: toggle('norm', true),
+    residual: toggle('residual', true),
+    combine: combine === 'EXACT' ? 'exact' : 'partial',
+    weighsInput: model.routing.weightOn === 'input',
+    feedback: toggle('feedback', limits.feedback) && !given,
+    given,
+    returnRouting: options?.returnRouting ?? false,
+    refuseNonFinite: options?.refuseNonFinite ?? false,
+    chunkTokens: 0,
+    deadlineMs: header.deadlineMs,
+  };
+  return { ...plan, chunkTokens: chooseChunkTokens(options?.chunkTokens ?? 0, plan, limits) };
+}
+
+/**
+ * Bytes that a chunk needs on its whole way. At its widest a layer holds the chunk's rows, and beside them
+ * the results (one row per expert of a token) and the sum. Packed rows are never more than the results they
+ * turn into, and are gone when those arrive. An eighth is added for the rounding of slabs.
+ */
+export function chunkBytes(plan: BatchPlan, tokens: number): number {
+  const rows = outputBytes(plan, tokens);
+  const routing = plan.given || plan.returnRouting ? plan.layers.length : 1;
+  return rows * (2 + plan.topK) + tokens * plan.topK * routing * 8;
+}
+
+/** Bytes that a chunk needs while its answer waits for the client. */
+export function outputBytes(plan: BatchPlan, tokens: number): number {
+  return Math.ceil((tokens * plan.rowBytes * 9) / 8 / pageBytes) * pageBytes;
+}
+
+function checkBatchId(batchId: string): string {
+  if (batchId === '') return randomUUID();
+  if (!batchIdPattern.test(batchId)) {
+    throw invalidArgument('batch_id', batchId.slice(0, 160), 'up to 128 printable ASCII characters');
+  }
+  return batchId;
+}
+
+function checkShape(header: ForwardHeader, model: ModelSpec): number {
+  const { sequences, length, hidden } = header;
+  if (sequences < 1) throw invalidArgument('sequences', sequences, 'at least 1');
+  if (length < 1) throw invalidArgument('length', length, 'at least 1');
+  const tokens = sequences * length;
+  if (tokens > tokensMax) {
+    throw invalidArgument('sequences x length', tokens, `at most ${tokensMax} tokens in a batch`);
+  }
+  if (hidden !== model.hidden) {
+    throw invalidArgument('hidden', hidden, `${model.hidden}, as model ${model.name} has it`);
+  }
+  if (header.dtype !== 'BF16') throw invalidArgument('dtype', header.dtype, 'BF16');
+  return tokens;
+}
+
+function checkLayers(header: ForwardHeader, model: ModelSpec): LayerSpec[] {
+  const last = model.layers.at(-1)!.layer;
+  const from = header.firstLayer;
+  const to = header.lastLayer ?? last;
+  const unknown = (field: string, value: number | string): SwitchyardError => {
+    const known = model.layers.map(({ layer }) => layer);
+    const allowed = `a range up to ${last} that holds one of the layers with experts (${ranges(known)})`;
+    return new SwitchyardError('UNKNOWN_LAYER', `${field} is ${value}; allowed: ${allowed}`, {
+      field,
+      value,
+      allowed,
+    });
+  };
+  if (from > last) throw unknown('first_layer', from);
+  if (to > last) throw unknown('last_layer', to);
+  if (to < from) throw invalidArgument('last_layer', to, `at least first_layer (${from})`);
+  const layers = model.layers.filter(({ layer }) => layer >= from && layer <= to);
+  if (layers.length === 0) throw unknown('first_layer to last_layer', `${from} to ${to}`);
+  return layers;
+}
+
+function chooseChunkTokens(asked: number, plan: BatchPlan, limits: PlanLimits): number {
+  const perToken = chunkBytes(plan, chunkTokensMax) / chunkTokensMax;
+  const fitting = Math.min(chunkTokensMax, Math.floor(limits.chunkBytesMax / perToken));
+  if (fitting < 1) {
+    throw new SwitchyardError(
+      'TOO_LARGE',
+      `one token needs ${Math.ceil(perToken)} bytes; allowed: ${limits.chunkBytesMax}, half of the router's byte budget`,
+      { bytes: Math.ceil(perToken), allowed: limits.chunkBytesMax },
+    );
+  }
+  if (asked > fitting) {
+    throw invalidArgument('options.chunk_tokens', asked, `0 (the router's choice) to ${fitting}`);
+  }
+  if (asked > 0) return asked;
+  if (limits.chunkTokens > 0) return Math.min(limits.chunkTokens, fitting);
+  // A quarter of what a batch may hold, so that at least four chunks are under way at once.
+  const byBytes = Math.min(chunkRowBytes / plan.rowBytes, fitting / 4);
+  const chosen = Math.min(chunkTokensMax, Math.max(chunkTokensMin, byBytes), fitting);
+  return 2 ** Math.floor(Math.log2(chosen));
+}
+
+function oneOf<T extends string>(field: string, value: T, allowed: readonly T[]): T {
+  // An enum value that the protocol does not name arrives as a number.
+  if (!allowed.includes(value)) throw invalidArgument(field, value, allowed.join(', '));
+  return value;
+}
+
+/** "0-3, 5" for 0, 1, 2, 3, 5. */
+function ranges(numbers: number[]): string {
+  const parts: string[] = [];
+  let start = 0;
+  for (let index = 1; index <= numbers.length; index += 1) {
+    if (index < numbers.length && numbers[index] === numbers[index - 1]! + 1) continue;
+    const first = numbers[start]!;
+    const last = numbers[index - 1]!;
+    parts.push(first === last ? `${first}` : `${first}-${last}`);
+    start = index;
+  }
+  return parts.join(', ');
+}

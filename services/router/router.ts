@@ -1,0 +1,190 @@
+import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { packageRoot } from '../../native/locate.js';
+import { SwitchyardError } from '../common/errors.js';
+import type { ClusterDescriptionInput } from '../common/generated/switchyard/v1/ClusterDescription.js';
+import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
+import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
+import type { GrpcService } from '../common/grpc-server.js';
+import type { Logger } from '../common/log.js';
+import type { Registry } from '../common/metrics.js';
+import { services } from '../common/protocol.js';
+import { toServiceError } from '../common/status.js';
+import { ByteBudget } from './budget.js';
+import type { RouterSettings } from './config.js';
+import { Control } from './control.js';
+import { ForwardService } from './forward.js';
+import { Links } from './links.js';
+import { createRouterMetrics } from './metrics.js';
+import { RouterReporter } from './report.js';
+
+export interface RouterOptions {
+  config: RouterSettings;
+  /** Unique among the routers of the cluster. */
+  name: string;
+  token: string | null;
+  log: Logger;
+  registry: Registry;
+  /** Called when every expert can be reached from here, and when no longer. */
+  onReady?: (ready: boolean) => void;
+}
+
+export interface RouterAddresses {
+  /** host:port */
+  coordinator: string;
+  /** host:port under which clients reach the gRPC server that carries `service`. */
+  own: string;
+  /** URL, or empty. */
+  metrics: string;
+}
+
+/** Results of all experts of a chunk may come back in one message. */
+const linkMessageBytesMax = 128 * 1024 * 1024;
+
+/** A router without a server of its own. The native addon must be configured already. */
+export function createRouter(options: RouterOptions): Router {
+  return new Router(options);
+}
+
+export class Router {
+  /** To be added to a gRPC server. */
+  readonly service: GrpcService;
+  private readonly budget: ByteBudget;
+  private readonly links: Links;
+  private readonly control: Control;
+  private readonly forward: ForwardService;
+  private readonly startedMs = performance.now();
+  private readonly version = packageVersion();
+  private stopping: Promise<void> | null = null;
+
+  constructor(private readonly options: RouterOptions) {
+    const { config, name, token, log, registry } = options;
+    this.budget = new ByteBudget(config.budgetBytes);
+    const reporter = new RouterReporter(() => this.budget.used);
+    this.links = new Links({
+      router: name,
+      token,
+      messageBytesMax: linkMessageBytesMax,
+      log,
+      onChange: () => this.control.notify(),
+    });
+    this.control = new Control({
+      token,
+      links: this.links,
+      reporter,
+      leaseMs: config.leaseMs,
+      log,
+      onReady: (ready) => options.onReady?.(ready),
+    });
+    const metrics = createRouterMetrics(registry, {
+      batchesLive: () => this.forward.liveCount,
+      bytesInFlight: () => this.budget.used,
+      bytesMax: config.budgetBytes,
+      links: () => this.links.open(),
+    });
+    const { budget, links, control } = this;
+    this.forward = new ForwardService({
+      config,
+      router: name,
+      control,
+      links,
+      budget,
+      reporter,
+      metrics,
+      log,
+    });
+    this.service = { definition: services.Inference, implementation: this.handlers() };
+  }
+
+  /**
+   * Joins the cluster. Resolves when the membership is over: null after `stop`, otherwise why this
+   * router cannot be a member; batches are then refused with the same reason.
+   */
+  start(addresses: RouterAddresses): Promise<SwitchyardError | null> {
+    const { config, name } = this.options;
+    return this.control.run(addresses.coordinator, {
+      role: 'ROUTER',
+      name,
+      address: addresses.own,
+      host: hostname(),
+      device: 'cpu',
+      threads: config.threads,
+      memoryBytes: config.budgetBytes,
+      metricsUrl: addresses.metrics,
+      pid: process.pid,
+    });
+  }
+
+  readiness(): { ready: boolean; reason: string } {
+    if (this.stopping !== null) return { ready: false, reason: 'the router is stopping' };
+    return this.control.readiness();
+  }
+
+  /** As JSON, for operators. */
+  state(): unknown {
+    return {
+      name: this.options.name,
+      ...this.readiness(),
+      joined: this.control.connected,
+      epoch: this.control.view?.epoch ?? 0,
+      batches: this.forward.liveCount,
+      budget: { bytes: this.budget.capacity, used: this.budget.used, waiting: this.budget.waiting },
+      links: this.links.open().map(({ worker, transport, stats }) => ({ worker, transport, ...stats })),
+    };
+  }
+
+  /** Refuses new batches, waits for those under way up to `drainMs`, ends the rest, and leaves. Idempotent. */
+  stop(reason: string): Promise<void> {
+    this.stopping ??= this.shutDown(reason);
+    return this.stopping;
+  }
+
+  private async shutDown(reason: string): Promise<void> {
+    const { drainMs } = this.options.config;
+    const drained = this.forward.drain(reason);
+    // Told early, the coordinator sends nobody here any more.
+    const left = this.control.leave(reason);
+    const timer = setTimeout(() => {
+      const message = `the router is stopping (${reason}) and waited ${drainMs} ms for this batch`;
+      this.forward.abort(new SwitchyardError('DRAINING', message, { reason, drainMs }));
+    }, drainMs);
+    await drained;
+    clearTimeout(timer);
+    await left;
+    this.links.close();
+    this.control.release();
+  }
+
+  private handlers(): InferenceHandlers {
+    return {
+      Forward: (call) => this.forward.accept(call),
+      DescribeModel: (_call, answer) => {
+        const model = this.control.model;
+        if (model === null) answer(toServiceError(this.unknownCluster()));
+        else answer(null, model satisfies ModelDescriptionInput);
+      },
+      DescribeCluster: (_call, answer) => {
+        const { view, model } = this.control;
+        if (view === null) {
+          answer(toServiceError(this.unknownCluster()));
+          return;
+        }
+        const uptimeSeconds = (performance.now() - this.startedMs) / 1000;
+        answer(null, { view, model, version: this.version, uptimeSeconds } satisfies ClusterDescriptionInput);
+      },
+    };
+  }
+
+  private unknownCluster(): SwitchyardError {
+    const { reason } = this.control.readiness();
+    return new SwitchyardError('NOT_READY', `the router does not know its cluster yet: ${reason}`, {
+      reason,
+    });
+  }
+}
+
+function packageVersion(): string {
+  const text = readFileSync(join(packageRoot(), 'package.json'), 'utf8');
+  return (JSON.parse(text) as { version: string }).version;
+}
