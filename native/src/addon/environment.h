@@ -1,0 +1,30 @@
+#pragma once
+
+#include <napi.h>
+
+#include <array>
+#include <memory>
+
+#include "addon/completion_queue.h"
+
+namespace switchyard::addon {
+
+/** The classes of objects that the addon hands out. */
+enum class HandleKind { slab, mapped_file, gate_weights, expert, expert_backend };
+
+/** What one JS environment (the main thread or a worker thread) has of its own. */
+class Environment {
+ public:
+  /** Makes the environment's instance and its clean-up hook. */
+  static void create(Napi::Env env);
+  static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+
+  const std::shared_ptr<CompletionQueue>& completions() const { return completions_; }
+  Napi::FunctionReference& constructor(HandleKind kind) { return constructors_[static_cast<size_t>(kind)]; }
+
+ private:
+  std::shared_ptr<CompletionQueue> completions_;
+  std::array<Napi::FunctionReference, 5> constructors_;
+};
+
+}  // namespace switchyard::addon

@@ -1,0 +1,149 @@
+#include "addon/expert_handles.h"
+
+#include "addon/model_operations.h"
+#include "addon/slab_handle.h"
+
+namespace switchyard::addon {
+
+namespace {
+
+constexpr uint64_t threads_max = 1024;
+
+MatrixSource to_matrix(const Fields& fields) {
+  const TensorSource source = to_tensor(fields);
+  const auto read = [source](size_t first_row, size_t row_count, uint16_t* out) {
+    read_elements_in_parallel(source, first_row * source.columns, row_count * source.columns, out);
+  };
+  return {source.rows, source.columns, read};
+}
+
+ExpertSource to_source(const Fields& fields) {
+  ExpertSource source;
+  source.activation = to_activation(fields);
+  if (!fields.is_null("gate")) source.gate = to_matrix(fields.fields("gate"));
+  source.up = to_matrix(fields.fields("up"));
+  source.down = to_matrix(fields.fields("down"));
+  return source;
+}
+
+/** The inputs of one forward() with what keeps their memory. */
+struct Inputs {
+  std::vector<ExpertInput> inputs;
+  std::vector<SlabRef> slabs;
+};
+
+void add_input(Inputs& inputs, const Fields& fields, uint64_t hidden, Operation& operation) {
+  const uint64_t row_bytes = hidden * sizeof(uint16_t);
+  const SlabRef rows = SlabHandle::of(fields.value("rows"), fields.name("rows"));
+  const SlabRef output = SlabHandle::of(fields.value("output"), fields.name("output"));
+  ExpertInput input;
+  input.rows = rows_of(rows);
+  input.row_count = rows->size() / row_bytes;
+  input.indices = held_span<uint32_t>(operation, fields.value("indices"), fields.name("indices"));
+  input.output = rows_of(output);
+  input.output_row_count = output->size() / row_bytes;
+  input.output_row = fields.integer("outputRow", 0, input.output_row_count);
+  const auto weights = held_span_or_null<float>(operation, fields.value("inputWeights"),
+                                                fields.name("inputWeights"), input.indices.size());
+  if (!fields.is_null("inputWeights")) input.input_weights = weights.data();
+  inputs.inputs.push_back(input);
+  inputs.slabs.push_back(rows);
+  inputs.slabs.push_back(output);
+}
+
+}  // namespace
+
+std::vector<ExpertHandle::PropertyDescriptor> ExpertHandle::properties() {
+  return {
+      InstanceAccessor<&ExpertHandle::bytes>("bytes"),
+      InstanceAccessor<&ExpertHandle::hidden>("hidden"),
+      InstanceAccessor<&ExpertHandle::ffn>("ffn"),
+      InstanceMethod("release", &ExpertHandle::release),
+  };
+}
+
+Napi::Value ExpertHandle::bytes(const Napi::CallbackInfo& info) {
+  return guard(info, "bytes", [&] { return Napi::Number::New(info.Env(), native()->expert->bytes()); });
+}
+
+Napi::Value ExpertHandle::hidden(const Napi::CallbackInfo& info) {
+  return guard(info, "hidden", [&] { return Napi::Number::New(info.Env(), native()->expert->hidden()); });
+}
+
+Napi::Value ExpertHandle::ffn(const Napi::CallbackInfo& info) {
+  return guard(info, "ffn", [&] { return Napi::Number::New(info.Env(), native()->expert->ffn()); });
+}
+
+std::vector<BackendHandle::PropertyDescriptor> BackendHandle::properties() {
+  return {
+      InstanceAccessor<&BackendHandle::description>("description"),
+      InstanceMethod<&BackendHandle::load>("load"),
+      InstanceMethod<&BackendHandle::forward>("forward"),
+      InstanceMethod<&BackendHandle::close>("close"),
+  };
+}
+
+Napi::Value BackendHandle::description(const Napi::CallbackInfo& info) {
+  return guard(info, "description", [&] {
+    const BackendDescription description = native()->backend->description();
+    auto result = Napi::Object::New(info.Env());
+    result.Set("kind", description.kind);
+    result.Set("detail", description.detail);
+    result.Set("threads", description.threads);
+    return result;
+  });
+}
+
+Napi::Value BackendHandle::load(const Napi::CallbackInfo& info) {
+  return Operation::start(info, "load", [this](const Napi::CallbackInfo& info, Operation& operation) {
+    const std::shared_ptr<Device> device = native();
+    const ExpertSource source = to_source(Fields(info[0], "source"));
+    const auto loaded = std::make_shared<LoadedExpert>();
+    loaded->device = device;
+    operation.executor = [device](auto task) { device->loading.submit(std::move(task)); };
+    operation.run = [loaded, source] { loaded->expert = loaded->device->backend->load(source); };
+    operation.result = [loaded](Napi::Env env) { return ExpertHandle::create(env, loaded); };
+  });
+}
+
+Napi::Value BackendHandle::forward(const Napi::CallbackInfo& info) {
+  return Operation::start(info, "forward", [this](const Napi::CallbackInfo& info, Operation& operation) {
+    const std::shared_ptr<Device> device = native();
+    const std::shared_ptr<const LoadedExpert> expert = ExpertHandle::of(info[0], "expert");
+    if (expert->device != device) throw_invalid("expert", "of another backend", "experts that this backend loaded");
+    if (!info[1].IsArray()) throw_invalid("inputs", show(info[1]), "an array");
+    const auto array = info[1].As<Napi::Array>();
+    const auto inputs = std::make_shared<Inputs>();
+    for (uint32_t i = 0; i < array.Length(); ++i) {
+      const Fields fields(array.Get(i), "inputs[" + std::to_string(i) + "]");
+      add_input(*inputs, fields, expert->expert->hidden(), operation);
+    }
+    const auto seconds = std::make_shared<double>();
+    operation.executor = [device](auto task) { device->compute.submit(std::move(task)); };
+    operation.run = [=] { *seconds = device->backend->forward(*expert->expert, inputs->inputs); };
+    operation.result = [seconds](Napi::Env env) { return Napi::Number::New(env, *seconds); };
+  });
+}
+
+Napi::Value BackendHandle::close(const Napi::CallbackInfo& info) {
+  if (!released()) {
+    native()->compute.close();
+    native()->loading.close();
+  }
+  return release(info);
+}
+
+Activation to_activation(const Fields& fields) {
+  return fields.choice("activation", {"swiglu", "gelu"}) == 0 ? Activation::swiglu : Activation::gelu;
+}
+
+void export_experts(Napi::Env env, Napi::Object exports) {
+  ExpertHandle::define(env);
+  BackendHandle::define(env);
+  export_function(exports, "createCpuBackend", [](const Napi::CallbackInfo& info) {
+    const auto threads = static_cast<int>(Fields(info[0], "").integer("threads", 1, threads_max));
+    return BackendHandle::create(info.Env(), std::make_shared<Device>(create_cpu_backend(threads)));
+  });
+}
+
+}  // namespace switchyard::addon

@@ -1,0 +1,119 @@
+#include "addon/machine.h"
+
+#include <cpuid.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#ifdef SWITCHYARD_ONEDNN
+#include <dnnl.hpp>
+#endif
+
+#include "addon/arguments.h"
+#include "addon/process.h"
+
+namespace switchyard::addon {
+
+namespace {
+
+constexpr uint64_t threads_max = 1024;
+constexpr size_t memcpy_runs = 5;
+
+std::string processor_name() {
+  std::array<unsigned, 12> registers{};
+  for (unsigned part = 0; part < 3; ++part) {
+    unsigned* out = registers.data() + 4 * part;
+    if (!__get_cpuid(0x80000002u + part, out, out + 1, out + 2, out + 3)) return "unknown";
+  }
+  std::string name(reinterpret_cast<const char*>(registers.data()), sizeof registers);
+  name.resize(std::strlen(name.c_str()));
+  name.erase(0, name.find_first_not_of(' '));
+  name.erase(name.find_last_not_of(' ') + 1);
+  return name.empty() ? "unknown" : name;
+}
+
+/** The instruction sets that the kernels know, as far as this processor and its operating system have them. */
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> found;
+  if (__builtin_cpu_supports("avx2")) found.push_back("avx2");
+  if (__builtin_cpu_supports("fma")) found.push_back("fma");
+  if (__builtin_cpu_supports("avx512f")) found.push_back("avx512f");
+  if (__builtin_cpu_supports("avx512bf16")) found.push_back("avx512-bf16");
+  unsigned a, b, c, d;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22)) && (d & (1u << 24))) found.push_back("amx-bf16");
+  return found;
+}
+
+Napi::Value describe(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::vector<std::string> sets = instruction_sets();
+  auto isa = Napi::Array::New(env, sets.size());
+  for (uint32_t i = 0; i < sets.size(); ++i) isa.Set(i, sets[i]);
+  auto result = Napi::Object::New(env);
+  result.Set("cpu", processor_name());
+  result.Set("isa", isa);
+#ifdef SWITCHYARD_ONEDNN
+  const dnnl_version_t* version = dnnl_version();
+  result.Set("onednn", std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
+                           std::to_string(version->patch));
+#else
+  result.Set("onednn", env.Null());
+#endif
+  result.Set("ucx", env.Null());
+  result.Set("cuda", env.Null());
+  result.Set("cores", std::thread::hardware_concurrency());
+  return result;
+}
+
+Napi::Value configure_process(const Napi::CallbackInfo& info) {
+  const Fields options(info[0], "");
+  configure(options.integer("slabBytesMax", 1, safe_integer_max),
+            static_cast<int>(options.integer("threads", 1, threads_max)));
+  return info.Env().Undefined();
+}
+
+/** Bytes per second of one thread, the median of several runs over warm memory. */
+double measure_memcpy(size_t bytes) {
+  const SlabRef source = arena().allocate(bytes);
+  const SlabRef target = arena().allocate(bytes);
+  std::memset(source->data(), 1, bytes);
+  std::memset(target->data(), 2, bytes);
+  std::array<double, memcpy_runs> rates;
+  for (double& rate : rates) {
+    const auto start = std::chrono::steady_clock::now();
+    std::memcpy(target->data(), source->data(), bytes);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    rate = static_cast<double>(bytes) / std::max(seconds.count(), 1e-9);
+  }
+  std::sort(rates.begin(), rates.end());
+  return rates[memcpy_runs / 2];
+}
+
+void prepare_measure(const Napi::CallbackInfo& info, Operation& operation) {
+  const uint64_t bytes = to_integer(info[0], "bytes", 1, safe_integer_max);
+  const auto rate = std::make_shared<double>();
+  operation.run = [=] { *rate = measure_memcpy(bytes); };
+  operation.result = [rate](Napi::Env env) { return Napi::Number::New(env, *rate); };
+}
+
+}  // namespace
+
+void require_processor(Napi::Env env) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return;
+  throw Napi::Error::New(env, "switchyard needs an x86-64 processor with AVX2 and FMA; this one (" +
+                                  processor_name() + ") lacks them");
+}
+
+void export_machine(Napi::Object exports) {
+  export_function(exports, "configure", configure_process);
+  export_function(exports, "describe", describe);
+  export_operation(exports, "measureMemcpy", prepare_measure);
+}
+
+}  // namespace switchyard::addon

@@ -1,0 +1,85 @@
+#include "addon/model_operations.h"
+
+#include <memory>
+
+#include "addon/mapped_file_handle.h"
+#include "addon/parallel.h"
+#include "addon/slab_handle.h"
+#include "model/tokens.h"
+
+namespace switchyard::addon {
+
+namespace {
+
+constexpr size_t elements_per_range = 256 * 1024;
+constexpr uint64_t side_max = uint64_t{1} << 44;
+
+void prepare_read(const Napi::CallbackInfo& info, Operation& operation) {
+  const TensorSource source = to_tensor(Fields(info[0], "source"));
+  const auto slab = std::make_shared<SlabRef>();
+  operation.run = [source, slab] {
+    *slab = allocate_rows(source.rows, source.columns);
+    read_elements_in_parallel(source, 0, source.elements(), rows_of(*slab));
+  };
+  operation.result = [slab](Napi::Env env) { return SlabHandle::create(env, std::move(*slab)); };
+}
+
+void prepare_synthesize(const Napi::CallbackInfo& info, Operation& operation) {
+  const Fields options(info[0], "");
+  const uint64_t seed = options.integer("seed", 0, safe_integer_max);
+  const uint64_t first = options.integer("firstToken", 0, safe_integer_max - rows_max);
+  const uint64_t count = options.integer("count", 1, rows_max);
+  const uint64_t hidden = options.integer("hidden", 1, hidden_max);
+  const auto source = std::make_shared<const TokenSource>(seed, hidden, options.number("skew"),
+                                                          options.integer("topics", 1, rows_max));
+  const auto slab = std::make_shared<SlabRef>();
+  operation.run = [=] {
+    *slab = allocate_rows(count, hidden);
+    for_rows(count, hidden, [&](size_t begin, size_t rows) {
+      source->read(first + begin, rows, rows_of(*slab) + begin * hidden);
+    });
+  };
+  operation.result = [slab](Napi::Env env) { return SlabHandle::create(env, std::move(*slab)); };
+}
+
+}  // namespace
+
+TensorSource to_tensor(const Fields& fields) {
+  TensorSource source;
+  source.rows = fields.integer("rows", 1, side_max);
+  source.columns = fields.integer("columns", 1, side_max);
+  if (fields.choice("kind", {"file", "synthetic"}) == 0) {
+    constexpr StoredDtype dtypes[] = {StoredDtype::bf16, StoredDtype::f16, StoredDtype::f32};
+    source.origin = FileTensor{
+        .file = MappedFileHandle::of(fields.value("file"), fields.name("file")),
+        .byte_offset = fields.integer("byteOffset", 0, safe_integer_max),
+        .dtype = dtypes[fields.choice("dtype", {"BF16", "F16", "F32"})],
+    };
+  } else {
+    source.origin = SyntheticTensor{
+        .seed = fields.integer("seed", 0, safe_integer_max),
+        .stream = fields.integer("stream", 0, safe_integer_max),
+        .scale = static_cast<float>(fields.number("scale")),
+        .center = static_cast<float>(fields.number("center")),
+    };
+  }
+  check_tensor(source, fields.name("rows x columns"));
+  return source;
+}
+
+void read_elements_in_parallel(const TensorSource& source, size_t first, size_t count, uint16_t* out) {
+  for_ranges(count, elements_per_range, [&](size_t begin, size_t elements) {
+    read_elements(source, first + begin, elements, out + begin);
+  });
+}
+
+void export_model_operations(Napi::Env env, Napi::Object exports) {
+  MappedFileHandle::define(env);
+  export_function(exports, "openMappedFile", [](const Napi::CallbackInfo& info) {
+    return MappedFileHandle::create(info.Env(), MappedFile::open(to_text(info[0], "path")));
+  });
+  export_operation(exports, "readTensor", prepare_read);
+  export_operation(exports, "synthesizeTokens", prepare_synthesize);
+}
+
+}  // namespace switchyard::addon

@@ -1,0 +1,34 @@
+#include <napi.h>
+
+#include "addon/environment.h"
+#include "addon/expert_handles.h"
+#include "addon/gate_handle.h"
+#include "addon/machine.h"
+#include "addon/model_operations.h"
+#include "addon/reference_operation.h"
+#include "addon/row_operations.h"
+#include "addon/slab_handle.h"
+
+namespace switchyard::addon {
+
+namespace {
+
+/** Exports the members of `Addon` in native/index.ts, in its order. */
+Napi::Object initialize(Napi::Env env, Napi::Object exports) {
+  require_processor(env);
+  Environment::create(env);
+  export_machine(exports);
+  export_slabs(env, exports);
+  export_model_operations(env, exports);
+  export_row_operations(exports);
+  export_gate(env, exports);
+  export_experts(env, exports);
+  export_reference(exports);
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(switchyard, initialize)
+
+}  // namespace switchyard::addon

@@ -1,0 +1,76 @@
+#include "addon/reference_operation.h"
+
+#include <memory>
+
+#include "addon/expert_handles.h"
+#include "addon/gate_handle.h"
+#include "addon/model_operations.h"
+#include "addon/process.h"
+#include "reference/layer.h"
+
+namespace switchyard::addon {
+
+namespace {
+
+std::optional<TensorSource> to_optional_tensor(const Fields& fields, const char* field) {
+  if (fields.is_null(field)) return std::nullopt;
+  return to_tensor(fields.fields(field));
+}
+
+template <typename Element>
+std::span<const Element> span_or_null(const Fields& fields, const char* field, Operation& operation) {
+  if (fields.is_null(field)) return {};
+  return held_span<Element>(operation, fields.value(field), fields.name(field));
+}
+
+std::vector<ReferenceExpert> to_experts(const Napi::Value& value, const std::string& field) {
+  if (!value.IsArray()) throw_invalid(field, show(value), "an array");
+  const auto array = value.As<Napi::Array>();
+  std::vector<ReferenceExpert> experts;
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const Fields expert(array.Get(i), field + "[" + std::to_string(i) + "]");
+    experts.push_back({
+        .activation = to_activation(expert),
+        .gate = to_optional_tensor(expert, "gate"),
+        .up = to_tensor(expert.fields("up")),
+        .down = to_tensor(expert.fields("down")),
+    });
+  }
+  return experts;
+}
+
+ReferenceLayer to_layer(const Fields& fields, Operation& operation) {
+  return {
+      .norm = to_optional_tensor(fields, "norm"),
+      .epsilon = fields.number("epsilon"),
+      .gate = to_tensor(fields.fields("gate")),
+      .gate_bias = span_or_null<float>(fields, "gateBias", operation),
+      .selection_bias = span_or_null<float>(fields, "selectionBias", operation),
+      .routing = to_routing(fields.fields("routing")),
+      .given = span_or_null<uint32_t>(fields, "given", operation),
+      .experts = to_experts(fields.value("experts"), fields.name("experts")),
+      .residual = fields.boolean("residual"),
+  };
+}
+
+void prepare_reference(const Napi::CallbackInfo& info, Operation& operation) {
+  const auto rows = held_span<double>(operation, info[0], "rows");
+  const uint64_t hidden = to_integer(info[1], "hidden", 1, hidden_max);
+  const auto layer = std::make_shared<const ReferenceLayer>(to_layer(Fields(info[2], "layer"), operation));
+  const auto computed = std::make_shared<ReferenceResult>();
+  operation.run = [=] { *computed = reference_layer(rows, hidden, *layer, pool()); };
+  operation.result = [computed](Napi::Env env) {
+    auto result = Napi::Object::New(env);
+    result.Set("rows", to_array<double>(env, computed->rows));
+    result.Set("experts", to_array<uint32_t>(env, computed->experts));
+    result.Set("weights", to_array<double>(env, computed->weights));
+    result.Set("regret", to_array<double>(env, computed->regret));
+    return result;
+  };
+}
+
+}  // namespace
+
+void export_reference(Napi::Object exports) { export_operation(exports, "referenceLayer", prepare_reference); }
+
+}  // namespace switchyard::addon

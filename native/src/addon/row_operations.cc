@@ -1,0 +1,195 @@
+#include "addon/row_operations.h"
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "addon/parallel.h"
+#include "addon/slab_handle.h"
+#include "kernels/combine.h"
+#include "kernels/ingest.h"
+#include "kernels/norm.h"
+#include "kernels/pack.h"
+
+namespace switchyard::addon {
+
+namespace {
+
+constexpr uint64_t workers_max = 65536;
+
+/** The promise's value is the slab that `run` fills. */
+std::shared_ptr<SlabRef> result_slab(Operation& operation) {
+  const auto slab = std::make_shared<SlabRef>();
+  operation.result = [slab](Napi::Env env) { return SlabHandle::create(env, std::move(*slab)); };
+  return slab;
+}
+
+void prepare_ingest(const Napi::CallbackInfo& info, Operation& operation) {
+  const auto source = held_span<uint8_t>(operation, info[0], "source");
+  const SlabRef target = SlabHandle::of(info[1], "target");
+  const uint64_t offset = to_integer(info[2], "byteOffset", 0, safe_integer_max);
+  const uint64_t hidden = to_integer(info[3], "hidden", 1, hidden_max);
+  const uint64_t row_bytes = hidden * sizeof(uint16_t);
+  if (source.size() % row_bytes != 0) {
+    throw_invalid("source.length", source.size(), "multiples of a row's " + std::to_string(row_bytes) + " bytes");
+  }
+  if (offset % sizeof(uint16_t) != 0) throw_invalid("byteOffset", offset, "even numbers");
+  if (offset > target->size() || source.size() > target->size() - offset) {
+    throw_invalid("byteOffset", offset,
+                  "offsets that leave room for " + std::to_string(source.size()) + " bytes in the " +
+                      std::to_string(target->size()) + " of the slab");
+  }
+  const auto not_finite = std::make_shared<std::atomic<size_t>>(0);
+  operation.run = [=] {
+    for_rows(source.size() / row_bytes, hidden, [&](size_t first, size_t count) {
+      const auto* bytes = reinterpret_cast<const std::byte*>(source.data()) + first * row_bytes;
+      auto* rows = reinterpret_cast<uint16_t*>(target->data() + offset + first * row_bytes);
+      *not_finite += ingest_rows(bytes, count, hidden, rows);
+    });
+  };
+  operation.result = [not_finite](Napi::Env env) { return Napi::Number::New(env, not_finite->load()); };
+}
+
+void prepare_normalize(const Napi::CallbackInfo& info, Operation& operation) {
+  const Fields options(info[0], "");
+  const uint64_t row_count = options.integer("rowCount", 1, rows_max);
+  const uint64_t hidden = options.integer("hidden", 1, hidden_max);
+  const SlabRef rows = slab_of_rows(options.value("rows"), "rows", row_count, hidden);
+  const SlabRef weight = slab_of_rows(options.value("weight"), "weight", 1, hidden);
+  const auto epsilon = static_cast<float>(options.number("epsilon"));
+  if (epsilon < 0) throw_invalid("epsilon", epsilon, "0 or more");
+  const auto output = result_slab(operation);
+  operation.run = [=] {
+    *output = allocate_rows(row_count, hidden);
+    for_rows(row_count, hidden, [&](size_t first, size_t count) {
+      normalize_rows(rows_of(rows) + first * hidden, count, hidden, rows_of(weight), epsilon,
+                     rows_of(*output) + first * hidden);
+    });
+  };
+}
+
+/** A plan with the slab that holds its rows. */
+struct Packed {
+  PackPlan plan;
+  SlabRef rows;
+};
+
+Napi::Object to_group(Napi::Env env, Packed& packed) {
+  auto group = Napi::Object::New(env);
+  group.Set("worker", packed.plan.worker);
+  group.Set("rowCount", static_cast<double>(packed.plan.tokens.size()));
+  group.Set("rows", SlabHandle::create(env, std::move(packed.rows)));
+  group.Set("segments", to_array<uint32_t>(env, packed.plan.segments));
+  group.Set("rowIndices", to_array<uint32_t>(env, packed.plan.row_indices));
+  group.Set("slots", to_array<uint32_t>(env, packed.plan.slots));
+  group.Set("weights", to_array<float>(env, packed.plan.weights));
+  group.Set("tokens", to_array<uint32_t>(env, packed.plan.tokens));
+  return group;
+}
+
+void prepare_pack(const Napi::CallbackInfo& info, Operation& operation) {
+  const Fields options(info[0], "");
+  const uint64_t row_count = options.integer("rowCount", 1, rows_max);
+  const uint64_t hidden = options.integer("hidden", 1, hidden_max);
+  const uint64_t top_k = options.integer("topK", 1, top_k_max);
+  const uint64_t workers = options.integer("workers", 1, workers_max);
+  const SlabRef rows = slab_of_rows(options.value("rows"), "rows", row_count, hidden);
+  const auto experts = held_span<uint32_t>(operation, options.value("experts"), "experts", row_count * top_k);
+  const auto weights = held_span<float>(operation, options.value("weights"), "weights", row_count * top_k);
+  const auto worker_of = held_span<uint32_t>(operation, options.value("workerOf"), "workerOf");
+  const auto groups = std::make_shared<std::vector<Packed>>();
+  operation.run = [=] {
+    for (PackPlan& plan : plan_pack(experts, weights, top_k, worker_of, workers)) {
+      SlabRef packed = allocate_rows(plan.tokens.size(), hidden);
+      for_rows(plan.tokens.size(), hidden, [&](size_t first, size_t count) {
+        pack_rows(rows_of(rows), hidden, plan.tokens, first, count, rows_of(packed) + first * hidden);
+      });
+      groups->push_back({std::move(plan), std::move(packed)});
+    }
+  };
+  operation.result = [groups](Napi::Env env) {
+    auto result = Napi::Array::New(env, groups->size());
+    for (uint32_t i = 0; i < groups->size(); ++i) result.Set(i, to_group(env, (*groups)[i]));
+    return result;
+  };
+}
+
+/** Parts with the slabs that keep their rows. */
+struct Parts {
+  std::vector<SlabRef> slabs;
+  std::vector<CombinePart> parts;
+  size_t row_count = 0;
+};
+
+Parts to_parts(const Napi::Value& value, uint64_t hidden, Operation& operation) {
+  if (!value.IsArray()) throw_invalid("parts", show(value), "an array");
+  const auto array = value.As<Napi::Array>();
+  Parts parts;
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const Fields part(array.Get(i), "parts[" + std::to_string(i) + "]");
+    const auto targets = held_span<uint32_t>(operation, part.value("targets"), part.name("targets"));
+    parts.slabs.push_back(slab_of_rows(part.value("rows"), part.name("rows"), targets.size(), hidden));
+    parts.parts.push_back({rows_of(parts.slabs.back()), targets});
+    parts.row_count += targets.size();
+  }
+  return parts;
+}
+
+/** Sums what the plan says, over the pool. */
+SlabRef combine(const CombinePlan& plan, size_t hidden, const SlabRef& residual) {
+  SlabRef output = allocate_rows(plan.row_count(), hidden);
+  for_rows(plan.row_count(), hidden, [&](size_t first, size_t count) {
+    combine_rows(plan, first, count, hidden, residual ? rows_of(residual) : nullptr, rows_of(output));
+  });
+  return output;
+}
+
+void prepare_combine(const Napi::CallbackInfo& info, Operation& operation) {
+  const Fields options(info[0], "");
+  const bool exact = options.choice("mode", {"exact", "partial"}) == 0;
+  const uint64_t row_count = options.integer("rowCount", 1, rows_max);
+  const uint64_t hidden = options.integer("hidden", 1, hidden_max);
+  const uint64_t top_k = options.integer("topK", 1, top_k_max);
+  const auto weights =
+      held_span_or_null<float>(operation, options.value("weights"), "weights", row_count * top_k);
+  const SlabRef residual =
+      options.is_null("residual") ? SlabRef() : slab_of_rows(options.value("residual"), "residual", row_count, hidden);
+  const Parts parts = to_parts(options.value("parts"), hidden, operation);
+  // Checked before the plan takes memory for what is announced.
+  const uint64_t needed = exact ? row_count * top_k : row_count;
+  if (parts.row_count < needed) {
+    throw Error(Code::data_loss, "the parts have " + std::to_string(parts.row_count) + " rows of the " +
+                                     std::to_string(needed) + " that are needed");
+  }
+  const auto output = result_slab(operation);
+  operation.run = [=] {
+    const CombinePlan plan = exact ? plan_combine_exact(parts.parts, row_count, top_k, hidden, weights)
+                                   : plan_combine_partial(parts.parts, row_count, hidden);
+    *output = combine(plan, hidden, residual);
+  };
+}
+
+void prepare_reduce(const Napi::CallbackInfo& info, Operation& operation) {
+  const Fields options(info[0], "");
+  const uint64_t hidden = options.integer("hidden", 1, hidden_max);
+  const auto indices = held_span<uint32_t>(operation, options.value("rowIndices"), "rowIndices");
+  const uint64_t output_rows = options.integer("outputRows", 1, std::min<uint64_t>(rows_max, indices.size()));
+  const auto weights = held_span<float>(operation, options.value("weights"), "weights", indices.size());
+  const SlabRef rows = slab_of_rows(options.value("rows"), "rows", indices.size(), hidden);
+  const auto output = result_slab(operation);
+  operation.run = [=] {
+    *output = combine(plan_reduce(rows_of(rows), indices, weights, output_rows, hidden), hidden, SlabRef());
+  };
+}
+
+}  // namespace
+
+void export_row_operations(Napi::Object exports) {
+  export_operation(exports, "ingestRows", prepare_ingest);
+  export_operation(exports, "normalizeRows", prepare_normalize);
+  export_operation(exports, "packRows", prepare_pack);
+  export_operation(exports, "combineRows", prepare_combine);
+  export_operation(exports, "reduceRows", prepare_reduce);
+}
+
+}  // namespace switchyard::addon

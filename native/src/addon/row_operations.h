@@ -1,0 +1,10 @@
+#pragma once
+
+#include <napi.h>
+
+namespace switchyard::addon {
+
+/** The functions ingestRows, normalizeRows, packRows, combineRows and reduceRows. */
+void export_row_operations(Napi::Object exports);
+
+}  // namespace switchyard::addon

@@ -1,0 +1,70 @@
+#include "addon/slab_handle.h"
+
+#include "addon/process.h"
+
+namespace switchyard::addon {
+
+std::vector<SlabHandle::PropertyDescriptor> SlabHandle::properties() {
+  return {
+      InstanceAccessor<&SlabHandle::byte_length>("byteLength"),
+      InstanceAccessor<&SlabHandle::is_released>("released"),
+      InstanceMethod<&SlabHandle::view>("view"),
+      InstanceMethod("release", &SlabHandle::release),
+  };
+}
+
+SlabHandle::SlabHandle(const Napi::CallbackInfo& info)
+    : Handle(info), byte_length_(static_cast<double>(native()->size())) {}
+
+Napi::Value SlabHandle::byte_length(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), byte_length_);
+}
+
+Napi::Value SlabHandle::is_released(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), released());
+}
+
+Napi::Value SlabHandle::view(const Napi::CallbackInfo& info) {
+  return guard(info, "view", [&]() -> Napi::Value {
+    // The buffer owns a reference of its own; its finaliser drops it and calls nothing else.
+    auto* reference = new SlabRef(native());
+    auto buffer = Napi::ArrayBuffer::New(
+        info.Env(), (*reference)->data(), (*reference)->size(),
+        [](Napi::Env, void*, SlabRef* held) { delete held; }, reference);
+    return Napi::Uint8Array::New(info.Env(), buffer.ByteLength(), buffer, 0);
+  });
+}
+
+SlabRef slab_of_rows(const Napi::Value& value, const std::string& field, uint64_t row_count, uint64_t hidden) {
+  const SlabRef& slab = SlabHandle::of(value, field);
+  const uint64_t needed = row_count * hidden * sizeof(uint16_t);
+  if (slab->size() < needed) {
+    throw_invalid(field + ".byteLength", slab->size(),
+                  std::to_string(needed) + " or more, for " + std::to_string(row_count) + " rows of " +
+                      std::to_string(hidden) + " elements");
+  }
+  return slab;
+}
+
+SlabRef allocate_rows(uint64_t row_count, uint64_t hidden) {
+  return arena().allocate(row_count * hidden * sizeof(uint16_t));
+}
+
+void export_slabs(Napi::Env env, Napi::Object exports) {
+  SlabHandle::define(env);
+  export_function(exports, "allocateSlab", [](const Napi::CallbackInfo& info) {
+    const uint64_t size = to_integer(info[0], "byteLength", 1, safe_integer_max);
+    return SlabHandle::create(info.Env(), arena().allocate(size));
+  });
+  export_function(exports, "arenaStats", [](const Napi::CallbackInfo& info) {
+    const ArenaStats stats = arena().stats();
+    auto result = Napi::Object::New(info.Env());
+    result.Set("slabs", static_cast<double>(stats.slabs));
+    result.Set("bytesInUse", static_cast<double>(stats.bytes_in_use));
+    result.Set("bytesCached", static_cast<double>(stats.bytes_cached));
+    result.Set("bytesLimit", static_cast<double>(stats.bytes_limit));
+    return result;
+  });
+}
+
+}  // namespace switchyard::addon
