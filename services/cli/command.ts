@@ -2,7 +2,7 @@ import { Command, Option } from 'commander';
 import type { z } from 'zod';
 import { loadConfig } from '../common/config.js';
 
-/** How a key of a schema is shown: the name of its value (null for switches), and what it does. */
+/** How a key of a schema is shown: the name of its value ([name]: may be left out; null: a switch), and what it does. */
 export type OptionHelp = readonly [value: string | null, text: string];
 
 export interface CommandDefinition<Shape extends z.ZodRawShape> {
@@ -67,5 +67,5 @@ function optionsOf<Shape extends z.ZodRawShape>(
   }
   const shown =
     initial === undefined || initial === null || typeof initial === 'object' ? '' : ` (default: ${initial})`;
-  return [new Option(`--${name} <${value}>`, `${text}${shown}`)];
+  return [new Option(`--${name} ${value.startsWith('[') ? value : `<${value}>`}`, `${text}${shown}`)];
 }

@@ -17,6 +17,8 @@ export interface LocalClusterOptions {
   /** Bearer token of the whole cluster. */
   token: string | null;
   readyTimeoutMs: number;
+  /** Gives up starting. */
+  signal?: AbortSignal;
   /** Called with every line a process prints. */
   onLine?: (process: LocalProcess, line: string) => void;
 }
@@ -29,16 +31,14 @@ const pollMs = 50;
 /** A coordinator, workers and routers as child processes on this machine. */
 export class LocalCluster {
   readonly processes: LocalProcess[] = [];
-  readonly client: SwitchyardClient;
   private stopping: Promise<void> | null = null;
 
   private constructor(
     readonly address: string,
     readonly metricsUrl: string,
-    client: SwitchyardClient,
-  ) {
-    this.client = client;
-  }
+    readonly client: SwitchyardClient,
+    readonly token: string | null,
+  ) {}
 
   /** Starts all processes and resolves when the cluster is ready. A failure stops what was started, and says which process failed why. */
   static async start(options: LocalClusterOptions): Promise<LocalCluster> {
@@ -54,7 +54,7 @@ export class LocalCluster {
     try {
       const { address, metricsUrl } = await within(options.readyTimeoutMs, coordinator.listening);
       client = await SwitchyardClient.connect(address, { token: options.token });
-      const cluster = new LocalCluster(address, metricsUrl, client);
+      const cluster = new LocalCluster(address, metricsUrl, client, options.token);
       cluster.processes.push(coordinator);
       const threads = options.threads ?? Math.max(1, Math.floor(availableParallelism() / options.workers));
       for (let index = 0; index < options.workers; index++) {
@@ -77,6 +77,11 @@ export class LocalCluster {
     }
   }
 
+  /** Whether `stop` was called: from then on processes end because they were told to. */
+  get stopped(): boolean {
+    return this.stopping !== null;
+  }
+
   /** Routers first, so that they drain while the workers still compute; then the workers. Idempotent. */
   stop(): Promise<void> {
     this.stopping ??= this.stopAll();
@@ -91,7 +96,7 @@ export class LocalCluster {
     await Promise.all(workers.map((process) => process.stop(stopMs)));
   }
 
-  private async untilReady({ readyTimeoutMs, coordinator }: LocalClusterOptions): Promise<void> {
+  private async untilReady({ readyTimeoutMs, coordinator, signal }: LocalClusterOptions): Promise<void> {
     const ended = this.processes.map(async (process) => {
       throw process.exitError(await process.exited);
     });
@@ -111,7 +116,7 @@ export class LocalCluster {
           const text = `the cluster is not ready after ${readyTimeoutMs} ms: ${reason}`;
           throw new SwitchyardError('NOT_READY', text, { reason });
         }
-        await sleep(pollMs);
+        await sleep(pollMs, signal);
       }
     };
     await Promise.race([waiting(), ...ended]);

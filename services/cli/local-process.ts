@@ -117,12 +117,17 @@ export class LocalProcess {
 
   /** The most memory the process ever had resident; null once it has ended. */
   peakRssBytes(): number | null {
-    try {
-      const match = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${this.pid}/status`, 'utf8'));
-      return match ? Number(match[1]) * 1024 : null;
-    } catch {
-      return null;
-    }
+    return peakRssBytes(this.pid);
+  }
+}
+
+/** VmHWM of a process on Linux; null elsewhere, or if there is no such process. */
+export function peakRssBytes(pid: number): number | null {
+  try {
+    const match = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'));
+    return match ? Number(match[1]) * 1024 : null;
+  } catch {
+    return null;
   }
 }
 

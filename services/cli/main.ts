@@ -1,9 +1,7 @@
 #!/usr/bin/env node
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { Command, CommanderError } from 'commander';
-import { packageRoot } from '../../native/locate.js';
 import { asSwitchyardError } from '../common/errors.js';
+import { version } from '../common/version.js';
 import { benchCommand } from './bench.js';
 import { coordinatorCommand } from './coordinator.js';
 import { demoCommand } from './demo.js';
@@ -34,9 +32,6 @@ const commands = [
 ];
 
 function createProgram(): Command {
-  const { version } = JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as {
-    version: string;
-  };
   const program = new Command('switchyard')
     .description('A distributed expert-parallel cluster for Mixture-of-Experts layers.')
     .version(version)

@@ -1,0 +1,66 @@
+import type { BatchSummary } from '../client/index.js';
+import type { BatchReport } from './batch.js';
+import { bytes, count, percent, seconds } from './format.js';
+import { relativeErrorAllowed, type Verification } from './verify.js';
+
+/** The figures of a batch as every command prints them, [name, value]. */
+export function describeBatch({ summary, verification }: BatchReport, hidden: number): [string, string][] {
+  const undedupedBytes = summary.assignments * hidden * 2;
+  const lines: [string, string][] = [
+    ['tokens', `${count(summary.tokens)} in ${seconds(summary.seconds)}`],
+    ['rate', `${count(summary.tokens / summary.seconds)} tokens/s`],
+    [
+      'token batches',
+      `${count(summary.messagesSent)} sent; one message per (token, expert) would be ${count(summary.assignments)}`,
+    ],
+    [
+      'row bytes',
+      `${bytes(summary.bytesSent)} sent, ${bytes(summary.bytesReturned)} returned; dedup saved ${percent(1 - summary.bytesSent / undedupedBytes)} of ${bytes(undedupedBytes)}`,
+    ],
+    [
+      'balancedness',
+      `${summary.balancedness.first.toFixed(3)} in the first tenth, ${summary.balancedness.last.toFixed(3)} in the last`,
+    ],
+    ['time in', phases(summary)],
+    ['routers', summary.routers.map(({ name, tokens }) => `${name} ${count(tokens)} tokens`).join(', ')],
+  ];
+  if (summary.droppedRows > 0) lines.push(['dropped rows', count(summary.droppedRows)]);
+  if (summary.retries > 0) lines.push(['retries', count(summary.retries)]);
+  if (summary.nonFiniteTokens > 0)
+    lines.push(['tokens with NaN or infinity', count(summary.nonFiniteTokens)]);
+  if (verification) lines.push(['verified', describeVerification(verification)]);
+  return lines;
+}
+
+/** Seconds over all chunks; the phases of different chunks overlap. Transport is the exchange without what the worker did. */
+export function phaseSeconds({ timings }: BatchSummary): Record<string, number> {
+  return {
+    norm: timings.normSeconds,
+    gate: timings.gateSeconds,
+    pack: timings.packSeconds,
+    transport: Math.max(0, timings.exchangeSeconds - timings.computeSeconds - timings.queueSeconds),
+    queue: timings.queueSeconds,
+    compute: timings.computeSeconds,
+    combine: timings.combineSeconds,
+  };
+}
+
+function phases(summary: BatchSummary): string {
+  return Object.entries(phaseSeconds(summary))
+    .map(([name, value]) => `${name} ${seconds(value)}`)
+    .join(', ');
+}
+
+function describeVerification(verification: Verification): string {
+  const { verified, tokens, relativeError, choicesChecked, choicesWrong, weightsWrong } = verification;
+  const choices =
+    choicesChecked > 0 ? `, ${choicesChecked - choicesWrong} of ${choicesChecked} gate choices equal` : '';
+  const weights = weightsWrong > 0 ? `, ${weightsWrong} gate weights wrong` : '';
+  return `${verified ? 'yes' : 'NO'}: relative error ${relativeError.toExponential(2)} (allowed ${relativeErrorAllowed}) over ${tokens} tokens${choices}${weights}`;
+}
+
+/** Two columns, names aligned. */
+export function printFigures(lines: readonly [string, string][]): void {
+  const width = Math.max(...lines.map(([name]) => name.length));
+  for (const [name, value] of lines) process.stdout.write(`${name.padEnd(width)}  ${value}\n`);
+}

@@ -1,0 +1,129 @@
+import { open } from 'node:fs/promises';
+import {
+  type AnswerChunk,
+  type BatchSummary,
+  type FileRows,
+  type ModelDescription,
+  type RowsReader,
+  rowsInFile,
+  type SwitchyardClient,
+} from '../client/index.js';
+import { type BatchConfig, forwardOptions, syntheticBatch } from './batch-options.js';
+import { Progress } from './progress.js';
+import { syntheticRows } from './synthetic-rows.js';
+import { Sample, type Verification } from './verify.js';
+
+export interface BatchReport {
+  summary: BatchSummary;
+  /** Null if the batch was not to be verified. */
+  verification: Verification | null;
+}
+
+/**
+ * Submits the batch that the configuration means, takes its answers where they go, and verifies a sample if asked to.
+ * `onAnswered` is awaited between the last answer and the verification.
+ */
+export async function runBatch(
+  client: SwitchyardClient,
+  config: BatchConfig,
+  signal: AbortSignal,
+  onAnswered: () => Promise<void> = async () => {},
+): Promise<BatchReport> {
+  const model = await client.describeModel();
+  const rows = await openInput(config, model);
+  const outputs: Output[] = [];
+  try {
+    if (config.output !== null) outputs.push(await rowsOutput(config.output, rows));
+    if (config.returnRouting !== null) outputs.push(await routingOutput(config.returnRouting, model));
+    const sample = config.verify === null ? null : Sample.choose(rows.tokens, config.verify, config.seed);
+    const summary = await stream(client, config, rows, outputs, sample, signal);
+    await onAnswered();
+    for (const output of outputs) await output.close();
+    return { summary, verification: sample && (await sample.verify(model, rows, config)) };
+  } catch (error) {
+    for (const output of outputs) await output.abort();
+    throw error;
+  } finally {
+    await rows.close?.();
+  }
+}
+
+async function stream(
+  client: SwitchyardClient,
+  config: BatchConfig,
+  rows: RowsReader,
+  outputs: readonly Output[],
+  sample: Sample | null,
+  signal: AbortSignal,
+): Promise<BatchSummary> {
+  const progress = new Progress(rows.tokens);
+  try {
+    const { close: _ownedByCaller, ...input } = rows;
+    const call = await client.forward(input, {
+      ...forwardOptions(config),
+      returnRouting: sample !== null || config.returnRouting !== null,
+      signal,
+    });
+    for await (const chunk of call) {
+      for (const output of outputs) await output.write(chunk);
+      sample?.take(chunk, rows.hidden);
+      progress.add(chunk.count);
+    }
+    return await call.summary;
+  } finally {
+    progress.stop();
+  }
+}
+
+async function openInput(config: BatchConfig, model: ModelDescription): Promise<RowsReader | FileRows> {
+  if (config.input !== null) return rowsInFile(config.input, config.tensor, model.hidden);
+  return syntheticRows(model.hidden, syntheticBatch(config, model));
+}
+
+interface Output {
+  write(chunk: AnswerChunk): Promise<void>;
+  close(): Promise<void>;
+  abort(): Promise<void>;
+}
+
+/** The output has the input's shape; a tensor keeps its name. */
+async function rowsOutput(path: string, rows: RowsReader | FileRows): Promise<Output> {
+  const { createRowsWriter } = await import('../model/rows-file.js');
+  const file = 'shape' in rows ? rows : null;
+  const sequences = rows.sequences ?? 1;
+  const shape = file?.shape ?? [sequences, rows.tokens / sequences, rows.hidden];
+  const writer = await createRowsWriter(path, { tensor: file?.tensor ?? 'rows', shape });
+  return {
+    write: ({ first, rows: part }) => writer.write(first, part),
+    close: () => writer.close(),
+    abort: () => writer.abort(),
+  };
+}
+
+/** One line per chunk: its first token, and experts and weights as [tokens][layers][topK]. */
+async function routingOutput(path: string, model: ModelDescription): Promise<Output> {
+  const file = await open(path, 'w');
+  const topK = model.routing?.topK ?? 1;
+  const nested = (values: Uint32Array | Float32Array, tokens: number) => {
+    const layers = values.length / tokens / topK;
+    const at = (token: number, layer: number) => (token * layers + layer) * topK;
+    return Array.from({ length: tokens }, (_, token) =>
+      Array.from({ length: layers }, (_, layer) => [
+        ...values.subarray(at(token, layer), at(token, layer) + topK),
+      ]),
+    );
+  };
+  return {
+    write: async ({ first, count, routing }) => {
+      if (!routing) return;
+      const line = {
+        first,
+        experts: nested(routing.experts, count),
+        weights: nested(routing.weights, count),
+      };
+      await file.write(`${JSON.stringify(line)}\n`);
+    },
+    close: () => file.close(),
+    abort: () => file.close(),
+  };
+}

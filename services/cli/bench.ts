@@ -1,0 +1,36 @@
+import { writeFile } from 'node:fs/promises';
+import { z } from 'zod';
+import { humanCount, text } from '../common/config.js';
+import { defineCommand } from './command.js';
+import { table } from './format.js';
+
+export const benchCommand = defineCommand({
+  name: 'bench',
+  summary: 'Measure, as ratios to limits or peers taken in the same run',
+  section: 'bench',
+  schema: z.object({
+    group: text().nullable().default(null),
+    runs: humanCount(1, 100).default(3),
+    json: text().nullable().default(null),
+  }),
+  help: {
+    group: ['name', 'what to measure'],
+    runs: ['n', 'counted runs of each figure'],
+    json: ['file', 'write machine and results as JSON'],
+  },
+  argument: { name: 'group', text: 'what to measure, such as kernels or cluster/seed (default: everything)' },
+  examples: ['switchyard bench', 'switchyard bench kernels --runs 5 --json bench.json'],
+  run: async ({ group, runs, json }) => {
+    const { runBench } = await import('../../bench/index.js');
+    const log = (line: string) => process.stderr.write(`${line}\n`);
+    const report = await runBench(group, { runs, log });
+    const rows = report.results.map(({ id, value, unit, reference, referenceName, ratio }) => [
+      id,
+      `${value.toPrecision(4)} ${unit}`,
+      `${reference.toPrecision(4)} ${unit} (${referenceName})`,
+      ratio.toFixed(3),
+    ]);
+    process.stdout.write(`${table([['FIGURE', 'MEASURED', 'BESIDE', 'RATIO'], ...rows])}\n`);
+    if (json !== null) await writeFile(json, `${JSON.stringify(report, null, 2)}\n`);
+  },
+});

@@ -1,0 +1,51 @@
+import { z } from 'zod';
+import { readToken } from '../common/access.js';
+import { decimal, humanCount, port, serverFields, text } from '../common/config.js';
+import type { LocalClusterOptions } from './local-cluster.js';
+import type { Flags } from './local-process.js';
+
+/** A cluster of child processes: for every command that starts one. */
+export const clusterFields = {
+  workers: humanCount(1, 256).default(4),
+  routers: humanCount(0, 64).default(0),
+  threads: humanCount(1, 1024).nullable().default(null),
+  port: port().default(0),
+  metricsPort: port().default(0),
+  logLevel: serverFields.logLevel,
+  logDirectory: text().nullable().default(null),
+  token: serverFields.token,
+  tokenFile: serverFields.tokenFile,
+  readyTimeout: decimal(1, 86_400).default(600),
+};
+
+export const clusterHelp = {
+  workers: ['n', 'worker processes'],
+  routers: ['n', 'router processes beside the one in the coordinator'],
+  threads: ['n', 'compute threads of each worker (default: cores / workers)'],
+  port: ['n', 'port of the coordinator; 0: a free one'],
+  metricsPort: ['n', "port of the coordinator's /metrics; 0: a free one"],
+  logLevel: ['level', 'trace, debug, info, warn, error or silent'],
+  logDirectory: ['directory', 'write the log of each process to a file there'],
+  token: ['token', 'bearer token of the cluster; better in SWITCHYARD_TOKEN or --token-file'],
+  tokenFile: ['file', 'file that holds the bearer token'],
+  readyTimeout: ['seconds', 'how long loading may take'],
+} as const;
+
+const clusterSchema = z.object(clusterFields);
+export type ClusterConfig = z.infer<typeof clusterSchema>;
+
+/** What to start. `model`: flags of the coordinator that choose the model. Every port but the coordinator's is free choice. */
+export function localClusterOptions(config: ClusterConfig, model: Flags): LocalClusterOptions {
+  const { workers, routers, threads, port, metricsPort, logLevel } = config;
+  const node = { logLevel, port: 0, metricsPort: 0 };
+  return {
+    workers,
+    routers,
+    threads,
+    coordinator: { ...model, logLevel, port, metricsPort },
+    router: node,
+    worker: node,
+    token: readToken(config),
+    readyTimeoutMs: config.readyTimeout * 1000,
+  };
+}

@@ -1,0 +1,69 @@
+import { performance } from 'node:perf_hooks';
+import type { LocalCluster } from './local-cluster.js';
+import { peakRssBytes } from './local-process.js';
+import { type NodeMetrics, readMetrics } from './node-metrics.js';
+
+/** What a process used while something was measured. */
+export interface ProcessUsage {
+  role: 'coordinator' | 'router' | 'worker' | 'client';
+  name: string;
+  pid: number;
+  /** Since the process started. */
+  peakRssBytes: number | null;
+  /** Share of time that the event loop was busy. */
+  eventLoopUtilization: number;
+  /** Seconds that a worker's device computed, divided by the time measured; null for others. */
+  computeShare: number | null;
+}
+
+/** Measures the processes of a local cluster, and this one, from `begin` to `end`. */
+export class UsageMeter {
+  private constructor(
+    private readonly cluster: LocalCluster,
+    private readonly before: readonly NodeMetrics[],
+    private readonly loop = performance.eventLoopUtilization(),
+    private readonly startedMs = performance.now(),
+  ) {}
+
+  static async begin(cluster: LocalCluster): Promise<UsageMeter> {
+    return new UsageMeter(cluster, await readAll(cluster));
+  }
+
+  /** Reading the utilisation of a node starts its next interval: nobody else may read it in between. */
+  async end(): Promise<ProcessUsage[]> {
+    const elapsed = (performance.now() - this.startedMs) / 1000;
+    const { utilization } = performance.eventLoopUtilization(performance.eventLoopUtilization(), this.loop);
+    const after = await readAll(this.cluster);
+    const compute = (metrics: NodeMetrics) => metrics.get('switchyard_compute_seconds_total') ?? 0;
+    const nodes = this.cluster.processes.map(
+      (process, index): ProcessUsage => ({
+        role: process.role,
+        name: process.name,
+        pid: process.pid,
+        peakRssBytes: process.peakRssBytes(),
+        eventLoopUtilization: after[index]!.get('switchyard_event_loop_utilization') ?? 0,
+        computeShare:
+          process.role === 'worker'
+            ? (compute(after[index]!) - compute(this.before[index]!)) / elapsed
+            : null,
+      }),
+    );
+    const client: ProcessUsage = {
+      role: 'client',
+      name: 'client',
+      pid: process.pid,
+      peakRssBytes: peakRssBytes(process.pid),
+      eventLoopUtilization: utilization,
+      computeShare: null,
+    };
+    return [...nodes, client];
+  }
+}
+
+async function readAll(cluster: LocalCluster): Promise<NodeMetrics[]> {
+  return Promise.all(
+    cluster.processes.map(async (process) =>
+      readMetrics((await process.listening).metricsUrl, cluster.token),
+    ),
+  );
+}

@@ -1,0 +1,170 @@
+import { accessSync, constants, existsSync, readFileSync, statfsSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
+import { delimiter, join } from 'node:path';
+import { z } from 'zod';
+import type { Addon } from '../../native/index.js';
+import { addonPath } from '../../native/locate.js';
+import { toggle } from '../common/config.js';
+import { SwitchyardError } from '../common/errors.js';
+import { defineCommand } from './command.js';
+import { bytes, table } from './format.js';
+
+interface Finding {
+  name: string;
+  /** `missing`: switchyard cannot run without it. `absent`: it runs, without what this brings. */
+  state: 'ok' | 'absent' | 'missing';
+  detail: string;
+}
+
+const nodeVersionMin = [20, 17] as const;
+const defaultPorts = { coordinator: 7070, 'coordinator metrics': 9090 };
+
+export const doctorCommand = defineCommand({
+  name: 'doctor',
+  summary: 'Show what this machine has of what switchyard needs or can use',
+  section: 'doctor',
+  schema: z.object({ json: toggle().default(false) }),
+  help: { json: [null, 'print the findings as JSON'] },
+  examples: ['switchyard doctor', 'switchyard doctor --json > doctor.json'],
+  run: async ({ json }) => {
+    const findings = [...(await software()), ...machine(), ...(await ports())];
+    if (json) process.stdout.write(`${JSON.stringify(findings, null, 2)}\n`);
+    else {
+      const rows = findings.map(({ name, state, detail }) => [state.toUpperCase(), name, detail]);
+      process.stdout.write(`${table(rows)}\n`);
+    }
+    const missing = findings.filter(({ state }) => state === 'missing').map(({ name }) => name);
+    if (missing.length > 0) throw new SwitchyardError('INTERNAL', `missing: ${missing.join(', ')}`);
+  },
+});
+
+function node(): Finding {
+  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number);
+  const enough = major > nodeVersionMin[0] || (major === nodeVersionMin[0] && minor >= nodeVersionMin[1]);
+  const detail = `${process.versions.node}; ${nodeVersionMin.join('.')} or newer is needed`;
+  return { name: 'Node', state: enough ? 'ok' : 'missing', detail };
+}
+
+async function software(): Promise<Finding[]> {
+  const addon = await loadAddon();
+  const found: Finding[] = [node()];
+  if (typeof addon === 'string') {
+    found.push({ name: 'native addon', state: 'missing', detail: addon });
+    const flags = /^flags\s*:(.*)$/m.exec(read('/proc/cpuinfo'))?.[1] ?? '';
+    const known = ['avx2', 'fma', 'avx512f', 'avx512_bf16', 'amx_bf16'].filter((flag) =>
+      flags.includes(flag),
+    );
+    found.push(instructionSet(cpus()[0]?.model ?? 'unknown CPU', known));
+  } else {
+    const about = addon.describe();
+    found.push({ name: 'native addon', state: 'ok', detail: addonPath() });
+    found.push(instructionSet(about.cpu, about.isa));
+    found.push(library('oneDNN', about.onednn, 'own kernels compute the experts'));
+    found.push(library('UCX', about.ucx, 'token batches travel over gRPC'));
+    found.push(library('CUDA', about.cuda, 'experts are computed by the CPU'));
+  }
+  const prometheus = onPath('prometheus');
+  found.push({
+    name: 'Prometheus',
+    state: prometheus ? 'ok' : 'absent',
+    detail: prometheus ?? 'not on PATH; /metrics can be read by any other',
+  });
+  return found;
+}
+
+/** The addon, or why it cannot be loaded. */
+async function loadAddon(): Promise<Addon | string> {
+  try {
+    return (await import('../../native/index.js')).native;
+  } catch (error) {
+    return (error as Error).message.split('\n')[0]!;
+  }
+}
+
+function instructionSet(cpu: string, isa: readonly string[]): Finding {
+  const enough = isa.some((name) => /^avx2$/i.test(name));
+  return {
+    name: 'CPU',
+    state: enough ? 'ok' : 'missing',
+    detail: `${cpu}: ${isa.join(' ') || 'no AVX2, which is needed'}`,
+  };
+}
+
+function library(name: string, version: string | null, without: string): Finding {
+  return version === null
+    ? { name, state: 'absent', detail: `not built in; ${without}` }
+    : { name, state: 'ok', detail: version };
+}
+
+function machine(): Finding[] {
+  const memoryMax = Number(read('/sys/fs/cgroup/memory.max'));
+  const limit = memoryMax > 0 && memoryMax < totalmem() ? `, limited to ${bytes(memoryMax)}` : '';
+  const huge = /^HugePages_Total:\s+(\d+)/m.exec(read('/proc/meminfo'))?.[1] ?? '0';
+  const transparent = /\[(\w+)\]/.exec(read('/sys/kernel/mm/transparent_hugepage/enabled'))?.[1] ?? 'unknown';
+  return [
+    { name: 'cores', state: 'ok', detail: `${availableParallelism()} usable of ${cpus().length}` },
+    { name: 'memory', state: 'ok', detail: `${bytes(freemem())} free of ${bytes(totalmem())}${limit}` },
+    { name: 'huge pages', state: 'ok', detail: `${huge} reserved, transparent: ${transparent}` },
+    sharedMemory(),
+    {
+      name: 'NVIDIA device',
+      state: existsSync('/dev/nvidiactl') ? 'ok' : 'absent',
+      detail: existsSync('/dev/nvidiactl') ? '/dev/nvidiactl' : 'no /dev/nvidiactl',
+    },
+  ];
+}
+
+function sharedMemory(): Finding {
+  try {
+    const { bsize, blocks, bavail } = statfsSync('/dev/shm');
+    return {
+      name: '/dev/shm',
+      state: 'ok',
+      detail: `${bytes(bavail * bsize)} free of ${bytes(blocks * bsize)}`,
+    };
+  } catch {
+    return { name: '/dev/shm', state: 'absent', detail: 'cannot be read' };
+  }
+}
+
+async function ports(): Promise<Finding[]> {
+  return Promise.all(
+    Object.entries(defaultPorts).map(async ([name, port]): Promise<Finding> => {
+      const free = await canListen(port);
+      const detail = `${port}, the default, is ${free ? 'free' : 'in use: give another'}`;
+      return { name: `port (${name})`, state: free ? 'ok' : 'absent', detail };
+    }),
+  );
+}
+
+function canListen(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const server = createServer();
+    server.once('error', () => resolve(false));
+    server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
+  });
+}
+
+function onPath(command: string): string | null {
+  const paths = (process.env.PATH ?? '').split(delimiter).map((directory) => join(directory, command));
+  return paths.find(isExecutable) ?? null;
+}
+
+function isExecutable(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** A file's text; empty where there is no such file. */
+function read(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return '';
+  }
+}

@@ -1,0 +1,92 @@
+import { z } from 'zod';
+import { decimal, port, toggle } from '../common/config.js';
+import { modelFields } from '../coordinator/config.js';
+import { clusterFields, clusterHelp, localClusterOptions } from './cluster-options.js';
+import { defineCommand } from './command.js';
+import { modelHelp } from './coordinator.js';
+import { count, seconds, table } from './format.js';
+import { LocalCluster } from './local-cluster.js';
+import type { LocalProcess } from './local-process.js';
+import { openLogs, readable } from './logs.js';
+import { abortOnSignal } from './signals.js';
+
+export const upCommand = defineCommand({
+  name: 'up',
+  summary: 'Start a local cluster and keep it running until Ctrl-C',
+  section: 'up',
+  schema: z.object({
+    ...modelFields,
+    ...clusterFields,
+    port: port().default(7070),
+    metricsPort: port().default(9090),
+    feedback: toggle().nullable().default(null),
+    feedbackRate: decimal(0, 1).nullable().default(null),
+    json: toggle().default(false),
+  }),
+  help: {
+    ...modelHelp,
+    ...clusterHelp,
+    feedback: [null, 'selection bias from load feedback (default: on for synthetic models)'],
+    feedbackRate: ['rate', 'how far a bias moves in one step'],
+    json: [null, 'print log lines as JSON'],
+  },
+  examples: [
+    'switchyard up --preset demo --workers 4',
+    'switchyard up --model ./mixtral --workers 2 --routers 1 --log-directory logs',
+  ],
+  run: async (config) => {
+    const signal = abortOnSignal();
+    const { feedback, feedbackRate } = config;
+    const model = Object.fromEntries(
+      Object.keys(modelFields).map((key) => [key, config[key as keyof typeof modelFields]]),
+    );
+    const logs = await openLogs(config.logDirectory);
+    const print = (process: LocalProcess, line: string) =>
+      say(config.json ? line : readable(process.name, line));
+    const startedMs = performance.now();
+    const cluster = await LocalCluster.start({
+      ...localClusterOptions(config, { ...model, feedback, feedbackRate }),
+      onLine: config.logDirectory === null ? print : logs.write,
+      signal,
+    });
+    if (!config.json) await announce(cluster, (performance.now() - startedMs) / 1000);
+    await Promise.race([aborted(signal), watch(cluster)]);
+    await cluster.stop();
+    await logs.close();
+  },
+});
+
+const say = (line: string) => process.stdout.write(`${line}\n`);
+
+const aborted = (signal: AbortSignal) =>
+  new Promise<void>((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+
+async function announce(cluster: LocalCluster, readySeconds: number): Promise<void> {
+  const { view, model } = await cluster.client.describeCluster();
+  const listening = await Promise.all(cluster.processes.map((process) => process.listening));
+  const rows = cluster.processes.map(({ name, pid }, index) => {
+    const { address, metricsUrl } = listening[index]!;
+    return [name, String(pid), address, `${metricsUrl}/metrics`];
+  });
+  say(table([['PROCESS', 'PID', 'ADDRESS', 'METRICS'], ...rows]));
+  say(
+    `ready in ${seconds(readySeconds)}: ${count(view?.placements.length ?? 0)} experts of ${model?.name} at ${cluster.address}; Ctrl-C stops it`,
+  );
+}
+
+/** Reports processes that end by themselves. Rejects when the coordinator does: nothing works without it. */
+async function watch(cluster: LocalCluster): Promise<never> {
+  return new Promise((_, reject) => {
+    for (const child of cluster.processes) {
+      child.exited.then((exit) => {
+        if (cluster.stopped) return;
+        const error = child.exitError(exit);
+        if (child.role === 'coordinator') reject(error);
+        else process.stderr.write(`switchyard: ${error.message}\n`);
+      });
+    }
+  });
+}

@@ -1,0 +1,36 @@
+import { workerSchema } from '../worker/config.js';
+import { defineCommand } from './command.js';
+import { serve, serverHelp } from './service.js';
+
+export const workerCommand = defineCommand({
+  name: 'worker',
+  summary: 'Run a worker: holds experts and computes them',
+  section: 'worker',
+  schema: workerSchema,
+  help: {
+    ...serverHelp,
+    coordinator: ['address', 'host:port of the coordinator'],
+    name: ['name', 'stable name, unique among workers'],
+    advertiseHost: ['host', 'host by which routers reach this worker'],
+    topologyHost: ['host', 'this machine, as the topology file names it'],
+    device: ['device', 'what computes: cpu'],
+    threads: ['n', 'compute threads'],
+    memory: ['bytes', 'memory for weights (default: what the machine has)'],
+    model: ['directory', "checkpoint of this machine (default: the coordinator's); must be the same model"],
+    linkWindowBytes: ['bytes', 'rows that one router may have outstanding here'],
+    messageBytesMax: ['bytes', 'largest message'],
+    slabBytes: ['bytes', 'limit of the memory for rows'],
+    maxRows: ['n', 'rows of one expert computed at once, at most'],
+    leaseMs: ['ms', 'a coordinator silent for so long is lost'],
+    drainMs: ['ms', 'how long token batches under way may take after SIGTERM'],
+  },
+  examples: [
+    'switchyard worker --coordinator 10.0.0.1:7070 --threads 8 --token-file token --host 0.0.0.0',
+    'switchyard worker --name worker-a --slab-bytes 4GiB',
+  ],
+  run: (config) =>
+    serve(async () => {
+      const { startWorker } = await import('../worker/main.js');
+      return startWorker(config);
+    }),
+});
