@@ -11,3 +11,8 @@ export function advertised(host: string, port: number, advertiseHost: string | n
   const shown = advertiseHost ?? (wildcards.has(host) ? hostname() : host);
   return `${isIPv6(shown) ? `[${shown}]` : shown}:${port}`;
 }
+
+/** The same for an http server that listens at `url`. */
+export function advertisedUrl(host: string, url: string, advertiseHost: string | null): string {
+  return `http://${advertised(host, Number(new URL(url).port), advertiseHost)}`;
+}

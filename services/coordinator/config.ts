@@ -5,6 +5,7 @@ import { SwitchyardError } from '../common/errors.js';
 import { parseModelSource } from '../model/load.js';
 import type { ModelSource, SyntheticSpec } from '../model/spec.js';
 import { type PresetName, presetNames, presets } from '../model/synthetic.js';
+import { routerFields } from '../router/config.js';
 
 const override = () => humanCount(1).nullable().default(null);
 
@@ -33,13 +34,13 @@ export const coordinatorSchema = z.object({
   ...modelFields,
   workers: humanCount(1, 65_536).default(1),
   topology: text().nullable().default(null),
+  /** Embed a router, which the fields of routers configure. Lease and drain are those of the coordinator too. */
   router: toggle().default(true),
+  ...routerFields,
   feedback: toggle().nullable().default(null),
   feedbackRate: decimal(0, 1).default(0.01),
   feedbackWindow: humanCount(1).default(16),
-  leaseMs: humanCount(100, 600_000).default(3_000),
   heartbeatMs: humanCount(10, 60_000).default(1_000),
-  drainMs: humanCount(0, 3_600_000).default(10_000),
 });
 
 export type CoordinatorConfig = z.infer<typeof coordinatorSchema>;

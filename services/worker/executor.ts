@@ -149,11 +149,11 @@ export class Executor {
     return task.answer.promise;
   }
 
-  /** Drops what is queued of a batch of a router; null: of all its batches. */
-  cancel(router: string, batchId: string | null): void {
+  /** Drops what is queued of a batch of a router; what is being computed of it comes to nothing. */
+  cancel(batchId: string, router: string): void {
     for (const task of this.tasks) {
-      if (task.router !== router || (batchId !== null && task.batch.meta.batchId !== batchId)) continue;
-      this.fail(task, new SwitchyardError('CANCELLED', `batch ${task.batch.meta.batchId} was cancelled`));
+      if (task.router !== router || task.batch.meta.batchId !== batchId) continue;
+      this.fail(task, new SwitchyardError('CANCELLED', `batch ${batchId} was cancelled`));
     }
   }
 

@@ -1,0 +1,207 @@
+import { native } from '../../native/index.js';
+import { readToken } from '../common/access.js';
+import { advertised, advertisedUrl } from '../common/advertise.js';
+import { SwitchyardError } from '../common/errors.js';
+import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
+import { type HttpServer, startHttp } from '../common/http.js';
+import { Deferred, type Running } from '../common/lifecycle.js';
+import { createLogger, type Logger } from '../common/log.js';
+import { createRegistry, type Registry } from '../common/metrics.js';
+import { services } from '../common/protocol.js';
+import { version } from '../common/version.js';
+import { openModel } from '../model/load.js';
+import type { ModelSpec } from '../model/spec.js';
+import { routerSlabBytes } from '../router/config.js';
+import { createRouter, type Router } from '../router/router.js';
+import { type CoordinatorConfig, checkTimes, modelSourceOf } from './config.js';
+import { Control } from './control.js';
+import { describeModel } from './describe.js';
+import { describeOnly } from './inference.js';
+import { coordinatorMetrics } from './metrics.js';
+import { readTopology } from './topology.js';
+
+/** A bias of 1 outweighs any score, so nothing beyond it makes a difference. */
+const biasLimit = 1;
+/** Streams that are still open after the drain are cut. */
+const closeGraceMs = 1_000;
+const inferenceName = 'switchyard.v1.Inference';
+const coordinatorName = 'switchyard.v1.Coordinator';
+
+/** Runs a coordinator until `stop`. Rejects with CONFIG_INVALID or MODEL_INVALID if it cannot be started. */
+export async function startCoordinator(config: CoordinatorConfig): Promise<Running> {
+  checkTimes(config);
+  const model = await readSpec(config);
+  const coordinator = new CoordinatorService(config, model);
+  try {
+    return await coordinator.start();
+  } catch (error) {
+    await coordinator.close();
+    throw error;
+  }
+}
+
+async function readSpec(config: CoordinatorConfig): Promise<ModelSpec> {
+  const model = await openModel(modelSourceOf(config));
+  model.close();
+  return model.spec;
+}
+
+class CoordinatorService {
+  private readonly log: Logger;
+  private readonly token: string | null;
+  private readonly registry: Registry;
+  private readonly control: Control;
+  private readonly router: Router | null;
+  private readonly stopped = new Deferred<void>();
+  private grpc: GrpcServer | null = null;
+  private http: HttpServer | null = null;
+  private stopping: Promise<void> | null = null;
+
+  constructor(
+    private readonly config: CoordinatorConfig,
+    private readonly model: ModelSpec,
+  ) {
+    this.log = createLogger('coordinator', config.name, config.logLevel);
+    this.token = readToken(config);
+    this.registry = createRegistry('coordinator', config.name);
+    this.control = this.createControl();
+    coordinatorMetrics(this.registry, this.control);
+    this.router = config.router ? this.createRouter() : null;
+  }
+
+  async start(): Promise<Running> {
+    const { config, log, token, control, registry } = this;
+    const { host, insecure } = config;
+    this.grpc = await startGrpcServer({
+      host,
+      port: config.port,
+      token,
+      insecure,
+      messageBytesMax: config.messageBytesMax,
+      services: [
+        { definition: services.Coordinator, implementation: control.implementation },
+        this.router?.service ?? this.describeOnly(),
+      ],
+      log,
+    });
+    this.http = await startHttp({
+      host,
+      port: config.metricsPort,
+      token,
+      insecure,
+      registry,
+      ready: () => this.readiness(),
+      state: () => this.state(),
+    });
+    this.grpc.setServing(coordinatorName, true);
+    const metricsUrl = this.http.url;
+    log.info({ event: 'listening', address: this.grpc.address, metricsUrl, model: this.model.name });
+    this.startRouter();
+    return {
+      address: this.grpc.address,
+      metricsUrl,
+      stopped: this.stopped.promise,
+      stop: (reason) => this.stop(reason),
+    };
+  }
+
+  /** Closes what is open, without a drain. */
+  async close(): Promise<void> {
+    this.control.close();
+    await this.grpc?.close(closeGraceMs);
+    await this.http?.close();
+  }
+
+  private stop(reason: string): Promise<void> {
+    this.stopping ??= this.drain(reason).then(() => this.stopped.resolve());
+    return this.stopping;
+  }
+
+  private async drain(reason: string): Promise<void> {
+    this.log.info({ event: 'stopping', reason });
+    for (const name of ['', inferenceName, coordinatorName]) this.grpc?.setServing(name, false);
+    // The workers stay members meanwhile: batches under way need them.
+    await this.router?.stop(reason);
+    await this.close();
+    this.log.info({ event: 'stopped' });
+  }
+
+  private createControl(): Control {
+    const { config, model, log } = this;
+    return new Control({
+      model,
+      description: describeModel(model),
+      workers: config.workers,
+      topology: config.topology === null ? null : readTopology(config.topology),
+      leaseMs: config.leaseMs,
+      heartbeatMs: config.heartbeatMs,
+      feedbackOn: config.feedback ?? model.family === 'synthetic',
+      feedback: {
+        rate: config.feedbackRate,
+        limit: biasLimit,
+        windowRowsPerExpert: config.feedbackWindow,
+      },
+      log,
+      onReady: () => this.showReadiness(),
+    });
+  }
+
+  private createRouter(): Router {
+    const { config, log, token, registry } = this;
+    native.configure({ slabBytesMax: routerSlabBytes(config), threads: config.threads });
+    return createRouter({
+      config,
+      name: config.name,
+      token,
+      log,
+      registry,
+      onReady: () => this.showReadiness(),
+    });
+  }
+
+  /** The embedded router joins over loopback as any other does. */
+  private startRouter(): void {
+    const { host, advertiseHost } = this.config;
+    const own = advertised(host, this.grpc!.port, advertiseHost);
+    const metrics = advertisedUrl(host, this.http!.url, advertiseHost);
+    this.router?.start({ coordinator: this.grpc!.address, own, metrics }).then((error) => {
+      if (error === null) return;
+      this.stopped.reject(
+        new SwitchyardError(error.code, `the embedded router: ${error.message}`, error.details),
+      );
+    });
+  }
+
+  private describeOnly(): GrpcService {
+    const view = () => this.control.view;
+    const implementation = describeOnly({ description: describeModel(this.model), view, version });
+    return { definition: services.Inference, implementation };
+  }
+
+  /** Ready for batches: every expert is ready, and the embedded router reaches them all. */
+  private readiness(): { ready: boolean; reason: string } {
+    if (this.stopping !== null) return { ready: false, reason: 'the coordinator is draining' };
+    const cluster = this.control.readiness();
+    return cluster.ready && this.router !== null ? this.router.readiness() : cluster;
+  }
+
+  private showReadiness(): void {
+    const { ready } = this.readiness();
+    for (const name of ['', inferenceName]) this.grpc?.setServing(name, ready);
+  }
+
+  private state(): unknown {
+    const { cluster } = this.control;
+    const { source: _, ...model } = this.model;
+    return {
+      version,
+      model,
+      readiness: this.readiness(),
+      view: this.control.view,
+      topology: cluster.options.topology,
+      feedback: { steps: cluster.feedback.version, layers: cluster.feedback.layers() },
+      balancedness: model.layers.map(({ layer }) => ({ layer, value: cluster.balancedness(layer) })),
+      router: this.router?.state() ?? null,
+    };
+  }
+}

@@ -1,0 +1,315 @@
+import { totalmem } from 'node:os';
+import { resolve } from 'node:path';
+import { type ExpertBackend, native } from '../../native/index.js';
+import { readToken } from '../common/access.js';
+import { advertised, advertisedUrl } from '../common/advertise.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { Assignment } from '../common/generated/switchyard/v1/Assignment.js';
+import type { CoordinatorMessage } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
+import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
+import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
+import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
+import { type HttpServer, startHttp } from '../common/http.js';
+import { Deferred, type Running, sleep } from '../common/lifecycle.js';
+import { createLogger, type Logger } from '../common/log.js';
+import { createRegistry, type Registry } from '../common/metrics.js';
+import { ControlSession } from '../common/session.js';
+import { type Model, openModel, parseModelSource } from '../model/load.js';
+import { grpcLinkService } from '../transport/grpc/serve.js';
+import type { WorkerConfig } from './config.js';
+import { Executor } from './executor.js';
+import { type ExecutorMetrics, executorMetrics, workerGauges } from './metrics.js';
+import { WorkerReporter } from './report.js';
+import { ExpertStore } from './store.js';
+
+const reportMs = 100;
+const closeGraceMs = 1_000;
+/** Threads for copies of rows beside the compute threads. */
+const rowThreads = 2;
+/** Batches under way come back with their next layer within this. */
+const quietMs = 250;
+const expertsName = 'switchyard.v1.Experts';
+
+/** Runs a worker until `stop`, or until it cannot be one: `stopped` then rejects with the reason. */
+export async function startWorker(config: WorkerConfig): Promise<Running> {
+  const worker = new WorkerService(config);
+  try {
+    return await worker.start();
+  } catch (error) {
+    await worker.close();
+    throw error;
+  }
+}
+
+/** What a worker has once it knows its model. */
+interface Loaded {
+  model: Model;
+  executor: Executor;
+  store: ExpertStore;
+}
+
+class WorkerService {
+  private readonly log: Logger;
+  private readonly token: string | null;
+  private readonly registry: Registry;
+  private readonly metrics: ExecutorMetrics;
+  private readonly backend: ExpertBackend;
+  private readonly reporter: WorkerReporter;
+  private readonly stopped = new Deferred<void>();
+  private ownModel: Model | null = null;
+  private loaded: Loaded | null = null;
+  private loading: Promise<void> | null = null;
+  /** What came before the model was open. */
+  private assignment: Assignment | null = null;
+  private session: ControlSession | null = null;
+  private grpc: GrpcServer | null = null;
+  private http: HttpServer | null = null;
+  private stopping: Promise<void> | null = null;
+
+  constructor(private readonly config: WorkerConfig) {
+    this.log = createLogger('worker', config.name, config.logLevel);
+    this.token = readToken(config);
+    native.configure({ slabBytesMax: config.slabBytes, threads: rowThreads });
+    this.backend = native.createCpuBackend({ threads: config.threads });
+    this.registry = createRegistry('worker', config.name);
+    this.metrics = executorMetrics(this.registry);
+    this.reporter = new WorkerReporter(this.metrics.totals);
+    workerGauges(this.registry, {
+      queued: () => this.loaded?.executor.queued() ?? [],
+      bytesHeld: () => this.loaded?.executor.bytesHeld ?? 0,
+      loaded: () => ({
+        experts: this.loaded?.store.ready().length ?? 0,
+        bytes: this.loaded?.store.bytes ?? 0,
+      }),
+      arena: () => native.arenaStats(),
+      busySeconds: () => this.metrics.totals.seconds,
+    });
+  }
+
+  async start(): Promise<Running> {
+    const { config, log, token } = this;
+    const { host, insecure } = config;
+    if (config.model !== null) {
+      this.ownModel = await openModel(
+        parseModelSource({ kind: 'checkpoint', directory: resolve(config.model) }),
+      );
+    }
+    this.grpc = await startGrpcServer({
+      host,
+      port: config.port,
+      token,
+      insecure,
+      messageBytesMax: config.messageBytesMax,
+      services: [this.links()],
+      log,
+    });
+    this.http = await startHttp({
+      host,
+      port: config.metricsPort,
+      token,
+      insecure,
+      registry: this.registry,
+      ready: () => this.readiness(),
+      state: () => this.state(),
+    });
+    const { address } = this.grpc;
+    const metricsUrl = this.http.url;
+    log.info({ event: 'listening', address, metricsUrl, backend: this.backend.description });
+    this.join();
+    return { address, metricsUrl, stopped: this.stopped.promise, stop: (reason) => this.stop(reason) };
+  }
+
+  /** Closes what is open, without a drain. */
+  async close(): Promise<void> {
+    this.loaded?.store.close();
+    await this.grpc?.close(closeGraceMs);
+    await this.http?.close();
+    this.backend.close();
+    this.loaded?.model.close();
+    this.ownModel?.close();
+  }
+
+  private join(): void {
+    const { config } = this;
+    this.session = new ControlSession({
+      coordinator: config.coordinator,
+      token: this.token,
+      hello: this.hello(),
+      report: () => ({ worker: this.reporter.report(this.loaded) }),
+      reportMs,
+      leaseMs: config.leaseMs,
+      onMessage: (message) => this.receive(message),
+      log: this.log,
+    });
+    this.session.ended.then((error) => {
+      if (error !== null) this.fail(error);
+    });
+  }
+
+  private hello(): NodeHelloInput {
+    const { config } = this;
+    const { host, advertiseHost } = config;
+    const own = () => (this.loaded?.model ?? this.ownModel)?.spec.fingerprint ?? '';
+    return {
+      role: 'WORKER',
+      name: config.name,
+      address: advertised(host, this.grpc!.port, advertiseHost),
+      host: config.topologyHost,
+      device: config.device,
+      threads: config.threads,
+      memoryBytes: this.memoryBytes,
+      metricsUrl: advertisedUrl(host, this.http!.url, advertiseHost),
+      pid: process.pid,
+      // Read at every joining: a worker that holds experts joins only a coordinator of the same model.
+      get modelFingerprint() {
+        return own();
+      },
+    };
+  }
+
+  private get memoryBytes(): number {
+    return this.config.memory ?? totalmem();
+  }
+
+  private receive(message: CoordinatorMessage): void {
+    if (message.welcome) {
+      // Whoever joined anew may know nothing of what this worker holds.
+      this.reporter.forgetReported();
+      this.loading ??= this.load(message.welcome.model!).catch((error) =>
+        this.fail(asSwitchyardError(error)),
+      );
+    } else if (message.assignment) {
+      this.log.info({
+        event: 'assigned',
+        epoch: message.assignment.epoch,
+        experts: message.assignment.experts.length,
+      });
+      this.assignment = message.assignment;
+      this.loaded?.store.assign(message.assignment.experts);
+    }
+  }
+
+  private async load(description: ModelDescription): Promise<void> {
+    const { config, backend, log, metrics } = this;
+    const model = this.ownModel ?? (await openModel(parseModelSource(description.source)));
+    const { spec } = model;
+    if (spec.fingerprint !== description.fingerprint) {
+      throw new SwitchyardError(
+        'MODEL_MISMATCH',
+        `this worker reads model ${spec.fingerprint}; the cluster serves ${description.name}, ${description.fingerprint}`,
+        { fingerprint: spec.fingerprint, allowed: description.fingerprint },
+      );
+    }
+    const executor = new Executor({
+      backend,
+      memory: native,
+      worker: config.name,
+      hidden: spec.hidden,
+      maxRows: config.maxRows,
+      weighsInput: spec.routing.weightOn === 'input',
+      metrics,
+    });
+    const store = new ExpertStore({ model, backend, executor, memoryBytes: this.memoryBytes, log });
+    store.failed.then((error) => this.fail(error));
+    const links = grpcLinkService({
+      worker: config.name,
+      modelFingerprint: spec.fingerprint,
+      creditBytes: config.linkWindowBytes,
+      messageBytesMax: config.messageBytesMax,
+      hidden: spec.hidden,
+      handler: (batch, router) => executor.submit(batch, router),
+      onCancel: (router, batchId) => executor.cancel(router, batchId),
+      log,
+    });
+    this.loaded = { model, executor, store, links: links.implementation };
+    log.info({ event: 'model-opened', model: spec.name, fingerprint: spec.fingerprint });
+    for (const name of ['', expertsName]) this.grpc?.setServing(name, true);
+    if (this.assignment !== null) store.assign(this.assignment.experts);
+  }
+
+  private links(): GrpcService {
+    const { config, log } = this;
+    return grpcLinkService({
+      worker: config.name,
+      model: () => this.loaded?.model.spec ?? null,
+      creditBytes: config.linkWindowBytes,
+      messageBytesMax: config.messageBytesMax,
+      // A link opens only when the model, and so the executor, is there.
+      handler: (batch, router) => this.loaded!.executor.submit(batch, router),
+      onCancel: (batchId, router) => this.loaded!.executor.cancel(batchId, router),
+      log,
+    });
+  }
+
+  private fail(error: SwitchyardError): void {
+    if (this.stopping !== null) return;
+    this.log.error({
+      event: 'worker-failed',
+      code: error.code,
+      reason: error.message,
+      details: error.details,
+    });
+    this.stopping = this.session!.leave(error.message)
+      .then(() => this.close())
+      .then(() => this.stopped.reject(error));
+  }
+
+  private stop(reason: string): Promise<void> {
+    this.stopping ??= this.drain(reason).then(() => this.stopped.resolve());
+    return this.stopping;
+  }
+
+  private async drain(reason: string): Promise<void> {
+    this.log.info({ event: 'stopping', reason });
+    for (const name of ['', expertsName]) this.grpc?.setServing(name, false);
+    this.session?.leaving(reason);
+    const { drainMs } = this.config;
+    const drained = this.loaded === null ? true : await untilQuiet(this.loaded.executor, drainMs);
+    if (!drained)
+      this.log.warn({ event: 'drain-cut', drainMs, bytesHeld: this.loaded?.executor.bytesHeld ?? 0 });
+    await this.session?.leave(reason);
+    await this.close();
+    this.log.info({ event: 'stopped' });
+  }
+
+  private readiness(): { ready: boolean; reason: string } {
+    const reason = this.whyNotReady();
+    return { ready: reason === '', reason };
+  }
+
+  private whyNotReady(): string {
+    if (this.stopping !== null) return 'the worker is draining';
+    if (this.loaded === null) return `not a member of the cluster of ${this.config.coordinator} yet`;
+    const { expertsLoaded, expertsTotal } = this.loaded.store.progress();
+    if (this.assignment === null) return 'no experts are assigned yet';
+    return expertsLoaded === expertsTotal ? '' : `${expertsLoaded} of ${expertsTotal} experts are loaded`;
+  }
+
+  private state(): unknown {
+    const { config, loaded } = this;
+    return {
+      name: config.name,
+      coordinator: { address: config.coordinator, connected: this.session?.connected ?? false },
+      readiness: this.readiness(),
+      backend: this.backend.description,
+      model: loaded?.model.spec.name ?? null,
+      load: loaded?.store.progress() ?? null,
+      experts: loaded?.store.ready() ?? [],
+      queues: loaded?.executor.queued() ?? [],
+      bytesHeld: loaded?.executor.bytesHeld ?? 0,
+      slabs: native.arenaStats(),
+    };
+  }
+}
+
+/** True when nothing came for a while; false if that did not happen within `withinMs`. */
+async function untilQuiet(executor: Executor, withinMs: number): Promise<boolean> {
+  const end = performance.now() + withinMs;
+  let quietSince = performance.now();
+  while (performance.now() < end) {
+    if (!executor.idle) quietSince = performance.now();
+    else if (performance.now() - quietSince >= quietMs) return true;
+    await sleep(20);
+  }
+  return executor.idle;
+}
