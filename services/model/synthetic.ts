@@ -123,7 +123,7 @@ export function syntheticModel(spec: SyntheticSpec): { spec: ModelSpec; tensors:
 }
 
 /** Standard deviation of the gate's logits on rows of unit mean square. */
-const gateLogitDeviation = 1;
+const gateLogitDeviation = 0.5;
 
 class SyntheticTensors implements ModelTensors {
   constructor(private readonly spec: SyntheticSpec) {}

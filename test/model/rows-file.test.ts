@@ -140,7 +140,7 @@ describe('a file of rows that does not fit is refused, naming value and allowed'
     await writeFile(path, new Uint8Array(rowBytes * 3 + 2));
     const error = await failure(() => openRowsReader(path, { tensor: null, hidden }));
     expect(error).toMatchObject({ code: 'INVALID_ARGUMENT' });
-    expect(error.message).toContain('50 bytes; allowed: a multiple of 16 bytes');
+    expect(error.message).toContain('"50 bytes"; allowed: a multiple of 16 bytes');
   });
 
   test('another tensor, dtype or hidden size', async () => {

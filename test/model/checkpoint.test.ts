@@ -1,0 +1,214 @@
+import { cp, mkdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from '@jest/globals';
+import { openModel } from '../../services/model/load.js';
+import { failure, fixtures, temporaryDirectory, writeSafetensors } from './support.js';
+
+const open = (directory: string) => openModel({ kind: 'checkpoint', directory });
+
+/** A copy of a fixture whose config.json has other values; undefined removes a key. */
+async function changed(fixture: string, values: Record<string, unknown>): Promise<string> {
+  const directory = join(await temporaryDirectory(), 'model');
+  await cp(join(fixtures, fixture), directory, { recursive: true });
+  const path = join(directory, 'config.json');
+  const config = JSON.parse(await readFile(path, 'utf8'));
+  await writeFile(path, JSON.stringify({ ...config, ...values }));
+  return directory;
+}
+
+describe('a checkpoint is described', () => {
+  test.each(['mixtral', 'mixtral-fused'])('%s', async (fixture) => {
+    const model = await open(join(fixtures, fixture));
+    expect(model.spec).toMatchObject({
+      name: fixture,
+      family: 'mixtral',
+      hidden: 48,
+      ffn: 40,
+      activation: 'swiglu',
+      routing: { topK: 2, score: 'softmax', renormalise: true, scale: 1, groups: 1, weightOn: 'output' },
+      layers: [0, 1, 2].map((layer) => ({ layer, experts: 6 })),
+      normEpsilon: 1e-5,
+    });
+    expect(model.expertBytes).toBe(3 * 48 * 40 * 2);
+    model.close();
+  });
+
+  test.each(['qwen3_moe', 'qwen3_moe-fused'])('%s, without its dense layer', async (fixture) => {
+    const model = await open(join(fixtures, fixture));
+    expect(model.spec).toMatchObject({
+      family: 'qwen3_moe',
+      normEpsilon: 1e-6,
+      routing: { renormalise: true },
+    });
+    expect(model.spec.layers.map(({ layer }) => layer)).toEqual([0, 2]);
+    const error = await failure(() => model.norm(1));
+    expect(error).toMatchObject({ code: 'UNKNOWN_LAYER' });
+    expect(error.message).toContain('layer is 1; allowed: 0, 2');
+    expect(await failure(() => model.expert(0, 6))).toMatchObject({ code: 'INVALID_ARGUMENT' });
+    model.close();
+  });
+
+  test('Qwen3 weights are renormalised only if the configuration says so', async () => {
+    const model = await open(join(fixtures, 'qwen3_moe-unnormalised'));
+    expect(model.spec.routing.renormalise).toBe(false);
+    expect(
+      (await open(await changed('qwen3_moe', { norm_topk_prob: undefined }))).spec.routing.renormalise,
+    ).toBe(false);
+  });
+
+  test('decoder_sparse_step 2 gives experts to every second layer', async () => {
+    const directory = await changed('qwen3_moe', { decoder_sparse_step: 3, mlp_only_layers: null });
+    expect((await open(directory)).spec.layers.map(({ layer }) => layer)).toEqual([2]);
+  });
+
+  test('the number of Qwen3 experts may go by either name', async () => {
+    const directory = await changed('qwen3_moe', { num_experts: 6, num_local_experts: undefined });
+    expect((await open(directory)).spec.layers[0]).toEqual({ layer: 0, experts: 6 });
+  });
+});
+
+describe('a fingerprint', () => {
+  test('is the same in another directory, and another for other weights or routing', async () => {
+    const prints = await Promise.all(
+      [
+        join(fixtures, 'qwen3_moe'),
+        await changed('qwen3_moe', {}),
+        await changed('qwen3_moe', { norm_topk_prob: false }),
+        await changed('qwen3_moe', { transformers_version: '9' }),
+        join(fixtures, 'mixtral'),
+      ].map(async (directory) => (await open(directory)).spec.fingerprint),
+    );
+    expect(prints[1]).toBe(prints[0]);
+    expect(prints[2]).not.toBe(prints[0]);
+    expect(prints[3]).toBe(prints[0]);
+    expect(prints[4]).not.toBe(prints[0]);
+  });
+
+  test('changes with one weight', async () => {
+    const directory = await changed('mixtral', {});
+    const before = (await open(directory)).spec.fingerprint;
+    const path = join(directory, 'model.safetensors');
+    const bytes = await readFile(path);
+    bytes[bytes.length - 3]! ^= 1;
+    await writeFile(path, bytes);
+    expect((await open(directory)).spec.fingerprint).not.toBe(before);
+  });
+});
+
+describe('a configuration that is not allowed is refused by key, value and what is allowed', () => {
+  test.each<[string, Record<string, unknown>, string]>([
+    ['mixtral', { hidden_size: -48 }, 'hidden_size is -48; allowed: an integer from 1 to 65536'],
+    ['mixtral', { hidden_size: 1e12 }, 'hidden_size is 1000000000000; allowed'],
+    ['mixtral', { hidden_size: 48.5 }, 'hidden_size is 48.5'],
+    ['mixtral', { hidden_size: '48' }, 'hidden_size is "48"'],
+    ['mixtral', { intermediate_size: undefined }, 'intermediate_size is missing'],
+    ['mixtral', { num_hidden_layers: 0 }, 'num_hidden_layers is 0'],
+    ['mixtral', { num_local_experts: -1 }, 'num_local_experts is -1'],
+    ['mixtral', { num_experts_per_tok: 7 }, 'num_experts_per_tok is 7; allowed: 1 to 6'],
+    ['mixtral', { rms_norm_eps: -1 }, 'rms_norm_eps is -1; allowed: a number from 0 to 1'],
+    ['mixtral', { hidden_act: 'gelu' }, 'hidden_act is "gelu"; allowed: "silu"'],
+    ['mixtral', { model_type: 'llama' }, 'model_type is "llama"; allowed: mixtral, qwen3_moe'],
+    ['mixtral', { model_type: '__proto__' }, 'model_type is "__proto__"'],
+    ['qwen3_moe', { num_local_experts: undefined }, 'num_experts is missing; allowed: an integer'],
+    ['qwen3_moe', { num_local_experts: -4 }, 'num_local_experts is -4'],
+    ['qwen3_moe', { norm_topk_prob: 'yes' }, 'norm_topk_prob is "yes"; allowed: true or false'],
+    ['qwen3_moe', { decoder_sparse_step: 0 }, 'decoder_sparse_step is 0'],
+    ['qwen3_moe', { mlp_only_layers: 'all' }, 'mlp_only_layers is "all"; allowed: a list of layer numbers'],
+    ['qwen3_moe', { mlp_only_layers: [0, 1, 2] }, 'layers with experts is none'],
+    [
+      'mixtral',
+      { hidden_size: 65536, intermediate_size: 1048576 },
+      'the size of an expert is 412316860416 bytes',
+    ],
+    ['mixtral', { hidden_size: 64 }, 'shape is [48]; allowed: [64] by the configuration'],
+    ['mixtral', { num_hidden_layers: 4 }, '"model.layers.3.post_attention_layernorm.weight" is missing'],
+  ])('%s with %j', async (fixture, values, words) => {
+    const error = await failure(async () => open(await changed(fixture, values)));
+    expect(error).toMatchObject({ code: 'MODEL_INVALID' });
+    expect(error.message).toContain(words);
+    expect(error.message).toContain('model/');
+  });
+
+  test.each([
+    ['no configuration', 'config.json', null],
+    ['a configuration that is not JSON', 'config.json', '{'],
+    ['a configuration that is not an object', 'config.json', 'null'],
+    ['no weights', 'model.safetensors', null],
+    ['an index that is not an object', 'model.safetensors.index.json', '[]'],
+    ['an index without a map', 'model.safetensors.index.json', '{}'],
+    [
+      'an index that points elsewhere',
+      'model.safetensors.index.json',
+      '{"weight_map":{"a":"../a.safetensors"}}',
+    ],
+    ['an index of other tensors', 'model.safetensors.index.json', '{"weight_map":{"a":"model.safetensors"}}'],
+  ])('%s', async (_, file, content) => {
+    const directory = await changed('mixtral', {});
+    if (content === null) await rm(join(directory, file));
+    else await writeFile(join(directory, file), content);
+    const error = await failure(() => open(directory));
+    expect(error).toMatchObject({ code: 'MODEL_INVALID' });
+    expect(error.message).toContain(directory);
+  });
+});
+
+describe('tensors of a checkpoint', () => {
+  test('a missing one is named with its file', async () => {
+    const directory = await changed('qwen3_moe', {});
+    const path = join(directory, 'model.safetensors.index.json');
+    const index = JSON.parse(await readFile(path, 'utf8'));
+    const tensor = 'model.layers.2.mlp.experts.3.up_proj.weight';
+    delete index.weight_map[tensor];
+    await writeFile(path, JSON.stringify(index));
+    const error = await failure(() => open(directory));
+    expect(error).toMatchObject({ code: 'MODEL_INVALID', details: { tensor, file: path } });
+  });
+
+  test('that the index places in the wrong file are named with that file', async () => {
+    const directory = await changed('qwen3_moe', {});
+    const path = join(directory, 'model.safetensors.index.json');
+    const index = JSON.parse(await readFile(path, 'utf8'));
+    const tensor = 'model.layers.0.mlp.gate.weight';
+    const files = [...new Set(Object.values<string>(index.weight_map))];
+    const wrong = files.find((file) => file !== index.weight_map[tensor])!;
+    index.weight_map[tensor] = wrong;
+    await writeFile(path, JSON.stringify(index));
+    expect((await failure(() => open(directory))).details).toEqual({ tensor, file: join(directory, wrong) });
+  });
+
+  test('of a dtype that cannot be loaded are refused', async () => {
+    const directory = join(await temporaryDirectory(), 'model');
+    await mkdir(directory);
+    await cp(join(fixtures, 'mixtral', 'config.json'), join(directory, 'config.json'));
+    await writeSafetensors(join(directory, 'model.safetensors'), {
+      'model.layers.0.post_attention_layernorm.weight': {
+        dtype: 'I16',
+        shape: [48],
+        data: new Uint8Array(96),
+      },
+    });
+    const error = await failure(() => open(directory));
+    expect(error.message).toContain('weight": dtype is I16; allowed: BF16, F16, F32');
+  });
+
+  test('that are not needed are not even opened', async () => {
+    const directory = await changed('qwen3_moe', {});
+    const path = join(directory, 'model.safetensors.index.json');
+    const index = JSON.parse(await readFile(path, 'utf8'));
+    for (const tensor of Object.keys(index.weight_map)) {
+      if (!/mlp|post_attention/.test(tensor) || tensor.includes('layers.1.')) {
+        index.weight_map[tensor] = 'absent.safetensors';
+      }
+    }
+    await writeFile(path, JSON.stringify(index));
+    (await open(directory)).close();
+  });
+
+  test('are found through links, as download caches lay them out', async () => {
+    const directory = await temporaryDirectory();
+    for (const file of ['config.json', 'model.safetensors']) {
+      await symlink(join(fixtures, 'mixtral', file), join(directory, file));
+    }
+    (await open(directory)).close();
+  });
+});

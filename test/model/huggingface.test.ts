@@ -1,0 +1,58 @@
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from '@jest/globals';
+import { decodeBf16 } from '../../services/model/bf16.js';
+import { openModel } from '../../services/model/load.js';
+import { referenceForward, relativeErrors } from '../../services/model/reference.js';
+import { SafetensorsFile } from '../../services/model/safetensors.js';
+import { fixtures } from './support.js';
+
+/** What transformers computed in float32 from the BF16 weights; scripts/make-checkpoints.py. */
+async function expectedOf(family: string) {
+  const path = join(fixtures, `${family}.expected.safetensors`);
+  const { header } = await SafetensorsFile.open(path);
+  const bytes = await readFile(path);
+  const bytesOf = (name: string) => {
+    const { byteOffset, byteLength } = header.tensors.get(name)!;
+    return bytes.subarray(byteOffset, byteOffset + byteLength);
+  };
+  const floats = (name: string) => Float64Array.from(new Float32Array(new Uint8Array(bytesOf(name)).buffer));
+  return { input: decodeBf16(bytesOf('input')), floats };
+}
+
+const layouts = ['mixtral', 'qwen3_moe', 'qwen3_moe-unnormalised'].flatMap((family) => [
+  [family, family],
+  [family, `${family}-fused`],
+]);
+
+describe.each(layouts)(
+  'the float64 reference equals transformers in float32: %s saved as %s',
+  (family, directory) => {
+    test('the MoE block of every layer alone', async () => {
+      const model = await openModel({ kind: 'checkpoint', directory: join(fixtures, directory!) });
+      const { input, floats } = await expectedOf(family!);
+      for (const { layer } of model.spec.layers) {
+        const options = { layers: [layer], norm: false, residual: false, given: [] };
+        const { rows } = await referenceForward(model, input, options);
+        const { relativeError, relativeErrorMax } = relativeErrors(
+          rows,
+          floats(`moe.${layer}`),
+          model.spec.hidden,
+        );
+        expect(relativeError).toBeLessThan(1e-6);
+        expect(relativeErrorMax).toBeLessThan(1e-5);
+      }
+      model.close();
+    });
+
+    test('the stack of all layers, x + MoE(RMSNorm(x))', async () => {
+      const model = await openModel({ kind: 'checkpoint', directory: join(fixtures, directory!) });
+      const { input, floats } = await expectedOf(family!);
+      const layers = model.spec.layers.map(({ layer }) => layer);
+      const options = { layers, norm: true, residual: true, given: [] };
+      const { rows } = await referenceForward(model, input, options);
+      expect(relativeErrors(rows, floats('stack'), model.spec.hidden).relativeError).toBeLessThan(1e-6);
+      model.close();
+    });
+  },
+);
