@@ -15,7 +15,7 @@ import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { ControlSession } from '../common/session.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
-import { grpcLinkService } from '../transport/grpc/serve.js';
+import { grpcLinkService } from '../transport/grpc/server.js';
 import type { WorkerConfig } from './config.js';
 import { Executor } from './executor.js';
 import { type ExecutorMetrics, executorMetrics, workerGauges } from './metrics.js';
@@ -211,17 +211,7 @@ class WorkerService {
     });
     const store = new ExpertStore({ model, backend, executor, memoryBytes: this.memoryBytes, log });
     store.failed.then((error) => this.fail(error));
-    const links = grpcLinkService({
-      worker: config.name,
-      modelFingerprint: spec.fingerprint,
-      creditBytes: config.linkWindowBytes,
-      messageBytesMax: config.messageBytesMax,
-      hidden: spec.hidden,
-      handler: (batch, router) => executor.submit(batch, router),
-      onCancel: (router, batchId) => executor.cancel(router, batchId),
-      log,
-    });
-    this.loaded = { model, executor, store, links: links.implementation };
+    this.loaded = { model, executor, store };
     log.info({ event: 'model-opened', model: spec.name, fingerprint: spec.fingerprint });
     for (const name of ['', expertsName]) this.grpc?.setServing(name, true);
     if (this.assignment !== null) store.assign(this.assignment.experts);
