@@ -1,23 +1,35 @@
 import { join } from 'node:path';
 import { loadPackageDefinition } from '@grpc/grpc-js';
-import { loadSync, type PackageDefinition } from '@grpc/proto-loader';
+import { loadSync, type PackageDefinition, type ServiceDefinition } from '@grpc/proto-loader';
 import { packageRoot } from '../../native/locate.js';
-import type { ProtoGrpcType as ClientTypes } from './generated/client.js';
+import type { ProtoGrpcType } from './generated/client.js';
+import { placeRows } from './placed-rows.js';
+
+function loadProtocols(): PackageDefinition {
+  const definition = loadSync(
+    ['client', 'control', 'model', 'tokens'].map((name) => `switchyard/v1/${name}.proto`),
+    {
+      includeDirs: [join(packageRoot(), 'proto')],
+      longs: Number,
+      enums: String,
+      bytes: Buffer,
+      defaults: true,
+      oneofs: true,
+    },
+  );
+  const { Forward } = definition['switchyard.v1.Inference'] as ServiceDefinition;
+  Forward!.requestSerialize = placeRows(Forward!.requestSerialize, 'chunk', 4);
+  Forward!.responseSerialize = placeRows(Forward!.responseSerialize, 'chunk', 4);
+  const { Exchange } = definition['switchyard.v1.Experts'] as ServiceDefinition;
+  Exchange!.requestSerialize = placeRows(Exchange!.requestSerialize, 'tokens', 2);
+  Exchange!.responseSerialize = placeRows(Exchange!.responseSerialize, 'result', 2);
+  return definition;
+}
 
 /** Every protocol of the product, as gRPC serves it and as reflection shows it. */
-export const packageDefinition: PackageDefinition = loadSync(
-  ['client', 'control', 'model', 'tokens'].map((name) => `switchyard/v1/${name}.proto`),
-  {
-    includeDirs: [join(packageRoot(), 'proto')],
-    longs: Number,
-    enums: String,
-    bytes: Buffer,
-    defaults: true,
-    oneofs: true,
-  },
-);
+export const packageDefinition = loadProtocols();
 
-const { v1 } = (loadPackageDefinition(packageDefinition) as unknown as ClientTypes).switchyard;
+const { v1 } = (loadPackageDefinition(packageDefinition) as unknown as ProtoGrpcType).switchyard;
 
 /** Client constructors; `connect` of grpc-channel.ts makes clients of them. */
 export const clients = { Inference: v1.Inference, Experts: v1.Experts, Coordinator: v1.Coordinator };

@@ -25,8 +25,8 @@ const codeOfStatus: Partial<Record<status, ErrorCode>> = {
   [status.UNAUTHENTICATED]: 'UNAUTHENTICATED',
 };
 
-/** Header values are printable ASCII; JSON can escape everything else. */
-function asciiJson(details: ErrorDetails): string {
+/** Details as JSON in printable ASCII, as header values must be. */
+export function formatDetails(details: ErrorDetails): string {
   return JSON.stringify(details).replace(
     /[^ -~]/g,
     (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`,
@@ -43,7 +43,7 @@ export function toServiceError(thrown: unknown): Partial<StatusObject> & Error {
   const error = asSwitchyardError(thrown);
   const metadata = new Metadata();
   metadata.set(codeKey, error.code);
-  const details = asciiJson(error.details);
+  const details = formatDetails(error.details);
   if (details.length <= detailsCharactersMax) metadata.set(detailsKey, details);
   const message = wellFormed(error.message, messageCharactersMax);
   return Object.assign(new Error(message), { code: error.grpcStatus, details: message, metadata });
@@ -66,7 +66,8 @@ export function fromServiceError(thrown: unknown): SwitchyardError {
   return new SwitchyardError(mapped, message, { status: status[code] ?? code }, { cause: thrown });
 }
 
-function parseDetails(text: unknown): ErrorDetails {
+/** The details in a text of `formatDetails`; none in any other. */
+export function parseDetails(text: unknown): ErrorDetails {
   if (typeof text !== 'string') return {};
   try {
     const parsed: unknown = JSON.parse(text);

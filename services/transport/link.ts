@@ -41,6 +41,8 @@ export interface LinkStats {
   readonly bytesReceived: number;
   readonly messagesSent: number;
   readonly messagesReceived: number;
+  /** Answers that came after their exchange had been given up. */
+  readonly answersDiscarded: number;
   readonly bytesOutstanding: number;
   readonly creditBytes: number;
 }
@@ -61,7 +63,10 @@ export interface Link {
    * CANCELLED or DEADLINE_EXCEEDED from `signal`; a late answer is then discarded.
    */
   exchange(batch: TokenBatch, signal: AbortSignal): Promise<TokenBatchResult>;
-  /** Tells the worker to drop what it has queued of a batch. */
+  /**
+   * Ends the exchanges of a batch that have got their credits, with CANCELLED, and tells the worker to drop what it
+   * has queued of them. Those that wait for credits end by their signals.
+   */
   cancel(batchId: string): void;
   /** Refuses new exchanges, rejects the outstanding ones with LINK_LOST, ends the stream. */
   close(): void;

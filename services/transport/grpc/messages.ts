@@ -1,0 +1,151 @@
+import {
+  asSwitchyardError,
+  type ErrorDetails,
+  invalidArgument,
+  isErrorCode,
+  SwitchyardError,
+} from '../../common/errors.js';
+import type { BatchMeta, BatchMetaInput } from '../../common/generated/switchyard/v1/BatchMeta.js';
+import type {
+  ExchangeFailure,
+  ExchangeFailureInput,
+} from '../../common/generated/switchyard/v1/ExchangeFailure.js';
+import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../../common/packed.js';
+import { formatDetails, parseDetails } from '../../common/status.js';
+import type { TokenBatchMeta } from '../link.js';
+
+/** What a token batch is checked against before memory is taken for it. */
+export interface BatchLimits {
+  hidden: number;
+  /** Of the rows of one token batch. */
+  messageBytesMax: number;
+}
+
+const batchIdCharactersMax = 256;
+
+const bytesPerElement = 2;
+
+export const rowsBytes = (rowCount: number, hidden: number): number => rowCount * hidden * bytesPerElement;
+
+/** Rows that answer a token batch. */
+export function resultRowCount({ combine, rowIndices, rowCount }: TokenBatchMeta): number {
+  return combine === 'exact' ? rowIndices.length : rowCount;
+}
+
+/** Bytes of credit that a token batch takes: its rows and those that answer it. */
+export function creditCost(meta: TokenBatchMeta): number {
+  return rowsBytes(meta.rowCount + resultRowCount(meta), meta.hidden);
+}
+
+export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInput {
+  const { segments } = meta;
+  return {
+    exchange,
+    batchId: meta.batchId,
+    chunk: meta.chunk,
+    layer: meta.layer,
+    attempt: meta.attempt,
+    epoch: meta.epoch,
+    hidden: meta.hidden,
+    rows: meta.rowCount,
+    deadlineMs: meta.deadlineMs,
+    combine: meta.combine === 'exact' ? 'EXACT' : 'PARTIAL',
+    segments: Array.from({ length: segments.length / 2 }, (_, i) => ({
+      expert: segments[2 * i]!,
+      count: segments[2 * i + 1]!,
+    })),
+    rowIndices: packUint32(meta.rowIndices),
+    ...(meta.weights ? { weights: packFloat32(meta.weights) } : {}),
+  };
+}
+
+/**
+ * The metadata of a token batch with `bytes` of rows, checked for everything that can be known without
+ * the model. Throws INVALID_ARGUMENT or TOO_LARGE with the field, the value and what is allowed.
+ */
+export function fromWireMeta(wire: BatchMeta, bytes: number, limits: BatchLimits): TokenBatchMeta {
+  const { rows, hidden, combine, batchId } = wire;
+  if (batchId === '' || batchId.length > batchIdCharactersMax) {
+    throw invalidArgument('batch_id', batchId.slice(0, 32), `1 to ${batchIdCharactersMax} characters`);
+  }
+  if (hidden !== limits.hidden) throw invalidArgument('hidden', hidden, `${limits.hidden}, as in the model`);
+  if (bytes > limits.messageBytesMax) throw tooLarge(bytes, limits.messageBytesMax);
+  if (rows === 0 || rowsBytes(rows, hidden) !== bytes) {
+    const held = `${bytes} bytes / (${hidden} x ${bytesPerElement})`;
+    throw invalidArgument('meta.rows', rows, `the number of rows in the message, above 0: ${held}`);
+  }
+  if (combine !== 'EXACT' && combine !== 'PARTIAL')
+    throw invalidArgument('combine', combine, 'EXACT, PARTIAL');
+  const rowIndices = checkedIndices(wire.rowIndices, rows);
+  return {
+    batchId,
+    chunk: wire.chunk,
+    layer: wire.layer,
+    attempt: wire.attempt,
+    epoch: safeInteger('epoch', wire.epoch),
+    hidden,
+    rowCount: rows,
+    deadlineMs: safeInteger('deadline_ms', wire.deadlineMs),
+    combine: combine === 'EXACT' ? 'exact' : 'partial',
+    segments: checkedSegments(wire.segments, rowIndices.length),
+    rowIndices,
+    weights: checkedWeights(wire.weights, rowIndices.length, combine === 'PARTIAL'),
+  };
+}
+
+export function tooLarge(bytes: number, bytesMax: number): SwitchyardError {
+  const text = `rows is ${bytes} bytes; allowed: at most ${bytesMax} in one token batch`;
+  return new SwitchyardError('TOO_LARGE', text, { field: 'rows', value: bytes, allowed: bytesMax });
+}
+
+/** uint64 fields are read as numbers; beyond 2^53 they are not exact. */
+export function safeInteger(field: string, value: number): number {
+  if (!Number.isSafeInteger(value)) throw invalidArgument(field, value, '0 to 2^53 - 1');
+  return value;
+}
+
+function checkedIndices(bytes: Uint8Array, rows: number): Uint32Array {
+  if (bytes.byteLength === 0 || bytes.byteLength % 4 !== 0) {
+    throw invalidArgument('row_indices', `${bytes.byteLength} bytes`, 'a multiple of 4 bytes above 0');
+  }
+  const indices = unpackUint32(bytes);
+  const outside = indices.find((index) => index >= rows);
+  if (outside !== undefined) throw invalidArgument('row_indices', outside, `0 to ${rows - 1}`);
+  return indices;
+}
+
+function checkedSegments(wire: BatchMeta['segments'], entries: number): Uint32Array {
+  const segments = new Uint32Array(2 * wire.length);
+  let sum = 0;
+  for (const [i, { expert, count }] of wire.entries()) {
+    if (count === 0) throw invalidArgument(`segments[${i}].count`, count, '1 or more');
+    sum += count;
+    segments[2 * i] = expert;
+    segments[2 * i + 1] = count;
+  }
+  if (sum !== entries) throw invalidArgument('segments', `${sum} rows`, `${entries} rows, as in row_indices`);
+  return segments;
+}
+
+function checkedWeights(bytes: Uint8Array, entries: number, needed: boolean): Float32Array | null {
+  if (bytes.byteLength === 0 && !needed) return null;
+  if (bytes.byteLength !== 4 * entries) {
+    throw invalidArgument(
+      'weights',
+      `${bytes.byteLength} bytes`,
+      `${4 * entries}, 4 for each of row_indices`,
+    );
+  }
+  return unpackFloat32(bytes);
+}
+
+export function toWireFailure(exchange: number, thrown: unknown): ExchangeFailureInput {
+  const { code, message, details } = asSwitchyardError(thrown);
+  return { exchange, code, message, details: formatDetails(details) };
+}
+
+/** The worker's error as the router throws it, with the name of the worker added. */
+export function fromWireFailure(failure: ExchangeFailure, worker: string): SwitchyardError {
+  const details: ErrorDetails = { worker, ...parseDetails(failure.details) };
+  return new SwitchyardError(isErrorCode(failure.code) ? failure.code : 'INTERNAL', failure.message, details);
+}

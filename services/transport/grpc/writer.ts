@@ -1,0 +1,72 @@
+/** What the writer needs of a gRPC stream of either side. */
+interface MessageStream<Message> {
+  write(message: Message, callback: (error?: Error | null) => void): boolean;
+}
+
+export interface Outgoing<Message> {
+  /** Builds the message when its turn has come. */
+  make: () => Message;
+  /** Called once: gRPC has taken a copy of the message, or it will never be sent. */
+  done: () => void;
+}
+
+/**
+ * Sends messages one after another; the next is built when gRPC has taken the one before, so that a peer
+ * that does not read holds up this queue and nothing is copied ahead of the wire.
+ */
+export class MessageWriter<Message> {
+  private readonly queue = new Set<Outgoing<Message>>();
+  private inFlight: Outgoing<Message> | null = null;
+  private destroyed = false;
+
+  constructor(
+    private readonly stream: MessageStream<Message>,
+    /** Called when nothing is left to send. */
+    private readonly onIdle: () => void = () => {},
+  ) {}
+
+  get queued(): number {
+    return this.queue.size + (this.inFlight ? 1 : 0);
+  }
+
+  send(outgoing: Outgoing<Message>): void {
+    if (this.destroyed) {
+      outgoing.done();
+      return;
+    }
+    this.queue.add(outgoing);
+    this.pump();
+  }
+
+  /** Takes a message back; false if it is on its way already. */
+  withdraw(outgoing: Outgoing<Message>): boolean {
+    if (!this.queue.delete(outgoing)) return false;
+    outgoing.done();
+    return true;
+  }
+
+  /** Sends nothing more. */
+  destroy(): void {
+    this.destroyed = true;
+    for (const outgoing of this.queue) outgoing.done();
+    this.queue.clear();
+    this.inFlight?.done();
+    this.inFlight = null;
+  }
+
+  private pump(): void {
+    const [next] = this.queue;
+    if (this.inFlight || !next) return;
+    this.queue.delete(next);
+    this.inFlight = next;
+    this.stream.write(next.make(), () => this.written(next));
+  }
+
+  private written(outgoing: Outgoing<Message>): void {
+    if (this.inFlight !== outgoing) return;
+    this.inFlight = null;
+    outgoing.done();
+    this.pump();
+    if (this.queued === 0) this.onIdle();
+  }
+}
