@@ -3,21 +3,13 @@ import { readToken } from '../common/access.js';
 import { advertised } from '../common/advertise.js';
 import { startGrpcServer } from '../common/grpc-server.js';
 import { startHttp } from '../common/http.js';
+import type { Running } from '../common/lifecycle.js';
 import { createLogger } from '../common/log.js';
 import { createRegistry } from '../common/metrics.js';
 import { type RouterConfig, routerSlabBytes } from './config.js';
 import { createRouter } from './router.js';
 
 export { createRouter } from './router.js';
-
-export interface Running {
-  /** host:port under which clients reach it. */
-  readonly address: string;
-  readonly metricsUrl: string;
-  /** Resolves after `stop`; rejects if the router can be no member of its cluster. */
-  readonly stopped: Promise<void>;
-  stop(reason: string): Promise<void>;
-}
 
 const serviceName = 'switchyard.v1.Inference';
 
@@ -61,8 +53,12 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     throw error;
   });
   const address = advertised(host, server.port, config.advertiseHost);
-  const metricsUrl = `${http.url}/metrics`;
-  const membership = router.start({ coordinator: config.coordinator, own: address, metrics: metricsUrl });
+  const metricsUrl = http.url;
+  const membership = router.start({
+    coordinator: config.coordinator,
+    own: address,
+    metrics: `${metricsUrl}/metrics`,
+  });
   log.info({ event: 'listening', role: 'router', name, address, metricsUrl, pid: process.pid });
 
   const end = async (reason: string): Promise<void> => {

@@ -1,7 +1,4 @@
-import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
-import { join } from 'node:path';
-import { packageRoot } from '../../native/locate.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ClusterDescriptionInput } from '../common/generated/switchyard/v1/ClusterDescription.js';
 import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
@@ -11,6 +8,7 @@ import type { Logger } from '../common/log.js';
 import type { Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
 import { toServiceError } from '../common/status.js';
+import { version } from '../common/version.js';
 import { ByteBudget } from './budget.js';
 import type { RouterSettings } from './config.js';
 import { Control } from './control.js';
@@ -55,7 +53,6 @@ export class Router {
   private readonly control: Control;
   private readonly forward: ForwardService;
   private readonly startedMs = performance.now();
-  private readonly version = packageVersion();
   private stopping: Promise<void> | null = null;
 
   constructor(private readonly options: RouterOptions) {
@@ -171,7 +168,7 @@ export class Router {
           return;
         }
         const uptimeSeconds = (performance.now() - this.startedMs) / 1000;
-        answer(null, { view, model, version: this.version, uptimeSeconds } satisfies ClusterDescriptionInput);
+        answer(null, { view, model, version, uptimeSeconds } satisfies ClusterDescriptionInput);
       },
     };
   }
@@ -182,9 +179,4 @@ export class Router {
       reason,
     });
   }
-}
-
-function packageVersion(): string {
-  const text = readFileSync(join(packageRoot(), 'package.json'), 'utf8');
-  return (JSON.parse(text) as { version: string }).version;
 }

@@ -1,0 +1,159 @@
+import { describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
+import type { SwitchyardError } from '../../services/common/errors.js';
+import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
+import type { ForwardRequest } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
+import { checkChunk } from '../../services/router/check-chunk.js';
+import { options, plan } from './support.js';
+
+const gated = plan();
+const given = plan({ options: options({ routing: 'GIVEN' }) });
+const rowsBytesMax = 16 * gated.rowBytes;
+
+function request(fields: Partial<Chunk>): ForwardRequest {
+  const empty = Buffer.alloc(0);
+  return { kind: 'chunk', chunk: { offset: 0, rows: empty, experts: empty, weights: empty, ...fields } };
+}
+
+const rows = (tokens: number) => Buffer.alloc(tokens * gated.rowBytes);
+
+function refusal(message: ForwardRequest, offset = 0, of = gated): SwitchyardError {
+  try {
+    checkChunk(message, offset, of, rowsBytesMax);
+  } catch (error) {
+    return error as SwitchyardError;
+  }
+  throw new Error('the message was accepted');
+}
+
+/** Valid routing of `tokens` tokens at an odd address, as it may lie in a message. */
+function routing(tokens: number, change: (experts: Uint32Array, weights: Float32Array) => void = () => {}) {
+  const experts = new Uint32Array(tokens * 6).map((_, index) => (index * 5) % 6);
+  const weights = new Float32Array(tokens * 6).fill(0.5);
+  change(experts, weights);
+  const unaligned = (array: Uint32Array | Float32Array) => {
+    const bytes = Buffer.alloc(array.byteLength + 1);
+    bytes.set(new Uint8Array(array.buffer), 1);
+    return bytes.subarray(1);
+  };
+  return { experts: unaligned(experts), weights: unaligned(weights) };
+}
+
+describe('a chunk message', () => {
+  test('with whole tokens at the next offset is accepted', () => {
+    const checked = checkChunk(request({ offset: 5, rows: rows(3) }), 5, gated, rowsBytesMax);
+    expect(checked).toMatchObject({ offset: 5, tokens: 3, given: null });
+  });
+
+  test.each([
+    ['a gap', request({ offset: 6, rows: rows(1) }), 'chunk.offset is 6; allowed: 5 '],
+    ['an overlap', request({ offset: 4, rows: rows(1) }), 'chunk.offset is 4; allowed: 5 '],
+    [
+      'no rows',
+      request({ offset: 5 }),
+      'chunk.rows at offset 5 is "0 bytes"; allowed: whole tokens of 32 bytes',
+    ],
+    ['half a token', request({ offset: 5, rows: Buffer.alloc(48) }), 'chunk.rows at offset 5 is "48 bytes"'],
+    [
+      'a second header',
+      { kind: 'header', header: null } as ForwardRequest,
+      'message after the header is "header"',
+    ],
+    ['nothing', {} as ForwardRequest, 'message after the header is "empty"; allowed: a chunk'],
+    [
+      'routing unasked',
+      request({ offset: 5, rows: rows(1), experts: Buffer.alloc(8) }),
+      'chunk.experts at offset 5',
+    ],
+    [
+      'unasked weights',
+      request({ offset: 5, rows: rows(1), weights: Buffer.alloc(8) }),
+      'chunk.weights at offset 5',
+    ],
+  ])('with %s is refused', (_, message, text) => {
+    const error = refusal(message, 5);
+    expect(error.code).toBe('INVALID_ARGUMENT');
+    expect(error.message).toContain(text);
+  });
+
+  test('that goes beyond the announced tokens is refused', () => {
+    const error = refusal(request({ offset: 30, rows: rows(3) }), 30);
+    expect(error.message).toContain('up to token 33');
+    expect(error.message).toContain('allowed: at most the 32 tokens');
+  });
+
+  test('larger than the limit is refused', () => {
+    expect(refusal(request({ rows: rows(17) }))).toMatchObject({
+      code: 'TOO_LARGE',
+      details: { field: 'chunk.rows', value: 544, allowed: 512 },
+    });
+  });
+});
+
+describe('given routing', () => {
+  test('is read from any address', () => {
+    const message = request({ rows: rows(2), ...routing(2) });
+    const checked = checkChunk(message, 0, given, rowsBytesMax);
+    expect([...checked.given!.experts]).toEqual([0, 5, 4, 3, 2, 1, 0, 5, 4, 3, 2, 1]);
+    expect([...checked.given!.weights]).toEqual(new Array(12).fill(0.5));
+  });
+
+  test.each([
+    [
+      'of another size',
+      { experts: Buffer.alloc(20) },
+      'chunk.experts at offset 0 is "20 bytes"; allowed: 48 bytes',
+    ],
+    [
+      'that is missing',
+      { experts: Buffer.alloc(0) },
+      'allowed: 48 bytes: 2 tokens x 3 layers x 2 experts x 4',
+    ],
+    [
+      'with an expert out of range',
+      routing(2, (experts) => {
+        experts[9] = 6;
+      }),
+      'chunk.experts of token 1, layer 1, choice 1 is 6; allowed: 0 to 5',
+    ],
+    [
+      'with an expert twice for a token',
+      routing(2, (experts) => {
+        experts[5] = experts[4]!;
+      }),
+      'chunk.experts of token 0, layer 2, choice 1 is 2; allowed: experts distinct within a token',
+    ],
+    [
+      'with a weight that is no number',
+      routing(2, (_, weights) => {
+        weights[6] = Number.NaN;
+      }),
+      'chunk.weights of token 1, layer 0, choice 0 is NaN; allowed: finite numbers',
+    ],
+    [
+      'with an infinite weight',
+      routing(2, (_, weights) => {
+        weights[11] = Number.NEGATIVE_INFINITY;
+      }),
+      'chunk.weights of token 1, layer 2, choice 1 is -Infinity',
+    ],
+  ])('%s is refused', (_, fields, text) => {
+    const error = refusal(request({ rows: rows(2), ...routing(2), ...fields }), 0, given);
+    expect(error.code).toBe('INVALID_ARGUMENT');
+    expect(error.message).toContain(text);
+  });
+
+  test('of random ids is accepted exactly if all are in range and distinct', () => {
+    const ids = fc.array(fc.integer({ min: 0, max: 7 }), { minLength: 12, maxLength: 12 });
+    fc.assert(
+      fc.property(ids, (experts) => {
+        const pairs = Array.from({ length: 6 }, (_, index) => experts.slice(2 * index, 2 * index + 2));
+        const valid = experts.every((id) => id < 6) && pairs.every(([a, b]) => a !== b);
+        const fields = routing(2, (array) => array.set(experts));
+        const message = request({ rows: rows(2), ...fields });
+        if (valid) checkChunk(message, 0, given, rowsBytesMax);
+        else expect(refusal(message, 0, given).code).toBe('INVALID_ARGUMENT');
+      }),
+    );
+  });
+});

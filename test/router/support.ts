@@ -1,0 +1,55 @@
+import type { ForwardHeader } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
+import type { ForwardOptions } from '../../services/common/generated/switchyard/v1/ForwardOptions.js';
+import type { ModelSpec } from '../../services/model/spec.js';
+import { presets, syntheticModel } from '../../services/model/synthetic.js';
+import { type BatchPlan, type PlanLimits, planBatch } from '../../services/router/plan.js';
+
+/** 16 hidden, 6 experts, top-2, 3 layers. */
+export const smallModel: ModelSpec = syntheticModel({
+  ...presets.tiny.model,
+  name: 'small',
+  hidden: 16,
+  ffn: 32,
+  experts: 6,
+  topK: 2,
+  layers: 3,
+}).spec;
+
+export const limits: PlanLimits = {
+  model: smallModel,
+  feedback: false,
+  chunkBytesMax: 64 * 1024 * 1024,
+  chunkTokens: 0,
+};
+
+export function options(fields: Partial<ForwardOptions> = {}): ForwardOptions {
+  return {
+    norm: 'DEFAULT',
+    residual: 'DEFAULT',
+    combine: 'EXACT',
+    feedback: 'DEFAULT',
+    routing: 'GATE',
+    returnRouting: false,
+    refuseNonFinite: false,
+    chunkTokens: 0,
+    ...fields,
+  };
+}
+
+export function header(fields: Partial<ForwardHeader> = {}): ForwardHeader {
+  return {
+    batchId: 'batch',
+    sequences: 4,
+    length: 8,
+    hidden: smallModel.hidden,
+    dtype: 'BF16',
+    firstLayer: 0,
+    options: options(),
+    deadlineMs: 0,
+    ...fields,
+  };
+}
+
+export function plan(fields: Partial<ForwardHeader> = {}, more: Partial<BatchPlan> = {}): BatchPlan {
+  return { ...planBatch(header(fields), limits), ...more };
+}
