@@ -1,7 +1,7 @@
 import type { Expert, ExpertBackend, ExpertInput, native, Slab } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
-import type { TokenBatch, TokenBatchResult } from '../transport/link.js';
+import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../transport/link.js';
 import type { ExecutorMetrics } from './metrics.js';
 
 export interface ExecutorOptions {
@@ -140,7 +140,7 @@ export class Executor {
     this.tasks.add(task);
     this.heldBytes += batch.rows.byteLength;
     try {
-      this.check(batch);
+      this.check(batch.meta);
       this.enqueue(task);
       this.pump();
     } catch (error) {
@@ -157,27 +157,13 @@ export class Executor {
     }
   }
 
-  private check({ meta, rows }: TokenBatch): void {
-    const { hidden, weighsInput } = this.options;
-    const { rowIndices, segments, weights } = meta;
-    if (meta.hidden !== hidden)
-      throw invalidArgument('hidden', meta.hidden, `${hidden}, as the model has it`);
-    if (rows.byteLength < meta.rowCount * hidden * 2)
-      throw invalidArgument('rows', `${rows.byteLength} bytes`, `${meta.rowCount * hidden * 2} bytes`);
-    let entries = 0;
-    for (let i = 1; i < segments.length; i += 2) entries += segments[i]!;
-    if (entries !== rowIndices.length || entries === 0)
-      throw invalidArgument(
-        'segments',
-        `${entries} rows`,
-        `${rowIndices.length} rows, as in row_indices, and above 0`,
-      );
-    const needsWeights = weighsInput || meta.combine === 'partial';
-    if (needsWeights && weights?.length !== rowIndices.length)
+  /** What the transport cannot know: it has checked the rest. */
+  private check({ weights, rowIndices }: TokenBatchMeta): void {
+    if (this.options.weighsInput && weights === null)
       throw invalidArgument(
         'weights',
-        `${weights?.length ?? 0} weights`,
-        `${rowIndices.length}, one per row index`,
+        'missing',
+        `${rowIndices.length}, for this model weighs the experts' input`,
       );
   }
 
@@ -190,7 +176,7 @@ export class Executor {
       const [index, count] = [segments[i]!, segments[i + 1]!];
       const queue = experts?.get(index);
       if (queue === undefined) throw this.notHere(layer, index);
-      if (count > 0) parts.push({ task, queue, offset, count });
+      parts.push({ task, queue, offset, count });
       offset += count;
     }
     for (const part of parts) {
