@@ -26,7 +26,6 @@ export interface LocalClusterOptions {
 /** Routers finish their batches within this; longer batches are cut. */
 const drainMs = 15_000;
 const stopMs = 5_000;
-const pollMs = 50;
 
 /** A coordinator, workers and routers as child processes on this machine. */
 export class LocalCluster {
@@ -103,23 +102,7 @@ export class LocalCluster {
     for (const end of ended) end.catch(() => {});
     const routers = this.processes.filter((process) => process.role === 'router').length;
     const routersWanted = routers + (coordinator.router === false ? 0 : 1);
-    const waiting = async () => {
-      const end = performance.now() + readyTimeoutMs;
-      for (;;) {
-        const { view } = await this.client.describeCluster();
-        const ready = view?.nodes.filter((node) => node.role === 'ROUTER' && node.state === 'READY') ?? [];
-        if (view?.ready && ready.length >= routersWanted) return;
-        if (performance.now() > end) {
-          const reason = view?.ready
-            ? `${ready.length} of ${routersWanted} routers are ready`
-            : (view?.reason ?? 'no view');
-          const text = `the cluster is not ready after ${readyTimeoutMs} ms: ${reason}`;
-          throw new SwitchyardError('NOT_READY', text, { reason });
-        }
-        await sleep(pollMs, signal);
-      }
-    };
-    await Promise.race([waiting(), ...ended]);
+    await Promise.race([this.client.waitUntilReady(readyTimeoutMs, routersWanted, signal), ...ended]);
     await within(readyTimeoutMs, Promise.all(this.processes.map((process) => process.listening)));
   }
 }

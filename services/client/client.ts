@@ -59,7 +59,7 @@ export interface ForwardOptions {
 const messageBytesMax = 128 * 1024 * 1024;
 /** The router's own deadline comes first: its error says where the time went. */
 const deadlineGraceMs = 2_000;
-const readyPollMs = 100;
+const readyPollMs = 50;
 
 const toggle = (value: boolean | undefined) => (value === undefined ? 'DEFAULT' : value ? 'ON' : 'OFF');
 
@@ -75,7 +75,7 @@ export class SwitchyardClient {
     private readonly timeoutMs: number,
   ) {}
 
-  /** Connects and reads the cluster's description. Throws NOT_READY if nothing answers, UNAUTHENTICATED for a wrong token. */
+  /** Connects. Throws NOT_READY if nothing answers, UNAUTHENTICATED for a wrong token; the cluster may still be loading. */
   static async connect(
     address: string,
     { token = null, timeoutMs = 5_000 }: ConnectOptions = {},
@@ -83,11 +83,13 @@ export class SwitchyardClient {
     const client = new SwitchyardClient(address, token, timeoutMs);
     try {
       await client.describeCluster();
-      return client;
     } catch (error) {
-      client.close();
-      throw error;
+      if (!isLoading(error)) {
+        client.close();
+        throw error;
+      }
     }
+    return client;
   }
 
   /** Members, placement and readiness, as of now. */
@@ -103,14 +105,28 @@ export class SwitchyardClient {
     );
   }
 
-  /** Resolves when every expert is on a live worker and a router is there; throws NOT_READY with the reason after `timeoutMs`. */
-  async waitUntilReady(timeoutMs: number, signal?: AbortSignal): Promise<ClusterDescription> {
+  /**
+   * Resolves when every expert is on a live worker and `routers` routers are ready; throws NOT_READY with the reason
+   * after `timeoutMs`.
+   */
+  async waitUntilReady(timeoutMs: number, routers = 1, signal?: AbortSignal): Promise<ClusterDescription> {
     const end = performance.now() + timeoutMs;
     for (;;) {
-      const description = await this.describeCluster();
-      if (readyRouters(description).length > 0) return description;
+      let reason: string;
+      try {
+        const description = await this.describeCluster();
+        const ready = readyRouters(description).length;
+        if (ready >= routers) return description;
+        reason = description.view?.ready
+          ? `${ready} of ${routers} routers are ready`
+          : notReadyReason(description);
+      } catch (error) {
+        if (!isLoading(error)) throw error;
+        reason = error.message;
+      }
       if (performance.now() > end) {
-        throw notReady(description, `after ${timeoutMs} ms`);
+        const text = `the cluster is not ready after ${timeoutMs} ms: ${reason}`;
+        throw new SwitchyardError('NOT_READY', text, { reason });
       }
       await sleep(readyPollMs, signal);
     }
@@ -122,7 +138,10 @@ export class SwitchyardClient {
     const { hidden } = this.model;
     const description = await this.describeCluster();
     const addresses = readyRouters(description);
-    if (addresses.length === 0) throw notReady(description, 'now');
+    if (addresses.length === 0) {
+      const reason = notReadyReason(description);
+      throw new SwitchyardError('NOT_READY', `the cluster is not ready: ${reason}`, { reason });
+    }
     const source = await toSource(input, hidden, options);
     const sequences = options.sequences ?? ('sequences' in source ? source.sequences : undefined) ?? 1;
     const length = options.length ?? source.tokens / sequences;
@@ -204,9 +223,13 @@ function readyRouters({ view }: ClusterDescription): string[] {
     .map((node) => node.address);
 }
 
-function notReady({ view }: ClusterDescription, when: string): SwitchyardError {
-  const reason = view?.reason || 'no router has joined';
-  return new SwitchyardError('NOT_READY', `the cluster is not ready ${when}: ${reason}`, { reason });
+function notReadyReason({ view }: ClusterDescription): string {
+  return view?.reason || 'no router is ready';
+}
+
+/** A server answered, and does not know its cluster yet; `unreachable` names the address that nothing answers at. */
+function isLoading(error: unknown): error is SwitchyardError {
+  return error instanceof SwitchyardError && error.code === 'NOT_READY' && !('address' in error.details);
 }
 
 async function toSource(

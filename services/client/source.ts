@@ -97,17 +97,25 @@ export function isReader(input: object): input is RowsReader {
   return typeof (input as Partial<RowsReader>).read === 'function' && 'tokens' in input;
 }
 
+export interface FileRows extends RowsReader {
+  /** Name of the tensor; null for a raw file. */
+  readonly tensor: string | null;
+  readonly shape: readonly number[];
+}
+
 /**
  * A file of rows: raw little-endian BF16, or a BF16 tensor of a .safetensors file (null: its only one). All
  * dimensions of a tensor but the last two count its sequences. The file code needs the native addon; it is
  * loaded here, so that clients without files do not.
  */
-export async function rowsInFile(path: string, tensor: string | null, hidden: number): Promise<RowsReader> {
+export async function rowsInFile(path: string, tensor: string | null, hidden: number): Promise<FileRows> {
   const { openRowsReader } = await import('../model/rows-file.js');
   const file = await openRowsReader(path, { tensor, hidden });
   return {
     tokens: file.tokens,
     hidden: file.hidden,
+    tensor: file.tensor,
+    shape: file.shape,
     sequences: file.shape.slice(0, -2).reduce((product, size) => product * size, 1),
     read: async (first, count) => {
       const slab = await file.read(first, count);
