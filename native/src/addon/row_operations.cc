@@ -102,7 +102,7 @@ void prepare_pack(const Napi::CallbackInfo& info, Operation& operation) {
     for (PackPlan& plan : plan_pack(experts, weights, top_k, worker_of, workers)) {
       SlabRef packed = allocate_rows(plan.tokens.size(), hidden);
       for_rows(plan.tokens.size(), hidden, [&](size_t first, size_t count) {
-        pack_rows(rows_of(rows), hidden, plan.tokens, first, count, rows_of(packed) + first * hidden);
+        pack_rows(rows_of(rows), hidden, plan.tokens, first, count, rows_of(packed));
       });
       groups->push_back({std::move(plan), std::move(packed)});
     }
