@@ -1,4 +1,4 @@
-import { cpus, totalmem, type as osType, release } from 'node:os';
+import { cpus, type as osType, release, totalmem } from 'node:os';
 import { native } from '../native/index.js';
 
 /** One measured figure beside the limit or peer it was measured against, in the same run. */

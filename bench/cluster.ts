@@ -1,0 +1,110 @@
+import { availableParallelism } from 'node:os';
+import { native } from '../native/index.js';
+import { UsageMeter } from '../services/cli/cluster-usage.js';
+import { LocalCluster } from '../services/cli/local-cluster.js';
+import type { RowsReader } from '../services/client/index.js';
+import { type PresetName, presets } from '../services/model/synthetic.js';
+import { BareFfn } from './bare.js';
+import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
+
+interface Case {
+  id: string;
+  preset: PresetName;
+  /** Enough for the pipeline's start and end to weigh little beside its middle. */
+  tokens: number;
+  chunkTokens: number;
+}
+
+/** `seed` is the shape of the reference batch; a run of it computes 8,192 of its 1,280,000 tokens. */
+export const clusterCases: readonly Case[] = [
+  { id: 'cluster/seed', preset: 'reference', tokens: 8_192, chunkTokens: 1_024 },
+  { id: 'cluster/fine', preset: 'fine', tokens: 16_384, chunkTokens: 1_024 },
+  { id: 'cluster/demo', preset: 'demo', tokens: 49_152, chunkTokens: 1_024 },
+];
+
+const bareSeconds = 4;
+const expertsLoadedMax = 8;
+const readyTimeoutMs = 300_000;
+
+/**
+ * A whole cluster (client, coordinator with its router, one single-threaded worker a core) against the bare expert FFN
+ * on the same cores: tokens per second, in turn, so that both see the same machine.
+ */
+export async function benchCluster(test: Case, options: BenchOptions): Promise<BenchResult> {
+  const cores = availableParallelism();
+  const spec = presets[test.preset].model;
+  const bare = await BareFfn.open({ kind: 'synthetic', spec }, cores, expertsLoadedMax);
+  const cluster = await LocalCluster.start({
+    workers: cores,
+    routers: 0,
+    threads: 1,
+    coordinator: { preset: test.preset, port: 0, metricsPort: 0, threads: cores },
+    token: null,
+    readyTimeoutMs,
+  });
+  try {
+    const rows = await repeatedRows(spec.hidden, test.tokens);
+    await submit(cluster, rows, test.chunkTokens);
+    const runs: { value: number; reference: number }[] = [];
+    const loops: Record<'client' | 'router' | 'worker', number>[] = [];
+    for (let run = 0; run < options.runs; run++) {
+      const reference = await bare.tokensPerSecond(bareSeconds);
+      const meter = await UsageMeter.begin(cluster);
+      const value = await submit(cluster, rows, test.chunkTokens);
+      const usage = await meter.end();
+      const busiest = (role: string) =>
+        Math.max(...usage.filter((one) => one.role === role).map((one) => one.eventLoopUtilization));
+      loops.push({
+        client: busiest('client'),
+        router: busiest('coordinator'),
+        worker: busiest('worker'),
+      });
+      runs.push({ value, reference });
+    }
+    const loop = (role: 'client' | 'router' | 'worker') => median(loops.map((sample) => sample[role]));
+    return summarize(test.id, 'tokens/s', 'bare expert FFN', runs, {
+      eventLoopClient: loop('client'),
+      eventLoopRouter: loop('router'),
+      eventLoopWorker: loop('worker'),
+    });
+  } finally {
+    await cluster.stop();
+    bare.close();
+  }
+}
+
+/** Tokens per second of one batch, as the client sees it; the answers are dropped. */
+async function submit(cluster: LocalCluster, rows: RowsReader, chunkTokens: number): Promise<number> {
+  const call = await cluster.client.forward(rows, { chunkTokens });
+  let tokens = 0;
+  for await (const chunk of call) tokens += chunk.count;
+  const { seconds } = await call.summary;
+  if (tokens !== rows.tokens) throw new Error(`${tokens} of ${rows.tokens} tokens came back`);
+  return tokens / seconds;
+}
+
+/** The same few rows again and again: making new ones would be measured with the cluster. */
+async function repeatedRows(hidden: number, tokens: number): Promise<RowsReader> {
+  const made = Math.min(tokens, 4_096);
+  const slab = await native.synthesizeTokens({
+    seed: 5,
+    firstToken: 0,
+    count: made,
+    hidden,
+    skew: 0,
+    topics: 1_024,
+  });
+  const bytes = slab.view();
+  const rowBytes = hidden * 2;
+  return {
+    tokens,
+    hidden,
+    sequences: 1,
+    read: (first, count) => {
+      const start = first % made;
+      if (start + count <= made) return bytes.subarray(start * rowBytes, (start + count) * rowBytes);
+      const wrapped = start + count - made;
+      return Buffer.concat([bytes.subarray(start * rowBytes), bytes.subarray(0, wrapped * rowBytes)]);
+    },
+  };
+}

@@ -1,0 +1,34 @@
+import { invalidArgument } from '../services/common/errors.js';
+import { benchCluster, clusterCases } from './cluster.js';
+import { benchKernels } from './kernels.js';
+import { benchLink } from './link.js';
+import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
+
+/** What can be measured, by the name or the beginning of the name of its figures. */
+const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> = {
+  kernels: benchKernels,
+  link: benchLink,
+  ...Object.fromEntries(
+    clusterCases.map((test) => [
+      test.id,
+      async (options: BenchOptions) => [await benchCluster(test, options)],
+    ]),
+  ),
+};
+
+/** Measures a group (`kernels`, `cluster`, `cluster/seed`, …) or, with null, everything, one after another. */
+export async function runBench(group: string | null, options: BenchOptions): Promise<BenchReport> {
+  const chosen = Object.keys(groups).filter(
+    (name) => group === null || name === group || name.startsWith(`${group}/`),
+  );
+  if (chosen.length === 0) throw invalidArgument('group', group, Object.keys(groups).join(', '));
+  const results: BenchResult[] = [];
+  for (const name of chosen) {
+    options.log(`measuring ${name} …`);
+    for (const result of await groups[name]!(options)) {
+      options.log(formatResult(result));
+      results.push(result);
+    }
+  }
+  return { machine: machine(), results };
+}
