@@ -1,0 +1,111 @@
+#include "memory/slab.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "runtime/error.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t mebibyte = size_t{1} << 20;
+
+Code code_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.code;
+  }
+  return Code::internal;
+}
+
+TEST(SlabArena, GivesPageAlignedWritableMemoryOfTheSizeAskedFor) {
+  SlabArena arena(64 * mebibyte);
+  for (const size_t size : {size_t{1}, size_t{4096}, size_t{4097}, 3 * mebibyte + 5}) {
+    const SlabRef slab = arena.allocate(size);
+    EXPECT_EQ(slab->size(), size);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(slab->data()) % 4096, 0u);
+    std::memset(slab->data(), 0xa5, size);
+  }
+}
+
+TEST(SlabArena, WastesAtMostAnEighthOfLargeSlabs) {
+  SlabArena arena(size_t{1} << 40);
+  for (size_t size = 70'000; size < 40 * mebibyte; size = size * 9 / 8 + 77) {
+    const SlabRef slab = arena.allocate(size);
+    EXPECT_GE(arena.stats().bytes_in_use, size);
+    EXPECT_LE(arena.stats().bytes_in_use, size + size / 8 + 1) << size;
+  }
+}
+
+TEST(SlabArena, KeepsMemoryUntilTheLastReferenceAndThenReusesIt) {
+  SlabArena arena(64 * mebibyte);
+  SlabRef first = arena.allocate(mebibyte);
+  SlabRef second = first;
+  const std::byte* address = first->data();
+  first.reset();
+  first.reset();
+  EXPECT_EQ(arena.stats().slabs, 1u);
+  EXPECT_EQ(arena.stats().bytes_cached, 0u);
+  second = SlabRef();
+  EXPECT_EQ(arena.stats().slabs, 0u);
+  EXPECT_EQ(arena.stats().bytes_cached, mebibyte);
+  EXPECT_EQ(arena.allocate(mebibyte)->data(), address);
+}
+
+TEST(SlabArena, RefusesAtTheLimitAndCountsTheCacheAsFree) {
+  SlabArena arena(4 * mebibyte);
+  {
+    const SlabRef small = arena.allocate(3 * mebibyte);
+    EXPECT_EQ(code_of([&] { arena.allocate(2 * mebibyte); }), Code::resource_exhausted);
+    EXPECT_EQ(arena.stats().slabs, 1u);
+  }
+  // The 3 MiB in the cache make way for another size class.
+  const SlabRef large = arena.allocate(4 * mebibyte);
+  EXPECT_EQ(arena.stats().bytes_cached, 0u);
+  EXPECT_EQ(arena.stats().bytes_in_use, 4 * mebibyte);
+}
+
+TEST(SlabArena, RefusesZeroAndAbsurdSizes) {
+  SlabArena arena(4 * mebibyte);
+  EXPECT_EQ(code_of([&] { arena.allocate(0); }), Code::invalid_argument);
+  EXPECT_EQ(code_of([&] { arena.allocate(SIZE_MAX); }), Code::invalid_argument);
+  EXPECT_EQ(code_of([&] { arena.allocate(size_t{1} << 45); }), Code::resource_exhausted);
+}
+
+TEST(SlabArena, ALoweredLimitEmptiesTheCache) {
+  SlabArena arena(8 * mebibyte);
+  SlabRef kept = arena.allocate(mebibyte);
+  arena.allocate(4 * mebibyte);
+  EXPECT_EQ(arena.stats().bytes_cached, 4 * mebibyte);
+  arena.set_limit(mebibyte / 2);
+  EXPECT_EQ(arena.stats().bytes_cached, 0u);
+  kept.reset();
+  EXPECT_LE(arena.stats().bytes_cached, mebibyte / 2);
+  EXPECT_EQ(code_of([&] { arena.allocate(mebibyte); }), Code::resource_exhausted);
+}
+
+TEST(SlabArena, ThreadsShareSlabsAndTheArena) {
+  SlabArena arena(256 * mebibyte);
+  const SlabRef shared = arena.allocate(4096);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&arena, shared, i] {
+      for (int round = 0; round < 2000; ++round) {
+        const SlabRef copy = shared;
+        const SlabRef own = arena.allocate(4096 * (1 + (round + i) % 20));
+        std::memset(own->data(), i, own->size());
+        ASSERT_EQ(std::to_integer<int>(own->data()[own->size() - 1]), i);
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(arena.stats().slabs, 1u);
+  EXPECT_EQ(arena.stats().bytes_in_use, 4096u);
+}
+
+}  // namespace
+}  // namespace switchyard

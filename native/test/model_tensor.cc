@@ -1,0 +1,168 @@
+#include "model/tensor.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kernels/bf16.h"
+#include "model/generator.h"
+#include "runtime/error.h"
+
+namespace switchyard {
+namespace {
+
+std::filesystem::path write_file(const std::string& name, const std::vector<char>& bytes) {
+  const auto path = std::filesystem::path(testing::TempDir()) / ("switchyard_" + std::to_string(::getpid()) + name);
+  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  return path;
+}
+
+template <typename Stored>
+TensorSource stored_tensor(const std::vector<Stored>& values, StoredDtype dtype, const std::string& name) {
+  // One byte in front, so that no element is aligned.
+  std::vector<char> bytes(1 + values.size() * sizeof(Stored));
+  std::memcpy(bytes.data() + 1, values.data(), values.size() * sizeof(Stored));
+  const auto path = write_file(name, bytes);
+  auto file = MappedFile::open(path);
+  std::filesystem::remove(path);
+  return {.rows = 1, .columns = values.size(), .origin = FileTensor{std::move(file), 1, dtype}};
+}
+
+std::vector<uint16_t> read_all(const TensorSource& source) {
+  check_tensor(source, "tensor");
+  std::vector<uint16_t> out(source.elements());
+  read_elements(source, 0, out.size(), out.data());
+  return out;
+}
+
+TEST(Generator, GivesTheValuesOfItsDefinition) {
+  // Computed by another program, in Python's integers, from the definition.
+  const auto first = [](uint64_t seed, Generator::Domain domain, uint64_t stream, uint64_t index) {
+    float value;
+    Generator(seed, domain, stream).uniform(index, 1, &value);
+    return value * 0x1p23f;
+  };
+  EXPECT_EQ(Generator(0, Generator::Domain::weights, 0).bits(0), 0xa0e84e91u);
+  EXPECT_EQ(first(0, Generator::Domain::weights, 0, 0), -6231986.0f);
+  EXPECT_EQ(first(7, Generator::Domain::weights, 3, 4095), 4781974.0f);
+  EXPECT_EQ(first(7, Generator::Domain::weights, 3, 4096), -7422170.0f);
+  EXPECT_EQ(first((uint64_t{1} << 53) - 1, Generator::Domain::noise, 12345678901, 1'000'000'000'000), 7542539.0f);
+}
+
+TEST(Generator, AnyPartEqualsThePartOfTheWhole) {
+  const Generator generator(3, Generator::Domain::weights, 9);
+  std::vector<float> whole(10'000);
+  generator.uniform(0, whole.size(), whole.data());
+  for (const auto& [first, count] : {std::pair<size_t, size_t>{0, 1}, {4090, 13}, {4096, 4096}, {777, 9000}}) {
+    std::vector<float> part(count);
+    generator.uniform(first, count, part.data());
+    EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + first)) << first;
+  }
+}
+
+TEST(Generator, IsUniformAndStreamsAreUncorrelated) {
+  constexpr size_t count = 1 << 20;
+  std::vector<float> a(count), b(count);
+  Generator(1, Generator::Domain::weights, 1).uniform(0, count, a.data());
+  Generator(1, Generator::Domain::weights, 2).uniform(0, count, b.data());
+  double sum = 0, squares = 0, product = 0, lag = 0;
+  std::vector<int> buckets(16);
+  for (size_t i = 0; i < count; ++i) {
+    ASSERT_GE(a[i], -1.0f);
+    ASSERT_LT(a[i], 1.0f);
+    sum += a[i];
+    squares += a[i] * a[i];
+    product += a[i] * b[i];
+    lag += a[i] * a[(i + 1) % count];
+    ++buckets[static_cast<int>((a[i] + 1) * 8)];
+  }
+  // Six standard deviations of the means: 1/sqrt(3n), 0.3/sqrt(n) and 1/(3 sqrt(n)).
+  EXPECT_NEAR(sum / count, 0, 6 * 0.578 / 1024);
+  EXPECT_NEAR(squares / count, 1.0 / 3, 6 * 0.3 / 1024);
+  EXPECT_NEAR(product / count, 0, 6 * 0.334 / 1024);
+  EXPECT_NEAR(lag / count, 0, 6 * 0.334 / 1024);
+  for (const int bucket : buckets) EXPECT_NEAR(bucket, count / 16, 6 * std::sqrt(count / 16.0));
+}
+
+TEST(TensorSource, SyntheticWeightsAreCentredScaledAndRoundedOnce) {
+  const TensorSource source{.rows = 3, .columns = 5000, .origin = SyntheticTensor{11, 4, 0.25f, 1.0f}};
+  const auto bits = read_all(source);
+  std::vector<float> unit(bits.size());
+  Generator(11, Generator::Domain::weights, 4).uniform(0, unit.size(), unit.data());
+  for (size_t i = 0; i < bits.size(); ++i) {
+    ASSERT_EQ(bits[i], float_to_bf16(1.0f + 0.25f * unit[i])) << i;
+  }
+  std::vector<uint16_t> part(100);
+  read_elements(source, 8150, part.size(), part.data());
+  EXPECT_TRUE(std::equal(part.begin(), part.end(), bits.begin() + 8150));
+}
+
+TEST(TensorSource, ReadsBf16AsItIs) {
+  const std::vector<uint16_t> values{0, 0x8000, 0x3f80, 0x7f80, 0x7fc1, 0x0001, 0xff7f};
+  EXPECT_EQ(read_all(stored_tensor(values, StoredDtype::bf16, "bf16")), values);
+}
+
+TEST(TensorSource, RoundsF32ToNearestEven) {
+  const std::vector<float> values{1.0f, 1.00390625f, 1.01171875f, -0.0f, 3.4e38f, 1e-45f,
+                                  std::numeric_limits<float>::infinity()};
+  const std::vector<uint16_t> expected{0x3f80, 0x3f80, 0x3f82, 0x8000, 0x7f80, 0x0000, 0x7f80};
+  EXPECT_EQ(read_all(stored_tensor(values, StoredDtype::f32, "f32")), expected);
+}
+
+TEST(TensorSource, ConvertsEveryF16) {
+  std::vector<uint16_t> values(65536);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint16_t>(i);
+  const auto bits = read_all(stored_tensor(values, StoredDtype::f16, "f16"));
+  for (size_t i = 0; i < values.size(); ++i) {
+    const int exponent = (i >> 10) & 0x1f;
+    const int fraction = i & 0x3ff;
+    if (exponent == 31 && fraction != 0) {
+      EXPECT_TRUE(std::isnan(bf16_to_float(bits[i]))) << i;
+      continue;
+    }
+    double value = exponent == 31  ? std::numeric_limits<double>::infinity()
+                   : exponent == 0 ? std::ldexp(fraction, -24)
+                                   : std::ldexp(1024 + fraction, exponent - 25);
+    if (i & 0x8000) value = -value;
+    ASSERT_EQ(bits[i], float_to_bf16(static_cast<float>(value))) << i;
+  }
+}
+
+TEST(TensorSource, RefusesATensorThatEndsPastItsFile) {
+  TensorSource source = stored_tensor(std::vector<float>(6), StoredDtype::f32, "short");
+  source.rows = 2;
+  source.columns = 3;
+  EXPECT_NO_THROW(check_tensor(source, "w"));
+  source.rows = 3;
+  EXPECT_THROW(check_tensor(source, "w"), Error);
+  source.rows = 2;
+  std::get<FileTensor>(source.origin).byte_offset = SIZE_MAX - 2;
+  EXPECT_THROW(check_tensor(source, "w"), Error);
+  source.rows = SIZE_MAX / 2;
+  EXPECT_THROW(check_tensor(source, "w"), Error);
+}
+
+TEST(MappedFile, SaysWhichPathCannotBeMappedAndWhy) {
+  try {
+    MappedFile::open("/nonexistent/switchyard");
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code, Code::model_invalid);
+    EXPECT_NE(std::string(error.what()).find("/nonexistent/switchyard"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("No such file"), std::string::npos);
+  }
+  EXPECT_THROW(MappedFile::open(testing::TempDir()), Error);
+  const auto path = write_file("empty", {});
+  EXPECT_EQ(MappedFile::open(path)->size(), 0u);
+  std::filesystem::remove(path);
+}
+
+}  // namespace
+}  // namespace switchyard

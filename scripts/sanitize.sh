@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Builds the native tests with AddressSanitizer and UndefinedBehaviorSanitizer and runs them.
+#
+#   scripts/sanitize.sh [ctest arguments, for example: -R memory]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build=native/build-sanitize
+cmake -S native -B "$build" -G Ninja \
+  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSWITCHYARD_TESTS=ON -DSWITCHYARD_SANITIZE=both >/dev/null
+cmake --build "$build"
+
+# The first finding ends the test that made it, with a stack.
+export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+ctest --test-dir "$build" --output-on-failure "$@"
