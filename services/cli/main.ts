@@ -2,50 +2,41 @@
 import { Command, CommanderError } from 'commander';
 import { asSwitchyardError } from '../common/errors.js';
 import { version } from '../common/version.js';
-import { benchCommand } from './bench.js';
-import { coordinatorCommand } from './coordinator.js';
-import { demoCommand } from './demo.js';
-import { doctorCommand } from './doctor.js';
-import { forwardCommand } from './forward.js';
-import { routerCommand } from './router.js';
-import { runCommand } from './run.js';
-import { statusCommand } from './status.js';
-import { upCommand } from './up.js';
-import { workerCommand } from './worker.js';
 
 const exitFailure = 1;
 const exitUsage = 2;
 /** Errors that say how the command was called, not what it met. */
 const usageCodes = ['CONFIG_INVALID', 'INVALID_ARGUMENT'];
 
-const commands = [
-  upCommand,
-  coordinatorCommand,
-  routerCommand,
-  workerCommand,
-  forwardCommand,
-  runCommand,
-  demoCommand,
-  statusCommand,
-  benchCommand,
-  doctorCommand,
-];
+/** Loaded by need: a worker does not pay for what the demo imports. */
+const commands: Record<string, () => Promise<Command>> = {
+  up: async () => (await import('./up.js')).upCommand,
+  coordinator: async () => (await import('./coordinator.js')).coordinatorCommand,
+  router: async () => (await import('./router.js')).routerCommand,
+  worker: async () => (await import('./worker.js')).workerCommand,
+  forward: async () => (await import('./forward.js')).forwardCommand,
+  run: async () => (await import('./run.js')).runCommand,
+  demo: async () => (await import('./demo.js')).demoCommand,
+  status: async () => (await import('./status.js')).statusCommand,
+  bench: async () => (await import('./bench.js')).benchCommand,
+  doctor: async () => (await import('./doctor.js')).doctorCommand,
+};
 
-function createProgram(): Command {
+async function createProgram(named: string | undefined): Promise<Command> {
   const program = new Command('switchyard')
     .description('A distributed expert-parallel cluster for Mixture-of-Experts layers.')
     .version(version)
     .helpCommand(false)
     .showHelpAfterError('(add --help for what there is)')
-    .addHelpText('after', '\nExit status: 0 success, 1 failure, 2 wrong usage or configuration.');
-  for (const command of commands) program.addCommand(command.copyInheritedSettings(program));
-  program.exitOverride();
-  for (const command of program.commands) command.exitOverride();
+    .addHelpText('after', '\nExit status: 0 success, 1 failure, 2 wrong usage or configuration.')
+    .exitOverride();
+  const loaders = named && Object.hasOwn(commands, named) ? [commands[named]!] : Object.values(commands);
+  for (const load of loaders) program.addCommand((await load()).copyInheritedSettings(program));
   return program;
 }
 
 try {
-  await createProgram().parseAsync();
+  await (await createProgram(process.argv[2])).parseAsync();
 } catch (thrown) {
   if (thrown instanceof CommanderError) {
     // Commander has printed its own message.

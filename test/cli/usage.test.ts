@@ -1,0 +1,112 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, test } from '@jest/globals';
+import { switchyard } from '../support/cli.js';
+
+const commands = [
+  'up',
+  'coordinator',
+  'router',
+  'worker',
+  'forward',
+  'run',
+  'demo',
+  'status',
+  'bench',
+  'doctor',
+];
+
+/** One line that begins with the program's name, and no stack. */
+function expectOneLine(stderr: string): void {
+  expect(stderr.trimEnd().split('\n')).toHaveLength(1);
+  expect(stderr).toMatch(/^switchyard: [A-Z_]+: /);
+}
+
+describe('the command line', () => {
+  test('lists its commands and exit status', async () => {
+    const { status, stdout } = await switchyard(['--help']);
+    expect(status).toBe(0);
+    for (const command of commands) expect(stdout).toMatch(new RegExp(`^  ${command} `, 'm'));
+    expect(stdout).toContain('Exit status');
+  });
+
+  test.each(commands)('%s explains itself with examples', async (command) => {
+    const { status, stdout } = await switchyard([command, '--help']);
+    expect(status).toBe(0);
+    expect(stdout).toContain(`switchyard ${command}`);
+    expect(stdout).toContain('Examples:');
+    expect(stdout).toContain('--config <file>');
+  });
+
+  test('tells its version', async () => {
+    expect((await switchyard(['--version'])).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
+  });
+
+  test.each([
+    ['an unknown option', ['up', '--bogus']],
+    ['an unknown command', ['fly']],
+    ['too many arguments', ['status', 'now']],
+  ])('exits with 2 at %s', async (_, args) => {
+    const { status, stderr } = await switchyard(args);
+    expect(status).toBe(2);
+    expect(stderr).toContain('error:');
+  });
+
+  test.each([
+    ['--workers', '-3', ['up', '--workers', '-3']],
+    ['--workers', '0', ['demo', '--workers', '0']],
+    ['--preset', 'huge', ['run', '--preset', 'huge']],
+    ['--layers', '3-1', ['forward', '--layers', '3-1']],
+    ['--port', '70000', ['coordinator', '--port', '70000']],
+    ['--slab-bytes', '-1GiB', ['worker', '--slab-bytes=-1GiB']],
+    ['--combine', 'most', ['forward', '--combine', 'most']],
+  ])('exits with 2 at %s %s, which it names', async (flag, value, args) => {
+    const { status, stderr } = await switchyard(args);
+    expect(status).toBe(2);
+    expectOneLine(stderr);
+    expect(stderr).toContain(flag);
+    expect(stderr).toContain(value);
+    expect(stderr).toContain('allowed');
+  });
+
+  test('names the variable of a bad value from the environment', async () => {
+    const { status, stderr } = await switchyard(['coordinator'], { SWITCHYARD_METRICS_PORT: 'many' });
+    expect(status).toBe(2);
+    expectOneLine(stderr);
+    expect(stderr).toContain('SWITCHYARD_METRICS_PORT');
+  });
+
+  test('names file, section and key of a bad value from the YAML file', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'switchyard-cli-'));
+    try {
+      const path = join(directory, 'cluster.yaml');
+      await writeFile(path, 'worker:\n  maxRows: -4\n');
+      const { status, stderr } = await switchyard(['worker', '--config', path]);
+      expect(status).toBe(2);
+      expectOneLine(stderr);
+      expect(stderr).toContain(`${path}: worker.maxRows is -4`);
+    } finally {
+      await rm(directory, { recursive: true });
+    }
+  });
+
+  test('exits with 1 and the address when nothing answers', async () => {
+    const { status, stderr } = await switchyard(['status', '--address', '127.0.0.1:1']);
+    expect(status).toBe(1);
+    expectOneLine(stderr);
+    expect(stderr).toContain('127.0.0.1:1');
+  });
+});
+
+describe('doctor', () => {
+  test('reports what a machine has as JSON', async () => {
+    const { status, stdout } = await switchyard(['doctor', '--json']);
+    expect(status).toBe(0);
+    const findings = JSON.parse(stdout) as { name: string; state: string; detail: string }[];
+    const byName = new Map(findings.map((finding) => [finding.name, finding]));
+    expect(byName.get('Node')).toMatchObject({ state: 'ok' });
+    expect(byName.get('native addon')).toMatchObject({ state: 'ok' });
+    expect(byName.get('cores')?.detail).toMatch(/^\d+ usable of \d+/);
+  });
+});

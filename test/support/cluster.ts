@@ -1,0 +1,97 @@
+import { afterAll } from '@jest/globals';
+import { LocalCluster, type LocalClusterOptions } from '../../services/cli/local-cluster.js';
+import type { Flags, LocalProcess } from '../../services/cli/local-process.js';
+import type { SwitchyardClient } from '../../services/client/index.js';
+
+export interface TestClusterOptions {
+  /** Flags of the coordinator: model, sizes, feedback. Default: the preset `tiny`. */
+  coordinator?: Flags;
+  worker?: Flags;
+  router?: Flags;
+  workers?: number;
+  /** Router processes beside the embedded one. */
+  routers?: number;
+  token?: string | null;
+}
+
+const readyTimeoutMs = 60_000;
+const running = new Set<TestCluster>();
+
+/** A real cluster of processes from dist/, on free ports. A test file's clusters are stopped after its last test. */
+export async function startCluster(options: TestClusterOptions = {}): Promise<TestCluster> {
+  const lines: string[] = [];
+  const node = { port: 0, metricsPort: 0 };
+  const all: LocalClusterOptions = {
+    workers: options.workers ?? 2,
+    routers: options.routers ?? 0,
+    threads: 1,
+    coordinator: { preset: 'tiny', ...node, ...options.coordinator },
+    router: { ...node, ...options.router },
+    worker: { ...node, ...options.worker },
+    token: options.token ?? null,
+    readyTimeoutMs,
+    onLine: (process, line) => lines.push(`${process.name} ${line}`),
+  };
+  try {
+    const cluster = new TestCluster(await LocalCluster.start(all), lines);
+    running.add(cluster);
+    return cluster;
+  } catch (error) {
+    process.stderr.write(`${lines.join('\n')}\n`);
+    throw error;
+  }
+}
+
+afterAll(async () => {
+  await Promise.all([...running].map((cluster) => cluster.stop()));
+});
+
+export class TestCluster {
+  constructor(
+    private readonly cluster: LocalCluster,
+    /** Everything the processes printed, each line behind the process's name. */
+    readonly lines: readonly string[],
+  ) {}
+
+  get client(): SwitchyardClient {
+    return this.cluster.client;
+  }
+
+  /** host:port of the coordinator. */
+  get address(): string {
+    return this.cluster.address;
+  }
+
+  get metricsUrl(): string {
+    return this.cluster.metricsUrl;
+  }
+
+  get processes(): readonly LocalProcess[] {
+    return this.cluster.processes;
+  }
+
+  /** The process of that name: coordinator, worker-0, router-0 … */
+  process(name: string): LocalProcess {
+    const found = this.processes.find((process) => process.name === name);
+    if (!found)
+      throw new Error(`no process ${name}; there are ${this.processes.map(({ name }) => name).join(' ')}`);
+    return found;
+  }
+
+  /** Sends the signal and resolves when the process has ended. */
+  async kill(name: string, signal: NodeJS.Signals = 'SIGKILL') {
+    const process = this.process(name);
+    process.kill(signal);
+    return process.exited;
+  }
+
+  async stop(): Promise<void> {
+    running.delete(this);
+    await this.cluster.stop();
+  }
+
+  /** Prints what the processes said; for a test that is about to fail. */
+  dump(): void {
+    process.stderr.write(`${this.lines.join('\n')}\n`);
+  }
+}
