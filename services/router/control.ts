@@ -69,6 +69,11 @@ export class Control {
     return this.failure;
   }
 
+  /** Tells the coordinator that this router takes no new batches. */
+  leaving(reason: string): void {
+    this.session?.leaving(reason);
+  }
+
   async leave(reason: string): Promise<void> {
     await this.session?.leave(reason);
   }

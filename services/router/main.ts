@@ -1,6 +1,6 @@
 import { native } from '../../native/index.js';
 import { readToken } from '../common/access.js';
-import { advertised } from '../common/advertise.js';
+import { advertised, advertisedUrl } from '../common/advertise.js';
 import { startGrpcServer } from '../common/grpc-server.js';
 import { startHttp } from '../common/http.js';
 import type { Running } from '../common/lifecycle.js';
@@ -57,7 +57,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const membership = router.start({
     coordinator: config.coordinator,
     own: address,
-    metrics: `${metricsUrl}/metrics`,
+    metrics: advertisedUrl(host, metricsUrl, config.advertiseHost),
   });
   log.info({ event: 'listening', role: 'router', name, address, metricsUrl, pid: process.pid });
 

@@ -141,14 +141,14 @@ export class Router {
     const { drainMs } = this.options.config;
     const drained = this.forward.drain(reason);
     // Told early, the coordinator sends nobody here any more.
-    const left = this.control.leave(reason);
+    this.control.leaving(reason);
     const timer = setTimeout(() => {
       const message = `the router is stopping (${reason}) and waited ${drainMs} ms for this batch`;
       this.forward.abort(new SwitchyardError('DRAINING', message, { reason, drainMs }));
     }, drainMs);
     await drained;
     clearTimeout(timer);
-    await left;
+    await this.control.leave(reason);
     this.links.close();
     this.control.release();
   }

@@ -108,7 +108,10 @@ describe('the account of a batch', () => {
   test('of a batch of one chunk has it in both tenths', () => {
     const account = new BatchAccount(plan());
     account.routed({ offset: 0, tokens: 32 }, 0, Uint32Array.of(64, 0, 0, 0, 0, 0), indexPlacements(view));
-    expect(account.summary('r')).toMatchObject({ balancednessFirst: expect.closeTo(1 / 3), balancednessLast: expect.closeTo(1 / 3) });
+    expect(account.summary('r')).toMatchObject({
+      balancednessFirst: expect.closeTo(1 / 3),
+      balancednessLast: expect.closeTo(1 / 3),
+    });
   });
 });
 

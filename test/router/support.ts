@@ -1,3 +1,6 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import { native } from '../../native/index.js';
 import type { ForwardHeader } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardOptions } from '../../services/common/generated/switchyard/v1/ForwardOptions.js';
 import type { ModelSpec } from '../../services/model/spec.js';
@@ -52,4 +55,16 @@ export function header(fields: Partial<ForwardHeader> = {}): ForwardHeader {
 
 export function plan(fields: Partial<ForwardHeader> = {}, more: Partial<BatchPlan> = {}): BatchPlan {
   return { ...planBatch(header(fields), limits), ...more };
+}
+
+setFlagsFromString('--expose-gc');
+const collectGarbage = runInNewContext('gc') as () => void;
+
+/** Slab bytes that somebody still holds. Views keep memory until they are collected, so that is done first. */
+export async function slabBytesHeld(): Promise<number> {
+  for (let turn = 0; turn < 20 && native.arenaStats().bytesInUse > 0; turn += 1) {
+    collectGarbage();
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  return native.arenaStats().bytesInUse;
 }
