@@ -47,9 +47,8 @@ export class NodeStream {
       this.writable = true;
       this.flush();
     });
-    call.on('end', () => this.end('the node ended its stream'));
-    call.on('cancelled', () => this.end('its stream broke'));
-    call.on('error', (error: Error) => this.end(`its stream broke: ${error.message}`));
+    // A stream that breaks ends like one that is ended; only a goodbye tells them apart.
+    for (const event of ['end', 'cancelled', 'error']) call.on(event, () => this.end());
   }
 
   get peer(): string {
@@ -100,10 +99,11 @@ export class NodeStream {
     }
   }
 
-  private end(reason: string): void {
+  private end(): void {
     if (this.closed) return;
     this.settle();
-    if (this.member !== null) this.owner.gone(this, this.member, reason);
+    if (this.member !== null)
+      this.owner.gone(this, this.member, 'its control stream ended without a goodbye');
     this.call.end();
   }
 
