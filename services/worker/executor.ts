@@ -310,7 +310,8 @@ export class Executor {
       rows: task.output!,
       rowCount: meta.rowIndices.length,
       computeSeconds: task.computeSeconds,
-      queueSeconds: (task.startedMs - task.arrivedMs) / 1000,
+      // All its waiting, between segments too: what is left of an exchange is then transport.
+      queueSeconds: Math.max(0, (performance.now() - task.arrivedMs) / 1000 - task.computeSeconds),
     };
     if (meta.combine === 'partial') {
       try {
