@@ -1,0 +1,101 @@
+import { describe, expect, test } from '@jest/globals';
+import { merge } from '../../services/client/merge.js';
+import { mergeSummaries } from '../../services/client/summary.js';
+import type { ForwardSummary } from '../../services/common/generated/switchyard/v1/ForwardSummary.js';
+
+async function* from(values: readonly string[], waitMs: number) {
+  for (const value of values) {
+    await new Promise((resolve) => setTimeout(resolve, waitMs));
+    yield value;
+  }
+}
+
+describe('merging answers', () => {
+  test('gives every value once, those of one stream in order, none waiting for a slower stream', async () => {
+    const merged: string[] = [];
+    for await (const value of merge([from(['a1', 'a2', 'a3'], 2), from(['b1', 'b2'], 30)]))
+      merged.push(value);
+    expect(merged.filter((value) => value.startsWith('a'))).toEqual(['a1', 'a2', 'a3']);
+    expect(merged.filter((value) => value.startsWith('b'))).toEqual(['b1', 'b2']);
+    expect(merged.indexOf('a3')).toBeLessThan(merged.indexOf('b2'));
+  });
+
+  test('fails with the first failure', async () => {
+    const failing = (async function* () {
+      yield 'x';
+      throw new Error('broken');
+    })();
+    const all = async () => {
+      for await (const _ of merge([from(['a1', 'a2'], 1), failing]));
+    };
+    await expect(all()).rejects.toThrow('broken');
+  });
+
+  test('asks each stream for one value ahead, and no more', async () => {
+    let asked = 0;
+    const counting = (async function* () {
+      for (;;) yield ++asked;
+    })();
+    const iterator = merge([counting]);
+    await iterator.next();
+    await iterator.next();
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    expect(asked).toBe(3);
+  });
+});
+
+const summary = (values: Partial<ForwardSummary>): ForwardSummary => ({
+  batchId: 'b',
+  router: '',
+  tokens: 0,
+  layers: [],
+  droppedRows: 0,
+  retries: 0,
+  nonFiniteTokens: 0,
+  timings: null,
+  messagesSent: 0,
+  rowsSent: 0,
+  bytesSent: 0,
+  assignments: 0,
+  balancednessFirst: 0,
+  balancednessLast: 0,
+  bytesReturned: 0,
+  ...values,
+});
+
+describe('merging summaries', () => {
+  test('adds counts by layer and expert, and weighs balancedness by tokens', () => {
+    const merged = mergeSummaries(
+      [
+        summary({
+          router: 'r0',
+          tokens: 300,
+          layers: [{ layer: 2, rows: [1, 2] }],
+          balancednessLast: 1,
+          messagesSent: 3,
+        }),
+        summary({
+          router: 'r1',
+          tokens: 100,
+          layers: [
+            { layer: 2, rows: [10, 20] },
+            { layer: 1, rows: [5, 5] },
+          ],
+          balancednessLast: 0.6,
+          messagesSent: 4,
+        }),
+      ],
+      2,
+    );
+    expect(merged).toMatchObject({ tokens: 400, messagesSent: 7, seconds: 2 });
+    expect(merged.layers).toEqual([
+      { layer: 1, rows: [5, 5] },
+      { layer: 2, rows: [11, 22] },
+    ]);
+    expect(merged.balancedness.last).toBeCloseTo(0.9);
+    expect(merged.routers).toEqual([
+      { name: 'r0', tokens: 300 },
+      { name: 'r1', tokens: 100 },
+    ]);
+  });
+});
