@@ -1,21 +1,12 @@
 #include "addon/arguments.h"
 
 #include <cmath>
-#include <sstream>
 
 namespace switchyard::addon {
 
 namespace {
 
 constexpr size_t shown_text_max = 80;
-
-/** As JavaScript writes it: 3, 0.5, 1e+21. */
-std::string show_number(double value) {
-  std::ostringstream text;
-  text.precision(17);
-  text << value;
-  return text.str();
-}
 
 }  // namespace
 
@@ -28,7 +19,7 @@ std::string show(const Napi::Value& value) {
     case napi_boolean:
       return value.As<Napi::Boolean>() ? "true" : "false";
     case napi_number:
-      return show_number(value.As<Napi::Number>().DoubleValue());
+      return value.ToString().Utf8Value();
     case napi_string: {
       const std::string text = value.As<Napi::String>().Utf8Value();
       return "\"" + text.substr(0, shown_text_max) + (text.size() > shown_text_max ? "…\"" : "\"");

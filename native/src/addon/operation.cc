@@ -74,12 +74,16 @@ void Operation::hold(const Napi::Value& value) {
   held_.push_back(Napi::Reference<Napi::Value>::New(value, 1));
 }
 
-void Operation::settle(Napi::Env env) {
+void Operation::settle(Napi::Env env) noexcept {
   try {
-    if (error_) std::rethrow_exception(error_);
-    deferred_.Resolve(result(env));
-  } catch (...) {
-    deferred_.Reject(to_js_error(env, name_, std::current_exception()).Value());
+    try {
+      if (error_) std::rethrow_exception(error_);
+      deferred_.Resolve(result(env));
+    } catch (...) {
+      deferred_.Reject(to_js_error(env, name_, std::current_exception()).Value());
+    }
+  } catch (const Napi::Error&) {
+    // The environment is being terminated and runs no more JavaScript: nobody awaits the promise.
   }
 }
 

@@ -39,7 +39,7 @@ class Operation {
   /** Keeps a JS value from collection until the operation ends. */
   void hold(const Napi::Value& value);
   /** JS thread, after the operation has ended. */
-  void settle(Napi::Env env);
+  void settle(Napi::Env env) noexcept;
 
  private:
   Operation(Napi::Env env, const char* name);
