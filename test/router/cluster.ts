@@ -1,0 +1,236 @@
+import type { ClientDuplexStream } from '@grpc/grpc-js';
+import { afterEach } from '@jest/globals';
+import { native } from '../../native/index.js';
+import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
+import type { ForwardHeaderInput } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
+import type { ForwardRequestInput } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
+import type { ForwardResponse } from '../../services/common/generated/switchyard/v1/ForwardResponse.js';
+import type { ForwardSummary } from '../../services/common/generated/switchyard/v1/ForwardSummary.js';
+import type { InferenceClient } from '../../services/common/generated/switchyard/v1/Inference.js';
+import { connect } from '../../services/common/grpc-channel.js';
+import type { Running } from '../../services/common/lifecycle.js';
+import { clients } from '../../services/common/protocol.js';
+import { fromServiceError } from '../../services/common/status.js';
+import { coordinatorSchema } from '../../services/coordinator/config.js';
+import { startCoordinator } from '../../services/coordinator/main.js';
+import { routerSchema } from '../../services/router/config.js';
+import { startRouter } from '../../services/router/main.js';
+import { workerSchema } from '../../services/worker/config.js';
+import { startWorker } from '../../services/worker/main.js';
+
+/** The shape of the model that test clusters serve: small, yet with every step of the pipeline. */
+export const shape = { hidden: 64, ffn: 96, experts: 6, topK: 2, layers: 3 };
+export const rowBytes = shape.hidden * 2;
+
+/** All row operations of this process run on so many threads; the addon's pool has one size. */
+const threads = 2;
+const quiet = { port: 0, metricsPort: 0, logLevel: 'silent' } as const;
+
+export interface TestCluster {
+  coordinator: Running;
+  workers: Running[];
+  routers: Running[];
+}
+
+export interface ClusterWishes {
+  workers?: number;
+  routers?: number;
+  coordinator?: Record<string, unknown>;
+  router?: Record<string, unknown>;
+}
+
+const running: Running[] = [];
+const open: InferenceClient[] = [];
+
+afterEach(async () => {
+  for (const client of open.splice(0)) client.close();
+  for (const service of running.splice(0).reverse()) await service.stop('the test is over');
+});
+
+/** Real services in this process: their servers, links and experts are those of the product. */
+export async function startCluster(wishes: ClusterWishes = {}): Promise<TestCluster> {
+  const { workers = 2, routers = 1 } = wishes;
+  const coordinator = await startCoordinator(
+    coordinatorSchema.parse({ ...quiet, ...shape, workers, router: false, ...wishes.coordinator }),
+  );
+  running.push(coordinator);
+  const cluster: TestCluster = { coordinator, workers: [], routers: [] };
+  for (let index = 0; index < workers; index += 1) {
+    cluster.workers.push(await addWorker(cluster, `worker-${index}`));
+  }
+  for (let index = 0; index < routers; index += 1) {
+    const router = await startRouter(
+      routerSchema.parse({
+        ...quiet,
+        coordinator: coordinator.address,
+        name: `router-${index}`,
+        threads,
+        drainMs: 2_000,
+        ...wishes.router,
+      }),
+    );
+    running.push(router);
+    cluster.routers.push(router);
+  }
+  return cluster;
+}
+
+export async function addWorker({ coordinator }: TestCluster, name: string): Promise<Running> {
+  const worker = await startWorker(
+    workerSchema.parse({ ...quiet, coordinator: coordinator.address, name, threads: 1, drainMs: 500 }),
+  );
+  running.push(worker);
+  return worker;
+}
+
+export function clientOf({ address }: Running): InferenceClient {
+  const client = connect(clients.Inference, address, { token: null, messageBytesMax: 64 * 1024 * 1024 });
+  open.push(client);
+  return client;
+}
+
+/** Synthetic tokens [count, hidden]. */
+export async function tokens(count: number, seed = 1): Promise<Buffer> {
+  const slab = await native.synthesizeTokens({
+    seed,
+    firstToken: 0,
+    count,
+    hidden: shape.hidden,
+    skew: 1.2,
+    topics: 16,
+  });
+  const rows = Buffer.from(slab.view());
+  slab.release();
+  return rows;
+}
+
+export type Call = ClientDuplexStream<ForwardRequestInput, ForwardResponse>;
+
+export function header(fields: ForwardHeaderInput = {}): ForwardRequestInput {
+  return {
+    header: {
+      batchId: '',
+      sequences: 1,
+      length: 1,
+      hidden: shape.hidden,
+      dtype: 'BF16',
+      firstLayer: 0,
+      ...fields,
+    },
+  };
+}
+
+export interface Outcome {
+  rows: Buffer;
+  experts: Buffer;
+  weights: Buffer;
+  summary: ForwardSummary;
+  chunks: Chunk[];
+}
+
+/** Reads a call to its end; every token must be answered once. */
+export async function outcomeOf(call: Call, count: number): Promise<Outcome> {
+  const chunks: Chunk[] = [];
+  let summary: ForwardSummary | null = null;
+  try {
+    for await (const response of call as AsyncIterable<ForwardResponse>) {
+      if (response.chunk) chunks.push(response.chunk);
+      if (response.summary) summary = response.summary;
+    }
+  } catch (error) {
+    throw fromServiceError(error);
+  }
+  chunks.sort((a, b) => a.offset - b.offset);
+  let next = 0;
+  for (const chunk of chunks) {
+    if (chunk.offset !== next) throw new Error(`token ${next} was not answered, or twice`);
+    next += chunk.rows.byteLength / rowBytes;
+  }
+  if (next !== count || summary === null) throw new Error(`${next} of ${count} tokens were answered`);
+  const join = (field: 'rows' | 'experts' | 'weights') => Buffer.concat(chunks.map((chunk) => chunk[field]));
+  return { rows: join('rows'), experts: join('experts'), weights: join('weights'), summary, chunks };
+}
+
+export interface ForwardWishes extends ForwardHeaderInput {
+  /** Tokens per message. */
+  messageTokens?: number;
+  /** Given routing of all tokens. */
+  given?: { experts: Buffer; weights: Buffer };
+}
+
+/** One batch by the protocol itself, without the SDK. */
+export async function forward(router: Running, rows: Buffer, wishes: ForwardWishes = {}): Promise<Outcome> {
+  const { messageTokens = 64, given, ...fields } = wishes;
+  const count = rows.byteLength / rowBytes;
+  const call = clientOf(router).Forward();
+  const outcome = outcomeOf(call, count);
+  outcome.catch(() => {});
+  call.write(header({ sequences: 1, length: count, ...fields }));
+  await sendChunks(call, rows, 0, count, messageTokens, given);
+  call.end();
+  return outcome;
+}
+
+export async function sendChunks(
+  call: Call,
+  rows: Buffer,
+  from: number,
+  to: number,
+  messageTokens: number,
+  given?: { experts: Buffer; weights: Buffer },
+): Promise<void> {
+  const perToken = given === undefined ? 0 : given.experts.byteLength / (rows.byteLength / rowBytes);
+  for (let first = from; first < to; first += messageTokens) {
+    const last = Math.min(to, first + messageTokens);
+    const part = (bytes: Buffer, size: number) => bytes.subarray(first * size, last * size);
+    const chunk = {
+      offset: first,
+      rows: part(rows, rowBytes),
+      ...(given && { experts: part(given.experts, perToken), weights: part(given.weights, perToken) }),
+    };
+    if (call.write({ chunk }) || call.destroyed) continue;
+    await new Promise<void>((resolve) => {
+      const done = () => {
+        call.off('drain', done).off('close', done);
+        resolve();
+      };
+      call.on('drain', done).on('close', done);
+    });
+  }
+}
+
+export interface RouterState {
+  ready: boolean;
+  reason: string;
+  batches: number;
+  budget: { bytes: number; used: number; waiting: number };
+  links: { worker: string; bytesOutstanding: number }[];
+}
+
+export async function stateOf({ metricsUrl }: Running): Promise<RouterState> {
+  return (await (await fetch(`${metricsUrl}/state`)).json()) as RouterState;
+}
+
+/** Polls until `check` holds; fails with what it saw last. */
+export async function until<T>(
+  read: () => Promise<T>,
+  check: (value: T) => boolean,
+  withinMs = 5_000,
+): Promise<T> {
+  const end = performance.now() + withinMs;
+  for (;;) {
+    const value = await read();
+    if (check(value)) return value;
+    if (performance.now() > end) throw new Error(`not within ${withinMs} ms; last: ${JSON.stringify(value)}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+/** Waits until a router holds nothing for anybody any more. */
+export function untilIdle(router: Running): Promise<RouterState> {
+  return until(
+    () => stateOf(router),
+    ({ batches, budget, links }) =>
+      batches === 0 && budget.used === 0 && links.every(({ bytesOutstanding }) => bytesOutstanding === 0),
+  );
+}
