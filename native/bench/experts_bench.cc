@@ -1,7 +1,8 @@
 // Expert FFNs on one core beside what the core can do at best, and beside oneDNN, all in one run:
-//   experts_bench [--json FILE] [--shape PART OF A NAME] [--rows ROWS] [--seconds PER CASE]
+//   experts_bench [--json FILE] [--shape PART OF A NAME] [--rows ROWS] [--seconds PER CASE] [--peers yes|no]
 // SWITCHYARD_CPU_ISA chooses the instruction set. Measurements take turns, so that whatever slows the
-// machine slows all of them; each figure is the best of its turns, in time that the thread ran.
+// machine slows all of them. A ratio is the median over the turns of the ratio within the turn, a rate
+// the median of its turns, in time that the thread ran.
 #include <sched.h>
 
 #include <algorithm>
@@ -40,16 +41,33 @@ struct Options {
   std::string json, shape;
   size_t rows = 0;
   double seconds = 3;
+  bool peers = true;
 };
 
-/** Best rates of one case; flops or bytes of weights per second. */
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+/** One case: flops, or bytes of weights where reading them is the bound, per second; one entry per turn. */
 struct Result {
   std::string id;
   bool by_bytes = false;
-  double ours = 0, onednn = 0, register_peak = 0, cached_peak = 0, read = 0;
-  int turns = 0;
+  std::vector<double> ours, onednn, registers, cached, read;
 
-  double peak() const { return by_bytes ? read : std::max(register_peak, cached_peak); }
+  /** The better of the two peaks, or reading, in each turn. */
+  std::vector<double> peaks() const {
+    if (by_bytes) return read;
+    std::vector<double> better;
+    for (size_t i = 0; i < registers.size(); ++i) better.push_back(std::max(registers[i], cached[i]));
+    return better;
+  }
+  double ratio_to(const std::vector<double>& reference) const {
+    std::vector<double> ratios;
+    for (size_t i = 0; i < reference.size(); ++i) ratios.push_back(ours[i] / reference[i]);
+    return median(ratios);
+  }
 };
 
 std::vector<uint16_t> random_values(size_t count, float scale) {
@@ -80,36 +98,39 @@ class Case {
     for (size_t i = 0; i < count; ++i) experts_.push_back(backend_->load(source));
   }
 
-  Result measure(size_t rows, double seconds, const cpu::PackedMemory& memory) {
-    Result result{.id = "experts/" + shape_.name() + "-" + std::to_string(rows), .by_bytes = rows == 1};
+  Result measure(size_t rows, const Options& options, const cpu::PackedMemory& memory) {
+    Result result;
+    result.id = "experts/" + shape_.name() + "-" + std::to_string(rows);
+    result.by_bytes = rows == 1;
     const std::vector<uint16_t> x = random_values(rows * shape_.hidden, 1.0f);
     std::vector<uint16_t> y(rows * shape_.hidden);
     std::vector<uint32_t> indices(rows);
     for (size_t i = 0; i < rows; ++i) indices[i] = static_cast<uint32_t>(i);
     const ExpertInput input{x.data(), rows, indices, y.data(), rows, 0, nullptr};
-    const auto peer = make_onednn_ffn(shape_.activation, shape_.hidden, shape_.ffn, rows, experts_.size(), gate_.data(), up_.data(), down_.data());
+    std::unique_ptr<OnednnFfn> peer;
+    if (options.peers) peer = make_onednn_ffn(shape_.activation, shape_.hidden, shape_.ffn, rows, experts_.size(), gate_.data(), up_.data(), down_.data());
     const double work = result.by_bytes ? shape_.weight_bytes() : shape_.flops(rows);
     const double begin = seconds_now();
-    size_t turn = 0;
     // Once through all experts at least, and as often as the time allows.
-    for (; turn < experts_.size() + 2 || seconds_now() - begin < seconds; ++turn) {
+    for (size_t turn = 0; turn < experts_.size() + 2 || seconds_now() - begin < options.seconds; ++turn) {
       const size_t expert = turn % experts_.size();
-      raise(result.ours, work, [&] { backend_->forward(*experts_[expert], {&input, 1}); });
-      if (peer) raise(result.onednn, work, [&] { peer->forward(expert, x.data(), y.data()); });
-      result.register_peak = std::max(result.register_peak, register_flops(avx512_));
-      result.cached_peak = std::max(result.cached_peak, cached_flops(avx512_));
-      if (rows <= 16 && turn % 8 == 0) result.read = std::max(result.read, read_bytes_per_second(memory.as<char>(), memory.bytes()));
+      const double registers = register_flops(avx512_), cached = cached_flops(avx512_);
+      result.ours.push_back(rate(work, [&] { backend_->forward(*experts_[expert], {&input, 1}); }));
+      // The peaks before and after, because the clock drifts within a turn.
+      result.registers.push_back((registers + register_flops(avx512_)) / 2);
+      result.cached.push_back((cached + cached_flops(avx512_)) / 2);
+      if (peer) result.onednn.push_back(rate(work, [&] { peer->forward(expert, x.data(), y.data()); }));
+      if (result.by_bytes) result.read.push_back(read_bytes_per_second(memory.as<char>(), memory.bytes()));
     }
-    result.turns = static_cast<int>(turn);
     return result;
   }
 
  private:
   template <typename Action>
-  static void raise(double& best, double work, const Action& action) {
+  static double rate(double work, const Action& action) {
     const double begin = seconds_now();
     action();
-    best = std::max(best, work / (seconds_now() - begin));
+    return work / (seconds_now() - begin);
   }
 
   Shape shape_;
@@ -119,12 +140,12 @@ class Case {
   std::vector<std::unique_ptr<Expert>> experts_;
 };
 
-void print(const Result& result) {
-  const double unit = result.by_bytes ? 1e9 : 1e12;
-  std::printf("%-32s %8.3f %s  ratio %5.3f | oneDNN %7.3f (x %4.2f) | peak: registers %5.3f, cache %5.3f TFLOP/s, read %5.1f GB/s | %d turns\n",
-              result.id.c_str(), result.ours / unit, result.by_bytes ? "GB/s   " : "TFLOP/s", result.ours / result.peak(),
-              result.onednn / unit, result.onednn > 0 ? result.ours / result.onednn : 0, result.register_peak / 1e12,
-              result.cached_peak / 1e12, result.read / 1e9, result.turns);
+void print(const Result& r) {
+  const double unit = r.by_bytes ? 1e9 : 1e12;
+  std::printf("%-30s %7.3f %-7s ratio %5.3f | oneDNN %7.3f (x %4.2f) | registers %5.3f, cache %5.3f TFLOP/s, read %4.1f GB/s | best %7.3f of %7.3f | %zu turns\n",
+              r.id.c_str(), median(r.ours) / unit, r.by_bytes ? "GB/s" : "TFLOP/s", r.ratio_to(r.peaks()), median(r.onednn) / unit,
+              r.ratio_to(r.onednn), median(r.registers) / 1e12, median(r.cached) / 1e12, median(r.read) / 1e9,
+              *std::max_element(r.ours.begin(), r.ours.end()) / unit, std::ranges::max(r.peaks()) / unit, r.ours.size());
   std::fflush(stdout);
 }
 
@@ -142,10 +163,11 @@ std::string to_json(const std::vector<Result>& results, const std::string& isa) 
   for (size_t i = 0; i < results.size(); ++i) {
     const Result& r = results[i];
     const double unit = r.by_bytes ? 1e9 : 1e12;
-    out << (i ? ",\n" : "\n") << "{\"id\":\"" << r.id << "\",\"value\":" << r.ours / unit << ",\"unit\":\"" << (r.by_bytes ? "GB/s" : "TFLOP/s")
-        << "\",\"reference\":" << r.peak() / unit << ",\"ratio\":" << r.ours / r.peak() << ",\"runs\":" << r.turns
-        << ",\"registerPeak\":" << r.register_peak / 1e12 << ",\"cachedPeak\":" << r.cached_peak / 1e12 << ",\"peers\":{";
-    if (r.onednn > 0) out << "\"onednn\":" << r.onednn / unit;
+    out << (i ? ",\n" : "\n") << "{\"id\":\"" << r.id << "\",\"value\":" << median(r.ours) / unit << ",\"unit\":\""
+        << (r.by_bytes ? "GB/s" : "TFLOP/s") << "\",\"reference\":" << median(r.peaks()) / unit << ",\"ratio\":" << r.ratio_to(r.peaks())
+        << ",\"runs\":" << r.ours.size() << ",\"registerPeak\":" << median(r.registers) / 1e12
+        << ",\"cachedPeak\":" << median(r.cached) / 1e12 << ",\"peers\":{";
+    if (!r.onednn.empty()) out << "\"onednn\":" << median(r.onednn) / unit;
     out << "}}";
   }
   out << "\n]}\n";
@@ -159,6 +181,7 @@ bool parse(int count, char** arguments, Options& options) {
     else if (flag == "--shape") options.shape = arguments[i + 1];
     else if (flag == "--rows") options.rows = std::strtoul(arguments[i + 1], nullptr, 10);
     else if (flag == "--seconds") options.seconds = std::strtod(arguments[i + 1], nullptr);
+    else if (flag == "--peers") options.peers = std::strcmp(arguments[i + 1], "no") != 0;
     else return false;
   }
   return count % 2 == 1;
@@ -167,7 +190,7 @@ bool parse(int count, char** arguments, Options& options) {
 int run(int count, char** arguments) {
   Options options;
   if (!parse(count, arguments, options)) {
-    std::fprintf(stderr, "usage: experts_bench [--json FILE] [--shape NAME] [--rows ROWS] [--seconds SECONDS]\n");
+    std::fprintf(stderr, "usage: experts_bench [--json FILE] [--shape NAME] [--rows ROWS] [--seconds SECONDS] [--peers yes|no]\n");
     return 2;
   }
   // One core from beginning to end: moving would mix two cores' caches.
@@ -186,7 +209,7 @@ int run(int count, char** arguments) {
     Case one(shape, isa != "avx2");
     for (const size_t rows : {1, 16, 128, 512, 2048}) {
       if (options.rows != 0 && options.rows != rows) continue;
-      results.push_back(one.measure(rows, options.seconds, memory));
+      results.push_back(one.measure(rows, options, memory));
       print(results.back());
     }
   }

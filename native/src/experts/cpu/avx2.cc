@@ -114,7 +114,7 @@ SWITCHYARD_TARGET void multiply_columns(const TileProduct& product, size_t colum
 SWITCHYARD_TARGET void multiply(const TileProduct& product) {
   static constexpr void (*by_rows[])(const TileProduct&, size_t) = {multiply_columns<1>, multiply_columns<2>, multiply_columns<3>,
                                                                     multiply_columns<4>, multiply_columns<5>};
-  const size_t lines = product.fetch_lines * product.groups;
+  const size_t lines = product.fetch_lines * 4 * product.groups;
   const char* fetch = reinterpret_cast<const char*>(product.fetch);
   for (size_t line = 0; line < lines; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T1);
   for (size_t column = 0; column < panel_columns; column += 16) by_rows[product.rows - 1](product, column);

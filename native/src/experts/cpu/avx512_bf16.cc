@@ -59,10 +59,16 @@ SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
   const uint16_t* a = product.a;
   const uint16_t* b = product.b;
   const char* fetch = reinterpret_cast<const char*>(product.fetch);
+  const uint16_t* next_a = product.next_a;
   for (size_t group = 0; group < product.groups; ++group) {
-    for (size_t line = 0; line < product.fetch_lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T1);
+#pragma GCC unroll 8
+    for (int row = 0; row < Rows; ++row) _mm_prefetch(reinterpret_cast<const char*>(next_a + row * group_depth), _MM_HINT_T0);
+    next_a += Rows * group_depth;
 #pragma GCC unroll 4
     for (int pair = 0; pair < pairs; ++pair) {
+      if (pair % 4 == 0) {
+        for (size_t line = 0; line < product.fetch_lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T1);
+      }
       __m512bh weights[vectors];
 #pragma GCC unroll 4
       for (int vector = 0; vector < vectors; ++vector) {

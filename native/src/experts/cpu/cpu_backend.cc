@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -19,8 +21,6 @@ namespace {
 
 /** Rows computed together: enough to use each weight often, few enough that they stay near the core. */
 constexpr size_t block_rows_max = 510;
-/** Groups of k after which the next tile takes its turn: that much of a panel stays in the fast caches. */
-constexpr size_t block_groups = 16;
 /** Tasks per member of the team: enough to even out members that are held up. */
 constexpr size_t tasks_per_member = 4;
 
@@ -37,9 +37,22 @@ struct Task {
   size_t first_panel, end_panel;
 };
 
+/** A quarter of the second-level cache: as much again is fetched meanwhile, and sums and rows take their part. */
+size_t cached_groups() {
+  constexpr long assumed_bytes = 1 << 20;
+  const long found_bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  const size_t cache_bytes = static_cast<size_t>(found_bytes > 0 ? found_bytes : assumed_bytes);
+  return std::clamp<size_t>(cache_bytes / 4 / (panel_group_elements * sizeof(uint16_t)), 8, 256);
+}
+
+/** The first element of a group of k in a tile of packed rows. */
+const uint16_t* tile_at(const Tiling& tiling, size_t tile, const uint16_t* a, size_t groups, size_t group) {
+  return a + (tiling.first_row(tile) * groups + group * tiling.rows(tile)) * group_depth;
+}
+
 class CpuBackend final : public ExpertBackend {
  public:
-  CpuBackend(int threads, const Kernels& kernels) : kernels_(kernels), team_(threads), sums_(threads) {}
+  CpuBackend(int threads, const Kernels& kernels) : kernels_(kernels), block_groups_(cached_groups()), team_(threads), sums_(threads) {}
 
   BackendDescription description() const override {
     return {.kind = "cpu", .detail = std::string(kernels_.name), .threads = team_.members()};
@@ -63,6 +76,8 @@ class CpuBackend final : public ExpertBackend {
                      const Finish& finish) const;
 
   const Kernels& kernels_;
+  /** Groups of k after which the next tile takes its turn, so that this part of a panel stays cached. */
+  const size_t block_groups_;
   std::mutex mutex_;
   Team team_;
   std::vector<RowReference> rows_;
@@ -175,28 +190,31 @@ void CpuBackend::multiply_task(const Tiling& tiling, const uint16_t* a, const Pa
   const size_t groups = weights.groups();
   const size_t tiles = task.end_tile - task.first_tile;
   const uint16_t* const end = weights.panel(task.end_panel);
-  // Each tile fetches its share of the next block of weights while it computes with this one.
-  const size_t fetch_lines = divide_up(panel_group_elements * sizeof(uint16_t) / 64, tiles);
+  // Each tile fetches its share of the next block of weights while it computes with this one. A single
+  // tile reads every weight once, in order, which the hardware foresees better than any advice.
+  const size_t fetch_lines = tiles == 1 ? 0 : divide_up(panel_group_elements * sizeof(uint16_t) / 64 / 4, tiles);
   for (size_t panel = task.first_panel; panel < task.end_panel; ++panel) {
-    for (size_t group = 0; group < groups; group += block_groups) {
-      const size_t count = std::min(block_groups, groups - group);
+    for (size_t group = 0; group < groups; group += block_groups_) {
+      const size_t count = std::min(block_groups_, groups - group);
+      const bool last_block = group + count == groups;
       const uint16_t* const b = weights.panel(panel) + group * panel_group_elements;
       const uint16_t* fetch = b + count * panel_group_elements;
       for (size_t tile = task.first_tile; tile < task.end_tile; ++tile) {
-        const size_t first_row = tiling.first_row(tile);
-        const size_t rows = tiling.rows(tile);
+        const bool last_tile = tile + 1 == task.end_tile;
+        const size_t next_group = !last_tile ? group : last_block ? 0 : group + count;
         // One block alone leaves its sums in the same lines, tile after tile.
-        float* const tile_sums = groups <= block_groups ? sums : sums + (first_row - tiling.first_row(task.first_tile)) * panel_columns;
-        kernels_.multiply({.rows = rows,
+        const size_t sums_row = groups <= block_groups_ ? 0 : tiling.first_row(tile) - tiling.first_row(task.first_tile);
+        kernels_.multiply({.rows = tiling.rows(tile),
                            .groups = count,
-                           .a = a + first_row * groups * group_depth + group * rows * group_depth,
+                           .a = tile_at(tiling, tile, a, groups, group),
                            .b = b,
-                           .c = tile_sums,
+                           .c = sums + sums_row * panel_columns,
                            .accumulate = group > 0,
+                           .next_a = tile_at(tiling, last_tile ? task.first_tile : tile + 1, a, groups, next_group),
                            .fetch = fetch,
                            .fetch_lines = fetch < end ? fetch_lines : 0});
-        fetch += count * fetch_lines * 64 / sizeof(uint16_t);
-        if (group + count == groups) finish(panel, tile, tile_sums);
+        fetch += count * fetch_lines * 4 * 64 / sizeof(uint16_t);
+        if (last_block) finish(panel, tile, sums + sums_row * panel_columns);
       }
     }
   }

@@ -21,7 +21,9 @@ struct TileProduct {
   float* c;
   /** Add to `c`; otherwise `c` is only written. */
   bool accumulate;
-  /** Weights that will be needed next, to be fetched from memory meanwhile: `fetch_lines` per group. */
+  /** Rows of the next product, as many as `a`, to be fetched into the nearest cache meanwhile. */
+  const uint16_t* next_a;
+  /** Weights that will be needed next, to be fetched from memory meanwhile: `fetch_lines` for every 8 k. */
   const uint16_t* fetch;
   size_t fetch_lines;
 };
