@@ -1,6 +1,8 @@
 /** Tests run as ES modules; the source is TypeScript and swc strips the types. */
 export default {
   testEnvironment: 'node',
+  // Processes of a cluster may end after their test file; what they still say then is no leak to warn of.
+  testEnvironmentOptions: { globalsCleanup: 'off' },
   extensionsToTreatAsEsm: ['.ts'],
   transform: {
     '^.+\\.ts$': [

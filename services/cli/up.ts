@@ -49,10 +49,13 @@ export const upCommand = defineCommand({
       onLine: config.logDirectory === null ? print : logs.write,
       signal,
     });
-    if (!config.json) await announce(cluster, (performance.now() - startedMs) / 1000);
-    await Promise.race([aborted(signal), watch(cluster)]);
-    await cluster.stop();
-    await logs.close();
+    try {
+      if (!config.json) await announce(cluster, (performance.now() - startedMs) / 1000);
+      await Promise.race([aborted(signal), watch(cluster)]);
+    } finally {
+      await cluster.stop();
+      await logs.close();
+    }
   },
 });
 

@@ -1,0 +1,152 @@
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { switchyard } from '../support/cli.js';
+import { startCluster, type TestCluster } from '../support/cluster.js';
+
+jest.setTimeout(180_000);
+
+const hidden = 256;
+let cluster: TestCluster;
+let directory: string;
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'switchyard-e2e-'));
+  cluster = await startCluster({ workers: 2, routers: 1 });
+});
+
+afterAll(() => rm(directory, { recursive: true }));
+
+const at = () => ['--address', cluster.address];
+
+/** Rows of small values, as BF16: the upper halves of floats. */
+function rows(tokens: number): Buffer {
+  const bytes = Buffer.alloc(tokens * hidden * 2);
+  for (let index = 0; index < tokens * hidden; index++) {
+    const float = Buffer.alloc(4);
+    float.writeFloatLE(Math.sin(index * 0.37 + (index >> 8)));
+    float.copy(bytes, index * 2, 2, 4);
+  }
+  return bytes;
+}
+
+describe('status', () => {
+  test('lists every node with role, state and experts', async () => {
+    const { status, stdout } = await switchyard(['status', ...at()]);
+    expect(status).toBe(0);
+    for (const name of ['worker-0', 'worker-1', 'router-0', 'coordinator']) {
+      expect(stdout).toMatch(new RegExp(`^${name} .*ready`, 'm'));
+    }
+    expect(stdout).toMatch(/^ready; 16 experts of tiny/m);
+  });
+
+  test('gives the same as JSON', async () => {
+    const { stdout } = await switchyard(['status', ...at(), '--json']);
+    const { view, model } = JSON.parse(stdout);
+    expect(model.hidden).toBe(hidden);
+    expect(view.ready).toBe(true);
+    expect(view.nodes.filter(({ role }: { role: string }) => role === 'ROUTER')).toHaveLength(2);
+  });
+});
+
+describe('forward', () => {
+  test('splits a synthetic batch over the routers and verifies it', async () => {
+    const args = ['--sequences', '6', '--length', '100', '--no-feedback', '--verify', '8', '--json'];
+    const { status, stdout } = await switchyard(['forward', ...at(), ...args]);
+    expect(status).toBe(0);
+    const { summary, verification } = JSON.parse(stdout);
+    expect(summary.tokens).toBe(600);
+    expect(summary.routers.map(({ tokens }: { tokens: number }) => tokens)).toEqual([300, 300]);
+    expect(summary.assignments).toBe(600 * 2 * 2);
+    expect(verification).toMatchObject({ verified: true, tokens: 8, choicesWrong: 0, choicesChecked: 16 });
+    expect(verification.relativeError).toBeLessThan(1e-2);
+    expect(verification.relativeError).toBeGreaterThan(0);
+  });
+
+  test('takes raw rows from a file and writes the same number back', async () => {
+    const input = join(directory, 'in.bin');
+    const output = join(directory, 'out.bin');
+    await writeFile(input, rows(64));
+    const args = ['--input', input, '--output', output, '--sequences', '4', '--no-feedback', '--verify'];
+    const { status, stdout } = await switchyard(['forward', ...at(), ...args]);
+    expect(stdout).toMatch(/^verified +yes/m);
+    expect(status).toBe(0);
+    expect((await readFile(output)).byteLength).toBe(64 * hidden * 2);
+  });
+
+  test('writes the chosen experts and weights as JSON lines', async () => {
+    const path = join(directory, 'routing.jsonl');
+    const args = ['--sequences', '2', '--length', '50', '--layers', '1', '--return-routing', path];
+    expect((await switchyard(['forward', ...at(), ...args])).status).toBe(0);
+    const lines = (await readFile(path, 'utf8'))
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line));
+    expect(lines.reduce((tokens, { experts }) => tokens + experts.length, 0)).toBe(100);
+    for (const { experts, weights } of lines) {
+      expect(experts[0]).toHaveLength(1);
+      expect(experts[0][0]).toHaveLength(2);
+      expect(weights[0][0][0] + weights[0][0][1]).toBeCloseTo(1, 5);
+    }
+  });
+
+  test('leaves no output behind when the batch fails', async () => {
+    const output = join(directory, 'never.bin');
+    const args = ['--sequences', '2', '--length', '10', '--layers', '7', '--output', output];
+    const { status, stderr } = await switchyard(['forward', ...at(), ...args]);
+    expect(status).toBe(1);
+    expect(stderr).toMatch(/^switchyard: UNKNOWN_LAYER: .*7/);
+    await expect(readFile(output)).rejects.toThrow('ENOENT');
+  });
+
+  test('names an input whose size does not fit', async () => {
+    const input = join(directory, 'odd.bin');
+    await writeFile(input, rows(2).subarray(0, 700));
+    const { status, stderr } = await switchyard(['forward', ...at(), '--input', input]);
+    expect(status).toBe(2);
+    expect(stderr).toMatch(/INVALID_ARGUMENT: .*odd\.bin.*700 bytes.*multiple of 512/);
+  });
+});
+
+describe('run', () => {
+  test('starts a cluster for one batch, keeps the name of the tensor, and leaves no process', async () => {
+    const model = join('test', 'fixtures', 'mixtral');
+    const input = join('test', 'fixtures', 'mixtral.expected.safetensors');
+    const output = join(directory, 'y.safetensors');
+    const args = [
+      '--model',
+      model,
+      '--workers',
+      '2',
+      '--input',
+      input,
+      '--tensor',
+      'input',
+      '--output',
+      output,
+    ];
+    const { status, stderr, stdout } = await switchyard(['run', ...args, '--layers', '1', '--verify', '4']);
+    expect(stderr).toBe('');
+    expect(stdout).toMatch(/^verified +yes/m);
+    expect(status).toBe(0);
+    expect(tensorNames(await readFile(output))).toEqual(['input']);
+  });
+
+  test('tells which process failed, and why', async () => {
+    const { status, stderr } = await switchyard([
+      'run',
+      '--model',
+      join(directory, 'nowhere'),
+      '--workers',
+      '1',
+    ]);
+    expect(status).toBe(1);
+    expect(stderr).toMatch(/^switchyard: \w+: coordinator exited with status 1: .*MODEL_INVALID.*nowhere/);
+  });
+});
+
+function tensorNames(file: Buffer): string[] {
+  const header = JSON.parse(file.subarray(8, 8 + Number(file.readBigUInt64LE(0))).toString());
+  return Object.keys(header).filter((name) => name !== '__metadata__');
+}

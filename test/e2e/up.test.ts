@@ -1,0 +1,89 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { afterEach, expect, jest, test } from '@jest/globals';
+import { packageRoot } from '../../native/locate.js';
+import { SwitchyardClient } from '../../services/client/index.js';
+
+jest.setTimeout(120_000);
+
+const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+let up: ChildProcess | null = null;
+
+afterEach(() => up?.kill('SIGKILL'));
+
+interface Started {
+  address: string;
+  pids: number[];
+}
+
+/** `switchyard up`, once it says that it is ready. */
+async function startUp(args: readonly string[]): Promise<Started> {
+  up = spawn(
+    process.execPath,
+    [program, 'up', '--preset', 'tiny', '--port', '0', '--metrics-port', '0', ...args],
+    {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    },
+  );
+  const pids: number[] = [];
+  for await (const line of createInterface({ input: up.stdout! })) {
+    const listed = /^(?:coordinator|worker-\d+|router-\d+) +(\d+) +127/.exec(line);
+    if (listed) pids.push(Number(listed[1]));
+    const ready = /^ready in .* at (\S+);/.exec(line);
+    if (ready) {
+      up.stdout!.resume();
+      return { address: ready[1]!, pids };
+    }
+  }
+  throw new Error('up ended before it was ready');
+}
+
+const alive = (pid: number) => {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+};
+
+async function untilGone(pids: readonly number[], timeoutMs: number): Promise<number[]> {
+  const end = performance.now() + timeoutMs;
+  while (pids.some(alive) && performance.now() < end) await new Promise((resolve) => setTimeout(resolve, 50));
+  return pids.filter(alive);
+}
+
+test.each(['SIGINT', 'SIGTERM'] as const)(
+  'up serves a cluster until %s, then ends all processes and exits with 0',
+  async (signal) => {
+    const { address, pids } = await startUp(['--workers', '2', '--routers', '1']);
+    expect(pids).toHaveLength(4);
+    const client = await SwitchyardClient.connect(address);
+    const { summary } = await (await client.forward(new Uint8Array(4 * 256 * 2), { sequences: 4 })).collect();
+    expect(summary.routers).toHaveLength(2);
+    client.close();
+    const exited = once(up!, 'exit');
+    up!.kill(signal);
+    expect(await exited).toEqual([0, null]);
+    expect(await untilGone(pids, 0)).toEqual([]);
+  },
+);
+
+test('the processes of an up that is killed end by themselves', async () => {
+  const { pids } = await startUp(['--workers', '1']);
+  up!.kill('SIGKILL');
+  expect(await untilGone(pids, 15_000)).toEqual([]);
+});
+
+test('up goes on without a worker that died, and ends with an error when the coordinator dies', async () => {
+  const { pids } = await startUp(['--workers', '2']);
+  const exited = once(up!, 'exit');
+  process.kill(pids[1]!, 'SIGKILL');
+  await untilGone([pids[1]!], 5_000);
+  expect(up!.exitCode).toBeNull();
+  process.kill(pids[0]!, 'SIGKILL');
+  expect(await exited).toEqual([1, null]);
+  expect(await untilGone(pids, 0)).toEqual([]);
+});
