@@ -53,10 +53,14 @@ TEST(ThreadPool, NestedLoopsEndWhenEveryThreadIsInALoop) {
 }
 
 TEST(ThreadPool, ALoopEndsThoughTheOnlyThreadIsBusy) {
-  ThreadPool pool(1);
-  std::promise<void> release;
-  pool.submit([&] { release.get_future().wait(); });
+  std::promise<void> begun, release;
   std::atomic<int> ran{0};
+  ThreadPool pool(1);
+  pool.submit([&] {
+    begun.set_value();
+    release.get_future().wait();
+  });
+  begun.get_future().wait();
   pool.parallel_for(64, [&](size_t) { ++ran; });
   EXPECT_EQ(ran, 64);
   release.set_value();
