@@ -38,7 +38,8 @@ export const coordinatorSchema = z.object({
   router: toggle().default(true),
   ...routerFields,
   feedback: toggle().nullable().default(null),
-  feedbackRate: decimal(0, 1).default(0.01),
+  /** Larger steps overshoot: several chunks are gated before the bias that the first of them caused arrives. */
+  feedbackRate: decimal(0, 1).default(0.005),
   feedbackWindow: humanCount(1).default(16),
   heartbeatMs: humanCount(10, 60_000).default(1_000),
 });

@@ -133,7 +133,7 @@ export class Control implements NodeStreamOwner {
   gone(stream: NodeStream, member: Member, reason: string): void {
     this.open.delete(stream);
     this.streams.delete(member);
-    if (this.cluster.end(member, reason)) this.logGone(member);
+    if (this.cluster.end(member, reason) && !this.closing) this.logGone(member);
   }
 
   compose(kind: MessageKind, member: Member): CoordinatorMessageInput {
