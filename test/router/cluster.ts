@@ -1,5 +1,5 @@
 import type { ClientDuplexStream } from '@grpc/grpc-js';
-import { afterEach } from '@jest/globals';
+import { afterEach, jest } from '@jest/globals';
 import { native } from '../../native/index.js';
 import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
@@ -38,6 +38,9 @@ export interface ClusterWishes {
   coordinator?: Record<string, unknown>;
   router?: Record<string, unknown>;
 }
+
+// Clusters of real services start several times in a file, on whatever machine.
+jest.setTimeout(60_000);
 
 const running: Running[] = [];
 const open: InferenceClient[] = [];
@@ -171,6 +174,17 @@ export async function forward(router: Running, rows: Buffer, wishes: ForwardWish
   return outcome;
 }
 
+/** Resolves when a call takes messages again, or never will. */
+export function writable(call: Call): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      call.off('drain', done).off('close', done).off('error', done);
+      resolve();
+    };
+    call.on('drain', done).on('close', done).on('error', done);
+  });
+}
+
 export async function sendChunks(
   call: Call,
   rows: Buffer,
@@ -189,13 +203,7 @@ export async function sendChunks(
       ...(given && { experts: part(given.experts, perToken), weights: part(given.weights, perToken) }),
     };
     if (call.write({ chunk }) || call.destroyed) continue;
-    await new Promise<void>((resolve) => {
-      const done = () => {
-        call.off('drain', done).off('close', done);
-        resolve();
-      };
-      call.on('drain', done).on('close', done);
-    });
+    await writable(call);
   }
 }
 

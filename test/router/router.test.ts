@@ -137,7 +137,7 @@ describe('outputs are the same bits', () => {
       const given = { experts: gated.experts, weights: gated.weights };
       await check(routers[0]!, { options: { ...quietly, routing: 'GIVEN', chunkTokens: 20 }, given });
     }
-  }, 60_000);
+  });
 });
 
 describe('feedback', () => {
