@@ -7,7 +7,8 @@ export function packageRoot(): string {
   let directory = dirname(fileURLToPath(import.meta.url));
   while (!existsSync(join(directory, 'native', 'CMakeLists.txt'))) {
     const parent = dirname(directory);
-    if (parent === directory) throw new Error('switchyard: native/CMakeLists.txt not found above the running code');
+    if (parent === directory)
+      throw new Error('switchyard: native/CMakeLists.txt not found above the running code');
     directory = parent;
   }
   return directory;
