@@ -11,7 +11,9 @@ jest.setTimeout(120_000);
 const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
 let up: ChildProcess | null = null;
 
-afterEach(() => up?.kill('SIGKILL'));
+afterEach(() => {
+  up?.kill('SIGKILL');
+});
 
 interface Started {
   address: string;
