@@ -1,3 +1,4 @@
+import type { Http2Server } from 'node:http2';
 import { isIPv6 } from 'node:net';
 import {
   Server,
@@ -12,8 +13,9 @@ import { loadSync } from '@grpc/proto-loader';
 import { HealthImplementation, protoPath as healthProtoPath } from 'grpc-health-check';
 import { assertBindAllowed, bearerCheck } from './access.js';
 import { SwitchyardError } from './errors.js';
-import { channelOptions } from './grpc-channel.js';
+import { channelOptions, windowBytes } from './grpc-channel.js';
 import type { Logger } from './log.js';
+import { prepareProcess } from './process.js';
 import { packageDefinition } from './protocol.js';
 import { createReflection } from './reflection.js';
 import { toServiceError } from './status.js';
@@ -53,11 +55,16 @@ const concurrentStreamsMax = 1024;
 export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
   const { host, port, token, services, log } = options;
   assertBindAllowed(host, token, options.insecure);
+  prepareProcess();
   const server = new Server({
     ...channelOptions(options.messageBytesMax),
-    'grpc.max_concurrent_streams': concurrentStreamsMax,
     interceptors: token === null ? [] : [bearerInterceptor(token, log)],
   });
+  // grpc-js has an option for the window of clients only; servers get theirs by the settings of node:http2.
+  server['commonServerOptions'].settings = {
+    maxConcurrentStreams: concurrentStreamsMax,
+    initialWindowSize: windowBytes,
+  };
   for (const { definition, implementation } of services) server.addService(definition, implementation);
   const names = services.map(({ definition }) => serviceName(definition));
   const health = new HealthImplementation(
@@ -70,6 +77,9 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
 
   const bracketed = isIPv6(host) ? `[${host}]` : host;
   const boundPort = await bind(server, host, bracketed, port);
+  for (const http2Server of server['http2Servers'].keys() as Iterable<Http2Server>) {
+    http2Server.on('session', (session) => session.setLocalWindowSize(windowBytes));
+  }
   let closing: Promise<void> | null = null;
   return {
     address: `${bracketed}:${boundPort}`,
