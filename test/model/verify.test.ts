@@ -4,7 +4,11 @@ import { type Model, openModel } from '../../services/model/load.js';
 import { type Sample, verifySample } from '../../services/model/reference.js';
 import { presets } from '../../services/model/synthetic.js';
 
+/** More than the addon gives to one thread at a time, so that rows are put together from several ranges. */
+const chunkTokens = 600;
+/** The sample: the last tokens of the chunk. */
 const tokens = 48;
+const firstToken = chunkTokens - tokens;
 
 /** What a cluster of one worker does with a chunk, by the addon's own operations. */
 async function run(model: Model, options: { norm: boolean; residual: boolean; bias: Float32Array | null }) {
@@ -13,7 +17,7 @@ async function run(model: Model, options: { norm: boolean; residual: boolean; bi
   const start = await native.synthesizeTokens({
     seed: 5,
     firstToken: 0,
-    count: tokens,
+    count: chunkTokens,
     hidden,
     skew: 1,
     topics: 16,
@@ -25,7 +29,7 @@ async function run(model: Model, options: { norm: boolean; residual: boolean; bi
   for (const [index, layer] of layers.entries()) {
     const output = await runLayer(model, backend, layer, rows, options, (chosen, weighed) => {
       for (let token = 0; token < tokens; token++) {
-        const from = token * routing.topK;
+        const from = (firstToken + token) * routing.topK;
         const to = (token * layers.length + index) * routing.topK;
         experts.set(chosen.subarray(from, from + routing.topK), to);
         weights.set(weighed.subarray(from, from + routing.topK), to);
@@ -40,8 +44,8 @@ async function run(model: Model, options: { norm: boolean; residual: boolean; bi
     norm,
     residual,
     feedback: bias !== null,
-    inputs: start.view().slice(),
-    outputs: rows.view().slice(),
+    inputs: start.view().slice(firstToken * hidden * 2),
+    outputs: rows.view().slice(firstToken * hidden * 2),
     experts,
     weights,
   };
@@ -69,13 +73,19 @@ async function runLayer(
   });
   const normWeight = await native.readTensor(model.norm(layer));
   const inputs = options.norm
-    ? await native.normalizeRows({ rows, rowCount: tokens, hidden, weight: normWeight, epsilon: normEpsilon })
+    ? await native.normalizeRows({
+        rows,
+        rowCount: chunkTokens,
+        hidden,
+        weight: normWeight,
+        epsilon: normEpsilon,
+      })
     : rows;
-  const chosen = await native.gateRows({ gate, rows: inputs, rowCount: tokens, bias: options.bias });
+  const chosen = await native.gateRows({ gate, rows: inputs, rowCount: chunkTokens, bias: options.bias });
   record(chosen.experts, chosen.weights);
   const [group] = await native.packRows({
     rows: inputs,
-    rowCount: tokens,
+    rowCount: chunkTokens,
     hidden,
     topK: routing.topK,
     experts: chosen.experts,
@@ -94,7 +104,7 @@ async function runLayer(
   }
   return await native.combineRows({
     mode: 'exact',
-    rowCount: tokens,
+    rowCount: chunkTokens,
     hidden,
     topK: routing.topK,
     weights: chosen.weights,
