@@ -1,4 +1,4 @@
-import type { BatchSummary } from '../client/index.js';
+import { type BatchSummary, SwitchyardError } from '../client/index.js';
 import type { BatchReport } from './batch.js';
 import { bytes, count, percent, seconds } from './format.js';
 import { relativeErrorAllowed, type Verification } from './verify.js';
@@ -21,7 +21,7 @@ export function describeBatch({ summary, verification }: BatchReport, hidden: nu
       'balancedness',
       `${summary.balancedness.first.toFixed(3)} in the first tenth, ${summary.balancedness.last.toFixed(3)} in the last`,
     ],
-    ['time in', phases(summary)],
+    ['time over chunks', phases(summary)],
     ['routers', summary.routers.map(({ name, tokens }) => `${name} ${count(tokens)} tokens`).join(', ')],
   ];
   if (summary.droppedRows > 0) lines.push(['dropped rows', count(summary.droppedRows)]);
@@ -63,4 +63,37 @@ function describeVerification(verification: Verification): string {
 export function printFigures(lines: readonly [string, string][]): void {
   const width = Math.max(...lines.map(([name]) => name.length));
   for (const [name, value] of lines) process.stdout.write(`${name.padEnd(width)}  ${value}\n`);
+}
+
+/** The figures of a batch for programs; `verified` is null if it was not verified. */
+export function batchJson({ summary, verification }: BatchReport, hidden: number) {
+  return {
+    verified: verification?.verified ?? null,
+    relativeError: verification?.relativeError ?? null,
+    tokens: summary.tokens,
+    seconds: summary.seconds,
+    tokensPerSecond: summary.tokens / summary.seconds,
+    messages: { sent: summary.messagesSent, ungrouped: summary.assignments },
+    bytes: {
+      sent: summary.bytesSent,
+      withoutDedup: summary.assignments * hidden * 2,
+      returned: summary.bytesReturned,
+    },
+    balancedness: summary.balancedness,
+    phaseSeconds: phaseSeconds(summary),
+    droppedRows: summary.droppedRows,
+    retries: summary.retries,
+    nonFiniteTokens: summary.nonFiniteTokens,
+    routers: summary.routers,
+    layers: summary.layers,
+    verification,
+  };
+}
+
+/** A failed verification is a failure of the command, after everything is printed. */
+export function assertVerified(verification: Verification | null): void {
+  if (verification && !verification.verified) {
+    const text = `the answers differ from the reference: relative error ${verification.relativeError}, ${verification.choicesWrong} gate choices and ${verification.weightsWrong} weights wrong`;
+    throw new SwitchyardError('DATA_LOSS', text);
+  }
 }

@@ -1,4 +1,5 @@
 import { performance } from 'node:perf_hooks';
+import { bytes, percent, table } from './format.js';
 import type { LocalCluster } from './local-cluster.js';
 import { peakRssBytes } from './local-process.js';
 import { type NodeMetrics, readMetrics } from './node-metrics.js';
@@ -66,4 +67,15 @@ async function readAll(cluster: LocalCluster): Promise<NodeMetrics[]> {
       readMetrics((await process.listening).metricsUrl, cluster.token),
     ),
   );
+}
+
+export function describeUsage(usage: readonly ProcessUsage[]): string {
+  const rows = usage.map(({ name, pid, peakRssBytes, eventLoopUtilization, computeShare }) => [
+    name,
+    String(pid),
+    peakRssBytes === null ? '-' : bytes(peakRssBytes),
+    percent(eventLoopUtilization),
+    computeShare === null ? '-' : percent(computeShare),
+  ]);
+  return table([['PROCESS', 'PID', 'PEAK RSS', 'EVENT LOOP BUSY', 'COMPUTING'], ...rows]);
 }

@@ -1,20 +1,18 @@
 import { z } from 'zod';
-import { SwitchyardError } from '../client/index.js';
 import { toggle } from '../common/config.js';
 import { runBatch } from './batch.js';
 import { batchFields, batchHelp } from './batch-options.js';
-import { describeBatch, printFigures } from './batch-report.js';
+import { assertVerified, batchJson, describeBatch, printFigures } from './batch-report.js';
 import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
 import { abortOnSignal } from './signals.js';
-import type { Verification } from './verify.js';
 
 export const forwardCommand = defineCommand({
   name: 'forward',
   summary: 'Submit a batch, from a file or synthetic, to a running cluster',
   section: 'forward',
   schema: z.object({ ...connectionFields, ...batchFields, json: toggle().default(false) }),
-  help: { ...connectionHelp, ...batchHelp, json: [null, 'print the summary as JSON'] },
+  help: { ...connectionHelp, ...batchHelp, json: [null, 'print the report as JSON'] },
   examples: [
     'switchyard forward --sequences 16 --length 1k --verify',
     'switchyard forward --input x.safetensors --tensor x --output y.safetensors --layers 0-3',
@@ -25,17 +23,9 @@ export const forwardCommand = defineCommand({
     await withClient({ address, token, tokenFile }, async (client) => {
       const report = await runBatch(client, batch, abortOnSignal());
       const { hidden } = await client.describeModel();
-      if (json) process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
+      if (json) process.stdout.write(`${JSON.stringify(batchJson(report, hidden), null, 2)}\n`);
       else printFigures(describeBatch(report, hidden));
       assertVerified(report.verification);
     });
   },
 });
-
-/** A failed verification is a failure of the command, after everything is printed. */
-export function assertVerified(verification: Verification | null): void {
-  if (verification && !verification.verified) {
-    const text = `the answers differ from the reference: relative error ${verification.relativeError}, ${verification.choicesWrong} gate choices and ${verification.weightsWrong} weights wrong`;
-    throw new SwitchyardError('DATA_LOSS', text);
-  }
-}

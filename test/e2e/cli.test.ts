@@ -55,13 +55,18 @@ describe('forward', () => {
     const args = ['--sequences', '6', '--length', '100', '--no-feedback', '--verify', '8', '--json'];
     const { status, stdout } = await switchyard(['forward', ...at(), ...args]);
     expect(status).toBe(0);
-    const { summary, verification } = JSON.parse(stdout);
-    expect(summary.tokens).toBe(600);
-    expect(summary.routers.map(({ tokens }: { tokens: number }) => tokens)).toEqual([300, 300]);
-    expect(summary.assignments).toBe(600 * 2 * 2);
-    expect(verification).toMatchObject({ verified: true, tokens: 8, choicesWrong: 0, choicesChecked: 16 });
-    expect(verification.relativeError).toBeLessThan(1e-2);
-    expect(verification.relativeError).toBeGreaterThan(0);
+    const report = JSON.parse(stdout);
+    expect(report.tokens).toBe(600);
+    expect(report.routers.map(({ tokens }: { tokens: number }) => tokens)).toEqual([300, 300]);
+    expect(report.messages.ungrouped).toBe(600 * 2 * 2);
+    expect(report.verification).toMatchObject({
+      verified: true,
+      tokens: 8,
+      choicesWrong: 0,
+      choicesChecked: 16,
+    });
+    expect(report.relativeError).toBeLessThan(1e-2);
+    expect(report.relativeError).toBeGreaterThan(0);
   });
 
   test('takes raw rows from a file and writes the same number back', async () => {
