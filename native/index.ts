@@ -188,6 +188,57 @@ export interface ReferenceResult {
   regret: Float64Array;
 }
 
+/** A message that arrived: `rowBytes` of rows at the start of the slab, which the receiver owns, and its metadata. */
+export interface UcxMessage {
+  slab: Slab;
+  rowBytes: number;
+  metadata: Uint8Array;
+}
+
+/**
+ * One end of a two-way stream of messages between two processes. The other end knows its number and key from the control
+ * plane; messages with another key never arrive.
+ */
+export interface UcxChannel {
+  /** The number that the peer sends to. */
+  readonly id: number;
+  /** Makes the channel send to channel `peerId` of the process with that address. Rejects with LINK_LOST. */
+  connect(peerAddress: Uint8Array, peerId: number): Promise<void>;
+  /**
+   * Sends the first `rowBytes` of the slab, and metadata, which is put behind them: the slab must have capacity for it,
+   * otherwise INVALID_ARGUMENT. Resolves when the slab may be used again; rejects with LINK_LOST if the peer is gone.
+   */
+  send(slab: Slab, rowBytes: number, metadata: Uint8Array): Promise<void>;
+  /**
+   * Resolves with all messages that have arrived, at least one. Rejects with the reason when the channel has failed
+   * and everything that arrived before was taken, with CANCELLED after close(). One call at a time.
+   */
+  receive(): Promise<UcxMessage[]>;
+  /** What UCX says of the channel's lanes, for example "posix cma". */
+  transports(): Promise<string>;
+  /** Flushes what was sent and forgets the channel. Idempotent. */
+  close(): void;
+}
+
+export interface UcxStats {
+  messagesSent: number;
+  messagesReceived: number;
+  bytesSent: number;
+  bytesReceived: number;
+  /** Bytes that were copied from a transport's buffer to a slab, because the message did not come by zero-copy. */
+  bytesCopied: number;
+  /** Messages for no channel, with a wrong key, or larger than allowed. */
+  messagesRefused: number;
+}
+
+/** The process's UCX worker. It starts with the first use and ends with the environment. */
+export interface Ucx {
+  address(): Uint8Array;
+  /** `key`: 16 secret bytes. `inboxBytesMax`: what may have arrived and not been received; beyond it the channel fails. */
+  openChannel(options: { key: Uint8Array; messageBytesMax: number; inboxBytesMax: number }): UcxChannel;
+  stats(): UcxStats;
+}
+
 export interface Addon {
   /** Bounds of the process: slab bytes, and threads for row operations. Call once, before anything else. */
   configure(options: { slabBytesMax: number; threads: number }): void;
@@ -201,8 +252,11 @@ export interface Addon {
     cores: number;
   };
 
-  /** Throws RESOURCE_EXHAUSTED at the limit. Contents are undefined. */
-  allocateSlab(byteLength: number): Slab;
+  /**
+   * Throws RESOURCE_EXHAUSTED at the limit. Contents are undefined. `tailBytes` of capacity are kept behind the slab,
+   * for the metadata that UcxChannel.send puts there.
+   */
+  allocateSlab(byteLength: number, tailBytes?: number): Slab;
   arenaStats(): ArenaStats;
 
   openMappedFile(path: string): MappedFile;
@@ -287,6 +341,9 @@ export interface Addon {
 
   /** One layer in float64, from BF16 weights, with none of the code of the other operations. */
   referenceLayer(rows: Float64Array, hidden: number, layer: ReferenceLayer): Promise<ReferenceResult>;
+
+  /** Null when the addon was built without UCX. */
+  ucx: Ucx | null;
 
   /** Bare copy speed of this machine: bytes per second, median of several runs over `bytes`. For benchmarks. */
   measureMemcpy(bytes: number): Promise<number>;

@@ -10,7 +10,7 @@
 namespace switchyard::addon {
 
 /** The classes of objects that the addon hands out. */
-enum class HandleKind { slab, mapped_file, gate_weights, expert, expert_backend };
+enum class HandleKind { slab, mapped_file, gate_weights, expert, expert_backend, ucx_channel };
 
 /** What one JS environment (the main thread or a worker thread) has of its own. */
 class Environment {
@@ -24,7 +24,7 @@ class Environment {
 
  private:
   std::shared_ptr<CompletionQueue> completions_;
-  std::array<Napi::FunctionReference, 5> constructors_;
+  std::array<Napi::FunctionReference, 6> constructors_;
 };
 
 }  // namespace switchyard::addon

@@ -8,6 +8,7 @@
 #include "addon/reference_operation.h"
 #include "addon/row_operations.h"
 #include "addon/slab_handle.h"
+#include "addon/ucx.h"
 
 namespace switchyard::addon {
 
@@ -24,6 +25,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   export_gate(env, exports);
   export_experts(env, exports);
   export_reference(exports);
+  export_ucx(env, exports);
   return exports;
 }
 

@@ -87,6 +87,11 @@ Napi::Object to_group(Napi::Env env, Packed& packed) {
   return group;
 }
 
+/** Room for a token batch's metadata in its wire form, so that a transport can send it from behind the rows. */
+size_t metadata_bytes(const PackPlan& plan) {
+  return 1024 + plan.weights.size() * (sizeof(uint32_t) + sizeof(float)) + plan.segments.size() * 16;
+}
+
 void prepare_pack(const Napi::CallbackInfo& info, Operation& operation) {
   const Fields options(info[0], "");
   const uint64_t row_count = options.integer("rowCount", 1, rows_max);
@@ -100,7 +105,7 @@ void prepare_pack(const Napi::CallbackInfo& info, Operation& operation) {
   const auto groups = std::make_shared<std::vector<Packed>>();
   operation.run = [=] {
     for (PackPlan& plan : plan_pack(experts, weights, top_k, worker_of, workers)) {
-      SlabRef packed = allocate_rows(plan.tokens.size(), hidden);
+      SlabRef packed = allocate_rows(plan.tokens.size(), hidden, metadata_bytes(plan));
       for_rows(plan.tokens.size(), hidden, [&](size_t first, size_t count) {
         pack_rows(rows_of(rows), hidden, plan.tokens, first, count, rows_of(packed));
       });

@@ -46,15 +46,16 @@ SlabRef slab_of_rows(const Napi::Value& value, const std::string& field, uint64_
   return slab;
 }
 
-SlabRef allocate_rows(uint64_t row_count, uint64_t hidden) {
-  return arena().allocate(row_count * hidden * sizeof(uint16_t));
+SlabRef allocate_rows(uint64_t row_count, uint64_t hidden, size_t tail) {
+  return arena().allocate(row_count * hidden * sizeof(uint16_t), tail);
 }
 
 void export_slabs(Napi::Env env, Napi::Object exports) {
   SlabHandle::define(env);
   export_function(exports, "allocateSlab", [](const Napi::CallbackInfo& info) {
     const uint64_t size = to_integer(info[0], "byteLength", 1, safe_integer_max);
-    return SlabHandle::create(info.Env(), arena().allocate(size));
+    const uint64_t tail = info[1].IsUndefined() ? 0 : to_integer(info[1], "tailBytes", 0, safe_integer_max);
+    return SlabHandle::create(info.Env(), arena().allocate(size, tail));
   });
   export_function(exports, "arenaStats", [](const Napi::CallbackInfo& info) {
     const ArenaStats stats = arena().stats();

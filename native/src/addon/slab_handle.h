@@ -30,8 +30,8 @@ SlabRef slab_of_rows(const Napi::Value& value, const std::string& field, uint64_
 
 inline uint16_t* rows_of(const SlabRef& slab) { return reinterpret_cast<uint16_t*>(slab->data()); }
 
-/** A slab for [row_count, hidden] BF16 rows. */
-SlabRef allocate_rows(uint64_t row_count, uint64_t hidden);
+/** A slab for [row_count, hidden] BF16 rows, with `tail` bytes of capacity behind them. */
+SlabRef allocate_rows(uint64_t row_count, uint64_t hidden, size_t tail = 0);
 
 /** The functions allocateSlab and arenaStats. */
 void export_slabs(Napi::Env env, Napi::Object exports);

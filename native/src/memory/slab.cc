@@ -46,11 +46,11 @@ SlabArena::~SlabArena() {
   }
 }
 
-SlabRef SlabArena::allocate(size_t size) {
-  if (size == 0 || size > size_max) {
+SlabRef SlabArena::allocate(size_t size, size_t tail) {
+  if (size == 0 || size > size_max || tail > size_max) {
     throw_invalid("byteLength", size, "1 to " + std::to_string(size_max));
   }
-  const size_t capacity = size_class(size);
+  const size_t capacity = size_class(size + tail);
   Evicted evicted;
   std::byte* block = nullptr;
   {

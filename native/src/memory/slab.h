@@ -21,6 +21,8 @@ class Slab {
   std::byte* data() const { return data_; }
   /** Bytes that the caller asked for; the memory behind it may be larger. */
   size_t size() const { return size_; }
+  /** Bytes of memory that may be written: the size, what was asked for behind it, and rounding. */
+  size_t capacity() const { return capacity_; }
 
  private:
   friend class SlabArena;
@@ -82,8 +84,11 @@ class SlabArena {
   SlabArena(const SlabArena&) = delete;
   SlabArena& operator=(const SlabArena&) = delete;
 
-  /** Contents are undefined. Throws INVALID_ARGUMENT for 0 bytes, RESOURCE_EXHAUSTED at the limit. */
-  SlabRef allocate(size_t size);
+  /**
+   * Contents are undefined. `tail` bytes of capacity lie behind the size, for what a transport sends with the rows.
+   * Throws INVALID_ARGUMENT for 0 bytes, RESOURCE_EXHAUSTED at the limit.
+   */
+  SlabRef allocate(size_t size, size_t tail = 0);
   ArenaStats stats() const;
   /** Applies to later allocations; slabs in use stay. */
   void set_limit(size_t bytes_limit);

@@ -56,7 +56,6 @@ void Fabric::Progress::create_context() {
   setenv("UCX_MM_ERROR_HANDLING", "y", 0);
   // How soon a peer on this host is found dead when nothing is sent to it. UCX would take 20 s.
   setenv("UCX_KEEPALIVE_INTERVAL", "500ms", 0);
-  setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);
   ucp_config_t* config = nullptr;
   check(ucp_config_read(nullptr, nullptr, &config), "ucp_config_read");
   ucp_params_t params{};
