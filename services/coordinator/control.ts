@@ -56,6 +56,8 @@ export class Control implements NodeStreamOwner {
       setInterval(() => this.sweep(sweepMs), sweepMs),
       setInterval(() => this.heartbeat(), options.heartbeatMs),
     );
+    // The server keeps the process alive, not the clocks.
+    for (const timer of this.timers) timer.unref();
   }
 
   get view(): ClusterViewInput {

@@ -164,8 +164,9 @@ class CoordinatorService {
     const { host, advertiseHost } = this.config;
     const own = advertised(host, this.grpc!.port, advertiseHost);
     const metrics = advertisedUrl(host, this.http!.url, advertiseHost);
-    this.router?.start({ coordinator: this.grpc!.address, own, metrics }).then((error) => {
-      if (error === null) return;
+    this.router?.start({ coordinator: this.grpc!.address, own, metrics }).then(async (error) => {
+      if (error === null || this.stopping !== null) return;
+      await this.close();
       this.stopped.reject(
         new SwitchyardError(error.code, `the embedded router: ${error.message}`, error.details),
       );

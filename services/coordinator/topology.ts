@@ -5,47 +5,58 @@ import { invalidArgument, SwitchyardError } from '../common/errors.js';
 
 const bitsOf: Readonly<Record<string, number>> = { '': 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12 };
 
+const bandwidthAllowed = 'bits per second above 0, as in "200Gbit/s" or 25000000000';
+
 /** Bits per second: a number, or a text such as "200Gbit/s", "25 Gbps" or "500Mbit/s". */
-const bandwidth = z.union([z.number(), z.string()]).transform((value, context) => {
-  const bits = typeof value === 'number' ? value : parseBandwidth(value);
-  if (Number.isFinite(bits) && bits > 0) return bits;
-  context.addIssue({
-    code: 'custom',
-    message: 'allowed: bits per second above 0, as in "200Gbit/s" or 25000000000',
+const bandwidth = z
+  .union([z.number(), z.string()], { error: bandwidthAllowed })
+  .transform((value, context) => {
+    const bits = typeof value === 'number' ? value : parseBandwidth(value);
+    if (Number.isFinite(bits) && bits > 0) return bits;
+    context.addIssue({ code: 'custom', message: bandwidthAllowed });
+    return z.NEVER;
   });
-  return z.NEVER;
-});
 
 function parseBandwidth(text: string): number {
   const match = /^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:bit\/s|bps|bit)\s*$/i.exec(text);
   return match === null ? Number.NaN : Number(match[1]) * bitsOf[match[2]!.toLowerCase()]!;
 }
 
-const name = z.string().min(1).max(253);
+const nameAllowed = 'a name of 1 to 253 characters';
+const name = z.string({ error: nameAllowed }).min(1, { error: nameAllowed }).max(253, { error: nameAllowed });
 
-const topologySchema = z.strictObject({
-  hosts: z
-    .array(
-      z.strictObject({
-        name,
-        /** As workers name their device ("cpu", "cuda:0"); one entry for each worker that may run there. */
-        devices: z.array(name).min(1).max(1024),
-      }),
-    )
-    .min(1)
-    .max(4096),
-  links: z
-    .array(
-      z.strictObject({
-        from: name,
-        to: name,
-        bandwidth,
-        latencyMicroseconds: z.number().positive().optional(),
-      }),
-    )
-    .max(65_536)
-    .default([]),
-});
+/** `what` names the elements: the error says how many of them are allowed. */
+function list<Element extends z.ZodType>(element: Element, what: string, min: number, max: number) {
+  const error = `a list of ${min} to ${max} ${what}`;
+  return z.array(element, { error }).min(min, { error }).max(max, { error });
+}
+
+const hostSchema = z.strictObject(
+  {
+    name,
+    /** As workers name their device ("cpu", "cuda:0"); one entry for each worker that may run there. */
+    devices: list(name, 'devices', 1, 1024),
+  },
+  { error: 'a mapping with name and devices' },
+);
+
+const linkSchema = z.strictObject(
+  {
+    from: name,
+    to: name,
+    bandwidth,
+    latencyMicroseconds: z.number({ error: 'microseconds above 0' }).positive().optional(),
+  },
+  { error: 'a mapping with from, to and bandwidth' },
+);
+
+const topologySchema = z.strictObject(
+  {
+    hosts: list(hostSchema, 'hosts', 1, 4096),
+    links: list(linkSchema, 'links', 0, 65_536).default([]),
+  },
+  { error: 'a mapping with hosts and links' },
+);
 
 /** The hosts of a cluster, the devices that workers use, and the links between hosts (both directions). */
 export type Topology = z.infer<typeof topologySchema>;
@@ -76,7 +87,7 @@ export function parseTopology(text: string, path: string): Topology {
       (at, step) => (at as Record<PropertyKey, unknown>)?.[step],
       value,
     );
-    throw configInvalid(path, key, `is ${JSON.stringify(seen)}: ${issue.message}`);
+    throw configInvalid(path, key, `is ${JSON.stringify(seen) ?? 'missing'}; allowed: ${issue.message}`);
   }
   checkReferences(parsed.data, path);
   return parsed.data;
