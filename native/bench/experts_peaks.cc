@@ -7,8 +7,10 @@
 #include <cstring>
 
 // The compiler's own headers read an undefined register on purpose; GCC 12 warns of it.
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 
 namespace switchyard::bench {
 namespace {

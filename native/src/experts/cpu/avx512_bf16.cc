@@ -4,7 +4,9 @@
 #include "experts/cpu/layout.h"
 
 // The compiler's own headers read an undefined register on purpose; GCC 12 warns of it.
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #define SWITCHYARD_INLINE SWITCHYARD_TARGET __attribute__((always_inline)) inline

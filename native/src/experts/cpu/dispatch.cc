@@ -7,7 +7,7 @@
 namespace switchyard::cpu {
 namespace {
 
-const Kernels* const built_in[] = {&avx512_bf16_kernels, &avx2_kernels};
+const Kernels* const built_in[] = {&amx_bf16_kernels, &avx512_bf16_kernels, &avx2_kernels};
 
 std::string names(bool only_supported) {
   std::string list;

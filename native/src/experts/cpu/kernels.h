@@ -48,6 +48,7 @@ struct Kernels {
   void (*store)(const float* c, uint16_t* out, size_t columns);
 };
 
+extern const Kernels amx_bf16_kernels;
 extern const Kernels avx512_bf16_kernels;
 extern const Kernels avx2_kernels;
 
