@@ -35,6 +35,7 @@ export async function runBatch(context: BatchContext): Promise<void> {
     source: stream,
     share,
     rowsBytesMax: context.rowsBytesMax,
+    busy: () => tasks.size > 0,
     signal: stream.signal,
   });
   try {

@@ -32,11 +32,13 @@ export interface IngestOptions {
   share: BudgetShare;
   /** The largest rows field of one message. */
   rowsBytesMax: number;
+  /** Whether chunks of the batch are still in the pipeline. */
+  busy: () => boolean;
   signal: AbortSignal;
 }
 
 /**
- * A chunk that is not full goes on when the client pauses for so long: its tokens are not kept waiting for others, a
+ * A chunk that is not full goes on when the client pauses for so long and the pipeline has nothing else of the batch: a
  * client that wants answers before it sends more gets them, and a slow one does not hold memory. Outputs do not
  * depend on where chunks are cut.
  */
@@ -118,7 +120,8 @@ export class Ingest {
   private async fetch(pause: number | null): Promise<boolean> {
     if (this.message !== null) return true;
     const { plan, rowsBytesMax } = this.options;
-    const request = await this.read(pause);
+    let request = await this.read(pause);
+    while (request === 'pause' && this.options.busy()) request = await this.read(pause);
     if (request === 'pause') return false;
     if (request === null) throw tooFewTokens(this.received, plan);
     this.message = checkChunk(request, this.received, plan, rowsBytesMax);

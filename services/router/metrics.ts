@@ -1,3 +1,4 @@
+import { native } from '../../native/index.js';
 import { counter, gauge, histogram, type Registry } from '../common/metrics.js';
 import type { Link } from '../transport/link.js';
 import { WorkerLoad } from './balancedness.js';
@@ -80,6 +81,12 @@ function readGauges(registry: Registry, gauges: RouterGauges): void {
     metric.set(gauges.bytesInFlight()),
   );
   gauge(registry, 'in_flight_bytes_limit', 'The byte budget for chunks in flight.').set(gauges.bytesMax);
+  gauge(registry, 'slab_bytes', 'Slab memory by state.', ['state'] as const, (metric) => {
+    const { bytesInUse, bytesCached, bytesLimit } = native.arenaStats();
+    metric.set({ state: 'used' }, bytesInUse);
+    metric.set({ state: 'cached' }, bytesCached);
+    metric.set({ state: 'limit' }, bytesLimit);
+  });
 }
 
 function readLinks(registry: Registry, links: () => Link[]): void {

@@ -4,6 +4,9 @@ import { createUtilizationMeter } from '../common/metrics.js';
 /** Gate counts wait this long for more, so that a burst of chunks is one message. */
 const coalesceMs = 3;
 
+/** Reading the resident size walks kernel counters of every thread, so it is not done at every heartbeat. */
+const rssEveryMs = 1_000;
+
 /**
  * The router's reports: rows chosen per expert soon after they were chosen, and a heartbeat with the
  * process's figures. What the stream cannot take stays here and goes with the next heartbeat.
@@ -14,6 +17,7 @@ export class RouterReporter {
   private tokens = 0;
   private utilization = 0;
   private rssBytes = 0;
+  private rssReadAt = Number.NEGATIVE_INFINITY;
   private timer: NodeJS.Timeout | null = null;
   private send: ((message: NodeMessageInput) => boolean) | null = null;
 
@@ -37,7 +41,12 @@ export class RouterReporter {
 
   /** Adds the rows that a chunk's gate chose per expert of a layer, for the feedback loop. */
   countRows(layer: number, rows: Uint32Array): void {
-    this.addRows(layer, rows);
+    let sum = this.counts.get(layer);
+    if (sum === undefined) {
+      sum = new Float64Array(rows.length);
+      this.counts.set(layer, sum);
+    }
+    for (let expert = 0; expert < rows.length; expert += 1) sum[expert]! += rows[expert]!;
     if (this.timer === null && this.send !== null) {
       this.timer = setTimeout(() => this.flush(), coalesceMs);
     }
@@ -46,7 +55,10 @@ export class RouterReporter {
   /** The heartbeat: counts are taken out, figures measured anew. */
   heartbeat(): NodeMessageInput {
     this.utilization = this.meter();
-    this.rssBytes = process.memoryUsage.rss();
+    if (performance.now() - this.rssReadAt >= rssEveryMs) {
+      this.rssReadAt = performance.now();
+      this.rssBytes = process.memoryUsage.rss();
+    }
     const message = this.message();
     this.clear();
     return message;
@@ -72,14 +84,5 @@ export class RouterReporter {
   private clear(): void {
     this.counts.clear();
     this.tokens = 0;
-  }
-
-  private addRows(layer: number, rows: Uint32Array): void {
-    let sum = this.counts.get(layer);
-    if (sum === undefined) {
-      sum = new Float64Array(rows.length);
-      this.counts.set(layer, sum);
-    }
-    for (let expert = 0; expert < rows.length; expert += 1) sum[expert]! += rows[expert]!;
   }
 }

@@ -57,9 +57,14 @@ function source(messages: (ForwardRequest | number)[]) {
   };
 }
 
-function ingest(batch: BatchPlan, messages: (ForwardRequest | number)[], budget = new ByteBudget(1e9)) {
+function ingest(
+  batch: BatchPlan,
+  messages: (ForwardRequest | number)[],
+  budget = new ByteBudget(1e9),
+  busy = () => false,
+) {
   const share = budget.open();
-  return new Ingest({ plan: batch, source: source(messages), share, rowsBytesMax: 1e6, signal });
+  return new Ingest({ plan: batch, source: source(messages), share, rowsBytesMax: 1e6, busy, signal });
 }
 
 /** Takes all chunks, and checks that they hold the tokens of the batch in order. */
@@ -130,6 +135,16 @@ describe('messages of any size', () => {
     );
   });
 
+  test('are waited for while the pipeline has other chunks of the batch', async () => {
+    const batch = plan({}, { chunkTokens: 16 });
+    const messages = [message(batch, 0, 4), 150, message(batch, 4, 28)];
+    const chunks = await collect(
+      batch,
+      ingest(batch, messages, undefined, () => true),
+    );
+    expect(chunks.map((chunk) => chunk.tokens)).toEqual([16, 16]);
+  });
+
   test('go on as a shorter chunk when the client pauses', async () => {
     const batch = plan({}, { chunkTokens: 16 });
     const messages = [
@@ -161,6 +176,7 @@ describe('messages of any size', () => {
       source: { next },
       share: budget.open(),
       rowsBytesMax: 1e6,
+      busy: () => false,
       signal,
     });
     const done = collect(batch, from);

@@ -1,0 +1,48 @@
+import { afterEach, beforeEach, describe, expect, jest, test } from '@jest/globals';
+import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
+import { RouterReporter } from '../../services/router/report.js';
+
+describe('the reports of a router', () => {
+  beforeEach(() => {
+    jest.useFakeTimers({ doNotFake: ['performance'] });
+  });
+  afterEach(() => {
+    jest.useRealTimers();
+  });
+
+  test('gather the counts of a burst of chunks into one message', () => {
+    const sent: NodeMessageInput[] = [];
+    const reporter = new RouterReporter(() => 77);
+    reporter.start((message) => {
+      sent.push(message);
+      return true;
+    });
+    reporter.countTokens(10);
+    reporter.countRows(0, Uint32Array.of(1, 2));
+    reporter.countRows(0, Uint32Array.of(3, 4));
+    reporter.countRows(5, Uint32Array.of(6, 0));
+    expect(sent).toEqual([]);
+    jest.advanceTimersByTime(10);
+    expect(sent).toHaveLength(1);
+    expect(sent[0]!.router).toMatchObject({
+      tokens: 10,
+      bytesInFlight: 77,
+      loads: [
+        { layer: 0, rows: [4, 6] },
+        { layer: 5, rows: [6, 0] },
+      ],
+    });
+    expect(reporter.heartbeat().router).toMatchObject({ tokens: 0, loads: [], rssBytes: expect.any(Number) });
+  });
+
+  test('keep what the stream did not take for the next heartbeat', () => {
+    const reporter = new RouterReporter(() => 0);
+    reporter.start(() => false);
+    reporter.countRows(0, Uint32Array.of(1, 2));
+    jest.advanceTimersByTime(10);
+    reporter.countRows(0, Uint32Array.of(1, 0));
+    reporter.stop();
+    jest.advanceTimersByTime(100);
+    expect(reporter.heartbeat().router!.loads).toEqual([{ layer: 0, rows: [2, 2] }]);
+  });
+});
