@@ -13,10 +13,11 @@ import { fromServiceError } from '../../services/common/status.js';
 import { Control } from '../../services/coordinator/control.js';
 import { describeModel } from '../../services/coordinator/describe.js';
 import { parseTopology, type Topology } from '../../services/coordinator/topology.js';
+import type { ModelSpec } from '../../services/model/spec.js';
 import { hello, tinyModel, until } from './support.js';
 
 const log = createLogger('test', 'test', 'silent');
-const leaseMs = 400;
+const leaseMs = 600;
 const cleanups: (() => unknown)[] = [];
 
 afterEach(async () => {
@@ -29,11 +30,18 @@ interface Started {
 }
 
 async function start(
-  options: { workers?: number; topology?: Topology; port?: number; heartbeatMs?: number } = {},
+  options: {
+    workers?: number;
+    topology?: Topology;
+    port?: number;
+    heartbeatMs?: number;
+    model?: ModelSpec;
+  } = {},
 ): Promise<Started> {
+  const model = options.model ?? tinyModel;
   const control = new Control({
-    model: tinyModel,
-    description: describeModel(tinyModel),
+    model,
+    description: describeModel(model),
     workers: options.workers ?? 1,
     topology: options.topology ?? null,
     leaseMs,
@@ -279,8 +287,8 @@ describe('the end of a node', () => {
     );
     const tookMs = performance.now() - begin;
     expect(tookMs).toBeGreaterThan(leaseMs - 100);
-    expect(tookMs).toBeLessThan(leaseMs + 400);
-    expect(stateOf(started, 'w0')!.reason).toMatch(/^silent for \d+ ms; allowed: 400 ms$/);
+    expect(tookMs).toBeLessThan(leaseMs + 1_000);
+    expect(stateOf(started, 'w0')!.reason).toMatch(/^silent for \d+ ms; allowed: 600 ms$/);
     expect(await until(() => node.error, Boolean)).toMatchObject({ code: 'DEADLINE_EXCEEDED' });
   });
 
@@ -359,7 +367,7 @@ describe('the end of a node', () => {
       () => stateOf(started, 'child')?.state,
       (state) => state === 'DEAD',
     );
-    expect(performance.now() - begin).toBeLessThan(leaseMs + 500);
+    expect(performance.now() - begin).toBeLessThan(leaseMs + 1_000);
     expect(stateOf(started, 'child')!.reason).toMatch(/^silent for/);
     child.kill('SIGCONT');
     await until(() => started.control.readiness().ready, Boolean, 10_000);
@@ -410,28 +418,32 @@ describe('feedback', () => {
   });
 
   test('a router that does not read gets the latest bias when it does, and no queue of old ones', async () => {
-    const started = await start();
+    // Updates of 64 KiB each fill what HTTP/2 and the sockets hold after some of them.
+    const layers = Array.from({ length: 64 }, (_, layer) => ({ layer, experts: 256 }));
+    const started = await start({ model: { ...tinyModel, layers } });
     const router = new RawNode(started).say({ hello: hello('r0', { role: 'ROUTER' }) });
     await until(
       () => router.of('view').length,
       (count) => count > 0,
     );
     router.call.pause();
-    const steps = 3_000;
-    for (let step = 0; step < steps; step += 1) {
-      router.say({ router: { loads: [{ layer: 0, rows: [50, 0, 0, 0, 0, 0, 0, 0] }] } });
-      if (step % 50 === 0) await new Promise((resolve) => setImmediate(resolve));
+    const steps = 100;
+    const rows = Array.from({ length: 256 }, (_, expert) => (expert === 0 ? 2_000 : 0));
+    const { feedback } = started.control.cluster;
+    for (let step = 1; step <= steps; step += 1) {
+      router.say({ router: { loads: [{ layer: 0, rows }] } });
+      await until(
+        () => feedback.version,
+        (version) => version === step,
+      );
     }
-    await until(
-      () => started.control.cluster.feedback.version,
-      (version) => version === steps,
-      20_000,
-    );
     router.call.resume();
-    const last = () => router.of('bias').at(-1)?.bias?.version ?? 0;
-    await until(last, (version) => version === steps);
+    await until(
+      () => router.of('bias').at(-1)?.bias?.version ?? 0,
+      (version) => version === steps,
+    );
     expect(router.of('bias').length).toBeLessThan(steps / 2);
-  }, 30_000);
+  }, 60_000);
 });
 
 describe('a coordinator that comes and goes', () => {
