@@ -25,11 +25,12 @@ export function channelOptions(messageBytesMax: number): ChannelOptions {
     'grpc.keepalive_time_ms': 10_000,
     'grpc.keepalive_timeout_ms': 20_000,
     'grpc.keepalive_permit_without_calls': 1,
-    'grpc.enable_channelz': 0,
   };
 }
 
 const clientOptions: ChannelOptions = {
+  // Servers keep theirs on: without it grpc-js forgets the connections that a shutdown must cut.
+  'grpc.enable_channelz': 0,
   'grpc-node.flow_control_window': windowBytes,
   // A retry would keep a copy of every message until its answer; calls are repeated where it is decided why.
   'grpc.enable_retries': 0,

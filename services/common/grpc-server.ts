@@ -1,4 +1,4 @@
-import type { Http2Server } from 'node:http2';
+import type { Http2Server, ServerOptions } from 'node:http2';
 import { isIPv6 } from 'node:net';
 import {
   Server,
@@ -48,6 +48,12 @@ export interface GrpcServer {
 
 const concurrentStreamsMax = 1024;
 
+/** grpc-js has an option for the windows of clients only; those of a server are set where it keeps node:http2's. */
+interface ServerInternals {
+  commonServerOptions: ServerOptions;
+  http2Servers: Map<Http2Server, unknown>;
+}
+
 /**
  * Starts a gRPC server with the services given, grpc.health.v1 and reflection.
  * Throws CONFIG_INVALID for a host that needs a token and for an address that cannot be bound.
@@ -60,8 +66,8 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
     ...channelOptions(options.messageBytesMax),
     interceptors: token === null ? [] : [bearerInterceptor(token, log)],
   });
-  // grpc-js has an option for the window of clients only; servers get theirs by the settings of node:http2.
-  server['commonServerOptions'].settings = {
+  const internals = server as unknown as ServerInternals;
+  internals.commonServerOptions.settings = {
     maxConcurrentStreams: concurrentStreamsMax,
     initialWindowSize: windowBytes,
   };
@@ -77,7 +83,7 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
 
   const bracketed = isIPv6(host) ? `[${host}]` : host;
   const boundPort = await bind(server, host, bracketed, port);
-  for (const http2Server of server['http2Servers'].keys() as Iterable<Http2Server>) {
+  for (const http2Server of internals.http2Servers.keys()) {
     http2Server.on('session', (session) => session.setLocalWindowSize(windowBytes));
   }
   let closing: Promise<void> | null = null;

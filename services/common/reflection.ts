@@ -1,4 +1,4 @@
-import type { MessageTypeDefinition, PackageDefinition } from '@grpc/proto-loader';
+import type { EnumTypeDefinition, PackageDefinition } from '@grpc/proto-loader';
 import { ReflectionService } from '@grpc/reflection';
 import descriptor from 'protobufjs/ext/descriptor/index.js';
 
@@ -42,12 +42,19 @@ function corrected(descriptor: Buffer): Buffer {
 
 /** Reflection (v1 and v1alpha) over `definitions`, which lists `services` by their full names. */
 export function createReflection(definitions: PackageDefinition, services: string[]): ReflectionService {
-  const isType = (definition: object): definition is MessageTypeDefinition<object, object> =>
-    'fileDescriptorProtos' in definition;
-  const fixed = Object.entries(definitions).map(([name, definition]) =>
-    isType(definition)
-      ? [name, { ...definition, fileDescriptorProtos: definition.fileDescriptorProtos.map(corrected) }]
-      : [name, definition],
-  );
-  return new ReflectionService(Object.fromEntries(fixed), { services });
+  // Every type carries the files of its whole package; each file is needed once.
+  const files = new Map<string, Buffer>();
+  for (const definition of Object.values(definitions)) {
+    if (!('fileDescriptorProtos' in definition)) continue;
+    for (const file of (definition as EnumTypeDefinition).fileDescriptorProtos) {
+      files.set(file.toString('latin1'), file);
+    }
+  }
+  const fileDescriptorProtos = [...files.values()].map(corrected);
+  const type: EnumTypeDefinition = {
+    format: 'Protocol Buffer 3 EnumDescriptorProto',
+    type: {},
+    fileDescriptorProtos,
+  };
+  return new ReflectionService({ files: type }, { services });
 }

@@ -1,0 +1,175 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
+import { z } from 'zod';
+import { humanBytes, humanCount, loadConfig, serverFields, toggle } from '../../services/common/config.js';
+import { SwitchyardError } from '../../services/common/errors.js';
+
+const schema = z.object({
+  ...serverFields,
+  maxRows: humanCount(1, 65536).default(4096),
+  budgetBytes: humanBytes(1).default(512 * 2 ** 20),
+  feedback: toggle().default(true),
+  device: z.enum(['cpu', 'cuda']).default('cpu'),
+});
+
+let directory: string;
+
+beforeAll(() => {
+  directory = mkdtempSync(join(tmpdir(), 'switchyard-config-'));
+});
+afterAll(() => rmSync(directory, { recursive: true }));
+
+function yaml(text: string): { path: string; section: string } {
+  const path = join(directory, 'cluster.yaml');
+  writeFileSync(path, text);
+  return { path, section: 'worker' };
+}
+
+function errorOf(load: () => unknown): SwitchyardError {
+  try {
+    load();
+  } catch (error) {
+    if (error instanceof SwitchyardError) return error;
+    throw error;
+  }
+  throw new Error('no error');
+}
+
+describe('loadConfig', () => {
+  test('gives the defaults of the schema when nothing is set', () => {
+    expect(loadConfig(schema, {})).toMatchObject({
+      host: '127.0.0.1',
+      port: 0,
+      insecure: false,
+      maxRows: 4096,
+    });
+  });
+
+  test('prefers flags to the environment, the environment to the file, the file to defaults', () => {
+    const file = yaml('worker: { port: 1, metricsPort: 1, maxRows: 1, budgetBytes: 1KiB }');
+    const env = { SWITCHYARD_PORT: '2', SWITCHYARD_METRICS_PORT: '2' };
+    expect(loadConfig(schema, { file, env, flags: { port: '3', maxRows: undefined } })).toMatchObject({
+      port: 3,
+      metricsPort: 2,
+      maxRows: 1,
+      budgetBytes: 1024,
+      feedback: true,
+    });
+  });
+
+  test('reads the section of its service only', () => {
+    expect(loadConfig(schema, { file: yaml('router: { nonsense: 1 }') }).port).toBe(0);
+  });
+
+  test.each([
+    [
+      '--max-rows',
+      { flags: { maxRows: '-5' } },
+      'maxRows',
+      '"-5"',
+      'a whole number such as 4096 or 4k from 1 to 65536',
+    ],
+    [
+      '--max-rows',
+      { flags: { maxRows: 70000 } },
+      'maxRows',
+      '70000',
+      'a whole number such as 4096 or 4k from 1 to 65536',
+    ],
+    [
+      'SWITCHYARD_BUDGET_BYTES',
+      { env: { SWITCHYARD_BUDGET_BYTES: '1 parsec' } },
+      'budgetBytes',
+      '"1 parsec"',
+      /a size in bytes/,
+    ],
+    [
+      'SWITCHYARD_FEEDBACK',
+      { env: { SWITCHYARD_FEEDBACK: 'maybe' } },
+      'feedback',
+      '"maybe"',
+      'true or false',
+    ],
+    ['--device', { flags: { device: 'tpu' } }, 'device', '"tpu"', 'cpu, cuda'],
+    ['--log-level', { flags: { logLevel: 'loud' } }, 'logLevel', '"loud"', /trace, debug/],
+    ['--speed', { flags: { speed: 9 } }, 'speed', '9', /there is no such key/],
+  ])('names %s, the value and what is allowed', (origin, sources, key, value, allowed) => {
+    const error = errorOf(() => loadConfig(schema, sources));
+    expect(error.code).toBe('CONFIG_INVALID');
+    expect(error.details).toMatchObject({ key, value });
+    expect(error.details.allowed).toEqual(expect.stringMatching(allowed));
+    expect(error.message).toContain(`${origin} is ${value}; allowed: `);
+  });
+
+  test('names the place in the file', () => {
+    const file = yaml('worker:\n  maxRows: -1\n');
+    expect(errorOf(() => loadConfig(schema, { file })).message).toContain(
+      `${file.path}: worker.maxRows is -1`,
+    );
+  });
+
+  test.each(['worker: [1, 2]', '- 1', 'worker: {', 'just text', ''])(
+    'refuses a file that holds %j',
+    (text) => {
+      expect(errorOf(() => loadConfig(schema, { file: yaml(text) })).code).toBe('CONFIG_INVALID');
+    },
+  );
+
+  test('refuses a file that does not exist', () => {
+    const file = { path: join(directory, 'absent.yaml'), section: 'worker' };
+    expect(errorOf(() => loadConfig(schema, { file })).message).toContain('ENOENT');
+  });
+
+  test('never shows a token', () => {
+    const error = errorOf(() => loadConfig(schema, { flags: { token: 'two words' } }));
+    expect(error.message).not.toContain('two words');
+    expect(JSON.stringify(error.details)).not.toContain('two words');
+  });
+});
+
+describe('humanBytes and humanCount', () => {
+  test.each([
+    ['4k', 4000],
+    ['4K', 4000],
+    ['4Ki', 4096],
+    ['1.5M', 1_500_000],
+    ['12', 12],
+    [12, 12],
+  ])('%j is a count of %d', (text, value) => {
+    expect(humanCount().parse(text)).toBe(value);
+  });
+
+  test.each([
+    ['1MiB', 2 ** 20],
+    ['1mib', 2 ** 20],
+    ['512k', 512_000],
+    ['512kB', 512_000],
+    ['2 GiB'.replace(' ', ''), 2 ** 31],
+    ['0.5KiB', 512],
+    ['7', 7],
+    ['7B', 7],
+  ])('%j is %d bytes', (text, value) => {
+    expect(humanBytes().parse(text)).toBe(value);
+  });
+
+  test('either give a whole number within the bounds or refuse', () => {
+    const anything = fc.oneof(
+      fc.string(),
+      fc.anything(),
+      fc.double(),
+      fc.stringMatching(/^-?[0-9.]{1,6}[kKmMgGtTi]{0,2}[bB]?$/),
+    );
+    fc.assert(
+      fc.property(anything, (value) => {
+        const result = humanBytes(1, 1e9).safeParse(value);
+        if (!result.success) return;
+        expect(Number.isInteger(result.data)).toBe(true);
+        expect(result.data).toBeGreaterThanOrEqual(1);
+        expect(result.data).toBeLessThanOrEqual(1e9);
+      }),
+    );
+  });
+});

@@ -1,0 +1,256 @@
+import { connect as connectHttp2 } from 'node:http2';
+import { createServer } from 'node:net';
+import {
+  loadPackageDefinition,
+  Metadata,
+  makeClientConstructor,
+  type ServerDuplexStream,
+  type ServiceClientConstructor,
+} from '@grpc/grpc-js';
+import { loadSync } from '@grpc/proto-loader';
+import { describe, expect, test } from '@jest/globals';
+import { protoPath as healthProtoPath, service as healthService } from 'grpc-health-check';
+import { SwitchyardError } from '../../services/common/errors.js';
+import { connect, windowBytes } from '../../services/common/grpc-channel.js';
+import { Deferred } from '../../services/common/lifecycle.js';
+import { clients } from '../../services/common/protocol.js';
+import { fromServiceError, toServiceError } from '../../services/common/status.js';
+import { atEnd, errorOf, inference, messageBytesMax, serve, unary } from './support.js';
+
+const Health = makeClientConstructor(healthService, 'Health');
+
+function client(address: string, token: string | null = null) {
+  const made = connect(clients.Inference, address, { token, messageBytesMax });
+  atEnd(() => made.close());
+  return made;
+}
+
+const describeModel = (address: string, token: string | null = null) =>
+  unary<{ name: string }>((callback) => client(address, token).DescribeModel({}, callback));
+
+function health(address: string, token: string | null, service = '') {
+  const made = connect(Health, address, { token, messageBytesMax });
+  atEnd(() => made.close());
+  return unary<{ status: string }>((callback) => made.check!({ service }, callback));
+}
+
+describe('access', () => {
+  test('a call without the token, or with another, is refused on every service', async () => {
+    const { address } = await serve({ token: 'secret' });
+    await expect(describeModel(address, 'secret')).resolves.toMatchObject({ name: 'm' });
+    for (const token of [null, 'secre', 'secret2', 'Secret']) {
+      expect((await errorOf(describeModel(address, token))).code).toBe('UNAUTHENTICATED');
+      expect((await errorOf(health(address, token))).code).toBe('UNAUTHENTICATED');
+    }
+    await expect(health(address, 'secret')).resolves.toMatchObject({ status: 'NOT_SERVING' });
+  });
+
+  test('a handler never sees a stream without the token', async () => {
+    let calls = 0;
+    const { address } = await serve({ token: 'secret', services: [inference('m', () => calls++)] });
+    const call = client(address, 'wrong').Forward();
+    call.on('data', () => {});
+    call.write({ header: { batchId: 'b' } });
+    const error = await new Promise<unknown>((resolve) => call.on('error', resolve));
+    expect(fromServiceError(error).code).toBe('UNAUTHENTICATED');
+    expect(calls).toBe(0);
+  });
+
+  test.each(['0.0.0.0', '::', '192.0.2.1', 'example.org'])(
+    '%s is not bound without a token',
+    async (host) => {
+      const error = await errorOf(serve({ host }));
+      expect(error).toMatchObject({ code: 'CONFIG_INVALID', details: { key: 'host', value: host } });
+      expect(error.message).toContain('--insecure');
+    },
+  );
+
+  test('a token, or --insecure, opens other addresses', async () => {
+    await expect(serve({ host: '0.0.0.0', token: 'secret' })).resolves.toMatchObject({
+      port: expect.any(Number),
+    });
+    await expect(serve({ host: '0.0.0.0', insecure: true })).resolves.toMatchObject({
+      port: expect.any(Number),
+    });
+  });
+});
+
+describe('binding', () => {
+  test('a port in use is named', async () => {
+    const other = createServer().listen(0, '127.0.0.1');
+    atEnd(() => other.close());
+    await new Promise((resolve) => other.once('listening', resolve));
+    const { port } = other.address() as { port: number };
+    const error = await errorOf(serve({ port }));
+    expect(error).toMatchObject({ code: 'CONFIG_INVALID', details: { key: 'port', value: port } });
+    expect(error.message).toContain('in use on 127.0.0.1');
+  });
+
+  test('an address of no interface of this machine is named', async () => {
+    const error = await errorOf(serve({ host: '192.0.2.1', insecure: true }));
+    expect(error).toMatchObject({ code: 'CONFIG_INVALID', details: { key: 'host', value: '192.0.2.1' } });
+  });
+});
+
+describe('health', () => {
+  test('is what the service says of itself', async () => {
+    const { address, setServing } = await serve({});
+    const name = 'switchyard.v1.Inference';
+    await expect(health(address, null, name)).resolves.toMatchObject({ status: 'NOT_SERVING' });
+    setServing(name, true);
+    await expect(health(address, null, name)).resolves.toMatchObject({ status: 'SERVING' });
+    await expect(health(address, null, '')).resolves.toMatchObject({ status: 'NOT_SERVING' });
+    await expect(health(address, null, 'no.such.Service')).rejects.toThrow('no.such.Service');
+  });
+});
+
+describe('reflection', () => {
+  interface ReflectionAnswer {
+    listServicesResponse?: { service: { name: string }[] };
+    fileDescriptorResponse?: { fileDescriptorProto: Buffer[] };
+  }
+
+  test('lists the services of the server and describes each', async () => {
+    const { address } = await serve({});
+    const path = new URL(
+      'build/proto/grpc/reflection/v1/reflection.proto',
+      new URL('../../node_modules/@grpc/reflection/', import.meta.url),
+    );
+    const loaded = loadPackageDefinition(loadSync(path.pathname, { oneofs: true })) as never as {
+      grpc: { reflection: { v1: { ServerReflection: ServiceClientConstructor } } };
+    };
+    const made = connect(loaded.grpc.reflection.v1.ServerReflection, address, {
+      token: null,
+      messageBytesMax,
+    });
+    atEnd(() => made.close());
+    const ask = (request: object) =>
+      new Promise<ReflectionAnswer>((resolve, reject) => {
+        const call = made.ServerReflectionInfo!();
+        call.on('data', resolve).on('error', reject);
+        call.write(request);
+        call.end();
+      });
+    const { listServicesResponse } = await ask({ listServices: '*' });
+    const names = listServicesResponse!.service.map(({ name }) => name).sort();
+    expect(names).toEqual(['grpc.health.v1.Health', 'switchyard.v1.Inference']);
+    for (const name of names) {
+      const { fileDescriptorResponse } = await ask({ fileContainingSymbol: name });
+      const text = Buffer.concat(fileDescriptorResponse!.fileDescriptorProto).toString('latin1');
+      expect(text).toContain(name.split('.').at(-1));
+      // protobufjs would write `Statuses`, which the Go clients refuse.
+      if (name.includes('Health')) expect(text).toContain('StatusesEntry');
+    }
+    expect(healthProtoPath).toMatch(/health\.proto$/);
+  });
+});
+
+describe('messages', () => {
+  test('above the limit end the call with TOO_LARGE, on both sides', async () => {
+    const echo = (call: ServerDuplexStream<{ chunk: { rows: Buffer } }, object>) => {
+      call.on('data', () => call.write({ chunk: { rows: Buffer.alloc(3 * messageBytesMax) } }));
+      call.on('end', () => call.end());
+    };
+    const { address } = await serve({ services: [inference('m', echo)] });
+    const send = (bytes: number, limit: number) => {
+      const made = connect(clients.Inference, address, { token: null, messageBytesMax: limit });
+      atEnd(() => made.close());
+      const call = made.Forward();
+      call.on('data', () => {});
+      call.end({ chunk: { rows: Buffer.alloc(bytes) } });
+      return new Promise<SwitchyardError>((resolve) =>
+        call.on('error', (error) => resolve(fromServiceError(error))),
+      );
+    };
+    // More than the server receives; more than it sends.
+    for (const bytes of [3 * messageBytesMax, 16]) {
+      expect(await send(bytes, 8 * messageBytesMax)).toMatchObject({ grpcStatus: 8 });
+    }
+  });
+
+  test('an error of a handler reaches the client with its code and details', async () => {
+    const refuse = (call: ServerDuplexStream<object, object>) => {
+      const details = { layer: 3, expert: 7, worker: 'ü' };
+      call.emit(
+        'error',
+        toServiceError(new SwitchyardError('WORKER_LOST', 'lost: 100 % of\nworker ü', details)),
+      );
+    };
+    const { address } = await serve({ services: [inference('m', refuse)] });
+    const call = client(address).Forward();
+    call.on('data', () => {});
+    const error = fromServiceError(await new Promise((resolve) => call.on('error', resolve)));
+    expect(error).toMatchObject({
+      code: 'WORKER_LOST',
+      message: 'lost: 100 % of\nworker ü',
+      details: { layer: 3, expert: 7, worker: 'ü' },
+    });
+  });
+
+  test('a nameless error of a handler is INTERNAL', async () => {
+    const { address } = await serve({
+      services: [
+        inference('m', (call: ServerDuplexStream<object, object>) =>
+          call.emit('error', toServiceError('odd')),
+        ),
+      ],
+    });
+    const call = client(address).Forward(new Metadata());
+    call.on('data', () => {});
+    expect(fromServiceError(await new Promise((resolve) => call.on('error', resolve))).code).toBe('INTERNAL');
+  });
+
+  test('are not received by a server that does not read, beyond the windows and two messages', async () => {
+    const rows = Buffer.alloc(messageBytesMax);
+    const { address } = await serve({ services: [inference('m', () => {})] });
+    const call = client(address).Forward();
+    call.on('error', () => {});
+    let written = 0;
+    const pump = () => {
+      for (let open = true; open && written < 64; written++) open = call.write({ chunk: { rows } });
+    };
+    call.on('drain', pump);
+    pump();
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    const inWindows = windowBytes / messageBytesMax;
+    // One that the stream of each side holds, one that the server assembles, one on its way to the socket.
+    expect(written).toBeLessThanOrEqual(inWindows + 4);
+    expect(written).toBeGreaterThan(1);
+    call.cancel();
+  });
+});
+
+describe('windows', () => {
+  test('of a connection and of its streams are those of the channel', async () => {
+    const { address } = await serve({});
+    const session = connectHttp2(`http://${address}`);
+    atEnd(() => session.destroy());
+    const settings = await new Promise<{ initialWindowSize?: number }>((resolve) =>
+      session.once('remoteSettings', resolve),
+    );
+    expect(settings.initialWindowSize).toBe(windowBytes);
+    const deadline = Date.now() + 5_000;
+    while (session.state.remoteWindowSize! < windowBytes && Date.now() < deadline) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    expect(session.state.remoteWindowSize).toBeGreaterThanOrEqual(windowBytes);
+  });
+});
+
+describe('close', () => {
+  test('lets a call that runs end within the grace, and cuts it after', async () => {
+    const opened = new Deferred<void>();
+    const server = await serve({ services: [inference('m', () => opened.resolve())] });
+    const call = client(server.address).Forward();
+    call.on('data', () => {});
+    const ended = new Promise<unknown>((resolve) => call.on('error', resolve));
+    call.write({ header: { batchId: 'b' } });
+    await opened.promise;
+    const start = performance.now();
+    await Promise.all([server.close(200), server.close(60_000)]);
+    expect(performance.now() - start).toBeGreaterThan(190);
+    expect(performance.now() - start).toBeLessThan(10_000);
+    await ended;
+    await expect(describeModel(server.address)).rejects.toMatchObject({ code: 'LINK_LOST' });
+  });
+});
