@@ -15,6 +15,9 @@ Error unknown_channel(uint64_t id) {
   return Error(Code::link_lost, "UCX channel " + std::to_string(id) + " is closed");
 }
 
+/** Messages that may wait for one that was sent before them. */
+constexpr size_t early_max = 4096;
+
 /** The transports of an endpoint's lanes, each once. UCX 1.13 tells them in its text for people alone. */
 std::string lane_transports(ucp_ep_h endpoint) {
   char* text = nullptr;
@@ -40,7 +43,7 @@ std::string lane_transports(ucp_ep_h endpoint) {
 
 uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events) {
   const uint64_t id = next_channel_++;
-  auto channel = std::make_shared<std::unique_ptr<Channel>>(new Channel{this, id, key, limits, std::move(events), nullptr, 0, std::nullopt});
+  auto channel = std::make_shared<std::unique_ptr<Channel>>(new Channel{this, id, key, limits, std::move(events), nullptr, 0, 0, 0, {}, std::nullopt});
   enqueue([this, id, channel] { channels_[id] = std::move(*channel); });
   return id;
 }
@@ -84,6 +87,7 @@ void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
   header.meta_bytes = static_cast<uint32_t>(message.meta_bytes);
   header.channel = channel.peer_channel;
   header.row_bytes = message.row_bytes;
+  header.sequence = channel.next_sent++;
   header.key = channel.key;
   auto request = std::make_unique<SendRequest>(SendRequest{this, header, std::move(message), std::move(done)});
 
@@ -149,11 +153,11 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
   if (!rendezvous) {
     std::memcpy(message.slab->data(), data, length);
     bytes_copied_ += length;
-    deliver(header.channel, std::move(message));
+    deliver(header.channel, header.sequence, std::move(message));
     return UCS_OK;
   }
 
-  auto* request = new ReceiveRequest{this, header.channel, std::move(message)};
+  auto* request = new ReceiveRequest{this, header.channel, header.sequence, std::move(message)};
   receiving_.insert(request);
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
@@ -170,16 +174,29 @@ void Fabric::Progress::on_received(void* handle, ucs_status_t status, size_t, vo
   Progress& self = *request->owner;
   self.receiving_.erase(request.get());
   // A failed transfer needs no word of its own: the endpoint's error handler says that the peer is gone.
-  if (status == UCS_OK) self.deliver(request->channel, std::move(request->message));
+  if (status == UCS_OK) self.deliver(request->channel, request->sequence, std::move(request->message));
   if (handle) ucp_request_free(handle);
 }
 
-void Fabric::Progress::deliver(uint64_t id, Message message) {
+void Fabric::Progress::deliver(uint64_t id, uint64_t sequence, Message message) {
   const auto found = channels_.find(id);
   if (found == channels_.end() || found->second->failure) return;
-  ++messages_received_;
-  bytes_received_ += message.row_bytes + message.meta_bytes;
-  found->second->events.received(std::move(message));
+  Channel& channel = *found->second;
+  if (sequence < channel.next_delivered || !channel.early.emplace(sequence, std::move(message)).second) {
+    fail(channel, Error(Code::invalid_argument, "UCX message " + std::to_string(sequence) + " came twice"));
+    return;
+  }
+  if (channel.early.size() > early_max) {
+    fail(channel, Error(Code::data_loss, "UCX message " + std::to_string(channel.next_delivered) + " is missing"));
+    return;
+  }
+  for (auto next = channel.early.begin(); next != channel.early.end() && next->first == channel.next_delivered;
+       next = channel.early.erase(next)) {
+    ++channel.next_delivered;
+    ++messages_received_;
+    bytes_received_ += next->second.row_bytes + next->second.meta_bytes;
+    channel.events.received(std::move(next->second));
+  }
 }
 
 ucs_status_t Fabric::Progress::refuse() {

@@ -29,6 +29,7 @@ struct Message {
 
 /** Called on the progress thread. Callbacks must not block and must not throw. */
 struct ChannelEvents {
+  /** In the order in which the peer sent. */
   std::function<void(Message)> received;
   /** The channel is of no more use: the peer is gone or broke the rules. Called at most once. */
   std::function<void(Error)> failed;

@@ -56,7 +56,7 @@ class Fabric::Progress {
   void close_endpoint(ucp_ep_h endpoint, bool force, CloseDone done);
   void fail(Channel& channel, Error error);
   ucs_status_t receive(const WireHeader& header, void* data, size_t length, bool rendezvous);
-  void deliver(uint64_t id, Message message);
+  void deliver(uint64_t id, uint64_t sequence, Message message);
   ucs_status_t refuse();
 
   static ucs_status_t on_message(void* self, const void* header, size_t header_length, void* data, size_t length,
@@ -97,6 +97,10 @@ struct Fabric::Progress::Channel {
   ChannelEvents events;
   ucp_ep_h endpoint = nullptr;
   uint64_t peer_channel = 0;
+  uint64_t next_sent = 0;
+  uint64_t next_delivered = 0;
+  /** Complete, but a message sent before is not. */
+  std::map<uint64_t, Message> early;
   std::optional<Error> failure;
 };
 
@@ -110,6 +114,7 @@ struct Fabric::Progress::SendRequest {
 struct Fabric::Progress::ReceiveRequest {
   Progress* owner;
   uint64_t channel;
+  uint64_t sequence;
   Message message;
 };
 

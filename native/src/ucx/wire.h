@@ -18,9 +18,11 @@ struct WireHeader {
   uint32_t meta_bytes = 0;
   uint64_t channel = 0;
   uint64_t row_bytes = 0;
+  /** Counts the messages of a channel from 0: UCX may complete a long message after a short one that followed it. */
+  uint64_t sequence = 0;
   Key key{};
 };
-static_assert(sizeof(WireHeader) == 40);
+static_assert(sizeof(WireHeader) == 48);
 
 /** Compares in constant time. */
 inline bool same_key(const Key& left, const Key& right) {
