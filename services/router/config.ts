@@ -26,14 +26,7 @@ export const routerFields = {
   drainMs: humanCount(0, 3_600_000).default(10_000),
 };
 
-const routerSettingsSchema = z.object(routerFields);
-
-export type RouterSettings = z.infer<typeof routerSettingsSchema>;
-
-/** The settings of a router that nobody configures, as the coordinator embeds it. */
-export function defaultRouterSettings(): RouterSettings {
-  return routerSettingsSchema.parse({});
-}
+export type RouterSettings = z.infer<z.ZodObject<typeof routerFields>>;
 
 export const routerSchema = z.object({
   ...serverFields,

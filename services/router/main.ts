@@ -9,8 +9,6 @@ import { createRegistry } from '../common/metrics.js';
 import { type RouterConfig, routerSlabBytes } from './config.js';
 import { createRouter } from './router.js';
 
-export { createRouter } from './router.js';
-
 const serviceName = 'switchyard.v1.Inference';
 
 /** Starts a router as a process of its own. Rejects with CONFIG_INVALID for an address that cannot be bound. */
