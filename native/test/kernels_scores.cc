@@ -15,7 +15,6 @@ struct Problem {
   std::size_t rows;
   std::size_t pairs;
   std::size_t panels;
-  std::size_t row_stride;
   std::vector<std::uint32_t> elements;
   std::vector<std::uint32_t> weights;
   std::vector<float> logits;
@@ -28,8 +27,8 @@ Problem make_problem(std::mt19937_64& random, std::size_t rows, std::size_t pair
     const int exponent = exponents == 0 ? 0 : static_cast<int>(random() % (2 * exponents)) - exponents;
     return sign_and_fraction | static_cast<std::uint32_t>(std::clamp(127 + exponent, 0, 254)) << 7;
   };
-  Problem problem{.rows = rows, .pairs = pairs, .panels = panels, .row_stride = pairs + 3, .elements = {}, .weights = {}, .logits = {}};
-  problem.elements.resize(rows * problem.row_stride);
+  Problem problem{.rows = rows, .pairs = pairs, .panels = panels, .elements = {}, .weights = {}, .logits = {}};
+  problem.elements.resize(rows * row_stride);
   for (auto& pair : problem.elements) pair = value() | value() << 16;
   problem.weights.resize(panels * pairs * panel_width);
   for (auto& pair : problem.weights) pair = value() | value() << 16;
@@ -41,13 +40,13 @@ std::vector<float> run(const Kernel& kernel, const Problem& problem) {
   std::vector<float> logits = problem.logits;
   kernel.add({.rows = problem.elements.data(),
               .row_count = problem.rows,
-              .row_stride = problem.row_stride,
               .pairs = problem.pairs,
               .weights = problem.weights.data(),
               .panel_count = problem.panels,
               .panel_stride = problem.pairs * panel_width,
               .logits = logits.data(),
-              .logit_stride = problem.panels * panel_width});
+              .logit_stride = problem.panels * panel_width,
+              .next = reinterpret_cast<std::uintptr_t>(problem.elements.data())});
   return logits;
 }
 
@@ -67,7 +66,7 @@ std::vector<float> run_definition(const Problem& problem) {
       const std::uint32_t* weights = &problem.weights[e / panel_width * problem.pairs * panel_width];
       float sum = 0;
       for (std::size_t p = 0; p < problem.pairs; ++p) {
-        const std::uint32_t x = problem.elements[r * problem.row_stride + p];
+        const std::uint32_t x = problem.elements[r * row_stride + p];
         const std::uint32_t w = weights[p * panel_width + e % panel_width];
         sum = fused(half_of(x, true), half_of(w, true), sum);
         sum = fused(half_of(x, false), half_of(w, false), sum);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/choice.h"
+#include "kernels/lanes.h"
 #include "kernels/scores.h"
 #include "runtime/error.h"
 
@@ -14,9 +15,7 @@ namespace switchyard {
 namespace {
 
 /** Rows that share one pass over the weights: enough to pay for the pass, few enough for their logits to stay in cache. */
-constexpr std::size_t rows_at_once = 48;
-/** A little more than a block, so that equal elements of neighbouring rows do not fall into one set of the cache. */
-constexpr std::size_t row_stride = scores::block_pairs + 16;
+constexpr std::size_t rows_at_once = 24;
 
 void check_routing(const RoutingSpec& routing, std::size_t experts) {
   const std::size_t groups = routing.groups;
@@ -46,6 +45,17 @@ void check_bias(std::span<const float> bias, std::size_t experts, const std::str
   }
 }
 
+/** Pairs of elements of a row; the last one's missing half is zero. */
+SWITCHYARD_AVX2 void copy_elements(const std::uint16_t* from, std::size_t count, std::uint32_t* to) {
+  std::size_t i = 0;
+  for (; i + lanes::width <= count; i += lanes::width) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i / 2), lanes::load(from + i));
+  }
+  if (i == count) return;
+  to[(count - 1) / 2] = 0;
+  std::memcpy(to + i / 2, from + i, (count - i) * sizeof(std::uint16_t));
+}
+
 std::size_t divide_up(std::size_t value, std::size_t by) { return (value + by - 1) / by; }
 
 }  // namespace
@@ -72,24 +82,23 @@ struct Gate::Prepared {
 void Gate::Prepared::compute_logits(const std::uint16_t* rows, std::size_t row_count, std::uint32_t* row_scratch,
                                     float* logits) const {
   static const scores::Kernel kernel = scores::kernels().front();
+  const auto next = reinterpret_cast<std::uintptr_t>(rows + row_count * hidden);
   for (std::size_t r = 0; r < row_count; ++r) std::ranges::copy(logit_bias, logits + r * logit_stride());
   for (std::size_t pair = 0; pair < pairs; pair += scores::block_pairs) {
     const std::size_t block = std::min(scores::block_pairs, pairs - pair);
     const std::size_t elements = std::min(2 * block, hidden - 2 * pair);
     for (std::size_t r = 0; r < row_count; ++r) {
-      std::uint32_t* copy = row_scratch + r * row_stride;
-      copy[block - 1] = 0;
-      std::memcpy(copy, rows + r * hidden + 2 * pair, elements * sizeof(std::uint16_t));
+      copy_elements(rows + r * hidden + 2 * pair, elements, row_scratch + r * scores::row_stride);
     }
     kernel.add({.rows = row_scratch,
                 .row_count = row_count,
-                .row_stride = row_stride,
-                .pairs = block,
+                  .pairs = block,
                 .weights = weights.data() + pair * scores::panel_width,
                 .panel_count = panels,
                 .panel_stride = pairs * scores::panel_width,
                 .logits = logits,
-                .logit_stride = logit_stride()});
+                .logit_stride = logit_stride(),
+                .next = next + pair * row_count * sizeof(std::uint32_t)});
   }
 }
 
@@ -141,7 +150,7 @@ void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<con
 
   const std::size_t stride = gate.logit_stride();
   const std::size_t top_k = gate.routing.top_k;
-  std::vector<std::uint32_t> row_scratch(rows_at_once * row_stride);
+  std::vector<std::uint32_t> row_scratch(rows_at_once * scores::row_stride);
   std::vector<float> logits(rows_at_once * stride);
   for (std::size_t first = 0; first < row_count; first += rows_at_once) {
     const std::size_t count = std::min(rows_at_once, row_count - first);

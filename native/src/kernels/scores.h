@@ -10,6 +10,8 @@ namespace switchyard::scores {
 inline constexpr std::size_t panel_width = 16;
 /** Pairs of elements of `hidden` that are summed before the sum joins the logit. Part of the rounding: constant. */
 inline constexpr std::size_t block_pairs = 128;
+/** From row to row of a block; more than block_pairs, lest all rows fall into the same sets of the cache. */
+inline constexpr std::size_t row_stride = block_pairs + 16;
 
 /**
  * A share of a matrix product: for some rows, all experts and at most block_pairs pairs of elements.
@@ -22,7 +24,6 @@ struct Block {
   /** Row r, pair p: rows[r * row_stride + p] holds the even element in its lower half, the odd one in its upper. */
   const std::uint32_t* rows;
   std::size_t row_count;
-  std::size_t row_stride;
   std::size_t pairs;
   /** Panel n, pair p, expert e of the panel: weights[n * panel_stride + p * panel_width + e], paired likewise. */
   const std::uint32_t* weights;
@@ -31,7 +32,18 @@ struct Block {
   /** Row r, expert e of panel n: logits[r * logit_stride + n * panel_width + e]. */
   float* logits;
   std::size_t logit_stride;
+  /** Memory that will be wanted next, row_count * lines_per_row lines: brought to cache on the way. */
+  std::uintptr_t next;
 };
+
+inline constexpr std::size_t line_bytes = 64;
+inline constexpr std::size_t lines_per_row = block_pairs * sizeof(std::uint32_t) / line_bytes;
+
+/** Brings line `step` of a tile's share of `next`; the tile begins at row `row`. */
+inline void prefetch_next(const Block& block, std::size_t row, std::size_t step) {
+  const std::uintptr_t at = block.next + (row * lines_per_row + step) * line_bytes;
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
+}
 
 /** One implementation for one instruction set; all give the same bits. */
 struct Kernel {

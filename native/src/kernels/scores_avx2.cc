@@ -10,19 +10,20 @@ constexpr std::size_t half = panel_width / 2;
 /** `Rows` rows times one panel: 2 * Rows of the 16 registers hold the sums. */
 template <std::size_t Rows>
 [[gnu::noinline]] SWITCHYARD_AVX2 void add_tile(const Block& block, std::size_t row, std::size_t panel) {
-  const std::uint32_t* x = block.rows + row * block.row_stride;
+  const std::uint32_t* x = block.rows + row * row_stride;
   const std::uint32_t* weights = block.weights + panel * block.panel_stride;
   __m256 sums[Rows][2];
 #pragma GCC unroll 8
   for (std::size_t r = 0; r < Rows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
   for (std::size_t p = 0; p < block.pairs; ++p) {
+    if (panel == 0 && p < Rows * lines_per_row) prefetch_next(block, row, p);
     const auto* at = reinterpret_cast<const __m256i*>(weights + p * panel_width);
     const lanes::Pair low = lanes::widen(_mm256_loadu_si256(at));
     const lanes::Pair high = lanes::widen(_mm256_loadu_si256(at + 1));
 #pragma GCC unroll 8
     for (std::size_t r = 0; r < Rows; ++r) {
       const lanes::Pair element =
-          lanes::widen(_mm256_set1_epi32(static_cast<int>(x[r * block.row_stride + p])));
+          lanes::widen(_mm256_set1_epi32(static_cast<int>(x[r * row_stride + p])));
       sums[r][0] = _mm256_fmadd_ps(element.odd, low.odd, sums[r][0]);
       sums[r][1] = _mm256_fmadd_ps(element.odd, high.odd, sums[r][1]);
       sums[r][0] = _mm256_fmadd_ps(element.even, low.even, sums[r][0]);

@@ -11,7 +11,7 @@ namespace {
 /** `Rows` rows times `Panels` panels: every sum of the tile stays in a register of its own. */
 template <std::size_t Rows, std::size_t Panels>
 [[gnu::noinline]] SWITCHYARD_AVX512_BF16 void add_tile(const Block& block, std::size_t row, std::size_t panel) {
-  const std::uint32_t* x = block.rows + row * block.row_stride;
+  const std::uint32_t* x = block.rows + row * row_stride;
   const std::uint32_t* weights = block.weights + panel * block.panel_stride;
   __m512 sums[Rows][Panels];
 #pragma GCC unroll 16
@@ -20,6 +20,7 @@ template <std::size_t Rows, std::size_t Panels>
     for (std::size_t n = 0; n < Panels; ++n) sums[r][n] = _mm512_setzero_ps();
   }
   for (std::size_t p = 0; p < block.pairs; ++p) {
+    if (panel == 0 && p < Rows * lines_per_row) prefetch_next(block, row, p);
     __m512bh w[Panels];
 #pragma GCC unroll 2
     for (std::size_t n = 0; n < Panels; ++n) {
@@ -27,7 +28,7 @@ template <std::size_t Rows, std::size_t Panels>
     }
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < Rows; ++r) {
-      const auto element = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r * block.row_stride + p]));
+      const auto element = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r * row_stride + p]));
 #pragma GCC unroll 2
       for (std::size_t n = 0; n < Panels; ++n) sums[r][n] = _mm512_dpbf16_ps(sums[r][n], element, w[n]);
     }

@@ -1,0 +1,179 @@
+// The row kernels on one core beside memcpy on the same core. Every iteration takes another chunk of 8 MiB out of
+// memory larger than the caches, and is followed by a memcpy of 8 MiB in the same state, so that load on the machine
+// falls on both. `of_memcpy` is the ratio of bytes read and written per second; bytes are counted once where the
+// algorithm needs them: 2 per byte for memcpy, and as each benchmark below says.
+//
+//   cmake -S native -B native/build-bench -DSWITCHYARD_BENCH=ON && cmake --build native/build-bench
+//   native/build-bench/bench/kernels_bench --benchmark_repetitions=5 --benchmark_report_aggregates_only
+#include <benchmark/benchmark.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "kernels/bf16.h"
+#include "kernels/combine.h"
+#include "kernels/gate.h"
+#include "kernels/ingest.h"
+#include "kernels/norm.h"
+#include "kernels/pack.h"
+#include "kernels/scores.h"
+
+namespace switchyard {
+namespace {
+
+constexpr std::size_t hidden = 4096;
+constexpr std::size_t chunk_rows = 1024;
+constexpr std::size_t chunk_values = chunk_rows * hidden;
+constexpr std::size_t chunk_bytes = chunk_values * sizeof(std::uint16_t);
+constexpr std::size_t chunks = 16;
+
+struct Memory {
+  std::vector<std::uint16_t> source = std::vector<std::uint16_t>(chunks * chunk_values);
+  std::vector<std::uint16_t> target = std::vector<std::uint16_t>(chunks * chunk_values, 1);
+
+  Memory() {
+    std::mt19937_64 random(1);
+    std::generate_n(source.begin(), chunk_values, [&] { return static_cast<std::uint16_t>(random() & 0xbfffu); });
+    for (std::size_t i = chunk_values; i < source.size(); ++i) source[i] = source[i - chunk_values];
+  }
+};
+
+Memory& memory() {
+  static Memory memory;
+  return memory;
+}
+
+double thread_seconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+/** Processor time of this thread: others that want the core do not count. */
+double seconds_of(auto&& call) {
+  const double start = thread_seconds();
+  call();
+  benchmark::ClobberMemory();
+  return thread_seconds() - start;
+}
+
+/** `call(i)` works on chunk i of `chunk_count`, and reads and writes `bytes`. */
+void compare_to_memcpy(benchmark::State& state, double bytes, std::size_t chunk_count, auto&& call) {
+  std::size_t i = 0;
+  double kernel_seconds = 0;
+  double memcpy_seconds = 0;
+  for (auto _ : state) {
+    const double seconds = seconds_of([&] { call(i % chunk_count); });
+    state.SetIterationTime(seconds);
+    kernel_seconds += seconds;
+    memcpy_seconds += seconds_of([&] {
+      const std::size_t at = (i + chunks / 2) % chunks * chunk_values;
+      std::memcpy(&memory().target[at], &memory().source[at], chunk_bytes);
+    });
+    ++i;
+  }
+  const auto count = static_cast<double>(state.iterations());
+  state.counters["GB/s"] = bytes * count / kernel_seconds / 1e9;
+  state.counters["of_memcpy"] = bytes / kernel_seconds / (2.0 * chunk_bytes / memcpy_seconds);
+}
+
+/** Bytes: rows read. */
+void gate(benchmark::State& state) {
+  const auto experts = static_cast<std::size_t>(state.range(0));
+  const RoutingSpec routing{.top_k = static_cast<std::uint32_t>(state.range(1)), .renormalise = true};
+  const Gate gate(memory().target.data(), experts, hidden, {}, {}, routing);
+  std::vector<std::uint32_t> chosen(chunk_rows * routing.top_k);
+  std::vector<float> weights(chosen.size());
+  compare_to_memcpy(state, chunk_bytes, chunks, [&](std::size_t i) {
+    gate.route(&memory().source[i * chunk_values], chunk_rows, {}, chosen.data(), weights.data());
+  });
+  const double flops = 2.0 * chunk_rows * hidden * static_cast<double>(experts);
+  state.counters["GFLOP/s"] = flops * state.counters["GB/s"].value / chunk_bytes;
+  state.SetLabel(scores::kernels().front().name);
+}
+BENCHMARK(gate)->Args({8, 2})->Args({16, 2})->Args({64, 8})->Args({256, 8})->UseManualTime();
+
+/** What a gate chooses for a chunk when every choice is equally likely. */
+std::vector<std::uint32_t> random_experts(std::size_t top_k, std::size_t experts) {
+  std::mt19937_64 random(2);
+  std::vector<std::uint32_t> chosen;
+  std::vector<std::uint32_t> all(experts);
+  std::iota(all.begin(), all.end(), 0u);
+  for (std::size_t t = 0; t < chunk_rows; ++t) {
+    std::shuffle(all.begin(), all.end(), random);
+    chosen.insert(chosen.end(), all.begin(), all.begin() + static_cast<std::ptrdiff_t>(top_k));
+  }
+  return chosen;
+}
+
+/** Plan and copy for 4 workers. Bytes: every packed row read and written. */
+void pack(benchmark::State& state) {
+  const auto top_k = static_cast<std::size_t>(state.range(0));
+  const std::vector<std::uint32_t> experts = random_experts(top_k, 16);
+  const std::vector<float> weights(experts.size(), 0.5f);
+  std::vector<std::uint32_t> worker_of(16);
+  for (std::uint32_t e = 0; e < 16; ++e) worker_of[e] = e % 4;
+  std::size_t rows = 0;
+  for (const PackPlan& plan : plan_pack(experts, weights, top_k, worker_of, 4)) rows += plan.tokens.size();
+  compare_to_memcpy(state, 2.0 * static_cast<double>(rows * hidden * sizeof(std::uint16_t)), chunks / 4,
+                    [&](std::size_t i) {
+                      std::uint16_t* output = &memory().target[i * 4 * chunk_values];
+                      for (const PackPlan& plan : plan_pack(experts, weights, top_k, worker_of, 4)) {
+                        pack_rows(&memory().source[i * 4 * chunk_values], hidden, plan.tokens, 0, plan.tokens.size(),
+                                  output);
+                        output += plan.tokens.size() * hidden;
+                      }
+                    });
+}
+BENCHMARK(pack)->Arg(2)->Arg(8)->UseManualTime();
+
+/**
+ * Plan and sum of a chunk whose results lie in the order of 4 workers' segments, with residual.
+ * Bytes: top_k result rows and the residual read, the output written, per token.
+ */
+void combine_exact(benchmark::State& state) {
+  const auto top_k = static_cast<std::size_t>(state.range(0));
+  const std::vector<std::uint32_t> experts = random_experts(top_k, 16);
+  const std::vector<float> weights(experts.size(), 0.5f);
+  std::vector<std::uint32_t> worker_of(16);
+  for (std::uint32_t e = 0; e < 16; ++e) worker_of[e] = e % 4;
+  const std::vector<PackPlan> plans = plan_pack(experts, weights, top_k, worker_of, 4);
+  const double bytes = static_cast<double>(top_k + 2) * chunk_bytes;
+  compare_to_memcpy(state, bytes, chunks - top_k - 1, [&](std::size_t i) {
+    std::vector<CombinePart> parts;
+    const std::uint16_t* rows = &memory().source[(i + 1) * chunk_values];
+    for (const PackPlan& plan : plans) {
+      parts.push_back({rows, plan.slots});
+      rows += plan.slots.size() * hidden;
+    }
+    const CombinePlan plan = plan_combine_exact(parts, chunk_rows, top_k, hidden, weights);
+    combine_rows(plan, 0, chunk_rows, hidden, &memory().source[i * chunk_values], &memory().target[i * chunk_values]);
+  });
+}
+BENCHMARK(combine_exact)->Arg(2)->Arg(8)->UseManualTime();
+
+/** Bytes: rows read and written. */
+void normalize(benchmark::State& state) {
+  compare_to_memcpy(state, 2.0 * chunk_bytes, chunks, [&](std::size_t i) {
+    const std::size_t at = i * chunk_values;
+    normalize_rows(&memory().source[at], chunk_rows, hidden, memory().target.data(), 1e-6f, &memory().target[at]);
+  });
+}
+BENCHMARK(normalize)->UseManualTime();
+
+/** Bytes: rows read and written. */
+void ingest(benchmark::State& state) {
+  compare_to_memcpy(state, 2.0 * chunk_bytes, chunks, [&](std::size_t i) {
+    const std::size_t at = i * chunk_values;
+    const auto* source = reinterpret_cast<const std::byte*>(&memory().source[at]);
+    benchmark::DoNotOptimize(ingest_rows(source, chunk_rows, hidden, &memory().target[at]));
+  });
+}
+BENCHMARK(ingest)->UseManualTime();
+
+}  // namespace
+}  // namespace switchyard
