@@ -114,6 +114,7 @@ AVX2 double cache_avx2(size_t turns) {
   alignas(64) static float values[steps * (16 + rows)];
   for (float& value : values) value = 0.5f;
   __m256 sums[rows][2];
+#pragma GCC unroll 6
   for (auto& row : sums) row[0] = row[1] = _mm256_setzero_ps();
   for (size_t turn = 0; turn < turns; ++turn) {
     const float* b = values;
@@ -132,6 +133,7 @@ AVX2 double cache_avx2(size_t turns) {
     }
   }
   __m256 total = _mm256_setzero_ps();
+#pragma GCC unroll 6
   for (auto& row : sums) total = _mm256_add_ps(total, _mm256_add_ps(row[0], row[1]));
   float lanes[8];
   _mm256_storeu_ps(lanes, total);

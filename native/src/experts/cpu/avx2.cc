@@ -11,8 +11,6 @@
 namespace switchyard::cpu {
 namespace {
 
-constexpr int pairs = group_depth / 2;
-
 struct Vector {
   __m256 lanes;
 
@@ -62,62 +60,88 @@ SWITCHYARD_INLINE void store_eight(uint16_t* out, Vector value) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), round_eight(value));
 }
 
-/** Rows of a tile times 16 columns of the panel: a BF16 is the high half of its float32. */
-template <int Rows>
-SWITCHYARD_TARGET void multiply_columns(const TileProduct& product, size_t column) {
-  __m256 sums[Rows][2];
-  float* c = product.c + column;
+/** Groups of A that are widened to float32 at once: few enough for the first-level cache. */
+constexpr size_t widened_groups = 8;
+/** From one row to the next: not a power of two apart, or reading several rows would meet in one bank. */
+constexpr size_t widened_stride = widened_groups * group_depth + 24;
+
+/** Some rows times `Vectors` * 8 columns of the panel. A BF16 is the high half of its float32. */
+template <int Rows, int Vectors>
+SWITCHYARD_INLINE void multiply_columns(const float* a, const uint16_t* b, size_t pairs, float* c, bool accumulate) {
+  __m256 sums[Rows][Vectors];
 #pragma GCC unroll 8
   for (int row = 0; row < Rows; ++row) {
-    sums[row][0] = product.accumulate ? _mm256_loadu_ps(c + row * panel_columns) : _mm256_setzero_ps();
-    sums[row][1] = product.accumulate ? _mm256_loadu_ps(c + row * panel_columns + 8) : _mm256_setzero_ps();
+#pragma GCC unroll 8
+    for (int vector = 0; vector < Vectors; ++vector) {
+      sums[row][vector] = accumulate ? _mm256_loadu_ps(c + row * panel_columns + vector * 8) : _mm256_setzero_ps();
+    }
   }
   const __m256i high_half = _mm256_set1_epi32(static_cast<int>(0xffff0000));
-  const uint16_t* a = product.a;
-  const uint16_t* b = product.b + column * 2;
-  for (size_t group = 0; group < product.groups; ++group) {
-#pragma GCC unroll 2
-    for (int pair = 0; pair < pairs; ++pair) {
-      const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + pair * panel_columns * 2));
-      const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + pair * panel_columns * 2 + 16));
-      __m256 first_weights = _mm256_castsi256_ps(_mm256_slli_epi32(first, 16));
-      __m256 second_weights = _mm256_castsi256_ps(_mm256_slli_epi32(second, 16));
+  for (size_t pair = 0; pair < pairs; ++pair, a += 2, b += panel_columns * 2) {
+    const auto* line = reinterpret_cast<const __m256i*>(b);
+    __m256 weights[Vectors];
 #pragma GCC unroll 8
-      for (int row = 0; row < Rows; ++row) {
-        int both;
-        std::memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
-        const __m256 element = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi32(both), 16));
-        sums[row][0] = _mm256_fmadd_ps(element, first_weights, sums[row][0]);
-        sums[row][1] = _mm256_fmadd_ps(element, second_weights, sums[row][1]);
-      }
-      first_weights = _mm256_castsi256_ps(_mm256_and_si256(first, high_half));
-      second_weights = _mm256_castsi256_ps(_mm256_and_si256(second, high_half));
-#pragma GCC unroll 8
-      for (int row = 0; row < Rows; ++row) {
-        int both;
-        std::memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
-        const __m256 element = _mm256_castsi256_ps(_mm256_and_si256(_mm256_set1_epi32(both), high_half));
-        sums[row][0] = _mm256_fmadd_ps(element, first_weights, sums[row][0]);
-        sums[row][1] = _mm256_fmadd_ps(element, second_weights, sums[row][1]);
-      }
+    for (int vector = 0; vector < Vectors; ++vector) {
+      weights[vector] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(line + vector), 16));
     }
-    a += Rows * group_depth;
-    b += panel_group_elements;
+#pragma GCC unroll 8
+    for (int row = 0; row < Rows; ++row) {
+      const __m256 element = _mm256_broadcast_ss(a + row * widened_stride);
+#pragma GCC unroll 8
+      for (int vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm256_fmadd_ps(element, weights[vector], sums[row][vector]);
+    }
+    // Reading the line again is cheaper than the registers it would take to keep it; the compiler thinks otherwise.
+    asm("" : "+r"(line), "+r"(a));
+#pragma GCC unroll 8
+    for (int vector = 0; vector < Vectors; ++vector) {
+      weights[vector] = _mm256_castsi256_ps(_mm256_and_si256(high_half, _mm256_loadu_si256(line + vector)));
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < Rows; ++row) {
+      const __m256 element = _mm256_broadcast_ss(a + row * widened_stride + 1);
+#pragma GCC unroll 8
+      for (int vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm256_fmadd_ps(element, weights[vector], sums[row][vector]);
+    }
   }
 #pragma GCC unroll 8
   for (int row = 0; row < Rows; ++row) {
-    _mm256_storeu_ps(c + row * panel_columns, sums[row][0]);
-    _mm256_storeu_ps(c + row * panel_columns + 8, sums[row][1]);
+#pragma GCC unroll 8
+    for (int vector = 0; vector < Vectors; ++vector) {
+      _mm256_storeu_ps(c + row * panel_columns + vector * 8, sums[row][vector]);
+    }
   }
 }
 
-SWITCHYARD_TARGET void multiply(const TileProduct& product) {
-  static constexpr void (*by_rows[])(const TileProduct&, size_t) = {multiply_columns<1>, multiply_columns<2>, multiply_columns<3>,
-                                                                    multiply_columns<4>, multiply_columns<5>};
-  const size_t lines = product.fetch_lines * 4 * product.groups;
-  const char* fetch = reinterpret_cast<const char*>(product.fetch);
-  for (size_t line = 0; line < lines; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T1);
-  for (size_t column = 0; column < panel_columns; column += 16) by_rows[product.rows - 1](product, column);
+template <int Rows>
+SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
+  // Ten sums, two weights and an element leave the compiler no reason to spill; with few rows the sums are
+  // columns, so that weights are read in order.
+  constexpr int vectors = Rows == 1 ? 8 : Rows == 2 ? 4 : 2;
+  alignas(32) float widened[Rows * widened_stride];
+  for (size_t first = 0; first < product.groups; first += widened_groups) {
+    const size_t groups = product.groups - first < widened_groups ? product.groups - first : widened_groups;
+    for (size_t line = 0; line < groups * Rows; ++line) {
+      const uint16_t* const from = product.a + (first * Rows + line) * group_depth;
+      float* const to = widened + line % Rows * widened_stride + line / Rows * group_depth;
+      for (size_t i = 0; i < group_depth; i += 8) {
+        const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+        _mm256_store_ps(to + i, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16)));
+      }
+    }
+    const size_t lines = product.fetch_lines * 4 * groups;
+    const char* const fetch = reinterpret_cast<const char*>(product.fetch) + product.fetch_lines * 4 * first * 64;
+    for (size_t line = 0; line < lines; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T1);
+    for (size_t column = 0; column < panel_columns; column += vectors * 8) {
+      multiply_columns<Rows, vectors>(widened, product.b + first * panel_group_elements + column * 2, groups * group_depth / 2,
+                                      product.c + column, product.accumulate || first > 0);
+    }
+  }
+}
+
+void multiply(const TileProduct& product) {
+  static constexpr void (*by_rows[])(const TileProduct&) = {multiply_rows<1>, multiply_rows<2>, multiply_rows<3>,
+                                                            multiply_rows<4>, multiply_rows<5>};
+  by_rows[product.rows - 1](product);
 }
 
 SWITCHYARD_TARGET void swiglu_rows(const float* c, size_t rows, uint16_t* h) {
