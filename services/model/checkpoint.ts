@@ -5,10 +5,9 @@ import type { ExpertSource, TensorSource } from '../../native/index.js';
 import { CheckpointFiles, parseJsonFile, readJson } from './checkpoint-files.js';
 import { type Family, type FamilyConfig, families, type TensorLayout } from './families.js';
 import { expertWeightBytes, modelLimits } from './limits.js';
-import type { ModelTensors } from './load.js';
 import type { MatrixPart } from './safetensors.js';
 import { fileInvalid } from './safetensors-header.js';
-import type { ModelSpec } from './spec.js';
+import type { ModelSpec, ModelTensors } from './spec.js';
 
 /** A matrix by its tensor's name in the model. */
 interface NamedMatrix {

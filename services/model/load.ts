@@ -3,18 +3,8 @@ import type { ExpertSource, TensorSource } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import { openCheckpoint } from './checkpoint.js';
 import { expertWeightBytes } from './limits.js';
-import type { ModelSource, ModelSpec } from './spec.js';
+import type { ModelSource, ModelSpec, ModelTensors } from './spec.js';
 import { syntheticModel, syntheticSchema } from './synthetic.js';
-
-/** Where the tensors of a model come from; taking a source reads no weights. */
-export interface ModelTensors {
-  /** [1, hidden]: the weight of the norm in front of the layer's gate and experts. */
-  norm(layer: number): TensorSource;
-  /** [experts, hidden] */
-  gate(layer: number): TensorSource;
-  expert(layer: number, expert: number): ExpertSource;
-  close(): void;
-}
 
 /** What the addon's createGate and referenceLayer need beside the routing spec. */
 export interface GateSource {

@@ -1,4 +1,4 @@
-import type { Activation, RoutingSpec } from '../../native/index.js';
+import type { Activation, ExpertSource, RoutingSpec, TensorSource } from '../../native/index.js';
 
 /** Where the weights come from: enough for any process on a host that sees the same files to load them. */
 export type ModelSource =
@@ -35,4 +35,14 @@ export interface ModelSpec {
   layers: LayerSpec[];
   normEpsilon: number;
   source: ModelSource;
+}
+
+/** Where the tensors of a model come from; taking a source reads no weights. */
+export interface ModelTensors {
+  /** [1, hidden]: the weight of the norm in front of the layer's gate and experts. */
+  norm(layer: number): TensorSource;
+  /** [experts, hidden] */
+  gate(layer: number): TensorSource;
+  expert(layer: number, expert: number): ExpertSource;
+  close(): void;
 }

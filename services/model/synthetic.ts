@@ -2,8 +2,7 @@ import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import type { ExpertSource, TensorSource } from '../../native/index.js';
 import { expertWeightBytes, modelLimits, size } from './limits.js';
-import type { ModelTensors } from './load.js';
-import type { ModelSpec, SyntheticSpec } from './spec.js';
+import type { ModelSpec, ModelTensors, SyntheticSpec } from './spec.js';
 
 /** A model with the batch that goes with it. */
 export interface Preset {

@@ -1,10 +1,12 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
+import { native } from '../../native/index.js';
 import { decodeBf16 } from '../../services/model/bf16.js';
 import { openModel } from '../../services/model/load.js';
 import { referenceForward, relativeErrors } from '../../services/model/reference.js';
 import { SafetensorsFile } from '../../services/model/safetensors.js';
+import { type KernelOptions, runKernels } from './kernels.js';
 import { fixtures } from './support.js';
 
 /** What transformers computed in float32 from the BF16 weights; scripts/make-checkpoints.py. */
@@ -17,7 +19,7 @@ async function expectedOf(family: string) {
     return bytes.subarray(byteOffset, byteOffset + byteLength);
   };
   const floats = (name: string) => Float64Array.from(new Float32Array(new Uint8Array(bytesOf(name)).buffer));
-  return { input: decodeBf16(bytesOf('input')), floats };
+  return { bytes: bytesOf('input'), input: decodeBf16(bytesOf('input')), floats };
 }
 
 const layouts = ['mixtral', 'qwen3_moe', 'qwen3_moe-unnormalised'].flatMap((family) => [
@@ -56,3 +58,36 @@ describe.each(layouts)(
     });
   },
 );
+
+/** The bound that BF16 rows between the steps allow. */
+const kernelErrorMax = 8e-3;
+
+describe.each(layouts)('the kernels equal transformers in float32: %s saved as %s', (family, directory) => {
+  const run = async (options: Partial<KernelOptions>, expected: string) => {
+    const model = await openModel({ kind: 'checkpoint', directory: join(fixtures, directory!) });
+    const { bytes, floats } = await expectedOf(family!);
+    const start = native.allocateSlab(bytes.byteLength);
+    start.view().set(bytes);
+    const layers = model.spec.layers.map(({ layer }) => layer);
+    const { rows } = await runKernels(model, start, {
+      layers,
+      norm: true,
+      residual: true,
+      bias: null,
+      ...options,
+    });
+    model.close();
+    return relativeErrors(decodeBf16(rows.view()), floats(expected), model.spec.hidden).relativeError;
+  };
+
+  test('the MoE block alone', async () => {
+    for (const layer of [0, 2]) {
+      const error = await run({ layers: [layer], norm: false, residual: false }, `moe.${layer}`);
+      expect(error).toBeLessThan(kernelErrorMax);
+    }
+  });
+
+  test('the stack of all layers', async () => {
+    expect(await run({}, 'stack')).toBeLessThan(kernelErrorMax);
+  });
+});

@@ -1,8 +1,9 @@
 import { describe, expect, test } from '@jest/globals';
-import { type ExpertBackend, native, type Slab } from '../../native/index.js';
+import { native } from '../../native/index.js';
 import { type Model, openModel } from '../../services/model/load.js';
 import { type Sample, verifySample } from '../../services/model/reference.js';
 import { presets } from '../../services/model/synthetic.js';
+import { type KernelOptions, runKernels } from './kernels.js';
 
 /** More than the addon gives to one thread at a time, so that rows are put together from several ranges. */
 const chunkTokens = 600;
@@ -10,107 +11,28 @@ const chunkTokens = 600;
 const tokens = 48;
 const firstToken = chunkTokens - tokens;
 
-/** What a cluster of one worker does with a chunk, by the addon's own operations. */
-async function run(model: Model, options: { norm: boolean; residual: boolean; bias: Float32Array | null }) {
-  const { hidden, routing } = model.spec;
-  const backend = native.createCpuBackend({ threads: 1 });
-  const start = await native.synthesizeTokens({
-    seed: 5,
-    firstToken: 0,
-    count: chunkTokens,
-    hidden,
-    skew: 1,
-    topics: 16,
-  });
+/** A sample as a cluster returns it: routing is [tokens, layers, topK]. */
+async function run(model: Model, options: Omit<KernelOptions, 'layers'>): Promise<Sample> {
+  const { hidden } = model.spec;
+  const { topK } = model.spec.routing;
   const layers = model.spec.layers.map(({ layer }) => layer);
-  const experts = new Uint32Array(tokens * layers.length * routing.topK);
+  const count = chunkTokens;
+  const start = await native.synthesizeTokens({ seed: 5, firstToken: 0, count, hidden, skew: 1, topics: 16 });
+  const { rows, routing } = await runKernels(model, start, { ...options, layers });
+  const experts = new Uint32Array(tokens * layers.length * topK);
   const weights = new Float32Array(experts.length);
-  let rows = start;
-  for (const [index, layer] of layers.entries()) {
-    const output = await runLayer(model, backend, layer, rows, options, (chosen, weighed) => {
-      for (let token = 0; token < tokens; token++) {
-        const from = (firstToken + token) * routing.topK;
-        const to = (token * layers.length + index) * routing.topK;
-        experts.set(chosen.subarray(from, from + routing.topK), to);
-        weights.set(weighed.subarray(from, from + routing.topK), to);
-      }
-    });
-    rows = output;
+  for (const [index, chosen] of routing.entries()) {
+    for (let token = 0; token < tokens; token++) {
+      const from = (firstToken + token) * topK;
+      const to = (token * layers.length + index) * topK;
+      experts.set(chosen.experts.subarray(from, from + topK), to);
+      weights.set(chosen.weights.subarray(from, from + topK), to);
+    }
   }
-  backend.close();
   const { norm, residual, bias } = options;
-  const sample: Sample = {
-    layers,
-    norm,
-    residual,
-    feedback: bias !== null,
-    inputs: start.view().slice(firstToken * hidden * 2),
-    outputs: rows.view().slice(firstToken * hidden * 2),
-    experts,
-    weights,
-  };
-  return sample;
-}
-
-async function runLayer(
-  model: Model,
-  backend: ExpertBackend,
-  layer: number,
-  rows: Slab,
-  options: { norm: boolean; residual: boolean; bias: Float32Array | null },
-  record: (experts: Uint32Array, weights: Float32Array) => void,
-): Promise<Slab> {
-  const { hidden, routing, normEpsilon } = model.spec;
-  const { weight, logitBias, selectionBias } = model.gate(layer);
-  const count = model.spec.layers.find((each) => each.layer === layer)!.experts;
-  const gate = native.createGate({
-    weight: await native.readTensor(weight),
-    experts: count,
-    hidden,
-    logitBias,
-    selectionBias,
-    routing,
-  });
-  const normWeight = await native.readTensor(model.norm(layer));
-  const inputs = options.norm
-    ? await native.normalizeRows({
-        rows,
-        rowCount: chunkTokens,
-        hidden,
-        weight: normWeight,
-        epsilon: normEpsilon,
-      })
-    : rows;
-  const chosen = await native.gateRows({ gate, rows: inputs, rowCount: chunkTokens, bias: options.bias });
-  record(chosen.experts, chosen.weights);
-  const [group] = await native.packRows({
-    rows: inputs,
-    rowCount: chunkTokens,
-    hidden,
-    topK: routing.topK,
-    experts: chosen.experts,
-    weights: chosen.weights,
-    workerOf: new Uint32Array(count),
-    workers: 1,
-  });
-  const output = native.allocateSlab(group!.rowIndices.length * hidden * 2);
-  let outputRow = 0;
-  for (let segment = 0; segment < group!.segments.length; segment += 2) {
-    const expert = await backend.load(model.expert(layer, group!.segments[segment]!));
-    const indices = group!.rowIndices.slice(outputRow, outputRow + group!.segments[segment + 1]!);
-    await backend.forward(expert, [{ rows: group!.rows, indices, output, outputRow, inputWeights: null }]);
-    outputRow += indices.length;
-    expert.release();
-  }
-  return await native.combineRows({
-    mode: 'exact',
-    rowCount: chunkTokens,
-    hidden,
-    topK: routing.topK,
-    weights: chosen.weights,
-    residual: options.residual ? rows : null,
-    parts: [{ rows: output, targets: group!.slots }],
-  });
+  const inputs = start.view().slice(firstToken * hidden * 2);
+  const outputs = rows.view().slice(firstToken * hidden * 2);
+  return { layers, norm, residual, feedback: bias !== null, inputs, outputs, experts, weights };
 }
 
 const open = () => openModel({ kind: 'synthetic', spec: presets.tiny.model });
