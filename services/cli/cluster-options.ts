@@ -34,15 +34,22 @@ export const clusterHelp = {
 const clusterSchema = z.object(clusterFields);
 export type ClusterConfig = z.infer<typeof clusterSchema>;
 
-/** What to start. `model`: flags of the coordinator that choose the model. Every port but the coordinator's is free choice. */
-export function localClusterOptions(config: ClusterConfig, model: Flags): LocalClusterOptions {
+/**
+ * What to start. `model`: flags of the coordinator that choose the model. `file`: the YAML file, of which every process
+ * reads its own section. Every port but the coordinator's is a free one.
+ */
+export function localClusterOptions(
+  config: ClusterConfig,
+  model: Flags,
+  file: string | null,
+): LocalClusterOptions {
   const { workers, routers, threads, port, metricsPort, logLevel } = config;
-  const node = { logLevel, port: 0, metricsPort: 0 };
+  const node = { config: file, logLevel, port: 0, metricsPort: 0 };
   return {
     workers,
     routers,
     threads,
-    coordinator: { ...model, logLevel, port, metricsPort },
+    coordinator: { ...node, ...model, port, metricsPort },
     router: node,
     worker: node,
     token: readToken(config),

@@ -15,7 +15,8 @@ export interface CommandDefinition<Shape extends z.ZodRawShape> {
   /** Positional argument, given to the schema under its name. */
   argument?: { name: keyof Shape & string; text: string; choices?: readonly string[] };
   examples: readonly string[];
-  run(config: z.infer<z.ZodObject<Shape>>): Promise<void>;
+  /** `file`: the YAML file that was given, for processes that read their own sections of it. */
+  run(config: z.infer<z.ZodObject<Shape>>, file: string | null): Promise<void>;
 }
 
 /**
@@ -44,7 +45,7 @@ export function defineCommand<Shape extends z.ZodRawShape>(definition: CommandDe
     const { config: path, ...flags } = command.opts<Record<string, unknown> & { config?: string }>();
     if (argument) flags[argument.name] = parsed[0];
     const file = path === undefined ? null : { path, section };
-    await definition.run(loadConfig(schema, { flags, env: process.env, file }));
+    await definition.run(loadConfig(schema, { flags, env: process.env, file }), path ?? null);
   });
 }
 

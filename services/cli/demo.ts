@@ -20,7 +20,8 @@ export const demoCommand = defineCommand({
     'switchyard demo --workers 8 --preset tiny',
     'switchyard demo --no-feedback --json report.json',
   ],
-  run: (config) => runOnOwnCluster({ ...config, chunkTokens: config.chunkTokens ?? presetChunk(config) }),
+  run: (config, file) =>
+    runOnOwnCluster({ ...config, chunkTokens: config.chunkTokens ?? presetChunk(config) }, file),
 });
 
 /** The preset's own chunk size: small enough that the feedback loop can act within the batch. */

@@ -42,7 +42,7 @@ export type OwnClusterConfig = z.infer<typeof ownClusterSchema>;
 const say = (line: string) => process.stdout.write(`${line}\n`);
 
 /** Starts the cluster, sends the batch, prints and writes the report, stops the cluster whatever happened. */
-export async function runOnOwnCluster(config: OwnClusterConfig): Promise<void> {
+export async function runOnOwnCluster(config: OwnClusterConfig, file: string | null): Promise<void> {
   const signal = abortOnSignal();
   const startedMs = performance.now();
   const { workers, routers, preset, model, hidden, ffn, experts, topK, activation } = config;
@@ -58,7 +58,7 @@ export async function runOnOwnCluster(config: OwnClusterConfig): Promise<void> {
   const extra = routers > 0 ? `, ${count(routers)} routers` : '';
   say(`starting 1 coordinator, ${count(workers)} workers${extra} …`);
   const logs = await openLogs(config.logDirectory);
-  const options = localClusterOptions(config, { preset, model, ...shape });
+  const options = localClusterOptions(config, { preset, model, ...shape }, file);
   const cluster = await LocalCluster.start({ ...options, onLine: logs.write, signal });
   try {
     await announce(cluster, (performance.now() - startedMs) / 1000);

@@ -14,6 +14,6 @@ export const runCommand = defineCommand({
     'switchyard run --preset reference --ffn 1024 --workers 2 --json report.json',
   ],
   // A checkpoint runs without feedback unless asked, which also lets the gate's choices be verified.
-  run: (config) =>
-    runOnOwnCluster({ ...config, feedback: config.feedback ?? (config.model === null ? null : false) }),
+  run: (config, file) =>
+    runOnOwnCluster({ ...config, feedback: config.feedback ?? (config.model === null ? null : false) }, file),
 });

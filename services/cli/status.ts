@@ -1,9 +1,11 @@
 import { z } from 'zod';
 import type { ClusterDescription } from '../client/index.js';
+import { readToken } from '../common/access.js';
 import { toggle } from '../common/config.js';
 import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
 import { bytes, count, percent, seconds, table } from './format.js';
+import { readMetrics } from './node-metrics.js';
 
 export const statusCommand = defineCommand({
   name: 'status',
@@ -15,11 +17,28 @@ export const statusCommand = defineCommand({
   run: (config) =>
     withClient(config, async (client) => {
       const description = await client.describeCluster();
-      process.stdout.write(`${config.json ? JSON.stringify(description, null, 2) : describe(description)}\n`);
+      if (config.json) process.stdout.write(`${JSON.stringify(description, null, 2)}\n`);
+      else process.stdout.write(`${describe(description, await queues(description, readToken(config)))}\n`);
     }),
 });
 
-function describe({ view, model, version, uptimeSeconds }: ClusterDescription): string {
+/** Rows queued on each worker whose metrics can be read from here, by name. */
+async function queues({ view }: ClusterDescription, token: string | null): Promise<Map<string, number>> {
+  const queued = new Map<string, number>();
+  const workers = (view?.nodes ?? []).filter((node) => node.role === 'WORKER' && node.metricsUrl !== '');
+  await Promise.all(
+    workers.map(async ({ name, metricsUrl }) => {
+      const metrics = await readMetrics(metricsUrl, token).catch(() => null);
+      if (metrics) queued.set(name, metrics.get('switchyard_queue_rows') ?? 0);
+    }),
+  );
+  return queued;
+}
+
+function describe(
+  { view, model, version, uptimeSeconds }: ClusterDescription,
+  queued: ReadonlyMap<string, number>,
+): string {
   const nodes = [...(view?.nodes ?? [])].sort(
     (a, b) => a.role.localeCompare(b.role) || a.name.localeCompare(b.name),
   );
@@ -43,6 +62,7 @@ function describe({ view, model, version, uptimeSeconds }: ClusterDescription): 
     node.device || '-',
     node.threads ? String(node.threads) : '-',
     node.role === 'WORKER' ? count(node.experts) : '-',
+    queued.has(node.name) ? count(queued.get(node.name)!) : '-',
     bytes(node.rssBytes),
     percent(node.eventLoopUtilization),
     node.reason || loading(node.load),

@@ -34,7 +34,7 @@ export const upCommand = defineCommand({
     'switchyard up --preset demo --workers 4',
     'switchyard up --model ./mixtral --workers 2 --routers 1 --log-directory logs',
   ],
-  run: async (config) => {
+  run: async (config, file) => {
     const signal = abortOnSignal();
     const { feedback, feedbackRate } = config;
     const model = Object.fromEntries(
@@ -45,7 +45,7 @@ export const upCommand = defineCommand({
       say(config.json ? line : readable(process.name, line));
     const startedMs = performance.now();
     const cluster = await LocalCluster.start({
-      ...localClusterOptions(config, { ...model, feedback, feedbackRate }),
+      ...localClusterOptions(config, { ...model, feedback, feedbackRate }, file),
       onLine: config.logDirectory === null ? print : logs.write,
       signal,
     });
