@@ -11,10 +11,6 @@
 #include <thread>
 #include <vector>
 
-#ifdef SWITCHYARD_ONEDNN
-#include <dnnl.hpp>
-#endif
-
 #include "addon/arguments.h"
 #include "addon/process.h"
 
@@ -58,13 +54,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   auto result = Napi::Object::New(env);
   result.Set("cpu", processor_name());
   result.Set("isa", isa);
-#ifdef SWITCHYARD_ONEDNN
-  const dnnl_version_t* version = dnnl_version();
-  result.Set("onednn", std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
-                           std::to_string(version->patch));
-#else
   result.Set("onednn", env.Null());
-#endif
   result.Set("ucx", env.Null());
   result.Set("cuda", env.Null());
   result.Set("cores", std::thread::hardware_concurrency());
