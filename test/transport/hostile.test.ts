@@ -1,0 +1,270 @@
+import { connect as connectHttp2 } from 'node:http2';
+import type { ClientDuplexStream, ServerDuplexStream } from '@grpc/grpc-js';
+import { describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
+import type { SwitchyardError } from '../../services/common/errors.js';
+import type {
+  RouterMessage,
+  RouterMessageInput,
+} from '../../services/common/generated/switchyard/v1/RouterMessage.js';
+import type {
+  WorkerMessage,
+  WorkerMessageInput,
+} from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
+import { connect, windowBytes } from '../../services/common/grpc-channel.js';
+import { startGrpcServer } from '../../services/common/grpc-server.js';
+import { clients, services } from '../../services/common/protocol.js';
+import { fromServiceError } from '../../services/common/status.js';
+import { toWireMeta } from '../../services/transport/grpc/messages.js';
+import {
+  atEnd,
+  batchOf,
+  dial,
+  log,
+  messageBytesMax,
+  metaOf,
+  never,
+  rowBytes,
+  startWorker,
+  until,
+} from './support.js';
+
+const hello = { hello: { router: 'bad', modelFingerprint: 'f', epoch: 1 } };
+
+function tokens(exchange: number, rowCount = 4) {
+  return {
+    tokens: { meta: toWireMeta(exchange, metaOf({ rowCount })), rows: Buffer.alloc(rowCount * rowBytes) },
+  };
+}
+
+/** A router that says whatever it likes. */
+function rawRouter(address: string) {
+  const client = connect(clients.Experts, address, { token: null, messageBytesMax: 16 * messageBytesMax });
+  atEnd(() => client.close());
+  const call: ClientDuplexStream<RouterMessageInput, WorkerMessage> = client.Exchange();
+  const received: WorkerMessage[] = [];
+  call.on('data', (message: WorkerMessage) => received.push(message));
+  const ended = new Promise<SwitchyardError>((resolve) =>
+    call.on('error', (error) => resolve(fromServiceError(error))),
+  );
+  return { call, received, ended };
+}
+
+/** A worker that says whatever it likes. */
+async function rawWorker(
+  onMessage: (message: RouterMessage, say: (message: WorkerMessageInput) => void) => void,
+) {
+  const Exchange = (call: ServerDuplexStream<RouterMessage, WorkerMessageInput>) => {
+    call.on('data', (message: RouterMessage) => onMessage(message, (answer) => call.write(answer)));
+  };
+  const server = await startGrpcServer({
+    host: '127.0.0.1',
+    port: 0,
+    token: null,
+    insecure: false,
+    messageBytesMax,
+    services: [{ definition: services.Experts, implementation: { Exchange } }],
+    log,
+  });
+  atEnd(() => server.close(0));
+  return server.address;
+}
+
+const welcome = { welcome: { worker: 'w', creditBytes: 1e6, messageBytesMax } };
+
+describe('a router that breaks the protocol loses its link, and no other router notices', () => {
+  test.each<[string, RouterMessageInput[], string, string]>([
+    ['sends tokens before its hello', [tokens(1)], 'INVALID_ARGUMENT', 'hello as the first message'],
+    ['says hello twice', [hello, hello], 'INVALID_ARGUMENT', 'one hello on a link'],
+    ['says nothing in a message', [hello, {}], 'INVALID_ARGUMENT', 'hello, tokens, cancel'],
+    [
+      'sends rows without metadata',
+      [hello, { tokens: { rows: Buffer.alloc(16) } }],
+      'INVALID_ARGUMENT',
+      'meta is',
+    ],
+    [
+      'uses the number of an exchange twice',
+      [hello, tokens(5), tokens(5)],
+      'INVALID_ARGUMENT',
+      'exchange is 5; allowed: above 5',
+    ],
+    ['uses no number', [hello, tokens(0)], 'INVALID_ARGUMENT', 'exchange is 0; allowed: above 0'],
+  ])('it %s', async (_, messages, code, text) => {
+    const { address } = await startWorker({ handler: () => new Promise(() => {}) });
+    const good = await dial(address);
+    const { call, ended } = rawRouter(address);
+    for (const message of messages) call.write(message);
+    const error = await ended;
+    expect(error.code).toBe(code);
+    expect(error.message).toContain(text);
+    expect(good.stats.answersDiscarded).toBe(0);
+    const waiting = good.exchange(batchOf(), never);
+    good.close();
+    await expect(waiting).rejects.toMatchObject({ message: expect.stringContaining('the router closed') });
+  });
+
+  test('it sends more than its credit', async () => {
+    const cancelled: string[] = [];
+    const { address } = await startWorker({
+      creditBytes: 20 * rowBytes,
+      handler: () => new Promise(() => {}),
+      onCancel: (batchId) => cancelled.push(batchId),
+    });
+    const { call, received, ended } = rawRouter(address);
+    for (const message of [hello, tokens(1), tokens(2), tokens(3)]) call.write(message);
+    expect(await ended).toMatchObject({
+      code: 'RESOURCE_EXHAUSTED',
+      details: { field: 'bytes outstanding', value: 24 * rowBytes, allowed: 20 * rowBytes },
+    });
+    expect(received.map(({ kind }) => kind)).toEqual(['welcome']);
+    expect(cancelled).toEqual(['b']);
+  });
+
+  test('it says nothing at all', async () => {
+    const { address } = await startWorker();
+    const { ended } = rawRouter(address);
+    expect(await ended).toMatchObject({ code: 'DEADLINE_EXCEEDED', message: 'no hello within 5000 ms' });
+  }, 15_000);
+
+  test('it sends random bytes', async () => {
+    const { address } = await startWorker();
+    const good = await dial(address);
+    const valid = Buffer.from(services.Experts.Exchange.requestSerialize(hello));
+    const garbage = fc.oneof(
+      fc.uint8Array({ maxLength: 64 }),
+      // A valid message with some bytes changed.
+      fc
+        .array(fc.tuple(fc.nat({ max: valid.length - 1 }), fc.integer({ min: 0, max: 255 })), {
+          minLength: 1,
+          maxLength: 4,
+        })
+        .map((changes) => {
+          const bytes = Uint8Array.from(valid);
+          for (const [at, value] of changes) bytes[at] = value;
+          return bytes;
+        }),
+    );
+    const session = connectHttp2(`http://${address}`);
+    atEnd(() => session.destroy());
+    await fc.assert(
+      fc.asyncProperty(garbage, async (bytes) => {
+        const stream = session.request({
+          ':method': 'POST',
+          ':path': '/switchyard.v1.Experts/Exchange',
+          'content-type': 'application/grpc',
+          te: 'trailers',
+        });
+        const frame = Buffer.alloc(5);
+        frame.writeUInt32BE(bytes.length, 1);
+        stream.on('error', () => {});
+        stream.resume();
+        const closed = new Promise((resolve) => stream.on('close', resolve));
+        stream.end(Buffer.concat([frame, bytes]));
+        await closed;
+      }),
+      { numRuns: 60 },
+    );
+    (await good.exchange(batchOf(), never)).rows.release();
+  }, 30_000);
+});
+
+describe('a router that does not read its answers', () => {
+  test('is not read from beyond a bounded number of them', async () => {
+    const handler = async ({ rows }: TokenBatch): Promise<never> => {
+      rows.release();
+      throw new Error('x'.repeat(64 * 1024));
+    };
+    const { address } = await startWorker({ creditBytes: 1e9, handler });
+    const { call, received } = rawRouter(address);
+    call.write(hello);
+    await until(() => received.length === 1);
+    call.pause();
+    let sent = 0;
+    const pump = () => {
+      for (let open = true; open && sent < 4_000; ) open = call.write(tokens(++sent, 1024));
+    };
+    call.on('drain', pump);
+    pump();
+    let before = -1;
+    while (before !== sent) {
+      before = sent;
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+    // Answers in the window and in the queue, requests in the window, and a few on either side.
+    expect(sent).toBeLessThan(windowBytes / (64 * 1024) + windowBytes / (1024 * rowBytes) + 200);
+    call.cancel();
+  }, 60_000);
+});
+
+describe('a worker that breaks the protocol', () => {
+  test.each<[string, WorkerMessageInput, RegExp]>([
+    [
+      'answers before its welcome',
+      { failure: { exchange: 1 } },
+      /first message of the worker is not a welcome/,
+    ],
+    ['gives no credit', { welcome: { ...welcome.welcome, creditBytes: 0 } }, /credit_bytes is 0; allowed/],
+  ])('gets no link: it %s', async (_, first, message) => {
+    const address = await rawWorker((_, say) => say(first));
+    await expect(dial(address)).rejects.toMatchObject({ message: expect.stringMatching(message) });
+  });
+
+  test('gets no link: it never says welcome', async () => {
+    const address = await rawWorker(() => {});
+    await expect(dial(address)).rejects.toMatchObject({
+      code: 'LINK_LOST',
+      message: expect.stringContaining('5000 ms'),
+    });
+  }, 15_000);
+
+  test.each<[string, (exchange: number) => WorkerMessageInput, RegExp]>([
+    [
+      'answers what was never sent',
+      () => ({ failure: { exchange: 99 } }),
+      /answered exchange 99, which was never sent/,
+    ],
+    ['says welcome again', () => welcome, /sent a second welcome/],
+  ])('loses the link: it %s', async (_, answer, message) => {
+    const address = await rawWorker(({ hello, tokens }, say) => {
+      if (hello) say(welcome);
+      if (tokens) say(answer(tokens.meta!.exchange));
+    });
+    const link = await dial(address);
+    await expect(link.exchange(batchOf(), never)).rejects.toMatchObject({
+      code: 'LINK_LOST',
+      message: expect.stringMatching(message),
+    });
+    await link.closed;
+  });
+
+  test.each<[string, number, number]>([
+    ['fewer rows', 3, 3 * rowBytes],
+    ['more bytes', 4, 5 * rowBytes],
+    ['no bytes', 4, 0],
+  ])('cannot pass off %s as an answer', async (_, rows, bytes) => {
+    const address = await rawWorker(({ hello, tokens }, say) => {
+      if (hello) say(welcome);
+      if (tokens)
+        say({ result: { meta: { exchange: tokens.meta!.exchange, rows }, rows: Buffer.alloc(bytes) } });
+    });
+    const link = await dial(address);
+    await expect(link.exchange(batchOf(), never)).rejects.toMatchObject({
+      code: 'DATA_LOSS',
+      message: `worker w answered ${rows} rows in ${bytes} bytes; expected: 4 rows in 64`,
+    });
+    expect(link.stats.bytesOutstanding).toBe(0);
+  });
+
+  test('answers twice: the second answer is discarded', async () => {
+    const address = await rawWorker(({ hello, tokens }, say) => {
+      if (hello) say(welcome);
+      const answer = { meta: { exchange: tokens?.meta?.exchange ?? 0, rows: 4 }, rows: Buffer.alloc(64) };
+      if (tokens) for (let i = 0; i < 3; i++) say({ result: answer });
+    });
+    const link = await dial(address);
+    (await link.exchange(batchOf(), never)).rows.release();
+    await until(() => link.stats.answersDiscarded === 2);
+    expect(link.stats).toMatchObject({ messagesReceived: 1, bytesOutstanding: 0 });
+  });
+});

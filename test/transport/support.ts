@@ -1,0 +1,119 @@
+import { afterEach } from '@jest/globals';
+import { native, type Slab } from '../../native/index.js';
+import { startGrpcServer } from '../../services/common/grpc-server.js';
+import { createLogger } from '../../services/common/log.js';
+import { dialGrpcLink, type GrpcLinkOptions } from '../../services/transport/grpc/dial.js';
+import { type GrpcLinkServiceOptions, grpcLinkService } from '../../services/transport/grpc/serve.js';
+import type { TokenBatch, TokenBatchMeta } from '../../services/transport/link.js';
+
+export const hidden = 8;
+export const rowBytes = hidden * 2;
+export const messageBytesMax = 64 * 1024;
+export const log = createLogger('test', 'test', 'silent');
+
+native.configure({ slabBytesMax: 512 * 1024 * 1024, threads: 1 });
+
+const closers: (() => unknown)[] = [];
+
+afterEach(async () => {
+  for (const close of closers.splice(0).reverse()) await close();
+});
+
+/** Runs when the test is over, the last one first. */
+export function atEnd(close: () => unknown): void {
+  closers.push(close);
+}
+
+const forever = new AbortController();
+
+/** A signal that nobody aborts. */
+export const never: typeof forever.signal = forever.signal;
+
+/** `entries` row indices, spread over `rowCount` rows, in one segment. */
+export function metaOf(options: Partial<TokenBatchMeta> & { entries?: number } = {}): TokenBatchMeta {
+  const { entries, ...meta } = options;
+  const rowCount = meta.rowCount ?? 4;
+  const count = entries ?? rowCount;
+  return {
+    batchId: 'b',
+    chunk: 0,
+    layer: 0,
+    attempt: 0,
+    epoch: 1,
+    hidden,
+    rowCount,
+    deadlineMs: 0,
+    combine: 'exact',
+    segments: Uint32Array.of(0, count),
+    rowIndices: Uint32Array.from({ length: count }, (_, i) => i % rowCount),
+    weights: null,
+    ...meta,
+  };
+}
+
+/** A token batch whose rows hold `fill`, `fill + 1`, ... byte after byte. */
+export function batchOf(options: Parameters<typeof metaOf>[0] = {}, fill = 0): TokenBatch {
+  const meta = metaOf(options);
+  const rows = native.allocateSlab(meta.rowCount * meta.hidden * 2);
+  const view = rows.view();
+  for (let i = 0; i < view.length; i++) view[i] = (fill + i) & 0x3f;
+  return { meta, rows };
+}
+
+export const bytesOf = (rows: Slab): Buffer => Buffer.from(rows.view());
+
+/** A worker `w` whose links are served with `options`. */
+export async function startWorker(options: Partial<GrpcLinkServiceOptions> = {}) {
+  const server = await startGrpcServer({
+    host: '127.0.0.1',
+    port: 0,
+    token: null,
+    insecure: false,
+    messageBytesMax,
+    services: [
+      grpcLinkService({
+        worker: 'w',
+        model: () => ({ fingerprint: 'f', hidden }),
+        creditBytes: 1024 * 1024,
+        messageBytesMax,
+        handler: async ({ meta, rows }) => ({
+          rows,
+          rowCount: meta.rowCount,
+          computeSeconds: 0.25,
+          queueSeconds: 0.5,
+        }),
+        onCancel: () => {},
+        log,
+        ...options,
+      }),
+    ],
+    log,
+  });
+  atEnd(() => server.close(0));
+  return server;
+}
+
+export async function dial(address: string, options: Partial<GrpcLinkOptions> = {}) {
+  const link = await dialGrpcLink({
+    address,
+    router: 'r',
+    worker: 'w',
+    modelFingerprint: 'f',
+    epoch: 1,
+    token: null,
+    messageBytesMax,
+    log,
+    ...options,
+  });
+  atEnd(() => link.close());
+  return link;
+}
+
+/** Waits until `check` holds; fails after 10 s. */
+export async function until(check: () => boolean): Promise<void> {
+  for (let i = 0; i < 1000; i++) {
+    if (check()) return;
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  throw new Error(`still not so after 10 s: ${check}`);
+}
