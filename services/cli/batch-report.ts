@@ -4,7 +4,7 @@ import { bytes, count, percent, seconds } from './format.js';
 import { relativeErrorAllowed, type Verification } from './verify.js';
 
 /** The figures of a batch as every command prints them, [name, value]. */
-export function describeBatch({ summary, verification }: BatchReport, hidden: number): [string, string][] {
+export function describeBatch({ summary, hidden, verification }: BatchReport): [string, string][] {
   const undedupedBytes = summary.assignments * hidden * 2;
   const lines: [string, string][] = [
     ['tokens', `${count(summary.tokens)} in ${seconds(summary.seconds)}`],
@@ -66,7 +66,7 @@ export function printFigures(lines: readonly [string, string][]): void {
 }
 
 /** The figures of a batch for programs; `verified` is null if it was not verified. */
-export function batchJson({ summary, verification }: BatchReport, hidden: number) {
+export function batchJson({ summary, hidden, verification }: BatchReport) {
   return {
     verified: verification?.verified ?? null,
     relativeError: verification?.relativeError ?? null,

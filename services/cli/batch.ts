@@ -15,6 +15,8 @@ import { Sample, type Verification } from './verify.js';
 
 export interface BatchReport {
   summary: BatchSummary;
+  /** Elements of a row. */
+  hidden: number;
   /** Null if the batch was not to be verified. */
   verification: Verification | null;
 }
@@ -39,7 +41,11 @@ export async function runBatch(
     const summary = await stream(client, config, rows, outputs, sample, signal);
     await onAnswered();
     for (const output of outputs) await output.close();
-    return { summary, verification: sample && (await sample.verify(model, rows, config)) };
+    return {
+      summary,
+      hidden: model.hidden,
+      verification: sample && (await sample.verify(model, rows, config)),
+    };
   } catch (error) {
     for (const output of outputs) await output.abort();
     throw error;

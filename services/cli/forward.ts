@@ -22,9 +22,8 @@ export const forwardCommand = defineCommand({
     const { address, token, tokenFile, json, ...batch } = config;
     await withClient({ address, token, tokenFile }, async (client) => {
       const report = await runBatch(client, batch, abortOnSignal());
-      const { hidden } = await client.describeModel();
-      if (json) process.stdout.write(`${JSON.stringify(batchJson(report, hidden), null, 2)}\n`);
-      else printFigures(describeBatch(report, hidden));
+      if (json) process.stdout.write(`${JSON.stringify(batchJson(report), null, 2)}\n`);
+      else printFigures(describeBatch(report));
       assertVerified(report.verification);
     });
   },

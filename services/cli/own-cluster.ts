@@ -85,11 +85,10 @@ async function report(cluster: LocalCluster, config: OwnClusterConfig, signal: A
   const result = await runBatch(cluster.client, config, signal, async () => {
     usage = await meter.end();
   });
-  const { hidden } = await cluster.client.describeModel();
-  printFigures(describeBatch(result, hidden));
+  printFigures(describeBatch(result));
   say(`\n${describeUsage(usage)}`);
   if (config.json !== null) {
-    const content = { ...batchJson(result, hidden), processes: usage };
+    const content = { ...batchJson(result), processes: usage };
     await writeFile(config.json, `${JSON.stringify(content, null, 2)}\n`);
   }
   assertVerified(result.verification);
