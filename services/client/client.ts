@@ -115,11 +115,9 @@ export class SwitchyardClient {
       let reason: string;
       try {
         const description = await this.describeCluster();
-        const ready = readyRouters(description).length;
-        if (ready >= routers) return description;
-        reason = description.view?.ready
-          ? `${ready} of ${routers} routers are ready`
-          : notReadyReason(description);
+        const open = openRouters(description).length;
+        if (description.view?.ready && open >= routers) return description;
+        reason = description.view?.reason || `${open} of ${routers} routers are ready`;
       } catch (error) {
         if (!isLoading(error)) throw error;
         reason = error.message;
@@ -132,14 +130,18 @@ export class SwitchyardClient {
     }
   }
 
-  /** Sends a batch through the model's layers. Iterate what it returns, or take it with `into` or `collect`. */
+  /**
+   * Sends a batch through the model's layers. Iterate what it returns, or take it with `into` or `collect`. While the
+   * cluster is not ready the routers hold the batch, up to its deadline and their own patience; it then ends with
+   * DEADLINE_EXCEEDED or NOT_READY. Throws NOT_READY at once if there is no router.
+   */
   async forward(input: ForwardInput, options: ForwardOptions = {}): Promise<ForwardCall> {
     this.model ??= await this.describeModel();
     const { hidden } = this.model;
     const description = await this.describeCluster();
-    const addresses = readyRouters(description);
+    const addresses = openRouters(description);
     if (addresses.length === 0) {
-      const reason = notReadyReason(description);
+      const reason = 'no router takes batches: none has joined, or all are leaving';
       throw new SwitchyardError('NOT_READY', `the cluster is not ready: ${reason}`, { reason });
     }
     const source = await toSource(input, hidden, options);
@@ -216,15 +218,11 @@ export class SwitchyardClient {
   }
 }
 
-function readyRouters({ view }: ClusterDescription): string[] {
-  if (!view?.ready) return [];
-  return view.nodes
+/** Routers that take batches, whether every expert is ready or not. */
+function openRouters({ view }: ClusterDescription): string[] {
+  return (view?.nodes ?? [])
     .filter((node) => node.role === 'ROUTER' && node.state === 'READY')
     .map((node) => node.address);
-}
-
-function notReadyReason({ view }: ClusterDescription): string {
-  return view?.reason || 'no router is ready';
 }
 
 /** A server answered, and does not know its cluster yet; `unreachable` names the address that nothing answers at. */

@@ -122,12 +122,11 @@ export class Control {
     signal.addEventListener('abort', onAbort, { once: true });
     try {
       for (;;) {
-        signal.throwIfAborted();
+        if (signal.aborted) throw this.abortedWait(signal);
         if (met()) return;
         if (this.failure !== null) throw notReady(this.failure.message);
         const outcome = await Promise.race([this.changed.promise, expired.promise]);
-        signal.throwIfAborted();
-        if (outcome === 'expired' && !met()) {
+        if (outcome === 'expired' && !signal.aborted && !met()) {
           throw notReady(`${this.whyNotReady()} (waited ${waitMs} ms)`);
         }
       }
@@ -135,6 +134,14 @@ export class Control {
       clearTimeout(timer);
       signal.removeEventListener('abort', onAbort);
     }
+  }
+
+  /** The signal's reason; a deadline that passed also says what the batch was waiting for. */
+  private abortedWait(signal: AbortSignal): SwitchyardError {
+    const { code, message, details } = asSwitchyardError(signal.reason);
+    const reason = this.whyNotReady();
+    if (code !== 'DEADLINE_EXCEEDED' || reason === '') return new SwitchyardError(code, message, details);
+    return new SwitchyardError(code, `${message} while the cluster was not ready: ${reason}`, { reason });
   }
 
   private whyNotReady(): string {

@@ -84,9 +84,7 @@ export class ForwardService {
       const seconds = (performance.now() - started) / 1000;
       log.info({ event: 'batch-complete', batch: plan.batchId, tokens, seconds });
     } catch (thrown) {
-      const error = stream.signal.aborted
-        ? asSwitchyardError(stream.signal.reason)
-        : asSwitchyardError(thrown);
+      const error = endedBy(stream.signal, asSwitchyardError(thrown));
       stream.fail(error);
       metrics.batches.inc({ outcome: error.code });
       const level = error.code === 'INTERNAL' ? 'error' : 'warn';
@@ -162,4 +160,11 @@ export class ForwardService {
       this.batchIds.delete(batchId);
     }
   }
+}
+
+/** What ended the batch: the first abort, unless the error is that abort and says more of it. */
+function endedBy(signal: AbortSignal, error: SwitchyardError): SwitchyardError {
+  if (!signal.aborted) return error;
+  const reason = asSwitchyardError(signal.reason);
+  return reason.code === error.code ? error : reason;
 }
