@@ -16,6 +16,7 @@ import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { clients, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import { toWireMeta } from '../../services/transport/grpc/messages.js';
+import type { TokenBatch } from '../../services/transport/link.js';
 import {
   atEnd,
   batchOf,
