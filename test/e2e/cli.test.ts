@@ -50,6 +50,35 @@ describe('status', () => {
   });
 });
 
+describe('a cluster with a token', () => {
+  test('answers nobody without it, and everybody who has it in a file or the environment', async () => {
+    const token = 'a-token-of-this-test';
+    const guarded = await startCluster({ workers: 1, token });
+    const path = join(directory, 'token');
+    await writeFile(path, `${token}\n`);
+    const address = ['--address', guarded.address];
+    const without = await switchyard(['status', ...address]);
+    expect(without.status).toBe(1);
+    expect(without.stderr).toMatch(/^switchyard: UNAUTHENTICATED: /);
+    const wrong = await switchyard(['status', ...address], { SWITCHYARD_TOKEN: 'another' });
+    expect(wrong.stderr).toMatch(/^switchyard: UNAUTHENTICATED: /);
+    expect((await switchyard(['status', ...address, '--token-file', path])).status).toBe(0);
+    const forward = await switchyard(['forward', ...address, '--sequences', '2', '--length', '8'], {
+      SWITCHYARD_TOKEN: token,
+    });
+    expect(forward.status).toBe(0);
+    expect((await fetch(`${guarded.metricsUrl}/metrics`)).status).toBe(401);
+    expect((await fetch(`${guarded.metricsUrl}/healthz`)).status).toBe(200);
+    await guarded.stop();
+  });
+
+  test('is demanded of servers that other machines can reach', async () => {
+    const { status, stderr } = await switchyard(['coordinator', '--host', '0.0.0.0', '--port', '0']);
+    expect(status).toBe(2);
+    expect(stderr).toMatch(/CONFIG_INVALID: host is "0\.0\.0\.0".*--token-file/);
+  });
+});
+
 describe('forward', () => {
   test('splits a synthetic batch over the routers and verifies it', async () => {
     const args = ['--sequences', '6', '--length', '100', '--no-feedback', '--verify', '8', '--json'];
