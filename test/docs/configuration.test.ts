@@ -1,0 +1,80 @@
+import { readFileSync } from 'node:fs';
+import { availableParallelism, hostname } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, test } from '@jest/globals';
+import type { ZodType } from 'zod';
+import { packageRoot } from '../../native/locate.js';
+import { coordinatorSchema } from '../../services/coordinator/config.js';
+import { presets } from '../../services/model/synthetic.js';
+import { routerSchema } from '../../services/router/config.js';
+import { workerSchema } from '../../services/worker/config.js';
+
+const page = readFileSync(join(packageRoot(), 'docs', 'CONFIGURATION.md'), 'utf8');
+
+/** Key to default of every table row under a heading. */
+function keysOf(heading: string): Map<string, string> {
+  const section = page.split(/^## /m).find((part) => part.startsWith(`${heading}\n`));
+  if (section === undefined) throw new Error(`no section "${heading}"`);
+  return new Map(
+    [...section.matchAll(/^\| `([A-Za-z]+)` \| ([^|]+) \| [^|]+ \|$/gm)].map(([, key, value]) => [
+      key!,
+      value!,
+    ]),
+  );
+}
+
+const server = keysOf('Keys of every server');
+const model = keysOf('Keys of the model');
+const routing = keysOf('Keys of routing');
+
+/** Defaults that the page gives in words. */
+const inWords: Readonly<Record<string, unknown>> = {
+  none: null,
+  'the number of cores': availableParallelism(),
+  "the machine's name": hostname(),
+  '`router-` and the process id': `router-${process.pid}`,
+  '`worker-` and the process id': `worker-${process.pid}`,
+};
+
+const services = [
+  {
+    name: 'coordinator',
+    schema: coordinatorSchema,
+    tables: [server, model, routing, keysOf('Keys of the coordinator')],
+  },
+  { name: 'router', schema: routerSchema, tables: [server, routing, keysOf('Keys of the router')] },
+  { name: 'worker', schema: workerSchema, tables: [server, keysOf('Keys of the worker')] },
+];
+
+describe.each(services)('CONFIGURATION.md on the $name', ({ schema, tables }) => {
+  const documented = new Map(tables.flatMap((table) => [...table]));
+
+  test('lists every key of the schema, and no other', () => {
+    expect([...documented.keys()].sort()).toEqual(Object.keys(schema.shape).sort());
+  });
+
+  test.each([...documented])('%s has the default %s', (key, shown) => {
+    const field = (schema.shape as Record<string, ZodType>)[key]!;
+    const expected = shown in inWords ? inWords[shown] : field.parse(shown.replaceAll('`', ''));
+    expect(field.parse(undefined)).toEqual(expected);
+  });
+});
+
+test('CONFIGURATION.md shows the sizes of every preset', () => {
+  const rows = [...page.matchAll(/^\| `([a-z]+)` \| (\d.*) \|$/gm)].map(
+    ([, name, cells]) => `${name} | ${cells}`,
+  );
+  const expected = Object.entries(presets).map(([name, { model, sequences, length }]) =>
+    [
+      name,
+      model.hidden,
+      model.ffn,
+      model.experts,
+      model.topK,
+      model.layers,
+      model.activation,
+      `${sequences} × ${length.toLocaleString('en-US')} tokens`,
+    ].join(' | '),
+  );
+  expect(rows).toEqual(expected);
+});
