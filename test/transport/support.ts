@@ -1,4 +1,4 @@
-import { afterEach } from '@jest/globals';
+import { afterEach, jest } from '@jest/globals';
 import { native, type Slab } from '../../native/index.js';
 import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { createLogger } from '../../services/common/log.js';
@@ -10,6 +10,9 @@ export const hidden = 8;
 export const rowBytes = hidden * 2;
 export const messageBytesMax = 64 * 1024;
 export const log = createLogger('test', 'test', 'silent');
+
+// Servers take long to start on a machine that is busy with other tests.
+jest.setTimeout(30_000);
 
 native.configure({ slabBytesMax: 512 * 1024 * 1024, threads: 1 });
 
