@@ -76,7 +76,7 @@ SWITCHYARD_TARGET void multiply_half(const TileProduct& product, size_t half) {
   const size_t lines = product.fetch_lines * 2;
   const char* fetch = reinterpret_cast<const char*>(product.fetch) + half * product.groups * lines * 64;
   for (size_t group = 0; group < product.groups; ++group) {
-    for (size_t line = 0; line < lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T1);
+    for (size_t line = 0; line < lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T2);
     if (half == 1) {
       for (size_t row = 0; row < product.rows; ++row, next_a += group_depth) {
         _mm_prefetch(reinterpret_cast<const char*>(next_a), _MM_HINT_T0);

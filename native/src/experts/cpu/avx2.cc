@@ -130,7 +130,7 @@ SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
     }
     const size_t lines = product.fetch_lines * 4 * groups;
     const char* const fetch = reinterpret_cast<const char*>(product.fetch) + product.fetch_lines * 4 * first * 64;
-    for (size_t line = 0; line < lines; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T1);
+    for (size_t line = 0; line < lines; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T2);
     for (size_t column = 0; column < panel_columns; column += vectors * 8) {
       multiply_columns<Rows, vectors>(widened, product.b + first * panel_group_elements + column * 2, groups * group_depth / 2,
                                       product.c + column, product.accumulate || first > 0);

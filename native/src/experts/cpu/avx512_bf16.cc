@@ -69,7 +69,7 @@ SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
 #pragma GCC unroll 4
     for (int pair = 0; pair < pairs; ++pair) {
       if (pair % 4 == 0) {
-        for (size_t line = 0; line < product.fetch_lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T1);
+        for (size_t line = 0; line < product.fetch_lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T2);
       }
       __m512bh weights[vectors];
 #pragma GCC unroll 4

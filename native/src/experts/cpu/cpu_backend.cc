@@ -46,8 +46,8 @@ size_t cached_groups() {
 }
 
 /** The first element of a group of k in a tile of packed rows. */
-const uint16_t* tile_at(const Tiling& tiling, size_t tile, const uint16_t* a, size_t groups, size_t group) {
-  return a + (tiling.first_row(tile) * groups + group * tiling.rows(tile)) * group_depth;
+const uint16_t* tile_at(const Split& tiles, size_t tile, const uint16_t* a, size_t groups, size_t group) {
+  return a + (tiles.begin(tile) * groups + group * tiles.size(tile)) * group_depth;
 }
 
 class CpuBackend final : public ExpertBackend {
@@ -70,9 +70,9 @@ class CpuBackend final : public ExpertBackend {
 
   /** Calls finish(panel, tile, sums [rows of the tile][64]) for every element of A · Bᵀ. */
   template <typename Finish>
-  void multiply(const Tiling& tiling, const uint16_t* a, const PackedWeights& weights, const Finish& finish);
+  void multiply(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Finish& finish);
   template <typename Finish>
-  void multiply_task(const Tiling& tiling, const uint16_t* a, const PackedWeights& weights, const Task& task, float* sums,
+  void multiply_task(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Task& task, float* sums,
                      const Finish& finish) const;
 
   const Kernels& kernels_;
@@ -103,10 +103,10 @@ double CpuBackend::forward(const Expert& expert, std::span<const ExpertInput> in
                        .weight = input.input_weights == nullptr ? nullptr : input.input_weights + i});
     }
   }
-  const Tiling blocks(rows_.size(), block_rows_max);
-  if (blocks.tiles > 0) reserve(*mine, divide_up(blocks.count, blocks.tiles));
-  for (size_t block = 0; block < blocks.tiles; ++block) {
-    compute_block(*mine, std::span(rows_).subspan(blocks.first_row(block), blocks.rows(block)));
+  const Split blocks = Split::into_parts_of(block_rows_max, rows_.size());
+  if (blocks.parts > 0) reserve(*mine, divide_up(blocks.count, blocks.parts));
+  for (size_t block = 0; block < blocks.parts; ++block) {
+    compute_block(*mine, std::span(rows_).subspan(blocks.begin(block), blocks.size(block)));
   }
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
@@ -119,23 +119,23 @@ void CpuBackend::reserve(const CpuExpert& expert, size_t rows) {
 }
 
 void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowReference> rows) {
-  const Tiling tiling(rows.size(), kernels_.tile_rows);
+  const Split tiles = Split::into_parts_of(kernels_.tile_rows, rows.size());
   uint16_t* const inputs = inputs_.as<uint16_t>();
   uint16_t* const intermediate = intermediate_.as<uint16_t>();
   const size_t input_row_elements = expert.first().groups() * group_depth;
   const size_t intermediate_row_elements = expert.second().groups() * group_depth;
   const size_t hidden = expert.hidden();
 
-  team_.run(tiling.tiles, [&](size_t, size_t tile) {
-    pack_tile(expert, rows.subspan(tiling.first_row(tile), tiling.rows(tile)), inputs + tiling.first_row(tile) * input_row_elements);
+  team_.run(tiles.parts, [&](size_t, size_t tile) {
+    pack_tile(expert, rows.subspan(tiles.begin(tile), tiles.size(tile)), inputs + tiles.begin(tile) * input_row_elements);
   });
-  multiply(tiling, inputs, expert.first(), [&](size_t panel, size_t tile, const float* sums) {
-    activate(expert, panel, tiling.rows(tile), sums, intermediate + tiling.first_row(tile) * intermediate_row_elements);
+  multiply(tiles, inputs, expert.first(), [&](size_t panel, size_t tile, const float* sums) {
+    activate(expert, panel, tiles.size(tile), sums, intermediate + tiles.begin(tile) * intermediate_row_elements);
   });
-  multiply(tiling, intermediate, expert.second(), [&](size_t panel, size_t tile, const float* sums) {
+  multiply(tiles, intermediate, expert.second(), [&](size_t panel, size_t tile, const float* sums) {
     const size_t column = panel * panel_columns;
-    for (size_t row = 0; row < tiling.rows(tile); ++row) {
-      kernels_.store(sums + row * panel_columns, rows[tiling.first_row(tile) + row].output + column,
+    for (size_t row = 0; row < tiles.size(tile); ++row) {
+      kernels_.store(sums + row * panel_columns, rows[tiles.begin(tile) + row].output + column,
                      std::min(panel_columns, hidden - column));
     }
   });
@@ -169,51 +169,52 @@ void CpuBackend::activate(const CpuExpert& expert, size_t panel, size_t rows, co
 }
 
 template <typename Finish>
-void CpuBackend::multiply(const Tiling& tiling, const uint16_t* a, const PackedWeights& weights, const Finish& finish) {
+void CpuBackend::multiply(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Finish& finish) {
   const size_t wanted = team_.members() == 1 ? 1 : team_.members() * tasks_per_member;
-  const size_t panel_ranges = std::min(weights.panels(), wanted);
-  const size_t tile_ranges = std::min(tiling.tiles, divide_up(wanted, panel_ranges));
-  team_.run(panel_ranges * tile_ranges, [&](size_t member, size_t index) {
-    const size_t panels = index / tile_ranges;
-    const size_t tiles = index % tile_ranges;
-    const Task task{.first_tile = tiles * tiling.tiles / tile_ranges,
-                    .end_tile = (tiles + 1) * tiling.tiles / tile_ranges,
-                    .first_panel = panels * weights.panels() / panel_ranges,
-                    .end_panel = (panels + 1) * weights.panels() / panel_ranges};
-    multiply_task(tiling, a, weights, task, sums_[member].as<float>(), finish);
+  const Split panel_ranges{weights.panels(), std::min(weights.panels(), wanted)};
+  const Split tile_ranges{tiles.parts, std::min(tiles.parts, divide_up(wanted, panel_ranges.parts))};
+  team_.run(panel_ranges.parts * tile_ranges.parts, [&](size_t member, size_t index) {
+    const size_t panel_range = index / tile_ranges.parts;
+    const size_t tile_range = index % tile_ranges.parts;
+    const Task task{.first_tile = tile_ranges.begin(tile_range),
+                    .end_tile = tile_ranges.begin(tile_range + 1),
+                    .first_panel = panel_ranges.begin(panel_range),
+                    .end_panel = panel_ranges.begin(panel_range + 1)};
+    multiply_task(tiles, a, weights, task, sums_[member].as<float>(), finish);
   });
 }
 
 template <typename Finish>
-void CpuBackend::multiply_task(const Tiling& tiling, const uint16_t* a, const PackedWeights& weights, const Task& task,
-                               float* sums, const Finish& finish) const {
+void CpuBackend::multiply_task(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Task& task, float* sums,
+                               const Finish& finish) const {
   const size_t groups = weights.groups();
-  const size_t tiles = task.end_tile - task.first_tile;
+  // Equal blocks, so that each fetches the whole of the next one.
+  const Split blocks = Split::into_parts_of(block_groups_, groups);
   const uint16_t* const end = weights.panel(task.end_panel);
   // Each tile fetches its share of the next block of weights while it computes with this one. A single
   // tile reads every weight once, in order, which the hardware foresees better than any advice.
-  const size_t fetch_lines = tiles == 1 ? 0 : divide_up(panel_group_elements * sizeof(uint16_t) / 64 / 4, tiles);
+  const size_t task_tiles = task.end_tile - task.first_tile;
+  const size_t fetch_lines = task_tiles == 1 ? 0 : divide_up(panel_group_elements * sizeof(uint16_t) / 64 / 4, task_tiles);
   for (size_t panel = task.first_panel; panel < task.end_panel; ++panel) {
-    for (size_t group = 0; group < groups; group += block_groups_) {
-      const size_t count = std::min(block_groups_, groups - group);
-      const bool last_block = group + count == groups;
-      const uint16_t* const b = weights.panel(panel) + group * panel_group_elements;
-      const uint16_t* fetch = b + count * panel_group_elements;
+    for (size_t block = 0; block < blocks.parts; ++block) {
+      const bool last_block = block + 1 == blocks.parts;
+      const uint16_t* const b = weights.panel(panel) + blocks.begin(block) * panel_group_elements;
+      const uint16_t* fetch = b + blocks.size(block) * panel_group_elements;
       for (size_t tile = task.first_tile; tile < task.end_tile; ++tile) {
         const bool last_tile = tile + 1 == task.end_tile;
-        const size_t next_group = !last_tile ? group : last_block ? 0 : group + count;
+        const size_t next_block = !last_tile ? block : last_block ? 0 : block + 1;
         // One block alone leaves its sums in the same lines, tile after tile.
-        const size_t sums_row = groups <= block_groups_ ? 0 : tiling.first_row(tile) - tiling.first_row(task.first_tile);
-        kernels_.multiply({.rows = tiling.rows(tile),
-                           .groups = count,
-                           .a = tile_at(tiling, tile, a, groups, group),
+        const size_t sums_row = blocks.parts == 1 ? 0 : tiles.begin(tile) - tiles.begin(task.first_tile);
+        kernels_.multiply({.rows = tiles.size(tile),
+                           .groups = blocks.size(block),
+                           .a = tile_at(tiles, tile, a, groups, blocks.begin(block)),
                            .b = b,
                            .c = sums + sums_row * panel_columns,
-                           .accumulate = group > 0,
-                           .next_a = tile_at(tiling, last_tile ? task.first_tile : tile + 1, a, groups, next_group),
+                           .accumulate = block > 0,
+                           .next_a = tile_at(tiles, last_tile ? task.first_tile : tile + 1, a, groups, blocks.begin(next_block)),
                            .fetch = fetch,
                            .fetch_lines = fetch < end ? fetch_lines : 0});
-        fetch += count * fetch_lines * 4 * 64 / sizeof(uint16_t);
+        fetch += blocks.size(block) * fetch_lines * 4 * 64 / sizeof(uint16_t);
         if (last_block) finish(panel, tile, sums + sums_row * panel_columns);
       }
     }

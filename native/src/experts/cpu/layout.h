@@ -27,16 +27,17 @@ constexpr size_t panel_group_elements = panel_columns * group_depth;
 
 constexpr size_t divide_up(size_t value, size_t divisor) { return (value + divisor - 1) / divisor; }
 
-/** Splits `count` rows as evenly as possible into as few tiles of at most `tile_rows` as hold them. */
-struct Tiling {
+/** `count` things in a row, cut into parts that differ by one at most: rows into tiles, k into blocks, panels into tasks. */
+struct Split {
   size_t count;
-  size_t tiles;
+  size_t parts;
 
-  Tiling(size_t row_count, size_t tile_rows) : count(row_count), tiles(divide_up(row_count, tile_rows)) {}
+  /** As few parts as hold `count` things with at most `part_max` in each. */
+  static constexpr Split into_parts_of(size_t part_max, size_t count) { return {count, divide_up(count, part_max)}; }
 
-  /** First row of a tile; first_row(tiles) is the row count. */
-  size_t first_row(size_t tile) const { return tile * count / tiles; }
-  size_t rows(size_t tile) const { return first_row(tile + 1) - first_row(tile); }
+  /** First of a part; begin(parts) is the count. */
+  constexpr size_t begin(size_t part) const { return part * count / parts; }
+  constexpr size_t size(size_t part) const { return begin(part + 1) - begin(part); }
 };
 
 }  // namespace switchyard::cpu

@@ -10,6 +10,9 @@
 namespace switchyard::cpu {
 namespace {
 
+/** In the place of a task: above every task's number. */
+constexpr uint32_t none = 0xffffffff;
+
 /** Waits until `value` is no longer `old`: some ten microseconds awake, then asleep. */
 void await_change(const std::atomic<uint32_t>& value, uint32_t old) {
   constexpr int spins = 400;
@@ -37,7 +40,7 @@ Team::Team(int members) {
 Team::~Team() { close(); }
 
 void Team::close() {
-  closing_ = true;
+  closing_.store(true, std::memory_order_relaxed);
   phase_.fetch_add(1, std::memory_order_release);
   phase_.notify_all();
   for (std::thread& thread : threads_) thread.join();
@@ -48,15 +51,18 @@ void Team::run(size_t tasks, const std::function<void(size_t, size_t)>& body) {
     for (size_t task = 0; task < tasks; ++task) body(0, task);
     return;
   }
+  const uint32_t phase = phase_.load(std::memory_order_relaxed) + 1;
+  // Closes the last phase before its number of tasks changes under a member that is late.
+  next_.store(uint64_t{phase} << 32 | none, std::memory_order_release);
   body_ = &body;
-  tasks_ = tasks;
-  next_task_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<uint32_t>(threads_.size()), std::memory_order_relaxed);
-  phase_.fetch_add(1, std::memory_order_release);
+  tasks_.store(static_cast<uint32_t>(tasks), std::memory_order_release);
+  unfinished_.store(static_cast<uint32_t>(tasks), std::memory_order_relaxed);
+  next_.store(uint64_t{phase} << 32, std::memory_order_release);
+  phase_.store(phase, std::memory_order_release);
   phase_.notify_all();
-  take_tasks(0);
-  for (uint32_t busy = busy_.load(std::memory_order_acquire); busy != 0; busy = busy_.load(std::memory_order_acquire)) {
-    await_change(busy_, busy);
+  take_tasks(phase, 0);
+  for (uint32_t left = unfinished_.load(std::memory_order_acquire); left != 0; left = unfinished_.load(std::memory_order_acquire)) {
+    await_change(unfinished_, left);
   }
 }
 
@@ -65,17 +71,21 @@ void Team::follow(size_t member) {
   for (;;) {
     await_change(phase_, seen);
     seen = phase_.load(std::memory_order_acquire);
-    if (closing_) return;
-    take_tasks(member);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+    if (closing_.load(std::memory_order_relaxed)) return;
+    take_tasks(seen, member);
   }
 }
 
-void Team::take_tasks(size_t member) {
+void Team::take_tasks(uint32_t phase, size_t member) {
+  uint64_t next = next_.load(std::memory_order_acquire);
   for (;;) {
-    const size_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= tasks_) return;
+    const uint32_t task = static_cast<uint32_t>(next);
+    if (next >> 32 != phase || task >= tasks_.load(std::memory_order_acquire)) return;
+    if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
     (*body_)(member, task);
+    // The last one wakes the caller of `run`; changes before that are none of its concern.
+    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
+    next = next_.load(std::memory_order_acquire);
   }
 }
 
