@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <functional>
 #include <numeric>
 
@@ -136,6 +137,21 @@ TEST(CombineExact, NoWeightsMeansWeightsOfOne) {
             combine(plan_combine_exact(scattered.parts(), rows, top_k, hidden, ones), hidden, nullptr));
 }
 
+TEST(CombineExact, NanOfAnyKindStaysNanInItsTokenAlone) {
+  std::mt19937_64 random(7);
+  const std::size_t rows = 3, hidden = 50, top_k = 2;
+  auto by_slot = random_bf16(random, rows * top_k * hidden);
+  by_slot[hidden + 7] = 0x7f81;
+  std::vector<float> weights(rows * top_k, 0.5f);
+  // Rounding these bits like a number would carry into the sign and give zero.
+  weights[2 * top_k] = std::bit_cast<float>(0x7fffffffu);
+  const Scattered scattered = scatter(random, by_slot, rows * top_k, hidden, 2);
+  const auto output = combine(plan_combine_exact(scattered.parts(), rows, top_k, hidden, weights), hidden, nullptr);
+  for (std::size_t at = 0; at < output.size(); ++at) {
+    EXPECT_EQ(std::isnan(bf16_to_float(output[at])), at == 7 || at >= 2 * hidden) << at;
+  }
+}
+
 TEST(CombinePartial, SumsTheRowsOfATokenInTheOrderOfParts) {
   std::mt19937_64 random(5);
   const std::size_t rows = 31, hidden = 90, part_count = 4;
@@ -169,7 +185,9 @@ TEST(Reduce, WeighsAndSumsTheRowsOfAnIndexInOrder) {
   std::mt19937_64 random(6);
   const std::size_t output_rows = 12, hidden = 49, entries = 60;
   std::vector<std::uint32_t> indices(entries);
-  for (std::uint32_t i = 0; i < entries; ++i) indices[i] = static_cast<std::uint32_t>(i < output_rows ? i : random() % output_rows);
+  for (std::uint32_t i = 0; i < entries; ++i) {
+    indices[i] = i < output_rows ? i : static_cast<std::uint32_t>(random() % output_rows);
+  }
   std::ranges::shuffle(indices, random);
   const auto rows = random_bf16(random, entries * hidden);
   const auto weights = random_floats(random, entries, -1, 1);

@@ -9,7 +9,10 @@
 
 namespace switchyard {
 
-/** Logits of one row become scores, in float32. `padding` floats after them are scratch: logits + padding is a multiple of 8. */
+/**
+ * Logits of one row become scores, in float32. The `padding` floats after them are scratch; experts + padding is a
+ * multiple of 8.
+ */
 void score_logits(float* logits, std::size_t experts, std::size_t padding, RoutingSpec::Score score);
 
 /** Chooses experts from the scores of a row, by the rules of a RoutingSpec. One thread uses one of these. */

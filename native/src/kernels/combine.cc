@@ -128,7 +128,8 @@ CombinePlan plan_combine_partial(std::span<const CombinePart> parts, std::size_t
       const std::uint32_t token = parts[p].targets[i];
       if (token < row_count) {
         if (last_part[token] == p) {
-          throw Error(Code::data_loss, "token " + of(token, row_count) + " is given twice in part " + std::to_string(p));
+          throw Error(Code::data_loss,
+                      "token " + of(token, row_count) + " is given twice in part " + std::to_string(p));
         }
         last_part[token] = p;
       }

@@ -14,7 +14,10 @@
 namespace switchyard {
 namespace {
 
-/** Rows that share one pass over the weights: enough to pay for the pass, few enough for their logits to stay in cache. */
+/**
+ * Rows that share one pass over the weights: enough to pay for the pass, few enough that they, the next ones that are
+ * fetched meanwhile, and their logits stay in a core's own cache.
+ */
 constexpr std::size_t rows_at_once = 24;
 
 void check_routing(const RoutingSpec& routing, std::size_t experts) {
@@ -92,7 +95,7 @@ void Gate::Prepared::compute_logits(const std::uint16_t* rows, std::size_t row_c
     }
     kernel.add({.rows = row_scratch,
                 .row_count = row_count,
-                  .pairs = block,
+                .pairs = block,
                 .weights = weights.data() + pair * scores::panel_width,
                 .panel_count = panels,
                 .panel_stride = pairs * scores::panel_width,

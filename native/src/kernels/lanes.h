@@ -41,18 +41,29 @@ SWITCHYARD_AVX2 inline __m256i load_tail(const std::uint16_t* from, std::size_t 
   return load(padded);
 }
 
-/** float_to_bf16 of every lane, in the upper half; the lower half is rubbish. */
-SWITCHYARD_AVX2 inline __m256i round_upper(__m256 value) {
-  const __m256i bits = _mm256_castps_si256(value);
+/** float_to_bf16 of every lane that is not NaN, in the upper half; the lower half is rubbish. */
+SWITCHYARD_AVX2 inline __m256i round_upper(__m256i bits) {
   const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-  return _mm256_blendv_epi8(rounded, quiet, is_nan);
+  return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
 }
 
+SWITCHYARD_AVX2 inline __m256i round_upper_or_nan(__m256 value) {
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(round_upper(bits), quiet, is_nan);
+}
+
+/** float_to_bf16 of the 16 values. */
 SWITCHYARD_AVX2 inline __m256i narrow(Pair values) {
-  return _mm256_blend_epi16(_mm256_srli_epi32(round_upper(values.even), 16), round_upper(values.odd), 0xaa);
+  __m256i even = round_upper(_mm256_castps_si256(values.even));
+  __m256i odd = round_upper(_mm256_castps_si256(values.odd));
+  // One comparison finds a NaN on either side: tokens hold none as a rule.
+  if (_mm256_movemask_ps(_mm256_cmp_ps(values.even, values.odd, _CMP_UNORD_Q)) != 0) [[unlikely]] {
+    even = round_upper_or_nan(values.even);
+    odd = round_upper_or_nan(values.odd);
+  }
+  return _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
 }
 
 SWITCHYARD_AVX2 inline void store(std::uint16_t* to, __m256i bits) {

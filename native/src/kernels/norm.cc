@@ -7,45 +7,54 @@
 namespace switchyard {
 namespace {
 
-SWITCHYARD_AVX2 lanes::Pair add_squares(lanes::Pair sums, __m256i bits) {
+SWITCHYARD_AVX2 inline lanes::Pair add_squares(lanes::Pair sums, __m256i bits) {
   const lanes::Pair x = lanes::widen(bits);
   return {_mm256_fmadd_ps(x.even, x.even, sums.even), _mm256_fmadd_ps(x.odd, x.odd, sums.odd)};
 }
 
+/** Two pairs of sums take turns, so that an addition need not wait for the one before it. */
 SWITCHYARD_AVX2 float sum_of_squares(const std::uint16_t* row, std::size_t hidden) {
   lanes::Pair sums = lanes::zero();
+  lanes::Pair others = lanes::zero();
   std::size_t i = 0;
-  for (; i + lanes::width <= hidden; i += lanes::width) sums = add_squares(sums, lanes::load(row + i));
-  if (i < hidden) sums = add_squares(sums, lanes::load_tail(row + i, hidden - i));
-  return lanes::sum(_mm256_add_ps(sums.even, sums.odd));
+  for (; i + 2 * lanes::width <= hidden; i += 2 * lanes::width) {
+    sums = add_squares(sums, lanes::load(row + i));
+    others = add_squares(others, lanes::load(row + i + lanes::width));
+  }
+  for (; i < hidden; i += lanes::width) {
+    const std::size_t count = hidden - i < lanes::width ? hidden - i : lanes::width;
+    sums = add_squares(sums, lanes::load_tail(row + i, count));
+  }
+  return lanes::sum(_mm256_add_ps(_mm256_add_ps(sums.even, sums.odd), _mm256_add_ps(others.even, others.odd)));
 }
 
-SWITCHYARD_AVX2 __m256i scale_lanes(__m256i bits, __m256i weight_bits, __m256 factor) {
+SWITCHYARD_AVX2 inline __m256i scale_lanes(__m256i bits, __m256i weight_bits, __m256 factor) {
   const lanes::Pair x = lanes::widen(bits);
   const lanes::Pair weight = lanes::widen(weight_bits);
   return lanes::narrow({_mm256_mul_ps(_mm256_mul_ps(x.even, factor), weight.even),
                         _mm256_mul_ps(_mm256_mul_ps(x.odd, factor), weight.odd)});
 }
 
+SWITCHYARD_AVX2 void normalize_row(const std::uint16_t* row, std::size_t hidden, const std::uint16_t* weight,
+                                   float epsilon, std::uint16_t* output) {
+  const float mean = sum_of_squares(row, hidden) / static_cast<float>(hidden);
+  const __m256 factor = _mm256_set1_ps(1.0f / std::sqrt(mean + epsilon));
+  std::size_t i = 0;
+  for (; i + lanes::width <= hidden; i += lanes::width) {
+    lanes::store(output + i, scale_lanes(lanes::load(row + i), lanes::load(weight + i), factor));
+  }
+  if (i == hidden) return;
+  const std::size_t tail = hidden - i;
+  const __m256i scaled = scale_lanes(lanes::load_tail(row + i, tail), lanes::load_tail(weight + i, tail), factor);
+  lanes::store_tail(output + i, scaled, tail);
+}
+
 }  // namespace
 
-SWITCHYARD_AVX2 void normalize_rows(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden,
-                                    const std::uint16_t* weight, float epsilon, std::uint16_t* output) {
+void normalize_rows(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden, const std::uint16_t* weight,
+                    float epsilon, std::uint16_t* output) {
   for (std::size_t r = 0; r < row_count; ++r) {
-    const std::uint16_t* row = rows + r * hidden;
-    std::uint16_t* out = output + r * hidden;
-    const float mean = sum_of_squares(row, hidden) / static_cast<float>(hidden);
-    const __m256 factor = _mm256_set1_ps(1.0f / std::sqrt(mean + epsilon));
-    std::size_t i = 0;
-    for (; i + lanes::width <= hidden; i += lanes::width) {
-      lanes::store(out + i, scale_lanes(lanes::load(row + i), lanes::load(weight + i), factor));
-    }
-    if (i < hidden) {
-      const std::size_t tail = hidden - i;
-      const __m256i scaled =
-          scale_lanes(lanes::load_tail(row + i, tail), lanes::load_tail(weight + i, tail), factor);
-      lanes::store_tail(out + i, scaled, tail);
-    }
+    normalize_row(rows + r * hidden, hidden, weight, epsilon, output + r * hidden);
   }
 }
 

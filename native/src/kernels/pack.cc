@@ -15,7 +15,9 @@ void check_choices(std::span<const std::uint32_t> experts, std::span<const float
   if (top_k == 0 || experts.size() % top_k != 0) {
     throw_invalid("topK", top_k, "a divisor of the number of experts given, " + std::to_string(experts.size()));
   }
-  if (weights.size() != experts.size()) throw_invalid("weights.length", weights.size(), std::to_string(experts.size()));
+  if (weights.size() != experts.size()) {
+    throw_invalid("weights.length", weights.size(), std::to_string(experts.size()));
+  }
   for (const std::uint32_t worker : worker_of) {
     if (worker >= workers) throw_invalid("workerOf", worker, "below " + std::to_string(workers));
   }
