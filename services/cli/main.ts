@@ -35,6 +35,9 @@ async function createProgram(named: string | undefined): Promise<Command> {
   return program;
 }
 
+// Who reads the output may leave early, as `head` does; then there is nobody left to talk to.
+process.stdout.on('error', () => process.exit(exitFailure));
+
 try {
   await (await createProgram(process.argv[2])).parseAsync();
 } catch (thrown) {

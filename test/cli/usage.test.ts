@@ -1,7 +1,9 @@
+import { spawnSync } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
+import { packageRoot } from '../../native/locate.js';
 import { switchyard } from '../support/cli.js';
 
 const commands = [
@@ -37,6 +39,12 @@ describe('the command line', () => {
     expect(stdout).toContain(`switchyard ${command}`);
     expect(stdout).toContain('Examples:');
     expect(stdout).toContain('--config <file>');
+  });
+
+  test('ends quietly when its reader leaves', async () => {
+    const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+    const { stderr } = spawnSync('bash', ['-c', `"${process.execPath}" "${program}" up --help | true`]);
+    expect(stderr.toString()).toBe('');
   });
 
   test('tells its version', async () => {
