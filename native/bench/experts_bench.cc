@@ -1,5 +1,6 @@
-// Expert FFNs on one core beside what the core can do at best, and beside oneDNN, all in one run:
-//   experts_bench [--json FILE] [--shape PART OF A NAME] [--rows ROWS] [--seconds PER CASE] [--peers yes|no]
+// Expert FFNs on one core beside what the core can do at best, and beside oneDNN and PyTorch, all in one run:
+//   experts_bench [--json FILE] [--shape PART OF A NAME] [--rows ROWS] [--seconds PER CASE]
+//                [--peers yes|no] [--torch PYTHON WITH TORCH]
 // SWITCHYARD_CPU_ISA chooses the instruction set. Measurements take turns, so that whatever slows the
 // machine slows all of them. A ratio is the median over the turns of the ratio within the turn, a rate
 // the median of its turns, in time that the thread ran.
@@ -13,6 +14,7 @@
 #include <memory>
 #include <random>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -20,6 +22,7 @@
 #include "experts/cpu/memory.h"
 #include "experts_onednn.h"
 #include "experts_peaks.h"
+#include "experts_process.h"
 #include "kernels/bf16.h"
 
 namespace switchyard::bench {
@@ -38,7 +41,7 @@ struct Shape {
 };
 
 struct Options {
-  std::string json, shape;
+  std::string json, shape, torch;
   size_t rows = 0;
   double seconds = 3;
   bool peers = true;
@@ -54,7 +57,7 @@ double median(std::vector<double> values) {
 struct Result {
   std::string id;
   bool by_bytes = false;
-  std::vector<double> ours, onednn, registers, cached, read;
+  std::vector<double> ours, onednn, torch, registers, cached, read;
 
   /** The better of the two peaks, or reading, in each turn. */
   std::vector<double> peaks() const {
@@ -109,10 +112,18 @@ class Case {
     const ExpertInput input{x.data(), rows, indices, y.data(), rows, 0, nullptr};
     std::unique_ptr<OnednnFfn> peer;
     if (options.peers) peer = make_onednn_ffn(shape_.activation, shape_.hidden, shape_.ffn, rows, experts_.size(), gate_.data(), up_.data(), down_.data());
+    const auto torch = start_torch(options.torch, rows);
     const double work = result.by_bytes ? shape_.weight_bytes() : shape_.flops(rows);
+    // Once through everything before it counts: the first reading of fresh memory is slower.
+    for (size_t expert = 0; expert < experts_.size(); ++expert) {
+      backend_->forward(*experts_[expert], {&input, 1});
+      if (peer) peer->forward(expert, x.data(), y.data());
+      if (torch) ask(*torch, expert);
+    }
     const double begin = seconds_now();
-    // Once through all experts at least, and as often as the time allows.
-    for (size_t turn = 0; turn < experts_.size() + 2 || seconds_now() - begin < options.seconds; ++turn) {
+    // With few rows once through all experts at least; as often as the time allows.
+    const size_t turns_min = rows < 128 ? experts_.size() + 2 : 5;
+    for (size_t turn = 0; turn < turns_min || seconds_now() - begin < options.seconds; ++turn) {
       const size_t expert = turn % experts_.size();
       const double registers = register_flops(avx512_), cached = cached_flops(avx512_);
       result.ours.push_back(rate(work, [&] { backend_->forward(*experts_[expert], {&input, 1}); }));
@@ -120,12 +131,35 @@ class Case {
       result.registers.push_back((registers + register_flops(avx512_)) / 2);
       result.cached.push_back((cached + cached_flops(avx512_)) / 2);
       if (peer) result.onednn.push_back(rate(work, [&] { peer->forward(expert, x.data(), y.data()); }));
+      if (torch) result.torch.push_back(work / ask(*torch, expert));
       if (result.by_bytes) result.read.push_back(read_bytes_per_second(memory.as<char>(), memory.bytes()));
     }
     return result;
   }
 
  private:
+  /** PyTorch in a process of the given interpreter; null without one, or if it has no torch. */
+  std::unique_ptr<PeerProcess> start_torch(const std::string& interpreter, size_t rows) const {
+    if (interpreter.empty()) return nullptr;
+    const std::string script = SWITCHYARD_BENCH_DIRECTORY "/experts_torch.py";
+    auto peer = std::make_unique<PeerProcess>(std::vector<std::string>{
+        interpreter, script, shape_.activation == Activation::swiglu ? "swiglu" : "gelu", std::to_string(shape_.hidden),
+        std::to_string(shape_.ffn), std::to_string(rows), std::to_string(experts_.size())});
+    if (peer->read().empty()) {
+      std::fprintf(stderr, "%s does not run %s: PyTorch is not measured\n", interpreter.c_str(), script.c_str());
+      return nullptr;
+    }
+    return peer;
+  }
+
+  /** Seconds of one forward pass of a peer process. */
+  static double ask(PeerProcess& peer, size_t expert) {
+    peer.write(std::to_string(expert));
+    const std::string answer = peer.read();
+    if (answer.empty()) throw std::runtime_error("the peer's process ended");
+    return std::stod(answer);
+  }
+
   template <typename Action>
   static double rate(double work, const Action& action) {
     const double begin = seconds_now();
@@ -142,10 +176,11 @@ class Case {
 
 void print(const Result& r) {
   const double unit = r.by_bytes ? 1e9 : 1e12;
-  std::printf("%-30s %7.3f %-7s ratio %5.3f | oneDNN %7.3f (x %4.2f) | registers %5.3f, cache %5.3f TFLOP/s, read %4.1f GB/s | best %7.3f of %7.3f | %zu turns\n",
-              r.id.c_str(), median(r.ours) / unit, r.by_bytes ? "GB/s" : "TFLOP/s", r.ratio_to(r.peaks()), median(r.onednn) / unit,
-              r.ratio_to(r.onednn), median(r.registers) / 1e12, median(r.cached) / 1e12, median(r.read) / 1e9,
-              *std::max_element(r.ours.begin(), r.ours.end()) / unit, std::ranges::max(r.peaks()) / unit, r.ours.size());
+  std::printf("%-30s %7.3f %-7s = %5.3f of %-9s %7.3f | oneDNN %7.3f (x %4.2f), torch %7.3f (x %4.2f) | best %7.3f of %7.3f | %zu turns\n",
+              r.id.c_str(), median(r.ours) / unit, r.by_bytes ? "GB/s" : "TFLOP/s", r.ratio_to(r.peaks()),
+              r.by_bytes ? "reading" : "the peak", median(r.peaks()) / unit, median(r.onednn) / unit, r.ratio_to(r.onednn),
+              median(r.torch) / unit, r.ratio_to(r.torch), std::ranges::max(r.ours) / unit, std::ranges::max(r.peaks()) / unit,
+              r.ours.size());
   std::fflush(stdout);
 }
 
@@ -157,17 +192,28 @@ std::string cpu_model() {
   return "unknown";
 }
 
+std::string runs_json(const Result& r, double unit) {
+  std::ostringstream out;
+  const std::vector<double> peaks = r.peaks();
+  for (size_t i = 0; i < peaks.size(); ++i) {
+    out << (i ? "," : "") << "{\"value\":" << r.ours[i] / unit << ",\"reference\":" << peaks[i] / unit << "}";
+  }
+  return out.str();
+}
+
+/** The form of `npm run bench`: medians, every turn, and the peers' medians. */
 std::string to_json(const std::vector<Result>& results, const std::string& isa) {
   std::ostringstream out;
-  out << "{\"machine\":{\"cpu\":\"" << cpu_model() << "\",\"isa\":\"" << isa << "\",\"threads\":1},\"results\":[";
+  out << "{\"machine\":{\"cpu\":\"" << cpu_model() << "\",\"isa\":[\"" << isa << "\"],\"threads\":1},\"results\":[";
   for (size_t i = 0; i < results.size(); ++i) {
     const Result& r = results[i];
     const double unit = r.by_bytes ? 1e9 : 1e12;
     out << (i ? ",\n" : "\n") << "{\"id\":\"" << r.id << "\",\"value\":" << median(r.ours) / unit << ",\"unit\":\""
-        << (r.by_bytes ? "GB/s" : "TFLOP/s") << "\",\"reference\":" << median(r.peaks()) / unit << ",\"ratio\":" << r.ratio_to(r.peaks())
-        << ",\"runs\":" << r.ours.size() << ",\"registerPeak\":" << median(r.registers) / 1e12
-        << ",\"cachedPeak\":" << median(r.cached) / 1e12 << ",\"peers\":{";
+        << (r.by_bytes ? "GB/s" : "TFLOP/s") << "\",\"reference\":" << median(r.peaks()) / unit << ",\"referenceName\":\""
+        << (r.by_bytes ? "read" : "peak") << "\",\"ratio\":" << r.ratio_to(r.peaks()) << ",\"runs\":[" << runs_json(r, unit)
+        << "],\"details\":{\"registerPeak\":" << median(r.registers) / 1e12 << ",\"cachedPeak\":" << median(r.cached) / 1e12 << "},\"peers\":{";
     if (!r.onednn.empty()) out << "\"onednn\":" << median(r.onednn) / unit;
+    if (!r.torch.empty()) out << (r.onednn.empty() ? "" : ",") << "\"torch\":" << median(r.torch) / unit;
     out << "}}";
   }
   out << "\n]}\n";
@@ -181,6 +227,7 @@ bool parse(int count, char** arguments, Options& options) {
     else if (flag == "--shape") options.shape = arguments[i + 1];
     else if (flag == "--rows") options.rows = std::strtoul(arguments[i + 1], nullptr, 10);
     else if (flag == "--seconds") options.seconds = std::strtod(arguments[i + 1], nullptr);
+    else if (flag == "--torch") options.torch = arguments[i + 1];
     else if (flag == "--peers") options.peers = std::strcmp(arguments[i + 1], "no") != 0;
     else return false;
   }
@@ -190,7 +237,7 @@ bool parse(int count, char** arguments, Options& options) {
 int run(int count, char** arguments) {
   Options options;
   if (!parse(count, arguments, options)) {
-    std::fprintf(stderr, "usage: experts_bench [--json FILE] [--shape NAME] [--rows ROWS] [--seconds SECONDS] [--peers yes|no]\n");
+    std::fprintf(stderr, "usage: experts_bench [--json FILE] [--shape NAME] [--rows ROWS] [--seconds SECONDS] [--peers yes|no] [--torch PYTHON]\n");
     return 2;
   }
   // One core from beginning to end: moving would mix two cores' caches.
