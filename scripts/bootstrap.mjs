@@ -4,7 +4,7 @@
  *
  *   node scripts/bootstrap.mjs [--quiet] [--with-tests]
  *
- * --quiet prints only what had to be done; --with-tests also asks for what the native tests need.
+ * --quiet prints only what had to be done; --with-tests also asks for what the tests need.
  */
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -36,7 +36,11 @@ const toolchain = [
   { package: 'pkg-config', present: () => onPath('pkg-config') },
   { package: 'libdnnl-dev', present: () => header('oneapi/dnnl/dnnl.hpp'), optional: true },
 ];
-const testLibraries = [{ package: 'libgtest-dev', present: () => header('gtest/gtest.h') }];
+/** What the tests need: GoogleTest, and promtool, without which the metrics go unchecked. */
+const testPackages = [
+  { package: 'libgtest-dev', present: () => header('gtest/gtest.h') },
+  { package: 'prometheus', present: () => onPath('promtool'), optional: true },
+];
 
 function onPath(command) {
   return (process.env.PATH ?? '').split(delimiter).some((directory) => {
@@ -143,7 +147,7 @@ function installPackages(wanted) {
     const command = `sudo apt-get update && sudo apt-get install -y ${names.join(' ')}`;
     const text = `missing and not mine to install: ${names.join(' ')}; on Debian or Ubuntu type: ${command}`;
     if (missing.some((item) => !item.optional)) fail(text);
-    process.stderr.write(`bootstrap: ${text} (building without)\n`);
+    process.stderr.write(`bootstrap: ${text} (going on without)\n`);
     return;
   }
   const environment = { DEBIAN_FRONTEND: 'noninteractive' };
@@ -211,5 +215,5 @@ function ensureTypescript() {
 checkNode();
 ensureNpmPackages();
 ensureNative();
-if (withTests) installPackages(testLibraries);
+if (withTests) installPackages(testPackages);
 ensureTypescript();

@@ -1,0 +1,162 @@
+import { spawnSync } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { type NodeMetrics, readMetrics } from '../../services/cli/node-metrics.js';
+import type { RowsReader } from '../../services/client/index.js';
+import { startCluster, type TestCluster } from '../support/cluster.js';
+import { testRows } from '../support/rows.js';
+
+jest.setTimeout(180_000);
+
+/** The preset `tiny`. */
+const hidden = 256;
+const layers = [0, 1];
+const experts = [0, 1, 2, 3, 4, 5, 6, 7];
+const topK = 2;
+const tokens = 2_000;
+const names = ['coordinator', 'router-0', 'worker-0'];
+
+let cluster: TestCluster;
+
+const metricsUrl = async (name: string) => (await cluster.process(name).listening).metricsUrl;
+const exposition = async (name: string) => (await fetch(`${await metricsUrl(name)}/metrics`)).text();
+const metrics = async (name: string) => readMetrics(await metricsUrl(name), null);
+
+/** Both routers and the worker get their part of a batch; feedback is on, so that there is a bias. */
+beforeAll(async () => {
+  cluster = await startCluster({ workers: 1, routers: 1, coordinator: { feedback: true } });
+  const call = await cluster.client.forward(testRows(tokens, hidden), { sequences: 4, chunkTokens: 250 });
+  const { summary } = await call.collect();
+  expect(summary.routers.map((router) => router.tokens)).toEqual([tokens / 2, tokens / 2]);
+});
+
+describe('promtool', () => {
+  const present = spawnSync('promtool', ['--version']).error === undefined;
+  if (!present) {
+    process.stderr.write(
+      '\n*** NOT CHECKED: promtool is not in PATH, so no metrics are checked by it. ***\n\n',
+    );
+  }
+  (present ? test : test.skip).each(names)(
+    'finds nothing to complain of in the metrics of %s',
+    async (name) => {
+      const { status, stdout, stderr } = spawnSync('promtool', ['check', 'metrics'], {
+        input: await exposition(name),
+        encoding: 'utf8',
+      });
+      expect(`${stdout}${stderr}`).toBe('');
+      expect(status).toBe(0);
+    },
+  );
+});
+
+/** Sum of a metric over its labels; an error if the process does not export it. */
+function figure(of: NodeMetrics, name: string): number {
+  const value = of.get(name);
+  if (value === undefined) throw new Error(`no metric ${name}; there are ${[...of.keys()].join(' ')}`);
+  return value;
+}
+
+const perExpert = (name: string) =>
+  layers.flatMap((layer) => experts.map((expert) => `${name}{layer="${layer}",expert="${expert}"`));
+
+describe('after a batch', () => {
+  test.each(['coordinator', 'router-0'])('the router in %s tells what it did', async (name) => {
+    const after = await metrics(name);
+    const value = (metric: string) => figure(after, `switchyard_${metric}`);
+    expect(value('batches_total')).toBe(1);
+    expect(value('tokens_total')).toBe(tokens / 2);
+    expect(value('expert_rows_total')).toBe((tokens / 2) * topK * layers.length);
+    // 4 chunks of 250 tokens, 2 layers, 1 worker: as many out as back.
+    expect(value('link_messages_total')).toBe(2 * 4 * layers.length);
+    // Out every row once, back every expert's.
+    expect(value('link_bytes_total')).toBe((tokens / 2) * layers.length * (1 + topK) * hidden * 2);
+    for (const phase of ['norm', 'gate', 'pack', 'exchange', 'combine']) {
+      expect(value(`${phase}_seconds_count`)).toBe(4 * layers.length);
+      expect(value(`${phase}_seconds_sum`)).toBeGreaterThan(0);
+    }
+    // One worker is even with itself, on each of the layers.
+    expect(value('router_balancedness')).toBe(layers.length);
+    expect(value('link_credit_bytes')).toBeGreaterThan(0);
+    expect(value('in_flight_bytes_limit')).toBeGreaterThan(0);
+    expect(value('event_loop_utilization')).toBeGreaterThan(0);
+    expect(value('event_loop_utilization')).toBeLessThanOrEqual(1);
+    for (const metric of ['retries_total', 'dropped_rows_total', 'batches_live', 'in_flight_bytes']) {
+      expect([metric, value(metric)]).toEqual([metric, 0]);
+    }
+  });
+
+  test('the worker tells what it computed, by expert and layer', async () => {
+    const after = await metrics('worker-0');
+    expect(figure(after, 'switchyard_computed_rows_total')).toBe(tokens * topK * layers.length);
+    expect(figure(after, 'switchyard_compute_seconds_total')).toBeGreaterThan(0);
+    expect(figure(after, 'switchyard_queue_seconds_count')).toBe(8 * layers.length);
+    expect(figure(after, 'switchyard_experts_loaded')).toBe(experts.length * layers.length);
+    expect(figure(after, 'switchyard_event_loop_utilization')).toBeGreaterThan(0);
+    const text = await exposition('worker-0');
+    for (const series of perExpert('switchyard_computed_rows_total')) expect(text).toContain(series);
+    expect(text).toMatch(/^# TYPE switchyard_queue_rows gauge$/m);
+  });
+
+  test('the coordinator tells of nodes, placement, bias and balance', async () => {
+    const after = await metrics('coordinator');
+    expect(figure(after, 'switchyard_cluster_ready')).toBe(1);
+    expect(figure(after, 'switchyard_nodes')).toBe(3);
+    expect(figure(after, 'switchyard_placement_epoch')).toBeGreaterThan(0);
+    expect(figure(after, 'switchyard_feedback_steps')).toBeGreaterThan(0);
+    expect(figure(after, 'switchyard_cluster_balancedness')).toBe(layers.length);
+    const text = await exposition('coordinator');
+    for (const series of perExpert('switchyard_feedback_bias')) expect(text).toContain(series);
+    const biases = [...text.matchAll(/^switchyard_feedback_bias\{.*\} (\S+)$/gm)].map(([, bias]) =>
+      Number(bias),
+    );
+    expect(biases.some((bias) => bias !== 0)).toBe(true);
+  });
+
+  test('log lines that concern the batch carry its id, one JSON object a line', () => {
+    const lines = cluster.lines.map((line) => JSON.parse(line.slice(line.indexOf(' ') + 1)));
+    const complete = lines.filter(({ event }) => event === 'batch-complete');
+    expect(complete).toHaveLength(2);
+    expect(complete[0].batch).toMatch(/^[0-9a-f-]{36}$/);
+    expect(complete[1].batch).toBe(complete[0].batch);
+    for (const line of lines)
+      expect(line).toMatchObject({ event: expect.any(String), name: expect.any(String) });
+  });
+});
+
+test('during a batch, queues and bytes in flight show', async () => {
+  const block = testRows(2048, hidden);
+  const endless: RowsReader = {
+    tokens: 4_096_000,
+    hidden,
+    read: (_first, count) => block.subarray(0, count * hidden * 2),
+  };
+  const call = await cluster.client.forward(endless, { sequences: 64 });
+  const wanted: [name: string, metric: string][] = [
+    ['coordinator', 'batches_live'],
+    ['coordinator', 'in_flight_bytes'],
+    ['coordinator', 'link_outstanding_bytes'],
+    ['worker-0', 'queue_rows'],
+    ['worker-0', 'in_flight_bytes'],
+  ];
+  const seen = new Set<string>();
+  let watching = true;
+  const watch = async () => {
+    while (watching && seen.size < wanted.length) {
+      for (const [name, metric] of wanted) {
+        const value = (await metrics(name)).get(`switchyard_${metric}`) ?? 0;
+        if (value > 0) seen.add(`${name} ${metric}`);
+      }
+      await sleep(10);
+    }
+    call.cancel();
+  };
+  const watched = watch();
+  const drained = (async () => {
+    for await (const _ of call);
+  })();
+  await expect(drained).rejects.toMatchObject({ code: 'CANCELLED' });
+  watching = false;
+  await watched;
+  expect([...seen].sort()).toEqual(wanted.map(([name, metric]) => `${name} ${metric}`).sort());
+});
