@@ -6,7 +6,7 @@ import { native } from '../native/index.js';
 import { startGrpcServer } from '../services/common/grpc-server.js';
 import { createLogger } from '../services/common/log.js';
 import { createUtilizationMeter } from '../services/common/metrics.js';
-import { grpcLinkService } from '../services/transport/grpc/serve.js';
+import { linkService } from '../services/transport/grpc/serve.js';
 import type { TokenBatch, TokenBatchResult } from '../services/transport/link.js';
 
 export interface LinkWorkerOptions {
@@ -31,11 +31,12 @@ async function handler({ meta, rows }: TokenBatch): Promise<TokenBatchResult> {
 
 const { hidden, creditBytes, messageBytesMax } = options;
 const model = { fingerprint: 'bench', hidden };
-const links = grpcLinkService({
+const links = linkService({
   worker: 'bench',
   model: () => model,
   creditBytes,
   messageBytesMax,
+  transport: 'auto',
   handler,
   onCancel: () => {},
   log,

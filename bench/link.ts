@@ -5,7 +5,7 @@ import { native } from '../native/index.js';
 import { createLogger } from '../services/common/log.js';
 import { createUtilizationMeter } from '../services/common/metrics.js';
 import { prepareProcess } from '../services/common/process.js';
-import { dialGrpcLink } from '../services/transport/grpc/dial.js';
+import { dialLink } from '../services/transport/grpc/dial.js';
 import type { Link, TokenBatch } from '../services/transport/link.js';
 import type { LinkWorkerMessage, LinkWorkerOptions } from './link-worker.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
@@ -105,7 +105,7 @@ export async function benchLink(options: BenchOptions): Promise<BenchResult[]> {
   const worker = fork(path, [JSON.stringify(limits)]);
   try {
     const [message] = (await once(worker, 'message')) as [LinkWorkerMessage];
-    const link = await dialGrpcLink({
+    const link = await dialLink({
       address: 'address' in message ? message.address : '',
       router: 'bench',
       worker: 'bench',
@@ -113,6 +113,7 @@ export async function benchLink(options: BenchOptions): Promise<BenchResult[]> {
       epoch: 1,
       token: null,
       messageBytesMax: messageBytes,
+      transport: 'grpc',
       log: createLogger('router', 'bench', 'warn'),
     });
     const results = [];

@@ -4,6 +4,7 @@ import { serve, serverHelp } from './service.js';
 
 /** Help of the keys in `routerFields`. */
 export const routerHelp = {
+  transport: ['name', 'how token batches travel: auto, ucx or grpc'],
   budgetBytes: ['bytes', 'rows of all chunks in flight'],
   chunkTokens: ['n', 'tokens per chunk unless a batch says otherwise; 0: by bytes'],
   messageBytesMax: ['bytes', "largest rows field of a client's message"],

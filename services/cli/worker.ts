@@ -13,6 +13,7 @@ export const workerCommand = defineCommand({
     name: ['name', 'stable name, unique among workers'],
     advertiseHost: ['host', 'host by which routers reach this worker'],
     topologyHost: ['host', 'this machine, as the topology file names it'],
+    transport: ['name', 'how token batches travel: auto, ucx or grpc'],
     device: ['device', 'what computes: cpu'],
     threads: ['n', 'compute threads'],
     memory: ['bytes', 'memory for weights (default: what the machine has)'],

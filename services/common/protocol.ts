@@ -3,7 +3,15 @@ import { loadPackageDefinition } from '@grpc/grpc-js';
 import { loadSync, type PackageDefinition, type ServiceDefinition } from '@grpc/proto-loader';
 import { packageRoot } from '../../native/locate.js';
 import type { ProtoGrpcType } from './generated/client.js';
+import type { RouterMessage, RouterMessageInput } from './generated/switchyard/v1/RouterMessage.js';
+import type { WorkerMessage, WorkerMessageInput } from './generated/switchyard/v1/WorkerMessage.js';
 import { placeRows } from './placed-rows.js';
+
+/** A stream's messages as bytes and back, as one end needs it. */
+export interface StreamCodec<Out, In> {
+  serialize: (message: Out) => Buffer;
+  deserialize: (bytes: Buffer) => In;
+}
 
 function loadProtocols(): PackageDefinition {
   const definition = loadSync(
@@ -39,4 +47,18 @@ export const services = {
   Inference: v1.Inference.service,
   Experts: v1.Experts.service,
   Coordinator: v1.Coordinator.service,
+};
+
+const { Exchange } = packageDefinition['switchyard.v1.Experts'] as ServiceDefinition;
+
+/** The messages of a link, for transports other than gRPC. */
+export const exchangeCodec = {
+  router: {
+    serialize: Exchange!.requestSerialize,
+    deserialize: Exchange!.responseDeserialize,
+  } as StreamCodec<RouterMessageInput, WorkerMessage>,
+  worker: {
+    serialize: Exchange!.responseSerialize,
+    deserialize: Exchange!.requestDeserialize,
+  } as StreamCodec<WorkerMessageInput, RouterMessage>,
 };

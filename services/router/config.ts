@@ -1,11 +1,14 @@
 import { availableParallelism } from 'node:os';
 import { z } from 'zod';
 import { humanBytes, humanCount, serverFields, text } from '../common/config.js';
+import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
 
 /** What a router is told wherever it runs: in a process of its own, or embedded in the coordinator. */
 export const routerFields = {
+  /** How token batches travel to workers. */
+  transport: z.enum(transportChoices).default('auto'),
   /** Bytes of all chunks in flight. */
   budgetBytes: humanBytes(4 * mebibyte).default(512 * mebibyte),
   /** Tokens per chunk unless a batch says otherwise; 0: by bytes. */

@@ -2,14 +2,15 @@ import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
 import { Deferred, sleep } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
-import { dialGrpcLink } from '../transport/grpc/dial.js';
-import type { Link } from '../transport/link.js';
+import { dialLink } from '../transport/grpc/dial.js';
+import type { Link, TransportChoice } from '../transport/link.js';
 
 export interface LinksOptions {
   /** This router's name, as workers see it. */
   router: string;
   token: string | null;
   messageBytesMax: number;
+  transport: TransportChoice;
   log: Logger;
   /** Called when a link was made or lost. */
   onChange: () => void;
@@ -57,7 +58,8 @@ class Connection {
       if (link !== null) {
         failures = 0;
         this.link = link;
-        log.info({ event: 'link-open', worker, address, transport: link.transport });
+        const { transport, lanes } = link;
+        log.info({ event: 'link-open', worker, address, transport, lanes });
         onChange();
         this.reason = (await link.closed).message;
         this.link = null;
@@ -74,10 +76,10 @@ class Connection {
 
   /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
   private async dial(logFailure: boolean): Promise<Link | null> {
-    const { router, token, messageBytesMax, log } = this.options;
+    const { router, token, messageBytesMax, transport, log } = this.options;
     const { worker, address } = this;
     try {
-      const link = await dialGrpcLink({
+      const link = await dialLink({
         address,
         router,
         worker,
@@ -85,6 +87,7 @@ class Connection {
         epoch: this.epoch(),
         token,
         messageBytesMax,
+        transport,
         log,
       });
       if (this.closing.signal.aborted) {

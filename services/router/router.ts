@@ -63,6 +63,7 @@ export class Router {
       router: name,
       token,
       messageBytesMax: linkMessageBytesMax,
+      transport: config.transport,
       log,
       onChange: () => this.control.notify(),
     });

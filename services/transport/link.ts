@@ -34,7 +34,11 @@ export interface TokenBatchResult {
   queueSeconds: number;
 }
 
-export type TransportKind = 'grpc';
+export type TransportKind = 'grpc' | 'ucx';
+
+/** auto: UCX where both ends have it and reach each other by it, otherwise gRPC. */
+export const transportChoices = ['auto', 'ucx', 'grpc'] as const;
+export type TransportChoice = (typeof transportChoices)[number];
 
 export interface LinkStats {
   readonly bytesSent: number;
@@ -54,6 +58,8 @@ export interface LinkStats {
 export interface Link {
   readonly worker: string;
   readonly transport: TransportKind;
+  /** What carries the rows below that: "http2", or UCX's transports, for example "posix cma". */
+  readonly lanes: string;
   readonly stats: LinkStats;
   /** Settled when the link is gone: resolves with the reason. */
   readonly closed: Promise<Error>;

@@ -1,6 +1,7 @@
 import { availableParallelism, hostname } from 'node:os';
 import { z } from 'zod';
 import { humanBytes, humanCount, serverFields, text } from '../common/config.js';
+import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
 
@@ -11,6 +12,7 @@ export const workerSchema = z.object({
   advertiseHost: text().nullable().default(null),
   /** As the coordinator's topology file names this machine. */
   topologyHost: text().default(hostname()),
+  transport: z.enum(transportChoices).default('auto'),
   device: z.enum(['cpu']).default('cpu'),
   threads: humanCount(1, 1024).default(availableParallelism()),
   memory: humanBytes(1).nullable().default(null),

@@ -16,6 +16,9 @@ export interface ExecutorOptions {
   metrics: ExecutorMetrics;
 }
 
+/** Room behind the rows of an answer for its metadata, which a transport may send from there. */
+const answerMetadataBytes = 256;
+
 /** Calls given to the backend at a time: one computes, the next waits there, so that it never idles for JavaScript. */
 const callsMax = 2;
 
@@ -244,7 +247,10 @@ export class Executor {
   private start(task: Task): boolean {
     if (task.output !== null) return true;
     try {
-      task.output = this.options.memory.allocateSlab(task.rowsLeft * this.options.hidden * 2);
+      task.output = this.options.memory.allocateSlab(
+        task.rowsLeft * this.options.hidden * 2,
+        answerMetadataBytes,
+      );
     } catch (error) {
       this.fail(task, error);
       return false;

@@ -15,7 +15,7 @@ import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { ControlSession } from '../common/session.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
-import { grpcLinkService } from '../transport/grpc/serve.js';
+import { linkService } from '../transport/grpc/serve.js';
 import type { WorkerConfig } from './config.js';
 import { Executor } from './executor.js';
 import { type ExecutorMetrics, executorMetrics, workerGauges } from './metrics.js';
@@ -219,11 +219,12 @@ class WorkerService {
 
   private links(): GrpcService {
     const { config, log } = this;
-    return grpcLinkService({
+    return linkService({
       worker: config.name,
       model: () => this.loaded?.model.spec ?? null,
       creditBytes: config.linkWindowBytes,
       messageBytesMax: config.messageBytesMax,
+      transport: config.transport,
       // A link opens only when the model, and so the executor, is there.
       handler: (batch, router) => this.loaded!.executor.submit(batch, router),
       onCancel: (batchId, router) => this.loaded!.executor.cancel(batchId, router),

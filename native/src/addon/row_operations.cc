@@ -87,6 +87,9 @@ Napi::Object to_group(Napi::Env env, Packed& packed) {
   return group;
 }
 
+/** Room for the metadata of an answer. */
+constexpr size_t answer_metadata_bytes = 256;
+
 /** Room for a token batch's metadata in its wire form, so that a transport can send it from behind the rows. */
 size_t metadata_bytes(const PackPlan& plan) {
   return 1024 + plan.weights.size() * (sizeof(uint32_t) + sizeof(float)) + plan.segments.size() * 16;
@@ -142,7 +145,7 @@ Parts to_parts(const Napi::Value& value, uint64_t hidden, Operation& operation) 
 
 /** Sums what the plan says, over the pool. */
 SlabRef combine(const CombinePlan& plan, size_t hidden, const SlabRef& residual) {
-  SlabRef output = allocate_rows(plan.row_count(), hidden);
+  SlabRef output = allocate_rows(plan.row_count(), hidden, answer_metadata_bytes);
   for_rows(plan.row_count(), hidden, [&](size_t first, size_t count) {
     combine_rows(plan, first, count, hidden, residual ? rows_of(residual) : nullptr, rows_of(output));
   });

@@ -1,22 +1,41 @@
 import { setMaxListeners } from 'node:events';
 import type { ClientDuplexStream } from '@grpc/grpc-js';
-import { native, type Slab } from '../../../native/index.js';
+import type { Slab } from '../../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../../common/errors.js';
 import type { ExpertsClient } from '../../common/generated/switchyard/v1/Experts.js';
-import type { ResultBatch } from '../../common/generated/switchyard/v1/ResultBatch.js';
+import type { LinkHelloInput } from '../../common/generated/switchyard/v1/LinkHello.js';
+import type { LinkWelcome } from '../../common/generated/switchyard/v1/LinkWelcome.js';
+import type { ResultMeta } from '../../common/generated/switchyard/v1/ResultMeta.js';
 import type { RouterMessageInput } from '../../common/generated/switchyard/v1/RouterMessage.js';
 import type { WorkerMessage } from '../../common/generated/switchyard/v1/WorkerMessage.js';
 import { connect } from '../../common/grpc-channel.js';
 import { abortError, Deferred } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
-import { clients } from '../../common/protocol.js';
+import { clients, exchangeCodec } from '../../common/protocol.js';
 import { fromServiceError } from '../../common/status.js';
 import { Credits } from '../credits.js';
-import type { Link, LinkStats, TokenBatch, TokenBatchMeta, TokenBatchResult } from '../link.js';
+import type {
+  Link,
+  LinkStats,
+  TokenBatch,
+  TokenBatchMeta,
+  TokenBatchResult,
+  TransportChoice,
+  TransportKind,
+} from '../link.js';
+import {
+  type ArrivedRows,
+  dropRows,
+  intoSlab,
+  type MessagePort,
+  type Outgoing,
+  rowsOfMessage,
+} from '../port.js';
+import { isUcxUnreachable, randomKey, UcxPort, ucxOrNull } from '../ucx/port.js';
 import { creditCost, fromWireFailure, resultRowCount, rowsBytes, tooLarge, toWireMeta } from './messages.js';
-import { MessageWriter, type Outgoing } from './writer.js';
+import { MessageWriter } from './writer.js';
 
-export interface GrpcLinkOptions {
+export interface LinkOptions {
   /** host:port of the worker's gRPC server. */
   address: string;
   /** This router's name. */
@@ -27,6 +46,7 @@ export interface GrpcLinkOptions {
   epoch: number;
   token: string | null;
   messageBytesMax: number;
+  transport: TransportChoice;
   log: Logger;
 }
 
@@ -45,20 +65,29 @@ interface Exchange {
 }
 
 const welcomeMsMax = 5_000;
+/** Of rows under way from the worker: more credit than any worker gives. */
+const rowBytesInFlightMax = 4 * 1024 ** 3;
 
 /**
- * Connects to a worker. Rejects with what the worker refuses the link with (MODEL_MISMATCH, NOT_READY), and with
+ * Connects to a worker, over UCX where the choice allows it and both ends reach each other by it. Rejects with what the worker refuses the link with (MODEL_MISMATCH, NOT_READY), and with
  * LINK_LOST when it cannot be reached, does not answer in time, or is another worker.
  */
-export async function dialGrpcLink(options: GrpcLinkOptions): Promise<Link> {
+export async function dialLink(options: LinkOptions): Promise<Link> {
+  try {
+    return await dialOnce(options);
+  } catch (thrown) {
+    const error = asSwitchyardError(thrown);
+    if (options.transport !== 'auto' || !isUcxUnreachable(error)) throw error;
+    const { worker, log } = options;
+    log.warn({ event: 'ucx-unreachable', worker, reason: error.message, transport: 'grpc' });
+    return dialOnce({ ...options, transport: 'grpc' });
+  }
+}
+
+async function dialOnce(options: LinkOptions): Promise<Link> {
   const client = connect(clients.Experts, options.address, options);
-  const call = client.Exchange();
-  const link = new GrpcLink(options, client, call);
-  const timer = setTimeout(() => {
-    link.lose(
-      new SwitchyardError('LINK_LOST', `no welcome from ${options.address} within ${welcomeMsMax} ms`),
-    );
-  }, welcomeMsMax);
+  const link = new RouterLink(options, client, client.Exchange());
+  const timer = setTimeout(() => link.giveUpOpening(welcomeMsMax), welcomeMsMax);
   try {
     await link.opened;
     return link;
@@ -67,12 +96,14 @@ export async function dialGrpcLink(options: GrpcLinkOptions): Promise<Link> {
   }
 }
 
-class GrpcLink implements Link {
+class RouterLink implements Link {
   readonly worker: string;
-  readonly transport = 'grpc';
+  transport: TransportKind = 'grpc';
+  lanes = 'http2';
   private readonly open = new Deferred<void>();
   private readonly gone = new Deferred<Error>();
-  private readonly writer: MessageWriter<RouterMessageInput>;
+  private port: MessagePort<RouterMessageInput>;
+  private readonly ucx: UcxPort<RouterMessageInput, WorkerMessage> | null;
   private readonly exchanges = new Map<number, Exchange>();
   private readonly counts = {
     bytesSent: 0,
@@ -88,17 +119,35 @@ class GrpcLink implements Link {
   private lost: SwitchyardError | null = null;
 
   constructor(
-    private readonly options: GrpcLinkOptions,
+    private readonly options: LinkOptions,
     private readonly client: ExpertsClient,
     private readonly call: LinkCall,
   ) {
     this.worker = options.worker;
-    this.writer = new MessageWriter(call);
-    call.on('data', (message: WorkerMessage) => this.receive(message));
+    this.port = new MessageWriter(call);
+    call.on('data', (message: WorkerMessage) => this.receive(message, rowsIn(message)));
     call.on('error', (error) => this.lose(fromServiceError(error)));
     call.on('end', () => this.lose(new SwitchyardError('LINK_LOST', 'the worker ended the link')));
-    const { router, modelFingerprint, epoch } = options;
-    this.writer.send({ make: () => ({ hello: { router, modelFingerprint, epoch } }), done: () => {} });
+    const key = randomKey();
+    this.ucx = this.openUcx(key);
+    this.sendHello(this.ucx && { ucx: this.ucx.end, ucxKey: Buffer.from(key) });
+  }
+
+  private openUcx(key: Uint8Array): UcxPort<RouterMessageInput, WorkerMessage> | null {
+    const ucx = this.options.transport === 'grpc' ? null : ucxOrNull();
+    if (ucx === null) return null;
+    const rowBytesMax = this.options.messageBytesMax;
+    const port = new UcxPort(ucx, { codec: exchangeCodec.router, key, rowBytesMax, rowBytesInFlightMax });
+    port
+      .receive((message, rows) => this.receive(message, rows))
+      .catch((error) => this.lose(ucxLoss(asSwitchyardError(error).message)));
+    return port;
+  }
+
+  private sendHello(offer: Pick<LinkHelloInput, 'ucx' | 'ucxKey'> | null): void {
+    const { router, modelFingerprint, epoch } = this.options;
+    const hello = { router, modelFingerprint, epoch, ...offer };
+    this.port.send({ make: () => ({ hello }), rows: null, done: () => {} });
   }
 
   /** Resolves with the worker's welcome. */
@@ -148,15 +197,21 @@ class GrpcLink implements Link {
     let sent = false;
     for (const exchange of this.exchanges.values()) {
       if (exchange.meta.batchId !== batchId) continue;
-      if (!this.writer.withdraw(exchange.outgoing)) sent = true;
+      if (!this.port.withdraw(exchange.outgoing)) sent = true;
       exchange.answer.reject(new SwitchyardError('CANCELLED', `batch ${batchId} was cancelled`));
       this.forget(exchange);
     }
-    if (sent && !this.lost) this.writer.send({ make: () => ({ cancel: { batchId } }), done: () => {} });
+    if (sent && !this.lost)
+      this.port.send({ make: () => ({ cancel: { batchId } }), rows: null, done: () => {} });
   }
 
   close(): void {
     this.lose(new SwitchyardError('LINK_LOST', 'the router closed the link'));
+  }
+
+  giveUpOpening(afterMs: number): void {
+    const text = `no welcome from ${this.options.address} within ${afterMs} ms`;
+    this.lose(this.welcomed ? ucxLoss(text) : new SwitchyardError('LINK_LOST', text));
   }
 
   /** Ends the link: everything outstanding rejects with LINK_LOST at once. Only the first reason counts. */
@@ -166,7 +221,8 @@ class GrpcLink implements Link {
     this.open.reject(reason);
     const error = this.lossOf(reason);
     this.credits.close(error);
-    this.writer.destroy();
+    this.port.destroy();
+    this.ucx?.destroy();
     for (const exchange of this.exchanges.values()) {
       exchange.rows.release();
       exchange.answer.reject(error);
@@ -191,12 +247,13 @@ class GrpcLink implements Link {
   private start(meta: TokenBatchMeta, rows: Slab, cost: number): Exchange {
     const id = ++this.lastId;
     const bytes = rowsBytes(meta.rowCount, meta.hidden);
-    const outgoing = {
-      make: () => {
+    const outgoing: Outgoing<RouterMessageInput> = {
+      make: (inMessage) => {
         this.counts.messagesSent += 1;
         this.counts.bytesSent += bytes;
-        return { tokens: { meta: toWireMeta(id, meta), rows: rows.view().subarray(0, bytes) } };
+        return { tokens: { meta: toWireMeta(id, meta), ...(inMessage && { rows: inMessage }) } };
       },
+      rows: { slab: rows, bytes },
       done: () => rows.release(),
     };
     const exchange = {
@@ -209,25 +266,26 @@ class GrpcLink implements Link {
       state: 'waiting' as const,
     };
     this.exchanges.set(id, exchange);
-    this.writer.send(outgoing);
+    this.port.send(outgoing);
     return exchange;
   }
 
   private abandon(exchange: Exchange, error: SwitchyardError): void {
     exchange.answer.reject(error);
     exchange.state = 'abandoned';
-    if (this.exchanges.has(exchange.id) && this.writer.withdraw(exchange.outgoing)) this.forget(exchange);
+    if (this.exchanges.has(exchange.id) && this.port.withdraw(exchange.outgoing)) this.forget(exchange);
   }
 
   private forget(exchange: Exchange): void {
     if (this.exchanges.delete(exchange.id)) this.credits.release(exchange.cost);
   }
 
-  private receive(message: WorkerMessage): void {
+  private receive(message: WorkerMessage, rows: ArrivedRows): void {
+    if (this.lost || !message.result) dropRows(rows);
     if (this.lost) return;
-    if (message.welcome) this.welcome(message.welcome);
+    if (message.welcome) void this.welcome(message.welcome);
     else if (!this.welcomed) this.lose(violation('the first message of the worker is not a welcome'));
-    else if (message.result) void this.receiveResult(message.result);
+    else if (message.result) void this.receiveResult(message.result.meta, rows);
     else if (message.failure) {
       const { failure } = message;
       const exchange = this.answered(failure.exchange);
@@ -237,21 +295,43 @@ class GrpcLink implements Link {
     }
   }
 
-  private welcome({ worker, creditBytes, messageBytesMax }: NonNullable<WorkerMessage['welcome']>): void {
-    if (this.welcomed || worker !== this.worker) {
-      const fault = this.welcomed ? 'a second welcome' : `a welcome of worker ${worker}`;
+  /** The first welcome comes over gRPC; if it accepts UCX, the hello is repeated there, and a second welcome answers it. */
+  private async welcome(welcome: LinkWelcome): Promise<void> {
+    const again = this.welcomed && this.port === this.ucx && this.transport === 'grpc';
+    if ((this.welcomed && !again) || welcome.worker !== this.worker) {
+      const fault = this.welcomed ? 'a second welcome' : `a welcome of worker ${welcome.worker}`;
       this.lose(violation(`${this.options.address}, worker ${this.worker}, sent ${fault}`));
       return;
     }
+    this.welcomed = true;
     try {
-      this.credits = new Credits(creditBytes);
+      if (again) {
+        this.transport = 'ucx';
+        this.lanes = await this.ucx!.transports();
+      } else {
+        this.credits = new Credits(welcome.creditBytes);
+        this.rowsBytesMax = Math.min(welcome.messageBytesMax, this.options.messageBytesMax);
+        if (await this.moveToUcx(welcome.ucx)) return;
+      }
+      this.open.resolve();
     } catch (error) {
       this.lose(asSwitchyardError(error));
-      return;
     }
-    this.rowsBytesMax = Math.min(messageBytesMax, this.options.messageBytesMax);
-    this.welcomed = true;
-    this.open.resolve();
+  }
+
+  /** False: the link stays on gRPC. */
+  private async moveToUcx(end: LinkWelcome['ucx']): Promise<boolean> {
+    if (this.ucx && end) {
+      await this.ucx.connect(end);
+      if (this.lost) return true;
+      this.port = this.ucx;
+      this.sendHello(null);
+      return true;
+    }
+    if (this.options.transport === 'ucx')
+      throw ucxLoss(`${end ? 'this router' : `worker ${this.worker}`} has no UCX`);
+    this.ucx?.destroy();
+    return false;
   }
 
   /** The exchange that an answer is for; null if nobody waits for it any more. */
@@ -270,10 +350,13 @@ class GrpcLink implements Link {
     return null;
   }
 
-  private async receiveResult({ meta, rows }: ResultBatch): Promise<void> {
+  private async receiveResult(meta: ResultMeta | null, rows: ArrivedRows): Promise<void> {
     const exchange = meta && this.answered(meta.exchange);
-    if (!exchange) return;
-    let slab: Slab | null = null;
+    if (!exchange) {
+      dropRows(rows);
+      return;
+    }
+    let slab: Slab;
     try {
       const expected = resultRowCount(exchange.meta);
       const bytes = rowsBytes(expected, exchange.meta.hidden);
@@ -281,10 +364,9 @@ class GrpcLink implements Link {
         throw this.wrongShape(meta.rows, rows.byteLength, expected, bytes);
       this.counts.messagesReceived += 1;
       this.counts.bytesReceived += bytes;
-      slab = native.allocateSlab(bytes);
-      await native.ingestRows(rows, slab, 0, exchange.meta.hidden);
+      slab = await intoSlab(rows, exchange.meta.hidden);
     } catch (error) {
-      slab?.release();
+      dropRows(rows);
       exchange.answer.reject(asSwitchyardError(error));
       this.forget(exchange);
       return;
@@ -308,6 +390,15 @@ class GrpcLink implements Link {
     const text = `worker ${this.worker} answered ${rows} rows in ${bytes} bytes; expected: ${rowsExpected} rows in ${bytesExpected}`;
     return new SwitchyardError('DATA_LOSS', text, { worker: this.worker, rows, bytes });
   }
+}
+
+/** Rows of a message that came over gRPC. */
+function rowsIn({ result }: WorkerMessage): ArrivedRows {
+  return rowsOfMessage(result?.rows ?? new Uint8Array(0));
+}
+
+function ucxLoss(reason: string): SwitchyardError {
+  return new SwitchyardError('LINK_LOST', `no way over UCX: ${reason}`, { transport: 'ucx' });
 }
 
 function violation(message: string): SwitchyardError {

@@ -1,19 +1,34 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
-import { native, type Slab } from '../../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../../common/errors.js';
+import type { BatchMeta } from '../../common/generated/switchyard/v1/BatchMeta.js';
 import type { LinkHello } from '../../common/generated/switchyard/v1/LinkHello.js';
+import type { LinkWelcomeInput } from '../../common/generated/switchyard/v1/LinkWelcome.js';
 import type { RouterMessage } from '../../common/generated/switchyard/v1/RouterMessage.js';
-import type { TokenBatch as WireTokenBatch } from '../../common/generated/switchyard/v1/TokenBatch.js';
 import type { WorkerMessageInput } from '../../common/generated/switchyard/v1/WorkerMessage.js';
 import type { GrpcService } from '../../common/grpc-server.js';
 import type { Logger } from '../../common/log.js';
-import { services } from '../../common/protocol.js';
+import { exchangeCodec, services } from '../../common/protocol.js';
 import { toServiceError } from '../../common/status.js';
-import type { TokenBatchHandler, TokenBatchMeta, TokenBatchResult } from '../link.js';
+import type {
+  TokenBatchHandler,
+  TokenBatchMeta,
+  TokenBatchResult,
+  TransportChoice,
+  TransportKind,
+} from '../link.js';
+import {
+  type ArrivedRows,
+  dropRows,
+  intoSlab,
+  type MessagePort,
+  type Outgoing,
+  rowsOfMessage,
+} from '../port.js';
+import { UcxPort, ucxOrNull } from '../ucx/port.js';
 import { creditCost, fromWireMeta, resultRowCount, rowsBytes, toWireFailure } from './messages.js';
-import { MessageWriter, type Outgoing } from './writer.js';
+import { MessageWriter } from './writer.js';
 
-export interface GrpcLinkServiceOptions {
+export interface LinkServiceOptions {
   /** This worker's name. */
   worker: string;
   /** What routers must serve too; null: not known yet, links are refused with NOT_READY. */
@@ -22,6 +37,7 @@ export interface GrpcLinkServiceOptions {
   creditBytes: number;
   /** Bytes of rows of one token batch. */
   messageBytesMax: number;
+  transport: TransportChoice;
   handler: TokenBatchHandler;
   /** No answers are wanted any more for this batch of this router: it was cancelled, or its link is gone. */
   onCancel: (batchId: string, router: string) => void;
@@ -45,7 +61,7 @@ const helloMsMax = 5_000;
 const answersQueuedMax = 64;
 
 /** The worker's side of all links, as a service for startGrpcServer. */
-export function grpcLinkService(options: GrpcLinkServiceOptions): GrpcService {
+export function linkService(options: LinkServiceOptions): GrpcService {
   const links = new Map<string, WorkerLink>();
   return {
     definition: services.Experts,
@@ -59,6 +75,8 @@ export function grpcLinkService(options: GrpcLinkServiceOptions): GrpcService {
 
 class WorkerLink {
   private readonly writer: MessageWriter<WorkerMessageInput>;
+  private port: MessagePort<WorkerMessageInput>;
+  private ucx: UcxPort<WorkerMessageInput, RouterMessage> | null = null;
   private readonly pending = new Map<number, Pending>();
   private readonly helloTimer: NodeJS.Timeout;
   private outstandingBytes = 0;
@@ -69,16 +87,17 @@ class WorkerLink {
   private over = false;
 
   constructor(
-    private readonly options: GrpcLinkServiceOptions,
+    private readonly options: LinkServiceOptions,
     private readonly call: LinkCall,
     /** The open links of all routers; each router has one. */
     private readonly links: Map<string, WorkerLink>,
   ) {
     this.writer = new MessageWriter(call, () => this.idle());
+    this.port = this.writer;
     this.helloTimer = setTimeout(() => {
       this.fail(new SwitchyardError('DEADLINE_EXCEEDED', `no hello within ${helloMsMax} ms`));
     }, helloMsMax);
-    call.on('data', (message: RouterMessage) => this.receive(message));
+    call.on('data', (message: RouterMessage) => this.receive(message, rowsIn(message), 'grpc'));
     call.on('end', () => {
       this.halfClosed = true;
       this.idle();
@@ -86,44 +105,81 @@ class WorkerLink {
     call.on('cancelled', () => this.close());
   }
 
-  private receive(message: RouterMessage): void {
+  private receive(message: RouterMessage, rows: ArrivedRows, over: TransportKind): void {
+    if (this.over || !message.tokens) dropRows(rows);
     if (this.over) return;
     try {
-      if (message.hello) this.open(message.hello);
+      if (message.hello && over === 'ucx') this.moveToUcx();
+      else if (message.hello) void this.open(message.hello).catch((error) => this.fail(error));
       else if (this.router === null)
         throw invalidArgument('kind', message.kind ?? 'none', 'hello as the first message');
-      else if (message.tokens) this.receiveTokens(message.tokens, this.router);
+      else if (message.tokens) this.receiveTokens(message.tokens.meta, rows, this.router);
       else if (message.cancel) this.cancel(message.cancel.batchId, this.router);
       else throw invalidArgument('kind', 'none', 'hello, tokens, cancel');
     } catch (error) {
+      dropRows(rows);
       this.fail(error);
     }
   }
 
-  private open({ router, modelFingerprint }: LinkHello): void {
-    const { worker, creditBytes, messageBytesMax, log } = this.options;
+  private async open(hello: LinkHello): Promise<void> {
+    const { worker, log } = this.options;
+    const { router } = hello;
     if (this.router !== null) throw invalidArgument('kind', 'hello', 'one hello on a link');
     if (router === '') throw invalidArgument('router', router, 'the name of the router');
     const model = this.options.model();
     if (model === null)
       throw new SwitchyardError('NOT_READY', `worker ${worker} has no model yet`, { worker });
-    const allowed = model.fingerprint;
-    if (modelFingerprint !== allowed) {
-      const text = `model_fingerprint of router ${router} is ${JSON.stringify(modelFingerprint)}; worker ${worker} serves ${allowed}`;
-      throw new SwitchyardError('MODEL_MISMATCH', text, { worker, value: modelFingerprint, allowed });
-    }
+    this.checkModel(hello, model.fingerprint);
     clearTimeout(this.helloTimer);
     // A router that connects anew has lost the old link, whether this side has noticed or not.
     this.links.get(router)?.fail(new SwitchyardError('LINK_LOST', `router ${router} has connected anew`));
     this.links.set(router, this);
     this.router = router;
     this.hidden = model.hidden;
+    await this.openUcx(hello);
     log.info({ event: 'link-opened', router });
-    this.writer.send({ make: () => ({ welcome: { worker, creditBytes, messageBytesMax } }), done: () => {} });
+    this.sendWelcome(this.ucx && { ucx: this.ucx.end });
+  }
+
+  private checkModel({ router, modelFingerprint }: LinkHello, allowed: string): void {
+    if (modelFingerprint === allowed) return;
+    const { worker } = this.options;
+    const text = `model_fingerprint of router ${router} is ${JSON.stringify(modelFingerprint)}; worker ${worker} serves ${allowed}`;
+    throw new SwitchyardError('MODEL_MISMATCH', text, { worker, value: modelFingerprint, allowed });
+  }
+
+  private sendWelcome(end: Pick<LinkWelcomeInput, 'ucx'> | null): void {
+    const { worker, creditBytes, messageBytesMax } = this.options;
+    const welcome = { worker, creditBytes, messageBytesMax, ...end };
+    this.port.send({ make: () => ({ welcome }), rows: null, done: () => {} });
+  }
+
+  /** Takes a router's offer of UCX, if this worker has it. Messages are sent there once the router has been heard there. */
+  private async openUcx({ ucx: end, ucxKey }: LinkHello): Promise<void> {
+    const ucx = this.options.transport === 'grpc' ? null : ucxOrNull();
+    if (!end || ucx === null) return;
+    const { messageBytesMax, creditBytes } = this.options;
+    const port = new UcxPort(ucx, {
+      codec: exchangeCodec.worker,
+      key: ucxKey,
+      rowBytesMax: messageBytesMax,
+      rowBytesInFlightMax: creditBytes,
+    });
+    this.ucx = port;
+    port.receive((message, rows) => this.receive(message, rows, 'ucx')).catch((error) => this.fail(error));
+    await port.connect(end);
+  }
+
+  private moveToUcx(): void {
+    if (this.ucx === null || this.port === this.ucx)
+      throw invalidArgument('kind', 'hello', 'one hello on a link');
+    this.port = this.ucx;
+    this.sendWelcome(null);
   }
 
   /** Throws what ends the link; what concerns the token batch alone is answered as its failure. */
-  private receiveTokens({ meta, rows }: WireTokenBatch, router: string): void {
+  private receiveTokens(meta: BatchMeta | null, rows: ArrivedRows, router: string): void {
     if (!meta) throw invalidArgument('meta', 'missing', 'the metadata of the token batch');
     const { exchange } = meta;
     if (!Number.isSafeInteger(exchange) || exchange <= this.lastId) {
@@ -137,6 +193,7 @@ class WorkerLink {
         messageBytesMax: this.options.messageBytesMax,
       });
     } catch (error) {
+      dropRows(rows);
       this.sendFailure(exchange, error);
       return;
     }
@@ -163,24 +220,19 @@ class WorkerLink {
   private async answer(
     pending: Pending,
     meta: TokenBatchMeta,
-    bytes: Uint8Array,
+    arrived: ArrivedRows,
     router: string,
   ): Promise<void> {
-    let rows: Slab | null = null;
     let result: TokenBatchResult;
     try {
-      rows = native.allocateSlab(bytes.byteLength);
-      await native.ingestRows(bytes, rows, 0, meta.hidden);
+      const rows = await intoSlab(arrived, meta.hidden);
       if (!this.pending.has(pending.id)) {
         rows.release();
         return;
       }
-      const batch = { meta, rows };
-      // The handler owns them from here on.
-      rows = null;
-      result = await this.options.handler(batch, router);
+      // The handler owns the rows from here on.
+      result = await this.options.handler({ meta, rows }, router);
     } catch (error) {
-      rows?.release();
       if (this.settle(pending)) this.sendFailure(pending.id, error);
       return;
     }
@@ -199,16 +251,13 @@ class WorkerLink {
       return;
     }
     pending.outgoing = {
-      make: () => {
+      make: (inMessage) => {
         // From here on the router may take the credit as given back.
         this.settle(pending);
-        return {
-          result: {
-            meta: { exchange: pending.id, rows: rowCount, computeSeconds, queueSeconds },
-            rows: rows.view().subarray(0, bytes),
-          },
-        };
+        const answer = { exchange: pending.id, rows: rowCount, computeSeconds, queueSeconds };
+        return { result: { meta: answer, ...(inMessage && { rows: inMessage }) } };
       },
+      rows: { slab: rows, bytes },
       done: () => rows.release(),
     };
     this.enqueue(pending.outgoing);
@@ -216,11 +265,11 @@ class WorkerLink {
 
   private sendFailure(exchange: number, error: unknown): void {
     const failure = toWireFailure(exchange, error);
-    this.enqueue({ make: () => ({ failure }), done: () => {} });
+    this.enqueue({ make: () => ({ failure }), rows: null, done: () => {} });
   }
 
   private enqueue(outgoing: Outgoing<WorkerMessageInput>): void {
-    this.writer.send(outgoing);
+    this.port.send(outgoing);
     if (this.writer.queued > answersQueuedMax) this.call.pause();
   }
 
@@ -237,7 +286,7 @@ class WorkerLink {
       if (pending.batchId !== batchId) continue;
       found = true;
       this.settle(pending);
-      if (pending.outgoing) this.writer.withdraw(pending.outgoing);
+      if (pending.outgoing) this.port.withdraw(pending.outgoing);
     }
     if (found) this.options.onCancel(batchId, router);
   }
@@ -246,7 +295,7 @@ class WorkerLink {
   private idle(): void {
     if (this.over) return;
     if (this.call.isPaused()) this.call.resume();
-    if (!this.halfClosed || this.pending.size > 0 || this.writer.queued > 0) return;
+    if (!this.halfClosed || this.pending.size > 0 || this.port.queued > 0) return;
     this.close();
     this.call.end();
   }
@@ -270,6 +319,7 @@ class WorkerLink {
     this.over = true;
     clearTimeout(this.helloTimer);
     this.writer.destroy();
+    this.ucx?.destroy();
     const { router } = this;
     if (router === null) return;
     if (this.links.get(router) === this) this.links.delete(router);
@@ -278,4 +328,9 @@ class WorkerLink {
     for (const batchId of batches) this.options.onCancel(batchId, router);
     this.options.log.info({ event: 'link-closed', router });
   }
+}
+
+/** Rows of a message that came over gRPC. */
+function rowsIn({ tokens }: RouterMessage): ArrivedRows {
+  return rowsOfMessage(tokens?.rows ?? new Uint8Array(0));
 }

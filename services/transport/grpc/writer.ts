@@ -1,20 +1,15 @@
+import type { MessagePort, Outgoing } from '../port.js';
+
 /** What the writer needs of a gRPC stream of either side. */
 interface MessageStream<Message> {
   write(message: Message, callback: (error?: Error | null) => void): boolean;
-}
-
-export interface Outgoing<Message> {
-  /** Builds the message when its turn has come. */
-  make: () => Message;
-  /** Called once: gRPC has taken a copy of the message, or it will never be sent. */
-  done: () => void;
 }
 
 /**
  * Sends messages one after another; the next is built when gRPC has taken the one before, so that a peer
  * that does not read holds up this queue and nothing is copied ahead of the wire.
  */
-export class MessageWriter<Message> {
+export class MessageWriter<Message> implements MessagePort<Message> {
   private readonly queue = new Set<Outgoing<Message>>();
   private inFlight: Outgoing<Message> | null = null;
   private destroyed = false;
@@ -59,7 +54,9 @@ export class MessageWriter<Message> {
     if (this.inFlight || !next) return;
     this.queue.delete(next);
     this.inFlight = next;
-    this.stream.write(next.make(), () => this.written(next));
+    const { rows } = next;
+    const message = next.make(rows === null ? undefined : rows.slab.view().subarray(0, rows.bytes));
+    this.stream.write(message, () => this.written(next));
   }
 
   private written(outgoing: Outgoing<Message>): void {

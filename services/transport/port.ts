@@ -1,0 +1,54 @@
+import { native, type Slab } from '../../native/index.js';
+
+/** The rows of a message: the first `bytes` of a slab. */
+export interface OutgoingRows {
+  slab: Slab;
+  bytes: number;
+}
+
+export interface Outgoing<Message> {
+  /** Builds the message when its turn has come; with its rows in it, where the transport puts them there. */
+  make: (rows?: Uint8Array) => Message;
+  rows: OutgoingRows | null;
+  /** Called once: the slab may be used again, or the message will never be sent. */
+  done: () => void;
+}
+
+/** The sending half of a stream of messages that may carry rows. Messages arrive in the order of sending. */
+export interface MessagePort<Message> {
+  /** Messages that were given to `send` and are not done. */
+  readonly queued: number;
+  send(outgoing: Outgoing<Message>): void;
+  /** Takes a message back; false if it is on its way already. */
+  withdraw(outgoing: Outgoing<Message>): boolean;
+  /** Sends nothing more. Idempotent. */
+  destroy(): void;
+}
+
+/** Rows as they arrived: bytes in a gRPC message that will be collected, or a slab that the receiver owns. */
+export type ArrivedRows = { readonly byteLength: number } & (
+  | { readonly kind: 'bytes'; readonly bytes: Uint8Array }
+  | { readonly kind: 'slab'; readonly slab: Slab }
+);
+
+export function rowsOfMessage(bytes: Uint8Array): ArrivedRows {
+  return { kind: 'bytes', bytes, byteLength: bytes.byteLength };
+}
+
+/** The rows in a slab that the caller owns; bytes of a message are copied once, off the JS thread. */
+export async function intoSlab(rows: ArrivedRows, hidden: number): Promise<Slab> {
+  if (rows.kind === 'slab') return rows.slab;
+  const slab = native.allocateSlab(rows.byteLength);
+  try {
+    await native.ingestRows(rows.bytes, slab, 0, hidden);
+    return slab;
+  } catch (error) {
+    slab.release();
+    throw error;
+  }
+}
+
+/** Gives up rows that nobody wants. */
+export function dropRows(rows: ArrivedRows): void {
+  if (rows.kind === 'slab') rows.slab.release();
+}

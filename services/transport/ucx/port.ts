@@ -1,0 +1,127 @@
+import { randomBytes } from 'node:crypto';
+import { native, type Ucx, type UcxChannel, type UcxMessage } from '../../../native/index.js';
+import { asSwitchyardError, type SwitchyardError } from '../../common/errors.js';
+import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
+import type { StreamCodec } from '../../common/protocol.js';
+import type { ArrivedRows, MessagePort, Outgoing } from '../port.js';
+
+export interface UcxPortOptions<Out, In> {
+  /** How messages without their rows become bytes and back. */
+  codec: StreamCodec<Out, In>;
+  key: Uint8Array;
+  /** The largest rows of one message. */
+  rowBytesMax: number;
+  /** Rows that may be under way to this end, as its credits allow. */
+  rowBytesInFlightMax: number;
+}
+
+const keyBytes = 16;
+/** Metadata of a token batch grows with its rows, which are at least 64 times as long. */
+const metadataBytesMax = 1024 * 1024;
+/** Messages without rows, and metadata, beside what credits count. */
+const inboxBytesBeside = 16 * 1024 * 1024;
+
+/** The process's UCX; null if the addon was built without it. */
+export function ucxOrNull(): Ucx | null {
+  return native.ucx;
+}
+
+export function randomKey(): Uint8Array {
+  return randomBytes(keyBytes);
+}
+
+/** Both directions of a stream of messages over a UCX channel; rows stay in their slabs. */
+export class UcxPort<Out, In> implements MessagePort<Out> {
+  private readonly channel: UcxChannel;
+  private waiting = 0;
+  private closed = false;
+
+  constructor(
+    private readonly ucx: Ucx,
+    private readonly options: UcxPortOptions<Out, In>,
+  ) {
+    this.channel = ucx.openChannel({
+      key: options.key,
+      messageBytesMax: options.rowBytesMax + metadataBytesMax,
+      inboxBytesMax: options.rowBytesInFlightMax + inboxBytesBeside,
+    });
+  }
+
+  /** What the peer must know to send to this port. */
+  get end(): UcxEndInput {
+    return { address: Buffer.from(this.ucx.address()), channel: this.channel.id };
+  }
+
+  get queued(): number {
+    return this.waiting;
+  }
+
+  connect({ address, channel }: UcxEnd): Promise<void> {
+    return this.channel.connect(address, channel);
+  }
+
+  /** The transports that UCX uses towards the peer, for example "posix cma". */
+  transports(): Promise<string> {
+    return this.channel.transports();
+  }
+
+  /** Calls `onMessage` for all that arrives, in order, until the port is closed (resolves) or fails (rejects). */
+  async receive(onMessage: (message: In, rows: ArrivedRows) => void): Promise<void> {
+    while (!this.closed) {
+      let messages: UcxMessage[];
+      try {
+        messages = await this.channel.receive();
+      } catch (error) {
+        if (this.closed) return;
+        throw asSwitchyardError(error);
+      }
+      for (const { slab, rowBytes, metadata } of messages) {
+        if (this.closed) slab.release();
+        else onMessage(this.parse(metadata), { kind: 'slab', slab, byteLength: rowBytes });
+      }
+    }
+  }
+
+  /** Messages go out at once: what is under way is bounded by the credits of the stream above. */
+  send(outgoing: Outgoing<Out>): void {
+    if (this.closed) {
+      outgoing.done();
+      return;
+    }
+    this.waiting += 1;
+    void this.transmit(outgoing).finally(() => {
+      this.waiting -= 1;
+      outgoing.done();
+    });
+  }
+
+  withdraw(): boolean {
+    return false;
+  }
+
+  destroy(): void {
+    if (this.closed) return;
+    this.closed = true;
+    this.channel.close();
+  }
+
+  /** A send that fails says nothing here: the channel has failed with it, and `receive` tells. */
+  private async transmit({ make, rows }: Outgoing<Out>): Promise<void> {
+    const metadata = this.options.codec.serialize(make());
+    if (rows !== null) return this.channel.send(rows.slab, rows.bytes, metadata).catch(() => {});
+    const slab = native.allocateSlab(1, metadata.byteLength);
+    await this.channel.send(slab, 0, metadata).catch(() => {});
+    slab.release();
+  }
+
+  private parse(metadata: Uint8Array): In {
+    return this.options.codec.deserialize(
+      Buffer.from(metadata.buffer, metadata.byteOffset, metadata.byteLength),
+    );
+  }
+}
+
+/** Whether an error says that a peer cannot be reached by UCX, so that gRPC is worth a try. */
+export function isUcxUnreachable(error: SwitchyardError): boolean {
+  return error.details.transport === 'ucx';
+}
