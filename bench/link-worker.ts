@@ -6,8 +6,8 @@ import { native } from '../native/index.js';
 import { startGrpcServer } from '../services/common/grpc-server.js';
 import { createLogger } from '../services/common/log.js';
 import { createUtilizationMeter } from '../services/common/metrics.js';
-import { linkService } from '../services/transport/grpc/serve.js';
 import type { TokenBatch, TokenBatchResult } from '../services/transport/link.js';
+import { linkService } from '../services/transport/serve.js';
 
 export interface LinkWorkerOptions {
   hidden: number;

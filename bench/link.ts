@@ -5,7 +5,7 @@ import { native } from '../native/index.js';
 import { createLogger } from '../services/common/log.js';
 import { createUtilizationMeter } from '../services/common/metrics.js';
 import { prepareProcess } from '../services/common/process.js';
-import { dialLink } from '../services/transport/grpc/dial.js';
+import { dialLink } from '../services/transport/dial.js';
 import type { Link, TokenBatch } from '../services/transport/link.js';
 import type { LinkWorkerMessage, LinkWorkerOptions } from './link-worker.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';

@@ -2,7 +2,7 @@ import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
 import { Deferred, sleep } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
-import { dialLink } from '../transport/grpc/dial.js';
+import { dialLink } from '../transport/dial.js';
 import type { Link, TransportChoice } from '../transport/link.js';
 
 export interface LinksOptions {

@@ -15,7 +15,7 @@ import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { ControlSession } from '../common/session.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
-import { linkService } from '../transport/grpc/serve.js';
+import { linkService } from '../transport/serve.js';
 import type { WorkerConfig } from './config.js';
 import { Executor } from './executor.js';
 import { type ExecutorMetrics, executorMetrics, workerGauges } from './metrics.js';

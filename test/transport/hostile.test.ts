@@ -15,8 +15,8 @@ import { connect, windowBytes } from '../../services/common/grpc-channel.js';
 import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { clients, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
-import { toWireMeta } from '../../services/transport/grpc/messages.js';
 import type { TokenBatch } from '../../services/transport/link.js';
+import { toWireMeta } from '../../services/transport/messages.js';
 import {
   atEnd,
   batchOf,

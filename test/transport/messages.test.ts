@@ -3,14 +3,14 @@ import fc from 'fast-check';
 import { SwitchyardError } from '../../services/common/errors.js';
 import type { BatchMeta } from '../../services/common/generated/switchyard/v1/BatchMeta.js';
 import { services } from '../../services/common/protocol.js';
+import type { TokenBatchMeta } from '../../services/transport/link.js';
 import {
   creditCost,
   fromWireFailure,
   fromWireMeta,
   toWireFailure,
   toWireMeta,
-} from '../../services/transport/grpc/messages.js';
-import type { TokenBatchMeta } from '../../services/transport/link.js';
+} from '../../services/transport/messages.js';
 import { hidden, messageBytesMax, metaOf, rowBytes } from './support.js';
 
 const limits = { hidden, messageBytesMax };

@@ -1,10 +1,10 @@
-import { afterEach, jest } from '@jest/globals';
+import { afterEach, beforeAll, jest } from '@jest/globals';
 import { native, type Slab } from '../../native/index.js';
 import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { createLogger } from '../../services/common/log.js';
-import { dialGrpcLink, type GrpcLinkOptions } from '../../services/transport/grpc/dial.js';
-import { type GrpcLinkServiceOptions, grpcLinkService } from '../../services/transport/grpc/serve.js';
-import type { TokenBatch, TokenBatchMeta } from '../../services/transport/link.js';
+import { dialLink, type LinkOptions } from '../../services/transport/dial.js';
+import type { TokenBatch, TokenBatchMeta, TransportKind } from '../../services/transport/link.js';
+import { type LinkServiceOptions, linkService } from '../../services/transport/serve.js';
 
 export const hidden = 8;
 export const rowBytes = hidden * 2;
@@ -15,6 +15,19 @@ export const log = createLogger('test', 'test', 'silent');
 jest.setTimeout(30_000);
 
 native.configure({ slabBytesMax: 512 * 1024 * 1024, threads: 1 });
+
+/** The transports that this build has: every behaviour of a link is tested over each. */
+export const transports: readonly TransportKind[] = native.ucx === null ? ['grpc'] : ['grpc', 'ucx'];
+if (native.ucx === null) process.stderr.write('built without UCX: links over UCX are not tested\n');
+
+let current: TransportKind = 'grpc';
+
+/** What `dial` uses for the tests of this block. */
+export function useTransport(transport: TransportKind): void {
+  beforeAll(() => {
+    current = transport;
+  });
+}
 
 const closers: (() => unknown)[] = [];
 
@@ -57,7 +70,7 @@ export function metaOf(options: Partial<TokenBatchMeta> & { entries?: number } =
 /** A token batch whose rows hold `fill`, `fill + 1`, ... byte after byte. */
 export function batchOf(options: Parameters<typeof metaOf>[0] = {}, fill = 0): TokenBatch {
   const meta = metaOf(options);
-  const rows = native.allocateSlab(meta.rowCount * meta.hidden * 2);
+  const rows = native.allocateSlab(meta.rowCount * meta.hidden * 2, 4096);
   const view = rows.view();
   for (let i = 0; i < view.length; i++) view[i] = (fill + i) & 0x3f;
   return { meta, rows };
@@ -66,7 +79,7 @@ export function batchOf(options: Parameters<typeof metaOf>[0] = {}, fill = 0): T
 export const bytesOf = (rows: Slab): Buffer => Buffer.from(rows.view());
 
 /** A worker `w` whose links are served with `options`. */
-export async function startWorker(options: Partial<GrpcLinkServiceOptions> = {}) {
+export async function startWorker(options: Partial<LinkServiceOptions> = {}) {
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: 0,
@@ -74,7 +87,7 @@ export async function startWorker(options: Partial<GrpcLinkServiceOptions> = {})
     insecure: false,
     messageBytesMax,
     services: [
-      grpcLinkService({
+      linkService({
         worker: 'w',
         model: () => ({ fingerprint: 'f', hidden }),
         creditBytes: 1024 * 1024,
@@ -86,6 +99,7 @@ export async function startWorker(options: Partial<GrpcLinkServiceOptions> = {})
           queueSeconds: 0.5,
         }),
         onCancel: () => {},
+        transport: 'auto',
         log,
         ...options,
       }),
@@ -96,8 +110,8 @@ export async function startWorker(options: Partial<GrpcLinkServiceOptions> = {})
   return server;
 }
 
-export async function dial(address: string, options: Partial<GrpcLinkOptions> = {}) {
-  const link = await dialGrpcLink({
+export async function dial(address: string, options: Partial<LinkOptions> = {}) {
+  const link = await dialLink({
     address,
     router: 'r',
     worker: 'w',
@@ -105,6 +119,7 @@ export async function dial(address: string, options: Partial<GrpcLinkOptions> = 
     epoch: 1,
     token: null,
     messageBytesMax,
+    transport: current,
     log,
     ...options,
   });

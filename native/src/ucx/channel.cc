@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <regex>
@@ -145,7 +146,9 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
   }
   Message message;
   try {
-    message = {arena_.allocate(length), static_cast<size_t>(header.row_bytes), header.meta_bytes};
+    // The slab is as long as its rows; the metadata lies in its tail.
+    const size_t row_bytes = header.row_bytes;
+    message = {arena_.allocate(std::max<size_t>(row_bytes, 1), header.meta_bytes), row_bytes, header.meta_bytes};
   } catch (const Error& error) {
     fail(channel, error);
     return refuse();

@@ -1,19 +1,20 @@
 import { setMaxListeners } from 'node:events';
 import type { ClientDuplexStream } from '@grpc/grpc-js';
-import type { Slab } from '../../../native/index.js';
-import { asSwitchyardError, SwitchyardError } from '../../common/errors.js';
-import type { ExpertsClient } from '../../common/generated/switchyard/v1/Experts.js';
-import type { LinkHelloInput } from '../../common/generated/switchyard/v1/LinkHello.js';
-import type { LinkWelcome } from '../../common/generated/switchyard/v1/LinkWelcome.js';
-import type { ResultMeta } from '../../common/generated/switchyard/v1/ResultMeta.js';
-import type { RouterMessageInput } from '../../common/generated/switchyard/v1/RouterMessage.js';
-import type { WorkerMessage } from '../../common/generated/switchyard/v1/WorkerMessage.js';
-import { connect } from '../../common/grpc-channel.js';
-import { abortError, Deferred } from '../../common/lifecycle.js';
-import type { Logger } from '../../common/log.js';
-import { clients, exchangeCodec } from '../../common/protocol.js';
-import { fromServiceError } from '../../common/status.js';
-import { Credits } from '../credits.js';
+import type { Slab } from '../../native/index.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { ExpertsClient } from '../common/generated/switchyard/v1/Experts.js';
+import type { LinkHelloInput } from '../common/generated/switchyard/v1/LinkHello.js';
+import type { LinkWelcome } from '../common/generated/switchyard/v1/LinkWelcome.js';
+import type { ResultMeta } from '../common/generated/switchyard/v1/ResultMeta.js';
+import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
+import type { WorkerMessage } from '../common/generated/switchyard/v1/WorkerMessage.js';
+import { connect } from '../common/grpc-channel.js';
+import { abortError, Deferred } from '../common/lifecycle.js';
+import type { Logger } from '../common/log.js';
+import { clients, exchangeCodec } from '../common/protocol.js';
+import { fromServiceError } from '../common/status.js';
+import { Credits } from './credits.js';
+import { MessageWriter } from './grpc/writer.js';
 import type {
   Link,
   LinkStats,
@@ -22,7 +23,8 @@ import type {
   TokenBatchResult,
   TransportChoice,
   TransportKind,
-} from '../link.js';
+} from './link.js';
+import { creditCost, fromWireFailure, resultRowCount, rowsBytes, tooLarge, toWireMeta } from './messages.js';
 import {
   type ArrivedRows,
   dropRows,
@@ -30,10 +32,8 @@ import {
   type MessagePort,
   type Outgoing,
   rowsOfMessage,
-} from '../port.js';
-import { isUcxUnreachable, randomKey, UcxPort, ucxOrNull } from '../ucx/port.js';
-import { creditCost, fromWireFailure, resultRowCount, rowsBytes, tooLarge, toWireMeta } from './messages.js';
-import { MessageWriter } from './writer.js';
+} from './port.js';
+import { isUcxUnreachable, randomKey, UcxPort, ucxOrNull } from './ucx/port.js';
 
 export interface LinkOptions {
   /** host:port of the worker's gRPC server. */

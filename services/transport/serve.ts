@@ -1,21 +1,23 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
-import { asSwitchyardError, invalidArgument, SwitchyardError } from '../../common/errors.js';
-import type { BatchMeta } from '../../common/generated/switchyard/v1/BatchMeta.js';
-import type { LinkHello } from '../../common/generated/switchyard/v1/LinkHello.js';
-import type { LinkWelcomeInput } from '../../common/generated/switchyard/v1/LinkWelcome.js';
-import type { RouterMessage } from '../../common/generated/switchyard/v1/RouterMessage.js';
-import type { WorkerMessageInput } from '../../common/generated/switchyard/v1/WorkerMessage.js';
-import type { GrpcService } from '../../common/grpc-server.js';
-import type { Logger } from '../../common/log.js';
-import { exchangeCodec, services } from '../../common/protocol.js';
-import { toServiceError } from '../../common/status.js';
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { BatchMeta } from '../common/generated/switchyard/v1/BatchMeta.js';
+import type { LinkHello } from '../common/generated/switchyard/v1/LinkHello.js';
+import type { LinkWelcomeInput } from '../common/generated/switchyard/v1/LinkWelcome.js';
+import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMessage.js';
+import type { WorkerMessageInput } from '../common/generated/switchyard/v1/WorkerMessage.js';
+import type { GrpcService } from '../common/grpc-server.js';
+import type { Logger } from '../common/log.js';
+import { exchangeCodec, services } from '../common/protocol.js';
+import { toServiceError } from '../common/status.js';
+import { MessageWriter } from './grpc/writer.js';
 import type {
   TokenBatchHandler,
   TokenBatchMeta,
   TokenBatchResult,
   TransportChoice,
   TransportKind,
-} from '../link.js';
+} from './link.js';
+import { creditCost, fromWireMeta, resultRowCount, rowsBytes, toWireFailure } from './messages.js';
 import {
   type ArrivedRows,
   dropRows,
@@ -23,10 +25,8 @@ import {
   type MessagePort,
   type Outgoing,
   rowsOfMessage,
-} from '../port.js';
-import { UcxPort, ucxOrNull } from '../ucx/port.js';
-import { creditCost, fromWireMeta, resultRowCount, rowsBytes, toWireFailure } from './messages.js';
-import { MessageWriter } from './writer.js';
+} from './port.js';
+import { UcxPort, ucxOrNull } from './ucx/port.js';
 
 export interface LinkServiceOptions {
   /** This worker's name. */

@@ -4,15 +4,15 @@ import {
   invalidArgument,
   isErrorCode,
   SwitchyardError,
-} from '../../common/errors.js';
-import type { BatchMeta, BatchMetaInput } from '../../common/generated/switchyard/v1/BatchMeta.js';
+} from '../common/errors.js';
+import type { BatchMeta, BatchMetaInput } from '../common/generated/switchyard/v1/BatchMeta.js';
 import type {
   ExchangeFailure,
   ExchangeFailureInput,
-} from '../../common/generated/switchyard/v1/ExchangeFailure.js';
-import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../../common/packed.js';
-import { formatDetails, parseDetails } from '../../common/status.js';
-import type { TokenBatchMeta } from '../link.js';
+} from '../common/generated/switchyard/v1/ExchangeFailure.js';
+import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
+import { formatDetails, parseDetails } from '../common/status.js';
+import type { TokenBatchMeta } from './link.js';
 
 /** What a token batch is checked against before memory is taken for it. */
 export interface BatchLimits {
