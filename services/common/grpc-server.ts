@@ -140,16 +140,21 @@ function bind(server: Server, host: string, bracketed: string, port: number): Pr
   return new Promise((resolve, reject) => {
     server.bindAsync(`${bracketed}:${port}`, ServerCredentials.createInsecure(), (error, boundPort) => {
       if (!error) resolve(boundPort);
-      else reject(bindError(host, port, error));
+      else reject(bindError('port', host, port, error));
     });
   });
 }
 
-/** A port that is taken, or a host that this machine does not have, in the words of the configuration. */
-export function bindError(host: string, port: number, cause: Error): SwitchyardError {
+/** A port (`portKey`) that is taken, or a host that this machine does not have, in the words of the configuration. */
+export function bindError(
+  portKey: 'port' | 'metricsPort',
+  host: string,
+  port: number,
+  cause: Error,
+): SwitchyardError {
   const inUse = cause.message.includes('EADDRINUSE');
   const [key, value, allowed] = inUse
-    ? (['port', port, 'a port that no process listens on, or 0 for a free one'] as const)
+    ? ([portKey, port, 'a port that no process listens on, or 0 for a free one'] as const)
     : (['host', host, 'an address of this machine, and a port that this user may open'] as const);
   const reason = inUse ? `in use on ${host}` : cause.message;
   return new SwitchyardError(

@@ -63,7 +63,7 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
       .then((result) => send(response, result));
   });
   await new Promise<void>((resolve, reject) => {
-    server.once('error', (error) => reject(bindError(host, port, error)));
+    server.once('error', (error) => reject(bindError('metricsPort', host, port, error)));
     server.listen(port, host, resolve);
   });
   const bound = (server.address() as AddressInfo).port;

@@ -80,7 +80,7 @@ describe('the HTTP server', () => {
     const port = Number(new URL(url).port);
     expect(await errorOf(serve({ port }))).toMatchObject({
       code: 'CONFIG_INVALID',
-      details: { key: 'port', value: port },
+      details: { key: 'metricsPort', value: port },
     });
     expect(await errorOf(serve({ host: '0.0.0.0' }))).toMatchObject({
       code: 'CONFIG_INVALID',
