@@ -1,6 +1,6 @@
 import { Command, Option } from 'commander';
 import type { z } from 'zod';
-import { loadConfig } from '../common/config.js';
+import { type ConfigSection, loadConfig } from '../common/config.js';
 
 /** How a key of a schema is shown: the name of its value ([name]: may be left out; null: a switch), and what it does. */
 export type OptionHelp = readonly [value: string | null, text: string];
@@ -9,7 +9,7 @@ export interface CommandDefinition<Shape extends z.ZodRawShape> {
   name: string;
   summary: string;
   /** Top-level key of the YAML file. */
-  section: string;
+  section: ConfigSection;
   schema: z.ZodObject<Shape>;
   help: { readonly [Key in keyof Shape]: OptionHelp };
   /** Positional argument, given to the schema under its name. */

@@ -4,6 +4,22 @@ import { z } from 'zod';
 import { SwitchyardError } from './errors.js';
 import { logLevels } from './log.js';
 
+/** Top-level keys of the YAML file, one for each command. */
+export const configSections = [
+  'up',
+  'coordinator',
+  'router',
+  'worker',
+  'forward',
+  'run',
+  'demo',
+  'status',
+  'bench',
+  'doctor',
+] as const;
+
+export type ConfigSection = (typeof configSections)[number];
+
 /** Where the values of a service come from, by precedence: flags, environment, file, defaults of the schema. */
 export interface ConfigSources {
   /** By key, as the command line parsed them; undefined: not given. */
@@ -11,7 +27,7 @@ export interface ConfigSources {
   /** `metricsPort` is read from SWITCHYARD_METRICS_PORT. */
   env?: Readonly<Record<string, string | undefined>>;
   /** One YAML file may configure every service; `section` is the service's top-level key. */
-  file?: { path: string; section: string } | null;
+  file?: { path: string; section: ConfigSection } | null;
 }
 
 const suffixes = new Map(
@@ -132,7 +148,7 @@ export function loadConfig<Shape extends z.ZodRawShape>(
   throw configError(result.error.issues[0]!, found, Object.keys(schema.shape));
 }
 
-function readSection({ path, section }: { path: string; section: string }): Record<string, unknown> {
+function readSection({ path, section }: { path: string; section: ConfigSection }): Record<string, unknown> {
   let parsed: unknown;
   try {
     parsed = parse(readFileSync(path, 'utf8'));
@@ -142,6 +158,10 @@ function readSection({ path, section }: { path: string; section: string }): Reco
   const isMapping = (value: unknown): value is Record<string, unknown> =>
     value !== null && typeof value === 'object' && !Array.isArray(value);
   if (!isMapping(parsed)) throw invalid('config', path, path, 'a YAML mapping with one section per service');
+  // A misspelt section would otherwise configure nothing, in silence.
+  const stranger = Object.keys(parsed).find((name) => !(configSections as readonly string[]).includes(name));
+  if (stranger !== undefined)
+    throw invalid('section', `${path}: section`, stranger, configSections.join(', '));
   const content = parsed[section] ?? {};
   if (!isMapping(content))
     throw invalid(section, `${path}: ${section}`, content, 'a mapping of keys to values');

@@ -22,7 +22,7 @@ beforeAll(() => {
 });
 afterAll(() => rmSync(directory, { recursive: true }));
 
-function yaml(text: string): { path: string; section: string } {
+function yaml(text: string): { path: string; section: 'worker' } {
   const path = join(directory, 'cluster.yaml');
   writeFileSync(path, text);
   return { path, section: 'worker' };
@@ -111,6 +111,13 @@ describe('loadConfig', () => {
     );
   });
 
+  test('names a section that no command has', () => {
+    const file = yaml('wroker: { port: 1 }');
+    expect(errorOf(() => loadConfig(schema, { file })).message).toContain(
+      `${file.path}: section is "wroker"; allowed: up, coordinator, router, worker, `,
+    );
+  });
+
   test.each(['worker: [1, 2]', '- 1', 'worker: {', 'just text', ''])(
     'refuses a file that holds %j',
     (text) => {
@@ -119,7 +126,7 @@ describe('loadConfig', () => {
   );
 
   test('refuses a file that does not exist', () => {
-    const file = { path: join(directory, 'absent.yaml'), section: 'worker' };
+    const file = { path: join(directory, 'absent.yaml'), section: 'worker' as const };
     expect(errorOf(() => loadConfig(schema, { file })).message).toContain('ENOENT');
   });
 
