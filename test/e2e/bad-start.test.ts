@@ -1,0 +1,228 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { type AddressInfo, createServer, type Server } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { LocalProcess } from '../../services/cli/local-process.js';
+import { SwitchyardClient } from '../../services/client/index.js';
+import { switchyard } from '../support/cli.js';
+import { testRows } from '../support/rows.js';
+
+jest.setTimeout(180_000);
+
+const hidden = 256;
+let directory: string;
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'switchyard-bad-start-'));
+});
+
+afterAll(() => rm(directory, { recursive: true }));
+
+/** The command ends as wrongly used, with one line that says all of this. */
+async function expectUsageError(args: readonly string[], said: readonly string[]): Promise<string> {
+  const { status, stderr } = await switchyard(args);
+  expect(stderr).toMatch(/^switchyard: CONFIG_INVALID: [^\n]*\n$/);
+  for (const part of said) expect(stderr).toContain(part);
+  expect(status).toBe(2);
+  return stderr;
+}
+
+describe('a configuration file', () => {
+  const path = () => join(directory, 'cluster.yaml');
+
+  test.each<[what: string, yaml: string, said: string[]]>([
+    [
+      'an unknown key',
+      'coordinator:\n  wrokers: 2\n',
+      ['coordinator.wrokers is 2', 'no such key', 'workers'],
+    ],
+    ['an unknown section', 'coordniator:\n  workers: 2\n', ['section is "coordniator"', 'up, coordinator']],
+    [
+      'a word for a number',
+      'coordinator:\n  leaseMs: soon\n',
+      ['coordinator.leaseMs is "soon"', '100 to 600000'],
+    ],
+    [
+      'a size below any use',
+      'coordinator:\n  budgetBytes: 1k\n',
+      ['coordinator.budgetBytes is "1k"', '4194304'],
+    ],
+    [
+      'a negative number of workers',
+      'coordinator:\n  workers: -1\n',
+      ['coordinator.workers is -1', 'from 1'],
+    ],
+    ['what is no YAML', 'coordinator: {\n', ['readable YAML file']],
+    ['a list', '- coordinator\n', ['a YAML mapping']],
+    ['a section that is a list', 'coordinator: [1]\n', ['coordinator is [1]', 'a mapping of keys to values']],
+  ])('with %s is refused', async (_what, yaml, said) => {
+    await writeFile(path(), yaml);
+    await expectUsageError(['coordinator', '--preset', 'tiny', '--config', path()], [path(), ...said]);
+  });
+
+  test('with a bad token is refused without showing it', async () => {
+    await writeFile(path(), 'coordinator:\n  token: open sesame\n');
+    const said = await expectUsageError(
+      ['coordinator', '--config', path()],
+      ['coordinator.token is (hidden)'],
+    );
+    expect(said).not.toContain('sesame');
+  });
+
+  test('that is wrong for a worker ends `up`, which names worker, key and value', async () => {
+    await writeFile(path(), 'worker:\n  maxRows: none\n');
+    const { status, stderr } = await switchyard([
+      'up',
+      '--preset',
+      'tiny',
+      '--port',
+      '0',
+      '--metrics-port',
+      '0',
+      '--workers',
+      '1',
+      '--config',
+      path(),
+    ]);
+    expect(stderr).toMatch(
+      /worker-0 exited with status 2: .*worker\.maxRows is "none"; allowed: a whole number/,
+    );
+    expect(status).toBe(1);
+  });
+});
+
+describe('flags that contradict each other or make no sense', () => {
+  test.each<[args: string[], said: string[]]>([
+    [
+      ['--preset', 'tiny', '--model', 'x'],
+      ['preset is "tiny"', 'model is "x"', 'either a model directory'],
+    ],
+    [
+      ['--model', 'x', '--hidden', '64'],
+      ['hidden is 64', 'model is "x"'],
+    ],
+    [
+      ['--preset', 'tiny', '--heartbeat-ms', '2000'],
+      ['heartbeatMs is 2000', '1500'],
+    ],
+    [
+      ['--preset', 'tiny', '--topology', '/nowhere.yaml'],
+      ['/nowhere.yaml', 'topology', 'ENOENT'],
+    ],
+    [
+      ['--preset', 'tiny', '--host', '192.0.2.1', '--insecure'],
+      ['host is "192.0.2.1"', 'an address of this machine'],
+    ],
+  ])('%j', async (args, said) => {
+    await expectUsageError(['coordinator', '--port', '0', '--metrics-port', '0', ...args], said);
+  });
+});
+
+describe('a port in use', () => {
+  let holder: Server;
+  let port: number;
+  beforeAll(async () => {
+    holder = createServer();
+    await new Promise<void>((resolve) => holder.listen(0, '127.0.0.1', resolve));
+    port = (holder.address() as AddressInfo).port;
+  });
+  afterAll(() => {
+    holder.close();
+  });
+
+  test.each(['router', 'worker'])('is named by a %s', async (role) => {
+    await expectUsageError([role, '--port', String(port)], [`port is ${port}: in use on 127.0.0.1`]);
+  });
+
+  test('is named by a coordinator whose metrics want it', async () => {
+    const args = ['coordinator', '--preset', 'tiny', '--port', '0', '--metrics-port', String(port)];
+    await expectUsageError(args, [`metricsPort is ${port}: in use on 127.0.0.1`, '0 for a free one']);
+  });
+
+  test('is named by `up`', async () => {
+    const args = ['up', '--preset', 'tiny', '--workers', '1', '--port', String(port), '--metrics-port', '0'];
+    const { status, stderr } = await switchyard(args);
+    expect(stderr).toContain(
+      `coordinator exited with status 2: switchyard: CONFIG_INVALID: port is ${port}: in use`,
+    );
+    expect(status).toBe(1);
+  });
+});
+
+describe('a cluster that lacks workers', () => {
+  const node = { port: 0, metricsPort: 0, threads: 1 };
+  const sequences = 4;
+  const input = testRows(200, hidden);
+  const processes = new Map<string, LocalProcess>();
+  let address: string;
+  let client: SwitchyardClient;
+  let expected: Buffer;
+
+  function start(role: 'coordinator' | 'worker', name: string, flags: Record<string, string | number>) {
+    const process = new LocalProcess(role, name, { ...node, name, ...flags }, {}, () => {});
+    processes.set(name, process);
+    return process;
+  }
+  const startWorker = (name: string, flags = {}) => start('worker', name, { coordinator: address, ...flags });
+
+  async function forward(): Promise<Buffer> {
+    const call = await client.forward(input, { sequences, feedback: false });
+    return Buffer.from((await call.collect()).rows);
+  }
+
+  beforeAll(async () => {
+    const flags = { preset: 'tiny', workers: 2, readyWaitMs: 60_000 };
+    ({ address } = await start('coordinator', 'coordinator', flags).listening);
+    client = await SwitchyardClient.connect(address);
+  });
+
+  afterAll(async () => {
+    client.close();
+    await Promise.all([...processes.values()].map((process) => process.stop(10_000)));
+  });
+
+  test('ends a batch at its deadline, and says what it waited for', async () => {
+    const batch = ['--sequences', '2', '--length', '10', '--deadline', '1'];
+    const { status, stderr } = await switchyard(['forward', '--address', address, ...batch]);
+    expect(stderr).toMatch(
+      /^switchyard: DEADLINE_EXCEEDED: the deadline of the batch passed while the cluster/,
+    );
+    expect(stderr).toContain('0 of the 2 expected workers have joined');
+    expect(status).toBe(1);
+  });
+
+  test('holds a batch without a deadline until they have come', async () => {
+    const early = forward();
+    early.catch(() => {});
+    startWorker('worker-0');
+    startWorker('worker-1');
+    expected = await early;
+    expect((await forward()).equals(expected)).toBe(true);
+  });
+
+  test('takes no worker that holds another model, and tells it why', async () => {
+    const stranger = startWorker('stranger', { model: join('test', 'fixtures', 'mixtral') });
+    const exit = await stranger.exited;
+    expect(exit).toEqual({ code: 1, signal: null });
+    const { message } = stranger.exitError(exit);
+    expect(message).toMatch(
+      /MODEL_MISMATCH: worker stranger has model [0-9a-f]{64}; this cluster serves tiny, [0-9a-f]{64}/,
+    );
+    const { view } = await client.describeCluster();
+    expect(view?.nodes.map(({ name }) => name)).not.toContain('stranger');
+    expect((await forward()).equals(expected)).toBe(true);
+  });
+
+  test('holds a batch while a worker starts again', async () => {
+    const worker = processes.get('worker-1')!;
+    worker.kill('SIGKILL');
+    await worker.exited;
+    for (;;) {
+      const { view } = await client.describeCluster();
+      if (view?.ready === false) break;
+    }
+    startWorker('worker-1');
+    expect((await forward()).equals(expected)).toBe(true);
+  });
+});
