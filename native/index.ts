@@ -246,7 +246,6 @@ export interface Addon {
   describe(): {
     cpu: string;
     isa: string[];
-    onednn: string | null;
     ucx: string | null;
     cuda: string | null;
     cores: number;

@@ -60,7 +60,6 @@ async function software(): Promise<Finding[]> {
     const about = addon.describe();
     found.push({ name: 'native addon', state: 'ok', detail: addonPath() });
     found.push(instructionSet(about.cpu, about.isa));
-    found.push(library('oneDNN', about.onednn, 'own kernels compute the experts'));
     found.push(library('UCX', about.ucx, 'token batches travel over gRPC'));
     found.push(library('CUDA', about.cuda, 'experts are computed by the CPU'));
   }

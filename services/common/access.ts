@@ -8,6 +8,14 @@ export function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || (isIPv4(host) && host.startsWith('127.'));
 }
 
+/**
+ * UCX opens ports of its own on every network device, unless it is told which. A process whose server stays on loopback
+ * keeps UCX there too; shared memory is not concerned. The environment's own UCX_NET_DEVICES is left as it is.
+ */
+export function keepUcxWithin(host: string): void {
+  if (isLoopback(host)) process.env.UCX_NET_DEVICES ??= 'lo';
+}
+
 /** Refuses to listen for other machines without a token, unless `insecure` says so. */
 export function assertBindAllowed(host: string, token: string | null, insecure: boolean): void {
   if (isLoopback(host) || token !== null || insecure) return;

@@ -11,7 +11,7 @@ import {
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { HealthImplementation, protoPath as healthProtoPath } from 'grpc-health-check';
-import { assertBindAllowed, bearerCheck } from './access.js';
+import { assertBindAllowed, bearerCheck, keepUcxWithin } from './access.js';
 import { SwitchyardError } from './errors.js';
 import { channelOptions, windowBytes } from './grpc-channel.js';
 import type { Logger } from './log.js';
@@ -61,6 +61,7 @@ interface ServerInternals {
 export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
   const { host, port, token, services, log } = options;
   assertBindAllowed(host, token, options.insecure);
+  keepUcxWithin(host);
   prepareProcess();
   const server = new Server({
     ...channelOptions(options.messageBytesMax),

@@ -14,6 +14,10 @@
 #include "addon/arguments.h"
 #include "addon/process.h"
 
+#ifdef SWITCHYARD_UCX
+#include "ucx/fabric.h"
+#endif
+
 namespace switchyard::addon {
 
 namespace {
@@ -54,8 +58,11 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   auto result = Napi::Object::New(env);
   result.Set("cpu", processor_name());
   result.Set("isa", isa);
-  result.Set("onednn", env.Null());
+#ifdef SWITCHYARD_UCX
+  result.Set("ucx", ucx::Fabric::version());
+#else
   result.Set("ucx", env.Null());
+#endif
   result.Set("cuda", env.Null());
   result.Set("cores", std::thread::hardware_concurrency());
   return result;
