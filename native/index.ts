@@ -348,5 +348,11 @@ export interface Addon {
   measureMemcpy(bytes: number): Promise<number>;
 }
 
+// As they are loaded, the UCX libraries hook the calls by which memory is mapped and given back, while V8's threads use
+// them: now and then a process then crashed at its start. Links need no such events.
+process.env.UCX_MEM_EVENTS ??= 'n';
+process.env.UCX_MEM_MMAP_HOOK_MODE ??= 'none';
+process.env.UCX_MEM_MALLOC_HOOKS ??= 'n';
+
 /** Loaded on first import; a missing or unloadable build says how to make it. */
 export const native: Addon = createRequire(import.meta.url)(addonPath());
