@@ -18,7 +18,7 @@ interface Finding {
 }
 
 const nodeVersionMin = [20, 17] as const;
-const defaultPorts = { coordinator: 7070, 'coordinator metrics': 9090 };
+const defaultPorts = { coordinator: 7070, 'coordinator metrics': 7071 };
 
 export const doctorCommand = defineCommand({
   name: 'doctor',

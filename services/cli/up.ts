@@ -18,7 +18,7 @@ export const upCommand = defineCommand({
     ...modelFields,
     ...clusterFields,
     port: port().default(7070),
-    metricsPort: port().default(9090),
+    metricsPort: port().default(7071),
     feedback: toggle().nullable().default(null),
     feedbackRate: decimal(0, 1).nullable().default(null),
     json: toggle().default(false),

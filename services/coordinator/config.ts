@@ -28,7 +28,7 @@ export const modelFields = {
 export const coordinatorSchema = z.object({
   ...serverFields,
   port: port().default(7070),
-  metricsPort: port().default(9090),
+  metricsPort: port().default(7071),
   name: text().default('coordinator'),
   advertiseHost: text().nullable().default(null),
   ...modelFields,
