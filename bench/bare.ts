@@ -1,31 +1,40 @@
-import { type Expert, type ExpertBackend, type ExpertInput, native } from '../native/index.js';
+import { type Expert, type ExpertBackend, type ExpertInput, native, type Slab } from '../native/index.js';
 import { openModel } from '../services/model/load.js';
 import type { ModelSource } from '../services/model/spec.js';
 
 /** Rows of one call: enough to be bound by compute, and what a worker takes at once. */
-const rowsPerCall = 512;
+const rowsPerCall = 1_024;
+
+interface Core {
+  backend: ExpertBackend;
+  experts: Expert[];
+}
 
 /**
- * The bare expert FFN: the same weights and kernels as a worker's, rows already grouped and in memory,
- * all cores, no gate, no transport, no cluster. Its tokens per second is what a cluster can at best reach.
+ * The bare expert FFN: the same weights and kernels as a worker's, rows already grouped and in memory, one thread a
+ * core on experts of its own, no gate, no transport, no cluster. Its tokens per second is what a cluster can at best reach.
  */
 export class BareFfn {
   private constructor(
-    private readonly backend: ExpertBackend,
-    private readonly experts: Expert[],
-    private readonly input: ExpertInput,
+    private readonly cores: Core[],
+    private readonly rows: Slab,
+    private readonly hidden: number,
     private readonly assignmentsPerToken: number,
   ) {}
 
-  /** Loads up to `expertsMax` experts of the model's first layer, so that weights come from memory as in a worker. */
-  static async open(source: ModelSource, threads: number, expertsMax: number): Promise<BareFfn> {
+  /** Every core loads `expertsPerCore` experts of the model's first layer, so that weights come from memory as in a worker. */
+  static async open(source: ModelSource, coreCount: number, expertsPerCore: number): Promise<BareFfn> {
     const model = await openModel(source);
     const { spec } = model;
-    const first = spec.layers[0]!;
-    const backend = native.createCpuBackend({ threads });
-    const experts: Expert[] = [];
-    for (let expert = 0; expert < Math.min(first.experts, expertsMax); expert++) {
-      experts.push(await backend.load(model.expert(first.layer, expert)));
+    const { layer, experts } = spec.layers[0]!;
+    const cores: Core[] = [];
+    for (let index = 0; index < coreCount; index++) {
+      const backend = native.createCpuBackend({ threads: 1 });
+      const held: Expert[] = [];
+      for (let i = 0; i < expertsPerCore; i++) {
+        held.push(await backend.load(model.expert(layer, (index * expertsPerCore + i) % experts)));
+      }
+      cores.push({ backend, experts: held });
     }
     const rows = await native.synthesizeTokens({
       seed: 3,
@@ -35,34 +44,41 @@ export class BareFfn {
       skew: 0,
       topics: 64,
     });
-    const input: ExpertInput = {
-      rows,
-      indices: Uint32Array.from({ length: rowsPerCall }, (_, row) => row),
-      output: native.allocateSlab(rowsPerCall * spec.hidden * 2),
-      outputRow: 0,
-      inputWeights: null,
-    };
     model.close();
-    return new BareFfn(backend, experts, input, spec.routing.topK * spec.layers.length);
+    return new BareFfn(cores, rows, spec.hidden, spec.routing.topK * spec.layers.length);
   }
 
   /** Tokens per second through all layers, measured over about `seconds`. */
   async tokensPerSecond(seconds: number): Promise<number> {
-    const once = async () => {
-      await Promise.all(this.experts.map((expert) => this.backend.forward(expert, [this.input])));
-      return this.experts.length * rowsPerCall;
+    const until = performance.now() + seconds * 1000;
+    const rates = await Promise.all(this.cores.map((core) => this.rowsPerSecond(core, until)));
+    return rates.reduce((sum, rate) => sum + rate, 0) / this.assignmentsPerToken;
+  }
+
+  private async rowsPerSecond({ backend, experts }: Core, until: number): Promise<number> {
+    const output = native.allocateSlab(rowsPerCall * this.hidden * 2);
+    const input: ExpertInput = {
+      rows: this.rows,
+      indices: Uint32Array.from({ length: rowsPerCall }, (_, row) => row),
+      output,
+      outputRow: 0,
+      inputWeights: null,
     };
-    await once();
     let rows = 0;
     const start = performance.now();
-    while (performance.now() - start < seconds * 1000) rows += await once();
-    return rows / this.assignmentsPerToken / ((performance.now() - start) / 1000);
+    while (performance.now() < until) {
+      await Promise.all(experts.map((expert) => backend.forward(expert, [input])));
+      rows += experts.length * rowsPerCall;
+    }
+    output.release();
+    return rows / ((performance.now() - start) / 1000);
   }
 
   close(): void {
-    for (const expert of this.experts) expert.release();
-    this.input.rows.release();
-    this.input.output.release();
-    this.backend.close();
+    for (const { backend, experts } of this.cores) {
+      for (const expert of experts) expert.release();
+      backend.close();
+    }
+    this.rows.release();
   }
 }

@@ -23,7 +23,7 @@ export const clusterCases: readonly Case[] = [
 ];
 
 const bareSeconds = 4;
-const expertsLoadedMax = 8;
+const expertsPerCore = 4;
 const readyTimeoutMs = 300_000;
 
 /**
@@ -33,7 +33,7 @@ const readyTimeoutMs = 300_000;
 export async function benchCluster(test: Case, options: BenchOptions): Promise<BenchResult> {
   const cores = availableParallelism();
   const spec = presets[test.preset].model;
-  const bare = await BareFfn.open({ kind: 'synthetic', spec }, cores, expertsLoadedMax);
+  const bare = await BareFfn.open({ kind: 'synthetic', spec }, cores, expertsPerCore);
   const cluster = await LocalCluster.start({
     workers: cores,
     routers: 0,
