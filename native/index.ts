@@ -348,11 +348,12 @@ export interface Addon {
   measureMemcpy(bytes: number): Promise<number>;
 }
 
-// As they are loaded, the UCX libraries hook the calls by which memory is mapped and given back, while V8's threads use
-// them: now and then a process then crashed at its start. Links need no such events.
+// As it is loaded, UCX hooks the calls that map memory, and tries the hooks by growing the heap by a page and shrinking it
+// again, whether it grew or not. Where it cannot grow, because V8 mapped something behind it, that takes a page in use,
+// and the process crashes later. Links need no such hooks.
 process.env.UCX_MEM_EVENTS ??= 'n';
-process.env.UCX_MEM_MMAP_HOOK_MODE ??= 'none';
-process.env.UCX_MEM_MALLOC_HOOKS ??= 'n';
+// UCX's own handler of fatal signals allocates memory: a process that crashed could hang in it instead of ending.
+process.env.UCX_HANDLE_ERRORS ??= 'none';
 
 /** Loaded on first import; a missing or unloadable build says how to make it. */
 export const native: Addon = createRequire(import.meta.url)(addonPath());
