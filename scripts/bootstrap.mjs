@@ -34,13 +34,18 @@ const toolchain = [
   { package: 'make', present: () => onPath('make') },
   { package: 'cmake', present: () => onPath('cmake') },
   { package: 'pkg-config', present: () => onPath('pkg-config') },
-  { package: 'libdnnl-dev', present: () => header('oneapi/dnnl/dnnl.hpp'), optional: true },
+  // Without it token batches travel over gRPC.
+  { package: 'libucx-dev', present: hasUcx, optional: true },
 ];
 /** What the tests need: GoogleTest, and promtool, without which the metrics go unchecked. */
 const testPackages = [
   { package: 'libgtest-dev', present: () => header('gtest/gtest.h') },
   { package: 'prometheus', present: () => onPath('promtool'), optional: true },
 ];
+
+function hasUcx() {
+  return header('ucp/api/ucp.h');
+}
 
 function onPath(command) {
   return (process.env.PATH ?? '').split(delimiter).some((directory) => {
@@ -189,7 +194,8 @@ function ensureNpmPackages() {
 
 function ensureNative() {
   const sources = filesUnder('native', /\.(cc|h|txt|cmake)$/, [/^native\/build/, /^native\/(test|bench)$/]);
-  const hash = hashOf(sources);
+  // The addon built without UCX is stale once UCX is there.
+  const hash = `${hashOf(sources)} ${hasUcx() ? 'ucx' : ''}`;
   const addon = join(root, 'native', 'build', 'Release', 'switchyard.node');
   if (existsSync(addon) && stampEquals('native', hash)) return present('native addon');
   installPackages(toolchain);
