@@ -418,8 +418,8 @@ describe('feedback', () => {
   });
 
   test('a router that does not read gets the latest bias when it does, and no queue of old ones', async () => {
-    // Updates of 64 KiB each fill what HTTP/2 and the sockets hold after some of them.
-    const layers = Array.from({ length: 64 }, (_, layer) => ({ layer, experts: 256 }));
+    // Updates of 512 KiB each fill what HTTP/2 and the sockets hold after some of them.
+    const layers = Array.from({ length: 512 }, (_, layer) => ({ layer, experts: 256 }));
     const started = await start({ model: { ...tinyModel, layers } });
     const router = new RawNode(started).say({ hello: hello('r0', { role: 'ROUTER' }) });
     await until(
