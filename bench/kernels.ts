@@ -7,6 +7,7 @@ const experts = 16;
 const workers = 4;
 const rowBytes = hidden * 2;
 const callsPerRun = 12;
+const slabBytes = 4 * 1024 ** 3;
 
 const routing: RoutingSpec = {
   topK: 2,
@@ -62,6 +63,7 @@ async function packedParts(rows: Slab, routed: GateResult, workerOf: Uint32Array
 
 /** Gate, pack and combine of one 1,024 x 4,096 chunk, called as the router calls them, on one thread. */
 export async function benchKernels(options: BenchOptions): Promise<BenchResult[]> {
+  native.configure({ slabBytesMax: slabBytes, threads: 1 });
   const rows = await native.synthesizeTokens({
     seed: 1,
     firstToken: 0,
