@@ -40,7 +40,7 @@ export const coordinatorSchema = z.object({
   feedback: toggle().nullable().default(null),
   /** Larger steps overshoot: several chunks are gated before the bias that the first of them caused arrives. */
   feedbackRate: decimal(0, 1).default(0.005),
-  feedbackWindow: humanCount(1).default(16),
+  feedbackWindow: humanCount(1).default(64),
   heartbeatMs: humanCount(10, 60_000).default(1_000),
 });
 
