@@ -50,6 +50,7 @@ function describe(
     'DEVICE',
     'THREADS',
     'EXPERTS',
+    'QUEUED ROWS',
     'MEMORY',
     'EVENT LOOP',
     'NOTE',
@@ -67,7 +68,8 @@ function describe(
     percent(node.eventLoopUtilization),
     node.reason || loading(node.load),
   ]);
-  const placed = `${count(view?.placements.length ?? 0)} experts of ${model?.name} (${model?.family}) placed, epoch ${view?.epoch}`;
+  const held = view?.placements.filter(({ workers }) => workers.length > 0).length ?? 0;
+  const placed = `${count(held)} experts of ${model?.name} (${model?.family}) placed, epoch ${view?.epoch}`;
   const readiness = view?.ready ? 'ready' : `not ready: ${view?.reason}`;
   const summary = `${readiness}; ${placed}; version ${version}, up ${seconds(uptimeSeconds)}`;
   return nodes.length === 0 ? summary : `${table([head, ...rows])}\n${summary}`;
