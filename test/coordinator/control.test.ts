@@ -36,6 +36,7 @@ async function start(
     port?: number;
     heartbeatMs?: number;
     model?: ModelSpec;
+    leaseMs?: number;
   } = {},
 ): Promise<Started> {
   const model = options.model ?? tinyModel;
@@ -44,7 +45,7 @@ async function start(
     description: describeModel(model),
     workers: options.workers ?? 1,
     topology: options.topology ?? null,
-    leaseMs,
+    leaseMs: options.leaseMs ?? leaseMs,
     heartbeatMs: options.heartbeatMs ?? 100,
     feedbackOn: true,
     feedback: { rate: 0.01, limit: 1, windowRowsPerExpert: 4 },
@@ -420,11 +421,13 @@ describe('feedback', () => {
   test('a router that does not read gets the latest bias when it does, and no queue of old ones', async () => {
     // Updates of 512 KiB each fill what HTTP/2 and the sockets hold after some of them.
     const layers = Array.from({ length: 512 }, (_, layer) => ({ layer, experts: 256 }));
-    const started = await start({ model: { ...tinyModel, layers } });
+    // Encoding and decoding them holds up this process, which is both ends: its lease must outlast that.
+    const started = await start({ model: { ...tinyModel, layers }, leaseMs: 60_000 });
     const router = new RawNode(started).say({ hello: hello('r0', { role: 'ROUTER' }) });
     await until(
       () => router.of('view').length,
       (count) => count > 0,
+      30_000,
     );
     router.call.pause();
     const steps = 100;
@@ -435,12 +438,14 @@ describe('feedback', () => {
       await until(
         () => feedback.version,
         (version) => version === step,
+        30_000,
       );
     }
     router.call.resume();
     await until(
       () => router.of('bias').at(-1)?.bias?.version ?? 0,
       (version) => version === steps,
+      30_000,
     );
     expect(router.of('bias').length).toBeLessThan(steps / 2);
   }, 60_000);
