@@ -25,7 +25,8 @@ export function seconds(value: number): string {
 export function table(rows: readonly (readonly string[])[]): string {
   const columns = rows[0]!.length;
   const odd = rows.find((row) => row.length !== columns);
-  if (odd) throw new Error(`a row of ${odd.length} cells in a table of ${columns} columns: ${odd.join(', ')}`);
+  if (odd)
+    throw new Error(`a row of ${odd.length} cells in a table of ${columns} columns: ${odd.join(', ')}`);
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
   return rows
     .map((row) =>
