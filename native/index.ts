@@ -214,7 +214,7 @@ export interface UcxChannel {
    * and everything that arrived before was taken, with CANCELLED after close(). One call at a time.
    */
   receive(): Promise<UcxMessage[]>;
-  /** What UCX says of the channel's lanes, for example "posix cma". */
+  /** What UCX says of the channel's lanes, for example "cma sysv posix". */
   transports(): Promise<string>;
   /** Flushes what was sent and forgets the channel. Idempotent. */
   close(): void;
@@ -227,6 +227,8 @@ export interface UcxStats {
   bytesReceived: number;
   /** Bytes that were copied from a transport's buffer to a slab, because the message did not come by zero-copy. */
   bytesCopied: number;
+  /** Bytes that came by one copy from the peer's memory on this machine. */
+  bytesTaken: number;
   /** Messages for no channel, with a wrong key, or larger than allowed. */
   messagesRefused: number;
 }

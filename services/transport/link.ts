@@ -58,7 +58,7 @@ export interface LinkStats {
 export interface Link {
   readonly worker: string;
   readonly transport: TransportKind;
-  /** What carries the rows below that: "http2", or UCX's transports, for example "posix cma". */
+  /** What carries the rows below that: "http2", or UCX's transports, for example "cma sysv posix". */
   readonly lanes: string;
   readonly stats: LinkStats;
   /** Settled when the link is gone: resolves with the reason. */

@@ -74,6 +74,7 @@ Napi::Value to_stats(Napi::Env env, const ucx::FabricStats& stats) {
   set("bytesSent", stats.bytes_sent);
   set("bytesReceived", stats.bytes_received);
   set("bytesCopied", stats.bytes_copied);
+  set("bytesTaken", stats.bytes_taken);
   set("messagesRefused", stats.messages_refused);
   return result;
 }

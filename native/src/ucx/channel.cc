@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <regex>
@@ -7,17 +6,6 @@
 
 namespace switchyard::ucx {
 namespace {
-
-Error gone(ucs_status_t status) {
-  return Error(Code::link_lost, std::string("the UCX peer is gone: ") + ucs_status_string(status));
-}
-
-Error unknown_channel(uint64_t id) {
-  return Error(Code::link_lost, "UCX channel " + std::to_string(id) + " is closed");
-}
-
-/** Messages that may wait for one that was sent before them. */
-constexpr size_t early_max = 4096;
 
 /** The transports of an endpoint's lanes, each once. UCX 1.13 tells them in its text for people alone. */
 std::string lane_transports(ucp_ep_h endpoint) {
@@ -44,7 +32,8 @@ std::string lane_transports(ucp_ep_h endpoint) {
 
 uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events) {
   const uint64_t id = next_channel_++;
-  auto channel = std::make_shared<std::unique_ptr<Channel>>(new Channel{this, id, key, limits, std::move(events), nullptr, 0, 0, 0, {}, std::nullopt});
+  auto channel = std::make_shared<std::unique_ptr<Channel>>(
+      new Channel{.owner = this, .id = id, .key = key, .limits = limits, .events = std::move(events)});
   enqueue([this, id, channel] { channels_[id] = std::move(*channel); });
   return id;
 }
@@ -52,159 +41,32 @@ uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEve
 void Fabric::Progress::connect(uint64_t id, std::vector<uint8_t> peer_address, uint64_t peer_channel,
                                ConnectDone done) {
   enqueue([this, id, peer_address = std::move(peer_address), peer_channel, done = std::move(done)] {
-    const auto found = channels_.find(id);
-    if (found == channels_.end()) return done(unknown_channel(id));
-    Channel& channel = *found->second;
-    ucp_ep_params_t params{};
-    params.field_mask =
-        UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
-    params.address = reinterpret_cast<const ucp_address_t*>(peer_address.data());
-    params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
-    params.err_handler = {on_endpoint_error, &channel};
-    const ucs_status_t status = ucp_ep_create(worker_, &params, &channel.endpoint);
-    if (status != UCS_OK) {
-      channel.endpoint = nullptr;
-      return done(gone(status));
-    }
-    channel.peer_channel = peer_channel;
-    done(std::nullopt);
+    connect_now(id, peer_address, peer_channel, done);
   });
 }
 
-void Fabric::Progress::send(uint64_t id, Message message, SendDone done) {
-  enqueue([this, id, message = std::move(message), done = std::move(done)]() mutable {
-    send_now(id, std::move(message), std::move(done));
-  });
-}
-
-void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
+void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer_address, uint64_t peer_channel,
+                                   ConnectDone done) {
   const auto found = channels_.find(id);
-  if (found == channels_.end()) return done(unknown_channel(id));
+  if (found == channels_.end() || found->second->closing) return done(closed_channel(id));
   Channel& channel = *found->second;
-  if (channel.failure) return done(channel.failure);
-  if (!channel.endpoint) return done(Error(Code::internal, "the UCX channel is not connected"));
-
-  WireHeader header;
-  header.meta_bytes = static_cast<uint32_t>(message.meta_bytes);
-  header.channel = channel.peer_channel;
-  header.row_bytes = message.row_bytes;
-  header.sequence = channel.next_sent++;
-  header.key = channel.key;
-  auto request = std::make_unique<SendRequest>(SendRequest{this, header, std::move(message), std::move(done)});
-
-  ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-  param.cb.send = on_sent;
-  param.user_data = request.get();
-  const size_t length = request->message.row_bytes + request->message.meta_bytes;
-  sending_.insert(request.get());
-  const ucs_status_ptr_t pending = ucp_am_send_nbx(channel.endpoint, message_id, &request->header, sizeof(WireHeader),
-                                                   request->message.slab->data(), length, &param);
-  if (UCS_PTR_IS_PTR(pending)) {
-    request.release();  // on_sent owns it now.
-  } else {
-    on_sent(nullptr, UCS_PTR_RAW_STATUS(pending), request.release());
+  ucp_ep_params_t params{};
+  params.field_mask =
+      UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.address = reinterpret_cast<const ucp_address_t*>(peer_address.data());
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler = {on_endpoint_error, &channel};
+  const ucs_status_t status = ucp_ep_create(worker_, &params, &channel.endpoint);
+  if (status != UCS_OK) {
+    channel.endpoint = nullptr;
+    return done(gone(status));
   }
-}
-
-void Fabric::Progress::on_sent(void* handle, ucs_status_t status, void* user_data) {
-  const std::unique_ptr<SendRequest> request(static_cast<SendRequest*>(user_data));
-  Progress& self = *request->owner;
-  self.sending_.erase(request.get());
-  if (status == UCS_OK) {
-    ++self.messages_sent_;
-    self.bytes_sent_ += request->message.row_bytes + request->message.meta_bytes;
-  }
-  request->message.slab.reset();
-  request->done(status == UCS_OK ? std::nullopt : std::optional<Error>(gone(status)));
-  if (handle) ucp_request_free(handle);
-}
-
-ucs_status_t Fabric::Progress::on_message(void* self, const void* header, size_t header_length, void* data,
-                                          size_t length, const ucp_am_recv_param_t* param) {
-  auto& progress = *static_cast<Progress*>(self);
-  if (header_length != sizeof(WireHeader)) return progress.refuse();
-  WireHeader wire;
-  std::memcpy(&wire, header, sizeof(wire));
-  return progress.receive(wire, data, length, (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0);
-}
-
-ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, size_t length, bool rendezvous) {
-  if (header.magic != WireHeader::expected_magic) return refuse();
-  const auto found = channels_.find(header.channel);
-  if (found == channels_.end() || !same_key(found->second->key, header.key)) return refuse();
-  Channel& channel = *found->second;
-  if (channel.failure) return refuse();
-  if (length == 0 || length > channel.limits.message_bytes_max || header.row_bytes > length ||
-      header.meta_bytes != length - header.row_bytes) {
-    fail(channel, Error(Code::invalid_argument,
-                        "a UCX message of " + std::to_string(length) + " bytes announces " +
-                            std::to_string(header.row_bytes) + " bytes of rows and " +
-                            std::to_string(header.meta_bytes) + " of metadata; allowed: their sum, at most " +
-                            std::to_string(channel.limits.message_bytes_max)));
-    return refuse();
-  }
-  Message message;
-  try {
-    // The slab is as long as its rows; the metadata lies in its tail.
-    const size_t row_bytes = header.row_bytes;
-    message = {arena_.allocate(std::max<size_t>(row_bytes, 1), header.meta_bytes), row_bytes, header.meta_bytes};
-  } catch (const Error& error) {
-    fail(channel, error);
-    return refuse();
-  }
-  if (!rendezvous) {
-    std::memcpy(message.slab->data(), data, length);
-    bytes_copied_ += length;
-    deliver(header.channel, header.sequence, std::move(message));
-    return UCS_OK;
-  }
-
-  auto* request = new ReceiveRequest{this, header.channel, header.sequence, std::move(message)};
-  receiving_.insert(request);
-  ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
-  param.cb.recv_am = on_received;
-  param.user_data = request;
-  const ucs_status_ptr_t pending =
-      ucp_am_recv_data_nbx(worker_, data, request->message.slab->data(), length, &param);
-  if (!UCS_PTR_IS_PTR(pending)) on_received(nullptr, UCS_PTR_RAW_STATUS(pending), length, request);
-  return UCS_INPROGRESS;
-}
-
-void Fabric::Progress::on_received(void* handle, ucs_status_t status, size_t, void* user_data) {
-  const std::unique_ptr<ReceiveRequest> request(static_cast<ReceiveRequest*>(user_data));
-  Progress& self = *request->owner;
-  self.receiving_.erase(request.get());
-  // A failed transfer needs no word of its own: the endpoint's error handler says that the peer is gone.
-  if (status == UCS_OK) self.deliver(request->channel, request->sequence, std::move(request->message));
-  if (handle) ucp_request_free(handle);
-}
-
-void Fabric::Progress::deliver(uint64_t id, uint64_t sequence, Message message) {
-  const auto found = channels_.find(id);
-  if (found == channels_.end() || found->second->failure) return;
-  Channel& channel = *found->second;
-  if (sequence < channel.next_delivered || !channel.early.emplace(sequence, std::move(message)).second) {
-    fail(channel, Error(Code::invalid_argument, "UCX message " + std::to_string(sequence) + " came twice"));
-    return;
-  }
-  if (channel.early.size() > early_max) {
-    fail(channel, Error(Code::data_loss, "UCX message " + std::to_string(channel.next_delivered) + " is missing"));
-    return;
-  }
-  for (auto next = channel.early.begin(); next != channel.early.end() && next->first == channel.next_delivered;
-       next = channel.early.erase(next)) {
-    ++channel.next_delivered;
-    ++messages_received_;
-    bytes_received_ += next->second.row_bytes + next->second.meta_bytes;
-    channel.events.received(std::move(next->second));
-  }
-}
-
-ucs_status_t Fabric::Progress::refuse() {
-  ++messages_refused_;
-  return UCS_OK;
+  channel.peer_channel = peer_channel;
+  channel.challenge = random_mark();
+  send_control(channel, Kind::challenge, 0, channel.challenge.data(), sizeof(Mark));
+  // The peer may have asked before this side could answer.
+  if (channel.mark) send_beacon(channel);
+  done(std::nullopt);
 }
 
 void Fabric::Progress::on_endpoint_error(void* argument, ucp_ep_h, ucs_status_t status) {
@@ -215,7 +77,10 @@ void Fabric::Progress::on_endpoint_error(void* argument, ucp_ep_h, ucs_status_t 
 void Fabric::Progress::fail(Channel& channel, Error error) {
   if (channel.failure) return;
   channel.failure = error;
-  channel.events.failed(std::move(error));
+  end_offers(channel, error);
+  if (!channel.closing) return channel.events.failed(std::move(error));
+  // The endpoint may not be closed while UCX calls its error handler.
+  deferred_.push_back([this, id = channel.id] { finish_close(id); });
 }
 
 void Fabric::Progress::close(uint64_t id, CloseDone done) {
@@ -228,24 +93,34 @@ void Fabric::Progress::close_now(uint64_t id, CloseDone done) {
     if (done) done();
     return;
   }
-  // The endpoint's error handler may still be called while it closes: the channel lives until then.
-  std::shared_ptr<Channel> channel = std::move(found->second);
-  channels_.erase(found);
-  const bool force = channel->failure.has_value();
-  if (!channel->failure) channel->failure = unknown_channel(id);
-  if (!channel->endpoint) {
-    if (done) done();
-    return;
-  }
-  close_endpoint(channel->endpoint, force, [channel, done = std::move(done)] {
-    if (done) done();
-  });
+  Channel& channel = *found->second;
+  if (done) channel.closed.push_back(std::move(done));
+  if (channel.closing) return;
+  channel.closing = true;
+  if (channel.endpoint && !channel.failure) send_control(channel, Kind::closing);
+  if (channel.offers.empty()) finish_close(id);
 }
 
-void Fabric::Progress::close_endpoint(ucp_ep_h endpoint, bool force, CloseDone done) {
+void Fabric::Progress::finish_close(uint64_t id) {
+  const auto found = channels_.find(id);
+  if (found == channels_.end()) return;
+  // The endpoint's error handler may still be called while it closes: the channel lives until then.
+  const std::shared_ptr<Channel> channel = std::move(found->second);
+  channels_.erase(found);
+  const auto done = [channel] {
+    for (const CloseDone& closed : channel->closed) closed();
+  };
+  if (channel->endpoint) {
+    close_endpoint(channel->endpoint, channel->failure.has_value(), done);
+  } else {
+    done();
+  }
+}
+
+void Fabric::Progress::close_endpoint(ucp_ep_h endpoint, bool force, Command done) {
   struct Closing {
     Progress* owner;
-    CloseDone done;
+    Command done;
   };
   auto* closing = new Closing{this, std::move(done)};
   ++endpoints_closing_;
@@ -270,13 +145,15 @@ std::string Fabric::Progress::transports(uint64_t id) {
   enqueue([this, id, answer] {
     const auto found = channels_.find(id);
     if (found == channels_.end() || !found->second->endpoint) return answer->set_value("");
-    answer->set_value(lane_transports(found->second->endpoint));
+    const Channel& channel = *found->second;
+    answer->set_value((channel.may_offer ? "cma " : "") + lane_transports(channel.endpoint));
   });
   return future.get();
 }
 
 FabricStats Fabric::Progress::stats() const {
-  return {messages_sent_, messages_received_, bytes_sent_, bytes_received_, bytes_copied_, messages_refused_};
+  return {messages_sent_, messages_received_, bytes_sent_, bytes_received_, bytes_copied_, bytes_taken_,
+          messages_refused_};
 }
 
 }  // namespace switchyard::ucx

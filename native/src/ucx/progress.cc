@@ -102,13 +102,15 @@ void Fabric::Progress::create_worker() {
 void Fabric::Progress::destroy() {
   // UCX aborts the process when a worker is destroyed under operations that never ended, which a peer that stopped
   // answering can cause. Such a worker is left to the end of the process.
-  const bool quiet = sending_.empty() && receiving_.empty() && endpoints_closing_ == 0;
+  const bool quiet = channels_.empty() && sending_.empty() && receiving_.empty() && endpoints_closing_ == 0;
   if (worker_ && quiet) ucp_worker_destroy(worker_);
   if (context_ && quiet) ucp_cleanup(context_);
+  const Error ended(Code::cancelled, "the UCX fabric closed before the message was sent");
   for (SendRequest* request : sending_) {
-    request->done(Error(Code::cancelled, "the UCX fabric closed before the message was sent"));
+    if (request->done) request->done(ended);
     delete request;
   }
+  for (auto& [id, channel] : channels_) end_offers(*channel, ended);
   for (ReceiveRequest* request : receiving_) delete request;
   if (command_events_ >= 0) ::close(command_events_);
   if (poll_events_ >= 0) ::close(poll_events_);
@@ -131,8 +133,10 @@ bool Fabric::Progress::run_commands() {
     std::lock_guard lock(mutex_);
     commands.swap(commands_);
   }
+  const bool busy = !commands.empty() || !deferred_.empty();
   for (Command& command : commands) command();
-  return !commands.empty();
+  for (Command& command : std::exchange(deferred_, {})) command();
+  return busy;
 }
 
 void Fabric::Progress::run() {
@@ -165,11 +169,14 @@ void Fabric::Progress::wait_for_events() {
 }
 
 void Fabric::Progress::close_all() {
-  while (!channels_.empty()) close_now(channels_.begin()->first, nullptr);
+  std::vector<uint64_t> open;
+  for (const auto& [id, channel] : channels_) open.push_back(id);
+  for (const uint64_t id : open) close_now(id, nullptr);
   const auto deadline = std::chrono::steady_clock::now() + shutdown_wait;
-  while ((endpoints_closing_ > 0 || !sending_.empty() || !receiving_.empty()) &&
+  while ((!channels_.empty() || endpoints_closing_ > 0 || !sending_.empty() || !receiving_.empty()) &&
          std::chrono::steady_clock::now() < deadline) {
     ucp_worker_progress(worker_);
+    run_commands();
   }
 }
 

@@ -11,9 +11,18 @@
 #include <unordered_set>
 
 #include "ucx/fabric.h"
+#include "ucx/peer_memory.h"
 #include "ucx/wire.h"
 
 namespace switchyard::ucx {
+
+inline Error gone(ucs_status_t status) {
+  return Error(Code::link_lost, std::string("the UCX peer is gone: ") + ucs_status_string(status));
+}
+
+inline Error closed_channel(uint64_t id) {
+  return Error(Code::link_lost, "UCX channel " + std::to_string(id) + " is closed");
+}
 
 /**
  * The progress thread: it alone calls UCX after construction. Other threads hand it commands through a queue and an
@@ -50,12 +59,28 @@ class Fabric::Progress {
   void wait_for_events();
   void close_all();
 
-  // On the progress thread.
-  void send_now(uint64_t id, Message message, SendDone done);
+  // Everything below runs on the progress thread. Channels: channel.cc.
+  void connect_now(uint64_t id, const std::vector<uint8_t>& peer_address, uint64_t peer_channel, ConnectDone done);
   void close_now(uint64_t id, CloseDone done);
-  void close_endpoint(ucp_ep_h endpoint, bool force, CloseDone done);
+  void finish_close(uint64_t id);
+  void close_endpoint(ucp_ep_h endpoint, bool force, Command done);
   void fail(Channel& channel, Error error);
+
+  // What goes out: send.cc.
+  void send_now(uint64_t id, Message message, SendDone done);
+  void offer(Channel& channel, Message message, SendDone done);
+  void send_control(Channel& channel, Kind kind, uint64_t sequence = 0, const void* data = nullptr, size_t length = 0);
+  void transmit(Channel& channel, std::unique_ptr<SendRequest> request, const void* data, size_t length);
+  void end_offers(Channel& channel, const Error& error);
+
+  // What comes in: receive.cc.
   ucs_status_t receive(const WireHeader& header, void* data, size_t length, bool rendezvous);
+  void receive_control(Channel& channel, const WireHeader& header, const void* data, size_t length);
+  void receive_beacon(Channel& channel, const Beacon& beacon);
+  void receive_offer(Channel& channel, const WireHeader& header, const Offer& offer);
+  void receive_taken(Channel& channel, uint64_t sequence);
+  std::optional<Message> allocate(Channel& channel, const WireHeader& header, size_t length);
+  void send_beacon(Channel& channel);
   void deliver(uint64_t id, uint64_t sequence, Message message);
   ucs_status_t refuse();
 
@@ -82,11 +107,19 @@ class Fabric::Progress {
   std::unordered_set<ReceiveRequest*> receiving_;
   std::unordered_set<SendRequest*> sending_;
   size_t endpoints_closing_ = 0;
+  /** What a callback of UCX must not do itself. */
+  std::deque<Command> deferred_;
 
   std::atomic<uint64_t> next_channel_{1};
   std::atomic<uint64_t> messages_sent_{0}, messages_received_{0}, bytes_sent_{0}, bytes_received_{0}, bytes_copied_{0},
-      messages_refused_{0};
+      bytes_taken_{0}, messages_refused_{0};
   std::thread thread_;
+};
+
+/** A message in this process's memory, for the peer to read. */
+struct Outstanding {
+  Message message;
+  Fabric::SendDone done;
 };
 
 struct Fabric::Progress::Channel {
@@ -100,13 +133,30 @@ struct Fabric::Progress::Channel {
   uint64_t next_sent = 0;
   uint64_t next_delivered = 0;
   /** Complete, but a message sent before is not. */
-  std::map<uint64_t, Message> early;
-  std::optional<Error> failure;
+  std::map<uint64_t, Message> early{};
+  std::optional<Error> failure{};
+
+  /** The number that this side chose, and, once the peer has shown that it holds it, the peer's memory. */
+  Mark challenge{};
+  std::optional<PeerMemory> peer_memory{};
+  /** The number that the peer chose; it is read here. */
+  std::optional<Mark> mark{};
+  /** The peer has read the mark, so it can read messages. */
+  bool may_offer = false;
+  std::map<uint64_t, Outstanding> offers{};
+
+  bool peer_closing = false;
+  /** Closing ends when the peer has taken what was offered. */
+  bool closing = false;
+  std::vector<CloseDone> closed{};
 };
 
 struct Fabric::Progress::SendRequest {
   Progress* owner;
+  uint64_t channel;
   WireHeader header;
+  /** Data of a control message. */
+  std::array<uint8_t, 16> control;
   Message message;
   SendDone done;
 };

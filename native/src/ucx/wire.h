@@ -10,19 +10,54 @@ namespace switchyard::ucx {
 /** The active-message id that carries every message of the product. */
 inline constexpr unsigned message_id = 0x5A;
 
+/** What an active message is, and in brackets what its data is. */
+enum class Kind : uint32_t {
+  /** [rows, metadata] */
+  message = 1,
+  /** [Mark] Hold this number and say where. */
+  challenge = 2,
+  /** [Beacon] Where the number is. */
+  beacon = 3,
+  /** [] The number was read there: messages may be offered. */
+  may_offer = 4,
+  /** [Offer] A message that lies in the sender's memory until it is taken. */
+  offer = 5,
+  /** [] The offer of this sequence number was read. */
+  taken = 6,
+  /** [] The sender of this takes no more offers. */
+  closing = 7,
+};
+
+/** A number that proves which process holds it. */
+using Mark = std::array<uint8_t, 16>;
+
+struct Beacon {
+  int64_t process = 0;
+  uint64_t mark_address = 0;
+};
+
+struct Offer {
+  uint64_t address = 0;
+};
+
 /** The active-message header. Both ends are little-endian x86-64. */
 struct WireHeader {
-  static constexpr uint32_t expected_magic = 0x31445953;  // "SYD1"
+  static constexpr uint32_t expected_magic = 0x32445953;  // "SYD2"
 
   uint32_t magic = expected_magic;
-  uint32_t meta_bytes = 0;
+  Kind kind = Kind::message;
   uint64_t channel = 0;
+  /** Of `message` and `offer`. */
   uint64_t row_bytes = 0;
-  /** Counts the messages of a channel from 0: UCX may complete a long message after a short one that followed it. */
+  uint64_t meta_bytes = 0;
+  /**
+   * `message` and `offer` are counted from 0 on each channel: UCX may complete a long message after a short one that
+   * followed it. `taken` has the number of its offer.
+   */
   uint64_t sequence = 0;
   Key key{};
 };
-static_assert(sizeof(WireHeader) == 48);
+static_assert(sizeof(WireHeader) == 56);
 
 /** Compares in constant time. */
 inline bool same_key(const Key& left, const Key& right) {

@@ -60,7 +60,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     return this.channel.connect(address, channel);
   }
 
-  /** The transports that UCX uses towards the peer, for example "posix cma". */
+  /** The transports that UCX uses towards the peer, for example "cma sysv posix". */
   transports(): Promise<string> {
     return this.channel.transports();
   }

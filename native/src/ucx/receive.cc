@@ -1,0 +1,204 @@
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "ucx/progress.h"
+
+namespace switchyard::ucx {
+namespace {
+
+/** Messages that may wait for one that was sent before them. */
+constexpr size_t early_max = 4096;
+
+template <typename T>
+std::optional<T> read_as(const void* data, size_t length) {
+  if (length != sizeof(T)) return std::nullopt;
+  T value;
+  std::memcpy(&value, data, sizeof(T));
+  return value;
+}
+
+Error broken(const std::string& what) { return Error(Code::invalid_argument, "the UCX peer broke the protocol: " + what); }
+
+}  // namespace
+
+ucs_status_t Fabric::Progress::on_message(void* self, const void* header, size_t header_length, void* data,
+                                          size_t length, const ucp_am_recv_param_t* param) {
+  auto& progress = *static_cast<Progress*>(self);
+  if (header_length != sizeof(WireHeader)) return progress.refuse();
+  WireHeader wire;
+  std::memcpy(&wire, header, sizeof(wire));
+  return progress.receive(wire, data, length, (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0);
+}
+
+ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, size_t length, bool rendezvous) {
+  if (header.magic != WireHeader::expected_magic) return refuse();
+  const auto found = channels_.find(header.channel);
+  if (found == channels_.end() || !same_key(found->second->key, header.key)) return refuse();
+  Channel& channel = *found->second;
+  if (header.kind != Kind::message) {
+    if (rendezvous) return refuse();
+    receive_control(channel, header, data, length);
+    return UCS_OK;
+  }
+  if (channel.failure || channel.closing) return refuse();
+  auto message = allocate(channel, header, length);
+  if (!message) return refuse();
+  if (!rendezvous) {
+    std::memcpy(message->slab->data(), data, length);
+    bytes_copied_ += length;
+    deliver(channel.id, header.sequence, std::move(*message));
+    return UCS_OK;
+  }
+
+  auto* request = new ReceiveRequest{this, channel.id, header.sequence, std::move(*message)};
+  receiving_.insert(request);
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+  param.cb.recv_am = on_received;
+  param.user_data = request;
+  const ucs_status_ptr_t pending =
+      ucp_am_recv_data_nbx(worker_, data, request->message.slab->data(), length, &param);
+  if (!UCS_PTR_IS_PTR(pending)) on_received(nullptr, UCS_PTR_RAW_STATUS(pending), length, request);
+  return UCS_INPROGRESS;
+}
+
+/** A slab for what the header announces; fails the channel and returns nothing if it must not be taken. */
+std::optional<Message> Fabric::Progress::allocate(Channel& channel, const WireHeader& header, size_t length) {
+  const size_t allowed = channel.limits.message_bytes_max;
+  if (length == 0 || length > allowed || header.row_bytes > length || header.meta_bytes != length - header.row_bytes) {
+    fail(channel, Error(Code::invalid_argument,
+                        "a UCX message of " + std::to_string(length) + " bytes announces " +
+                            std::to_string(header.row_bytes) + " bytes of rows and " +
+                            std::to_string(header.meta_bytes) + " of metadata; allowed: their sum, at most " +
+                            std::to_string(allowed)));
+    return std::nullopt;
+  }
+  try {
+    // The slab is as long as its rows; the metadata lies in its tail.
+    const size_t row_bytes = header.row_bytes;
+    return Message{arena_.allocate(std::max<size_t>(row_bytes, 1), header.meta_bytes), row_bytes, header.meta_bytes};
+  } catch (const Error& error) {
+    fail(channel, error);
+    return std::nullopt;
+  }
+}
+
+void Fabric::Progress::on_received(void* handle, ucs_status_t status, size_t, void* user_data) {
+  const std::unique_ptr<ReceiveRequest> request(static_cast<ReceiveRequest*>(user_data));
+  Progress& self = *request->owner;
+  self.receiving_.erase(request.get());
+  // A failed transfer needs no word of its own: the endpoint's error handler says that the peer is gone.
+  if (status == UCS_OK) self.deliver(request->channel, request->sequence, std::move(request->message));
+  if (handle) ucp_request_free(handle);
+}
+
+void Fabric::Progress::deliver(uint64_t id, uint64_t sequence, Message message) {
+  const auto found = channels_.find(id);
+  if (found == channels_.end() || found->second->failure || found->second->closing) return;
+  Channel& channel = *found->second;
+  if (sequence < channel.next_delivered || !channel.early.emplace(sequence, std::move(message)).second) {
+    fail(channel, Error(Code::invalid_argument, "UCX message " + std::to_string(sequence) + " came twice"));
+    return;
+  }
+  if (channel.early.size() > early_max) {
+    fail(channel, Error(Code::data_loss, "UCX message " + std::to_string(channel.next_delivered) + " is missing"));
+    return;
+  }
+  for (auto next = channel.early.begin(); next != channel.early.end() && next->first == channel.next_delivered;
+       next = channel.early.erase(next)) {
+    ++channel.next_delivered;
+    ++messages_received_;
+    bytes_received_ += next->second.row_bytes + next->second.meta_bytes;
+    channel.events.received(std::move(next->second));
+  }
+}
+
+void Fabric::Progress::receive_control(Channel& channel, const WireHeader& header, const void* data, size_t length) {
+  const auto malformed = [&] {
+    refuse();
+    fail(channel, broken("a control message of kind " + std::to_string(static_cast<uint32_t>(header.kind)) + " and " +
+                         std::to_string(length) + " bytes"));
+  };
+  switch (header.kind) {
+    case Kind::challenge:
+      channel.mark = read_as<Mark>(data, length);
+      if (!channel.mark) return malformed();
+      if (channel.endpoint && !channel.failure && !channel.closing) send_beacon(channel);
+      return;
+    case Kind::beacon:
+      if (const auto beacon = read_as<Beacon>(data, length)) return receive_beacon(channel, *beacon);
+      return malformed();
+    case Kind::may_offer:
+      // Only a mark that is known here can have been read.
+      if (!channel.mark) return malformed();
+      channel.may_offer = true;
+      return;
+    case Kind::offer:
+      if (const auto offer = read_as<Offer>(data, length)) return receive_offer(channel, header, *offer);
+      return malformed();
+    case Kind::taken:
+      return receive_taken(channel, header.sequence);
+    case Kind::closing:
+      channel.peer_closing = true;
+      end_offers(channel, Error(Code::link_lost, "the UCX peer closed the channel"));
+      if (channel.closing) deferred_.push_back([this, id = channel.id] { finish_close(id); });
+      return;
+    case Kind::message:
+      break;
+  }
+  malformed();
+}
+
+void Fabric::Progress::send_beacon(Channel& channel) {
+  const Beacon beacon{getpid(), reinterpret_cast<uint64_t>(channel.mark->data())};
+  send_control(channel, Kind::beacon, 0, &beacon, sizeof(beacon));
+}
+
+void Fabric::Progress::receive_beacon(Channel& channel, const Beacon& beacon) {
+  if (!channel.endpoint || channel.failure || channel.closing) return;
+  channel.peer_memory = PeerMemory::open(beacon, channel.challenge);
+  if (channel.peer_memory) send_control(channel, Kind::may_offer);
+}
+
+void Fabric::Progress::receive_offer(Channel& channel, const WireHeader& header, const Offer& offer) {
+  // The sender learns from `closing` that its offer is not taken.
+  if (channel.failure || channel.closing) {
+    refuse();
+    return;
+  }
+  if (!channel.peer_memory) {
+    refuse();
+    return fail(channel, broken("an offer that nobody asked for"));
+  }
+  auto message = allocate(channel, header, header.row_bytes + header.meta_bytes);
+  if (!message) {
+    refuse();
+    return;
+  }
+  const size_t length = message->row_bytes + message->meta_bytes;
+  if (!channel.peer_memory->read(offer.address, length, message->slab->data())) {
+    return fail(channel, Error(Code::link_lost, "the UCX peer is gone: its memory cannot be read"));
+  }
+  bytes_taken_ += length;
+  send_control(channel, Kind::taken, header.sequence);
+  deliver(channel.id, header.sequence, std::move(*message));
+}
+
+void Fabric::Progress::receive_taken(Channel& channel, uint64_t sequence) {
+  auto taken = channel.offers.extract(sequence);
+  // Offers that ended with an error may have been taken before the peer learned it.
+  if (taken.empty()) return;
+  ++messages_sent_;
+  bytes_sent_ += taken.mapped().message.row_bytes + taken.mapped().message.meta_bytes;
+  taken.mapped().message.slab.reset();
+  taken.mapped().done(std::nullopt);
+  if (channel.closing && channel.offers.empty()) deferred_.push_back([this, id = channel.id] { finish_close(id); });
+}
+
+ucs_status_t Fabric::Progress::refuse() {
+  ++messages_refused_;
+  return UCS_OK;
+}
+
+}  // namespace switchyard::ucx

@@ -1,0 +1,112 @@
+#include "ucx/progress.h"
+
+namespace switchyard::ucx {
+namespace {
+
+/** From here on one copy and two short messages cost less than two copies. */
+constexpr size_t offer_bytes_min = 16 * 1024;
+/** The kernel copies less than 2 GiB at once. */
+constexpr size_t offer_bytes_max = size_t{1} << 30;
+
+}  // namespace
+
+void Fabric::Progress::send(uint64_t id, Message message, SendDone done) {
+  enqueue([this, id, message = std::move(message), done = std::move(done)]() mutable {
+    send_now(id, std::move(message), std::move(done));
+  });
+}
+
+void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
+  const auto found = channels_.find(id);
+  if (found == channels_.end() || found->second->closing) return done(closed_channel(id));
+  Channel& channel = *found->second;
+  if (channel.failure) return done(channel.failure);
+  if (!channel.endpoint) return done(Error(Code::internal, "the UCX channel is not connected"));
+  if (channel.peer_closing) return done(Error(Code::link_lost, "the UCX peer closed the channel"));
+
+  const size_t length = message.row_bytes + message.meta_bytes;
+  if (channel.may_offer && length >= offer_bytes_min && length <= offer_bytes_max) {
+    return offer(channel, std::move(message), std::move(done));
+  }
+  auto request = std::make_unique<SendRequest>();
+  request->header.row_bytes = message.row_bytes;
+  request->header.meta_bytes = message.meta_bytes;
+  request->header.sequence = channel.next_sent++;
+  request->message = std::move(message);
+  request->done = std::move(done);
+  const void* data = request->message.slab->data();
+  transmit(channel, std::move(request), data, length);
+}
+
+void Fabric::Progress::offer(Channel& channel, Message message, SendDone done) {
+  const uint64_t sequence = channel.next_sent++;
+  const Offer offer{reinterpret_cast<uint64_t>(message.slab->data())};
+  auto request = std::make_unique<SendRequest>();
+  request->header.kind = Kind::offer;
+  request->header.row_bytes = message.row_bytes;
+  request->header.meta_bytes = message.meta_bytes;
+  request->header.sequence = sequence;
+  std::memcpy(request->control.data(), &offer, sizeof(offer));
+  channel.offers.emplace(sequence, Outstanding{std::move(message), std::move(done)});
+  const void* data = request->control.data();
+  transmit(channel, std::move(request), data, sizeof(offer));
+}
+
+void Fabric::Progress::send_control(Channel& channel, Kind kind, uint64_t sequence, const void* data, size_t length) {
+  auto request = std::make_unique<SendRequest>();
+  request->header.kind = kind;
+  request->header.sequence = sequence;
+  if (length > 0) std::memcpy(request->control.data(), data, length);
+  const void* copied = request->control.data();
+  transmit(channel, std::move(request), copied, length);
+}
+
+void Fabric::Progress::transmit(Channel& channel, std::unique_ptr<SendRequest> request, const void* data,
+                                size_t length) {
+  request->owner = this;
+  request->channel = channel.id;
+  request->header.channel = channel.peer_channel;
+  request->header.key = channel.key;
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  param.cb.send = on_sent;
+  param.user_data = request.get();
+  sending_.insert(request.get());
+  const ucs_status_ptr_t pending =
+      ucp_am_send_nbx(channel.endpoint, message_id, &request->header, sizeof(WireHeader), data, length, &param);
+  SendRequest* sent = request.release();  // on_sent owns it now.
+  if (!UCS_PTR_IS_PTR(pending)) on_sent(nullptr, UCS_PTR_RAW_STATUS(pending), sent);
+}
+
+void Fabric::Progress::on_sent(void* handle, ucs_status_t status, void* user_data) {
+  const std::unique_ptr<SendRequest> request(static_cast<SendRequest*>(user_data));
+  Progress& self = *request->owner;
+  self.sending_.erase(request.get());
+  std::optional<Error> error;
+  if (status != UCS_OK) error = gone(status);
+  if (request->header.kind == Kind::message) {
+    if (!error) {
+      ++self.messages_sent_;
+      self.bytes_sent_ += request->message.row_bytes + request->message.meta_bytes;
+    }
+    request->message.slab.reset();
+    request->done(error);
+  } else if (error) {
+    // The peer waits for a word that will not come.
+    const auto found = self.channels_.find(request->channel);
+    if (found != self.channels_.end()) self.fail(*found->second, *error);
+  }
+  if (handle) ucp_request_free(handle);
+}
+
+void Fabric::Progress::end_offers(Channel& channel, const Error& error) {
+  // The memory will be used again: whoever still reads it must see that.
+  if (channel.mark) channel.mark->fill(0);
+  channel.may_offer = false;
+  for (auto& [sequence, outstanding] : std::exchange(channel.offers, {})) {
+    outstanding.message.slab.reset();
+    outstanding.done(error);
+  }
+}
+
+}  // namespace switchyard::ucx

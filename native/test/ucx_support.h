@@ -1,0 +1,106 @@
+// What the tests of the fabric share.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <numeric>
+
+#include "ucx/fabric.h"
+
+namespace switchyard::ucx {
+
+using namespace std::chrono_literals;
+
+constexpr size_t message_bytes_max = 16 << 20;
+
+inline Key key_of(uint8_t seed) {
+  Key key;
+  std::iota(key.begin(), key.end(), seed);
+  return key;
+}
+
+/** What happened on one channel, for a test thread to wait on. */
+class Inbox {
+ public:
+  ChannelEvents events() {
+    return {[this](Message message) { push(std::move(message)); }, [this](Error error) { fail(std::move(error)); }};
+  }
+
+  bool wait_messages(size_t count, std::chrono::milliseconds limit = 10s) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, limit, [&] { return messages_.size() >= count; });
+  }
+
+  std::optional<Error> wait_failure(std::chrono::milliseconds limit) {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, limit, [&] { return failure_.has_value(); });
+    return failure_;
+  }
+
+  std::vector<Message> take() {
+    std::lock_guard lock(mutex_);
+    return std::move(messages_);
+  }
+
+ private:
+  void push(Message message) {
+    std::lock_guard lock(mutex_);
+    messages_.push_back(std::move(message));
+    changed_.notify_all();
+  }
+  void fail(Error error) {
+    std::lock_guard lock(mutex_);
+    failure_ = std::move(error);
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Message> messages_;
+  std::optional<Error> failure_;
+};
+
+/** Waits for one completion. */
+class Completion {
+ public:
+  auto callback() {
+    return [this](std::optional<Error> error) {
+      std::lock_guard lock(mutex_);
+      error_ = std::move(error);
+      done_ = true;
+      changed_.notify_all();
+    };
+  }
+  std::optional<Error> wait(std::chrono::milliseconds limit = 10s) {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, limit, [&] { return done_; })) << "no completion";
+    return error_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool done_ = false;
+  std::optional<Error> error_;
+};
+
+inline Message message_of(SlabArena& arena, size_t row_bytes, size_t meta_bytes, unsigned seed) {
+  Message message{arena.allocate(row_bytes + meta_bytes), row_bytes, meta_bytes};
+  auto* bytes = reinterpret_cast<uint8_t*>(message.slab->data());
+  for (size_t i = 0; i < row_bytes + meta_bytes; ++i) bytes[i] = static_cast<uint8_t>(seed + i * 31 + (i >> 8));
+  return message;
+}
+
+inline void expect_content(const Message& message, size_t row_bytes, size_t meta_bytes, unsigned seed) {
+  ASSERT_EQ(message.row_bytes, row_bytes);
+  ASSERT_EQ(message.meta_bytes, meta_bytes);
+  const auto* bytes = reinterpret_cast<const uint8_t*>(message.slab->data());
+  for (size_t i = 0; i < row_bytes + meta_bytes; ++i) {
+    ASSERT_EQ(bytes[i], static_cast<uint8_t>(seed + i * 31 + (i >> 8))) << "byte " << i;
+  }
+}
+
+}  // namespace switchyard::ucx
