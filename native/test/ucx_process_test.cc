@@ -118,8 +118,11 @@ struct ToChild {
   }
 };
 
+constexpr const char* no_reading = "UCX_TLS or this system keeps processes from reading each other";
+
 /** Whether the system lets processes read each other, as a container may not. */
 bool reading_is_allowed() {
+  if (!peer_memory_allowed(std::getenv("UCX_TLS"))) return false;
   static const uint64_t value = 42;
   int done[2];
   if (pipe(done) != 0) return false;
@@ -140,7 +143,7 @@ bool reading_is_allowed() {
 }
 
 TEST(FabricProcess, LongMessagesAreReadFromThePeersMemoryAndShortOnesAreNot) {
-  if (!reading_is_allowed()) GTEST_SKIP() << "this system does not let processes read each other";
+  if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
   ToChild to;
   to.echo(100, 10, 1);
   to.settle();
@@ -154,7 +157,7 @@ TEST(FabricProcess, LongMessagesAreReadFromThePeersMemoryAndShortOnesAreNot) {
 }
 
 TEST(FabricProcess, OffersThatAStoppedPeerDoesNotTakeEndWhenItGoesOnOrDies) {
-  if (!reading_is_allowed()) GTEST_SKIP() << "this system does not let processes read each other";
+  if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
   for (const int end : {SIGCONT, SIGKILL}) {
     ToChild to;
     to.echo(100, 10, 1);
@@ -189,8 +192,17 @@ TEST(FabricProcess, OffersToAPeerThatClosedTheChannelEndWithAnError) {
   EXPECT_EQ(to.arena.stats().slabs, 0u);
 }
 
+TEST(PeerMemory, IsLeftOutWhereTheListOfTransportsLeavesItOut) {
+  for (const char* list : {static_cast<const char*>(nullptr), "", "all", "cma", "tcp,cma", "shm,tcp", "sm", "^tcp"}) {
+    EXPECT_TRUE(peer_memory_allowed(list)) << (list ? list : "unset");
+  }
+  for (const char* list : {"tcp", "tcp,self", "posix,sysv", "^cma", "^tcp,sm"}) {
+    EXPECT_FALSE(peer_memory_allowed(list)) << list;
+  }
+}
+
 TEST(PeerMemory, ReadsOnlyAProcessThatHoldsTheMark) {
-  if (!reading_is_allowed()) GTEST_SKIP() << "this system does not let processes read each other";
+  if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
   static Mark mark;  // At the same address in the child.
   mark = random_mark();
   std::vector<uint8_t> secret(100000, 7);

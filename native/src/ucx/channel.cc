@@ -62,8 +62,10 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
     return done(gone(status));
   }
   channel.peer_channel = peer_channel;
-  channel.challenge = random_mark();
-  send_control(channel, Kind::challenge, 0, channel.challenge.data(), sizeof(Mark));
+  if (peer_memory_allowed_) {
+    channel.challenge = random_mark();
+    send_control(channel, Kind::challenge, 0, channel.challenge.data(), sizeof(Mark));
+  }
   // The peer may have asked before this side could answer.
   if (channel.mark) send_beacon(channel);
   done(std::nullopt);

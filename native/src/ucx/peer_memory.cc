@@ -4,6 +4,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <sstream>
+#include <string>
+
 #include "runtime/error.h"
 
 namespace switchyard::ucx {
@@ -31,6 +34,16 @@ Mark random_mark() {
   Mark mark;
   if (getentropy(mark.data(), mark.size()) != 0) throw Error(Code::internal, "the system gives no random bytes");
   return mark;
+}
+
+bool peer_memory_allowed(const char* transports) {
+  if (!transports || !*transports) return true;
+  const bool negated = *transports == '^';
+  std::istringstream names(transports + (negated ? 1 : 0));
+  for (std::string name; std::getline(names, name, ',');) {
+    if (name == "cma" || name == "all" || name == "sm" || name == "shm") return !negated;
+  }
+  return negated;
 }
 
 }  // namespace switchyard::ucx

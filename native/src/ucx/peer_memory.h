@@ -33,4 +33,10 @@ class PeerMemory {
 /** Bytes that cannot be guessed. */
 Mark random_mark();
 
+/**
+ * Whether the environment's UCX_TLS, as UCX reads it, leaves reading the peer's memory in use: unset, or with "cma" or a
+ * name that stands for it ("all", "sm", "shm") in the list, or not in a list that begins with "^".
+ */
+bool peer_memory_allowed(const char* transports);
+
 }  // namespace switchyard::ucx

@@ -30,7 +30,8 @@ void watch(int poll, int descriptor) {
 
 }  // namespace
 
-Fabric::Progress::Progress(SlabArena& arena) : arena_(arena) {
+Fabric::Progress::Progress(SlabArena& arena)
+    : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))) {
   try {
     create_context();
     create_worker();

@@ -91,6 +91,7 @@ class Fabric::Progress {
   static void on_endpoint_error(void* channel, ucp_ep_h endpoint, ucs_status_t status);
 
   SlabArena& arena_;
+  const bool peer_memory_allowed_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   std::vector<uint8_t> address_;

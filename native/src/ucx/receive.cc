@@ -156,7 +156,7 @@ void Fabric::Progress::send_beacon(Channel& channel) {
 }
 
 void Fabric::Progress::receive_beacon(Channel& channel, const Beacon& beacon) {
-  if (!channel.endpoint || channel.failure || channel.closing) return;
+  if (!peer_memory_allowed_ || !channel.endpoint || channel.failure || channel.closing) return;
   channel.peer_memory = PeerMemory::open(beacon, channel.challenge);
   if (channel.peer_memory) send_control(channel, Kind::may_offer);
 }
