@@ -1,10 +1,9 @@
 import { availableParallelism } from 'node:os';
-import { native } from '../native/index.js';
 import { UsageMeter } from '../services/cli/cluster-usage.js';
 import { LocalCluster } from '../services/cli/local-cluster.js';
-import type { RowsReader } from '../services/client/index.js';
 import { type PresetName, presets } from '../services/model/synthetic.js';
 import { BareFfn } from './bare.js';
+import { repeatedRows, submit } from './batch.js';
 import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
 
 interface Case {
@@ -44,13 +43,13 @@ export async function benchCluster(test: Case, options: BenchOptions): Promise<B
   });
   try {
     const rows = await repeatedRows(spec.hidden, test.tokens);
-    await submit(cluster, rows, test.chunkTokens);
+    await submit(cluster.client, rows, { chunkTokens: test.chunkTokens });
     const runs: { value: number; reference: number }[] = [];
     const loops: Record<'client' | 'router' | 'worker', number>[] = [];
     for (let run = 0; run < options.runs; run++) {
       const reference = await bare.tokensPerSecond(bareSeconds);
       const meter = await UsageMeter.begin(cluster);
-      const value = await submit(cluster, rows, test.chunkTokens);
+      const value = await submit(cluster.client, rows, { chunkTokens: test.chunkTokens });
       const usage = await meter.end();
       const busiest = (role: string) =>
         Math.max(...usage.filter((one) => one.role === role).map((one) => one.eventLoopUtilization));
@@ -71,40 +70,4 @@ export async function benchCluster(test: Case, options: BenchOptions): Promise<B
     await cluster.stop();
     bare.close();
   }
-}
-
-/** Tokens per second of one batch, as the client sees it; the answers are dropped. */
-async function submit(cluster: LocalCluster, rows: RowsReader, chunkTokens: number): Promise<number> {
-  const call = await cluster.client.forward(rows, { chunkTokens });
-  let tokens = 0;
-  for await (const chunk of call) tokens += chunk.count;
-  const { seconds } = await call.summary;
-  if (tokens !== rows.tokens) throw new Error(`${tokens} of ${rows.tokens} tokens came back`);
-  return tokens / seconds;
-}
-
-/** The same few rows again and again: making new ones would be measured with the cluster. */
-async function repeatedRows(hidden: number, tokens: number): Promise<RowsReader> {
-  const made = Math.min(tokens, 4_096);
-  const slab = await native.synthesizeTokens({
-    seed: 5,
-    firstToken: 0,
-    count: made,
-    hidden,
-    skew: 0,
-    topics: 1_024,
-  });
-  const bytes = slab.view();
-  const rowBytes = hidden * 2;
-  return {
-    tokens,
-    hidden,
-    sequences: 1,
-    read: (first, count) => {
-      const start = first % made;
-      if (start + count <= made) return bytes.subarray(start * rowBytes, (start + count) * rowBytes);
-      const wrapped = start + count - made;
-      return Buffer.concat([bytes.subarray(start * rowBytes), bytes.subarray(0, wrapped * rowBytes)]);
-    },
-  };
 }

@@ -1,7 +1,9 @@
 import { randomInt, randomUUID } from 'node:crypto';
+import { hostname } from 'node:os';
 import type { CallOptions, Metadata } from '@grpc/grpc-js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterDescription } from '../common/generated/switchyard/v1/ClusterDescription.js';
+import type { NodeDescription } from '../common/generated/switchyard/v1/NodeDescription.js';
 import type { ForwardOptionsInput } from '../common/generated/switchyard/v1/ForwardOptions.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
@@ -51,7 +53,7 @@ export interface ForwardOptions {
   chunkTokens?: number;
   deadlineMs?: number;
   signal?: AbortSignal;
-  /** Use only this many routers. Default: all that are ready. */
+  /** Use only this many routers, those on the client's own host first. Default: all that are ready. */
   routers?: number;
 }
 
@@ -139,7 +141,8 @@ export class SwitchyardClient {
     this.model ??= await this.describeModel();
     const { hidden } = this.model;
     const description = await this.describeCluster();
-    const addresses = openRouters(description);
+    // Clients start at different routers, so that batches of few sequences spread as well.
+    const addresses = nearestFirst(openRouters(description), this.turn++);
     if (addresses.length === 0) {
       const reason = 'no router takes batches: none has joined, or all are leaving';
       throw new SwitchyardError('NOT_READY', `the cluster is not ready: ${reason}`, { reason });
@@ -153,8 +156,6 @@ export class SwitchyardClient {
       await source.close?.();
       throw error;
     }
-    // Clients start at different routers, so that batches of few sequences spread as well.
-    const start = this.turn++ % addresses.length;
     const callOptions: CallOptions = options.deadlineMs
       ? { deadline: Date.now() + options.deadlineMs + deadlineGraceMs }
       : {};
@@ -175,7 +176,7 @@ export class SwitchyardClient {
       routers: Math.min(options.routers ?? addresses.length, addresses.length),
       signal: options.signal ?? null,
       open: (index) => {
-        const address = addresses[(start + index) % addresses.length]!;
+        const address = addresses[index]!;
         return new RouterStream(address, this.inference(address).forward(callOptions));
       },
     });
@@ -219,10 +220,17 @@ export class SwitchyardClient {
 }
 
 /** Routers that take batches, whether every expert is ready or not. */
-function openRouters({ view }: ClusterDescription): string[] {
-  return (view?.nodes ?? [])
-    .filter((node) => node.role === 'ROUTER' && node.state === 'READY')
-    .map((node) => node.address);
+function openRouters({ view }: ClusterDescription): NodeDescription[] {
+  return (view?.nodes ?? []).filter((node) => node.role === 'ROUTER' && node.state === 'READY');
+}
+
+/** Addresses of routers: those on this host, then the others, each group from its `turn`th on. */
+function nearestFirst(routers: readonly NodeDescription[], turn: number): string[] {
+  const own = hostname();
+  return [true, false].flatMap((near) => {
+    const group = routers.filter((router) => (router.host === own) === near);
+    return group.map((_, index) => group[(turn + index) % group.length]!.address);
+  });
 }
 
 /** A server answered, and does not know its cluster yet; `unreachable` names the address that nothing answers at. */

@@ -1,0 +1,107 @@
+/**
+ * The first process of a host (see host.ts): `node agent.js NAME`. It answers the calls of the process that started it,
+ * starts the host's services as its children, and is the host's client.
+ */
+import { execFile } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
+import { performance } from 'node:perf_hooks';
+import { promisify } from 'node:util';
+import { LocalProcess } from '../../services/cli/local-process.js';
+import { readMetrics } from '../../services/cli/node-metrics.js';
+import { SwitchyardClient } from '../../services/client/index.js';
+import { asSwitchyardError, SwitchyardError } from '../../services/common/errors.js';
+import { presets } from '../../services/model/synthetic.js';
+import { repeatedRows, submit } from '../batch.js';
+import type { HostCalls, HostReply, HostRequest, ProcessCpu } from './calls.js';
+
+const run = promisify(execFile);
+/** As Linux counts CPU time: USER_HZ. */
+const ticksPerSecond = 100;
+const outputBytesMax = 64 * 1024 * 1024;
+
+const processes = new Map<string, LocalProcess>();
+let client: SwitchyardClient | null = null;
+
+function started(name: string): LocalProcess {
+  const process = processes.get(name);
+  if (!process) throw new SwitchyardError('INTERNAL', `no process ${name} was started on this host`);
+  return process;
+}
+
+const calls: HostCalls = {
+  execute: async (command, args) => {
+    const { stdout } = await run(command, args, { maxBuffer: outputBytesMax });
+    return stdout;
+  },
+  start: ({ role, name, flags, environment }) => {
+    const process = new LocalProcess(role, name, flags, environment, () => {});
+    processes.set(name, process);
+    return process.listening;
+  },
+  stop: async (name, graceMs) => {
+    const process = started(name);
+    if (graceMs === null) {
+      process.kill('SIGKILL');
+      await process.exited;
+    } else {
+      await process.stop(graceMs);
+    }
+    processes.delete(name);
+  },
+  lines: async (name) => started(name).recentLines,
+  connect: async (address, token, routers, timeoutMs) => {
+    client?.close();
+    client = await SwitchyardClient.connect(address, { token, timeoutMs });
+    await client.waitUntilReady(timeoutMs, routers);
+  },
+  forward: async ({ preset, tokens, ...options }) => {
+    if (client === null) throw new SwitchyardError('INTERNAL', 'the client is not connected');
+    const rows = await repeatedRows(presets[preset].model.hidden, tokens);
+    const before = performance.eventLoopUtilization();
+    const rate = await submit(client, rows, { ...options, routers: 1 });
+    const { utilization } = performance.eventLoopUtilization(before);
+    return { tokens, seconds: tokens / rate, eventLoopUtilization: utilization };
+  },
+  metrics: async (name, token) => {
+    const { metricsUrl } = await started(name).listening;
+    return [...(await readMetrics(metricsUrl, token))];
+  },
+  cpu: async () => [
+    cpuOf('client', process.pid),
+    ...[...processes.values()].map((one) => cpuOf(one.name, one.pid)),
+  ],
+  linkBytes: async () => {
+    const bytes = (name: string) => Number(readFileSync(`/sys/class/net/eth0/statistics/${name}`, 'utf8'));
+    return { sent: bytes('tx_bytes'), received: bytes('rx_bytes') };
+  },
+};
+
+/** Threads of one name are added up: a pool's share a name. */
+function cpuOf(name: string, pid: number): ProcessCpu {
+  const threads: Record<string, number> = {};
+  for (const task of readdirSync(`/proc/${pid}/task`)) {
+    const stat = readFileSync(`/proc/${pid}/task/${task}/stat`, 'utf8');
+    const thread = stat.slice(stat.indexOf('(') + 1, stat.lastIndexOf(')'));
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    const seconds = (Number(fields[11]) + Number(fields[12])) / ticksPerSecond;
+    threads[thread] = (threads[thread] ?? 0) + seconds;
+  }
+  return { name, threads };
+}
+
+async function answer({ id, method, args }: HostRequest): Promise<void> {
+  const reply: HostReply = { id };
+  try {
+    reply.value = await (calls[method] as (...args: unknown[]) => Promise<unknown>)(...args);
+  } catch (thrown) {
+    const { code, message } = asSwitchyardError(thrown);
+    reply.error = { code, message };
+  }
+  if (process.connected) process.send!(reply);
+}
+
+process.on('message', (request: HostRequest) => void answer(request));
+process.on('disconnect', () => process.exit(0));
+await run('hostname', [process.argv[2]!]);
+await run('ip', ['link', 'set', 'lo', 'up']);
+process.send!('ready');

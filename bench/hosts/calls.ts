@@ -1,0 +1,58 @@
+import type { Flags, Listening, ProcessRole } from '../../services/cli/local-process.js';
+import type { PresetName } from '../../services/model/synthetic.js';
+
+/** A process to start on a host. */
+export interface ProcessRequest {
+  role: ProcessRole;
+  name: string;
+  flags: Flags;
+  environment: Record<string, string>;
+}
+
+/** Part of a batch that the host's client sends to the host's own router. */
+export interface BatchRequest {
+  preset: PresetName;
+  tokens: number;
+  chunkTokens: number;
+  combine: 'exact' | 'partial';
+}
+
+export interface BatchOutcome {
+  tokens: number;
+  seconds: number;
+  /** Share of the time that the client's event loop was busy. */
+  eventLoopUtilization: number;
+}
+
+/** CPU seconds of a process since it started, by the names of its threads. */
+export interface ProcessCpu {
+  name: string;
+  threads: Record<string, number>;
+}
+
+/** Bytes that left and reached a host over the link. */
+export interface LinkBytes {
+  sent: number;
+  received: number;
+}
+
+/** What a host's first process does when it is asked. */
+export interface HostCalls {
+  /** Runs a program of the host to its end and returns its standard output; rejects with what it said on standard error. */
+  execute(command: string, args: string[]): Promise<string>;
+  start(process: ProcessRequest): Promise<Listening>;
+  /** Ends a process that was started; null: at once, otherwise with so many milliseconds to end in order. */
+  stop(name: string, graceMs: number | null): Promise<void>;
+  /** The last lines that a process wrote. */
+  lines(name: string): Promise<string[]>;
+  /** Connects the host's client to a router or coordinator, and waits until the cluster is ready. */
+  connect(address: string, token: string, routers: number, timeoutMs: number): Promise<void>;
+  forward(batch: BatchRequest): Promise<BatchOutcome>;
+  /** Metrics of a process, summed over labels. */
+  metrics(name: string, token: string): Promise<[string, number][]>;
+  cpu(): Promise<ProcessCpu[]>;
+  linkBytes(): Promise<LinkBytes>;
+}
+
+export type HostRequest = { id: number; method: keyof HostCalls; args: unknown[] };
+export type HostReply = { id: number; value?: unknown; error?: { code: string; message: string } };

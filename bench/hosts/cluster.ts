@@ -1,0 +1,75 @@
+import { randomBytes } from 'node:crypto';
+import type { PresetName } from '../../services/model/synthetic.js';
+import { Host, joinHosts } from './host.js';
+
+export interface HostClusterOptions {
+  preset: PresetName;
+  /** Further flags of every router and worker. */
+  router?: Record<string, string | number>;
+  worker?: Record<string, string | number>;
+}
+
+const readyTimeoutMs = 120_000;
+const stopMs = 5_000;
+const port = 7070;
+
+/**
+ * A cluster of two hosts: each has one core, a router, a worker with one thread, and a client. The coordinator embeds the
+ * first host's router.
+ */
+export class HostCluster {
+  readonly token = randomBytes(16).toString('hex');
+
+  private constructor(readonly hosts: readonly [Host, Host]) {}
+
+  static async start(options: HostClusterOptions): Promise<HostCluster> {
+    const [a, b] = await Promise.all([
+      Host.start('host-a', '10.77.0.1', 0),
+      Host.start('host-b', '10.77.0.2', 1),
+    ]);
+    const cluster = new HostCluster([a, b]);
+    try {
+      await joinHosts(a, b);
+      await cluster.launch(options);
+      return cluster;
+    } catch (error) {
+      await cluster.close();
+      throw error;
+    }
+  }
+
+  private async launch({ preset, router = {}, worker = {} }: HostClusterOptions): Promise<void> {
+    const [a, b] = this.hosts;
+    const environment = { SWITCHYARD_TOKEN: this.token };
+    const coordinator = `${a.address}:${port}`;
+    const node = (host: Host) => ({ host: host.address, threads: 1 });
+    const flags = { ...node(a), port, metricsPort: 0, preset, workers: 2, ...router };
+    await a.call('start', { role: 'coordinator', name: 'router-a', flags: { ...flags, name: 'router-a' }, environment });
+    const names: [Host, 'router' | 'worker', string][] = [
+      [a, 'worker', 'worker-a'],
+      [b, 'worker', 'worker-b'],
+      [b, 'router', 'router-b'],
+    ];
+    const started = names.map(async ([host, role, name]) => {
+      const own = role === 'router' ? router : worker;
+      const flags = { ...node(host), coordinator, name, ...own };
+      return host.call('start', { role, name, flags, environment });
+    });
+    const [, , { address: routerB }] = (await Promise.all(started)) as [unknown, unknown, { address: string }];
+    await Promise.all([
+      a.call('connect', coordinator, this.token, 2, readyTimeoutMs),
+      b.call('connect', routerB, this.token, 2, readyTimeoutMs),
+    ]);
+  }
+
+  /** Routers first, so that they drain; then the hosts with all that is left on them. */
+  async stop(): Promise<void> {
+    const [a, b] = this.hosts;
+    await Promise.allSettled([a.call('stop', 'router-a', stopMs), b.call('stop', 'router-b', stopMs)]);
+    await this.close();
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.hosts.map((host) => host.close()));
+  }
+}
