@@ -12,7 +12,7 @@ import { SwitchyardClient } from '../../services/client/index.js';
 import { asSwitchyardError, SwitchyardError } from '../../services/common/errors.js';
 import { presets } from '../../services/model/synthetic.js';
 import { repeatedRows, submit } from '../batch.js';
-import type { HostCalls, HostReply, HostRequest, ProcessCpu } from './calls.js';
+import { type HostCalls, type HostReply, type HostRequest, linkDevice, type ProcessCpu } from './calls.js';
 
 const run = promisify(execFile);
 /** As Linux counts CPU time: USER_HZ. */
@@ -71,17 +71,22 @@ const calls: HostCalls = {
     ...[...processes.values()].map((one) => cpuOf(one.name, one.pid)),
   ],
   linkBytes: async () => {
-    const bytes = (name: string) => Number(readFileSync(`/sys/class/net/eth0/statistics/${name}`, 'utf8'));
-    return { sent: bytes('tx_bytes'), received: bytes('rx_bytes') };
+    const line = readFileSync('/proc/net/dev', 'utf8')
+      .split('\n')
+      .find((one) => one.trim().startsWith(`${linkDevice}:`))!;
+    // Eight columns of what was received, the first of which counts bytes, then those of what was sent.
+    const columns = line.slice(line.indexOf(':') + 1).trim().split(/\s+/);
+    return { received: Number(columns[0]), sent: Number(columns[8]) };
   },
 };
 
-/** Threads of one name are added up: a pool's share a name. */
+/** Threads of one name are added up. The first thread is the event loop; Node's helpers bear its name. */
 function cpuOf(name: string, pid: number): ProcessCpu {
   const threads: Record<string, number> = {};
   for (const task of readdirSync(`/proc/${pid}/task`)) {
     const stat = readFileSync(`/proc/${pid}/task/${task}/stat`, 'utf8');
-    const thread = stat.slice(stat.indexOf('(') + 1, stat.lastIndexOf(')'));
+    const said = stat.slice(stat.indexOf('(') + 1, stat.lastIndexOf(')'));
+    const thread = Number(task) === pid ? 'event loop' : said;
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     const seconds = (Number(fields[11]) + Number(fields[12])) / ticksPerSecond;
     threads[thread] = (threads[thread] ?? 0) + seconds;

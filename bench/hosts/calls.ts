@@ -1,6 +1,9 @@
 import type { Flags, Listening, ProcessRole } from '../../services/cli/local-process.js';
 import type { PresetName } from '../../services/model/synthetic.js';
 
+/** The name of the link's device on every host. */
+export const linkDevice = 'eth0';
+
 /** A process to start on a host. */
 export interface ProcessRequest {
   role: ProcessRole;

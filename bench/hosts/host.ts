@@ -4,10 +4,7 @@ import { join } from 'node:path';
 import { packageRoot } from '../../native/locate.js';
 import { isErrorCode, SwitchyardError } from '../../services/common/errors.js';
 import { Deferred } from '../../services/common/lifecycle.js';
-import type { HostCalls, HostReply, HostRequest } from './calls.js';
-
-/** The name of the link's device on every host. */
-export const linkDevice = 'eth0';
+import { type HostCalls, type HostReply, type HostRequest, linkDevice } from './calls.js';
 
 /**
  * A host of its own on this machine: namespaces of network, processes, IPC and host name, and one core. Its first

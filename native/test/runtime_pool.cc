@@ -88,7 +88,7 @@ TEST(ThreadPool, RethrowsTheFirstErrorOfALoopAndStaysUsable) {
 TEST(SerialQueue, RunsTasksInOrderAndWhatIsQueuedBeforeItEnds) {
   std::vector<int> order;
   {
-    SerialQueue queue;
+    SerialQueue queue("test");
     for (int i = 0; i < 200; ++i) EXPECT_TRUE(queue.submit([&, i] { order.push_back(i); }));
     queue.close();
     queue.close();

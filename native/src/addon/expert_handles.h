@@ -15,8 +15,8 @@ struct Device {
 
   /** Before the queues: they end before what they call. */
   std::unique_ptr<ExpertBackend> backend;
-  SerialQueue compute;
-  SerialQueue loading;
+  SerialQueue compute{"experts"};
+  SerialQueue loading{"loading"};
 };
 
 /** An expert's weights, and the device that must outlive them. */

@@ -2,9 +2,15 @@
 
 #include <utility>
 
+#include "runtime/thread_name.h"
+
 namespace switchyard {
 
-SerialQueue::SerialQueue() : thread_([this] { work(); }) {}
+SerialQueue::SerialQueue(const char* name)
+    : thread_([this, name] {
+        name_thread(name);
+        work();
+      }) {}
 
 SerialQueue::~SerialQueue() {
   close();

@@ -11,7 +11,8 @@ namespace switchyard {
 /** One thread that runs tasks one after the other, for devices that serve one caller at a time. */
 class SerialQueue {
  public:
-  SerialQueue();
+  /** `name` names the thread: a literal of at most 15 characters. */
+  explicit SerialQueue(const char* name);
   /** Runs what is queued, then joins. Must not run on the queue's own thread. */
   ~SerialQueue();
   SerialQueue(const SerialQueue&) = delete;

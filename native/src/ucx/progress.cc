@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "runtime/thread_name.h"
+
 namespace switchyard::ucx {
 namespace {
 
@@ -39,7 +41,10 @@ Fabric::Progress::Progress(SlabArena& arena)
     destroy();
     throw;
   }
-  thread_ = std::thread([this] { run(); });
+  thread_ = std::thread([this] {
+    name_thread("ucx");
+    run();
+  });
 }
 
 Fabric::Progress::~Progress() {

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "runtime/error.h"
+#include "runtime/thread_name.h"
 
 namespace switchyard::cpu {
 namespace {
@@ -29,7 +30,12 @@ Team::Team(int members) {
   if (members < 1 || members > 1024) throw_invalid("threads", members, "1 to 1024");
   threads_.reserve(members - 1);
   try {
-    for (int member = 1; member < members; ++member) threads_.emplace_back([this, member] { follow(member); });
+    for (int member = 1; member < members; ++member) {
+      threads_.emplace_back([this, member] {
+        name_thread("experts");
+        follow(member);
+      });
+    }
   } catch (const std::system_error& error) {
     close();
     throw Error(Code::resource_exhausted, "threads is " + std::to_string(members) + "; the system gave " +
