@@ -8,7 +8,7 @@ import { performance } from 'node:perf_hooks';
 import { promisify } from 'node:util';
 import { LocalProcess } from '../../services/cli/local-process.js';
 import { readMetrics } from '../../services/cli/node-metrics.js';
-import { SwitchyardClient } from '../../services/client/index.js';
+import { type RowsReader, SwitchyardClient } from '../../services/client/index.js';
 import { asSwitchyardError, SwitchyardError } from '../../services/common/errors.js';
 import { presets } from '../../services/model/synthetic.js';
 import { repeatedRows, submit } from '../batch.js';
@@ -21,6 +21,7 @@ const outputBytesMax = 64 * 1024 * 1024;
 
 const processes = new Map<string, LocalProcess>();
 let client: SwitchyardClient | null = null;
+let rows: RowsReader | null = null;
 
 function started(name: string): LocalProcess {
   const process = processes.get(name);
@@ -54,13 +55,16 @@ const calls: HostCalls = {
     client = await SwitchyardClient.connect(address, { token, timeoutMs });
     await client.waitUntilReady(timeoutMs, routers);
   },
-  forward: async ({ preset, tokens, ...options }) => {
-    if (client === null) throw new SwitchyardError('INTERNAL', 'the client is not connected');
-    const rows = await repeatedRows(presets[preset].model.hidden, tokens);
+  prepare: async (preset, tokens) => {
+    rows = await repeatedRows(presets[preset].model.hidden, tokens);
+  },
+  forward: async (options) => {
+    if (client === null || rows === null)
+      throw new SwitchyardError('INTERNAL', 'the client is not connected, or has no rows');
     const before = performance.eventLoopUtilization();
     const rate = await submit(client, rows, { ...options, routers: 1 });
     const { utilization } = performance.eventLoopUtilization(before);
-    return { tokens, seconds: tokens / rate, eventLoopUtilization: utilization };
+    return { seconds: rows.tokens / rate, eventLoopUtilization: utilization };
   },
   metrics: async (name, token) => {
     const { metricsUrl } = await started(name).listening;

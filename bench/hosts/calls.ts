@@ -12,16 +12,13 @@ export interface ProcessRequest {
   environment: Record<string, string>;
 }
 
-/** Part of a batch that the host's client sends to the host's own router. */
+/** How the host's client sends its rows to the host's own router. */
 export interface BatchRequest {
-  preset: PresetName;
-  tokens: number;
   chunkTokens: number;
   combine: 'exact' | 'partial';
 }
 
 export interface BatchOutcome {
-  tokens: number;
   seconds: number;
   /** Share of the time that the client's event loop was busy. */
   eventLoopUtilization: number;
@@ -50,6 +47,8 @@ export interface HostCalls {
   lines(name: string): Promise<string[]>;
   /** Connects the host's client to a router or coordinator, and waits until the cluster is ready. */
   connect(address: string, token: string, routers: number, timeoutMs: number): Promise<void>;
+  /** Makes the client's batch: rows of the model's width. */
+  prepare(preset: PresetName, tokens: number): Promise<void>;
   forward(batch: BatchRequest): Promise<BatchOutcome>;
   /** Metrics of a process, summed over labels. */
   metrics(name: string, token: string): Promise<[string, number][]>;

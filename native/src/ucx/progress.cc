@@ -1,5 +1,6 @@
 #include "ucx/progress.h"
 
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -13,8 +14,15 @@
 namespace switchyard::ucx {
 namespace {
 
-/** Turns of the loop without an event before it sleeps: a few microseconds, so that compute keeps the cores. */
-constexpr int idle_turns_max = 64;
+/**
+ * Turns of the loop without an event before it sleeps: a few microseconds, so that compute keeps the cores. Where the process
+ * has one core, none: whoever is waited for here runs on that core or is far away.
+ */
+int idle_turns_max() {
+  cpu_set_t cores;
+  const bool known = sched_getaffinity(0, sizeof(cores), &cores) == 0;
+  return known && CPU_COUNT(&cores) == 1 ? 1 : 64;
+}
 /** Commands that wait for the thread. Credits keep real use far below; beyond it something is broken. */
 constexpr size_t commands_max = 1 << 16;
 constexpr auto shutdown_wait = std::chrono::seconds(2);
@@ -146,6 +154,7 @@ bool Fabric::Progress::run_commands() {
 }
 
 void Fabric::Progress::run() {
+  const int turns_max = idle_turns_max();
   int idle_turns = 0;
   for (;;) {
     bool busy = run_commands();
@@ -155,7 +164,7 @@ void Fabric::Progress::run() {
     }
     while (ucp_worker_progress(worker_) != 0) busy = true;
     idle_turns = busy ? 0 : idle_turns + 1;
-    if (idle_turns >= idle_turns_max) {
+    if (idle_turns >= turns_max) {
       wait_for_events();
       idle_turns = 0;
     }
