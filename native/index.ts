@@ -22,6 +22,13 @@ export interface Slab {
   release(): void;
 }
 
+/** Part of a slab. */
+export interface SlabRange {
+  slab: Slab;
+  byteOffset: number;
+  byteLength: number;
+}
+
 export interface ArenaStats {
   slabs: number;
   bytesInUse: number;
@@ -277,7 +284,16 @@ export interface Addon {
   }): Promise<Slab>;
 
   /** Copies `source` to `target` at `byteOffset`. Resolves with the number of rows that hold NaN or infinity. */
-  ingestRows(source: Uint8Array, target: Slab, byteOffset: number, hidden: number): Promise<number>;
+  ingestRows(
+    source: Uint8Array | SlabRange,
+    target: Slab,
+    byteOffset: number,
+    hidden: number,
+  ): Promise<number>;
+  /** The number of rows that hold NaN or infinity. */
+  countNonFinite(rows: Slab, rowCount: number, hidden: number): Promise<number>;
+  /** Fills `target` with the slab's bytes from `byteOffset` on. */
+  copyOut(source: Slab, byteOffset: number, target: Uint8Array): Promise<void>;
   /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * weight, float32 inside, BF16 out. */
   normalizeRows(options: {
     rows: Slab;

@@ -104,6 +104,7 @@ TEST(Ingest, CopiesFromAnyAlignmentAndCountsRowsThatAreNotFinite) {
       target.pop_back();
       EXPECT_EQ(target, values);
     }
+    EXPECT_EQ(count_non_finite(values.data(), rows, hidden), 3u) << "hidden " << hidden;
   }
 }
 
@@ -112,6 +113,7 @@ TEST(Ingest, FiniteRowsCountNothing) {
   const auto values = random_bf16(random, 64 * 129, 1e38f);
   std::vector<std::uint16_t> target(values.size());
   EXPECT_EQ(ingest_rows(reinterpret_cast<const std::byte*>(values.data()), 64, 129, target.data()), 0u);
+  EXPECT_EQ(count_non_finite(values.data(), 64, 129), 0u);
 }
 
 }  // namespace

@@ -116,6 +116,21 @@ describe('a call that returns a promise rejects with the field, the value and wh
       'source is a typed array of another type; allowed: a Uint8Array',
     ],
     [
+      'a range that leaves the slab',
+      () => native.ingestRows({ slab, byteOffset: 96, byteLength: 64 }, slab, 0, 16),
+      'source.byteOffset is 96; allowed: offsets that leave room for 64 bytes in the 128 of the slab',
+    ],
+    [
+      'more rows to count than there are',
+      () => native.countNonFinite(slab, 5, 16),
+      'rows.byteLength is 128; allowed: 160 or more',
+    ],
+    [
+      'more bytes to copy than there are',
+      () => native.copyOut(slab, 1, new Uint8Array(128)),
+      'byteOffset is 1; allowed: offsets that leave room for 128 bytes in the 128 of the slab',
+    ],
+    [
       'bias of another length',
       () => native.gateRows({ gate, rows: slab, rowCount: 1, bias: new Float32Array(3) }),
       'bias.length is 3; allowed: 4',

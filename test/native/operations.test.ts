@@ -49,6 +49,41 @@ describe('ingestRows', () => {
   });
 });
 
+describe('rows from slab to slab and out', () => {
+  test('ingestRows copies part of a slab and counts the rows that are not finite', async () => {
+    const hidden = 3;
+    const values = someValues(10 * hidden, 3);
+    values[4 * hidden] = Number.POSITIVE_INFINITY;
+    values[9 * hidden] = Number.NaN;
+    const source = rowsOf(values);
+    const target = native.allocateSlab(5 * hidden * 2);
+    slabs.push(target);
+    target.view().fill(0);
+    const range = { slab: source, byteOffset: 2 * hidden * 2, byteLength: 4 * hidden * 2 };
+    expect(await native.ingestRows(range, target, hidden * 2, hidden)).toBe(1);
+    const expected = source.view().subarray(2 * hidden * 2, 6 * hidden * 2);
+    expect([...target.view()]).toEqual([...new Uint8Array(hidden * 2), ...expected]);
+  });
+
+  test('countNonFinite reads the first rows of a slab alone', async () => {
+    const hidden = 130;
+    const values = someValues(200 * hidden, 4);
+    for (const row of [0, 120, 199]) values[row * hidden + (row % hidden)] = Number.NaN;
+    const rows = rowsOf(values);
+    expect(await native.countNonFinite(rows, 200, hidden)).toBe(3);
+    expect(await native.countNonFinite(rows, 199, hidden)).toBe(2);
+    expect(await native.countNonFinite(rows, 1, hidden)).toBe(1);
+  });
+
+  test('copyOut fills an array, even one that starts at an odd place', async () => {
+    const source = rowsOf(someValues(500_000, 5));
+    const whole = new Uint8Array(900_001);
+    await native.copyOut(source, 6, whole.subarray(1));
+    expect(Buffer.compare(whole.subarray(1), source.view().subarray(6, 900_006))).toBe(0);
+    expect(whole[0]).toBe(0);
+  });
+});
+
 describe('normalizeRows', () => {
   test('divides by the root mean square and multiplies by the weight', async () => {
     const [rowCount, hidden, epsilon] = [150, 24, 0.01];

@@ -1,6 +1,7 @@
 #include "addon/row_operations.h"
 
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -24,30 +25,79 @@ std::shared_ptr<SlabRef> result_slab(Operation& operation) {
   return slab;
 }
 
+/** Throws unless `length` bytes from `offset` on lie in the slab. */
+void check_range(const SlabRef& slab, const std::string& field, uint64_t offset, uint64_t length) {
+  if (offset <= slab->size() && length <= slab->size() - offset) return;
+  throw_invalid(field, offset,
+                "offsets that leave room for " + std::to_string(length) + " bytes in the " +
+                    std::to_string(slab->size()) + " of the slab");
+}
+
+/** Bytes that an operation reads, and what keeps them. */
+struct Source {
+  std::span<const uint8_t> bytes;
+  SlabRef slab;
+};
+
+/** Bytes in a Uint8Array, or in part of a slab. */
+Source to_source(Operation& operation, const Napi::Value& value) {
+  if (value.IsTypedArray() || !value.IsObject()) return {held_span<uint8_t>(operation, value, "source"), SlabRef()};
+  const Fields range(value, "source");
+  const SlabRef slab = SlabHandle::of(range.value("slab"), range.name("slab"));
+  const uint64_t offset = range.integer("byteOffset", 0, safe_integer_max);
+  const uint64_t length = range.integer("byteLength", 0, safe_integer_max);
+  check_range(slab, range.name("byteOffset"), offset, length);
+  return {{reinterpret_cast<const uint8_t*>(slab->data()) + offset, length}, slab};
+}
+
 void prepare_ingest(const Napi::CallbackInfo& info, Operation& operation) {
-  const auto source = held_span<uint8_t>(operation, info[0], "source");
+  const Source source = to_source(operation, info[0]);
   const SlabRef target = SlabHandle::of(info[1], "target");
   const uint64_t offset = to_integer(info[2], "byteOffset", 0, safe_integer_max);
   const uint64_t hidden = to_integer(info[3], "hidden", 1, hidden_max);
   const uint64_t row_bytes = hidden * sizeof(uint16_t);
-  if (source.size() % row_bytes != 0) {
-    throw_invalid("source.length", source.size(), "multiples of a row's " + std::to_string(row_bytes) + " bytes");
+  if (source.bytes.size() % row_bytes != 0) {
+    throw_invalid("source.length", source.bytes.size(), "multiples of a row's " + std::to_string(row_bytes) + " bytes");
   }
   if (offset % sizeof(uint16_t) != 0) throw_invalid("byteOffset", offset, "even numbers");
-  if (offset > target->size() || source.size() > target->size() - offset) {
-    throw_invalid("byteOffset", offset,
-                  "offsets that leave room for " + std::to_string(source.size()) + " bytes in the " +
-                      std::to_string(target->size()) + " of the slab");
-  }
+  check_range(target, "byteOffset", offset, source.bytes.size());
   const auto not_finite = std::make_shared<std::atomic<size_t>>(0);
   operation.run = [=] {
-    for_rows(source.size() / row_bytes, hidden, [&](size_t first, size_t count) {
-      const auto* bytes = reinterpret_cast<const std::byte*>(source.data()) + first * row_bytes;
+    for_rows(source.bytes.size() / row_bytes, hidden, [&](size_t first, size_t count) {
+      const auto* bytes = reinterpret_cast<const std::byte*>(source.bytes.data()) + first * row_bytes;
       auto* rows = reinterpret_cast<uint16_t*>(target->data() + offset + first * row_bytes);
       *not_finite += ingest_rows(bytes, count, hidden, rows);
     });
   };
   operation.result = [not_finite](Napi::Env env) { return Napi::Number::New(env, not_finite->load()); };
+}
+
+void prepare_count_non_finite(const Napi::CallbackInfo& info, Operation& operation) {
+  const uint64_t row_count = to_integer(info[1], "rowCount", 1, rows_max);
+  const uint64_t hidden = to_integer(info[2], "hidden", 1, hidden_max);
+  const SlabRef rows = slab_of_rows(info[0], "rows", row_count, hidden);
+  const auto not_finite = std::make_shared<std::atomic<size_t>>(0);
+  operation.run = [=] {
+    for_rows(row_count, hidden, [&](size_t first, size_t count) {
+      *not_finite += count_non_finite(rows_of(rows) + first * hidden, count, hidden);
+    });
+  };
+  operation.result = [not_finite](Napi::Env env) { return Napi::Number::New(env, not_finite->load()); };
+}
+
+void prepare_copy_out(const Napi::CallbackInfo& info, Operation& operation) {
+  const SlabRef source = SlabHandle::of(info[0], "source");
+  const uint64_t offset = to_integer(info[1], "byteOffset", 0, safe_integer_max);
+  const auto target = to_span<uint8_t>(info[2], "target");
+  operation.hold(info[2]);
+  check_range(source, "byteOffset", offset, target.size());
+  operation.run = [=] {
+    constexpr size_t part = 256 * 1024;
+    for_ranges(target.size(), part, [&](size_t first, size_t count) {
+      std::memcpy(target.data() + first, source->data() + offset + first, count);
+    });
+  };
+  operation.result = [](Napi::Env env) { return env.Undefined(); };
 }
 
 void prepare_normalize(const Napi::CallbackInfo& info, Operation& operation) {
@@ -194,6 +244,8 @@ void prepare_reduce(const Napi::CallbackInfo& info, Operation& operation) {
 
 void export_row_operations(Napi::Object exports) {
   export_operation(exports, "ingestRows", prepare_ingest);
+  export_operation(exports, "countNonFinite", prepare_count_non_finite);
+  export_operation(exports, "copyOut", prepare_copy_out);
   export_operation(exports, "normalizeRows", prepare_normalize);
   export_operation(exports, "packRows", prepare_pack);
   export_operation(exports, "combineRows", prepare_combine);

@@ -35,6 +35,22 @@ SWITCHYARD_AVX2 bool ingest_row(const std::byte* source, std::size_t hidden, std
   return _mm256_testz_si256(found, found) == 0;
 }
 
+SWITCHYARD_AVX2 bool is_non_finite(const std::uint16_t* row, std::size_t hidden) {
+  constexpr std::size_t step = 4;
+  __m256i found = _mm256_setzero_si256();
+  std::size_t i = 0;
+  for (; i + step * lanes::width <= hidden; i += step * lanes::width) {
+    for (std::size_t s = 0; s < step; ++s) {
+      found = _mm256_or_si256(found, non_finite_lanes(lanes::load(row + i + s * lanes::width)));
+    }
+  }
+  for (; i < hidden; i += lanes::width) {
+    const std::size_t count = hidden - i < lanes::width ? hidden - i : lanes::width;
+    found = _mm256_or_si256(found, non_finite_lanes(lanes::load_tail(row + i, count)));
+  }
+  return _mm256_testz_si256(found, found) == 0;
+}
+
 }  // namespace
 
 std::size_t ingest_rows(const std::byte* source, std::size_t row_count, std::size_t hidden,
@@ -43,6 +59,12 @@ std::size_t ingest_rows(const std::byte* source, std::size_t row_count, std::siz
   for (std::size_t r = 0; r < row_count; ++r) {
     non_finite += ingest_row(source + r * hidden * sizeof(std::uint16_t), hidden, target + r * hidden);
   }
+  return non_finite;
+}
+
+std::size_t count_non_finite(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden) {
+  std::size_t non_finite = 0;
+  for (std::size_t r = 0; r < row_count; ++r) non_finite += is_non_finite(rows + r * hidden, hidden);
   return non_finite;
 }
 

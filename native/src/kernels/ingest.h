@@ -12,4 +12,7 @@ namespace switchyard {
 std::size_t ingest_rows(const std::byte* source, std::size_t row_count, std::size_t hidden,
                         std::uint16_t* target);
 
+/** The number of rows of [row_count, hidden] BF16 that hold NaN or infinity. */
+std::size_t count_non_finite(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden);
+
 }  // namespace switchyard
