@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { native, type Ucx, type UcxChannel, type UcxMessage } from '../../../native/index.js';
-import { asSwitchyardError, type SwitchyardError } from '../../common/errors.js';
+import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
 import type { StreamCodec } from '../../common/protocol.js';
 import type { ArrivedRows, MessagePort, Outgoing } from '../port.js';
@@ -35,6 +35,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   private readonly channel: UcxChannel;
   private waiting = 0;
   private closed = false;
+  private failure: SwitchyardError | null = null;
 
   constructor(
     private readonly ucx: Ucx,
@@ -73,7 +74,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
         messages = await this.channel.receive();
       } catch (error) {
         if (this.closed) return;
-        throw asSwitchyardError(error);
+        throw this.failure ?? asSwitchyardError(error);
       }
       for (const { slab, rowBytes, metadata } of messages) {
         if (this.closed) slab.release();
@@ -105,19 +106,40 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     this.channel.close();
   }
 
-  /** A send that fails says nothing here: the channel has failed with it, and `receive` tells. */
+  /** A send that fails says nothing here: the channel has failed with it, or fails now, and `receive` tells. */
   private async transmit({ make, rows }: Outgoing<Out>): Promise<void> {
-    const metadata = this.options.codec.serialize(make());
-    if (rows !== null) return this.channel.send(rows.slab, rows.bytes, metadata).catch(() => {});
+    try {
+      const metadata = this.options.codec.serialize(make());
+      if (rows !== null) await this.channel.send(rows.slab, rows.bytes, metadata);
+      else await this.sendMetadata(metadata);
+    } catch (thrown) {
+      const error = asSwitchyardError(thrown);
+      if (this.closed || error.code === 'LINK_LOST') return;
+      this.failure ??= error;
+      this.channel.close();
+    }
+  }
+
+  private async sendMetadata(metadata: Uint8Array): Promise<void> {
     const slab = native.allocateSlab(1, metadata.byteLength);
-    await this.channel.send(slab, 0, metadata).catch(() => {});
-    slab.release();
+    try {
+      await this.channel.send(slab, 0, metadata);
+    } finally {
+      slab.release();
+    }
   }
 
   private parse(metadata: Uint8Array): In {
-    return this.options.codec.deserialize(
-      Buffer.from(metadata.buffer, metadata.byteOffset, metadata.byteLength),
-    );
+    const bytes = Buffer.from(metadata.buffer, metadata.byteOffset, metadata.byteLength);
+    try {
+      return this.options.codec.deserialize(bytes);
+    } catch {
+      throw invalidArgument(
+        'metadata of a UCX message',
+        `${bytes.byteLength} other bytes`,
+        'a message of the protocol',
+      );
+    }
   }
 }
 
