@@ -2,6 +2,7 @@ import { z } from 'zod';
 import type { ForwardOptions, ModelDescription } from '../client/index.js';
 import { decimal, humanCount, text, toggle } from '../common/config.js';
 import { type Preset, presets } from '../model/synthetic.js';
+import { transportChoices } from '../transport/link.js';
 import type { SyntheticBatch } from './synthetic-rows.js';
 
 const maxTokens = 2 ** 40;
@@ -43,6 +44,7 @@ export const batchFields = {
     .nullable()
     .default(null),
   deadline: decimal(0.001, 86_400).nullable().default(null),
+  transport: z.enum(transportChoices).default('auto'),
   verify: sampleSize().nullable().default(null),
 };
 
@@ -63,6 +65,7 @@ export const batchHelp = {
   returnRouting: ['file', 'write the chosen experts and weights, as JSON lines'],
   chunkTokens: ['n', "tokens per chunk of the pipeline (default: the router's choice)"],
   deadline: ['seconds', 'end the batch with an error after this time'],
+  transport: ['way', 'rows to and from routers: auto (UCX where both ends have it), ucx or grpc'],
   verify: [
     '[tokens]',
     `recompute a sample in float64 by an independent reference (default: ${verifyTokens} tokens)`,
@@ -89,6 +92,7 @@ export function forwardOptions(config: BatchConfig): ForwardOptions {
     norm: config.norm,
     residual: config.residual,
     combine: config.combine,
+    transport: config.transport,
     refuseNonFinite: config.refuseNonFinite,
     ...(config.sequences !== null && { sequences: config.sequences }),
     ...(config.length !== null && { length: config.length }),

@@ -22,7 +22,7 @@ export function describeBatch({ summary, hidden, verification }: BatchReport): [
       `${summary.balancedness.first.toFixed(3)} in the first tenth, ${summary.balancedness.last.toFixed(3)} in the last`,
     ],
     ['time over chunks', phases(summary)],
-    ['routers', summary.routers.map(({ name, tokens }) => `${name} ${count(tokens)} tokens`).join(', ')],
+    ['routers', summary.routers.map(describeRouter).join(', ')],
   ];
   if (summary.droppedRows > 0) lines.push(['dropped rows', count(summary.droppedRows)]);
   if (summary.retries > 0) lines.push(['retries', count(summary.retries)]);
@@ -43,6 +43,10 @@ export function phaseSeconds({ timings }: BatchSummary): Record<string, number> 
     compute: timings.computeSeconds,
     combine: timings.combineSeconds,
   };
+}
+
+function describeRouter({ name, tokens, transport, lanes }: BatchSummary['routers'][number]): string {
+  return `${name} ${count(tokens)} tokens over ${transport} (${lanes})`;
 }
 
 function phases(summary: BatchSummary): string {

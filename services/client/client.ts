@@ -10,6 +10,8 @@ import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDe
 import { connect } from '../common/grpc-channel.js';
 import { sleep } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
+import { usualChunkTokens } from '../transport/chunk-size.js';
+import { type TransportChoice, transportChoices } from '../transport/link.js';
 import { ForwardCall, type ForwardPlan } from './forward.js';
 import { RouterStream, routerError } from './router-stream.js';
 import { isReader, type RowsReader, rowsInFile, rowsInMemory, StreamedRows } from './source.js';
@@ -19,6 +21,11 @@ export interface ConnectOptions {
   token?: string | null;
   /** How long a description may take. */
   timeoutMs?: number;
+  /**
+   * How rows travel to and from routers. `auto`, the default: UCX where both ends have it and reach each other by it,
+   * otherwise gRPC. `ucx`: UCX, or batches end with LINK_LOST. `grpc`: gRPC.
+   */
+  transport?: TransportChoice;
 }
 
 /**
@@ -52,6 +59,8 @@ export interface ForwardOptions {
   /** Tokens per chunk of the routers' pipeline. Default: the routers' choice. */
   chunkTokens?: number;
   deadlineMs?: number;
+  /** Default: the connection's. */
+  transport?: TransportChoice;
   signal?: AbortSignal;
   /** Use only this many routers, those on the client's own host first. Default: all that are ready. */
   routers?: number;
@@ -68,6 +77,7 @@ const toggle = (value: boolean | undefined) => (value === undefined ? 'DEFAULT' 
 /** A connection to a cluster, by the address of its coordinator or of any router. Errors are SwitchyardErrors. */
 export class SwitchyardClient {
   private readonly connections = new Map<string, InferenceClient>();
+  private readonly unreachableByUcx = new Map<string, number>();
   private model: ModelDescription | null = null;
   private turn = randomInt(1 << 20);
 
@@ -75,14 +85,16 @@ export class SwitchyardClient {
     readonly address: string,
     private readonly token: string | null,
     private readonly timeoutMs: number,
+    private readonly transport: TransportChoice,
   ) {}
 
   /** Connects. Throws NOT_READY if nothing answers, UNAUTHENTICATED for a wrong token; the cluster may still be loading. */
   static async connect(
     address: string,
-    { token = null, timeoutMs = 5_000 }: ConnectOptions = {},
+    { token = null, timeoutMs = 5_000, transport = 'auto' }: ConnectOptions = {},
   ): Promise<SwitchyardClient> {
-    const client = new SwitchyardClient(address, token, timeoutMs);
+    checkTransport(transport);
+    const client = new SwitchyardClient(address, token, timeoutMs, transport);
     try {
       await client.describeCluster();
     } catch (error) {
@@ -138,8 +150,10 @@ export class SwitchyardClient {
    * DEADLINE_EXCEEDED or NOT_READY. Throws NOT_READY at once if there is no router.
    */
   async forward(input: ForwardInput, options: ForwardOptions = {}): Promise<ForwardCall> {
+    const { transport = this.transport } = options;
+    checkTransport(transport);
     this.model ??= await this.describeModel();
-    const { hidden } = this.model;
+    const { hidden, layers, routing } = this.model;
     const description = await this.describeCluster();
     // Clients start at different routers, so that batches of few sequences spread as well.
     const addresses = nearestFirst(openRouters(description), this.turn++);
@@ -173,11 +187,14 @@ export class SwitchyardClient {
       },
       input: source,
       given: options.given ?? null,
+      chunkTokens: options.chunkTokens || usualChunkTokens(hidden * 2),
+      routingBytes: options.given ? layers.length * (routing?.topK ?? 1) * 8 : 0,
       routers: Math.min(options.routers ?? addresses.length, addresses.length),
       signal: options.signal ?? null,
       open: (index) => {
         const address = addresses[index]!;
-        return new RouterStream(address, this.inference(address).forward(callOptions));
+        const call = this.inference(address).forward(callOptions);
+        return new RouterStream({ router: address, call, transport, unreachable: this.unreachableByUcx });
       },
     });
   }
@@ -217,6 +234,11 @@ export class SwitchyardClient {
     const text = `nothing answers at ${this.address}: ${(error.cause as Error).message}`;
     return new SwitchyardError('NOT_READY', text, { address: this.address }, { cause: error });
   }
+}
+
+function checkTransport(transport: TransportChoice): void {
+  if (transportChoices.includes(transport)) return;
+  throw invalidArgument('transport', transport, transportChoices.join(', '));
 }
 
 /** Routers that take batches, whether every expert is ready or not. */

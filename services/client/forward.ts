@@ -8,7 +8,7 @@ import { merge } from './merge.js';
 import type { RouterStream } from './router-stream.js';
 import { locate, type Share, splitBatch, type TokenRun } from './share.js';
 import { type RowsReader, StreamedRows } from './source.js';
-import { type BatchSummary, mergeSummaries } from './summary.js';
+import { type BatchSummary, mergeSummaries, type RouterSummary } from './summary.js';
 
 /** Chosen experts (best first) and weights of consecutive tokens: [tokens, layers, topK]. */
 export interface RoutingRows {
@@ -21,7 +21,7 @@ export interface AnswerChunk {
   /** In tokens, from the start of the batch. */
   first: number;
   count: number;
-  /** [count, hidden] BF16, little-endian. A view of the received message. */
+  /** [count, hidden] BF16, little-endian, in memory of their own. */
   rows: Uint8Array;
   /** What was chosen, if the batch asked for it. */
   routing: RoutingRows | null;
@@ -37,13 +37,14 @@ export interface ForwardPlan {
   header: ForwardHeaderInput & { batchId: string; sequences: number; length: number; hidden: number };
   input: RowsReader | StreamedRows;
   given: ((first: number, count: number) => RoutingRows | Promise<RoutingRows>) | null;
+  /** Tokens per chunk of the routers, as far as the client knows. */
+  chunkTokens: number;
+  /** Of one token's given routing; 0 without. */
+  routingBytes: number;
   routers: number;
   signal: AbortSignal | null;
   open(router: number): RouterStream;
 }
-
-/** Rows of one request message: large enough to be cheap, small enough to flow evenly. */
-const messageBytes = 1 << 20;
 
 /**
  * A batch on its way. Iterate it once to take the answers: a consumer that does not read stops the
@@ -55,7 +56,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private readonly streams: RouterStream[];
   private readonly uploads: Promise<void>;
   private readonly answers: AsyncGenerator<AnswerChunk, void, void>;
-  private readonly summaries: ForwardSummary[] = [];
+  private readonly summaries: RouterSummary[] = [];
   private readonly outcome = new Deferred<BatchSummary>();
   private readonly startedMs = performance.now();
   private failure: SwitchyardError | null = null;
@@ -136,9 +137,9 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     const seen = new Uint8Array(share.tokens);
     let answered = 0;
     let summary: ForwardSummary | null = null;
-    for await (const { chunk, summary: last } of stream.responses()) {
-      if (last) summary = last;
-      if (!chunk) continue;
+    for await (const { chunk, summary: last } of stream.answers()) {
+      if (last !== null) summary = last;
+      if (chunk === null) continue;
       const count = this.tokensOf(chunk, share, seen, router);
       answered += count;
       yield* cut(share, count, chunk);
@@ -147,7 +148,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
       const got = `${answered} of ${share.tokens} tokens${summary ? '' : ' and no summary'}`;
       throw new SwitchyardError('DATA_LOSS', `router ${router} ended the batch after ${got}`, { router });
     }
-    this.summaries.push(summary);
+    this.summaries.push({ ...summary, transport: stream.transport, lanes: stream.lanes });
   }
 
   /** The tokens of a chunk. Throws unless they are whole rows of the share, not answered before. */
@@ -168,39 +169,51 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
       const { header, input } = this.plan;
       await Promise.all(
         this.streams.map((stream, router) =>
-          stream.send({ header: { ...header, sequences: this.shares[router]!.sequences } }),
+          stream.open({ ...header, sequences: this.shares[router]!.sequences }),
         ),
       );
       await Promise.all(lanes.map((lane) => this.upload(lane)));
       if (input instanceof StreamedRows && !this.failure) await input.expectEnd();
-      for (const stream of this.streams) stream.end();
+      await Promise.all(this.streams.map((stream) => stream.end()));
     } catch (error) {
       this.fail(asSwitchyardError(error));
     }
   }
 
   private async upload(lane: readonly TokenRun[]): Promise<void> {
-    const { input, given, header } = this.plan;
-    const rowBytes = header.hidden * 2;
-    const tokensMax = Math.max(1, Math.floor(messageBytes / rowBytes));
+    const { chunkTokens, routingBytes, header } = this.plan;
     for (const run of lane) {
+      const stream = this.streams[run.router]!;
+      const tokensMax = stream.chunkTokens(header.hidden * 2, routingBytes, chunkTokens);
       for (let done = 0; done < run.count && !this.failure; done += tokensMax) {
         const count = Math.min(tokensMax, run.count - done);
-        const first = run.first + done;
-        const rows = await input.read(first, count);
-        if (rows.byteLength !== count * rowBytes) {
-          throw invalidArgument(`bytes read at token ${first}`, rows.byteLength, `${count * rowBytes}`);
-        }
-        const routing = given ? await given(first, count) : null;
-        await this.streams[run.router]!.send({
-          chunk: {
-            offset: run.offset + done,
-            rows: Buffer.from(rows.buffer, rows.byteOffset, rows.byteLength),
-            ...(routing && { experts: packUint32(routing.experts), weights: packFloat32(routing.weights) }),
-          },
-        });
+        if (!(await this.sendTokens(stream, run.offset + done, run.first + done, count))) return;
       }
     }
+  }
+
+  /** Sends tokens of the batch, `first` and following, as those from `offset` of a share on; false: the call is over. */
+  private async sendTokens(
+    stream: RouterStream,
+    offset: number,
+    first: number,
+    count: number,
+  ): Promise<boolean> {
+    const { input, given, header } = this.plan;
+    const routing = given ? await given(first, count) : null;
+    const chunk = {
+      offset,
+      ...(routing && { experts: packUint32(routing.experts), weights: packFloat32(routing.weights) }),
+    };
+    const bytes = count * header.hidden * 2;
+    // Room comes first: then what is read and not yet sent is one chunk, however slow the router is.
+    const routingBytes = (chunk.experts?.byteLength ?? 0) + (chunk.weights?.byteLength ?? 0);
+    if (!(await stream.reserve(bytes, routingBytes))) return false;
+    const rows = await input.read(first, count);
+    if (rows.byteLength !== bytes) {
+      throw invalidArgument(`bytes read at token ${first}`, rows.byteLength, `${bytes}`);
+    }
+    return stream.send(chunk, rows, header.hidden);
   }
 }
 

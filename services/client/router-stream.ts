@@ -1,66 +1,253 @@
 import { type ClientDuplexStream, type StatusObject, status } from '@grpc/grpc-js';
-import { SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { Chunk, ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
+import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardRequestInput } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ForwardResponse } from '../common/generated/switchyard/v1/ForwardResponse.js';
+import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
+import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { Deferred } from '../common/lifecycle.js';
 import { fromServiceError } from '../common/status.js';
+import type { ChunkChannel } from '../transport/chunk-channel.js';
+import { chunkCost, tokensWithin } from '../transport/chunk-size.js';
+import type { TransportChoice, TransportKind } from '../transport/link.js';
+import { loadUcx, noWay } from './ucx.js';
 
-/** One batch's call to one router. */
+export interface RouterStreamOptions {
+  /** host:port */
+  router: string;
+  call: ClientDuplexStream<ForwardRequestInput, ForwardResponse>;
+  transport: TransportChoice;
+  /** Routers that UCX did not reach, and until when (performance.now) `auto` does not try it again. */
+  unreachable: Map<string, number>;
+}
+
+/** What a router says of a batch: answers in any order, then the summary. */
+export type RouterAnswer = { chunk: Chunk; summary: null } | { chunk: null; summary: ForwardSummary };
+
+/** How long the way over UCX may take to open. */
+const openMsMax = 5_000;
+/** How long `auto` leaves UCX alone after that. */
+const retryMs = 60_000;
+/** About the rows of a chunk over gRPC: large enough to be cheap, small enough to flow evenly. */
+const grpcRowBytes = 1 << 20;
+/** How long after the loss of a channel the call may take to say why. */
+const channelGraceMs = 500;
+
+/** One batch's call to one router: header, summary and errors over gRPC, chunks over UCX where both ends have it. */
 export class RouterStream {
-  private readonly ended = new Deferred<StatusObject>();
-  private over = false;
+  transport: TransportKind = 'grpc';
+  /** What carries the chunks, for example "posix cma". */
+  lanes = 'http2';
+  private channel: ChunkChannel | null = null;
+  private readonly over = new AbortController();
+  private status: StatusObject | null = null;
+  private ended = false;
+  /** When the channel was found lost. */
+  private lostMs: number | null = null;
+  private woken = new Deferred<void>();
+  /** Until then the call's first message is awaited by `open`. */
+  private readonly opened = new Deferred<void>();
 
-  constructor(
-    /** host:port, for errors. */
-    readonly router: string,
-    private readonly call: ClientDuplexStream<ForwardRequestInput, ForwardResponse>,
-  ) {
-    call.on('status', (result: StatusObject) => {
-      this.over = true;
-      this.ended.resolve(result);
+  constructor(private readonly options: RouterStreamOptions) {
+    const { call } = options;
+    const wake = () => this.wake();
+    call.on('readable', wake).on('drain', wake);
+    call.on('end', () => {
+      this.ended = true;
+      wake();
     });
+    call.on('status', (result: StatusObject) => this.finish(result));
     // The status says the same, and comes even when nobody reads.
     call.on('error', () => {});
   }
 
-  /** Resolves when the stream can take the next message, or when the call is over (`responses` then tells why). */
-  async send(message: ForwardRequestInput): Promise<void> {
-    if (this.over || this.call.write(message)) return;
-    await new Promise<void>((resolve) => {
-      const done = () => {
-        this.call.off('drain', done).off('status', done);
-        resolve();
-      };
-      this.call.on('drain', done).on('status', done);
-    });
+  /** host:port, for errors. */
+  get router(): string {
+    return this.options.router;
   }
 
-  /** No more messages follow. */
-  end(): void {
-    this.call.end();
+  /** Sends the header and opens the way for chunks. Rejects with LINK_LOST if it must be UCX and cannot be. */
+  async open(header: ForwardHeaderInput): Promise<void> {
+    try {
+      const offer = await this.offer();
+      await this.write({ header: { ...header, ...offer } });
+      if (this.channel !== null) await this.openChannel(this.channel);
+    } finally {
+      this.opened.resolve();
+    }
+  }
+
+  /**
+   * How many tokens a chunk should have. `wished`: what the router makes chunks of; it takes a chunk of just that size over
+   * UCX as it is.
+   */
+  chunkTokens(rowBytes: number, routingBytes: number, wished: number): number {
+    if (this.channel === null) return Math.max(1, Math.floor(grpcRowBytes / rowBytes));
+    // Half of the window, so that the router can take one chunk while another is on its way.
+    const max = tokensWithin(rowBytes, routingBytes, this.channel.peerWindowBytes / 2);
+    return wished <= max && wished * rowBytes >= grpcRowBytes ? wished : max;
+  }
+
+  /** Resolves when the router has room for a chunk; false: the call is over, and `answers` tells why. */
+  async reserve(rowBytes: number, routingBytes: number): Promise<boolean> {
+    if (!this.going || this.channel === null) return this.going;
+    try {
+      await this.channel.reserve(chunkCost(rowBytes, routingBytes), this.over.signal);
+    } catch (error) {
+      if (this.going) throw error;
+    }
+    return this.going;
+  }
+
+  /** Sends a chunk that has room. Resolves when its rows may be changed; false: the call is over. */
+  async send(chunk: ChunkInput, rows: Uint8Array, hidden: number): Promise<boolean> {
+    if (!this.going) return false;
+    if (this.channel !== null) await this.channel.sendCopy(chunk, rows, hidden);
+    else await this.write({ chunk: { ...chunk, rows: bufferOf(rows) } });
+    return this.going;
+  }
+
+  /** No more chunks follow. Over UCX the router learns of it when it has taken them all. */
+  async end(): Promise<void> {
+    while (this.going && (this.channel?.outstandingBytes ?? 0) > 0) await this.woken.promise;
+    this.options.call.end();
   }
 
   cancel(): void {
-    this.call.cancel();
+    this.options.call.cancel();
   }
 
-  /** Everything the router answers. Throws what the call ended with, unless that is OK. */
-  async *responses(): AsyncGenerator<ForwardResponse, void, void> {
-    try {
-      for await (const response of this.call as AsyncIterable<ForwardResponse>) yield response;
-    } catch (error) {
-      throw routerError(error, this.router);
+  /** Everything the router answers, rows in memory of their own. Throws what the call ended with, unless that is OK. */
+  async *answers(): AsyncGenerator<RouterAnswer, void, void> {
+    await this.opened.promise;
+    for (;;) {
+      if (this.status !== null && this.status.code !== status.OK) throw routerError(this.status, this.router);
+      const arrived = this.channel?.take() ?? null;
+      const response = arrived === null ? (this.options.call.read() as ForwardResponse | null) : null;
+      if (arrived !== null) {
+        const rows = await this.channel!.copyOut(arrived);
+        yield { chunk: { ...arrived.chunk, rows }, summary: null };
+      } else if (response?.chunk) yield { chunk: response.chunk, summary: null };
+      else if (response?.summary) yield { chunk: null, summary: response.summary };
+      else if (this.ended && this.status !== null) return;
+      else if (response === null) {
+        this.checkChannel();
+        await this.woken.promise;
+      }
     }
-    const result = await this.ended.promise;
-    if (result.code !== status.OK) throw routerError(result, this.router);
   }
+
+  /** Whether chunks may follow. */
+  private get going(): boolean {
+    return this.status === null && !this.channel?.failure;
+  }
+
+  /** What the header says of UCX. */
+  private async offer(): Promise<Pick<ForwardHeaderInput, 'ucx' | 'ucxKey'>> {
+    const { transport, router, unreachable } = this.options;
+    if (transport === 'grpc' || (transport === 'auto' && performance.now() < (unreachable.get(router) ?? 0)))
+      return {};
+    try {
+      const openChannel = await loadUcx(hostOf(router));
+      const { channel, key } = openChannel(() => this.wake());
+      this.channel = channel;
+      return { ucx: channel.end, ucxKey: key };
+    } catch (error) {
+      this.giveUpUcx(asSwitchyardError(error));
+      return {};
+    }
+  }
+
+  private async openChannel(channel: ChunkChannel): Promise<void> {
+    const expired = new Deferred<never>();
+    expired.promise.catch(() => {});
+    const timer = setTimeout(() => {
+      this.options.unreachable.set(this.router, performance.now() + retryMs);
+      expired.reject(noWay(`router ${this.router} was not reached by it within ${openMsMax} ms`));
+    }, openMsMax);
+    try {
+      const end = await Promise.race([this.welcome(), expired.promise]);
+      if (end === null) throw noWay(`router ${this.router} takes chunks over gRPC alone`);
+      await channel.connect(end);
+      channel.grant();
+      await Promise.race([channel.opened, expired.promise]);
+      this.lanes = await channel.lanes();
+      this.transport = 'ucx';
+    } catch (error) {
+      this.giveUpUcx(asSwitchyardError(error));
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** The router's end of the channel; null: it takes none, or the call is over. */
+  private async welcome(): Promise<UcxEnd | null> {
+    for (;;) {
+      const response = this.options.call.read() as ForwardResponse | null;
+      if (response !== null) return response.welcome?.ucx ?? null;
+      if (this.status !== null) return null;
+      await this.woken.promise;
+    }
+  }
+
+  /** Chunks go over gRPC after all, unless they must not. */
+  private giveUpUcx(error: SwitchyardError): void {
+    this.channel?.close(error);
+    this.channel = null;
+    // What ended the call is the better reason.
+    if (this.options.transport === 'ucx' && this.status === null) throw error;
+  }
+
+  /** Throws the loss of the channel, once the call has had time to say why. */
+  private checkChannel(): void {
+    const failure = this.channel?.failure;
+    if (!failure || this.status !== null) return;
+    if (failure.code !== 'LINK_LOST') throw failure;
+    this.lostMs ??= performance.now();
+    if (performance.now() - this.lostMs >= channelGraceMs) throw routerLost(this.router, failure);
+    setTimeout(() => this.wake(), channelGraceMs);
+  }
+
+  /** Resolves when the stream can take the next message, or when the call is over. */
+  private async write(message: ForwardRequestInput): Promise<void> {
+    const { call } = this.options;
+    if (this.status !== null || call.write(message)) return;
+    while (this.status === null && call.writableNeedDrain) await this.woken.promise;
+  }
+
+  private finish(result: StatusObject): void {
+    this.status = result;
+    const reason = new SwitchyardError('CANCELLED', 'the call is over');
+    this.over.abort(reason);
+    // Before an OK the router has seen that every answer was taken.
+    this.channel?.close(reason);
+    this.wake();
+  }
+
+  private wake(): void {
+    this.woken.resolve();
+    this.woken = new Deferred();
+  }
+}
+
+function bufferOf(rows: Uint8Array): Buffer {
+  return Buffer.from(rows.buffer, rows.byteOffset, rows.byteLength);
+}
+
+/** The host of host:port, without the brackets of an IPv6 address. */
+function hostOf(address: string): string {
+  return address.slice(0, address.lastIndexOf(':')).replace(/^\[(.*)\]$/, '$1');
 }
 
 /** What a call to a router failed with; a broken connection is the loss of that router. */
 export function routerError(thrown: unknown, router: string): SwitchyardError {
   const error = fromServiceError(thrown);
   const reset = error.code === 'INTERNAL' && /RST_STREAM|ECONNRESET/.test(error.message);
-  if (error.code !== 'LINK_LOST' && !reset) return error;
+  return error.code === 'LINK_LOST' || reset ? routerLost(router, error) : error;
+}
+
+function routerLost(router: string, error: SwitchyardError): SwitchyardError {
   const text = `router ${router} was lost: ${error.message}`;
   return new SwitchyardError('ROUTER_LOST', text, { router }, { cause: error });
 }

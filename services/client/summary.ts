@@ -1,5 +1,16 @@
 import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import type { Timings } from '../common/generated/switchyard/v1/Timings.js';
+import type { TransportKind } from '../transport/link.js';
+
+/** How a batch's rows travelled to and from one router. */
+export interface RowsWay {
+  transport: TransportKind;
+  /** What carried them: "http2", or what UCX chose, for example "posix cma". */
+  lanes: string;
+}
+
+/** What one router says of its part, and the way of its rows. */
+export type RouterSummary = ForwardSummary & RowsWay;
 
 /** What a batch did, over all routers that took part. */
 export interface BatchSummary {
@@ -22,15 +33,15 @@ export interface BatchSummary {
   assignments: number;
   /** Mean/max of rows over workers, averaged over layers; over routers weighted by their tokens. */
   balancedness: { first: number; last: number };
-  /** Tokens per router, by name. */
-  routers: { name: string; tokens: number }[];
+  /** Tokens per router, by name, and the way of their rows. */
+  routers: ({ name: string; tokens: number } & RowsWay)[];
 }
 
 const sum = (summaries: readonly ForwardSummary[], field: (summary: ForwardSummary) => number) =>
   summaries.reduce((total, summary) => total + field(summary), 0);
 
 /** One summary of the routers' own. `summaries` must not be empty. */
-export function mergeSummaries(summaries: readonly ForwardSummary[], seconds: number): BatchSummary {
+export function mergeSummaries(summaries: readonly RouterSummary[], seconds: number): BatchSummary {
   const tokens = sum(summaries, (summary) => summary.tokens);
   const weighted = (field: (summary: ForwardSummary) => number) =>
     sum(summaries, (summary) => field(summary) * summary.tokens) / tokens;
@@ -52,7 +63,12 @@ export function mergeSummaries(summaries: readonly ForwardSummary[], seconds: nu
       first: weighted((summary) => summary.balancednessFirst),
       last: weighted((summary) => summary.balancednessLast),
     },
-    routers: summaries.map((summary) => ({ name: summary.router, tokens: summary.tokens })),
+    routers: summaries.map(({ router, tokens, transport, lanes }) => ({
+      name: router,
+      tokens,
+      transport,
+      lanes,
+    })),
   };
 }
 

@@ -1,8 +1,14 @@
 import { join } from 'node:path';
 import { loadPackageDefinition } from '@grpc/grpc-js';
-import { loadSync, type PackageDefinition, type ServiceDefinition } from '@grpc/proto-loader';
+import {
+  loadSync,
+  type MessageTypeDefinition,
+  type PackageDefinition,
+  type ServiceDefinition,
+} from '@grpc/proto-loader';
 import { packageRoot } from '../../native/locate.js';
 import type { ProtoGrpcType } from './generated/client.js';
+import type { ChannelMessage, ChannelMessageInput } from './generated/switchyard/v1/ChannelMessage.js';
 import type { RouterMessage, RouterMessageInput } from './generated/switchyard/v1/RouterMessage.js';
 import type { WorkerMessage, WorkerMessageInput } from './generated/switchyard/v1/WorkerMessage.js';
 import { placeRows } from './placed-rows.js';
@@ -61,4 +67,15 @@ export const exchangeCodec = {
     serialize: Exchange!.responseSerialize,
     deserialize: Exchange!.requestDeserialize,
   } as StreamCodec<WorkerMessageInput, RouterMessage>,
+};
+
+const channelMessage = packageDefinition['switchyard.v1.ChannelMessage'] as MessageTypeDefinition<
+  ChannelMessageInput,
+  ChannelMessage
+>;
+
+/** The messages of a batch's channel, the same both ways. */
+export const channelCodec: StreamCodec<ChannelMessageInput, ChannelMessage> = {
+  serialize: channelMessage.serialize,
+  deserialize: channelMessage.deserialize,
 };

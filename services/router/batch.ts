@@ -15,8 +15,6 @@ export interface BatchContext extends PipelineContext {
 
 /** However small its chunks are: more would only queue. */
 const chunksInFlightMax = 64;
-/** About the rows of an answer message: every client's limits allow it, and a slow client's progress shows. */
-const answerRowBytes = 1024 * 1024;
 
 /**
  * Takes a batch's chunks through the pipeline as they come and its answers to the client as they are done.
@@ -81,21 +79,21 @@ async function processChunk(chunk: InputChunk, context: BatchContext): Promise<v
 }
 
 async function answer(output: OutputChunk, { plan, stream }: BatchContext): Promise<void> {
-  const rows = output.rows.view();
-  const tokensMax = Math.max(1, Math.floor(answerRowBytes / plan.rowBytes));
+  const routingBytes = output.routing === null ? 0 : plan.layers.length * plan.topK * 8;
+  const tokensMax = stream.answerTokensMax(plan.rowBytes, routingBytes);
   for (let first = 0; first < output.tokens; first += tokensMax) {
     const tokens = Math.min(tokensMax, output.tokens - first);
     const routing = output.routing && sliceRouting(output.routing, plan, first, tokens);
-    await stream.send({
-      chunk: {
-        offset: output.offset + first,
-        rows: bytesOf(rows.subarray(first * plan.rowBytes, (first + tokens) * plan.rowBytes)),
-        ...(routing && { experts: bytesOf(routing.experts), weights: bytesOf(routing.weights) }),
-      },
-    });
+    const chunk = {
+      offset: output.offset + first,
+      ...(routing && { experts: bytesOf(routing.experts), weights: bytesOf(routing.weights) }),
+    };
+    const byteOffset = first * plan.rowBytes;
+    const rows = { slab: output.rows, byteOffset, byteLength: tokens * plan.rowBytes };
+    await stream.answer(chunk, rows, plan.hidden);
   }
 }
 
-function bytesOf(array: Uint8Array | Uint32Array | Float32Array): Buffer {
+function bytesOf(array: Uint32Array | Float32Array): Buffer {
   return Buffer.from(array.buffer, array.byteOffset, array.byteLength);
 }

@@ -1,15 +1,26 @@
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
+import type { ArrivedRows } from '../transport/port.js';
 import type { BatchPlan } from './plan.js';
 import { allocateRouting, type RoutingRows } from './routing-rows.js';
+
+/** A message of a client. */
+export interface ClientMessage {
+  request: ForwardRequest;
+  /** Of its chunk. The receiver owns a slab. */
+  rows: ArrivedRows;
+  /** To be called once the rows are taken, so that the client may send more. */
+  taken: () => void;
+}
 
 /** A client's message after every check: whole tokens that follow what came before. */
 export interface CheckedChunk {
   offset: number;
   tokens: number;
-  /** A view into the message. */
-  rows: Buffer;
+  /** Still as they arrived. */
+  rows: ArrivedRows;
+  taken: () => void;
   given: RoutingRows | null;
 }
 
@@ -18,14 +29,14 @@ export interface CheckedChunk {
  * @throws INVALID_ARGUMENT or TOO_LARGE, naming field, value and what is allowed.
  */
 export function checkChunk(
-  request: ForwardRequest,
+  { request, rows, taken }: ClientMessage,
   offset: number,
   plan: BatchPlan,
   rowsBytesMax: number,
 ): CheckedChunk {
   const { chunk } = request;
   if (!chunk) throw invalidArgument('message after the header', request.kind ?? 'empty', 'a chunk');
-  const bytes = chunk.rows.byteLength;
+  const bytes = rows.byteLength;
   if (chunk.offset !== offset) {
     throw invalidArgument('chunk.offset', chunk.offset, `${offset} (offsets ascend without gap or overlap)`);
   }
@@ -45,7 +56,7 @@ export function checkChunk(
     const allowed = `at most the ${plan.tokens} tokens that the header announced`;
     throw invalidArgument(`chunk at offset ${offset}`, `up to token ${offset + tokens}`, allowed);
   }
-  return { offset, tokens, rows: chunk.rows, given: checkRouting(chunk, tokens, plan) };
+  return { offset, tokens, rows, taken, given: checkRouting(chunk, tokens, plan) };
 }
 
 /** The error for a client that half-closed early. */

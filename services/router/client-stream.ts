@@ -1,14 +1,27 @@
 import { setMaxListeners } from 'node:events';
 import type { ServerDuplexStream } from '@grpc/grpc-js';
-import { SwitchyardError } from '../common/errors.js';
+import type { SlabRange } from '../../native/index.js';
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
+import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ForwardResponseInput } from '../common/generated/switchyard/v1/ForwardResponse.js';
-import { Deferred } from '../common/lifecycle.js';
+import { abortable, Deferred } from '../common/lifecycle.js';
 import { toServiceError } from '../common/status.js';
+import type { ChunkChannel } from '../transport/chunk-channel.js';
+import { chunkCost, tokensWithin } from '../transport/chunk-size.js';
+import type { TransportKind } from '../transport/link.js';
+import { rowsOfMessage } from '../transport/port.js';
+import type { ClientMessage } from './check-chunk.js';
+import { type ClientChannels, channelLost } from './client-channels.js';
 
 export type ForwardStream = ServerDuplexStream<ForwardRequest, ForwardResponseInput>;
 
 const timerMsMax = 2 ** 31 - 1;
+/** About the rows of an answer over gRPC: every client's limits allow it, and a slow client's progress shows. */
+const answerRowBytes = 1024 * 1024;
+/** A client that ends its call ends its channel too; its cancellation may be heard a little later. */
+const channelGraceMs = 500;
 
 /**
  * A client's Forward call. `signal` ends everything that works for it: when the client cancels or is gone, when a
@@ -22,6 +35,11 @@ export class ClientStream {
   private woken = new Deferred<void>();
   private ended = false;
   private lastSend: Promise<void> = Promise.resolve();
+  /** Offered by the client and accepted here; null: chunks travel over gRPC. */
+  private channel: ChunkChannel | null = null;
+  private channelClosed: () => void = () => {};
+  private channelUsed = false;
+  private stalled: NodeJS.Timeout | null = null;
 
   constructor(
     private readonly call: ForwardStream,
@@ -64,22 +82,96 @@ export class ClientStream {
     this.timers.push(setTimeout(expire, Math.min(Math.max(ms, 0), timerMsMax)));
   }
 
+  /** Answers a header's offer of a channel, if it has one. */
+  async welcome(header: ForwardHeader, channels: ClientChannels): Promise<void> {
+    if (header.ucx === null) return;
+    const accepted = await channels.accept(header, () => this.channelChanged());
+    if (accepted !== null) {
+      this.channel = accepted.channel;
+      this.channelClosed = accepted.closed;
+    }
+    await this.send({ welcome: { ucx: this.channel?.end ?? null } });
+  }
+
+  /** What carries the chunks, and its lanes. It is known from the first chunk on. */
+  async transport(): Promise<{ transport: TransportKind; lanes: string }> {
+    if (this.channel === null || !this.channelUsed) return { transport: 'grpc', lanes: 'http2' };
+    return { transport: 'ucx', lanes: await this.channel.lanes() };
+  }
+
   /**
-   * The next message; null once the client has half-closed. Nothing is read ahead beyond one message.
-   * A client that sends nothing for `waitMs` has stalled; null: it may take its time.
+   * The next message; null once the client has half-closed. Nothing is read ahead beyond one message, and the credit of
+   * a channel. A client that sends nothing for `waitMs` has stalled; null: it may take its time.
    */
-  async next(waitMs: number | null): Promise<ForwardRequest | null> {
+  async next(waitMs: number | null): Promise<ClientMessage | null> {
     const stalled = waitMs === null ? undefined : setTimeout(() => this.abort(sendsNothing(waitMs)), waitMs);
     try {
       for (;;) {
         this.signal.throwIfAborted();
-        const message = this.call.read() as ForwardRequest | null;
+        const message = this.nextOfChannel() ?? this.nextOfCall();
         if (message !== null) return message;
         if (this.ended) return null;
         await this.woken.promise;
       }
     } finally {
       clearTimeout(stalled);
+    }
+  }
+
+  private nextOfChannel(): ClientMessage | null {
+    const { channel } = this;
+    const arrived = channel?.take() ?? null;
+    if (channel === null || arrived === null) return null;
+    this.channelUsed = true;
+    const { chunk, slab, rowBytes, cost } = arrived;
+    return {
+      request: { kind: 'chunk', chunk },
+      rows: { kind: 'slab', slab, byteLength: rowBytes },
+      taken: () => channel.giveBack(cost),
+    };
+  }
+
+  private nextOfCall(): ClientMessage | null {
+    const request = this.call.read() as ForwardRequest | null;
+    if (request === null) return null;
+    if (request.chunk && this.channelUsed)
+      throw invalidArgument('message on the stream', 'a chunk', 'half-close, as chunks come over UCX');
+    // A client that cannot reach this end sends its chunks here after all.
+    if (request.chunk) this.closeChannel();
+    return { request, rows: rowsOfMessage(request.chunk?.rows ?? new Uint8Array(0)), taken: () => {} };
+  }
+
+  /** How many tokens an answer may have: as large as they are, or as their routing is. */
+  answerTokensMax(rowBytes: number, routingBytes: number): number {
+    if (this.channel === null) return Math.max(1, Math.floor(answerRowBytes / rowBytes));
+    // Half of the client's window, so that it can take one answer while another is on its way.
+    return tokensWithin(rowBytes, routingBytes, this.channel.peerWindowBytes / 2);
+  }
+
+  /** Sends an answer: rows [, hidden] that must not change until the promise settles. */
+  async answer(chunk: ChunkInput, rows: SlabRange, hidden: number): Promise<void> {
+    const { channel } = this;
+    const { slab, byteOffset, byteLength } = rows;
+    if (channel === null) {
+      const view = slab.view().subarray(byteOffset, byteOffset + byteLength);
+      return this.send({ chunk: { ...chunk, rows: Buffer.from(view.buffer, view.byteOffset, byteLength) } });
+    }
+    const routingBytes = (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);
+    await channel.reserve(chunkCost(byteLength, routingBytes), this.signal);
+    this.watchAnswers();
+    // Sums have room behind them for an offset, and for no routing.
+    const whole = routingBytes === 0 && byteOffset === 0 && byteLength === slab.byteLength;
+    const sent = whole
+      ? channel.send(chunk, { slab, bytes: byteLength })
+      : channel.sendCopy(chunk, rows, hidden);
+    await abortable(sent, this.signal);
+  }
+
+  /** Resolves when the client has taken every answer. */
+  async answersTaken(): Promise<void> {
+    while (this.channel !== null && this.channel.outstandingBytes > 0) {
+      this.signal.throwIfAborted();
+      await this.woken.promise;
     }
   }
 
@@ -94,6 +186,7 @@ export class ClientStream {
   finish(): void {
     this.clear();
     this.call.end();
+    this.closeChannel();
   }
 
   /** Ends the call with an error. A client that stalled learns of it when it reads again. */
@@ -101,10 +194,38 @@ export class ClientStream {
     this.clear();
     this.abort(error);
     this.call.emit('error', toServiceError(error));
+    this.closeChannel();
   }
 
   private clear(): void {
     for (const timer of this.timers) clearTimeout(timer);
+  }
+
+  private closeChannel(): void {
+    if (this.stalled !== null) clearTimeout(this.stalled);
+    this.channel?.close(new SwitchyardError('CANCELLED', 'the batch is over'));
+    this.channelClosed();
+    this.channel = null;
+  }
+
+  private channelChanged(): void {
+    const failure = this.channel?.failure ?? null;
+    if (failure === null) this.watchAnswers(true);
+    else if (failure.code !== 'LINK_LOST') this.abort(failure);
+    else if (this.channelUsed)
+      this.timers.push(setTimeout(() => this.abort(channelLost(failure)), channelGraceMs));
+    else this.closeChannel();
+    this.wake();
+  }
+
+  /** The client has stalled if it takes none of the answers that are outstanding for `stallMs`. */
+  private watchAnswers(progress = false): void {
+    const waiting = this.channel !== null && this.channel.outstandingBytes > 0;
+    if (this.stalled !== null && (progress || !waiting)) {
+      clearTimeout(this.stalled);
+      this.stalled = null;
+    }
+    if (waiting) this.stalled ??= setTimeout(() => this.abort(takesNothing(this.stallMs)), this.stallMs);
   }
 
   private wake(): void {

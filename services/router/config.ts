@@ -41,10 +41,15 @@ export const routerSchema = z.object({
 
 export type RouterConfig = z.infer<typeof routerSchema>;
 
+/** What clients may have sent over UCX that the router has not taken into its budget. */
+export function channelBytesMax({ budgetBytes }: Pick<RouterSettings, 'budgetBytes'>): number {
+  return Math.floor(budgetBytes / 4);
+}
+
 /** Beside the chunks: gates, norms, slabs whose views wait for the garbage collector. */
 const slabBytesBeside = 256 * mebibyte;
 
 /** The limit of a process's slabs when a router with these settings runs in it. */
-export function routerSlabBytes({ budgetBytes }: RouterSettings): number {
-  return budgetBytes + slabBytesBeside;
+export function routerSlabBytes(settings: RouterSettings): number {
+  return settings.budgetBytes + channelBytesMax(settings) + slabBytesBeside;
 }

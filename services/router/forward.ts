@@ -1,11 +1,13 @@
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { Logger } from '../common/log.js';
+import type { TransportKind } from '../transport/link.js';
 import { BatchAccount } from './account.js';
 import { runBatch } from './batch.js';
 import type { ByteBudget } from './budget.js';
+import { ClientChannels } from './client-channels.js';
 import { ClientStream, type ForwardStream } from './client-stream.js';
-import type { RouterSettings } from './config.js';
+import { channelBytesMax, type RouterSettings } from './config.js';
 import type { Control } from './control.js';
 import type { Links } from './links.js';
 import type { RouterMetrics } from './metrics.js';
@@ -23,14 +25,30 @@ export interface ForwardOptions {
   log: Logger;
 }
 
+/** For the log. */
+interface BatchDone {
+  tokens: number;
+  transport: TransportKind;
+  lanes: string;
+}
+
 /** The Forward calls of a router: admits them, runs them, and says how each ended. */
 export class ForwardService {
   /** Every call under way, and its end. */
   private readonly live = new Map<ClientStream, Promise<void>>();
   private readonly batchIds = new Set<string>();
+  private readonly channels: ClientChannels;
   private draining: SwitchyardError | null = null;
 
-  constructor(private readonly options: ForwardOptions) {}
+  constructor(private readonly options: ForwardOptions) {
+    const { config, log } = options;
+    this.channels = new ClientChannels({
+      transport: config.transport,
+      messageBytesMax: config.messageBytesMax,
+      windowBytesMax: channelBytesMax(config),
+      log,
+    });
+  }
 
   get liveCount(): number {
     return this.live.size;
@@ -77,12 +95,13 @@ export class ForwardService {
     let plan: BatchPlan | null = null;
     try {
       const header = await this.receiveHeader(stream);
+      await stream.welcome(header, this.channels);
       plan = await this.plan(header, stream);
-      const tokens = await this.runPlan(plan, stream);
+      const done = await this.runPlan(plan, stream);
       stream.finish();
       metrics.batches.inc({ outcome: 'complete' });
       const seconds = (performance.now() - started) / 1000;
-      log.info({ event: 'batch-complete', batch: plan.batchId, tokens, seconds });
+      log.info({ event: 'batch-complete', batch: plan.batchId, ...done, seconds });
     } catch (thrown) {
       const error = endedBy(stream.signal, asSwitchyardError(thrown));
       stream.fail(error);
@@ -101,7 +120,7 @@ export class ForwardService {
   }
 
   private async receiveHeader(stream: ClientStream): Promise<ForwardHeader> {
-    const first = await stream.next(stream.stallMs);
+    const first = (await stream.next(stream.stallMs))?.request ?? null;
     if (!first?.header) {
       throw invalidArgument(
         'first message',
@@ -125,8 +144,8 @@ export class ForwardService {
     });
   }
 
-  /** Returns the tokens answered. */
-  private async runPlan(plan: BatchPlan, stream: ClientStream): Promise<number> {
+  /** Returns the tokens answered, and how they travelled. */
+  private async runPlan(plan: BatchPlan, stream: ClientStream): Promise<BatchDone> {
     const { config, control, links, budget, reporter, metrics, router } = this.options;
     const { batchId } = plan;
     if (this.batchIds.has(batchId)) {
@@ -154,8 +173,10 @@ export class ForwardService {
         signal: stream.signal,
         abort: (error) => stream.abort(error),
       });
+      const way = await stream.transport();
+      await stream.answersTaken();
       await stream.send({ summary: account.summary(router) });
-      return account.tokens;
+      return { tokens: account.tokens, ...way };
     } finally {
       this.batchIds.delete(batchId);
     }

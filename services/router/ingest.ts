@@ -1,8 +1,14 @@
-import { native, type Slab } from '../../native/index.js';
+import { native, type Slab, type SlabRange } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
-import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
+import { type ArrivedRows, dropRows } from '../transport/port.js';
 import type { BudgetShare, Reservation } from './budget.js';
-import { type CheckedChunk, checkChunk, tooFewTokens, tooManyTokens } from './check-chunk.js';
+import {
+  type CheckedChunk,
+  type ClientMessage,
+  checkChunk,
+  tooFewTokens,
+  tooManyTokens,
+} from './check-chunk.js';
 import { type BatchPlan, chunkBytes } from './plan.js';
 import { allocateRouting, type RoutingRows, sliceRouting } from './routing-rows.js';
 
@@ -23,7 +29,7 @@ export interface InputChunk {
 
 /** The client's messages after the header; null: half-closed. Rejects if none comes for `waitMs`; null: no limit. */
 export interface RequestSource {
-  next(waitMs: number | null): Promise<ForwardRequest | null>;
+  next(waitMs: number | null): Promise<ClientMessage | null>;
 }
 
 export interface IngestOptions {
@@ -54,32 +60,68 @@ export class Ingest {
   private taken = 0;
   private received = 0;
   private chunkCount = 0;
-  private reading: Promise<ForwardRequest | null> | null = null;
+  private reading: Promise<ClientMessage | null> | null = null;
 
   constructor(private readonly options: IngestOptions) {}
 
   /** The batch's chunks in order. Throws for the first message that is wrong, and for an early end. */
   async *chunks(): AsyncGenerator<InputChunk, void, void> {
     const { plan, share, signal } = this.options;
-    while (this.received < plan.tokens || this.message !== null) {
-      await this.fetch(null);
-      const capacity = Math.min(plan.chunkTokens, plan.tokens - this.message!.offset - this.taken);
-      const reservation = await share.reserve(chunkBytes(plan, capacity), signal);
-      let chunk: InputChunk;
-      try {
-        chunk = await this.fill(capacity, reservation);
-      } catch (error) {
-        reservation.release();
-        throw error;
+    try {
+      while (this.received < plan.tokens || this.message !== null) {
+        await this.fetch(null);
+        const capacity = Math.min(plan.chunkTokens, plan.tokens - this.message!.offset - this.taken);
+        const reservation = await share.reserve(chunkBytes(plan, capacity), signal);
+        let chunk: InputChunk;
+        try {
+          chunk = this.fits(capacity)
+            ? await this.adopt(reservation)
+            : await this.fill(capacity, reservation);
+        } catch (error) {
+          reservation.release();
+          throw error;
+        }
+        yield chunk;
       }
-      yield chunk;
+    } finally {
+      this.drop();
     }
   }
 
   /** Checks that the client half-closes, within `waitMs`. Call it after the last chunk. */
   async expectEnd(waitMs: number): Promise<void> {
     const { plan, source } = this.options;
-    if ((await source.next(waitMs)) !== null) throw tooManyTokens(plan);
+    const message = await source.next(waitMs);
+    if (message === null) return;
+    dropRows(message.rows);
+    throw tooManyTokens(plan);
+  }
+
+  /** Whether the message came in a slab that is exactly the next chunk. */
+  private fits(capacity: number): boolean {
+    return this.message!.rows.kind === 'slab' && this.taken === 0 && this.message!.tokens === capacity;
+  }
+
+  /** Makes the message's slab the chunk's, without a copy. */
+  private async adopt(reservation: Reservation): Promise<InputChunk> {
+    const { plan } = this.options;
+    const message = this.message!;
+    const { offset, tokens, rows, given, taken } = message;
+    if (rows.kind !== 'slab') throw new SwitchyardError('INTERNAL', 'rows without a slab were adopted');
+    const nonFinite = await native.countNonFinite(rows.slab, tokens, plan.hidden);
+    if (nonFinite > 0) await this.refuseNonFinite();
+    this.message = null;
+    taken();
+    return { index: this.chunkCount++, offset, tokens, rows: rows.slab, given, nonFinite, reservation };
+  }
+
+  /** Gives up what was read and is not part of a chunk. */
+  private drop(): void {
+    if (this.message !== null) dropRows(this.message.rows);
+    this.reading?.then(
+      (message) => message && dropRows(message.rows),
+      () => {},
+    );
   }
 
   /** Takes tokens until the chunk is full or the client pauses. Releases the slab if it throws. */
@@ -97,16 +139,14 @@ export class Ingest {
         if (given !== null) this.copyRouting(given, tokens, count);
         tokens += count;
         this.taken += count;
-        if (this.taken === this.message!.tokens) this.message = null;
+        if (this.taken === this.message!.tokens) this.release();
       } while (tokens < capacity && (await this.fetch(pauseMs)));
     } catch (error) {
       rows.release();
       throw error;
     }
-    const index = this.chunkCount;
-    this.chunkCount += 1;
     return {
-      index,
+      index: this.chunkCount++,
       offset,
       tokens,
       rows,
@@ -124,14 +164,19 @@ export class Ingest {
     while (request === 'pause' && this.options.busy()) request = await this.read(pause);
     if (request === 'pause') return false;
     if (request === null) throw tooFewTokens(this.received, plan);
-    this.message = checkChunk(request, this.received, plan, rowsBytesMax);
+    try {
+      this.message = checkChunk(request, this.received, plan, rowsBytesMax);
+    } catch (error) {
+      dropRows(request.rows);
+      throw error;
+    }
     this.taken = 0;
     this.received += this.message.tokens;
     return true;
   }
 
   /** The next message. One that is still awaited after a pause is what the next call returns. */
-  private async read(pause: number | null): Promise<ForwardRequest | null | 'pause'> {
+  private async read(pause: number | null): Promise<ClientMessage | null | 'pause'> {
     if (this.reading === null) {
       this.reading = this.options.source.next(null);
       // Nobody may be waiting when it fails; whoever waits next hears of it.
@@ -142,20 +187,32 @@ export class Ingest {
     return request;
   }
 
+  /** All tokens of the message are in chunks. */
+  private release(): void {
+    dropRows(this.message!.rows);
+    this.message!.taken();
+    this.message = null;
+  }
+
   private async copyRows(target: Slab, targetToken: number, count: number): Promise<number> {
     const { plan } = this.options;
-    const { rows, offset } = this.message!;
-    const source = rows.subarray(this.taken * plan.rowBytes, (this.taken + count) * plan.rowBytes);
+    const source = part(this.message!.rows, this.taken * plan.rowBytes, count * plan.rowBytes);
     const nonFinite = await native.ingestRows(source, target, targetToken * plan.rowBytes, plan.hidden);
-    if (nonFinite > 0 && plan.refuseNonFinite) {
-      const token = offset + this.taken + (await firstNonFinite(source, target, plan));
-      throw new SwitchyardError(
-        'NON_FINITE',
-        `chunk.rows of token ${token} holds NaN or infinity; allowed: finite values, as options.refuse_non_finite is set`,
-        { field: 'chunk.rows', token, allowed: 'finite values' },
-      );
-    }
+    if (nonFinite > 0) await this.refuseNonFinite();
     return nonFinite;
+  }
+
+  /** Throws NON_FINITE for the first token of the message that is not finite, if the batch refuses such tokens. */
+  private async refuseNonFinite(): Promise<void> {
+    const { plan } = this.options;
+    if (!plan.refuseNonFinite) return;
+    const { rows, offset, tokens } = this.message!;
+    const token = offset + this.taken + (await firstNonFinite(rows, this.taken, tokens - this.taken, plan));
+    throw new SwitchyardError(
+      'NON_FINITE',
+      `chunk.rows of token ${token} holds NaN or infinity; allowed: finite values, as options.refuse_non_finite is set`,
+      { field: 'chunk.rows', token, allowed: 'finite values' },
+    );
   }
 
   private copyRouting(target: RoutingRows, targetToken: number, count: number): void {
@@ -167,21 +224,35 @@ export class Ingest {
   }
 }
 
-/** Halves the rows until one is left; the target is scratch, since the batch ends here. */
-async function firstNonFinite(rows: Uint8Array, scratch: Slab, plan: BatchPlan): Promise<number> {
-  let first = 0;
-  let count = rows.byteLength / plan.rowBytes;
-  while (count > 1) {
-    const half = count >> 1;
-    const part = rows.subarray(first * plan.rowBytes, (first + half) * plan.rowBytes);
-    if ((await native.ingestRows(part, scratch, 0, plan.hidden)) > 0) {
-      count = half;
-    } else {
-      first += half;
-      count -= half;
+function part(rows: ArrivedRows, byteOffset: number, byteLength: number): Uint8Array | SlabRange {
+  if (rows.kind === 'slab') return { slab: rows.slab, byteOffset, byteLength };
+  return rows.bytes.subarray(byteOffset, byteOffset + byteLength);
+}
+
+/** Which of `count` rows from row `from` on is the first that is not finite: halves them until one is left. */
+async function firstNonFinite(
+  rows: ArrivedRows,
+  from: number,
+  count: number,
+  { rowBytes, hidden }: BatchPlan,
+): Promise<number> {
+  const scratch = native.allocateSlab(count * rowBytes);
+  try {
+    let first = 0;
+    while (count > 1) {
+      const half = count >> 1;
+      const source = part(rows, (from + first) * rowBytes, half * rowBytes);
+      if ((await native.ingestRows(source, scratch, 0, hidden)) > 0) {
+        count = half;
+      } else {
+        first += half;
+        count -= half;
+      }
     }
+    return first;
+  } finally {
+    scratch.release();
   }
-  return first;
 }
 
 async function orPause<T>(awaited: Promise<T>, pause: number): Promise<T | 'pause'> {

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { LayerSpec, ModelSpec } from '../model/spec.js';
+import { chunkTokensMax, chunkTokensMin, usualChunkTokens } from '../transport/chunk-size.js';
 
 /** A validated header: what is to be done with every token of a batch. */
 export interface BatchPlan {
@@ -41,10 +42,6 @@ export interface PlanLimits {
   chunkTokens: number;
 }
 
-const chunkTokensMax = 8_192;
-const chunkTokensMin = 256;
-/** Of rows, in a chunk of the router's own choice: large messages, yet several chunks in flight. */
-const chunkRowBytes = 8 * 1024 * 1024;
 /** Offsets and counts stay exact in every language far beyond this. */
 const tokensMax = 2 ** 32;
 const batchIdPattern = /^[\x20-\x7e]{1,128}$/;
@@ -159,8 +156,8 @@ function chooseChunkTokens(asked: number, plan: BatchPlan, limits: PlanLimits): 
   if (asked > 0) return asked;
   if (limits.chunkTokens > 0) return Math.min(limits.chunkTokens, fitting);
   // A quarter of what a batch may hold, so that at least four chunks are under way at once.
-  const byBytes = Math.min(chunkRowBytes / plan.rowBytes, fitting / 4);
-  const chosen = Math.min(chunkTokensMax, Math.max(chunkTokensMin, byBytes), fitting);
+  const quarter = Math.max(chunkTokensMin, fitting / 4);
+  const chosen = Math.min(usualChunkTokens(plan.rowBytes), quarter, fitting);
   return 2 ** Math.floor(Math.log2(chosen));
 }
 

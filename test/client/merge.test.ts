@@ -1,7 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import { merge } from '../../services/client/merge.js';
-import { mergeSummaries } from '../../services/client/summary.js';
-import type { ForwardSummary } from '../../services/common/generated/switchyard/v1/ForwardSummary.js';
+import { mergeSummaries, type RouterSummary } from '../../services/client/summary.js';
 
 async function* from(values: readonly string[], waitMs: number) {
   for (const value of values) {
@@ -44,7 +43,9 @@ describe('merging answers', () => {
   });
 });
 
-const summary = (values: Partial<ForwardSummary>): ForwardSummary => ({
+const summary = (values: Partial<RouterSummary>): RouterSummary => ({
+  transport: 'grpc',
+  lanes: 'http2',
   batchId: 'b',
   router: '',
   tokens: 0,
@@ -69,6 +70,8 @@ describe('merging summaries', () => {
       [
         summary({
           router: 'r0',
+          transport: 'ucx',
+          lanes: 'posix cma',
           tokens: 300,
           layers: [{ layer: 2, rows: [1, 2] }],
           balancednessLast: 1,
@@ -94,8 +97,8 @@ describe('merging summaries', () => {
     ]);
     expect(merged.balancedness.last).toBeCloseTo(0.9);
     expect(merged.routers).toEqual([
-      { name: 'r0', tokens: 300 },
-      { name: 'r1', tokens: 100 },
+      { name: 'r0', tokens: 300, transport: 'ucx', lanes: 'posix cma' },
+      { name: 'r1', tokens: 100, transport: 'grpc', lanes: 'http2' },
     ]);
   });
 });

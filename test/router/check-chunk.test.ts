@@ -3,21 +3,22 @@ import fc from 'fast-check';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
-import { checkChunk } from '../../services/router/check-chunk.js';
-import { options, plan } from './support.js';
+import { type ClientMessage, checkChunk } from '../../services/router/check-chunk.js';
+import { arrived, options, plan } from './support.js';
 
 const gated = plan();
 const given = plan({ options: options({ routing: 'GIVEN' }) });
 const rowsBytesMax = 16 * gated.rowBytes;
 
-function request(fields: Partial<Chunk>): ForwardRequest {
+function request(fields: Partial<Chunk>): ClientMessage {
   const empty = Buffer.alloc(0);
-  return { kind: 'chunk', chunk: { offset: 0, rows: empty, experts: empty, weights: empty, ...fields } };
+  const chunk = { offset: 0, rows: empty, experts: empty, weights: empty, ...fields };
+  return arrived({ kind: 'chunk', chunk });
 }
 
 const rows = (tokens: number) => Buffer.alloc(tokens * gated.rowBytes);
 
-function refusal(message: ForwardRequest, offset = 0, of = gated): SwitchyardError {
+function refusal(message: ClientMessage, offset = 0, of = gated): SwitchyardError {
   try {
     checkChunk(message, offset, of, rowsBytesMax);
   } catch (error) {
@@ -56,10 +57,10 @@ describe('a chunk message', () => {
     ['half a token', request({ offset: 5, rows: Buffer.alloc(48) }), 'chunk.rows at offset 5 is "48 bytes"'],
     [
       'a second header',
-      { kind: 'header', header: null } as ForwardRequest,
+      arrived({ kind: 'header', header: null } as ForwardRequest),
       'message after the header is "header"',
     ],
-    ['nothing', {} as ForwardRequest, 'message after the header is "empty"; allowed: a chunk'],
+    ['nothing', arrived({} as ForwardRequest), 'message after the header is "empty"; allowed: a chunk'],
     [
       'routing unasked',
       request({ offset: 5, rows: rows(1), experts: Buffer.alloc(8) }),

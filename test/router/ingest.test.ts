@@ -1,14 +1,16 @@
-import { afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
-import { native } from '../../native/index.js';
+import { native, type Slab } from '../../native/index.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
 import { sleep } from '../../services/common/lifecycle.js';
 import { ByteBudget } from '../../services/router/budget.js';
+import type { ClientMessage } from '../../services/router/check-chunk.js';
 import { Ingest, type InputChunk } from '../../services/router/ingest.js';
 import type { BatchPlan } from '../../services/router/plan.js';
-import { options, plan, slabBytesHeld } from './support.js';
+import type { TransportKind } from '../../services/transport/link.js';
+import { arrived, options, plan, slabBytesHeld } from './support.js';
 
 beforeAll(() => native.configure({ slabBytesMax: 64 * 1024 * 1024, threads: 2 }));
 afterEach(async () => expect(await slabBytesHeld()).toBe(0));
@@ -46,13 +48,23 @@ function message(
   };
 }
 
+/** How the rows of the messages arrive. */
+let over: TransportKind = 'grpc';
+/** Messages whose rows are not taken, all of which a batch that succeeds has taken. */
+let untaken = 0;
+
 /** Messages as a client sends them, with pauses (milliseconds) in between. */
 function source(messages: (ForwardRequest | number)[]) {
   const queue = [...messages];
   return {
-    async next(): Promise<ForwardRequest | null> {
+    async next(): Promise<ClientMessage | null> {
       while (typeof queue[0] === 'number') await sleep(queue.shift() as number);
-      return (queue.shift() as ForwardRequest | undefined) ?? null;
+      const request = queue.shift() as ForwardRequest | undefined;
+      if (request === undefined) return null;
+      untaken += 1;
+      return arrived(request, over, () => {
+        untaken -= 1;
+      });
     },
   };
 }
@@ -87,6 +99,7 @@ async function collect(batch: BatchPlan, from: Ingest): Promise<Pick<InputChunk,
     chunk.reservation.release();
   }
   expect(next).toBe(batch.tokens);
+  expect(untaken).toBe(0);
   return seen;
 }
 
@@ -106,151 +119,181 @@ async function refusal(batch: BatchPlan, messages: ForwardRequest[]): Promise<Sw
   throw new Error('the batch was accepted');
 }
 
-describe('messages of any size', () => {
-  test('become full chunks with every token in its place, given routing with them', async () => {
-    const shapes = fc.record({
-      cuts: fc.array(fc.integer({ min: 1, max: 40 }), { minLength: 1, maxLength: 12 }),
-      chunkTokens: fc.integer({ min: 1, max: 50 }),
-      given: fc.boolean(),
+describe.each<TransportKind>(['grpc', 'ucx'])('over %s', (transport) => {
+  beforeAll(() => {
+    over = transport;
+  });
+  beforeEach(() => {
+    untaken = 0;
+  });
+
+  describe('messages of any size', () => {
+    test('become full chunks with every token in its place, given routing with them', async () => {
+      const shapes = fc.record({
+        cuts: fc.array(fc.integer({ min: 1, max: 40 }), { minLength: 1, maxLength: 12 }),
+        chunkTokens: fc.integer({ min: 1, max: 50 }),
+        given: fc.boolean(),
+      });
+      await fc.assert(
+        fc.asyncProperty(shapes, async ({ cuts, chunkTokens, given }) => {
+          const tokens = cuts.reduce((sum, count) => sum + count, 0);
+          const routing = options({ routing: given ? 'GIVEN' : 'GATE' });
+          const batch = plan({ sequences: tokens, length: 1, options: routing }, { chunkTokens });
+          let first = 0;
+          const messages = cuts.map((count) => {
+            first += count;
+            return message(batch, first - count, count);
+          });
+          const budget = new ByteBudget(1e9);
+          const from = ingest(batch, messages, budget);
+          const chunks = await collect(batch, from);
+          await from.expectEnd(1_000);
+          expect(budget.used).toBe(0);
+          expect(chunks).toHaveLength(Math.ceil(tokens / chunkTokens));
+          expect(chunks.slice(0, -1).every((chunk) => chunk.tokens === chunkTokens)).toBe(true);
+        }),
+        { numRuns: 40 },
+      );
     });
-    await fc.assert(
-      fc.asyncProperty(shapes, async ({ cuts, chunkTokens, given }) => {
-        const tokens = cuts.reduce((sum, count) => sum + count, 0);
-        const routing = options({ routing: given ? 'GIVEN' : 'GATE' });
-        const batch = plan({ sequences: tokens, length: 1, options: routing }, { chunkTokens });
-        let first = 0;
-        const messages = cuts.map((count) => {
-          first += count;
-          return message(batch, first - count, count);
-        });
-        const budget = new ByteBudget(1e9);
-        const from = ingest(batch, messages, budget);
-        const chunks = await collect(batch, from);
-        await from.expectEnd(1_000);
-        expect(budget.used).toBe(0);
-        expect(chunks).toHaveLength(Math.ceil(tokens / chunkTokens));
-        expect(chunks.slice(0, -1).every((chunk) => chunk.tokens === chunkTokens)).toBe(true);
-      }),
-      { numRuns: 40 },
-    );
+
+    test('are waited for while the pipeline has other chunks of the batch', async () => {
+      const batch = plan({}, { chunkTokens: 16 });
+      const messages = [message(batch, 0, 4), 150, message(batch, 4, 28)];
+      const chunks = await collect(
+        batch,
+        ingest(batch, messages, undefined, () => true),
+      );
+      expect(chunks.map((chunk) => chunk.tokens)).toEqual([16, 16]);
+    });
+
+    test('go on as a shorter chunk when the client pauses', async () => {
+      const batch = plan({}, { chunkTokens: 16 });
+      const messages = [
+        message(batch, 0, 4),
+        message(batch, 4, 1),
+        120,
+        message(batch, 5, 20),
+        message(batch, 25, 7),
+      ];
+      expect(await collect(batch, ingest(batch, messages))).toEqual([
+        { offset: 0, tokens: 5 },
+        { offset: 5, tokens: 16 },
+        { offset: 21, tokens: 11 },
+      ]);
+    });
+
+    test('are not read while the budget is spent', async () => {
+      const batch = plan({}, { chunkTokens: 8 });
+      const budget = new ByteBudget(100_000);
+      const holder = await budget.open().reserve(99_000, signal);
+      let read = 0;
+      const counted = source([message(batch, 0, 8), message(batch, 8, 8), message(batch, 16, 16)]);
+      const next = () => {
+        read += 1;
+        return counted.next();
+      };
+      const from = new Ingest({
+        plan: batch,
+        source: { next },
+        share: budget.open(),
+        rowsBytesMax: 1e6,
+        busy: () => false,
+        signal,
+      });
+      const done = collect(batch, from);
+      await sleep(50);
+      expect(read).toBe(1);
+      expect(budget.waiting).toBe(1);
+      holder.release();
+      await done;
+      expect(read).toBe(3);
+    });
   });
 
-  test('are waited for while the pipeline has other chunks of the batch', async () => {
-    const batch = plan({}, { chunkTokens: 16 });
-    const messages = [message(batch, 0, 4), 150, message(batch, 4, 28)];
-    const chunks = await collect(
-      batch,
-      ingest(batch, messages, undefined, () => true),
-    );
-    expect(chunks.map((chunk) => chunk.tokens)).toEqual([16, 16]);
+  describe('a batch is refused', () => {
+    const batch = plan({}, { chunkTokens: 10 });
+
+    test('when tokens are missing at its end', async () => {
+      const error = await refusal(batch, [message(batch, 0, 12)]);
+      expect(error.message).toBe('tokens received is 12; allowed: the 32 tokens that the header announced');
+    });
+
+    test('when there is more after its last token', async () => {
+      const error = await refusal(batch, [message(batch, 0, 32), message(batch, 32, 1)]);
+      expect(error.message).toContain('message after the last token');
+    });
+
+    test('when it grows beyond what was announced', async () => {
+      const error = await refusal(batch, [message(batch, 0, 30), message(batch, 30, 3)]);
+      expect(error.message).toContain('at most the 32 tokens');
+    });
+
+    test('for any sequence of messages that is not its tokens in order, exactly', async () => {
+      const pieces = fc.array(fc.record({ offset: fc.nat(34), tokens: fc.integer({ min: 1, max: 20 }) }), {
+        maxLength: 5,
+      });
+      await fc.assert(
+        fc.asyncProperty(pieces, async (sequence) => {
+          let expected = 0;
+          const inOrder = sequence.every(({ offset, tokens }) => {
+            const fits = offset === expected;
+            expected += tokens;
+            return fits;
+          });
+          const messages = sequence.map(({ offset, tokens }) => message(batch, offset, tokens));
+          if (inOrder && expected === batch.tokens) await collect(batch, ingest(batch, messages));
+          else expect((await refusal(batch, messages)).code).toBe('INVALID_ARGUMENT');
+        }),
+      );
+    });
   });
 
-  test('go on as a shorter chunk when the client pauses', async () => {
-    const batch = plan({}, { chunkTokens: 16 });
-    const messages = [
-      message(batch, 0, 4),
-      message(batch, 4, 1),
-      120,
-      message(batch, 5, 20),
-      message(batch, 25, 7),
-    ];
-    expect(await collect(batch, ingest(batch, messages))).toEqual([
-      { offset: 0, tokens: 5 },
-      { offset: 5, tokens: 16 },
-      { offset: 21, tokens: 11 },
-    ]);
-  });
-
-  test('are not read while the budget is spent', async () => {
-    const batch = plan({}, { chunkTokens: 8 });
-    const budget = new ByteBudget(100_000);
-    const holder = await budget.open().reserve(99_000, signal);
-    let read = 0;
-    const counted = source([message(batch, 0, 8), message(batch, 8, 8), message(batch, 16, 16)]);
-    const next = () => {
-      read += 1;
-      return counted.next();
+  describe('tokens that are not finite', () => {
+    const spoil = (request: ForwardRequest, token: number, bits: number) => {
+      request.chunk!.rows.writeUInt16LE(bits, token * 32 + 6);
+      return request;
     };
-    const from = new Ingest({
-      plan: batch,
-      source: { next },
-      share: budget.open(),
-      rowsBytesMax: 1e6,
-      busy: () => false,
-      signal,
+
+    test('are counted', async () => {
+      const batch = plan({}, { chunkTokens: 20 });
+      const messages = [message(batch, 0, 32)];
+      spoil(spoil(spoil(messages[0]!, 3, 0x7f80), 5, 0xffc0), 25, 0x7fff);
+      const counts: number[] = [];
+      for await (const chunk of ingest(batch, messages).chunks()) {
+        counts.push(chunk.nonFinite);
+        chunk.rows.release();
+      }
+      expect(counts).toEqual([2, 1]);
     });
-    const done = collect(batch, from);
-    await sleep(50);
-    expect(read).toBe(1);
-    expect(budget.waiting).toBe(1);
-    holder.release();
-    await done;
-    expect(read).toBe(3);
+
+    test('end a batch that refuses them, naming the first one', async () => {
+      const batch = plan({}, { chunkTokens: 20, refuseNonFinite: true });
+      for (let token = 0; token < 24; token += 1) {
+        const later = spoil(message(batch, 8, 24), 23, 0x7f80);
+        const error = await refusal(batch, [message(batch, 0, 8), spoil(later, token, 0xff80)]);
+        expect(error).toMatchObject({ code: 'NON_FINITE', details: { token: 8 + token } });
+      }
+    });
   });
 });
 
-describe('a batch is refused', () => {
-  const batch = plan({}, { chunkTokens: 10 });
-
-  test('when tokens are missing at its end', async () => {
-    const error = await refusal(batch, [message(batch, 0, 12)]);
-    expect(error.message).toBe('tokens received is 12; allowed: the 32 tokens that the header announced');
+test('a slab that is just the next chunk becomes it', async () => {
+  const batch = plan({}, { chunkTokens: 16 });
+  const messages = [arrived(message(batch, 0, 16), 'ucx'), arrived(message(batch, 16, 16), 'ucx')];
+  const [first] = messages;
+  const next = async () => messages.shift() ?? null;
+  const share = new ByteBudget(1e9).open();
+  const from = new Ingest({
+    plan: batch,
+    source: { next },
+    share,
+    rowsBytesMax: 1e6,
+    busy: () => false,
+    signal,
   });
-
-  test('when there is more after its last token', async () => {
-    const error = await refusal(batch, [message(batch, 0, 32), message(batch, 32, 1)]);
-    expect(error.message).toContain('message after the last token');
-  });
-
-  test('when it grows beyond what was announced', async () => {
-    const error = await refusal(batch, [message(batch, 0, 30), message(batch, 30, 3)]);
-    expect(error.message).toContain('at most the 32 tokens');
-  });
-
-  test('for any sequence of messages that is not its tokens in order, exactly', async () => {
-    const pieces = fc.array(fc.record({ offset: fc.nat(34), tokens: fc.integer({ min: 1, max: 20 }) }), {
-      maxLength: 5,
-    });
-    await fc.assert(
-      fc.asyncProperty(pieces, async (sequence) => {
-        let expected = 0;
-        const inOrder = sequence.every(({ offset, tokens }) => {
-          const fits = offset === expected;
-          expected += tokens;
-          return fits;
-        });
-        const messages = sequence.map(({ offset, tokens }) => message(batch, offset, tokens));
-        if (inOrder && expected === batch.tokens) await collect(batch, ingest(batch, messages));
-        else expect((await refusal(batch, messages)).code).toBe('INVALID_ARGUMENT');
-      }),
-    );
-  });
-});
-
-describe('tokens that are not finite', () => {
-  const spoil = (request: ForwardRequest, token: number, bits: number) => {
-    request.chunk!.rows.writeUInt16LE(bits, token * 32 + 6);
-    return request;
-  };
-
-  test('are counted', async () => {
-    const batch = plan({}, { chunkTokens: 20 });
-    const messages = [message(batch, 0, 32)];
-    spoil(spoil(spoil(messages[0]!, 3, 0x7f80), 5, 0xffc0), 25, 0x7fff);
-    const counts: number[] = [];
-    for await (const chunk of ingest(batch, messages).chunks()) {
-      counts.push(chunk.nonFinite);
-      chunk.rows.release();
-    }
-    expect(counts).toEqual([2, 1]);
-  });
-
-  test('end a batch that refuses them, naming the first one', async () => {
-    const batch = plan({}, { chunkTokens: 20, refuseNonFinite: true });
-    for (let token = 0; token < 24; token += 1) {
-      const later = spoil(message(batch, 8, 24), 23, 0x7f80);
-      const error = await refusal(batch, [message(batch, 0, 8), spoil(later, token, 0xff80)]);
-      expect(error).toMatchObject({ code: 'NON_FINITE', details: { token: 8 + token } });
-    }
-  });
+  const slabs: Slab[] = [];
+  for await (const { rows } of from.chunks()) slabs.push(rows);
+  expect(first!.rows).toMatchObject({ kind: 'slab' });
+  expect(slabs[0] === (first!.rows as { slab: Slab }).slab).toBe(true);
+  for (const slab of slabs) slab.release();
 });

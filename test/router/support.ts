@@ -3,9 +3,13 @@ import { runInNewContext } from 'node:vm';
 import { native } from '../../native/index.js';
 import type { ForwardHeader } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardOptions } from '../../services/common/generated/switchyard/v1/ForwardOptions.js';
+import type { ForwardRequest } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
 import type { ModelSpec } from '../../services/model/spec.js';
 import { presets, syntheticModel } from '../../services/model/synthetic.js';
+import type { ClientMessage } from '../../services/router/check-chunk.js';
 import { type BatchPlan, type PlanLimits, planBatch } from '../../services/router/plan.js';
+import type { TransportKind } from '../../services/transport/link.js';
+import { rowsOfMessage } from '../../services/transport/port.js';
 
 /** 16 hidden, 6 experts, top-2, 3 layers. */
 export const smallModel: ModelSpec = syntheticModel({
@@ -49,12 +53,27 @@ export function header(fields: Partial<ForwardHeader> = {}): ForwardHeader {
     firstLayer: 0,
     options: options(),
     deadlineMs: 0,
+    ucx: null,
+    ucxKey: Buffer.alloc(0),
     ...fields,
   };
 }
 
 export function plan(fields: Partial<ForwardHeader> = {}, more: Partial<BatchPlan> = {}): BatchPlan {
   return { ...planBatch(header(fields), limits), ...more };
+}
+
+/** A message as it reaches the router: over gRPC with its rows in it, over UCX with its rows in a slab. */
+export function arrived(
+  request: ForwardRequest,
+  over: TransportKind = 'grpc',
+  taken = () => {},
+): ClientMessage {
+  const bytes = request.chunk?.rows ?? new Uint8Array(0);
+  if (over === 'grpc' || bytes.byteLength === 0) return { request, rows: rowsOfMessage(bytes), taken };
+  const slab = native.allocateSlab(bytes.byteLength);
+  slab.view().set(bytes);
+  return { request, rows: { kind: 'slab', slab, byteLength: bytes.byteLength }, taken };
 }
 
 setFlagsFromString('--expose-gc');

@@ -67,7 +67,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   }
 
   /** Calls `onMessage` for all that arrives, in order, until the port is closed (resolves) or fails (rejects). */
-  async receive(onMessage: (message: In, rows: ArrivedRows) => void): Promise<void> {
+  async receive(onMessage: (message: In, rows: ArrivedRows, metadataBytes: number) => void): Promise<void> {
     while (!this.closed) {
       let messages: UcxMessage[];
       try {
@@ -78,7 +78,10 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
       }
       for (const { slab, rowBytes, metadata } of messages) {
         if (this.closed) slab.release();
-        else onMessage(this.parse(metadata), { kind: 'slab', slab, byteLength: rowBytes });
+        else {
+          const rows: ArrivedRows = { kind: 'slab', slab, byteLength: rowBytes };
+          onMessage(this.parse(metadata), rows, metadata.byteLength);
+        }
       }
     }
   }

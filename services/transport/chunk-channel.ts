@@ -1,0 +1,234 @@
+import { native, type Slab, type Ucx } from '../../native/index.js';
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import type {
+  ChannelMessage,
+  ChannelMessageInput,
+} from '../common/generated/switchyard/v1/ChannelMessage.js';
+import type { Chunk, ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
+import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
+import { Deferred } from '../common/lifecycle.js';
+import { channelCodec } from '../common/protocol.js';
+import { chunkCost } from './chunk-size.js';
+import { Credits } from './credits.js';
+import { type ArrivedRows, dropRows, type OutgoingRows } from './port.js';
+import { UcxPort } from './ucx/port.js';
+
+/** A chunk as it arrived. The receiver owns the slab, and gives `cost` back once it has taken the rows. */
+export interface ArrivedChunk {
+  /** Without its rows. */
+  chunk: Chunk;
+  slab: Slab;
+  rowBytes: number;
+  /** In bytes of credit. */
+  cost: number;
+}
+
+export interface ChunkChannelOptions {
+  /** The secret of the channel, 16 bytes. */
+  key: Uint8Array;
+  /** Bytes of chunks that the peer may have outstanding towards this end. */
+  windowBytes: number;
+  /** Called when chunks or credit have come, and when the channel has failed. */
+  onChange: () => void;
+}
+
+/** Offset and lengths in a chunk's metadata take less. */
+const chunkHeadBytes = 64;
+function routingBytesOf(chunk: ChunkInput): number {
+  return (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);
+}
+
+/**
+ * One end of the UCX channel that carries the chunks of a batch, the same for client and router. Rows stay in slabs. UCX
+ * has no flow control, so each end may have only so many bytes outstanding as the other has given credit for: the first
+ * credit is the whole window, and what has been taken is given back. A peer that breaks its credit or the
+ * form of messages fails the channel.
+ */
+export class ChunkChannel {
+  /** The first error that ended the channel, unless `close` did. */
+  failure: SwitchyardError | null = null;
+  private readonly port: UcxPort<ChannelMessageInput, ChannelMessage>;
+  private readonly opening = new Deferred<void>();
+  private readonly arrived: ArrivedChunk[] = [];
+  private credits: Credits | null = null;
+  /** What the peer may send now. */
+  private allowedBytes = 0;
+  private closed = false;
+
+  /** Throws INVALID_ARGUMENT for a key of another length. */
+  constructor(
+    ucx: Ucx,
+    private readonly options: ChunkChannelOptions,
+  ) {
+    const { key, windowBytes } = options;
+    const rowBytesInFlightMax = windowBytes;
+    this.port = new UcxPort(ucx, { codec: channelCodec, key, rowBytesMax: windowBytes, rowBytesInFlightMax });
+    this.port
+      .receive((message, rows, metadataBytes) => this.receive(message, rows, metadataBytes))
+      .catch((error) => this.fail(asSwitchyardError(error)));
+    this.opening.promise.catch(() => {});
+  }
+
+  /** What the peer must know to send here. */
+  get end(): UcxEndInput {
+    return this.port.end;
+  }
+
+  /** Resolves when the peer's first credit has come: the peer can be reached, and chunks can be sent. */
+  get opened(): Promise<void> {
+    return this.opening.promise;
+  }
+
+  /** Bytes of chunks that this end may have outstanding; 0 until the channel is open. */
+  get peerWindowBytes(): number {
+    return this.credits?.capacity ?? 0;
+  }
+
+  /** Bytes of chunks sent that the peer has not taken. */
+  get outstandingBytes(): number {
+    return this.credits?.outstanding ?? 0;
+  }
+
+  /** Rejects with LINK_LOST if UCX sees at once that the peer cannot be reached. */
+  connect(end: UcxEnd): Promise<void> {
+    return this.port.connect(end);
+  }
+
+  /** Gives the peer its first credit, the window. Call it once, after `connect`. */
+  grant(): void {
+    this.allowedBytes = this.options.windowBytes;
+    this.sendCredit(this.options.windowBytes);
+  }
+
+  /** The transports that UCX uses towards the peer, for example "posix cma". */
+  lanes(): Promise<string> {
+    return this.port.transports();
+  }
+
+  /**
+   * Waits for credit for a chunk, in the order of the calls. Rejects with the signal's reason, with TOO_LARGE for more
+   * than the peer's window, and with what ended the channel.
+   */
+  reserve(cost: number, signal: AbortSignal): Promise<void> {
+    if (this.credits === null) throw new SwitchyardError('INTERNAL', 'the channel is not open');
+    return this.credits.acquire(cost, signal);
+  }
+
+  /**
+   * Sends a chunk whose credit is reserved. The slab must have room for the chunk's metadata behind the rows and stays
+   * the caller's, who must not write to it until the promise resolves: sent, or lost with the channel.
+   */
+  send(chunk: ChunkInput, rows: OutgoingRows): Promise<void> {
+    return new Promise((done) => this.port.send({ make: () => ({ chunk }), rows, done }));
+  }
+
+  /** As `send`, of rows [, hidden] that are copied once, off the JS thread. Resolves when they are copied. */
+  async sendCopy(
+    chunk: ChunkInput,
+    rows: Parameters<typeof native.ingestRows>[0],
+    hidden: number,
+  ): Promise<void> {
+    const bytes = rows.byteLength;
+    const slab = native.allocateSlab(bytes, chunkHeadBytes + routingBytesOf(chunk));
+    try {
+      await native.ingestRows(rows, slab, 0, hidden);
+    } catch (error) {
+      slab.release();
+      throw error;
+    }
+    void this.send(chunk, { slab, bytes }).finally(() => slab.release());
+  }
+
+  /** The next chunk that has arrived; null: none has. */
+  take(): ArrivedChunk | null {
+    return this.arrived.shift() ?? null;
+  }
+
+  /** Lets the peer send as much as a chunk cost that has been taken. */
+  giveBack(cost: number): void {
+    if (this.closed) return;
+    this.allowedBytes += cost;
+    this.sendCredit(cost);
+  }
+
+  /** A chunk's rows in memory of their own, by one copy off the JS thread; slab and credit are given back. */
+  async copyOut({ slab, rowBytes, cost }: ArrivedChunk): Promise<Buffer> {
+    // Not of the pool of small Buffers: these rows are the receiver's alone.
+    const rows = Buffer.allocUnsafeSlow(rowBytes);
+    try {
+      await native.copyOut(slab, 0, rows);
+    } finally {
+      slab.release();
+    }
+    this.giveBack(cost);
+    return rows;
+  }
+
+  /** Ends the channel: what waits for credit rejects with `reason`, chunks that nobody took are dropped. Idempotent. */
+  close(reason: SwitchyardError): void {
+    if (this.closed) return;
+    this.closed = true;
+    this.port.destroy();
+    this.opening.reject(reason);
+    this.credits?.close(reason);
+    for (const { slab } of this.arrived.splice(0)) slab.release();
+  }
+
+  private fail(error: SwitchyardError): void {
+    if (this.closed) return;
+    this.failure = error;
+    this.close(error);
+    this.options.onChange();
+  }
+
+  private sendCredit(bytes: number): void {
+    this.port.send({ make: () => ({ credit: { bytes } }), rows: null, done: () => {} });
+  }
+
+  private receive(message: ChannelMessage, rows: ArrivedRows, metadataBytes: number): void {
+    try {
+      if (message.chunk) this.receiveChunk(message.chunk, rows, metadataBytes);
+      else if (message.credit) this.receiveCredit(message.credit.bytes, rows);
+      else throw invalidArgument('kind of a channel message', 'none', 'chunk, credit');
+    } catch (error) {
+      dropRows(rows);
+      this.fail(asSwitchyardError(error));
+      return;
+    }
+    this.options.onChange();
+  }
+
+  private receiveChunk(chunk: Chunk, rows: ArrivedRows, metadataBytes: number): void {
+    const routingBytes = routingBytesOf(chunk);
+    if (metadataBytes > chunkHeadBytes + routingBytes || chunk.rows.byteLength > 0) {
+      const allowed = `offset, experts and weights: ${chunkHeadBytes + routingBytes} at most; rows lie beside it`;
+      throw invalidArgument(
+        `metadata of the chunk at offset ${chunk.offset}`,
+        `${metadataBytes} bytes`,
+        allowed,
+      );
+    }
+    if (rows.kind !== 'slab') throw new SwitchyardError('INTERNAL', 'rows came over UCX without a slab');
+    const cost = chunkCost(rows.byteLength, routingBytes);
+    if (cost > this.allowedBytes) {
+      const text = `a chunk that costs ${cost} bytes came over UCX; allowed: ${this.allowedBytes}, the credit that is left`;
+      const details = { field: 'chunk', value: cost, allowed: this.allowedBytes };
+      throw new SwitchyardError('RESOURCE_EXHAUSTED', text, details);
+    }
+    this.allowedBytes -= cost;
+    this.arrived.push({ chunk, slab: rows.slab, rowBytes: rows.byteLength, cost });
+  }
+
+  private receiveCredit(bytes: number, rows: ArrivedRows): void {
+    dropRows(rows);
+    const max = this.credits?.outstanding ?? Number.MAX_SAFE_INTEGER;
+    if (!Number.isSafeInteger(bytes) || bytes < 1 || bytes > max) {
+      const what = this.credits === null ? 'a whole number from 1' : `1 to ${max}, the bytes outstanding`;
+      throw invalidArgument('credit.bytes', bytes, what);
+    }
+    if (this.credits === null) {
+      this.credits = new Credits(bytes);
+      this.opening.resolve();
+    } else this.credits.release(bytes);
+  }
+}

@@ -1,0 +1,28 @@
+/** Bounds of a router's chunk, in tokens. */
+export const chunkTokensMax = 8_192;
+export const chunkTokensMin = 256;
+/** Rows of a router's chunk, and of one message over UCX: large messages, yet several of them under way. */
+const chunkRowBytes = 8 * 1024 * 1024;
+/** Experts and weights of one chunk over UCX at most; they travel in the message's metadata. */
+const chunkRoutingBytesMax = 512 * 1024;
+/** However few rows a chunk has, it takes a page at its receiver. */
+const chunkCostMin = 4096;
+
+/** What a chunk costs of the receiver's credit, in bytes. */
+export function chunkCost(rowBytes: number, routingBytes: number): number {
+  return Math.max(chunkCostMin, rowBytes + routingBytes);
+}
+
+/** The most tokens of a chunk whose cost is within `costMax`; at least one. */
+export function tokensWithin(rowBytes: number, routingBytes: number, costMax: number): number {
+  const byCost = Math.floor(costMax / (rowBytes + routingBytes));
+  const byRows = Math.floor(chunkRowBytes / rowBytes);
+  const byRouting = routingBytes === 0 ? byRows : Math.floor(chunkRoutingBytesMax / routingBytes);
+  return Math.max(1, Math.min(byCost, byRows, byRouting));
+}
+
+/** Tokens of a router's chunk, unless its configuration or the batch says otherwise: a power of two. */
+export function usualChunkTokens(rowBytes: number): number {
+  const chosen = Math.min(chunkTokensMax, Math.max(chunkTokensMin, chunkRowBytes / rowBytes));
+  return 2 ** Math.floor(Math.log2(chosen));
+}
