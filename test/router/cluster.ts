@@ -1,5 +1,5 @@
-import type { ClientDuplexStream } from '@grpc/grpc-js';
-import { afterEach, jest } from '@jest/globals';
+import type { CallOptions } from '@grpc/grpc-js';
+import { afterEach, beforeAll, describe, jest } from '@jest/globals';
 import { native } from '../../native/index.js';
 import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
@@ -15,8 +15,10 @@ import { coordinatorSchema } from '../../services/coordinator/config.js';
 import { startCoordinator } from '../../services/coordinator/main.js';
 import { routerSchema } from '../../services/router/config.js';
 import { startRouter } from '../../services/router/main.js';
+import type { TransportKind } from '../../services/transport/link.js';
 import { workerSchema } from '../../services/worker/config.js';
 import { startWorker } from '../../services/worker/main.js';
+import { type GrpcCall, UcxCall } from '../support/ucx-call.js';
 
 /** The shape of the model that test clusters serve: small, yet with every step of the pipeline. */
 export const shape = { hidden: 64, ffn: 96, experts: 6, topK: 2, layers: 3 };
@@ -107,7 +109,30 @@ export async function tokens(count: number, seed = 1): Promise<Buffer> {
   return rows;
 }
 
-export type Call = ClientDuplexStream<ForwardRequestInput, ForwardResponse>;
+/** A Forward call as a raw client sees it, whatever carries its chunks. */
+export type Call = GrpcCall;
+
+/** The transports that this build has: what concerns the rows of clients is tested over each. */
+export const transports: readonly TransportKind[] = native.ucx === null ? ['grpc'] : ['grpc', 'ucx'];
+if (native.ucx === null) process.stderr.write('built without UCX: clients over UCX are not tested\n');
+
+let current: TransportKind = 'grpc';
+
+/** Runs the tests of `block` over each transport, with `callOf` and `forward` using it. */
+export function overEachTransport(block: (transport: TransportKind) => void): void {
+  describe.each(transports)('over %s', (transport) => {
+    beforeAll(() => {
+      current = transport;
+    });
+    block(transport);
+  });
+}
+
+/** A Forward call of a raw client. */
+export function callOf(router: Running, options: CallOptions = {}): Call {
+  const call = clientOf(router).Forward(options);
+  return current === 'grpc' ? call : (new UcxCall(call) as unknown as Call);
+}
 
 export function header(fields: ForwardHeaderInput = {}): ForwardRequestInput {
   return {
@@ -165,7 +190,7 @@ export interface ForwardWishes extends ForwardHeaderInput {
 export async function forward(router: Running, rows: Buffer, wishes: ForwardWishes = {}): Promise<Outcome> {
   const { messageTokens = 64, given, ...fields } = wishes;
   const count = rows.byteLength / rowBytes;
-  const call = clientOf(router).Forward();
+  const call = callOf(router);
   const outcome = outcomeOf(call, count);
   outcome.catch(() => {});
   call.write(header({ sequences: 1, length: count, ...fields }));

@@ -7,10 +7,12 @@ import { fromServiceError } from '../../services/common/status.js';
 import {
   addWorker,
   type Call,
+  callOf,
   clientOf,
   forward,
   header,
   outcomeOf,
+  overEachTransport,
   rowBytes,
   sendChunks,
   shape,
@@ -26,7 +28,7 @@ const off = { options: { feedback: 'OFF' } } as const;
 
 /** Sends messages and half-closes; the error that comes back. */
 async function refusal(router: Running, messages: ForwardRequestInput[]) {
-  const call = clientOf(router).Forward();
+  const call = callOf(router);
   const outcome = outcomeOf(call, 0);
   outcome.catch(() => {});
   for (const message of messages) call.write(message);
@@ -46,7 +48,7 @@ async function underWay(
   total: number,
   fields: ForwardHeaderInput = {},
 ): Promise<Call> {
-  const call = clientOf(router).Forward();
+  const call = callOf(router);
   call.write(header({ length: total, ...off, ...fields }));
   call.on('error', () => {});
   const answered = new Promise<void>((resolve, reject) => {
@@ -64,305 +66,311 @@ const failureOf = (call: Call) =>
     call.resume();
   });
 
-describe('bad input', () => {
-  test('is refused by name and value, and harms nobody', async () => {
-    const { routers } = await startCluster({ router: { messageBytesMax: 64 * 1024 } });
-    const router = routers[0]!;
-    const rows = await tokens(1_000);
-    const good = await forward(router, rows, off);
-    const chunk = (offset: number, bytes: number) => ({ chunk: { offset, rows: rows.subarray(0, bytes) } });
-    const cases: [ForwardRequestInput[], string, string][] = [
-      [[header({ hidden: 65 })], 'INVALID_ARGUMENT', 'hidden is 65; allowed: 64'],
-      [[header({ dtype: 'F16' })], 'INVALID_ARGUMENT', 'dtype is "F16"; allowed: BF16'],
-      [[header({ firstLayer: 3 })], 'UNKNOWN_LAYER', 'first_layer is 3; allowed'],
-      [[chunk(0, 128)], 'INVALID_ARGUMENT', 'first message is "chunk"; allowed: a header'],
-      [[], 'INVALID_ARGUMENT', 'first message is "half-close"; allowed: a header'],
-      [[header({ length: 4 }), chunk(1, 128)], 'INVALID_ARGUMENT', 'chunk.offset is 1; allowed: 0'],
-      [
-        [header({ length: 4 }), chunk(0, 256), chunk(1, 256)],
-        'INVALID_ARGUMENT',
-        'chunk.offset is 1; allowed: 2',
-      ],
-      [[header({ length: 4 }), chunk(0, 200)], 'INVALID_ARGUMENT', 'chunk.rows at offset 0 is "200 bytes"'],
-      [[header({ length: 4 }), chunk(0, 256)], 'INVALID_ARGUMENT', 'tokens received is 2; allowed: the 4'],
-      [[header({ length: 4 }), chunk(0, 640)], 'INVALID_ARGUMENT', 'allowed: at most the 4 tokens'],
-      [
-        [header({ length: 2 }), chunk(0, 256), chunk(2, 128)],
-        'INVALID_ARGUMENT',
-        'message after the last token',
-      ],
-      [[header({ length: 1_000 }), chunk(0, 100_096)], 'TOO_LARGE', 'chunk.rows at offset 0 is 100096 bytes'],
-      [
-        [header({ length: 4_000 }), { chunk: { offset: 0, rows: Buffer.alloc(300_032) } }],
-        'TOO_LARGE',
-        'larger than max',
-      ],
-    ];
-    for (const [messages, code, text] of cases) {
-      const error = await refusal(router, messages);
-      expect([error.code, error.message]).toEqual([code, expect.stringContaining(text)]);
-    }
-    await untilIdle(router);
-    const again = await forward(router, rows, off);
-    expect(Buffer.compare(again.rows, good.rows)).toBe(0);
-  });
-
-  test('such as the id of a batch under way is refused; afterwards the id is free again', async () => {
-    const { routers } = await startCluster();
-    const rows = await tokens(10);
-    const first = await underWay(routers[0]!, rows, 20, { batchId: 'same' });
-    await expect(forward(routers[0]!, rows, { ...off, batchId: 'same' })).rejects.toMatchObject({
-      code: 'NAME_TAKEN',
-      details: { field: 'batch_id', value: 'same' },
-    });
-    const gone = failureOf(first);
-    first.cancel();
-    expect((await gone).code).toBe('CANCELLED');
-    await untilIdle(routers[0]!);
-    expect((await forward(routers[0]!, rows, { ...off, batchId: 'same' })).summary.batchId).toBe('same');
-  });
-});
-
-describe('a client', () => {
-  test('that waits for an answer before it sends more gets it', async () => {
-    const { routers } = await startCluster();
-    const rows = await tokens(30);
-    const expected = await forward(routers[0]!, rows, off);
-    const call = clientOf(routers[0]!).Forward();
-    call.write(header({ length: 30, ...off }));
-    for (let first = 0; first < 30; first += 10) {
-      const answer = new Promise<Buffer>((resolve) => {
-        call.once('data', ({ chunk }) => resolve(chunk!.rows));
-      });
-      await sendChunks(call, rows, first, first + 10, 10);
-      const part = expected.rows.subarray(first * rowBytes, (first + 10) * rowBytes);
-      expect(Buffer.compare(await answer, part)).toBe(0);
-    }
-    call.end();
-    const ended = new Promise((resolve) => call.once('end', resolve));
-    call.resume();
-    await ended;
-  });
-
-  test('that is gone in the middle of a batch leaves nothing behind', async () => {
-    const { routers } = await startCluster();
-    const rows = await tokens(2_000);
-    for (let turn = 0; turn < 5; turn += 1) {
-      const client = clientOf(routers[0]!);
-      const call = client.Forward();
-      call.on('error', () => {});
-      call.write(header({ length: 10_000, ...off }));
-      const sent = sendChunks(call, rows, 0, 2_000, 100);
-      await sleep(5 * turn);
-      call.cancel();
-      await sent;
-    }
-    await untilIdle(routers[0]!);
-    expect((await forward(routers[0]!, rows, off)).summary.tokens).toBe(2_000);
-  });
-
-  test('that stops reading is ended, and meanwhile takes nothing from others', async () => {
-    const { routers } = await startCluster({
-      router: { clientStallMs: 1_500, budgetBytes: 4 * 1024 * 1024 },
-    });
-    const router = routers[0]!;
-    const rows = await tokens(4_000);
-    const stalled = clientOf(router).Forward();
-    const count = 200_000;
-    stalled.write(header({ length: count, ...off }));
-    stalled.on('error', () => {});
-    // It reads once: grpc-js lets everything come, unread, until it was asked for a first message.
-    stalled.once('data', () => stalled.pause());
-    let sent = 0;
-    void (async () => {
-      while (sent < count) {
-        const chunk = { offset: sent, rows: rows.subarray(0, 500 * rowBytes) };
-        sent += 500;
-        if (stalled.write({ chunk })) continue;
-        await writable(stalled);
+overEachTransport((transport) => {
+  describe('bad input', () => {
+    test('is refused by name and value, and harms nobody', async () => {
+      const { routers } = await startCluster({ router: { messageBytesMax: 64 * 1024 } });
+      const router = routers[0]!;
+      const rows = await tokens(1_000);
+      const good = await forward(router, rows, off);
+      const chunk = (offset: number, bytes: number) => ({ chunk: { offset, rows: rows.subarray(0, bytes) } });
+      const cases: [ForwardRequestInput[], string, string][] = [
+        [[header({ hidden: 65 })], 'INVALID_ARGUMENT', 'hidden is 65; allowed: 64'],
+        [[header({ dtype: 'F16' })], 'INVALID_ARGUMENT', 'dtype is "F16"; allowed: BF16'],
+        [[header({ firstLayer: 3 })], 'UNKNOWN_LAYER', 'first_layer is 3; allowed'],
+        [[chunk(0, 128)], 'INVALID_ARGUMENT', 'first message is "chunk"; allowed: a header'],
+        [[], 'INVALID_ARGUMENT', 'first message is "half-close"; allowed: a header'],
+        [[header({ length: 4 }), chunk(1, 128)], 'INVALID_ARGUMENT', 'chunk.offset is 1; allowed: 0'],
+        [
+          [header({ length: 4 }), chunk(0, 256), chunk(1, 256)],
+          'INVALID_ARGUMENT',
+          'chunk.offset is 1; allowed: 2',
+        ],
+        [[header({ length: 4 }), chunk(0, 200)], 'INVALID_ARGUMENT', 'chunk.rows at offset 0 is "200 bytes"'],
+        [[header({ length: 4 }), chunk(0, 256)], 'INVALID_ARGUMENT', 'tokens received is 2; allowed: the 4'],
+        [[header({ length: 4 }), chunk(0, 640)], 'INVALID_ARGUMENT', 'allowed: at most the 4 tokens'],
+        [
+          [header({ length: 2 }), chunk(0, 256), chunk(2, 128)],
+          'INVALID_ARGUMENT',
+          'message after the last token',
+        ],
+        [
+          [header({ length: 1_000 }), chunk(0, 100_096)],
+          'TOO_LARGE',
+          'chunk.rows at offset 0 is 100096 bytes',
+        ],
+        [
+          [header({ length: 4_000 }), { chunk: { offset: 0, rows: Buffer.alloc(300_032) } }],
+          ...(transport === 'grpc'
+            ? (['TOO_LARGE', 'larger than max'] as const)
+            : (['RESOURCE_EXHAUSTED', 'a chunk that costs 300032 bytes'] as const)),
+        ],
+      ];
+      for (const [messages, code, text] of cases) {
+        const error = await refusal(router, messages);
+        expect([error.code, error.message]).toEqual([code, expect.stringContaining(text)]);
       }
-    })();
-    // Back-pressure: the budget is spent, and what the client can send on is soon only what buffers take.
-    await until(
-      () => stateOf(router),
-      ({ budget }) => budget.waiting > 0,
-    );
-    const other = await forward(router, rows, off);
-    expect(other.summary.tokens).toBe(4_000);
-    expect(sent).toBeLessThan(count / 2);
-    await untilIdle(router);
-    expect(await failureOf(stalled)).toMatchObject({ code: 'CLIENT_STALLED', details: { stallMs: 1_500 } });
-  });
-
-  test('that never half-closes is ended', async () => {
-    const { routers } = await startCluster({ router: { clientStallMs: 1_000 } });
-    const rows = await tokens(10);
-    const call = await underWay(routers[0]!, rows, 10);
-    expect(await failureOf(call)).toMatchObject({ code: 'CLIENT_STALLED' });
-    await untilIdle(routers[0]!);
-  });
-
-  test('gets DEADLINE_EXCEEDED from the sooner of its two deadlines', async () => {
-    const { routers } = await startCluster();
-    for (const [callMs, headerMs] of [
-      [60_000, 200],
-      [200, 60_000],
-    ] as const) {
-      const started = performance.now();
-      const call = clientOf(routers[0]!).Forward({ deadline: Date.now() + callMs });
-      call.write(header({ length: 20, deadlineMs: headerMs, ...off }));
-      expect((await failureOf(call)).code).toBe('DEADLINE_EXCEEDED');
-      expect(performance.now() - started).toBeLessThan(30_000);
-    }
-    await untilIdle(routers[0]!);
-  });
-
-  test('among 32 at once gets its own answer', async () => {
-    const { routers } = await startCluster({ router: { budgetBytes: 8 * 1024 * 1024 } });
-    const batches = await Promise.all(Array.from({ length: 32 }, (_, seed) => tokens(300 + seed, seed)));
-    const alone = await forward(routers[0]!, batches[7]!, off);
-    const outcomes = await Promise.all(batches.map((rows) => forward(routers[0]!, rows, off)));
-    expect(Buffer.compare(outcomes[7]!.rows, alone.rows)).toBe(0);
-    expect(outcomes.map(({ summary }) => summary.tokens)).toEqual(
-      batches.map((rows) => rows.byteLength / rowBytes),
-    );
-    await untilIdle(routers[0]!);
-  });
-});
-
-describe('a router with as many batches as it takes', () => {
-  test('refuses the next one, until one of them has ended', async () => {
-    const { routers } = await startCluster({ router: { batchesMax: 1 } });
-    const rows = await tokens(10);
-    const first = await underWay(routers[0]!, rows, 20);
-    await expect(forward(routers[0]!, rows, off)).rejects.toMatchObject({
-      code: 'RESOURCE_EXHAUSTED',
-      details: { batches: 1, allowed: 1 },
+      await untilIdle(router);
+      const again = await forward(router, rows, off);
+      expect(Buffer.compare(again.rows, good.rows)).toBe(0);
     });
-    first.cancel();
-    await untilIdle(routers[0]!);
-    expect((await forward(routers[0]!, rows, off)).summary.tokens).toBe(10);
-  });
-});
 
-describe('a cluster', () => {
-  test('without its workers makes batches wait, and then says what is missing', async () => {
-    const { routers } = await startCluster({
-      workers: 0,
-      coordinator: { workers: 1 },
-      router: { readyWaitMs: 300 },
+    test('such as the id of a batch under way is refused; afterwards the id is free again', async () => {
+      const { routers } = await startCluster();
+      const rows = await tokens(10);
+      const first = await underWay(routers[0]!, rows, 20, { batchId: 'same' });
+      await expect(forward(routers[0]!, rows, { ...off, batchId: 'same' })).rejects.toMatchObject({
+        code: 'NAME_TAKEN',
+        details: { field: 'batch_id', value: 'same' },
+      });
+      const gone = failureOf(first);
+      first.cancel();
+      expect((await gone).code).toBe('CANCELLED');
+      await untilIdle(routers[0]!);
+      expect((await forward(routers[0]!, rows, { ...off, batchId: 'same' })).summary.batchId).toBe('same');
     });
-    await expect(forward(routers[0]!, await tokens(5), off)).rejects.toMatchObject({
-      code: 'NOT_READY',
-      message: expect.stringContaining('0 of the 1 expected workers have joined'),
+  });
+
+  describe('a client', () => {
+    test('that waits for an answer before it sends more gets it', async () => {
+      const { routers } = await startCluster();
+      const rows = await tokens(30);
+      const expected = await forward(routers[0]!, rows, off);
+      const call = callOf(routers[0]!);
+      call.write(header({ length: 30, ...off }));
+      for (let first = 0; first < 30; first += 10) {
+        const answer = new Promise<Buffer>((resolve) => {
+          call.once('data', ({ chunk }) => resolve(chunk!.rows));
+        });
+        await sendChunks(call, rows, first, first + 10, 10);
+        const part = expected.rows.subarray(first * rowBytes, (first + 10) * rowBytes);
+        expect(Buffer.compare(await answer, part)).toBe(0);
+      }
+      call.end();
+      const ended = new Promise((resolve) => call.once('end', resolve));
+      call.resume();
+      await ended;
     });
-    expect(await stateOf(routers[0]!)).toMatchObject({ ready: false, batches: 0 });
-  });
 
-  test('that becomes ready computes the batches that waited for it', async () => {
-    const cluster = await startCluster({ workers: 0, coordinator: { workers: 1 } });
-    const router = cluster.routers[0]!;
-    const waiting = forward(router, await tokens(5), off);
-    await until(
-      () => stateOf(router),
-      ({ batches }) => batches === 1,
-    );
-    await addWorker(cluster, 'late');
-    expect((await waiting).summary.tokens).toBe(5);
-  });
-
-  test('that loses a worker ends its batches by name of worker, layer and expert, and works again when it is back', async () => {
-    const cluster = await startCluster();
-    const router = cluster.routers[0]!;
-    const rows = await tokens(500);
-    const expected = await forward(router, rows, off);
-    const call = await underWay(router, rows.subarray(0, 100 * rowBytes), 500);
-    const failure = failureOf(call);
-    await cluster.workers[1]!.stop('it is to be lost');
-    await sendChunks(call, rows, 100, 500, 50);
-    const error = await failure;
-    expect(error.code).toBe('WORKER_LOST');
-    expect(error.details).toMatchObject({ worker: 'worker-1', layer: 0, expert: expect.any(Number) });
-    expect(error.message).toMatch(/^worker worker-1, layer 0, expert \d and \d more: the worker is lost: /);
-    await untilIdle(router);
-    await addWorker(cluster, 'worker-1');
-    const again = await forward(router, rows, off);
-    expect(Buffer.compare(again.rows, expected.rows)).toBe(0);
-  });
-
-  test('whose coordinator is gone goes on with its batches', async () => {
-    const cluster = await startCluster();
-    const router = cluster.routers[0]!;
-    const rows = await tokens(50);
-    const expected = await forward(router, rows, off);
-    await cluster.coordinator.stop('it is to be gone');
-    const again = await forward(router, rows, off);
-    expect(Buffer.compare(again.rows, expected.rows)).toBe(0);
-  });
-});
-
-describe('a router that stops', () => {
-  test('finishes what is under way and refuses what is new', async () => {
-    const { routers } = await startCluster();
-    const router = routers[0]!;
-    const rows = await tokens(100);
-    const call = await underWay(router, rows.subarray(0, 50 * rowBytes), 100);
-    const stopping = router.stop('the test wants it');
-    await expect(forward(router, rows, off)).rejects.toMatchObject({ code: 'DRAINING' });
-    let summed = false;
-    call.on('data', ({ summary }) => {
-      summed ||= summary?.tokens === 100;
+    test('that is gone in the middle of a batch leaves nothing behind', async () => {
+      const { routers } = await startCluster();
+      const rows = await tokens(2_000);
+      for (let turn = 0; turn < 5; turn += 1) {
+        const call = callOf(routers[0]!);
+        call.on('error', () => {});
+        call.write(header({ length: 10_000, ...off }));
+        const sent = sendChunks(call, rows, 0, 2_000, 100);
+        await sleep(5 * turn);
+        call.cancel();
+        await sent;
+      }
+      await untilIdle(routers[0]!);
+      expect((await forward(routers[0]!, rows, off)).summary.tokens).toBe(2_000);
     });
-    const ended = new Promise((resolve) => call.once('end', resolve));
-    await sendChunks(call, rows, 50, 100, 50);
-    call.end();
-    await ended;
-    expect(summed).toBe(true);
-    await stopping;
-    await router.stopped;
+
+    test('that stops reading is ended, and meanwhile takes nothing from others', async () => {
+      const { routers } = await startCluster({
+        router: { clientStallMs: 1_500, budgetBytes: 4 * 1024 * 1024 },
+      });
+      const router = routers[0]!;
+      const rows = await tokens(4_000);
+      const stalled = callOf(router);
+      const count = 200_000;
+      stalled.write(header({ length: count, ...off }));
+      stalled.on('error', () => {});
+      // It reads once: grpc-js lets everything come, unread, until it was asked for a first message.
+      stalled.once('data', () => stalled.pause());
+      let sent = 0;
+      void (async () => {
+        while (sent < count) {
+          const chunk = { offset: sent, rows: rows.subarray(0, 500 * rowBytes) };
+          sent += 500;
+          if (stalled.write({ chunk })) continue;
+          await writable(stalled);
+        }
+      })();
+      // Back-pressure: the budget is spent, and what the client can send on is soon only what buffers take.
+      await until(
+        () => stateOf(router),
+        ({ budget }) => budget.waiting > 0,
+      );
+      const other = await forward(router, rows, off);
+      expect(other.summary.tokens).toBe(4_000);
+      expect(sent).toBeLessThan(count / 2);
+      await untilIdle(router);
+      expect(await failureOf(stalled)).toMatchObject({ code: 'CLIENT_STALLED', details: { stallMs: 1_500 } });
+    });
+
+    test('that never half-closes is ended', async () => {
+      const { routers } = await startCluster({ router: { clientStallMs: 1_000 } });
+      const rows = await tokens(10);
+      const call = await underWay(routers[0]!, rows, 10);
+      expect(await failureOf(call)).toMatchObject({ code: 'CLIENT_STALLED' });
+      await untilIdle(routers[0]!);
+    });
+
+    test('gets DEADLINE_EXCEEDED from the sooner of its two deadlines', async () => {
+      const { routers } = await startCluster();
+      for (const [callMs, headerMs] of [
+        [60_000, 200],
+        [200, 60_000],
+      ] as const) {
+        const started = performance.now();
+        const call = callOf(routers[0]!, { deadline: Date.now() + callMs });
+        call.write(header({ length: 20, deadlineMs: headerMs, ...off }));
+        expect((await failureOf(call)).code).toBe('DEADLINE_EXCEEDED');
+        expect(performance.now() - started).toBeLessThan(30_000);
+      }
+      await untilIdle(routers[0]!);
+    });
+
+    test('among 32 at once gets its own answer', async () => {
+      const { routers } = await startCluster({ router: { budgetBytes: 8 * 1024 * 1024 } });
+      const batches = await Promise.all(Array.from({ length: 32 }, (_, seed) => tokens(300 + seed, seed)));
+      const alone = await forward(routers[0]!, batches[7]!, off);
+      const outcomes = await Promise.all(batches.map((rows) => forward(routers[0]!, rows, off)));
+      expect(Buffer.compare(outcomes[7]!.rows, alone.rows)).toBe(0);
+      expect(outcomes.map(({ summary }) => summary.tokens)).toEqual(
+        batches.map((rows) => rows.byteLength / rowBytes),
+      );
+      await untilIdle(routers[0]!);
+    });
   });
 
-  test('ends what takes longer than it may', async () => {
-    const { routers } = await startCluster({ router: { drainMs: 200 } });
-    const call = await underWay(routers[0]!, await tokens(10), 20);
-    const failure = failureOf(call);
-    await routers[0]!.stop('the test wants it');
-    expect((await failure).code).toBe('DRAINING');
+  describe('a router with as many batches as it takes', () => {
+    test('refuses the next one, until one of them has ended', async () => {
+      const { routers } = await startCluster({ router: { batchesMax: 1 } });
+      const rows = await tokens(10);
+      const first = await underWay(routers[0]!, rows, 20);
+      await expect(forward(routers[0]!, rows, off)).rejects.toMatchObject({
+        code: 'RESOURCE_EXHAUSTED',
+        details: { batches: 1, allowed: 1 },
+      });
+      first.cancel();
+      await untilIdle(routers[0]!);
+      expect((await forward(routers[0]!, rows, off)).summary.tokens).toBe(10);
+    });
   });
-});
 
-describe('a router', () => {
-  test('describes cluster and model, and shows its metrics', async () => {
-    const { routers } = await startCluster();
-    const router = routers[0]!;
-    await forward(router, await tokens(100), off);
-    const client = clientOf(router);
-    const model = await new Promise<unknown>((resolve, reject) => {
-      client.DescribeModel({}, (error, answer) => (error ? reject(error) : resolve(answer)));
+  describe('a cluster', () => {
+    test('without its workers makes batches wait, and then says what is missing', async () => {
+      const { routers } = await startCluster({
+        workers: 0,
+        coordinator: { workers: 1 },
+        router: { readyWaitMs: 300 },
+      });
+      await expect(forward(routers[0]!, await tokens(5), off)).rejects.toMatchObject({
+        code: 'NOT_READY',
+        message: expect.stringContaining('0 of the 1 expected workers have joined'),
+      });
+      expect(await stateOf(routers[0]!)).toMatchObject({ ready: false, batches: 0 });
     });
-    expect(model).toMatchObject({ hidden: shape.hidden, routing: { topK: shape.topK } });
-    const cluster = await new Promise<unknown>((resolve, reject) => {
-      client.DescribeCluster({}, (error, answer) => (error ? reject(error) : resolve(answer)));
+
+    test('that becomes ready computes the batches that waited for it', async () => {
+      const cluster = await startCluster({ workers: 0, coordinator: { workers: 1 } });
+      const router = cluster.routers[0]!;
+      const waiting = forward(router, await tokens(5), off);
+      await until(
+        () => stateOf(router),
+        ({ batches }) => batches === 1,
+      );
+      await addWorker(cluster, 'late');
+      expect((await waiting).summary.tokens).toBe(5);
     });
-    expect(cluster).toMatchObject({ view: { ready: true }, model: { hidden: shape.hidden } });
-    const text = await (await fetch(`${router.metricsUrl}/metrics`)).text();
-    for (const line of [
-      /switchyard_batches_total{outcome="complete",.*} 1$/m,
-      /switchyard_tokens_total{.*} 100$/m,
-      /switchyard_expert_rows_total{layer="0",expert="0",.*} \d+$/m,
-      /switchyard_link_messages_total{worker="worker-0",direction="sent",.*} 3$/m,
-      /switchyard_link_bytes_total{worker="worker-1",direction="returned",.*} \d+$/m,
-      /switchyard_gate_seconds_count{.*} 3$/m,
-      /switchyard_pack_seconds_count{.*} 3$/m,
-      /switchyard_combine_seconds_count{.*} 3$/m,
-      /switchyard_router_balancedness{layer="2",.*} [01]/m,
-      /switchyard_in_flight_bytes{.*} 0$/m,
-      /switchyard_link_credit_bytes{worker="worker-0",.*} \d+$/m,
-      /switchyard_retries_total{.*} 0$/m,
-      /switchyard_dropped_rows_total{.*} 0$/m,
-      /switchyard_event_loop_utilization{.*} [01]/m,
-    ]) {
-      expect(text).toMatch(line);
-    }
+
+    test('that loses a worker ends its batches by name of worker, layer and expert, and works again when it is back', async () => {
+      const cluster = await startCluster();
+      const router = cluster.routers[0]!;
+      const rows = await tokens(500);
+      const expected = await forward(router, rows, off);
+      const call = await underWay(router, rows.subarray(0, 100 * rowBytes), 500);
+      const failure = failureOf(call);
+      await cluster.workers[1]!.stop('it is to be lost');
+      await sendChunks(call, rows, 100, 500, 50);
+      const error = await failure;
+      expect(error.code).toBe('WORKER_LOST');
+      expect(error.details).toMatchObject({ worker: 'worker-1', layer: 0, expert: expect.any(Number) });
+      expect(error.message).toMatch(/^worker worker-1, layer 0, expert \d and \d more: the worker is lost: /);
+      await untilIdle(router);
+      await addWorker(cluster, 'worker-1');
+      const again = await forward(router, rows, off);
+      expect(Buffer.compare(again.rows, expected.rows)).toBe(0);
+    });
+
+    test('whose coordinator is gone goes on with its batches', async () => {
+      const cluster = await startCluster();
+      const router = cluster.routers[0]!;
+      const rows = await tokens(50);
+      const expected = await forward(router, rows, off);
+      await cluster.coordinator.stop('it is to be gone');
+      const again = await forward(router, rows, off);
+      expect(Buffer.compare(again.rows, expected.rows)).toBe(0);
+    });
+  });
+
+  describe('a router that stops', () => {
+    test('finishes what is under way and refuses what is new', async () => {
+      const { routers } = await startCluster();
+      const router = routers[0]!;
+      const rows = await tokens(100);
+      const call = await underWay(router, rows.subarray(0, 50 * rowBytes), 100);
+      const stopping = router.stop('the test wants it');
+      await expect(forward(router, rows, off)).rejects.toMatchObject({ code: 'DRAINING' });
+      let summed = false;
+      call.on('data', ({ summary }) => {
+        summed ||= summary?.tokens === 100;
+      });
+      const ended = new Promise((resolve) => call.once('end', resolve));
+      await sendChunks(call, rows, 50, 100, 50);
+      call.end();
+      await ended;
+      expect(summed).toBe(true);
+      await stopping;
+      await router.stopped;
+    });
+
+    test('ends what takes longer than it may', async () => {
+      const { routers } = await startCluster({ router: { drainMs: 200 } });
+      const call = await underWay(routers[0]!, await tokens(10), 20);
+      const failure = failureOf(call);
+      await routers[0]!.stop('the test wants it');
+      expect((await failure).code).toBe('DRAINING');
+    });
+  });
+
+  describe('a router', () => {
+    test('describes cluster and model, and shows its metrics', async () => {
+      const { routers } = await startCluster();
+      const router = routers[0]!;
+      await forward(router, await tokens(100), off);
+      const client = clientOf(router);
+      const model = await new Promise<unknown>((resolve, reject) => {
+        client.DescribeModel({}, (error, answer) => (error ? reject(error) : resolve(answer)));
+      });
+      expect(model).toMatchObject({ hidden: shape.hidden, routing: { topK: shape.topK } });
+      const cluster = await new Promise<unknown>((resolve, reject) => {
+        client.DescribeCluster({}, (error, answer) => (error ? reject(error) : resolve(answer)));
+      });
+      expect(cluster).toMatchObject({ view: { ready: true }, model: { hidden: shape.hidden } });
+      const text = await (await fetch(`${router.metricsUrl}/metrics`)).text();
+      for (const line of [
+        /switchyard_batches_total{outcome="complete",.*} 1$/m,
+        /switchyard_tokens_total{.*} 100$/m,
+        /switchyard_expert_rows_total{layer="0",expert="0",.*} \d+$/m,
+        /switchyard_link_messages_total{worker="worker-0",direction="sent",.*} 3$/m,
+        /switchyard_link_bytes_total{worker="worker-1",direction="returned",.*} \d+$/m,
+        /switchyard_gate_seconds_count{.*} 3$/m,
+        /switchyard_pack_seconds_count{.*} 3$/m,
+        /switchyard_combine_seconds_count{.*} 3$/m,
+        /switchyard_router_balancedness{layer="2",.*} [01]/m,
+        /switchyard_in_flight_bytes{.*} 0$/m,
+        /switchyard_link_credit_bytes{worker="worker-0",.*} \d+$/m,
+        /switchyard_retries_total{.*} 0$/m,
+        /switchyard_dropped_rows_total{.*} 0$/m,
+        /switchyard_event_loop_utilization{.*} [01]/m,
+      ]) {
+        expect(text).toMatch(line);
+      }
+    });
   });
 });
