@@ -33,7 +33,7 @@ export class UcxCall extends Duplex {
 
   constructor(
     readonly call: GrpcCall,
-    windowBytes = 32 * 1024 * 1024,
+    windowBytes = 4 * 1024 * 1024,
   ) {
     super({ objectMode: true, highWaterMark: 1, autoDestroy: false });
     if (native.ucx === null) throw new Error('built without UCX');
@@ -45,7 +45,9 @@ export class UcxCall extends Duplex {
     });
     call.on('error', (error) => {
       this.finish();
-      this.destroy(error);
+      // As over gRPC, who does not read learns of it when it reads again.
+      if (this.isPaused()) this.once('resume', () => this.destroy(error));
+      else this.destroy(error);
     });
     call.on('status', () => this.finish());
   }
