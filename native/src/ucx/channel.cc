@@ -81,8 +81,7 @@ void Fabric::Progress::fail(Channel& channel, Error error) {
   channel.failure = error;
   end_offers(channel, error);
   if (!channel.closing) return channel.events.failed(std::move(error));
-  // The endpoint may not be closed while UCX calls its error handler.
-  deferred_.push_back([this, id = channel.id] { finish_close(id); });
+  close_if_quiet(channel);
 }
 
 void Fabric::Progress::close(uint64_t id, CloseDone done) {
@@ -100,7 +99,15 @@ void Fabric::Progress::close_now(uint64_t id, CloseDone done) {
   if (channel.closing) return;
   channel.closing = true;
   if (channel.endpoint && !channel.failure) send_control(channel, Kind::closing);
-  if (channel.offers.empty()) finish_close(id);
+  close_if_quiet(channel);
+}
+
+/** Ends the closing of a channel as soon as nothing is under way on it, or its failure has made that void. */
+void Fabric::Progress::close_if_quiet(Channel& channel) {
+  if (!channel.closing) return;
+  if (!channel.failure && (!channel.offers.empty() || channel.under_way > 0)) return;
+  // The endpoint may not be closed while UCX calls one of its handlers.
+  deferred_.push_back([this, id = channel.id] { finish_close(id); });
 }
 
 void Fabric::Progress::finish_close(uint64_t id) {

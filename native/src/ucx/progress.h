@@ -62,6 +62,7 @@ class Fabric::Progress {
   // Everything below runs on the progress thread. Channels: channel.cc.
   void connect_now(uint64_t id, const std::vector<uint8_t>& peer_address, uint64_t peer_channel, ConnectDone done);
   void close_now(uint64_t id, CloseDone done);
+  void close_if_quiet(Channel& channel);
   void finish_close(uint64_t id);
   void close_endpoint(ucp_ep_h endpoint, bool force, Command done);
   void fail(Channel& channel, Error error);
@@ -71,6 +72,7 @@ class Fabric::Progress {
   void offer(Channel& channel, Message message, SendDone done);
   void send_control(Channel& channel, Kind kind, uint64_t sequence = 0, const void* data = nullptr, size_t length = 0);
   void transmit(Channel& channel, std::unique_ptr<SendRequest> request, const void* data, size_t length);
+  void ended(uint64_t id);
   void end_offers(Channel& channel, const Error& error);
 
   // What comes in: receive.cc.
@@ -147,7 +149,9 @@ struct Fabric::Progress::Channel {
   std::map<uint64_t, Outstanding> offers{};
 
   bool peer_closing = false;
-  /** Closing ends when the peer has taken what was offered. */
+  /** Messages that UCX sends or receives: it aborts the process when an endpoint is closed under them. */
+  size_t under_way = 0;
+  /** Closing ends when the peer has taken what was offered, and nothing is under way. */
   bool closing = false;
   std::vector<CloseDone> closed{};
 };

@@ -53,6 +53,7 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
 
   auto* request = new ReceiveRequest{this, channel.id, header.sequence, std::move(*message)};
   receiving_.insert(request);
+  ++channel.under_way;
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
   param.cb.recv_am = on_received;
@@ -88,6 +89,7 @@ void Fabric::Progress::on_received(void* handle, ucs_status_t status, size_t, vo
   const std::unique_ptr<ReceiveRequest> request(static_cast<ReceiveRequest*>(user_data));
   Progress& self = *request->owner;
   self.receiving_.erase(request.get());
+  self.ended(request->channel);
   // A failed transfer needs no word of its own: the endpoint's error handler says that the peer is gone.
   if (status == UCS_OK) self.deliver(request->channel, request->sequence, std::move(request->message));
   if (handle) ucp_request_free(handle);
@@ -142,7 +144,7 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
     case Kind::closing:
       channel.peer_closing = true;
       end_offers(channel, Error(Code::link_lost, "the UCX peer closed the channel"));
-      if (channel.closing) deferred_.push_back([this, id = channel.id] { finish_close(id); });
+      close_if_quiet(channel);
       return;
     case Kind::message:
       break;
@@ -193,7 +195,7 @@ void Fabric::Progress::receive_taken(Channel& channel, uint64_t sequence) {
   bytes_sent_ += taken.mapped().message.row_bytes + taken.mapped().message.meta_bytes;
   taken.mapped().message.slab.reset();
   taken.mapped().done(std::nullopt);
-  if (channel.closing && channel.offers.empty()) deferred_.push_back([this, id = channel.id] { finish_close(id); });
+  close_if_quiet(channel);
 }
 
 ucs_status_t Fabric::Progress::refuse() {

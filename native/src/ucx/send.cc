@@ -72,6 +72,7 @@ void Fabric::Progress::transmit(Channel& channel, std::unique_ptr<SendRequest> r
   param.cb.send = on_sent;
   param.user_data = request.get();
   sending_.insert(request.get());
+  ++channel.under_way;
   const ucs_status_ptr_t pending =
       ucp_am_send_nbx(channel.endpoint, message_id, &request->header, sizeof(WireHeader), data, length, &param);
   SendRequest* sent = request.release();  // on_sent owns it now.
@@ -82,6 +83,7 @@ void Fabric::Progress::on_sent(void* handle, ucs_status_t status, void* user_dat
   const std::unique_ptr<SendRequest> request(static_cast<SendRequest*>(user_data));
   Progress& self = *request->owner;
   self.sending_.erase(request.get());
+  self.ended(request->channel);
   std::optional<Error> error;
   if (status != UCS_OK) error = gone(status);
   if (request->header.kind == Kind::message) {
@@ -97,6 +99,14 @@ void Fabric::Progress::on_sent(void* handle, ucs_status_t status, void* user_dat
     if (found != self.channels_.end()) self.fail(*found->second, *error);
   }
   if (handle) ucp_request_free(handle);
+}
+
+/** A message of the channel is no longer under way. */
+void Fabric::Progress::ended(uint64_t id) {
+  const auto found = channels_.find(id);
+  if (found == channels_.end()) return;
+  --found->second->under_way;
+  close_if_quiet(*found->second);
 }
 
 void Fabric::Progress::end_offers(Channel& channel, const Error& error) {
