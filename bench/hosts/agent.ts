@@ -79,7 +79,10 @@ const calls: HostCalls = {
       .split('\n')
       .find((one) => one.trim().startsWith(`${linkDevice}:`))!;
     // Eight columns of what was received, the first of which counts bytes, then those of what was sent.
-    const columns = line.slice(line.indexOf(':') + 1).trim().split(/\s+/);
+    const columns = line
+      .slice(line.indexOf(':') + 1)
+      .trim()
+      .split(/\s+/);
     return { received: Number(columns[0]), sent: Number(columns[8]) };
   },
 };

@@ -44,7 +44,12 @@ export class HostCluster {
     const coordinator = `${a.address}:${port}`;
     const node = (host: Host) => ({ host: host.address, threads: 1 });
     const flags = { ...node(a), port, metricsPort: 0, preset, workers: 2, ...router };
-    await a.call('start', { role: 'coordinator', name: 'router-a', flags: { ...flags, name: 'router-a' }, environment });
+    await a.call('start', {
+      role: 'coordinator',
+      name: 'router-a',
+      flags: { ...flags, name: 'router-a' },
+      environment,
+    });
     const names: [Host, 'router' | 'worker', string][] = [
       [a, 'worker', 'worker-a'],
       [b, 'worker', 'worker-b'],
@@ -55,7 +60,11 @@ export class HostCluster {
       const flags = { ...node(host), coordinator, name, ...own };
       return host.call('start', { role, name, flags, environment });
     });
-    const [, , { address: routerB }] = (await Promise.all(started)) as [unknown, unknown, { address: string }];
+    const [, , { address: routerB }] = (await Promise.all(started)) as [
+      unknown,
+      unknown,
+      { address: string },
+    ];
     await Promise.all([
       a.call('connect', coordinator, this.token, 2, readyTimeoutMs),
       b.call('connect', routerB, this.token, 2, readyTimeoutMs),

@@ -30,7 +30,8 @@ export class Host {
       if (message === 'ready') this.ready.resolve();
       else this.settle(message);
     });
-    const end = (reason: string) => this.lose(new SwitchyardError('INTERNAL', `host ${name} ended: ${reason}`));
+    const end = (reason: string) =>
+      this.lose(new SwitchyardError('INTERNAL', `host ${name} ended: ${reason}`));
     this.child.once('error', (error) => end(error.message));
     this.child.once('exit', (code, signal) => end(signal ?? `status ${code}`));
     // Nobody may be waiting yet; whoever asks next hears of it.
@@ -72,7 +73,8 @@ export class Host {
     const answer = this.waiting.get(id);
     this.waiting.delete(id);
     if (error === undefined) answer?.resolve(value);
-    else answer?.reject(new SwitchyardError(isErrorCode(error.code) ? error.code : 'INTERNAL', error.message));
+    else
+      answer?.reject(new SwitchyardError(isErrorCode(error.code) ? error.code : 'INTERNAL', error.message));
   }
 
   private lose(error: Error): void {

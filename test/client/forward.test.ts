@@ -191,8 +191,8 @@ overEachTransport((transport) => {
     const input = repeated(await tokens(100), 4_000_000, () => sleep(5));
     const call = await client.forward(input, options);
     const outcome = (async () => {
-      let stopping: Promise<void> | null = null;
-      for await (const _ of call) stopping ??= routers[0]!.stop('the test wants it');
+      const stopping: Promise<void>[] = [];
+      for await (const _ of call) stopping.push(routers[0]!.stop('the test wants it'));
     })();
     await expect(outcome).rejects.toMatchObject({ code: 'DRAINING' });
   });
