@@ -6,6 +6,8 @@ import type { ForwardSummary } from '../../services/common/generated/switchyard/
 import { connect } from '../../services/common/grpc-channel.js';
 import { clients } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
+import type { TransportKind } from '../../services/transport/link.js';
+import { type GrpcCall, UcxCall } from './ucx-call.js';
 
 const messageBytesMax = 128 * 1024 * 1024;
 
@@ -14,18 +16,19 @@ export type RawOutcome =
   | { error: SwitchyardError };
 
 /**
- * Sends these messages to a router as they are, half-closes, and tells how the call ended. The SDK refuses most of what
+ * Sends these messages to a router as they are, chunks over that transport, half-closes, and tells how the call ended. The SDK refuses most of what
  * is wrong before it is sent; another client would not. `rows` of the outcome are those of the answer in the order of
  * their tokens.
  */
 export async function rawForward(
   address: string,
   messages: readonly ForwardRequestInput[],
-  token: string | null = null,
+  transport: TransportKind = 'grpc',
 ): Promise<RawOutcome> {
-  const client = connect(clients.Inference, address, { token, messageBytesMax });
+  const client = connect(clients.Inference, address, { token: null, messageBytesMax });
   try {
-    const call = client.forward();
+    const grpc = client.forward();
+    const call = transport === 'grpc' ? grpc : (new UcxCall(grpc) as unknown as GrpcCall);
     for (const message of messages) call.write(message);
     call.end();
     const chunks: { offset: number; rows: Buffer }[] = [];

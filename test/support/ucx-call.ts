@@ -28,6 +28,7 @@ export class UcxCall extends Duplex {
   /** Chunks travel over UCX; a router without room for a channel takes them on the call. */
   private open = false;
   private callEnded = false;
+  private failed = false;
   private pumping = false;
   private woken = new Deferred<void>();
 
@@ -44,9 +45,11 @@ export class UcxCall extends Duplex {
       this.wake();
     });
     call.on('error', (error) => {
+      this.failed = true;
       this.finish();
       // As over gRPC, who does not read learns of it when it reads again.
-      if (this.isPaused()) this.once('resume', () => this.destroy(error));
+      const unread = this.isPaused() && this.listenerCount('readable') === 0;
+      if (unread) this.once('resume', () => this.destroy(error));
       else this.destroy(error);
     });
     call.on('status', () => this.finish());
@@ -124,7 +127,7 @@ export class UcxCall extends Duplex {
       if (message !== null && !this.push(message)) break;
       if (message !== null) continue;
       if (this.callEnded) {
-        this.push(null);
+        if (!this.failed) this.push(null);
         break;
       }
       await this.woken.promise;
