@@ -2,127 +2,174 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import { native } from '../native/index.js';
-import { createLogger } from '../services/common/log.js';
-import { createUtilizationMeter } from '../services/common/metrics.js';
-import { prepareProcess } from '../services/common/process.js';
-import { dialLink } from '../services/transport/dial.js';
-import type { Link, TokenBatch } from '../services/transport/link.js';
-import type { LinkWorkerMessage, LinkWorkerOptions } from './link-worker.js';
+import type { TransportChoice } from '../services/transport/link.js';
+import type { LinkEndOptions, LinkRates, LinkTask, LinkUsage } from './link-end.js';
+import { runPerftest } from './perftest.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
 
 const hidden = 4096;
-const rowCount = 128;
 const rowBytes = hidden * 2;
-const messageBytes = rowCount * rowBytes;
-const inFlight = 8;
-const secondsPerRun = 2;
+const mebibyte = 2 ** 20;
+const messageBytesMax = 8 * mebibyte;
+const creditBytes = 64 * messageBytesMax;
+const secondsPerRun = 1.5;
+/** Bytes that UCX's own benchmark sends for a figure. */
+const perftestBytes = 8 * 1024 ** 3;
 
-/** Rows sent by the router only, or sent and returned. */
-type Direction = 'one-way' | 'echo';
-
-interface Load {
-  cpuSeconds: number;
-  eventLoopUtilization: number;
+interface Way {
+  name: string;
+  transport: TransportChoice;
+  /** UCX_TLS of both ends, and of ucx_perftest beside them. */
+  ucxTransports: string;
 }
 
-function tokenBatch(direction: Direction): TokenBatch {
-  const entries = direction === 'echo' ? rowCount : 1;
-  return {
-    meta: {
-      batchId: 'bench',
-      chunk: 0,
-      layer: 0,
-      attempt: 0,
-      epoch: 1,
-      hidden,
-      rowCount,
-      deadlineMs: 0,
-      combine: 'exact',
-      segments: Uint32Array.of(0, entries),
-      rowIndices: Uint32Array.from({ length: entries }, (_, i) => i),
-      weights: null,
-    },
-    rows: native.allocateSlab(messageBytes),
-  };
+export const grpc: Way = { name: 'grpc', transport: 'grpc', ucxTransports: '' };
+export const ucxWays: readonly Way[] = [
+  { name: 'ucx-shm', transport: 'ucx', ucxTransports: 'posix,sysv,cma,self' },
+  { name: 'ucx-tcp', transport: 'ucx', ucxTransports: 'tcp,self' },
+];
+const sizes = { '64KiB': mebibyte / 16, '256KiB': mebibyte / 4, '1MiB': mebibyte, '8MiB': 8 * mebibyte };
+
+/** A worker's and a router's end of a link, each in a process of its own. */
+export class LinkPair {
+  private constructor(
+    private readonly worker: ChildProcess,
+    private readonly router: ChildProcess,
+    readonly lanes: string,
+  ) {}
+
+  static async open(way: Way, rowElements: number): Promise<LinkPair> {
+    const options = { hidden: rowElements, creditBytes, messageBytesMax, transport: way.transport };
+    const worker = startEnd(way, { ...options, worker: null });
+    const { address } = await say<{ address: string }>(worker);
+    const router = startEnd(way, { ...options, worker: address });
+    const { lanes } = await say<{ lanes: string }>(router);
+    return new LinkPair(worker, router, lanes);
+  }
+
+  async run(task: LinkTask): Promise<LinkRates> {
+    this.router.send(task);
+    return say<LinkRates>(this.router);
+  }
+
+  async usage(): Promise<{ router: LinkUsage; worker: LinkUsage }> {
+    const [router, worker] = await Promise.all(
+      [this.router, this.worker].map((end) => {
+        end.send(null as never);
+        return say<LinkUsage>(end);
+      }),
+    );
+    return { router: router!, worker: worker! };
+  }
+
+  close(): void {
+    this.router.kill();
+    this.worker.kill();
+  }
 }
 
-/** Bytes of rows sent per second with `inFlight` token batches under way. */
-async function bytesPerSecond(link: Link, direction: Direction, seconds: number): Promise<number> {
-  const { signal } = new AbortController();
-  const start = performance.now();
-  const until = start + seconds * 1000;
-  let sent = 0;
-  const lane = async () => {
-    while (performance.now() < until) {
-      const { rows } = await link.exchange(tokenBatch(direction), signal);
-      rows.release();
-      sent += messageBytes;
-    }
-  };
-  await Promise.all(Array.from({ length: inFlight }, lane));
-  return sent / ((performance.now() - start) / 1000);
+function startEnd(way: Way, options: LinkEndOptions): ChildProcess {
+  const path = fileURLToPath(new URL('./link-end.js', import.meta.url));
+  const env = way.ucxTransports === '' ? process.env : { ...process.env, UCX_TLS: way.ucxTransports };
+  return fork(path, [JSON.stringify(options)], { env });
 }
 
-async function workerLoad(worker: ChildProcess): Promise<Load> {
-  worker.send('load');
-  const [load] = (await once(worker, 'message')) as [Load];
-  return load;
+async function say<T>(child: ChildProcess): Promise<T> {
+  child.setMaxListeners(0);
+  const [message] = await Promise.race([
+    once(child, 'message'),
+    once(child, 'exit').then(([code]) => {
+      throw new Error(`an end of the link ended with ${code}`);
+    }),
+  ]);
+  return message as T;
 }
 
-async function measure(
-  link: Link,
-  worker: ChildProcess,
-  direction: Direction,
+/** GB/s of rows, sent only or sent and returned, beside UCX's own benchmark, or memcpy where there is none. */
+async function throughput(
+  pair: LinkPair,
+  way: Way,
+  id: string,
+  bytes: number,
+  echo: boolean,
   options: BenchOptions,
 ): Promise<BenchResult> {
-  await bytesPerSecond(link, direction, secondsPerRun / 4);
-  const meter = createUtilizationMeter();
-  const usage = process.cpuUsage();
-  await workerLoad(worker);
-  const runs = [];
-  let gigabytes = 0;
-  for (let i = 0; i < options.runs; i++) {
-    const value = (await bytesPerSecond(link, direction, secondsPerRun)) / 1e9;
-    gigabytes += value * secondsPerRun;
-    runs.push({ value, reference: (await native.measureMemcpy(messageBytes)) / 1e9 });
+  const inFlight = Math.max(4, Math.min(16, (8 * mebibyte) / bytes));
+  const task: LinkTask = { rows: bytes / rowBytes, echo, inFlight, seconds: secondsPerRun };
+  await pair.run({ ...task, seconds: secondsPerRun / 4 });
+  const peer = way.transport === 'ucx' && !echo;
+  const runs: { value: number; reference: number }[] = [];
+  let referenceName = 'memcpy';
+  await pair.usage();
+  let moved = 0;
+  let messages = 0;
+  for (let run = 0; run < options.runs; run++) {
+    const rates = await pair.run(task);
+    moved += rates.bytesPerSecond * task.seconds;
+    messages += rates.messagesPerSecond * task.seconds;
+    const perftest = peer
+      ? await runPerftest('ucp_am_bw', way.ucxTransports, bytes, Math.ceil(perftestBytes / bytes / 8))
+      : null;
+    if (perftest) referenceName = 'ucx_perftest';
+    const reference = perftest?.bytesPerSecond ?? (await native.measureMemcpy(bytes));
+    runs.push({ value: rates.bytesPerSecond / 1e9, reference: reference / 1e9 });
   }
-  const { user, system } = process.cpuUsage(usage);
-  const load = await workerLoad(worker);
-  return summarize(`link/grpc/${direction}`, 'GB/s', 'memcpy', runs, {
-    messageBytes,
-    routerCpuSecondsPerGb: (user + system) / 1e6 / gigabytes,
-    workerCpuSecondsPerGb: load.cpuSeconds / gigabytes,
-    routerEventLoop: meter(),
-    workerEventLoop: load.eventLoopUtilization,
+  const { router, worker } = await pair.usage();
+  const copies = ({ bytesCopied, bytesTaken }: LinkUsage) => (bytesCopied + bytesTaken) / moved;
+  return summarize(id, 'GB/s', referenceName, runs, {
+    messagesPerSecond: messages / task.seconds / options.runs,
+    routerCpuSecondsPerGb: router.cpuSeconds / (moved / 1e9),
+    workerCpuSecondsPerGb: worker.cpuSeconds / (moved / 1e9),
+    routerEventLoop: router.eventLoopUtilization,
+    workerEventLoop: worker.eventLoopUtilization,
+    copiesPerByte: copies(worker) + (echo ? copies(router) : 0),
+    lanes: pair.lanes,
   });
 }
 
-/** One gRPC link between two processes over loopback: rows from slab to slab, 1 MiB a token batch. */
-export async function benchLink(options: BenchOptions): Promise<BenchResult[]> {
-  prepareProcess();
-  const limits: LinkWorkerOptions = { hidden, creditBytes: 64 * messageBytes, messageBytesMax: messageBytes };
-  const path = fileURLToPath(new URL('./link-worker.js', import.meta.url));
-  const worker = fork(path, [JSON.stringify(limits)]);
+/** Round trips a second of one row of 64 bytes, one after another, beside UCX's own. */
+async function roundTrip(way: Way, options: BenchOptions): Promise<BenchResult> {
+  const pair = await LinkPair.open(way, 32);
   try {
-    const [message] = (await once(worker, 'message')) as [LinkWorkerMessage];
-    const link = await dialLink({
-      address: 'address' in message ? message.address : '',
-      router: 'bench',
-      worker: 'bench',
-      modelFingerprint: 'bench',
-      epoch: 1,
-      token: null,
-      messageBytesMax: messageBytes,
-      transport: 'grpc',
-      log: createLogger('router', 'bench', 'warn'),
-    });
-    const results = [];
-    for (const direction of ['one-way', 'echo'] as const) {
-      results.push(await measure(link, worker, direction, options));
+    const task: LinkTask = { rows: 1, echo: true, inFlight: 1, seconds: secondsPerRun };
+    await pair.run(task);
+    const runs = [];
+    for (let run = 0; run < options.runs; run++) {
+      const { messagesPerSecond } = await pair.run(task);
+      const perftest = await runPerftest('ucp_am_lat', way.ucxTransports, 64, 100_000);
+      runs.push({
+        value: messagesPerSecond,
+        reference: perftest === null ? Number.NaN : 1 / (2 * perftest.latencySeconds),
+      });
     }
-    link.close();
+    return summarize(`link/${way.name}-64B`, 'round trips/s', 'ucx_perftest', runs, {
+      microseconds: 1e6 / runs[0]!.value,
+    });
+  } finally {
+    pair.close();
+  }
+}
+
+async function sweep(way: Way, cases: Partial<typeof sizes>, options: BenchOptions): Promise<BenchResult[]> {
+  const pair = await LinkPair.open(way, hidden);
+  try {
+    const results = [];
+    for (const [size, bytes] of Object.entries(cases)) {
+      results.push(await throughput(pair, way, `link/${way.name}-${size}`, bytes, false, options));
+    }
+    results.push(await throughput(pair, way, `link/${way.name}-echo`, mebibyte, true, options));
     return results;
   } finally {
-    worker.kill();
+    pair.close();
   }
+}
+
+/** A link between two processes over each way there is: rows from slab to slab. */
+export async function benchLink(options: BenchOptions): Promise<BenchResult[]> {
+  const results: BenchResult[] = [];
+  for (const way of native.ucx === null ? [] : ucxWays) {
+    results.push(...(await sweep(way, sizes, options)), await roundTrip(way, options));
+  }
+  results.push(...(await sweep(grpc, { '1MiB': sizes['1MiB'] }, options)));
+  return results;
 }

@@ -104,6 +104,8 @@ class Fabric::Progress {
   std::mutex mutex_;
   std::deque<Command> commands_;
   bool closing_ = false;
+  /** The thread waits for events, a command among them. */
+  bool sleeping_ = false;
 
   // Owned by the progress thread.
   std::map<uint64_t, std::unique_ptr<Channel>> channels_;

@@ -153,6 +153,7 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
 }
 
 void Fabric::Progress::send_beacon(Channel& channel) {
+  if (!peer_memory_allowed_) return;
   const Beacon beacon{getpid(), reinterpret_cast<uint64_t>(channel.mark->data())};
   send_control(channel, Kind::beacon, 0, &beacon, sizeof(beacon));
 }

@@ -1,0 +1,167 @@
+/**
+ * One end of the link benchmark, as a process of its own. The worker's end returns the rows of a token batch as they are
+ * if there is one entry of rowIndices for each, and a single row otherwise. The router's end does what it is told.
+ */
+import { native } from '../native/index.js';
+import { startGrpcServer } from '../services/common/grpc-server.js';
+import { createLogger } from '../services/common/log.js';
+import { createUtilizationMeter } from '../services/common/metrics.js';
+import { prepareProcess } from '../services/common/process.js';
+import { dialLink } from '../services/transport/dial.js';
+import type { Link, TokenBatch, TokenBatchResult, TransportChoice } from '../services/transport/link.js';
+import { linkService } from '../services/transport/serve.js';
+
+export interface LinkEndOptions {
+  hidden: number;
+  creditBytes: number;
+  messageBytesMax: number;
+  transport: TransportChoice;
+  /** The worker that the router dials; null: this is the worker. */
+  worker: string | null;
+}
+
+export interface LinkTask {
+  /** Rows of a token batch. */
+  rows: number;
+  /** Rows return as they came; otherwise a single row answers. */
+  echo: boolean;
+  /** Token batches under way. */
+  inFlight: number;
+  seconds: number;
+}
+
+/** What an end used since it was last asked. */
+export interface LinkUsage {
+  cpuSeconds: number;
+  eventLoopUtilization: number;
+  bytesCopied: number;
+  bytesTaken: number;
+}
+
+export interface LinkRates {
+  bytesPerSecond: number;
+  messagesPerSecond: number;
+}
+
+const options = JSON.parse(process.argv[2] ?? '{}') as LinkEndOptions;
+const { hidden, creditBytes, messageBytesMax, transport } = options;
+const fingerprint = 'bench';
+const name = 'bench';
+const log = createLogger(options.worker === null ? 'worker' : 'router', name, 'warn');
+prepareProcess();
+native.configure({ slabBytesMax: 4 * creditBytes, threads: 1 });
+
+async function answer({ meta, rows }: TokenBatch): Promise<TokenBatchResult> {
+  const seconds = { computeSeconds: 0, queueSeconds: 0 };
+  if (meta.rowIndices.length === meta.rowCount) return { ...seconds, rows, rowCount: meta.rowCount };
+  rows.release();
+  return { ...seconds, rows: native.allocateSlab(meta.hidden * 2, answerTailBytes), rowCount: 1 };
+}
+const answerTailBytes = 256;
+const batchTailBytes = 64 * 1024;
+
+function tokenBatch({ rows, echo }: LinkTask): TokenBatch {
+  const entries = echo ? rows : 1;
+  return {
+    meta: {
+      batchId: name,
+      chunk: 0,
+      layer: 0,
+      attempt: 0,
+      epoch: 1,
+      hidden,
+      rowCount: rows,
+      deadlineMs: 0,
+      combine: 'exact',
+      segments: Uint32Array.of(0, entries),
+      rowIndices: Uint32Array.from({ length: entries }, (_, i) => i),
+      weights: null,
+    },
+    rows: native.allocateSlab(rows * hidden * 2, batchTailBytes),
+  };
+}
+
+async function exchange(link: Link, task: LinkTask): Promise<LinkRates> {
+  const { signal } = new AbortController();
+  const start = performance.now();
+  const until = start + task.seconds * 1000;
+  let sent = 0;
+  const lane = async () => {
+    while (performance.now() < until) {
+      const { rows } = await link.exchange(tokenBatch(task), signal);
+      rows.release();
+      sent += 1;
+    }
+  };
+  await Promise.all(Array.from({ length: task.inFlight }, lane));
+  const messagesPerSecond = sent / ((performance.now() - start) / 1000);
+  return { messagesPerSecond, bytesPerSecond: messagesPerSecond * task.rows * hidden * 2 };
+}
+
+async function serve(): Promise<string> {
+  const model = { fingerprint, hidden };
+  const server = await startGrpcServer({
+    host: '127.0.0.1',
+    port: 0,
+    token: null,
+    insecure: false,
+    messageBytesMax,
+    services: [
+      linkService({
+        worker: name,
+        model: () => model,
+        creditBytes,
+        messageBytesMax,
+        transport,
+        handler: answer,
+        onCancel: () => {},
+        log,
+      }),
+    ],
+    log,
+  });
+  return server.address;
+}
+
+function meter(): () => LinkUsage {
+  const utilization = createUtilizationMeter();
+  let usage = process.cpuUsage();
+  const stats = () => native.ucx?.stats() ?? { bytesCopied: 0, bytesTaken: 0 };
+  let before = stats();
+  return () => {
+    const { user, system } = process.cpuUsage(usage);
+    const { bytesCopied, bytesTaken } = stats();
+    const used = {
+      cpuSeconds: (user + system) / 1e6,
+      eventLoopUtilization: utilization(),
+      bytesCopied: bytesCopied - before.bytesCopied,
+      bytesTaken: bytesTaken - before.bytesTaken,
+    };
+    usage = process.cpuUsage();
+    before = stats();
+    return used;
+  };
+}
+
+/** The parent sends a LinkTask, or null for the usage since it last asked. */
+const say = (message: LinkRates | LinkUsage | { address: string; lanes: string }) => process.send?.(message);
+const usage = meter();
+const link =
+  options.worker === null
+    ? null
+    : await dialLink({
+        address: options.worker,
+        router: name,
+        worker: name,
+        modelFingerprint: fingerprint,
+        epoch: 1,
+        token: null,
+        messageBytesMax,
+        transport,
+        log,
+      });
+process.on('message', async (task: LinkTask | null) => {
+  say(task === null ? usage() : await exchange(link!, task));
+});
+process.on('disconnect', () => process.exit(0));
+say(link === null ? { address: await serve(), lanes: '' } : { address: '', lanes: link.lanes });
