@@ -372,6 +372,8 @@ export interface Addon {
 process.env.UCX_MEM_EVENTS ??= 'n';
 // UCX's own handler of fatal signals allocates memory: a process that crashed could hang in it instead of ending.
 process.env.UCX_HANDLE_ERRORS ??= 'none';
+// The addon sets options of transports that UCX may not use here; UCX would warn of each.
+process.env.UCX_WARN_UNUSED_ENV_VARS ??= 'n';
 
 /** Loaded on first import; a missing or unloadable build says how to make it. */
 export const native: Addon = createRequire(import.meta.url)(addonPath());

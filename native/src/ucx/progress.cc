@@ -76,8 +76,6 @@ void Fabric::Progress::create_context() {
   // How much of a message one system call moves over TCP. UCX would take 8 KiB, which costs a third of the throughput.
   setenv("UCX_TCP_TX_SEG_SIZE", "256k", 0);
   setenv("UCX_TCP_RX_SEG_SIZE", "256k", 0);
-  // Not every transport is used everywhere, so some of these are always unused.
-  setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);
   ucp_config_t* config = nullptr;
   check(ucp_config_read(nullptr, nullptr, &config), "ucp_config_read");
   ucp_params_t params{};
