@@ -1,6 +1,7 @@
 /**
- * One end of the link benchmark, as a process of its own. The worker's end returns the rows of a token batch as they are
- * if there is one entry of rowIndices for each, and a single row otherwise. The router's end does what it is told.
+ * One end of the link benchmark, as a process of its own. The worker's end is an expert that does nothing: where one row is
+ * to be returned for each that came it returns them as they are, otherwise a single row. The router's end does what it
+ * is told.
  */
 import { native } from '../native/index.js';
 import { startGrpcServer } from '../services/common/grpc-server.js';
@@ -9,6 +10,7 @@ import { createUtilizationMeter } from '../services/common/metrics.js';
 import { prepareProcess } from '../services/common/process.js';
 import { dialLink } from '../services/transport/dial.js';
 import type { Link, TokenBatch, TokenBatchResult, TransportChoice } from '../services/transport/link.js';
+import { resultRowCount } from '../services/transport/messages.js';
 import { linkService } from '../services/transport/serve.js';
 
 export interface LinkEndOptions {
@@ -53,7 +55,7 @@ native.configure({ slabBytesMax: 4 * creditBytes, threads: 1 });
 
 async function answer({ meta, rows }: TokenBatch): Promise<TokenBatchResult> {
   const seconds = { computeSeconds: 0, queueSeconds: 0 };
-  if (meta.rowIndices.length === meta.rowCount) return { ...seconds, rows, rowCount: meta.rowCount };
+  if (resultRowCount(meta) === meta.rowCount) return { ...seconds, rows, rowCount: meta.rowCount };
   rows.release();
   return { ...seconds, rows: native.allocateSlab(meta.hidden * 2, answerTailBytes), rowCount: 1 };
 }
@@ -81,7 +83,16 @@ function tokenBatch({ rows, echo }: LinkTask): TokenBatch {
   };
 }
 
+/** Writes to the slabs that the task will use: pages that nobody has written are one page of zeros, which is in the cache. */
+async function fillSlabs({ rows, inFlight }: LinkTask): Promise<void> {
+  const bytes = Buffer.alloc(rows * hidden * 2, 0x3f);
+  const slabs = Array.from({ length: inFlight }, () => native.allocateSlab(bytes.byteLength, batchTailBytes));
+  for (const slab of slabs) await native.ingestRows(bytes, slab, 0, hidden);
+  for (const slab of slabs) slab.release();
+}
+
 async function exchange(link: Link, task: LinkTask): Promise<LinkRates> {
+  await fillSlabs(task);
   const { signal } = new AbortController();
   const start = performance.now();
   const until = start + task.seconds * 1000;
@@ -143,8 +154,14 @@ function meter(): () => LinkUsage {
   };
 }
 
-/** The parent sends a LinkTask, or null for the usage since it last asked. */
-const say = (message: LinkRates | LinkUsage | { address: string; lanes: string }) => process.send?.(message);
+export interface LinkEndStarted {
+  /** The worker's; empty for a router. */
+  address: string;
+  /** The router's; empty for a worker. */
+  lanes: string;
+}
+
+const say = (message: LinkRates | LinkUsage | LinkEndStarted) => process.send?.(message);
 const usage = meter();
 const link =
   options.worker === null
@@ -160,8 +177,8 @@ const link =
         transport,
         log,
       });
-process.on('message', async (task: LinkTask | null) => {
-  say(task === null ? usage() : await exchange(link!, task));
+process.on('message', async (question: LinkTask | 'usage') => {
+  say(question === 'usage' ? usage() : await exchange(link!, question));
 });
 process.on('disconnect', () => process.exit(0));
 say(link === null ? { address: await serve(), lanes: '' } : { address: '', lanes: link.lanes });

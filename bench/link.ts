@@ -1,9 +1,8 @@
-import { type ChildProcess, fork } from 'node:child_process';
-import { once } from 'node:events';
-import { fileURLToPath } from 'node:url';
 import { native } from '../native/index.js';
 import type { TransportChoice } from '../services/transport/link.js';
-import type { LinkEndOptions, LinkRates, LinkTask, LinkUsage } from './link-end.js';
+import { benchDispatch } from './dispatch.js';
+import type { LinkRates, LinkTask, LinkUsage } from './link-end.js';
+import { type LinkEnd, startLinkEnd } from './link-process.js';
 import { runPerftest } from './perftest.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
 
@@ -14,75 +13,53 @@ const messageBytesMax = 8 * mebibyte;
 const creditBytes = 64 * messageBytesMax;
 const secondsPerRun = 1.5;
 /** Bytes that UCX's own benchmark sends for a figure. */
-const perftestBytes = 8 * 1024 ** 3;
+const perftestBytes = 4 * 1024 ** 3;
 
 interface Way {
   name: string;
   transport: TransportChoice;
-  /** UCX_TLS of both ends, and of ucx_perftest beside them. */
-  ucxTransports: string;
+  /** UCX_TLS of both ends, and of ucx_perftest beside them; null: what the environment says. */
+  ucxTransports: string | null;
 }
 
-export const grpc: Way = { name: 'grpc', transport: 'grpc', ucxTransports: '' };
-export const ucxWays: readonly Way[] = [
+const grpc: Way = { name: 'grpc', transport: 'grpc', ucxTransports: null };
+const ucxWays: readonly (Way & { ucxTransports: string })[] = [
   { name: 'ucx-shm', transport: 'ucx', ucxTransports: 'posix,sysv,cma,self' },
   { name: 'ucx-tcp', transport: 'ucx', ucxTransports: 'tcp,self' },
 ];
 const sizes = { '64KiB': mebibyte / 16, '256KiB': mebibyte / 4, '1MiB': mebibyte, '8MiB': 8 * mebibyte };
 
-/** A worker's and a router's end of a link, each in a process of its own. */
-export class LinkPair {
+/** A worker's and a router's end of a link. */
+class LinkPair {
   private constructor(
-    private readonly worker: ChildProcess,
-    private readonly router: ChildProcess,
+    private readonly worker: LinkEnd,
+    private readonly router: LinkEnd,
     readonly lanes: string,
   ) {}
 
   static async open(way: Way, rowElements: number): Promise<LinkPair> {
-    const options = { hidden: rowElements, creditBytes, messageBytesMax, transport: way.transport };
-    const worker = startEnd(way, { ...options, worker: null });
-    const { address } = await say<{ address: string }>(worker);
-    const router = startEnd(way, { ...options, worker: address });
-    const { lanes } = await say<{ lanes: string }>(router);
+    const { transport, ucxTransports } = way;
+    const options = { hidden: rowElements, creditBytes, messageBytesMax, transport };
+    const worker = startLinkEnd({ ...options, worker: null }, ucxTransports);
+    const { address } = await worker.started;
+    const router = startLinkEnd({ ...options, worker: address }, ucxTransports);
+    const { lanes } = await router.started;
     return new LinkPair(worker, router, lanes);
   }
 
-  async run(task: LinkTask): Promise<LinkRates> {
-    this.router.send(task);
-    return say<LinkRates>(this.router);
+  run(task: LinkTask): Promise<LinkRates> {
+    return this.router.run(task);
   }
 
   async usage(): Promise<{ router: LinkUsage; worker: LinkUsage }> {
-    const [router, worker] = await Promise.all(
-      [this.router, this.worker].map((end) => {
-        end.send(null as never);
-        return say<LinkUsage>(end);
-      }),
-    );
-    return { router: router!, worker: worker! };
+    const [router, worker] = await Promise.all([this.router.usage(), this.worker.usage()]);
+    return { router, worker };
   }
 
   close(): void {
-    this.router.kill();
-    this.worker.kill();
+    this.router.close();
+    this.worker.close();
   }
-}
-
-function startEnd(way: Way, options: LinkEndOptions): ChildProcess {
-  const path = fileURLToPath(new URL('./link-end.js', import.meta.url));
-  const env = way.ucxTransports === '' ? process.env : { ...process.env, UCX_TLS: way.ucxTransports };
-  return fork(path, [JSON.stringify(options)], { env });
-}
-
-async function say<T>(child: ChildProcess): Promise<T> {
-  child.setMaxListeners(0);
-  const [message] = await Promise.race([
-    once(child, 'message'),
-    once(child, 'exit').then(([code]) => {
-      throw new Error(`an end of the link ended with ${code}`);
-    }),
-  ]);
-  return message as T;
 }
 
 /** GB/s of rows, sent only or sent and returned, beside UCX's own benchmark, or memcpy where there is none. */
@@ -97,7 +74,7 @@ async function throughput(
   const inFlight = Math.max(4, Math.min(16, (8 * mebibyte) / bytes));
   const task: LinkTask = { rows: bytes / rowBytes, echo, inFlight, seconds: secondsPerRun };
   await pair.run({ ...task, seconds: secondsPerRun / 4 });
-  const peer = way.transport === 'ucx' && !echo;
+  const peer = echo ? null : way.ucxTransports;
   const runs: { value: number; reference: number }[] = [];
   let referenceName = 'memcpy';
   await pair.usage();
@@ -107,9 +84,8 @@ async function throughput(
     const rates = await pair.run(task);
     moved += rates.bytesPerSecond * task.seconds;
     messages += rates.messagesPerSecond * task.seconds;
-    const perftest = peer
-      ? await runPerftest('ucp_am_bw', way.ucxTransports, bytes, Math.ceil(perftestBytes / bytes / 8))
-      : null;
+    const perftest =
+      peer === null ? null : await runPerftest('ucp_am_bw', peer, bytes, Math.ceil(perftestBytes / bytes));
     if (perftest) referenceName = 'ucx_perftest';
     const reference = perftest?.bytesPerSecond ?? (await native.measureMemcpy(bytes));
     runs.push({ value: rates.bytesPerSecond / 1e9, reference: reference / 1e9 });
@@ -128,7 +104,7 @@ async function throughput(
 }
 
 /** Round trips a second of one row of 64 bytes, one after another, beside UCX's own. */
-async function roundTrip(way: Way, options: BenchOptions): Promise<BenchResult> {
+async function roundTrip(way: Way & { ucxTransports: string }, options: BenchOptions): Promise<BenchResult> {
   const pair = await LinkPair.open(way, 32);
   try {
     const task: LinkTask = { rows: 1, echo: true, inFlight: 1, seconds: secondsPerRun };
@@ -171,5 +147,6 @@ export async function benchLink(options: BenchOptions): Promise<BenchResult[]> {
     results.push(...(await sweep(way, sizes, options)), await roundTrip(way, options));
   }
   results.push(...(await sweep(grpc, { '1MiB': sizes['1MiB'] }, options)));
+  results.push(...(await benchDispatch(options)));
   return results;
 }
