@@ -265,6 +265,8 @@ export interface Addon {
    * for the metadata that UcxChannel.send puts there.
    */
   allocateSlab(byteLength: number, tailBytes?: number): Slab;
+  /** Empties a view of a slab, for whoever has it still, and gives its memory up before the garbage collector would. */
+  endView(view: Uint8Array): void;
   arenaStats(): ArenaStats;
 
   openMappedFile(path: string): MappedFile;

@@ -70,12 +70,15 @@ async function stream(
       returnRouting: sample !== null || config.returnRouting !== null,
       signal,
     });
-    for await (const chunk of call) {
-      for (const output of outputs) await output.write(chunk);
-      sample?.take(chunk, rows.hidden);
-      progress.add(chunk.count);
-    }
-    return await call.summary;
+    return await call.into({
+      write: async (first, part, routing) => {
+        const count = part.byteLength / (rows.hidden * 2);
+        const chunk = { first, count, rows: part, routing };
+        for (const output of outputs) await output.write(chunk);
+        sample?.take(chunk, rows.hidden);
+        progress.add(count);
+      },
+    });
   } finally {
     progress.stop();
   }

@@ -1,4 +1,5 @@
 import type { RowsReader } from '../client/index.js';
+import { copied } from '../client/source.js';
 
 export interface SyntheticBatch {
   sequences: number;
@@ -13,17 +14,13 @@ export async function syntheticRows(hidden: number, batch: SyntheticBatch): Prom
   // Loaded here so that commands which make no rows run without the addon.
   const { native } = await import('../../native/index.js');
   const { sequences, length, seed, skew, topics } = batch;
+  const readSlab = (firstToken: number, count: number) =>
+    native.synthesizeTokens({ seed, firstToken, count, hidden, skew, topics });
   return {
     tokens: sequences * length,
     hidden,
     sequences,
-    read: async (firstToken, count) => {
-      const slab = await native.synthesizeTokens({ seed, firstToken, count, hidden, skew, topics });
-      try {
-        return Buffer.from(slab.view());
-      } finally {
-        slab.release();
-      }
-    },
+    read: (first, count) => copied(readSlab(first, count)),
+    readSlab,
   };
 }

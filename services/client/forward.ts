@@ -1,10 +1,10 @@
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
-import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import { Deferred } from '../common/lifecycle.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { merge } from './merge.js';
+import type { RouterChunk } from './router-chunk.js';
 import type { RouterStream } from './router-stream.js';
 import { locate, type Share, splitBatch, type TokenRun } from './share.js';
 import { type RowsReader, StreamedRows } from './source.js';
@@ -27,9 +27,19 @@ export interface AnswerChunk {
   routing: RoutingRows | null;
 }
 
-/** Where answers go: called once for every token, chunk by chunk, in any order. */
+/**
+ * Where answers go: called once for every token, chunk by chunk, in any order, one call at a time. The rows are lent: they
+ * are the sink's until its promise settles, and may be empty afterwards.
+ */
 export interface RowsSink {
-  write(first: number, rows: Uint8Array): Promise<void> | void;
+  write(first: number, rows: Uint8Array, routing: RoutingRows | null): Promise<void> | void;
+}
+
+/** A router's answer, and which tokens of its share it is. */
+interface ShareAnswer {
+  answer: RouterChunk;
+  share: Share;
+  count: number;
 }
 
 export interface ForwardPlan {
@@ -55,7 +65,8 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private readonly shares: Share[];
   private readonly streams: RouterStream[];
   private readonly uploads: Promise<void>;
-  private readonly answers: AsyncGenerator<AnswerChunk, void, void>;
+  private readonly answers: AsyncGenerator<ShareAnswer, void, void>;
+  private readonly chunks: AsyncGenerator<AnswerChunk, void, void>;
   private readonly summaries: RouterSummary[] = [];
   private readonly outcome = new Deferred<BatchSummary>();
   private readonly startedMs = performance.now();
@@ -76,6 +87,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     // A stream is read in its own order; anything else in a lane per router.
     this.uploads = this.uploadAll(streamed ? [runs] : shares.map((share) => share.runs));
     this.answers = this.run();
+    this.chunks = this.ownChunks();
   }
 
   /** What the batch did. Rejects with the error that ended it. */
@@ -84,12 +96,19 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   }
 
   [Symbol.asyncIterator](): AsyncIterator<AnswerChunk> {
-    return this.answers;
+    return this.chunks;
   }
 
-  /** Takes all answers into `sink`, one write at a time, and returns the summary. */
+  /** Takes all answers into `sink`, without a copy, and returns the summary. */
   async into(sink: RowsSink): Promise<BatchSummary> {
-    for await (const chunk of this) await sink.write(chunk.first, chunk.rows);
+    for await (const { answer, share, count } of this.answers) {
+      this.checkTaken(answer);
+      await answer.lend(async (rows) => {
+        for (const part of cut(share, count, answer, rows)) {
+          await sink.write(part.first, part.rows, part.routing);
+        }
+      });
+    }
     return this.summary;
   }
 
@@ -112,7 +131,22 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     for (const stream of this.streams) stream.cancel();
   }
 
-  private async *run(): AsyncGenerator<AnswerChunk, void, void> {
+  /** Answers whose rows are the consumer's for good. */
+  private async *ownChunks(): AsyncGenerator<AnswerChunk, void, void> {
+    for await (const { answer, share, count } of this.answers) {
+      this.checkTaken(answer);
+      yield* cut(share, count, answer, await answer.own());
+    }
+  }
+
+  /** Throws what ended the call if the rows went with it. */
+  private checkTaken({ lost }: RouterChunk): void {
+    if (lost === null) return;
+    this.fail(lost);
+    throw this.failure;
+  }
+
+  private async *run(): AsyncGenerator<ShareAnswer, void, void> {
     let complete = false;
     try {
       yield* merge(this.streams.map((stream, index) => this.answersOf(stream, this.shares[index]!)));
@@ -132,7 +166,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     this.outcome.resolve(mergeSummaries(this.summaries, (performance.now() - this.startedMs) / 1000));
   }
 
-  private async *answersOf(stream: RouterStream, share: Share): AsyncGenerator<AnswerChunk, void, void> {
+  private async *answersOf(stream: RouterStream, share: Share): AsyncGenerator<ShareAnswer, void, void> {
     const { router } = stream;
     const seen = new Uint8Array(share.tokens);
     let answered = 0;
@@ -142,7 +176,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
       if (chunk === null) continue;
       const count = this.tokensOf(chunk, share, seen, router);
       answered += count;
-      yield* cut(share, count, chunk);
+      yield { answer: chunk, share, count };
     }
     if (!summary || answered !== share.tokens) {
       const got = `${answered} of ${share.tokens} tokens${summary ? '' : ' and no summary'}`;
@@ -152,8 +186,12 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   }
 
   /** The tokens of a chunk. Throws unless they are whole rows of the share, not answered before. */
-  private tokensOf({ offset, rows }: Chunk, share: Share, seen: Uint8Array, router: string): number {
-    const bytes = rows.byteLength;
+  private tokensOf(
+    { chunk: { offset }, rowBytes: bytes }: RouterChunk,
+    share: Share,
+    seen: Uint8Array,
+    router: string,
+  ): number {
     const count = bytes / (this.plan.header.hidden * 2);
     const fits = Number.isInteger(count) && count > 0 && offset + count <= share.tokens;
     if (!fits || seen.subarray(offset, offset + count).includes(1)) {
@@ -209,6 +247,14 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     // Room comes first: then what is read and not yet sent is one chunk, however slow the router is.
     const routingBytes = (chunk.experts?.byteLength ?? 0) + (chunk.weights?.byteLength ?? 0);
     if (!(await stream.reserve(bytes, routingBytes))) return false;
+    if (stream.transport === 'ucx' && 'readSlab' in input && input.readSlab) {
+      const slab = await input.readSlab(first, count);
+      try {
+        return await stream.send(chunk, { slab, byteOffset: 0, byteLength: bytes }, header.hidden);
+      } finally {
+        slab.release();
+      }
+    }
     const rows = await input.read(first, count);
     if (rows.byteLength !== bytes) {
       throw invalidArgument(`bytes read at token ${first}`, rows.byteLength, `${bytes}`);
@@ -218,7 +264,12 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
 }
 
 /** A router's chunk as parts of the batch: a share may be made of several runs. */
-function* cut(share: Share, count: number, chunk: Chunk): Generator<AnswerChunk, void, void> {
+function* cut(
+  share: Share,
+  count: number,
+  { chunk }: RouterChunk,
+  rows: Uint8Array,
+): Generator<AnswerChunk, void, void> {
   let from = 0;
   for (const { first, count: tokens } of locate(share, chunk.offset, count)) {
     const part = (bytes: Uint8Array) => {
@@ -229,7 +280,7 @@ function* cut(share: Share, count: number, chunk: Chunk): Generator<AnswerChunk,
       chunk.experts.byteLength > 0
         ? { experts: unpackUint32(part(chunk.experts)), weights: unpackFloat32(part(chunk.weights)) }
         : null;
-    yield { first, count: tokens, rows: part(chunk.rows), routing };
+    yield { first, count: tokens, rows: part(rows), routing };
     from += tokens;
   }
 }

@@ -1,6 +1,7 @@
 import { type ClientDuplexStream, type StatusObject, status } from '@grpc/grpc-js';
+import type { SlabRange } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
-import type { Chunk, ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
+import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardRequestInput } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ForwardResponse } from '../common/generated/switchyard/v1/ForwardResponse.js';
@@ -8,9 +9,10 @@ import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSu
 import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { Deferred } from '../common/lifecycle.js';
 import { fromServiceError } from '../common/status.js';
-import type { ChunkChannel } from '../transport/chunk-channel.js';
+import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
 import { chunkCost, tokensWithin } from '../transport/chunk-size.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
+import { RouterChunk } from './router-chunk.js';
 import { loadUcx, noWay } from './ucx.js';
 
 export interface RouterStreamOptions {
@@ -23,7 +25,7 @@ export interface RouterStreamOptions {
 }
 
 /** What a router says of a batch: answers in any order, then the summary. */
-export type RouterAnswer = { chunk: Chunk; summary: null } | { chunk: null; summary: ForwardSummary };
+export type RouterAnswer = { chunk: RouterChunk; summary: null } | { chunk: null; summary: ForwardSummary };
 
 /** How long the way over UCX may take to open. */
 const openMsMax = 5_000;
@@ -43,6 +45,8 @@ export class RouterStream {
   private readonly over = new AbortController();
   private status: StatusObject | null = null;
   private ended = false;
+  /** Answers whose rows nobody has taken yet. */
+  private readonly untaken = new Set<RouterChunk>();
   /** When the channel was found lost. */
   private lostMs: number | null = null;
   private woken = new Deferred<void>();
@@ -101,10 +105,10 @@ export class RouterStream {
   }
 
   /** Sends a chunk that has room. Resolves when its rows may be changed; false: the call is over. */
-  async send(chunk: ChunkInput, rows: Uint8Array, hidden: number): Promise<boolean> {
+  async send(chunk: ChunkInput, rows: Uint8Array | SlabRange, hidden: number): Promise<boolean> {
     if (!this.going) return false;
     if (this.channel !== null) await this.channel.sendCopy(chunk, rows, hidden);
-    else await this.write({ chunk: { ...chunk, rows: bufferOf(rows) } });
+    else await this.write({ chunk: { ...chunk, rows: bufferOf(rows as Uint8Array) } });
     return this.going;
   }
 
@@ -118,7 +122,7 @@ export class RouterStream {
     this.options.call.cancel();
   }
 
-  /** Everything the router answers, rows in memory of their own. Throws what the call ended with, unless that is OK. */
+  /** Everything the router answers. Throws what the call ended with, unless that is OK. */
   async *answers(): AsyncGenerator<RouterAnswer, void, void> {
     await this.opened.promise;
     for (;;) {
@@ -126,9 +130,8 @@ export class RouterStream {
       const arrived = this.channel?.take() ?? null;
       const response = arrived === null ? (this.options.call.read() as ForwardResponse | null) : null;
       if (arrived !== null) {
-        const rows = await this.channel!.copyOut(arrived);
-        yield { chunk: { ...arrived.chunk, rows }, summary: null };
-      } else if (response?.chunk) yield { chunk: response.chunk, summary: null };
+        yield { chunk: this.received(arrived), summary: null };
+      } else if (response?.chunk) yield { chunk: new RouterChunk(response.chunk, null), summary: null };
       else if (response?.summary) yield { chunk: null, summary: response.summary };
       else if (this.ended && this.status !== null) return;
       else if (response === null) {
@@ -136,6 +139,13 @@ export class RouterStream {
         await this.woken.promise;
       }
     }
+  }
+
+  private received(arrived: ArrivedChunk): RouterChunk {
+    const taken = () => this.untaken.delete(chunk);
+    const chunk = new RouterChunk(arrived.chunk, { channel: this.channel!, arrived, taken });
+    this.untaken.add(chunk);
+    return chunk;
   }
 
   /** Whether chunks may follow. */
@@ -220,6 +230,8 @@ export class RouterStream {
     this.status = result;
     const reason = new SwitchyardError('CANCELLED', 'the call is over');
     this.over.abort(reason);
+    const lost = result.code === status.OK ? reason : routerError(result, this.router);
+    for (const chunk of this.untaken) chunk.drop(lost);
     // Before an OK the router has seen that every answer was taken.
     this.channel?.close(reason);
     this.wake();

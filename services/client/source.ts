@@ -1,3 +1,4 @@
+import type { Slab } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 
 /** Rows that can be read anywhere, in any order. Rows are `hidden` BF16 values, little-endian. */
@@ -6,8 +7,10 @@ export interface RowsReader {
   readonly hidden: number;
   /** How many sequences the rows are, where they know it. */
   readonly sequences?: number;
-  /** The bytes of `count` rows from row `first` on. Called with at most about 1 MiB of rows; calls may overlap. */
+  /** The bytes of `count` rows from row `first` on. Called with at most about 8 MiB of rows; calls may overlap. */
   read(first: number, count: number): Promise<Uint8Array> | Uint8Array;
+  /** As `read`, on a slab that the caller owns; used where rows do not pass through Node. */
+  readSlab?(first: number, count: number): Promise<Slab>;
   close?(): void | Promise<void>;
 }
 
@@ -117,14 +120,18 @@ export async function rowsInFile(path: string, tensor: string | null, hidden: nu
     tensor: file.tensor,
     shape: file.shape,
     sequences: file.shape.slice(0, -2).reduce((product, size) => product * size, 1),
-    read: async (first, count) => {
-      const slab = await file.read(first, count);
-      try {
-        return Buffer.from(slab.view());
-      } finally {
-        slab.release();
-      }
-    },
+    read: (first, count) => copied(file.read(first, count)),
+    readSlab: (first, count) => file.read(first, count),
     close: () => file.close(),
   };
+}
+
+/** The rows of a slab, which is released, as bytes that stay. */
+export async function copied(rows: Promise<Slab>): Promise<Uint8Array> {
+  const slab = await rows;
+  try {
+    return Buffer.from(slab.view());
+  } finally {
+    slab.release();
+  }
 }

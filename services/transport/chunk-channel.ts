@@ -151,6 +151,18 @@ export class ChunkChannel {
     this.sendCredit(cost);
   }
 
+  /** The rows of a chunk, which are `use`'s until its promise settles and empty afterwards. Then slab and credit go back. */
+  async lend({ slab, cost }: ArrivedChunk, use: (rows: Uint8Array) => Promise<void>): Promise<void> {
+    const rows = slab.view();
+    try {
+      await use(rows);
+    } finally {
+      native.endView(rows);
+      slab.release();
+    }
+    this.giveBack(cost);
+  }
+
   /** A chunk's rows in memory of their own, by one copy off the JS thread; slab and credit are given back. */
   async copyOut({ slab, rowBytes, cost }: ArrivedChunk): Promise<Buffer> {
     // Not of the pool of small Buffers: these rows are the receiver's alone.

@@ -129,6 +129,30 @@ overEachTransport((transport) => {
     expect(kept.every((chunk) => chunk.copy.equals(chunk.rows))).toBe(true);
   });
 
+  test('a sink is lent the rows without a copy, and its failure ends the batch', async () => {
+    const { routers } = await startCluster();
+    const client = await connected(routers[0]!);
+    const rows = await tokens(3_000);
+    const held = await slabBytesHeld();
+    const whole = await (await client.forward(rows, options)).collect();
+    const lent: { kept: Uint8Array; copy: Buffer; first: number }[] = [];
+    const call = await client.forward(rows, { ...options, chunkTokens: 100, returnRouting: true });
+    await call.into({
+      write: async (first, part, routing) => {
+        expect(routing!.experts).toHaveLength((part.byteLength / rowBytes) * shape.layers * shape.topK);
+        await sleep(1);
+        lent.push({ kept: part, copy: Buffer.from(part), first });
+      },
+    });
+    lent.sort((a, b) => a.first - b.first);
+    expect(Buffer.concat(lent.map(({ copy }) => copy)).equals(whole.rows)).toBe(true);
+    if (transport === 'ucx') expect(lent.every(({ kept }) => kept.byteLength === 0)).toBe(true);
+    const failing = await client.forward(rows, { ...options, chunkTokens: 100 });
+    const write = () => Promise.reject(new Error('the disk is full'));
+    await expect(failing.into({ write })).rejects.toMatchObject({ message: 'the disk is full' });
+    await expectReleased(routers[0]!, held);
+  });
+
   test('a consumer that does not read holds back the router, and the router the input', async () => {
     const { routers } = await startCluster({ router: { budgetBytes: 16 * 1024 * 1024 } });
     const client = await connected(routers[0]!);

@@ -27,6 +27,22 @@ describe('a slab', () => {
     });
   });
 
+  test('is given back when its view is ended, which is empty then', () => {
+    const before = native.arenaStats().slabs;
+    const slab = native.allocateSlab(10_000);
+    const view = slab.view();
+    const part = view.subarray(100, 200);
+    slab.release();
+    expect(native.arenaStats().slabs).toBe(before + 1);
+    native.endView(view);
+    native.endView(view);
+    expect([view.byteLength, part.byteLength]).toEqual([0, 0]);
+    expect(native.arenaStats().slabs).toBe(before);
+    expect(() => native.endView(new Float32Array(1) as never)).toThrow(
+      'view is a typed array of another type',
+    );
+  });
+
   test('released in flight is given back when the operation has ended', async () => {
     const source = {
       kind: 'synthetic',

@@ -57,6 +57,11 @@ void export_slabs(Napi::Env env, Napi::Object exports) {
     const uint64_t tail = info[1].IsUndefined() ? 0 : to_integer(info[1], "tailBytes", 0, safe_integer_max);
     return SlabHandle::create(info.Env(), arena().allocate(size, tail));
   });
+  export_function(exports, "endView", [](const Napi::CallbackInfo& info) {
+    to_span<uint8_t>(info[0], "view");
+    info[0].As<Napi::Uint8Array>().ArrayBuffer().Detach();
+    return info.Env().Undefined();
+  });
   export_function(exports, "arenaStats", [](const Napi::CallbackInfo& info) {
     const ArenaStats stats = arena().stats();
     auto result = Napi::Object::New(info.Env());
