@@ -4,7 +4,7 @@ import { native } from '../../native/index.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import type { ChannelMessageInput } from '../../services/common/generated/switchyard/v1/ChannelMessage.js';
 import type { UcxEnd } from '../../services/common/generated/switchyard/v1/UcxEnd.js';
-import type { Running } from '../../services/common/lifecycle.js';
+import { type Running, sleep } from '../../services/common/lifecycle.js';
 import { channelCodec } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import type { GrpcCall } from '../support/ucx-call.js';
@@ -55,19 +55,20 @@ class RawChannel {
     return Number(this.received[0]!.credit!.bytes);
   }
 
-  say(message: ChannelMessageInput, rows: Uint8Array = new Uint8Array(0)): void {
-    this.sayBytes(channelCodec.serialize(message), rows);
+  say(message: ChannelMessageInput, rows: Uint8Array = new Uint8Array(0)): Promise<void> {
+    return this.sayBytes(channelCodec.serialize(message), rows);
   }
 
-  sayBytes(metadata: Uint8Array, rows: Uint8Array = new Uint8Array(0)): void {
+  sayBytes(metadata: Uint8Array, rows: Uint8Array = new Uint8Array(0)): Promise<void> {
     const slab = native.allocateSlab(Math.max(1, rows.byteLength), metadataBytesMax);
     slab.view().set(rows);
     const sent = this.channel.send(slab, rows.byteLength, metadata);
     sent.catch(() => {}).finally(() => slab.release());
+    return sent;
   }
 
   async until(count: number): Promise<void> {
-    while (this.received.length < count) await new Promise((resolve) => setTimeout(resolve, 5));
+    while (this.received.length < count) await sleep(5);
   }
 
   private async listen(): Promise<void> {
@@ -251,8 +252,7 @@ afterEach(async () => expect(await slabBytesHeld()).toBeLessThan(8 * 1024 * 1024
     const slab = native.allocateSlab(1, 4096);
     await wrong.send(slab, 0, channelCodec.serialize({ credit: { bytes: 1000 } }));
     slab.release();
-    while (native.ucx!.stats().messagesRefused === refused)
-      await new Promise((resolve) => setTimeout(resolve, 5));
+    while (native.ucx!.stats().messagesRefused === refused) await sleep(5);
     expect(raw.received).toEqual([]);
     const answer = new Promise<Buffer>((resolve) =>
       raw.call.once('data', ({ chunk }) => resolve(chunk!.rows)),
@@ -278,10 +278,13 @@ afterEach(async () => expect(await slabBytesHeld()).toBeLessThan(8 * 1024 * 1024
     raw.call.resume();
     await ended;
     await untilIdle(router);
+    // Its own end may know already that the router has closed the channel; otherwise the router refuses the message.
     const refused = native.ucx!.stats().messagesRefused;
-    raw.say({ chunk: { offset: 0 } }, await rows);
-    while (native.ucx!.stats().messagesRefused === refused)
-      await new Promise((resolve) => setTimeout(resolve, 5));
+    const unsent = await raw.say({ chunk: { offset: 0 } }, await rows).then(
+      () => false,
+      () => true,
+    );
+    while (!unsent && native.ucx!.stats().messagesRefused === refused) await sleep(5);
     raw.channel.close();
     expect((await forward(router, await rows, off)).summary.tokens).toBe(total);
   });
