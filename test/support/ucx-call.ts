@@ -27,6 +27,8 @@ export class UcxCall extends Duplex {
   private started = false;
   /** Chunks travel over UCX; a router without room for a channel takes them on the call. */
   private open = false;
+  /** Something was sent without credit. */
+  private unpaid = false;
   private callEnded = false;
   private failed = false;
   private pumping = false;
@@ -107,14 +109,16 @@ export class UcxCall extends Duplex {
     const cost = chunkCost(bytes.byteLength, routingBytes);
     // What no credit can ever allow is sent all the same.
     if (cost <= this.channel.peerWindowBytes) await this.channel.reserve(cost, this.ended.signal);
+    else this.unpaid = true;
     const slab = native.allocateSlab(Math.max(1, bytes.byteLength), routingBytes + 64);
     slab.view().set(bytes);
     void this.channel.send(chunk, { slab, bytes: bytes.byteLength }).finally(() => slab.release());
   }
 
-  /** Everything sent was taken by the router, or the call is over. */
+  /** Everything sent was taken by the router, or the call is over, as it must be for what no credit allows. */
   private async taken(): Promise<void> {
-    while (this.channel.outstandingBytes > 0 && !this.ended.signal.aborted) await this.woken.promise;
+    const waiting = () => this.unpaid || this.channel.outstandingBytes > 0;
+    while (waiting() && !this.ended.signal.aborted) await this.woken.promise;
   }
 
   private async pump(): Promise<void> {
