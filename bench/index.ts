@@ -1,5 +1,6 @@
 import { invalidArgument } from '../services/common/errors.js';
 import { benchCluster, clusterCases } from './cluster.js';
+import { benchHosts, hostCases } from './hosts.js';
 import { benchKernels } from './kernels.js';
 import { benchLink } from './link.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
@@ -13,6 +14,9 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
       test.id,
       async (options: BenchOptions) => [await benchCluster(test, options)],
     ]),
+  ),
+  ...Object.fromEntries(
+    hostCases.map((test) => [test.id, (options: BenchOptions) => benchHosts(test, options)]),
   ),
 };
 

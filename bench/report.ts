@@ -15,6 +15,7 @@ export interface BenchResult {
   runs: { value: number; reference: number }[];
   /** Further figures of the same run, for example event-loop utilisation. */
   details?: Record<string, number | string>;
+  /** Ratios that others reach in the same place, each to its own bare reference. */
   peers?: Record<string, number>;
 }
 
@@ -73,9 +74,12 @@ export function formatResult(result: BenchResult): string {
   const details = Object.entries(result.details ?? {})
     .map(([key, value]) => `${key} ${typeof value === 'number' ? figure(value) : value}`)
     .join(', ');
+  const peers = Object.entries(result.peers ?? {})
+    .map(([name, ratio]) => `  ${name} ${ratio.toFixed(3)}`)
+    .join('');
   return (
     `${result.id.padEnd(28)} ${figure(result.value).padStart(8)} ${result.unit}` +
-    `  ÷ ${result.referenceName} ${figure(result.reference)} = ${result.ratio.toFixed(3)}` +
+    `  ÷ ${result.referenceName} ${figure(result.reference)} = ${result.ratio.toFixed(3)}${peers}` +
     (details ? `  (${details})` : '')
   );
 }
