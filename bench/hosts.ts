@@ -41,6 +41,11 @@ export const hostCases: readonly Case[] = (['fine', 'demo'] as const).flatMap((p
 const bareSeconds = 4;
 const expertsPerCore = 4;
 
+/** Why two hosts cannot be had here; null if they can. */
+export function whyNotHosts(): string | null {
+  return whyNoHosts() ?? (availableParallelism() < 2 ? 'two hosts need two cores' : null);
+}
+
 /** What one batch of both hosts took. */
 interface Measured {
   tokensPerSecond: number;
@@ -52,13 +57,14 @@ interface Measured {
  * host, against the bare expert FFN on the same two cores. None where this machine cannot have hosts.
  */
 export async function benchHosts(test: Case, options: BenchOptions): Promise<BenchResult[]> {
-  const obstacle = whyNoHosts() ?? (availableParallelism() < 2 ? 'two cores are needed' : null);
+  const obstacle = whyNotHosts();
   if (obstacle !== null) {
     options.log(`left out: ${obstacle}`);
     return [];
   }
   const python = torchPython();
-  if (python === null) options.log('PyTorch left out: no .venv/bin/python, and no SWITCHYARD_BENCH_PYTHON');
+  if (python === null)
+    options.log('PyTorch is left out: there is no environment with it in .venv or SWITCHYARD_PEERS');
   const source = { kind: 'synthetic', spec: presets[test.preset].model } as const;
   const bare = await BareFfn.open(source, 2, expertsPerCore);
   const cluster = await HostCluster.start({ preset: test.preset });

@@ -1,6 +1,7 @@
 import { invalidArgument } from '../services/common/errors.js';
 import { benchCluster, clusterCases } from './cluster.js';
 import { benchHosts, hostCases } from './hosts.js';
+import { benchTimeline } from './hosts-timeline.js';
 import { benchKernels } from './kernels.js';
 import { benchLink } from './link.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
@@ -18,6 +19,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
   ...Object.fromEntries(
     hostCases.map((test) => [test.id, (options: BenchOptions) => benchHosts(test, options)]),
   ),
+  'hosts/overlap': benchTimeline,
 };
 
 /** Measures a group (`kernels`, `cluster`, `cluster/seed`, …) or, with null, everything, one after another. */

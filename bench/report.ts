@@ -27,6 +27,8 @@ export interface BenchReport {
 export interface BenchOptions {
   /** Counted runs of each figure. */
   runs: number;
+  /** Where to draw what a worker did and when; null: nowhere. */
+  timeline: string | null;
   log: (line: string) => void;
 }
 

@@ -160,12 +160,17 @@ export interface BackendDescription {
   threads: number;
 }
 
+/** When the device began a call, on the clock of process.hrtime, and what it spent on it. */
+export interface ComputeTime {
+  startedMicroseconds: number;
+  seconds: number;
+}
+
 /** Expert compute on one device. Calls are queued and run in order, each over all threads of the device. */
 export interface ExpertBackend {
   readonly description: BackendDescription;
   load(source: ExpertSource): Promise<Expert>;
-  /** Resolves with the seconds that the device spent on the call. */
-  forward(expert: Expert, inputs: ExpertInput[]): Promise<number>;
+  forward(expert: Expert, inputs: ExpertInput[]): Promise<ComputeTime>;
   /** Ends the threads after what is queued. Idempotent. */
   close(): void;
 }
@@ -200,6 +205,9 @@ export interface UcxMessage {
   slab: Slab;
   rowBytes: number;
   metadata: Uint8Array;
+  /** When its header was here, and when all of it, on the clock of process.hrtime. */
+  announcedMicroseconds: number;
+  arrivedMicroseconds: number;
 }
 
 /**

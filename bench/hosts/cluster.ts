@@ -1,12 +1,13 @@
 import { randomBytes } from 'node:crypto';
+import type { Flags } from '../../services/cli/local-process.js';
 import type { PresetName } from '../../services/model/synthetic.js';
 import { Host, joinHosts } from './host.js';
 
 export interface HostClusterOptions {
   preset: PresetName;
-  /** Further flags of every router and worker. */
-  router?: Record<string, string | number>;
-  worker?: Record<string, string | number>;
+  /** Further flags of all processes, and of the second host's worker. */
+  flags?: Flags;
+  workerB?: Flags;
 }
 
 const readyTimeoutMs = 120_000;
@@ -38,16 +39,16 @@ export class HostCluster {
     }
   }
 
-  private async launch({ preset, router = {}, worker = {} }: HostClusterOptions): Promise<void> {
+  private async launch({ preset, flags = {}, workerB = {} }: HostClusterOptions): Promise<void> {
     const [a, b] = this.hosts;
     const environment = { SWITCHYARD_TOKEN: this.token };
     const coordinator = `${a.address}:${port}`;
-    const node = (host: Host) => ({ host: host.address, threads: 1 });
-    const flags = { ...node(a), port, metricsPort: 0, preset, workers: 2, ...router };
+    const node = (host: Host) => ({ host: host.address, threads: 1, ...flags });
+    const coordinatorFlags = { ...node(a), port, metricsPort: 0, preset, workers: 2 };
     await a.call('start', {
       role: 'coordinator',
       name: 'router-a',
-      flags: { ...flags, name: 'router-a' },
+      flags: { ...coordinatorFlags, name: 'router-a' },
       environment,
     });
     const names: [Host, 'router' | 'worker', string][] = [
@@ -56,9 +57,9 @@ export class HostCluster {
       [b, 'router', 'router-b'],
     ];
     const started = names.map(async ([host, role, name]) => {
-      const own = role === 'router' ? router : worker;
-      const flags = { ...node(host), coordinator, name, ...own };
-      return host.call('start', { role, name, flags, environment });
+      const own = name === 'worker-b' ? workerB : {};
+      const nodeFlags = { ...node(host), coordinator, name, ...own };
+      return host.call('start', { role, name, flags: nodeFlags, environment });
     });
     const [, , { address: routerB }] = (await Promise.all(started)) as [
       unknown,
@@ -71,10 +72,11 @@ export class HostCluster {
     ]);
   }
 
-  /** Routers first, so that they drain; then the hosts with all that is left on them. */
+  /** Routers first, so that they drain; then the workers, then the hosts. */
   async stop(): Promise<void> {
     const [a, b] = this.hosts;
     await Promise.allSettled([a.call('stop', 'router-a', stopMs), b.call('stop', 'router-b', stopMs)]);
+    await Promise.allSettled([a.call('stop', 'worker-a', stopMs), b.call('stop', 'worker-b', stopMs)]);
     await this.close();
   }
 

@@ -7,9 +7,9 @@ import type { Host } from '../hosts/host.js';
 
 const masterPort = 29_500;
 
-/** A Python with PyTorch: SWITCHYARD_BENCH_PYTHON, or the repository's .venv; null if there is none. */
+/** The interpreter of a Python environment with PyTorch: in SWITCHYARD_PEERS, or .venv in this package; null if there is none. */
 export function torchPython(): string | null {
-  const python = process.env.SWITCHYARD_BENCH_PYTHON ?? join(packageRoot(), '.venv', 'bin', 'python');
+  const python = join(process.env.SWITCHYARD_PEERS ?? join(packageRoot(), '.venv'), 'bin', 'python');
   return existsSync(python) ? python : null;
 }
 

@@ -12,18 +12,20 @@ export const benchCommand = defineCommand({
     group: text().nullable().default(null),
     runs: humanCount(1, 100).default(3),
     json: text().nullable().default(null),
+    timeline: text().nullable().default(null),
   }),
   help: {
     group: ['name', 'what to measure'],
     runs: ['n', 'counted runs of each figure'],
     json: ['file', 'write machine and results as JSON'],
+    timeline: ['file', 'hosts/overlap: draw what a worker did and when, as SVG'],
   },
   argument: { name: 'group', text: 'what to measure, such as kernels or cluster/seed (default: everything)' },
   examples: ['switchyard bench', 'switchyard bench kernels --runs 5 --json bench.json'],
-  run: async ({ group, runs, json }) => {
+  run: async ({ group, runs, json, timeline }) => {
     const { runBench } = await import('../../bench/index.js');
     const log = (line: string) => process.stderr.write(`${line}\n`);
-    const report = await runBench(group, { runs, log });
+    const report = await runBench(group, { runs, timeline, log });
     const rows = report.results.map(({ id, value, unit, reference, referenceName, ratio }) => [
       id,
       `${value.toPrecision(4)} ${unit}`,

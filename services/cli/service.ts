@@ -13,6 +13,7 @@ export const serverHelp = {
   tokenFile: ['file', 'file that holds the bearer token'],
   insecure: [null, 'listen beyond loopback without a token'],
   logLevel: ['level', 'trace, debug, info, warn, error or silent'],
+  trace: ['file', 'write what this process does and when, for Perfetto (Chrome trace-event JSON)'],
 } as const satisfies Record<string, OptionHelp>;
 
 /** Runs a service until a signal, the end of the parent process that supervises it, or its own end. */

@@ -109,6 +109,8 @@ export const serverFields = {
   tokenFile: text().nullable().default(null),
   insecure: toggle().default(false),
   logLevel: z.enum(logLevels).default('info'),
+  /** File for what this process does and when. */
+  trace: text().nullable().default(null),
 };
 
 interface Found {

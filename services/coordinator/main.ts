@@ -8,6 +8,7 @@ import { Deferred, type Running } from '../common/lifecycle.js';
 import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
+import { Trace } from '../common/trace.js';
 import { version } from '../common/version.js';
 import { openModel } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
@@ -52,6 +53,8 @@ class CoordinatorService {
   private readonly registry: Registry;
   private readonly control: Control;
   private readonly router: Router | null;
+  /** Of the embedded router. */
+  private readonly trace: Trace | null;
   private readonly stopped = new Deferred<void>();
   private grpc: GrpcServer | null = null;
   private http: HttpServer | null = null;
@@ -64,6 +67,7 @@ class CoordinatorService {
     this.log = createLogger('coordinator', config.name, config.logLevel);
     this.token = readToken(config);
     this.registry = createRegistry('coordinator', config.name);
+    this.trace = Trace.open(config.trace, config.name, this.log);
     this.control = this.createControl();
     coordinatorMetrics(this.registry, this.control);
     this.router = config.router ? this.createRouter() : null;
@@ -110,6 +114,7 @@ class CoordinatorService {
     this.control.close();
     await this.grpc?.close(closeGraceMs);
     await this.http?.close();
+    await this.trace?.close();
   }
 
   private stop(reason: string): Promise<void> {
@@ -155,6 +160,7 @@ class CoordinatorService {
       token,
       log,
       registry,
+      trace: this.trace,
       onReady: () => this.showReadiness(),
     });
   }

@@ -1,5 +1,6 @@
 import type { CombinePart, PackedGroup, Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import { type Trace, until } from '../common/trace.js';
 import type { Link, TokenBatchResult } from '../transport/link.js';
 import type { BatchAccount } from './account.js';
 import type { Links } from './links.js';
@@ -12,6 +13,7 @@ export interface DispatchContext {
   links: Links;
   account: BatchAccount;
   metrics: RouterMetrics;
+  trace: Trace | null;
   /** Unix milliseconds; 0: none. */
   deadlineMs: number;
   signal: AbortSignal;
@@ -108,6 +110,8 @@ async function exchange(
   const bytesReturned = result.rowCount * plan.rowBytes;
   metrics.returned(link.worker, bytesReturned);
   metrics.seconds.exchange.observe(seconds);
+  const details = { batch: plan.batchId, chunk, layer, rows: group.rowCount, bytesSent, bytesReturned };
+  context.trace?.beside(`exchange with ${link.worker}`, 'exchange', until(seconds), details);
   const { computeSeconds, queueSeconds } = result;
   account.exchanged({
     rowsSent: group.rowCount,

@@ -1,6 +1,7 @@
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { Logger } from '../common/log.js';
+import type { Trace } from '../common/trace.js';
 import type { TransportKind } from '../transport/link.js';
 import { BatchAccount } from './account.js';
 import { runBatch } from './batch.js';
@@ -22,6 +23,7 @@ export interface ForwardOptions {
   budget: ByteBudget;
   reporter: RouterReporter;
   metrics: RouterMetrics;
+  trace: Trace | null;
   log: Logger;
 }
 
@@ -146,7 +148,7 @@ export class ForwardService {
 
   /** Returns the tokens answered, and how they travelled. */
   private async runPlan(plan: BatchPlan, stream: ClientStream): Promise<BatchDone> {
-    const { config, control, links, budget, reporter, metrics, router } = this.options;
+    const { config, control, links, budget, reporter, metrics, trace, router } = this.options;
     const { batchId } = plan;
     if (this.batchIds.has(batchId)) {
       throw new SwitchyardError(
@@ -167,6 +169,7 @@ export class ForwardService {
         account,
         reporter,
         metrics,
+        trace,
         share: budget.open(),
         rowsBytesMax: config.messageBytesMax,
         deadlineMs: stream.deadlineMs,

@@ -6,6 +6,7 @@ import { startHttp } from '../common/http.js';
 import type { Running } from '../common/lifecycle.js';
 import { createLogger } from '../common/log.js';
 import { createRegistry } from '../common/metrics.js';
+import { Trace } from '../common/trace.js';
 import { type RouterConfig, routerSlabBytes } from './config.js';
 import { createRouter } from './router.js';
 
@@ -18,12 +19,14 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   native.configure({ slabBytesMax: routerSlabBytes(config), threads: config.threads });
   const log = createLogger('router', name, config.logLevel);
   const registry = createRegistry('router', name);
+  const trace = Trace.open(config.trace, name, log);
   const router = createRouter({
     config,
     name,
     token,
     log,
     registry,
+    trace,
     onReady: (ready) => {
       server.setServing('', ready);
       server.setServing(serviceName, ready);
@@ -65,6 +68,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     await router.stop(reason);
     await server.close(config.drainMs);
     await http.close();
+    await trace?.close();
     log.info({ event: 'stopped', reason });
   };
   let ending: Promise<void> | null = null;

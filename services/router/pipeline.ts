@@ -1,4 +1,5 @@
 import { native, type PackedGroup, type Slab } from '../../native/index.js';
+import { until } from '../common/trace.js';
 import type { Stage } from './account.js';
 import type { Control } from './control.js';
 import { type DispatchContext, dispatch, requirePlaced } from './dispatch.js';
@@ -72,7 +73,7 @@ async function runLayer(
     context.account.routed(chunk, layer, routing.counts, placement);
     context.metrics.routed(layer, routing.counts, placement);
     signal.throwIfAborted();
-    groups = await timed('pack', context, () =>
+    groups = await timed('pack', chunk, layer, context, () =>
       native.packRows({
         rows: normed,
         rowCount: chunk.tokens,
@@ -89,7 +90,7 @@ async function runLayer(
   }
   const parts = await dispatch(groups, { chunk: chunk.index, layer, placement }, context);
   try {
-    return await timed('combine', context, () =>
+    return await timed('combine', chunk, layer, context, () =>
       native.combineRows({
         mode: plan.combine,
         rowCount: chunk.tokens,
@@ -107,7 +108,7 @@ async function runLayer(
 
 function normalize(chunk: InputChunk, rows: Slab, layer: number, context: PipelineContext): Promise<Slab> {
   const weights = context.control.weights!;
-  return timed('norm', context, () =>
+  return timed('norm', chunk, layer, context, () =>
     native.normalizeRows({
       rows,
       rowCount: chunk.tokens,
@@ -125,7 +126,7 @@ async function gate(
   context: PipelineContext,
 ): Promise<LayerRouting> {
   const { plan, control } = context;
-  const result = await timed('gate', context, () =>
+  const result = await timed('gate', chunk, layer, context, () =>
     native.gateRows({
       gate: control.weights!.layer(layer).gate,
       rows,
@@ -140,7 +141,9 @@ async function gate(
 
 async function timed<T>(
   stage: Stage & keyof PipelineContext['metrics']['seconds'],
-  { account, metrics }: PipelineContext,
+  chunk: InputChunk,
+  layer: number,
+  { plan, account, metrics, trace }: PipelineContext,
   run: () => Promise<T>,
 ): Promise<T> {
   const started = performance.now();
@@ -148,5 +151,7 @@ async function timed<T>(
   const seconds = (performance.now() - started) / 1000;
   account.spend(stage, seconds);
   metrics.seconds[stage].observe(seconds);
+  const details = { batch: plan.batchId, chunk: chunk.index, layer, rows: chunk.tokens };
+  trace?.beside(stage, stage, until(seconds), details);
   return result;
 }

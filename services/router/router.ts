@@ -8,6 +8,7 @@ import type { Logger } from '../common/log.js';
 import type { Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
 import { toServiceError } from '../common/status.js';
+import type { Trace } from '../common/trace.js';
 import { version } from '../common/version.js';
 import { ByteBudget } from './budget.js';
 import type { RouterSettings } from './config.js';
@@ -24,6 +25,7 @@ export interface RouterOptions {
   token: string | null;
   log: Logger;
   registry: Registry;
+  trace: Trace | null;
   /** Called when every expert can be reached from here, and when no longer. */
   onReady?: (ready: boolean) => void;
 }
@@ -90,6 +92,7 @@ export class Router {
       budget,
       reporter,
       metrics,
+      trace: options.trace,
       log,
     });
     this.service = { definition: services.Inference, implementation: this.handlers() };

@@ -1,4 +1,5 @@
 import { native, type Slab } from '../../native/index.js';
+import type { Interval } from '../common/trace.js';
 
 /** The rows of a message: the first `bytes` of a slab. */
 export interface OutgoingRows {
@@ -25,14 +26,17 @@ export interface MessagePort<Message> {
   destroy(): void;
 }
 
-/** Rows as they arrived: bytes in a gRPC message that will be collected, or a slab that the receiver owns. */
-export type ArrivedRows = { readonly byteLength: number } & (
+/**
+ * Rows as they arrived: bytes in a gRPC message that will be collected, or a slab that the receiver owns. `transfer`: from
+ * the first that was known of them to the last byte, where the transport tells.
+ */
+export type ArrivedRows = { readonly byteLength: number; readonly transfer: Interval | null } & (
   | { readonly kind: 'bytes'; readonly bytes: Uint8Array }
   | { readonly kind: 'slab'; readonly slab: Slab }
 );
 
 export function rowsOfMessage(bytes: Uint8Array): ArrivedRows {
-  return { kind: 'bytes', bytes, byteLength: bytes.byteLength };
+  return { kind: 'bytes', bytes, byteLength: bytes.byteLength, transfer: null };
 }
 
 /** The rows in a slab that the caller owns; bytes of a message are copied once, off the JS thread. */

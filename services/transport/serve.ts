@@ -9,6 +9,7 @@ import type { GrpcService } from '../common/grpc-server.js';
 import type { Logger } from '../common/log.js';
 import { exchangeCodec, services } from '../common/protocol.js';
 import { toServiceError } from '../common/status.js';
+import { nowMicroseconds, type Trace } from '../common/trace.js';
 import { MessageWriter } from './grpc/writer.js';
 import type {
   TokenBatchHandler,
@@ -41,6 +42,7 @@ export interface LinkServiceOptions {
   handler: TokenBatchHandler;
   /** No answers are wanted any more for this batch of this router: it was cancelled, or its link is gone. */
   onCancel: (batchId: string, router: string) => void;
+  trace?: Trace | null;
   log: Logger;
 }
 
@@ -197,6 +199,9 @@ class WorkerLink {
       this.sendFailure(exchange, error);
       return;
     }
+    const { trace } = this.options;
+    if (rows.transfer !== null)
+      trace?.beside(`receive from ${router}`, 'receive', rows.transfer, traced(checked, rows.byteLength));
     const pending = { id: exchange, batchId: checked.batchId, cost: creditCost(checked), outgoing: null };
     this.takeCredit(pending);
     void this.answer(pending, checked, rows, router);
@@ -250,15 +255,22 @@ class WorkerLink {
       this.sendFailure(pending.id, new SwitchyardError('INTERNAL', text));
       return;
     }
+    let started = 0;
     pending.outgoing = {
       make: (inMessage) => {
+        started = nowMicroseconds();
         // From here on the router may take the credit as given back.
         this.settle(pending);
         const answer = { exchange: pending.id, rows: rowCount, computeSeconds, queueSeconds };
         return { result: { meta: answer, ...(inMessage && { rows: inMessage }) } };
       },
       rows: { slab: rows, bytes },
-      done: () => rows.release(),
+      done: () => {
+        rows.release();
+        const sending = { start: started, end: nowMicroseconds() };
+        if (started > 0)
+          this.options.trace?.beside(`send to ${this.router}`, 'send', sending, traced(meta, bytes));
+      },
     };
     this.enqueue(pending.outgoing);
   }
@@ -328,6 +340,10 @@ class WorkerLink {
     for (const batchId of batches) this.options.onCancel(batchId, router);
     this.options.log.info({ event: 'link-closed', router });
   }
+}
+
+function traced({ batchId, chunk, layer, rowCount }: TokenBatchMeta, bytes: number) {
+  return { batch: batchId, chunk, layer, rows: rowCount, bytes };
 }
 
 /** Rows of a message that came over gRPC. */

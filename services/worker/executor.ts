@@ -1,6 +1,7 @@
-import type { Expert, ExpertBackend, ExpertInput, native, Slab } from '../../native/index.js';
+import type { ComputeTime, Expert, ExpertBackend, ExpertInput, native, Slab } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
+import type { Trace } from '../common/trace.js';
 import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../transport/link.js';
 import type { ExecutorMetrics } from './metrics.js';
 
@@ -14,6 +15,7 @@ export interface ExecutorOptions {
   /** The model weighs the expert's input row, not its output. */
   weighsInput: boolean;
   metrics: ExecutorMetrics;
+  trace?: Trace | null;
 }
 
 /** Room behind the rows of an answer for its metadata, which a transport may send from there. */
@@ -277,11 +279,11 @@ export class Executor {
     const alive = pieces.filter(({ task }) => !task.ended);
     if (alive.length === 0) return;
     try {
-      const seconds = await this.options.backend.forward(
+      const time = await this.options.backend.forward(
         queue.expert,
         alive.map((piece) => this.input(piece)),
       );
-      this.completed(queue, alive, seconds);
+      this.completed(queue, alive, time);
     } catch (error) {
       if (alive.length === 1) this.fail(alive[0]!.task, error);
       else for (const piece of alive) await this.compute(queue, [piece]);
@@ -299,8 +301,19 @@ export class Executor {
     };
   }
 
-  private completed(queue: ExpertQueue, pieces: Piece[], seconds: number): void {
+  private completed(
+    queue: ExpertQueue,
+    pieces: Piece[],
+    { startedMicroseconds, seconds }: ComputeTime,
+  ): void {
     const rows = pieces.reduce((sum, piece) => sum + piece.count, 0);
+    const interval = { start: startedMicroseconds, end: startedMicroseconds + seconds * 1e6 };
+    const place = { layer: queue.layer, expert: queue.index };
+    this.options.trace?.span('compute', `expert ${queue.index}`, interval, {
+      ...place,
+      rows,
+      parts: pieces.length,
+    });
     this.options.metrics.computed(queue.layer, queue.index, rows, seconds);
     for (const { task, count } of pieces) {
       if (task.ended) continue;

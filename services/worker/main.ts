@@ -14,6 +14,7 @@ import { Deferred, type Running, sleep } from '../common/lifecycle.js';
 import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { ControlSession } from '../common/session.js';
+import { Trace } from '../common/trace.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
 import { linkService } from '../transport/serve.js';
 import type { WorkerConfig } from './config.js';
@@ -64,11 +65,13 @@ class WorkerService {
   private session: ControlSession | null = null;
   private grpc: GrpcServer | null = null;
   private http: HttpServer | null = null;
+  private readonly trace: Trace | null;
   private stopping: Promise<void> | null = null;
 
   constructor(private readonly config: WorkerConfig) {
     this.log = createLogger('worker', config.name, config.logLevel);
     this.token = readToken(config);
+    this.trace = Trace.open(config.trace, config.name, this.log);
     native.configure({ slabBytesMax: config.slabBytes, threads: rowThreads });
     this.backend = native.createCpuBackend({ threads: config.threads });
     this.registry = createRegistry('worker', config.name);
@@ -127,6 +130,7 @@ class WorkerService {
     this.backend.close();
     this.loaded?.model.close();
     this.ownModel?.close();
+    await this.trace?.close();
   }
 
   private join(): void {
@@ -208,6 +212,7 @@ class WorkerService {
       maxRows: config.maxRows,
       weighsInput: spec.routing.weightOn === 'input',
       metrics,
+      trace: this.trace,
     });
     const store = new ExpertStore({ model, backend, executor, memoryBytes: this.memoryBytes, log });
     store.failed.then((error) => this.fail(error));
@@ -228,6 +233,7 @@ class WorkerService {
       // A link opens only when the model, and so the executor, is there.
       handler: (batch, router) => this.loaded!.executor.submit(batch, router),
       onCancel: (batchId, router) => this.loaded!.executor.cancel(batchId, router),
+      trace: this.trace,
       log,
     });
   }

@@ -1,5 +1,6 @@
 #include "addon/expert_handles.h"
 
+#include "addon/clock.h"
 #include "addon/model_operations.h"
 #include "addon/slab_handle.h"
 
@@ -118,10 +119,22 @@ Napi::Value BackendHandle::forward(const Napi::CallbackInfo& info) {
       const Fields fields(array.Get(i), "inputs[" + std::to_string(i) + "]");
       add_input(*inputs, fields, expert->expert->hidden(), operation);
     }
-    const auto seconds = std::make_shared<double>();
+    struct Time {
+      std::chrono::steady_clock::time_point started;
+      double seconds = 0;
+    };
+    const auto time = std::make_shared<Time>();
     operation.executor = [device](auto task) { device->compute.submit(std::move(task)); };
-    operation.run = [=] { *seconds = device->backend->forward(*expert->expert, inputs->inputs); };
-    operation.result = [seconds](Napi::Env env) { return Napi::Number::New(env, *seconds); };
+    operation.run = [=] {
+      time->started = std::chrono::steady_clock::now();
+      time->seconds = device->backend->forward(*expert->expert, inputs->inputs);
+    };
+    operation.result = [time](Napi::Env env) {
+      auto result = Napi::Object::New(env);
+      result.Set("startedMicroseconds", to_microseconds(time->started));
+      result.Set("seconds", time->seconds);
+      return result;
+    };
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "addon/clock.h"
 #include "addon/slab_handle.h"
 
 namespace switchyard::addon {
@@ -119,6 +120,8 @@ Napi::Value to_message(Napi::Env env, ucx::Message& message) {
   const auto* metadata = reinterpret_cast<const uint8_t*>(message.slab->data()) + message.row_bytes;
   result.Set("metadata", to_array<uint8_t>(env, std::span(metadata, message.meta_bytes)));
   result.Set("rowBytes", static_cast<double>(message.row_bytes));
+  result.Set("announcedMicroseconds", to_microseconds(message.announced));
+  result.Set("arrivedMicroseconds", to_microseconds(message.arrived));
   result.Set("slab", SlabHandle::create(env, std::move(message.slab)));
   return result;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -25,6 +26,8 @@ struct Message {
   SlabRef slab;
   size_t row_bytes = 0;
   size_t meta_bytes = 0;
+  /** Of a message that arrived: when its header was here, and when all of it. */
+  std::chrono::steady_clock::time_point announced{}, arrived{};
 };
 
 /** Called on the progress thread. Callbacks must not block and must not throw. */

@@ -78,7 +78,8 @@ std::optional<Message> Fabric::Progress::allocate(Channel& channel, const WireHe
   try {
     // The slab is as long as its rows; the metadata lies in its tail.
     const size_t row_bytes = header.row_bytes;
-    return Message{arena_.allocate(std::max<size_t>(row_bytes, 1), header.meta_bytes), row_bytes, header.meta_bytes};
+    return Message{arena_.allocate(std::max<size_t>(row_bytes, 1), header.meta_bytes), row_bytes, header.meta_bytes,
+                   std::chrono::steady_clock::now()};
   } catch (const Error& error) {
     fail(channel, error);
     return std::nullopt;
@@ -99,6 +100,7 @@ void Fabric::Progress::deliver(uint64_t id, uint64_t sequence, Message message) 
   const auto found = channels_.find(id);
   if (found == channels_.end() || found->second->failure || found->second->closing) return;
   Channel& channel = *found->second;
+  message.arrived = std::chrono::steady_clock::now();
   if (sequence < channel.next_delivered || !channel.early.emplace(sequence, std::move(message)).second) {
     fail(channel, Error(Code::invalid_argument, "UCX message " + std::to_string(sequence) + " came twice"));
     return;

@@ -76,12 +76,14 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
         if (this.closed) return;
         throw this.failure ?? asSwitchyardError(error);
       }
-      for (const { slab, rowBytes, metadata } of messages) {
-        if (this.closed) slab.release();
-        else {
-          const rows: ArrivedRows = { kind: 'slab', slab, byteLength: rowBytes };
-          onMessage(this.parse(metadata), rows, metadata.byteLength);
+      for (const { slab, rowBytes, metadata, announcedMicroseconds, arrivedMicroseconds } of messages) {
+        if (this.closed) {
+          slab.release();
+          continue;
         }
+        const transfer = { start: announcedMicroseconds, end: arrivedMicroseconds };
+        const rows: ArrivedRows = { kind: 'slab', slab, byteLength: rowBytes, transfer };
+        onMessage(this.parse(metadata), rows, metadata.byteLength);
       }
     }
   }
