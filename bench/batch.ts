@@ -1,5 +1,5 @@
 import { native } from '../native/index.js';
-import type { ForwardOptions, RowsReader, SwitchyardClient } from '../services/client/index.js';
+import type { ForwardCall, ForwardOptions, RowsReader, SwitchyardClient } from '../services/client/index.js';
 
 /** Tokens per second of one batch, as the client sees it; the answers are dropped. */
 export async function submit(
@@ -7,12 +7,16 @@ export async function submit(
   rows: RowsReader,
   options: ForwardOptions,
 ): Promise<number> {
-  const call = await client.forward(rows, options);
-  let tokens = 0;
-  for await (const chunk of call) tokens += chunk.count;
-  const { seconds } = await call.summary;
-  if (tokens !== rows.tokens) throw new Error(`${tokens} of ${rows.tokens} tokens came back`);
-  return tokens / seconds;
+  return rows.tokens / (await drain(await client.forward(rows, options)));
+}
+
+/** Takes all answers of a batch and drops them. Returns the seconds that it took. */
+export async function drain(call: ForwardCall): Promise<number> {
+  let answered = 0;
+  for await (const chunk of call) answered += chunk.count;
+  const { tokens, seconds } = await call.summary;
+  if (answered !== tokens) throw new Error(`${answered} of ${tokens} tokens came back`);
+  return seconds;
 }
 
 const rowsMade = 4_096;

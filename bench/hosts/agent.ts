@@ -3,16 +3,24 @@
  * starts the host's services as its children, and is the host's client.
  */
 import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { readdirSync, readFileSync } from 'node:fs';
 import { performance } from 'node:perf_hooks';
 import { promisify } from 'node:util';
 import { LocalProcess } from '../../services/cli/local-process.js';
 import { readMetrics } from '../../services/cli/node-metrics.js';
-import { type RowsReader, SwitchyardClient } from '../../services/client/index.js';
+import { type ForwardCall, type RowsReader, SwitchyardClient } from '../../services/client/index.js';
 import { asSwitchyardError, SwitchyardError } from '../../services/common/errors.js';
 import { presets } from '../../services/model/synthetic.js';
-import { repeatedRows, submit } from '../batch.js';
-import { type HostCalls, type HostReply, type HostRequest, linkDevice, type ProcessCpu } from './calls.js';
+import { drain, repeatedRows } from '../batch.js';
+import {
+  type BatchRequest,
+  type HostCalls,
+  type HostReply,
+  type HostRequest,
+  linkDevice,
+  type ProcessCpu,
+} from './calls.js';
 
 const run = promisify(execFile);
 /** As Linux counts CPU time: USER_HZ. */
@@ -27,6 +35,13 @@ function started(name: string): LocalProcess {
   const process = processes.get(name);
   if (!process) throw new SwitchyardError('INTERNAL', `no process ${name} was started on this host`);
   return process;
+}
+
+/** Sends the client's rows to the router of this host. */
+function begin(options: BatchRequest): Promise<ForwardCall> {
+  if (client === null || rows === null)
+    throw new SwitchyardError('INTERNAL', 'the client is not connected, or has no rows');
+  return client.forward(rows, { ...options, routers: 1 });
 }
 
 const calls: HostCalls = {
@@ -59,12 +74,14 @@ const calls: HostCalls = {
     rows = await repeatedRows(presets[preset].model.hidden, tokens);
   },
   forward: async (options) => {
-    if (client === null || rows === null)
-      throw new SwitchyardError('INTERNAL', 'the client is not connected, or has no rows');
     const before = performance.eventLoopUtilization();
-    const rate = await submit(client, rows, { ...options, routers: 1 });
+    const seconds = await drain(await begin(options));
     const { utilization } = performance.eventLoopUtilization(before);
-    return { seconds: rows.tokens / rate, eventLoopUtilization: utilization };
+    return { seconds, eventLoopUtilization: utilization };
+  },
+  digest: async (options) => {
+    const { rows: answers } = await (await begin(options)).collect();
+    return createHash('sha256').update(answers).digest('hex');
   },
   metrics: async (name, token) => {
     const { metricsUrl } = await started(name).listening;

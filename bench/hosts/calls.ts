@@ -16,6 +16,8 @@ export interface ProcessRequest {
 export interface BatchRequest {
   chunkTokens: number;
   combine: 'exact' | 'partial';
+  /** Default: as the cluster is configured. */
+  feedback?: boolean;
 }
 
 export interface BatchOutcome {
@@ -50,6 +52,8 @@ export interface HostCalls {
   /** Makes the client's batch: rows of the model's width. */
   prepare(preset: PresetName, tokens: number): Promise<void>;
   forward(batch: BatchRequest): Promise<BatchOutcome>;
+  /** The same, and returns the SHA-256 of all answers in order. */
+  digest(batch: BatchRequest): Promise<string>;
   /** Metrics of a process, summed over labels. */
   metrics(name: string, token: string): Promise<[string, number][]>;
   cpu(): Promise<ProcessCpu[]>;

@@ -103,6 +103,11 @@ export async function shapeLink(hosts: readonly Host[], rate: string | null): Pr
   }
 }
 
+/** Pulls the cable of joined hosts, or puts it in again. */
+export async function plugCable(host: Host, state: 'up' | 'down'): Promise<void> {
+  await host.call('execute', 'ip', ['link', 'set', linkDevice, state]);
+}
+
 /** Why this machine cannot have hosts; null if it can. */
 export function whyNoHosts(): string | null {
   if (process.getuid?.() !== 0) return 'namespaces need the rights of root';

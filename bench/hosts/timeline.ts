@@ -86,7 +86,7 @@ function stack(spans: readonly TimelineSpan[]): TimelineSpan[][] {
 export function drawTimeline(title: string, all: readonly TimelineSpan[], from: number, to: number): string {
   const shown = all.filter(({ start, end }) => end > from && start < to);
   const x = (time: number) =>
-    labelWidth + ((Math.min(Math.max(time, from), to) - from) / (to - from)) * (width - labelWidth - 10);
+    labelWidth + ((Math.min(Math.max(time, from), to) - from) / (to - from)) * (width - labelWidth - 30);
   const order = Object.keys(colors);
   const rank = (lane: string) => order.indexOf(lane.split(' ')[0]!);
   const lanes = [...new Set(shown.map(({ lane }) => lane))].sort(

@@ -12,7 +12,7 @@ export const routerHelp = {
   clientStallMs: ['ms', 'a client that takes no answer for so long has stalled'],
   readyWaitMs: ['ms', 'how long a batch waits for a cluster that is not ready'],
   batchesMax: ['n', 'batches under way at once'],
-  leaseMs: ['ms', 'a coordinator silent for so long is lost'],
+  leaseMs: ['ms', 'a coordinator or worker silent for so long is lost'],
   drainMs: ['ms', 'how long batches under way may take after SIGTERM'],
 } as const satisfies Record<keyof typeof routerFields, OptionHelp>;
 

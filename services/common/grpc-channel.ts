@@ -42,6 +42,14 @@ const clientOptions: ChannelOptions = {
   'grpc.max_reconnect_backoff_ms': 1000,
 };
 
+/** Pings that end a connection whose other end is silent for so long: a cable that was cut breaks nothing by itself. */
+function keepalive(leaseMs: number): ChannelOptions {
+  return {
+    'grpc.keepalive_time_ms': Math.ceil(leaseMs / 4),
+    'grpc.keepalive_timeout_ms': Math.floor((leaseMs * 3) / 4),
+  };
+}
+
 function bearerInterceptor(token: string): Interceptor {
   return (options, nextCall) =>
     new InterceptingCall(nextCall(options), {
@@ -54,7 +62,8 @@ function bearerInterceptor(token: string): Interceptor {
 
 /**
  * A client of one of `clients` on a connection of its own to `address` (host:port). Every call carries
- * the token. Connecting happens on the first call; `client.close()` ends the connection.
+ * the token. With `leaseMs` the connection breaks when the server is silent for so long. Connecting happens on the
+ * first call; `client.close()` ends the connection.
  */
 export function connect<C extends Client>(
   ClientType: new (
@@ -63,11 +72,12 @@ export function connect<C extends Client>(
     options: ClientOptions,
   ) => C,
   address: string,
-  { token, messageBytesMax }: { token: string | null; messageBytesMax: number },
+  { token, messageBytesMax, leaseMs }: { token: string | null; messageBytesMax: number; leaseMs?: number },
 ): C {
   return new ClientType(address, credentials.createInsecure(), {
     ...channelOptions(messageBytesMax),
     ...clientOptions,
+    ...(leaseMs === undefined ? {} : keepalive(leaseMs)),
     ...(token === null ? {} : { interceptors: [bearerInterceptor(token)] }),
   });
 }

@@ -10,6 +10,8 @@ export interface LinksOptions {
   router: string;
   token: string | null;
   messageBytesMax: number;
+  /** A worker silent for so long is lost. */
+  leaseMs: number;
   transport: TransportChoice;
   log: Logger;
   /** Called when a link was made or lost. */
@@ -76,7 +78,7 @@ class Connection {
 
   /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
   private async dial(logFailure: boolean): Promise<Link | null> {
-    const { router, token, messageBytesMax, transport, log } = this.options;
+    const { router, token, messageBytesMax, leaseMs, transport, log } = this.options;
     const { worker, address } = this;
     try {
       const link = await dialLink({
@@ -87,6 +89,7 @@ class Connection {
         epoch: this.epoch(),
         token,
         messageBytesMax,
+        leaseMs,
         transport,
         log,
       });

@@ -65,6 +65,7 @@ export class Router {
       router: name,
       token,
       messageBytesMax: linkMessageBytesMax,
+      leaseMs: config.leaseMs,
       transport: config.transport,
       log,
       onChange: () => this.control.notify(),

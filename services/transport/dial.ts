@@ -46,6 +46,8 @@ export interface LinkOptions {
   epoch: number;
   token: string | null;
   messageBytesMax: number;
+  /** A worker silent for so long is lost. Default: half a minute. */
+  leaseMs?: number;
   transport: TransportChoice;
   log: Logger;
 }

@@ -1,0 +1,100 @@
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { HostCluster } from '../../bench/hosts/cluster.js';
+import { type Host, plugCable, shapeLink, whyNoHosts } from '../../bench/hosts/host.js';
+import type { SwitchyardError } from '../../services/client/index.js';
+import { sleep } from '../../services/common/lifecycle.js';
+
+const obstacle = whyNoHosts();
+if (obstacle !== null) process.stderr.write(`two hosts are not tested: ${obstacle}\n`);
+
+const preset = 'demo';
+const tokens = 8_192;
+const leaseMs = 3_000;
+/** What a loaded machine may add. */
+const slackMs = 5_000;
+
+interface Ending {
+  host: string;
+  /** Of all answers; null if the batch failed. */
+  digest: string | null;
+  error: SwitchyardError | null;
+  endedMs: number;
+}
+
+(obstacle === null ? describe : describe.skip)('two hosts joined by a thin link', () => {
+  let cluster: HostCluster;
+  let expected: string;
+
+  /** The same batch from the client of either host, each through the router of its own host. */
+  const batches = (): Promise<Ending[]> => {
+    const run = async (host: Host): Promise<Ending> => {
+      const outcome = await host
+        .call('digest', { chunkTokens: 512, combine: 'exact', feedback: false })
+        .then((digest) => ({ digest, error: null }))
+        .catch((error: SwitchyardError) => ({ digest: null, error }));
+      return { host: host.name, ...outcome, endedMs: performance.now() };
+    };
+    return Promise.all(cluster.hosts.map(run));
+  };
+
+  /** Cuts the link for a while, in the middle of batches. */
+  const cutDuring = async (cutMs: number): Promise<{ cutAtMs: number; endings: Ending[] }> => {
+    const running = batches();
+    await sleep(1_000);
+    await plugCable(cluster.hosts[0], 'down');
+    const cutAtMs = performance.now();
+    await sleep(cutMs);
+    await plugCable(cluster.hosts[0], 'up');
+    return { cutAtMs, endings: await running };
+  };
+
+  beforeAll(async () => {
+    cluster = await HostCluster.start({ preset });
+    await shapeLink(cluster.hosts, '1gbit');
+    await Promise.all(cluster.hosts.map((host) => host.call('prepare', preset, tokens)));
+    const [a, b] = await batches();
+    expect(a!.error ?? b!.error).toBeNull();
+    expect(a!.digest).toBe(b!.digest);
+    expected = a!.digest!;
+  }, 120_000);
+
+  afterAll(() => cluster?.stop(), 30_000);
+
+  test('rows between hosts travel over TCP, those of one host do not', async () => {
+    const lines = await Promise.all([
+      cluster.hosts[0].call('lines', 'router-a'),
+      cluster.hosts[1].call('lines', 'router-b'),
+    ]);
+    for (const [index, own] of ['worker-a', 'worker-b'].entries()) {
+      const open = lines[index]!.map((line) => JSON.parse(line)).filter((said) => said.event === 'link-open');
+      const lanes = new Map(open.map(({ worker, lanes }) => [worker, lanes as string]));
+      expect(lanes.size).toBe(2);
+      for (const [worker, names] of lanes) {
+        if (worker === own) expect(names).not.toContain('tcp');
+        else expect(names).toBe('tcp');
+      }
+    }
+  });
+
+  test('a cut shorter than the lease delays batches and changes nothing', async () => {
+    const { endings } = await cutDuring(2_000);
+    for (const { error, digest } of endings) {
+      expect(error).toBeNull();
+      expect(digest).toBe(expected);
+    }
+  }, 120_000);
+
+  test('a long cut ends batches with what was lost, and once it is mended batches run again', async () => {
+    const { cutAtMs, endings } = await cutDuring(30_000);
+    for (const { host, error, endedMs } of endings) {
+      expect(error).toMatchObject({ code: 'WORKER_LOST' });
+      expect(error!.message).toContain(host === 'host-a' ? 'worker-b' : 'worker-a');
+      expect(endedMs - cutAtMs).toBeLessThan(leaseMs + slackMs);
+    }
+    // Routers hold a batch until their links are there again.
+    for (const { error, digest } of await batches()) {
+      expect(error).toBeNull();
+      expect(digest).toBe(expected);
+    }
+  }, 180_000);
+});
