@@ -1,5 +1,6 @@
 import { afterAll, describe, expect, test } from '@jest/globals';
 import { type ExpertSource, native, type ReferenceLayer, type Slab } from '../../native/index.js';
+import { nowMicroseconds } from '../../services/common/trace.js';
 import { allRows, routing, slabOf, someValues, synthetic, valuesOf } from './support.js';
 
 const [hidden, ffn, rowCount] = [32, 48, 70];
@@ -57,7 +58,11 @@ describe('an expert backend', () => {
     const expert = await backend.load(source);
     expect([expert.hidden, expert.ffn]).toEqual([hidden, ffn]);
     const output = native.allocateSlab(rowCount * hidden * 2);
-    expect(await forward(expert, output)).toBeGreaterThan(0);
+    const calledMicroseconds = nowMicroseconds();
+    const { startedMicroseconds, seconds } = await forward(expert, output);
+    expect(startedMicroseconds).toBeGreaterThan(calledMicroseconds);
+    expect(startedMicroseconds + seconds * 1e6).toBeLessThan(nowMicroseconds());
+    expect(seconds).toBeGreaterThan(0);
     expect(relativeError(valuesOf(output), await reference(source))).toBeLessThan(5e-3);
     expert.release();
     expert.release();
@@ -109,7 +114,7 @@ describe('an expert backend', () => {
     const pending = own.forward(expert, [input]);
     own.close();
     own.close();
-    expect(await pending).toBeGreaterThan(0);
+    expect((await pending).seconds).toBeGreaterThan(0);
     await expect(own.forward(expert, [input])).rejects.toMatchObject({ code: 'SLAB_RELEASED' });
     await expect(own.load(gelu)).rejects.toMatchObject({ code: 'SLAB_RELEASED' });
     await expect(backend.forward(expert, [input])).rejects.toMatchObject({
