@@ -24,7 +24,8 @@ export interface ControlOptions {
   onReady: (ready: boolean) => void;
 }
 
-const heartbeatMs = 100;
+/** Gate counts do not wait for it. */
+const heartbeatMsMax = 500;
 
 /**
  * What the router knows of its cluster: model, view, bias. It comes over the control stream; when that
@@ -56,7 +57,7 @@ export class Control {
       token,
       hello,
       report: () => reporter.heartbeat(),
-      reportMs: heartbeatMs,
+      reportMs: Math.min(heartbeatMsMax, leaseMs / 5),
       leaseMs,
       onMessage: (message) => this.receive(message),
       log,

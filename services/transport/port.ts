@@ -30,13 +30,13 @@ export interface MessagePort<Message> {
  * Rows as they arrived: bytes in a gRPC message that will be collected, or a slab that the receiver owns. `transfer`: from
  * the first that was known of them to the last byte, where the transport tells.
  */
-export type ArrivedRows = { readonly byteLength: number; readonly transfer: Interval | null } & (
+export type ArrivedRows = { readonly byteLength: number; readonly transfer?: Interval } & (
   | { readonly kind: 'bytes'; readonly bytes: Uint8Array }
   | { readonly kind: 'slab'; readonly slab: Slab }
 );
 
 export function rowsOfMessage(bytes: Uint8Array): ArrivedRows {
-  return { kind: 'bytes', bytes, byteLength: bytes.byteLength, transfer: null };
+  return { kind: 'bytes', bytes, byteLength: bytes.byteLength };
 }
 
 /** The rows in a slab that the caller owns; bytes of a message are copied once, off the JS thread. */

@@ -200,7 +200,7 @@ class WorkerLink {
       return;
     }
     const { trace } = this.options;
-    if (rows.transfer !== null)
+    if (rows.transfer)
       trace?.beside(`receive from ${router}`, 'receive', rows.transfer, traced(checked, rows.byteLength));
     const pending = { id: exchange, batchId: checked.batchId, cost: creditCost(checked), outgoing: null };
     this.takeCredit(pending);

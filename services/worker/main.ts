@@ -139,7 +139,10 @@ class WorkerService {
       coordinator: config.coordinator,
       token: this.token,
       hello: this.hello(),
-      report: () => ({ worker: this.reporter.report(this.loaded) }),
+      report: () => {
+        const worker = this.reporter.report(this.loaded);
+        return worker && { worker };
+      },
       reportMs,
       leaseMs: config.leaseMs,
       onMessage: (message) => this.receive(message),

@@ -3,10 +3,14 @@ import { createUtilizationMeter } from '../common/metrics.js';
 import type { Executor } from './executor.js';
 import type { ExpertStore } from './store.js';
 
+/** Figures alone are worth a report this often. */
+const figuresEveryMs = 500;
+
 /** Makes the reports to the coordinator: figures every time, the experts held when they changed. */
 export class WorkerReporter {
   private readonly meter = createUtilizationMeter();
   private reportedChanges: number | null = null;
+  private reportedAt = Number.NEGATIVE_INFINITY;
 
   constructor(private readonly totals: { readonly rows: number; readonly seconds: number }) {}
 
@@ -15,8 +19,11 @@ export class WorkerReporter {
     this.reportedChanges = null;
   }
 
-  /** Rows and seconds are those since the start of the worker. */
-  report(loaded: { executor: Executor; store: ExpertStore } | null): WorkerReportInput {
+  /** Rows and seconds are those since the start of the worker. Null: there is nothing new to say yet. */
+  report(loaded: { executor: Executor; store: ExpertStore } | null): WorkerReportInput | null {
+    const changed = loaded !== null && loaded.store.changes !== this.reportedChanges;
+    if (!changed && performance.now() - this.reportedAt < figuresEveryMs) return null;
+    this.reportedAt = performance.now();
     const figures = {
       rowsComputed: this.totals.rows,
       computeSeconds: this.totals.seconds,
@@ -25,15 +32,14 @@ export class WorkerReporter {
     };
     if (loaded === null) return figures;
     const { executor, store } = loaded;
-    const readyChanged = store.changes !== this.reportedChanges;
     this.reportedChanges = store.changes;
     return {
       ...figures,
       queues: executor.queued(),
       bytesInFlight: executor.bytesHeld,
       load: store.progress(),
-      readyChanged,
-      ready: readyChanged ? store.ready() : [],
+      readyChanged: changed,
+      ready: changed ? store.ready() : [],
     };
   }
 }
