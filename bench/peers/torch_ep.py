@@ -24,7 +24,7 @@ def options():
     parser.add_argument("--world", type=int, default=2)
     parser.add_argument("--chunk", type=int, default=2048)
     parser.add_argument("--activation", choices=("swiglu", "gelu"), default="swiglu")
-    parser.add_argument("--bare-seconds", type=float, default=4)
+    parser.add_argument("--bare-seconds", type=float, default=2)
     return parser.parse_args()
 
 
