@@ -1,5 +1,6 @@
 import { native } from '../native/index.js';
 import type { TransportChoice } from '../services/transport/link.js';
+import { benchClient } from './client.js';
 import { benchDispatch } from './dispatch.js';
 import type { LinkRates, LinkTask, LinkUsage } from './link-end.js';
 import { type LinkEnd, startLinkEnd } from './link-process.js';
@@ -147,6 +148,6 @@ export async function benchLink(options: BenchOptions): Promise<BenchResult[]> {
     results.push(...(await sweep(way, sizes, options)), await roundTrip(way, options));
   }
   results.push(...(await sweep(grpc, { '1MiB': sizes['1MiB'] }, options)));
-  results.push(...(await benchDispatch(options)));
+  results.push(...(await benchDispatch(options)), ...(await benchClient(options)));
   return results;
 }

@@ -189,7 +189,7 @@ void Fabric::Progress::wait_for_events() {
   if (ucp_worker_arm(worker_) != UCS_OK) return;
   {
     std::lock_guard lock(mutex_);
-    if (!commands_.empty() || closing_) return;
+    if (!commands_.empty() || !deferred_.empty() || closing_) return;
     sleeping_ = true;
   }
   epoll_event events[2];

@@ -1,0 +1,78 @@
+import { type ChildProcess, fork } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { native } from '../native/index.js';
+import { LocalProcess } from '../services/cli/local-process.js';
+import { SwitchyardClient } from '../services/client/index.js';
+import { createUtilizationMeter } from '../services/common/metrics.js';
+import { prepareProcess } from '../services/common/process.js';
+import { repeatedRows, submit } from './batch.js';
+import type { IdentityWorkerOptions } from './identity-worker.js';
+import { type BenchOptions, type BenchResult, summarize } from './report.js';
+
+const hidden = 4096;
+const rowBytes = hidden * 2;
+const workers = 2;
+const tokens = { ucx: 131_072, grpc: 32_768 };
+const readyTimeoutMs = 30_000;
+const stopMs = 5_000;
+
+function startWorker(options: IdentityWorkerOptions): ChildProcess {
+  const path = fileURLToPath(new URL('./identity-worker.js', import.meta.url));
+  return fork(path, [JSON.stringify(options)]);
+}
+
+/** GB/s of rows from a client through norm, gate, two workers that return them, and back to it, beside memcpy. */
+async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Promise<BenchResult> {
+  const coordinator = new LocalProcess(
+    'coordinator',
+    'coordinator',
+    {
+      preset: 'tiny',
+      hidden,
+      ffn: 32,
+      experts: 2,
+      topK: 1,
+      layers: 1,
+      workers,
+      port: 0,
+      metricsPort: 0,
+      threads: 1,
+    },
+    { SWITCHYARD_TRANSPORT: transport },
+    () => {},
+  );
+  const children: ChildProcess[] = [];
+  let client: SwitchyardClient | null = null;
+  try {
+    const { address } = await coordinator.listening;
+    for (let i = 0; i < workers; i++)
+      children.push(startWorker({ coordinator: address, name: `worker-${i}` }));
+    client = await SwitchyardClient.connect(address, { transport });
+    await client.waitUntilReady(readyTimeoutMs);
+    const rows = await repeatedRows(hidden, tokens[transport]);
+    await submit(client, rows, {});
+    const meter = createUtilizationMeter();
+    const runs = [];
+    for (let run = 0; run < options.runs; run++) {
+      const value = ((await submit(client, rows, {})) * rowBytes) / 1e9;
+      runs.push({ value, reference: (await native.measureMemcpy(8 * 1024 ** 2)) / 1e9 });
+    }
+    return summarize(`link/client-${transport}`, 'GB/s', 'memcpy', runs, {
+      clientEventLoop: meter(),
+      workers,
+    });
+  } finally {
+    client?.close();
+    await coordinator.stop(stopMs);
+    for (const child of children) child.kill();
+  }
+}
+
+/** A client's rows through a cluster whose experts do nothing. */
+export async function benchClient(options: BenchOptions): Promise<BenchResult[]> {
+  prepareProcess();
+  const transports = native.ucx === null ? (['grpc'] as const) : (['ucx', 'grpc'] as const);
+  const results = [];
+  for (const transport of transports) results.push(await benchOver(transport, options));
+  return results;
+}
