@@ -7,14 +7,19 @@ export async function submit(
   rows: RowsReader,
   options: ForwardOptions,
 ): Promise<number> {
-  return rows.tokens / (await drain(await client.forward(rows, options)));
+  return rows.tokens / (await drain(await client.forward(rows, options), rows.hidden));
 }
 
 /** Takes all answers of a batch and drops them. Returns the seconds that it took. */
-export async function drain(call: ForwardCall): Promise<number> {
-  let answered = 0;
-  for await (const chunk of call) answered += chunk.count;
-  const { tokens, seconds } = await call.summary;
+export async function drain(call: ForwardCall, hidden: number): Promise<number> {
+  let bytes = 0;
+  const sink = {
+    write: (_first: number, rows: Uint8Array) => {
+      bytes += rows.byteLength;
+    },
+  };
+  const { tokens, seconds } = await call.into(sink);
+  const answered = bytes / (hidden * 2);
   if (answered !== tokens) throw new Error(`${answered} of ${tokens} tokens came back`);
   return seconds;
 }

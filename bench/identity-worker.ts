@@ -15,7 +15,7 @@ export interface IdentityWorkerOptions {
 const { coordinator, name } = JSON.parse(process.argv[2] ?? '{}') as IdentityWorkerOptions;
 const creditBytes = 256 * 1024 ** 2;
 const messageBytesMax = 64 * 1024 ** 2;
-const log = createLogger('worker', name, 'warn');
+const log = createLogger('worker', name, 'error');
 native.configure({ slabBytesMax: 4 * creditBytes, threads: 1 });
 
 let model: ModelDescription | null = null;
