@@ -75,7 +75,7 @@ const calls: HostCalls = {
   },
   forward: async (options) => {
     const before = performance.eventLoopUtilization();
-    const seconds = await drain(await begin(options), rows.hidden);
+    const seconds = await drain(await begin(options), rows!.hidden);
     const { utilization } = performance.eventLoopUtilization(before);
     return { seconds, eventLoopUtilization: utilization };
   },
