@@ -2,14 +2,23 @@
 process.env.UCX_MEM_EVENTS ??= 'n';
 process.env.UCX_HANDLE_ERRORS ??= 'none';
 
+const { native } = await import('./dist/native/index.js');
+
+/**
+ * The tests whose outcome a transport could change, as regular expressions of paths: they run over each transport that the
+ * addon has. Where a cluster does not come up, no token batch travels.
+ */
+const overEachTransport = ['/test/e2e/(?!bad-files|bad-start)', '/test/router/(router|faults)'];
+const transports = native.ucx === null ? ['grpc'] : ['grpc', 'ucx'];
+if (native.ucx === null)
+  process.stderr.write('\n*** NOT TESTED: the addon is built without UCX, so nothing runs over it. ***\n\n');
+
 /** Tests run as ES modules; the source is TypeScript and swc strips the types. */
-export default {
+const common = {
   testEnvironment: 'node',
   // Processes of a cluster may end after their test file; what they still say then is no leak to warn of.
   testEnvironmentOptions: { globalsCleanup: 'off' },
   extensionsToTreatAsEsm: ['.ts'],
-  // The addon has one arena and one pool per process: every test file gets a process of its own, as any limit ends it.
-  workerIdleMemoryLimit: '1MB',
   transform: {
     '^.+\\.ts$': [
       '@swc/jest',
@@ -17,6 +26,25 @@ export default {
     ],
   },
   moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },
-  testMatch: ['<rootDir>/test/**/*.test.ts'],
   modulePathIgnorePatterns: ['<rootDir>/dist/', '<rootDir>/native/build'],
+};
+
+export default {
+  // The addon has one arena and one pool per process: every test file gets a process of its own, as any limit ends it.
+  workerIdleMemoryLimit: '1MB',
+  projects: [
+    {
+      ...common,
+      displayName: 'once',
+      testMatch: ['<rootDir>/test/**/*.test.ts'],
+      testPathIgnorePatterns: ['/node_modules/', ...overEachTransport],
+    },
+    ...transports.map((transport) => ({
+      ...common,
+      displayName: transport,
+      testRegex: overEachTransport.map((path) => `${path}.*\\.test\\.ts$`),
+      globals: { transport },
+      setupFiles: ['<rootDir>/test/support/over-transport.ts'],
+    })),
+  ],
 };

@@ -27,6 +27,8 @@ export const rowBytes = shape.hidden * 2;
 /** All row operations of this process run on so many threads; the addon's pool has one size. */
 const threads = 2;
 const quiet = { port: 0, metricsPort: 0, logLevel: 'silent' } as const;
+/** What carries the token batches of this run, see jest.config.js. */
+const transport = process.env.SWITCHYARD_TRANSPORT;
 
 export interface TestCluster {
   coordinator: Running;
@@ -67,6 +69,7 @@ export async function startCluster(wishes: ClusterWishes = {}): Promise<TestClus
     const router = await startRouter(
       routerSchema.parse({
         ...quiet,
+        transport,
         coordinator: coordinator.address,
         name: `router-${index}`,
         threads,
@@ -82,7 +85,14 @@ export async function startCluster(wishes: ClusterWishes = {}): Promise<TestClus
 
 export async function addWorker({ coordinator }: TestCluster, name: string): Promise<Running> {
   const worker = await startWorker(
-    workerSchema.parse({ ...quiet, coordinator: coordinator.address, name, threads: 1, drainMs: 500 }),
+    workerSchema.parse({
+      ...quiet,
+      transport,
+      coordinator: coordinator.address,
+      name,
+      threads: 1,
+      drainMs: 500,
+    }),
   );
   running.push(worker);
   return worker;
