@@ -253,6 +253,7 @@ export interface Ucx {
   address(): Uint8Array;
   /** `key`: 16 secret bytes. `inboxBytesMax`: what may have arrived and not been received; beyond it the channel fails. */
   openChannel(options: { key: Uint8Array; messageBytesMax: number; inboxBytesMax: number }): UcxChannel;
+  /** Zeros while UCX has not been used. */
   stats(): UcxStats;
 }
 

@@ -68,11 +68,28 @@ function describe(
     percent(node.eventLoopUtilization),
     node.reason || loading(node.load),
   ]);
+  const ways = links(nodes);
   const held = view?.placements.filter(({ workers }) => workers.length > 0).length ?? 0;
   const placed = `${count(held)} experts of ${model?.name} (${model?.family}) placed, epoch ${view?.epoch}`;
   const readiness = view?.ready ? 'ready' : `not ready: ${view?.reason}`;
   const summary = `${readiness}; ${placed}; version ${version}, up ${seconds(uptimeSeconds)}`;
-  return nodes.length === 0 ? summary : `${table([head, ...rows])}\n${summary}`;
+  if (nodes.length === 0) return summary;
+  return [table([head, ...rows]), ...(ways.length > 1 ? [table(ways)] : []), summary].join('\n\n');
+}
+
+/** How each router reaches each worker, under its head. */
+function links(nodes: NonNullable<ClusterDescription['view']>['nodes']): string[][] {
+  const names = { NO_LINK: 'none', GRPC: 'grpc', UCX: 'ucx' } as const;
+  const rows = nodes.flatMap(({ name, links }) =>
+    links.map(({ worker, transport, lanes, reason }) => [
+      name,
+      worker,
+      names[transport],
+      lanes || '-',
+      reason,
+    ]),
+  );
+  return [['ROUTER', 'WORKER', 'TRANSPORT', 'LANES', 'REASON'], ...rows];
 }
 
 function loading(load: NonNullable<ClusterDescription['view']>['nodes'][number]['load']): string {

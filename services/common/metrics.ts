@@ -12,14 +12,29 @@ const misnamedDefaults = [
 
 const prefixed = (name: string) => `switchyard_${name}`;
 
-/** A counter `switchyard_<name>`; by Prometheus convention `name` ends in `_total`. */
+/**
+ * A counter `switchyard_<name>`; by Prometheus convention `name` ends in `_total`. `read`, if given, is called when the
+ * metrics are read, for what is counted elsewhere.
+ */
 export function counter<Label extends string = never>(
   registry: Registry,
   name: string,
   help: string,
   labelNames: readonly Label[] = [],
+  read?: (counter: Counter<Label>) => void,
 ): Counter<Label> {
-  return new Counter({ name: prefixed(name), help, labelNames, registers: [registry] });
+  const collect = read
+    ? function (this: Counter<Label>) {
+        read(this);
+      }
+    : undefined;
+  return new Counter({
+    name: prefixed(name),
+    help,
+    labelNames,
+    registers: [registry],
+    ...(collect ? { collect } : {}),
+  });
 }
 
 /** A gauge `switchyard_<name>`. `read`, if given, is called when the metrics are read. */

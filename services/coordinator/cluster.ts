@@ -98,6 +98,10 @@ export class Cluster {
     if (member.hello.role !== 'ROUTER')
       throw invalidArgument('kind', 'router', 'worker reports from a worker');
     member.router = report;
+    if (report.linksChanged) {
+      member.links = report.links;
+      this.viewChanged();
+    }
     let changed = false;
     for (const { layer, rows } of report.loads) {
       const experts = this.expertsOf.get(layer);

@@ -1,4 +1,5 @@
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { LinkDescription } from '../common/generated/switchyard/v1/LinkDescription.js';
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
@@ -25,6 +26,8 @@ export interface Member {
   ready: ReadonlySet<number>;
   worker: WorkerReport | null;
   router: RouterReport | null;
+  /** Of a router, as it reported them last. */
+  links: readonly LinkDescription[];
 }
 
 /**
@@ -61,6 +64,7 @@ export class Membership {
       ready: new Set(),
       worker: null,
       router: null,
+      links: [],
     };
     // Deleting first keeps the map in the order of joining.
     this.byKey.delete(key);

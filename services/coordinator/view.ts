@@ -82,6 +82,7 @@ function describeNode(member: Member, experts: readonly ExpertPlace[] | null): N
     load: member.worker?.load ?? null,
     rssBytes: report?.rssBytes ?? 0,
     eventLoopUtilization: report?.eventLoopUtilization ?? 0,
+    links: member.alive ? [...member.links] : [],
   };
 }
 

@@ -166,6 +166,8 @@ export class Control {
 
   private welcome({ model, feedback }: NodeWelcome): void {
     if (model === null) throw new SwitchyardError('INTERNAL', 'the coordinator welcomed without a model');
+    // Whoever joined anew is not known by its links.
+    this.options.reporter.forgetReported();
     const held = this.model;
     if (held !== null && held.fingerprint !== model.fingerprint) {
       throw new SwitchyardError(

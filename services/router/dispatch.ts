@@ -83,7 +83,7 @@ async function exchange(
   signal.throwIfAborted();
   const started = performance.now();
   const bytesSent = group.rowCount * plan.rowBytes;
-  metrics.sent(link.worker, bytesSent);
+  metrics.sent(link, bytesSent);
   const result = await link.exchange(
     {
       meta: {
@@ -108,7 +108,7 @@ async function exchange(
   checkResult(result, targets.length, plan);
   const seconds = (performance.now() - started) / 1000;
   const bytesReturned = result.rowCount * plan.rowBytes;
-  metrics.returned(link.worker, bytesReturned);
+  metrics.returned(link, bytesReturned);
   metrics.seconds.exchange.observe(seconds);
   const details = { batch: plan.batchId, chunk, layer, rows: group.rowCount, bytesSent, bytesReturned };
   context.trace?.beside(`exchange with ${link.worker}`, 'exchange', until(seconds), details);

@@ -1,5 +1,6 @@
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
+import type { LinkDescriptionInput } from '../common/generated/switchyard/v1/LinkDescription.js';
 import { Deferred, sleep } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { dialLink } from '../transport/dial.js';
@@ -60,8 +61,8 @@ class Connection {
       if (link !== null) {
         failures = 0;
         this.link = link;
-        const { transport, lanes } = link;
-        log.info({ event: 'link-open', worker, address, transport, lanes });
+        const { transport, lanes, reason } = link;
+        log.info({ event: 'link-open', worker, address, transport, lanes, reason });
         onChange();
         this.reason = (await link.closed).message;
         this.link = null;
@@ -100,7 +101,10 @@ class Connection {
       return link;
     } catch (error) {
       const { code, message } = asSwitchyardError(error);
-      this.reason = message;
+      if (message !== this.reason) {
+        this.reason = message;
+        this.options.onChange();
+      }
       if (logFailure && !this.closing.signal.aborted) {
         log.warn({ event: 'link-failed', worker, address, code, reason: message });
       }
@@ -111,10 +115,19 @@ class Connection {
 
 /** One link per live worker of the view. */
 export class Links {
+  /** Counts the changes of what `describe` says. */
+  changes = 0;
   private readonly connections = new Map<string, Connection>();
+  private readonly options: LinksOptions;
   private epoch = 0;
 
-  constructor(private readonly options: LinksOptions) {}
+  constructor(options: LinksOptions) {
+    const onChange = () => {
+      this.changes += 1;
+      options.onChange();
+    };
+    this.options = { ...options, onChange };
+  }
 
   /** Connects to workers that are new in the view, drops those that are dead or gone. */
   update(view: ClusterView, fingerprint: string): void {
@@ -125,6 +138,7 @@ export class Links {
     }
     for (const [worker, connection] of this.connections) {
       if (addresses.get(worker) === connection.address) continue;
+      this.changes += 1;
       this.connections.delete(worker);
       connection.close();
     }
@@ -132,6 +146,7 @@ export class Links {
       if (this.connections.has(worker)) continue;
       const connection = new Connection(worker, address, this.options, fingerprint, () => this.epoch);
       this.connections.set(worker, connection);
+      this.changes += 1;
     }
   }
 
@@ -151,6 +166,20 @@ export class Links {
     const { link, reason } = this.find(worker);
     if (link === null) throw new SwitchyardError('LINK_LOST', reason, { worker });
     return link;
+  }
+
+  /** How each live worker is reached, or why it is not. */
+  describe(): LinkDescriptionInput[] {
+    return [...this.connections.values()].map(({ worker, link, reason }) =>
+      link === null
+        ? { worker, transport: 'NO_LINK', lanes: '', reason }
+        : {
+            worker,
+            transport: link.transport === 'ucx' ? 'UCX' : 'GRPC',
+            lanes: link.lanes,
+            reason: link.reason,
+          },
+    );
   }
 
   open(): Link[] {

@@ -1,6 +1,7 @@
 import { native } from '../../native/index.js';
 import { counter, gauge, histogram, type Registry } from '../common/metrics.js';
 import type { Link } from '../transport/link.js';
+import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 import { WorkerLoad } from './balancedness.js';
 import type { PlacementIndex } from './placement.js';
 
@@ -22,6 +23,7 @@ export type RouterMetrics = ReturnType<typeof createRouterMetrics>;
 export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
   readGauges(registry, gauges);
   readLinks(registry, gauges.links);
+  exportUcxMetrics(registry);
   const load = new WorkerLoad();
   const loadedLayers = new Set<number>();
   gauge(
@@ -37,9 +39,13 @@ export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
     'layer',
     'expert',
   ] as const);
-  const link = ['worker', 'direction'] as const;
-  const messages = counter(registry, 'link_messages_total', 'Token batches and results on a link.', link);
-  const bytes = counter(registry, 'link_bytes_total', 'Bytes of rows on a link.', link);
+  const labels = ['worker', 'direction', 'transport'] as const;
+  const messages = counter(registry, 'link_messages_total', 'Token batches and results on a link.', labels);
+  const bytes = counter(registry, 'link_bytes_total', 'Bytes of rows on a link.', labels);
+  const onLink = ({ worker, transport }: Link, direction: 'sent' | 'returned', rowBytes: number) => {
+    messages.inc({ worker, direction, transport });
+    bytes.inc({ worker, direction, transport }, rowBytes);
+  };
   const seconds = (name: string, help: string) =>
     histogram(registry, `${name}_seconds`, help, secondsBuckets);
   return {
@@ -55,14 +61,8 @@ export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
       exchange: seconds('exchange', 'A token batch, from credit request to answer.'),
       combine: seconds('combine', 'Combining the results of a chunk.'),
     },
-    sent(worker: string, rowBytes: number): void {
-      messages.inc({ worker, direction: 'sent' });
-      bytes.inc({ worker, direction: 'sent' }, rowBytes);
-    },
-    returned(worker: string, rowBytes: number): void {
-      messages.inc({ worker, direction: 'returned' });
-      bytes.inc({ worker, direction: 'returned' }, rowBytes);
-    },
+    sent: (link: Link, rowBytes: number) => onLink(link, 'sent', rowBytes),
+    returned: (link: Link, rowBytes: number) => onLink(link, 'returned', rowBytes),
     /** Counts a chunk's rows per expert of a layer. */
     routed(layer: number, counts: Uint32Array, placement: PlacementIndex): void {
       for (let expert = 0; expert < counts.length; expert += 1) {
@@ -90,6 +90,17 @@ function readGauges(registry: Registry, gauges: RouterGauges): void {
 }
 
 function readLinks(registry: Registry, links: () => Link[]): void {
+  gauge(
+    registry,
+    'link_info',
+    'An open link: what carries it, and why. Always 1.',
+    ['worker', 'transport', 'lanes', 'reason'] as const,
+    (metric) => {
+      metric.reset();
+      for (const { worker, transport, lanes, reason } of links())
+        metric.set({ worker, transport, lanes, reason }, 1);
+    },
+  );
   const labels = ['worker'] as const;
   gauge(registry, 'link_credit_bytes', 'Bytes that may be outstanding on a link.', labels, (metric) => {
     metric.reset();

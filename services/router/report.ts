@@ -1,5 +1,7 @@
 import type { NodeMessageInput } from '../common/generated/switchyard/v1/NodeMessage.js';
+import type { RouterReportInput } from '../common/generated/switchyard/v1/RouterReport.js';
 import { createUtilizationMeter } from '../common/metrics.js';
+import type { Links } from './links.js';
 
 /** Gate counts wait this long for more, so that a burst of chunks is one message. */
 const coalesceMs = 3;
@@ -19,9 +21,18 @@ export class RouterReporter {
   private rssBytes = 0;
   private rssReadAt = Number.NEGATIVE_INFINITY;
   private timer: NodeJS.Timeout | null = null;
+  private reportedLinks: number | null = null;
   private send: ((message: NodeMessageInput) => boolean) | null = null;
 
-  constructor(private readonly bytesInFlight: () => number) {}
+  constructor(
+    private readonly bytesInFlight: () => number,
+    private readonly links: () => Pick<Links, 'changes' | 'describe'>,
+  ) {}
+
+  /** The next heartbeat describes the links, changed or not. */
+  forgetReported(): void {
+    this.reportedLinks = null;
+  }
 
   /** `send` returns false if the message was not taken. */
   start(send: (message: NodeMessageInput) => boolean): void {
@@ -52,32 +63,33 @@ export class RouterReporter {
     }
   }
 
-  /** The heartbeat: counts are taken out, figures measured anew. */
+  /** The heartbeat: counts are taken out, figures measured anew, links described if they changed. */
   heartbeat(): NodeMessageInput {
     this.utilization = this.meter();
     if (performance.now() - this.rssReadAt >= rssEveryMs) {
       this.rssReadAt = performance.now();
       this.rssBytes = process.memoryUsage.rss();
     }
-    const message = this.message();
+    const links = this.links();
+    const linksChanged = links.changes !== this.reportedLinks;
+    this.reportedLinks = links.changes;
+    const router = { ...this.report(), linksChanged, links: linksChanged ? links.describe() : [] };
     this.clear();
-    return message;
+    return { router };
   }
 
   private flush(): void {
     this.timer = null;
-    if (this.send?.(this.message())) this.clear();
+    if (this.send?.({ router: this.report() })) this.clear();
   }
 
-  private message(): NodeMessageInput {
+  private report(): RouterReportInput {
     return {
-      router: {
-        loads: [...this.counts].map(([layer, rows]) => ({ layer, rows: [...rows] })),
-        tokens: this.tokens,
-        bytesInFlight: this.bytesInFlight(),
-        eventLoopUtilization: this.utilization,
-        rssBytes: this.rssBytes,
-      },
+      loads: [...this.counts].map(([layer, rows]) => ({ layer, rows: [...rows] })),
+      tokens: this.tokens,
+      bytesInFlight: this.bytesInFlight(),
+      eventLoopUtilization: this.utilization,
+      rssBytes: this.rssBytes,
     };
   }
 

@@ -1,4 +1,5 @@
 import { hostname } from 'node:os';
+import { native } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ClusterDescriptionInput } from '../common/generated/switchyard/v1/ClusterDescription.js';
 import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
@@ -60,7 +61,10 @@ export class Router {
   constructor(private readonly options: RouterOptions) {
     const { config, name, token, log, registry } = options;
     this.budget = new ByteBudget(config.budgetBytes);
-    const reporter = new RouterReporter(() => this.budget.used);
+    const reporter = new RouterReporter(
+      () => this.budget.used,
+      () => this.links,
+    );
     this.links = new Links({
       router: name,
       token,
@@ -132,7 +136,14 @@ export class Router {
       epoch: this.control.view?.epoch ?? 0,
       batches: this.forward.liveCount,
       budget: { bytes: this.budget.capacity, used: this.budget.used, waiting: this.budget.waiting },
-      links: this.links.open().map(({ worker, transport, stats }) => ({ worker, transport, ...stats })),
+      links: this.links.open().map(({ worker, transport, lanes, reason, stats }) => ({
+        worker,
+        transport,
+        lanes,
+        reason,
+        ...stats,
+      })),
+      slabs: native.arenaStats(),
     };
   }
 

@@ -33,7 +33,7 @@ import {
   type Outgoing,
   rowsOfMessage,
 } from './port.js';
-import { isUcxUnreachable, randomKey, UcxPort, ucxOrNull } from './ucx/port.js';
+import { isUcxUnreachable, randomKey, UcxPort, ucxOrNull, whyNoUcx } from './ucx/port.js';
 
 export interface LinkOptions {
   /** host:port of the worker's gRPC server. */
@@ -82,13 +82,14 @@ export async function dialLink(options: LinkOptions): Promise<Link> {
     if (options.transport !== 'auto' || !isUcxUnreachable(error)) throw error;
     const { worker, log } = options;
     log.warn({ event: 'ucx-unreachable', worker, reason: error.message, transport: 'grpc' });
-    return dialOnce({ ...options, transport: 'grpc' });
+    return dialOnce({ ...options, transport: 'grpc' }, error.message);
   }
 }
 
-async function dialOnce(options: LinkOptions): Promise<Link> {
+/** `noUcx`: why UCX is not to be tried, if that is not what the options say. */
+async function dialOnce(options: LinkOptions, noUcx?: string): Promise<Link> {
   const client = connect(clients.Experts, options.address, options);
-  const link = new RouterLink(options, client, client.Exchange());
+  const link = new RouterLink(options, client, client.Exchange(), noUcx);
   const timer = setTimeout(() => link.giveUpOpening(welcomeMsMax), welcomeMsMax);
   try {
     await link.opened;
@@ -102,6 +103,7 @@ class RouterLink implements Link {
   readonly worker: string;
   transport: TransportKind = 'grpc';
   lanes = 'http2';
+  reason: string;
   private readonly open = new Deferred<void>();
   private readonly gone = new Deferred<Error>();
   private port: MessagePort<RouterMessageInput>;
@@ -124,8 +126,10 @@ class RouterLink implements Link {
     private readonly options: LinkOptions,
     private readonly client: ExpertsClient,
     private readonly call: LinkCall,
+    noUcx = whyNoUcx(options.transport, 'the router'),
   ) {
     this.worker = options.worker;
+    this.reason = noUcx;
     this.port = new MessageWriter(call);
     call.on('data', (message: WorkerMessage) => this.receive(message, rowsIn(message)));
     call.on('error', (error) => this.lose(fromServiceError(error)));
@@ -310,10 +314,11 @@ class RouterLink implements Link {
       if (again) {
         this.transport = 'ucx';
         this.lanes = await this.ucx!.transports();
+        this.reason = this.options.transport === 'ucx' ? 'transport is ucx' : 'both ends have UCX';
       } else {
         this.credits = new Credits(welcome.creditBytes);
         this.rowsBytesMax = Math.min(welcome.messageBytesMax, this.options.messageBytesMax);
-        if (await this.moveToUcx(welcome.ucx)) return;
+        if (await this.moveToUcx(welcome)) return;
       }
       this.open.resolve();
     } catch (error) {
@@ -322,7 +327,7 @@ class RouterLink implements Link {
   }
 
   /** False: the link stays on gRPC. */
-  private async moveToUcx(end: LinkWelcome['ucx']): Promise<boolean> {
+  private async moveToUcx({ ucx: end, ucxDeclined }: LinkWelcome): Promise<boolean> {
     if (this.ucx && end) {
       await this.ucx.connect(end);
       if (this.lost) return true;
@@ -330,8 +335,8 @@ class RouterLink implements Link {
       this.sendHello(null);
       return true;
     }
-    if (this.options.transport === 'ucx')
-      throw ucxLoss(`${end ? 'this router' : `worker ${this.worker}`} has no UCX`);
+    if (this.ucx) this.reason = ucxDeclined || `worker ${this.worker} declined UCX`;
+    if (this.options.transport === 'ucx') throw ucxLoss(this.reason);
     this.ucx?.destroy();
     return false;
   }

@@ -60,6 +60,8 @@ export interface Link {
   readonly transport: TransportKind;
   /** What carries the rows below that: "http2", or UCX's transports, for example "cma sysv posix". */
   readonly lanes: string;
+  /** Why this transport, in words. */
+  readonly reason: string;
   readonly stats: LinkStats;
   /** Settled when the link is gone: resolves with the reason. */
   readonly closed: Promise<Error>;

@@ -27,7 +27,7 @@ import {
   type Outgoing,
   rowsOfMessage,
 } from './port.js';
-import { UcxPort, ucxOrNull } from './ucx/port.js';
+import { UcxPort, ucxOrNull, whyNoUcx } from './ucx/port.js';
 
 export interface LinkServiceOptions {
   /** This worker's name. */
@@ -140,8 +140,9 @@ class WorkerLink {
     this.router = router;
     this.hidden = model.hidden;
     await this.openUcx(hello);
-    log.info({ event: 'link-opened', router });
-    this.sendWelcome(this.ucx && { ucx: this.ucx.end });
+    log.info({ event: 'link-opened', router, transport: this.ucx ? 'ucx' : 'grpc' });
+    if (this.ucx !== null) this.sendWelcome({ ucx: this.ucx.end });
+    else this.sendWelcome(hello.ucx && { ucxDeclined: whyNoUcx(this.options.transport, `worker ${worker}`) });
   }
 
   private checkModel({ router, modelFingerprint }: LinkHello, allowed: string): void {
@@ -151,9 +152,9 @@ class WorkerLink {
     throw new SwitchyardError('MODEL_MISMATCH', text, { worker, value: modelFingerprint, allowed });
   }
 
-  private sendWelcome(end: Pick<LinkWelcomeInput, 'ucx'> | null): void {
+  private sendWelcome(aboutUcx: Pick<LinkWelcomeInput, 'ucx' | 'ucxDeclined'> | null): void {
     const { worker, creditBytes, messageBytesMax } = this.options;
-    const welcome = { worker, creditBytes, messageBytesMax, ...end };
+    const welcome = { worker, creditBytes, messageBytesMax, ...aboutUcx };
     this.port.send({ make: () => ({ welcome }), rows: null, done: () => {} });
   }
 

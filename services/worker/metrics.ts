@@ -1,4 +1,5 @@
 import { counter, gauge, type Histogram, histogram, type Registry } from '../common/metrics.js';
+import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 
 /** What the executor tells as it computes. */
 export interface ExecutorMetrics {
@@ -50,6 +51,7 @@ export interface WorkerFigures {
 
 /** Gauges that are read when the metrics are. */
 export function workerGauges(registry: Registry, figures: WorkerFigures): void {
+  exportUcxMetrics(registry);
   gauge(registry, 'queue_rows', 'Rows that wait for an expert.', ['layer', 'expert'] as const, (metric) => {
     metric.reset();
     for (const { layer, expert, rowsQueued } of figures.queued()) metric.set({ layer, expert }, rowsQueued);

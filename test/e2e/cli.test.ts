@@ -32,13 +32,19 @@ function rows(tokens: number): Buffer {
 }
 
 describe('status', () => {
-  test('lists every node with role, state and experts', async () => {
+  test('lists every node with role, state and experts, and what carries each link and why', async () => {
+    await cluster.links();
     const { status, stdout } = await switchyard(['status', ...at()]);
     expect(status).toBe(0);
     for (const name of ['worker-0', 'worker-1', 'router-0', 'coordinator']) {
       expect(stdout).toMatch(new RegExp(`^${name} .*ready`, 'm'));
     }
     expect(stdout).toMatch(/^ready; 16 experts of tiny/m);
+    const transport = process.env.SWITCHYARD_TRANSPORT;
+    for (const router of ['coordinator', 'router-0']) {
+      for (const worker of ['worker-0', 'worker-1'])
+        expect(stdout).toMatch(new RegExp(`^${router} +${worker} +${transport} +\\S.*transport is`, 'm'));
+    }
   });
 
   test('gives the same as JSON', async () => {

@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { native } from '../../native/index.js';
 import { type NodeMetrics, readMetrics } from '../../services/cli/node-metrics.js';
 import type { RowsReader } from '../../services/client/index.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
@@ -15,6 +16,8 @@ const experts = [0, 1, 2, 3, 4, 5, 6, 7];
 const topK = 2;
 const tokens = 2_000;
 const names = ['coordinator', 'router-0', 'worker-0'];
+/** What carries token batches in this run, see jest.config.js. */
+const transport = process.env.SWITCHYARD_TRANSPORT!;
 
 let cluster: TestCluster;
 
@@ -84,6 +87,50 @@ describe('after a batch', () => {
     for (const metric of ['retries_total', 'dropped_rows_total', 'batches_live', 'in_flight_bytes']) {
       expect([metric, value(metric)]).toEqual([metric, 0]);
     }
+  });
+
+  test.each(['coordinator', 'router-0'])(
+    'the router in %s tells what carries its links, and why',
+    async (name) => {
+      const text = await exposition(name);
+      const info = [...text.matchAll(/^switchyard_link_info\{(.*)\} 1$/gm)].map(([, labels]) => labels);
+      expect(info).toHaveLength(1);
+      const reason = transport === 'ucx' ? 'transport is ucx' : 'transport is grpc at the router';
+      const lanes = transport === 'ucx' ? '[a-z]\\w*( \\w+)*' : 'http2';
+      expect(info[0]).toMatch(
+        new RegExp(`^worker="worker-0",transport="${transport}",lanes="${lanes}",reason="${reason}",`),
+      );
+      for (const direction of ['sent', 'returned']) {
+        const series = `{worker="worker-0",direction="${direction}",transport="${transport}"`;
+        for (const metric of ['link_messages_total', 'link_bytes_total'])
+          expect(text).toContain(`switchyard_${metric}${series}`);
+      }
+      const opened = cluster.lines.filter((line) => line.startsWith(name) && line.includes('"link-open"'));
+      expect(opened.map((line) => JSON.parse(line.slice(line.indexOf(' '))))).toMatchObject([
+        { transport, reason },
+      ]);
+    },
+  );
+
+  (native.ucx === null ? test.skip : test).each(names)('%s counts what UCX carried', async (name) => {
+    const after = await metrics(name);
+    const value = (metric: string) => figure(after, `switchyard_ucx_${metric}_total`);
+    expect(value('messages') > 0).toBe(transport === 'ucx');
+    // Every row of the links, and metadata beside them.
+    const rowBytes = (tokens / (name === 'worker-0' ? 1 : 2)) * layers.length * (1 + topK) * hidden * 2;
+    expect(value('bytes') > rowBytes).toBe(transport === 'ucx');
+    expect(value('copied_bytes')).toBeLessThanOrEqual(value('bytes'));
+    expect(value('refused_messages')).toBe(0);
+  });
+
+  test('the cluster describes the links of each router', async () => {
+    const links = await cluster.links();
+    const described = links.map(({ router, worker, transport }) => [router, worker, transport]);
+    const kind = transport.toUpperCase();
+    expect(described.sort()).toEqual([
+      ['coordinator', 'worker-0', kind],
+      ['router-0', 'worker-0', kind],
+    ]);
   });
 
   test('the worker tells what it computed, by expert and layer', async () => {

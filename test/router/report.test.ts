@@ -2,6 +2,8 @@ import { afterEach, beforeEach, describe, expect, jest, test } from '@jest/globa
 import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
 import { RouterReporter } from '../../services/router/report.js';
 
+const noLinks = () => ({ changes: 0, describe: () => [] });
+
 describe('the reports of a router', () => {
   beforeEach(() => {
     jest.useFakeTimers({ doNotFake: ['performance'] });
@@ -12,7 +14,7 @@ describe('the reports of a router', () => {
 
   test('gather the counts of a burst of chunks into one message', () => {
     const sent: NodeMessageInput[] = [];
-    const reporter = new RouterReporter(() => 77);
+    const reporter = new RouterReporter(() => 77, noLinks);
     reporter.start((message) => {
       sent.push(message);
       return true;
@@ -36,7 +38,7 @@ describe('the reports of a router', () => {
   });
 
   test('keep what the stream did not take for the next heartbeat', () => {
-    const reporter = new RouterReporter(() => 0);
+    const reporter = new RouterReporter(() => 0, noLinks);
     reporter.start(() => false);
     reporter.countRows(0, Uint32Array.of(1, 2));
     jest.advanceTimersByTime(10);
@@ -44,5 +46,22 @@ describe('the reports of a router', () => {
     reporter.stop();
     jest.advanceTimersByTime(100);
     expect(reporter.heartbeat().router!.loads).toEqual([{ layer: 0, rows: [2, 2] }]);
+  });
+
+  test('describe the links when they changed, and to a coordinator that may not know them', () => {
+    const links = { changes: 1, describe: () => [{ worker: 'w', reason: `change ${links.changes}` }] };
+    const reporter = new RouterReporter(
+      () => 0,
+      () => links,
+    );
+    const described = () => {
+      const { linksChanged, links } = reporter.heartbeat().router!;
+      return linksChanged ? links![0]!.reason : null;
+    };
+    expect([described(), described()]).toEqual(['change 1', null]);
+    links.changes = 2;
+    expect([described(), described()]).toEqual(['change 2', null]);
+    reporter.forgetReported();
+    expect([described(), described()]).toEqual(['change 2', null]);
   });
 });

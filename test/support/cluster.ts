@@ -2,6 +2,7 @@ import { afterAll } from '@jest/globals';
 import { LocalCluster, type LocalClusterOptions } from '../../services/cli/local-cluster.js';
 import type { Flags, LocalProcess } from '../../services/cli/local-process.js';
 import type { SwitchyardClient } from '../../services/client/index.js';
+import type { LinkDescription } from '../../services/common/generated/switchyard/v1/LinkDescription.js';
 
 export interface TestClusterOptions {
   /** Flags of the coordinator: model, sizes, feedback. Default: the preset `tiny`. */
@@ -76,6 +77,20 @@ export class TestCluster {
     if (!found)
       throw new Error(`no process ${name}; there are ${this.processes.map(({ name }) => name).join(' ')}`);
     return found;
+  }
+
+  /** The links of all routers, once the coordinator knows that they are open. */
+  async links(): Promise<({ router: string } & LinkDescription)[]> {
+    const counts = { router: 0, worker: 0 };
+    for (const { role } of this.processes) counts[role === 'worker' ? 'worker' : 'router'] += 1;
+    for (let tries = 0; tries < 200; tries += 1) {
+      const { view } = await this.client.describeCluster();
+      const links = view!.nodes.flatMap((node) => node.links.map((link) => ({ router: node.name, ...link })));
+      const open = links.filter(({ transport }) => transport !== 'NO_LINK');
+      if (open.length === counts.router * counts.worker) return open;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    throw new Error('not every router has a link to every worker, or the coordinator does not know it');
   }
 
   /** Sends the signal and resolves when the process has ended. */

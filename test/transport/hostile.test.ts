@@ -1,18 +1,14 @@
 import { connect as connectHttp2 } from 'node:http2';
-import type { ClientDuplexStream, ServerDuplexStream } from '@grpc/grpc-js';
+import type { ClientDuplexStream } from '@grpc/grpc-js';
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import type { SwitchyardError } from '../../services/common/errors.js';
-import type {
-  RouterMessage,
-  RouterMessageInput,
-} from '../../services/common/generated/switchyard/v1/RouterMessage.js';
+import type { RouterMessageInput } from '../../services/common/generated/switchyard/v1/RouterMessage.js';
 import type {
   WorkerMessage,
   WorkerMessageInput,
 } from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
 import { connect, windowBytes } from '../../services/common/grpc-channel.js';
-import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { clients, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import type { TokenBatch } from '../../services/transport/link.js';
@@ -21,13 +17,14 @@ import {
   atEnd,
   batchOf,
   dial,
-  log,
   messageBytesMax,
   metaOf,
   never,
+  rawWorker,
   rowBytes,
   startWorker,
   until,
+  welcome,
 } from './support.js';
 
 const hello = { hello: { router: 'bad', modelFingerprint: 'f', epoch: 1 } };
@@ -50,28 +47,6 @@ function rawRouter(address: string) {
   );
   return { call, received, ended };
 }
-
-/** A worker that says whatever it likes. */
-async function rawWorker(
-  onMessage: (message: RouterMessage, say: (message: WorkerMessageInput) => void) => void,
-) {
-  const Exchange = (call: ServerDuplexStream<RouterMessage, WorkerMessageInput>) => {
-    call.on('data', (message: RouterMessage) => onMessage(message, (answer) => call.write(answer)));
-  };
-  const server = await startGrpcServer({
-    host: '127.0.0.1',
-    port: 0,
-    token: null,
-    insecure: false,
-    messageBytesMax,
-    services: [{ definition: services.Experts, implementation: { Exchange } }],
-    log,
-  });
-  atEnd(() => server.close(0));
-  return server.address;
-}
-
-const welcome = { welcome: { worker: 'w', creditBytes: 1e6, messageBytesMax } };
 
 describe('a router that breaks the protocol loses its link, and no other router notices', () => {
   test.each<[string, RouterMessageInput[], string, string]>([

@@ -1,7 +1,11 @@
+import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { afterEach, beforeAll, jest } from '@jest/globals';
 import { native, type Slab } from '../../native/index.js';
+import type { RouterMessage } from '../../services/common/generated/switchyard/v1/RouterMessage.js';
+import type { WorkerMessageInput } from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
 import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { createLogger } from '../../services/common/log.js';
+import { services } from '../../services/common/protocol.js';
 import { dialLink, type LinkOptions } from '../../services/transport/dial.js';
 import type { TokenBatch, TokenBatchMeta, TransportKind } from '../../services/transport/link.js';
 import { type LinkServiceOptions, linkService } from '../../services/transport/serve.js';
@@ -126,6 +130,28 @@ export async function dial(address: string, options: Partial<LinkOptions> = {}) 
   atEnd(() => link.close());
   return link;
 }
+
+/** A worker that says whatever it likes. */
+export async function rawWorker(
+  onMessage: (message: RouterMessage, say: (message: WorkerMessageInput) => void) => void,
+) {
+  const Exchange = (call: ServerDuplexStream<RouterMessage, WorkerMessageInput>) => {
+    call.on('data', (message: RouterMessage) => onMessage(message, (answer) => call.write(answer)));
+  };
+  const server = await startGrpcServer({
+    host: '127.0.0.1',
+    port: 0,
+    token: null,
+    insecure: false,
+    messageBytesMax,
+    services: [{ definition: services.Experts, implementation: { Exchange } }],
+    log,
+  });
+  atEnd(() => server.close(0));
+  return server.address;
+}
+
+export const welcome = { welcome: { worker: 'w', creditBytes: 1e6, messageBytesMax } };
 
 /** Waits until `check` holds; fails after 10 s. */
 export async function until(check: () => boolean): Promise<void> {

@@ -3,6 +3,7 @@ import { native, type Ucx, type UcxChannel, type UcxMessage } from '../../../nat
 import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
 import type { StreamCodec } from '../../common/protocol.js';
+import type { TransportChoice } from '../link.js';
 import type { ArrivedRows, MessagePort, Outgoing } from '../port.js';
 
 export interface UcxPortOptions<Out, In> {
@@ -24,6 +25,11 @@ const inboxBytesBeside = 16 * 1024 * 1024;
 /** The process's UCX; null if the addon was built without it. */
 export function ucxOrNull(): Ucx | null {
   return native.ucx;
+}
+
+/** In words, why an end whose transport is `choice` keeps to gRPC. */
+export function whyNoUcx(choice: TransportChoice, end: string): string {
+  return choice === 'grpc' ? `transport is grpc at ${end}` : `${end} is built without UCX`;
 }
 
 export function randomKey(): Uint8Array {

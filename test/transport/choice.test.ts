@@ -1,0 +1,58 @@
+import { expect, test } from '@jest/globals';
+import { native } from '../../native/index.js';
+import { type TransportChoice, transportChoices } from '../../services/transport/link.js';
+import { batchOf, dial, never, rawWorker, startWorker, welcome } from './support.js';
+
+const pairs = transportChoices.flatMap((router) => transportChoices.map((worker) => ({ router, worker })));
+
+/** Which transport two ends must agree on, and what the link says of it; null: there is no link. */
+function agreed(
+  router: TransportChoice,
+  worker: TransportChoice,
+): [transport: string | null, reason: string] {
+  if (router === 'grpc') return ['grpc', 'transport is grpc at the router'];
+  if (native.ucx === null) return [router === 'ucx' ? null : 'grpc', 'the router is built without UCX'];
+  if (worker === 'grpc') return [router === 'ucx' ? null : 'grpc', 'transport is grpc at worker w'];
+  return ['ucx', router === 'ucx' ? 'transport is ucx' : 'both ends have UCX'];
+}
+
+test.each(pairs)(
+  'a router for $router and a worker for $worker agree, and the link says why',
+  async (ends) => {
+    const { address } = await startWorker({ transport: ends.worker });
+    const dialled = dial(address, { transport: ends.router });
+    const [transport, reason] = agreed(ends.router, ends.worker);
+    if (transport === null) {
+      await expect(dialled).rejects.toMatchObject({
+        code: 'LINK_LOST',
+        message: `no way over UCX: ${reason}`,
+      });
+      return;
+    }
+    const link = await dialled;
+    expect(link).toMatchObject({ transport, reason });
+    expect(link.lanes).toMatch(transport === 'grpc' ? /^http2$/ : /^\w+( \w+)*$/);
+    (await link.exchange(batchOf(), never)).rows.release();
+  },
+);
+
+const onUcx = native.ucx === null ? test.skip : test;
+
+onUcx(
+  'where UCX does not reach, a link falls back to gRPC and says so; one for ucx alone is refused',
+  async () => {
+    // Its channel is not there, so nothing that the router says on it is heard.
+    const address = await rawWorker(({ hello }, say) => {
+      const ucx = { address: Buffer.from(native.ucx!.address()), channel: 4_000_000 };
+      if (hello) say({ welcome: { ...welcome.welcome, ...(hello.ucx && { ucx }) } });
+    });
+    const [auto, ucx] = await Promise.allSettled([
+      dial(address, { transport: 'auto' }),
+      dial(address, { transport: 'ucx' }),
+    ]);
+    const text = `no way over UCX: no welcome from ${address} within 5000 ms`;
+    expect(auto).toMatchObject({ value: { transport: 'grpc', lanes: 'http2', reason: text } });
+    expect(ucx).toMatchObject({ reason: { code: 'LINK_LOST', message: text } });
+  },
+  30_000,
+);
