@@ -9,11 +9,15 @@ export function isLoopback(host: string): boolean {
 }
 
 /**
- * UCX opens ports of its own on every network device, unless it is told which. A process whose server stays on loopback
- * keeps UCX there too; shared memory is not concerned. The environment's own UCX_NET_DEVICES is left as it is.
+ * UCX opens ports of its own on every network device, unless it is told which, and believes whoever speaks its handshake
+ * there: what follows can end the process. A process whose server stays on loopback reaches its peers by shared memory,
+ * which the system keeps to one user, and opens no port. The environment's own UCX_TLS and UCX_NET_DEVICES are left as
+ * they are.
  */
 export function keepUcxWithin(host: string): void {
-  if (isLoopback(host)) process.env.UCX_NET_DEVICES ??= 'lo';
+  if (!isLoopback(host)) return;
+  process.env.UCX_TLS ??= '^tcp';
+  process.env.UCX_NET_DEVICES ??= 'lo';
 }
 
 /** Refuses to listen for other machines without a token, unless `insecure` says so. */

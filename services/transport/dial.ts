@@ -33,7 +33,7 @@ import {
   type Outgoing,
   rowsOfMessage,
 } from './port.js';
-import { isUcxUnreachable, randomKey, UcxPort, ucxOrNull, whyNoUcx } from './ucx/port.js';
+import { isUcxUnreachable, randomKey, UcxPort, ucxLoss, ucxOrNull, whyNoUcx } from './ucx/port.js';
 
 export interface LinkOptions {
   /** host:port of the worker's gRPC server. */
@@ -135,7 +135,13 @@ class RouterLink implements Link {
     call.on('error', (error) => this.lose(fromServiceError(error)));
     call.on('end', () => this.lose(new SwitchyardError('LINK_LOST', 'the worker ended the link')));
     const key = randomKey();
-    this.ucx = this.openUcx(key);
+    try {
+      this.ucx = this.openUcx(key);
+    } catch (error) {
+      this.ucx = null;
+      this.lose(ucxLoss(asSwitchyardError(error).message));
+      return;
+    }
     this.sendHello(this.ucx && { ucx: this.ucx.end, ucxKey: Buffer.from(key) });
   }
 
@@ -144,9 +150,7 @@ class RouterLink implements Link {
     if (ucx === null) return null;
     const rowBytesMax = this.options.messageBytesMax;
     const port = new UcxPort(ucx, { codec: exchangeCodec.router, key, rowBytesMax, rowBytesInFlightMax });
-    port
-      .receive((message, rows) => this.receive(message, rows))
-      .catch((error) => this.lose(ucxLoss(asSwitchyardError(error).message)));
+    port.receive((message, rows) => this.receive(message, rows)).catch((error) => this.lose(error));
     return port;
   }
 
@@ -329,7 +333,9 @@ class RouterLink implements Link {
   /** False: the link stays on gRPC. */
   private async moveToUcx({ ucx: end, ucxDeclined }: LinkWelcome): Promise<boolean> {
     if (this.ucx && end) {
-      await this.ucx.connect(end);
+      await this.ucx.connect(end).catch((error) => {
+        throw ucxLoss(asSwitchyardError(error).message);
+      });
       if (this.lost) return true;
       this.port = this.ucx;
       this.sendHello(null);
@@ -402,10 +408,6 @@ class RouterLink implements Link {
 /** Rows of a message that came over gRPC. */
 function rowsIn({ result }: WorkerMessage): ArrivedRows {
   return rowsOfMessage(result?.rows ?? new Uint8Array(0));
-}
-
-function ucxLoss(reason: string): SwitchyardError {
-  return new SwitchyardError('LINK_LOST', `no way over UCX: ${reason}`, { transport: 'ucx' });
 }
 
 function violation(message: string): SwitchyardError {

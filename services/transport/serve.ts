@@ -46,6 +46,9 @@ export interface LinkServiceOptions {
   log: Logger;
 }
 
+/** A welcome's answer to an offer of UCX; empty where there is none. */
+type AboutUcx = Pick<LinkWelcomeInput, 'ucx' | 'ucxDeclined'>;
+
 type LinkCall = ServerDuplexStream<RouterMessage, WorkerMessageInput>;
 
 /** A token batch between its arrival and its answer. */
@@ -139,10 +142,14 @@ class WorkerLink {
     this.links.set(router, this);
     this.router = router;
     this.hidden = model.hidden;
-    await this.openUcx(hello);
-    log.info({ event: 'link-opened', router, transport: this.ucx ? 'ucx' : 'grpc' });
-    if (this.ucx !== null) this.sendWelcome({ ucx: this.ucx.end });
-    else this.sendWelcome(hello.ucx && { ucxDeclined: whyNoUcx(this.options.transport, `worker ${worker}`) });
+    const aboutUcx = await this.openUcx(hello);
+    log.info({
+      event: 'link-opened',
+      router,
+      transport: this.ucx ? 'ucx' : 'grpc',
+      reason: aboutUcx.ucxDeclined,
+    });
+    this.sendWelcome(aboutUcx);
   }
 
   private checkModel({ router, modelFingerprint }: LinkHello, allowed: string): void {
@@ -152,33 +159,43 @@ class WorkerLink {
     throw new SwitchyardError('MODEL_MISMATCH', text, { worker, value: modelFingerprint, allowed });
   }
 
-  private sendWelcome(aboutUcx: Pick<LinkWelcomeInput, 'ucx' | 'ucxDeclined'> | null): void {
+  private sendWelcome(aboutUcx: AboutUcx): void {
     const { worker, creditBytes, messageBytesMax } = this.options;
     const welcome = { worker, creditBytes, messageBytesMax, ...aboutUcx };
     this.port.send({ make: () => ({ welcome }), rows: null, done: () => {} });
   }
 
-  /** Takes a router's offer of UCX, if this worker has it. Messages are sent there once the router has been heard there. */
-  private async openUcx({ ucx: end, ucxKey }: LinkHello): Promise<void> {
-    const ucx = this.options.transport === 'grpc' ? null : ucxOrNull();
-    if (!end || ucx === null) return;
-    const { messageBytesMax, creditBytes } = this.options;
-    const port = new UcxPort(ucx, {
-      codec: exchangeCodec.worker,
-      key: ucxKey,
-      rowBytesMax: messageBytesMax,
-      rowBytesInFlightMax: creditBytes,
-    });
-    this.ucx = port;
-    port.receive((message, rows) => this.receive(message, rows, 'ucx')).catch((error) => this.fail(error));
-    await port.connect(end);
+  /** Takes or declines a router's offer of UCX. Messages are sent there once the router has been heard there. */
+  private async openUcx({ ucx: end, ucxKey }: LinkHello): Promise<AboutUcx> {
+    if (!end) return {};
+    const { transport, worker, messageBytesMax, creditBytes } = this.options;
+    const ucx = transport === 'grpc' ? null : ucxOrNull();
+    if (ucx === null) return { ucxDeclined: whyNoUcx(transport, `worker ${worker}`) };
+    try {
+      const port = new UcxPort(ucx, {
+        codec: exchangeCodec.worker,
+        key: ucxKey,
+        rowBytesMax: messageBytesMax,
+        rowBytesInFlightMax: creditBytes,
+      });
+      this.ucx = port;
+      port.receive((message, rows) => this.receive(message, rows, 'ucx')).catch((error) => this.fail(error));
+      await port.connect(end);
+      return { ucx: port.end };
+    } catch (thrown) {
+      this.ucx?.destroy();
+      this.ucx = null;
+      const error = asSwitchyardError(thrown);
+      if (error.code === 'INVALID_ARGUMENT') throw error;
+      return { ucxDeclined: `worker ${worker} has no way over UCX: ${error.message}` };
+    }
   }
 
   private moveToUcx(): void {
     if (this.ucx === null || this.port === this.ucx)
       throw invalidArgument('kind', 'hello', 'one hello on a link');
     this.port = this.ucx;
-    this.sendWelcome(null);
+    this.sendWelcome({});
   }
 
   /** Throws what ends the link; what concerns the token batch alone is answered as its failure. */

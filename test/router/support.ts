@@ -1,5 +1,3 @@
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { native } from '../../native/index.js';
 import type { ForwardHeader } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardOptions } from '../../services/common/generated/switchyard/v1/ForwardOptions.js';
@@ -10,6 +8,7 @@ import type { ClientMessage } from '../../services/router/check-chunk.js';
 import { type BatchPlan, type PlanLimits, planBatch } from '../../services/router/plan.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { rowsOfMessage } from '../../services/transport/port.js';
+import { collectGarbage } from '../support/garbage.js';
 
 /** 16 hidden, 6 experts, top-2, 3 layers. */
 export const smallModel: ModelSpec = syntheticModel({
@@ -75,9 +74,6 @@ export function arrived(
   slab.view().set(bytes);
   return { request, rows: { kind: 'slab', slab, byteLength: bytes.byteLength }, taken };
 }
-
-setFlagsFromString('--expose-gc');
-const collectGarbage = runInNewContext('gc') as () => void;
 
 /** Slab bytes that somebody still holds. Views keep memory until they are collected, so that is done first. */
 export async function slabBytesHeld(): Promise<number> {

@@ -1,7 +1,7 @@
 import { expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { type TransportChoice, transportChoices } from '../../services/transport/link.js';
-import { batchOf, dial, never, rawWorker, startWorker, welcome } from './support.js';
+import { batchOf, dial, never, rawWorker, startWorker, ucxEnd, welcome } from './support.js';
 
 const pairs = transportChoices.flatMap((router) => transportChoices.map((worker) => ({ router, worker })));
 
@@ -43,8 +43,7 @@ onUcx(
   async () => {
     // Its channel is not there, so nothing that the router says on it is heard.
     const address = await rawWorker(({ hello }, say) => {
-      const ucx = { address: Buffer.from(native.ucx!.address()), channel: 4_000_000 };
-      if (hello) say({ welcome: { ...welcome.welcome, ...(hello.ucx && { ucx }) } });
+      if (hello) say({ welcome: { ...welcome.welcome, ...(hello.ucx && { ucx: ucxEnd(4_000_000) }) } });
     });
     const [auto, ucx] = await Promise.allSettled([
       dial(address, { transport: 'auto' }),

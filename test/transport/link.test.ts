@@ -1,10 +1,9 @@
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { afterAll, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { SwitchyardError } from '../../services/common/errors.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import type { TokenBatch, TokenBatchResult } from '../../services/transport/link.js';
+import { collectGarbage } from '../support/garbage.js';
 import {
   batchOf,
   bytesOf,
@@ -35,10 +34,8 @@ function holding() {
 
 afterAll(async () => {
   // Views of slabs hold memory until they are collected: after that, nothing may be left.
-  setFlagsFromString('--expose-gc');
-  const collect = runInNewContext('gc') as () => void;
   await until(() => {
-    collect();
+    collectGarbage();
     return native.arenaStats().slabs === 0;
   });
 });

@@ -1,7 +1,9 @@
+import { createHash } from 'node:crypto';
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { afterEach, beforeAll, jest } from '@jest/globals';
 import { native, type Slab } from '../../native/index.js';
 import type { RouterMessage } from '../../services/common/generated/switchyard/v1/RouterMessage.js';
+import type { UcxEndInput } from '../../services/common/generated/switchyard/v1/UcxEnd.js';
 import type { WorkerMessageInput } from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
 import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { createLogger } from '../../services/common/log.js';
@@ -152,6 +154,12 @@ export async function rawWorker(
 }
 
 export const welcome = { welcome: { worker: 'w', creditBytes: 1e6, messageBytesMax } };
+
+/** This process's end of a channel as a hello or welcome names it. */
+export function ucxEnd(channel: number): UcxEndInput {
+  const address = Buffer.from(native.ucx!.address());
+  return { address, channel, seal: createHash('sha256').update(address).digest().subarray(0, 8) };
+}
 
 /** Waits until `check` holds; fails after 10 s. */
 export async function until(check: () => boolean): Promise<void> {

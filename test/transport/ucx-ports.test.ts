@@ -1,37 +1,28 @@
-import { execFile } from 'node:child_process';
-import { promisify } from 'node:util';
 import { expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
+import { listeningSockets } from '../support/sockets.js';
+import { dialProcess, forkWorker } from './processes.js';
 
-const run = promisify(execFile);
+const loopback = '0100007F';
 
-/** A process that starts a server on 127.0.0.1, then UCX, and prints the addresses of its listening sockets. */
-const script = `
-  import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
-  import { native } from './dist/native/index.js';
-  import { startGrpcServer } from './dist/services/common/grpc-server.js';
-  import { createLogger } from './dist/services/common/log.js';
-  const server = await startGrpcServer({ host: '127.0.0.1', port: 0, token: null, insecure: false,
-    messageBytesMax: 1 << 20, services: [], log: createLogger('test', 'test', 'silent') });
-  native.ucx.address();
-  const readLink = (path) => { try { return readlinkSync(path); } catch { return ''; } };
-  const links = readdirSync('/proc/self/fd').map((fd) => readLink('/proc/self/fd/' + fd));
-  const inodes = new Set(links.map((link) => /^socket:\\[(\\d+)\\]$/.exec(link)?.[1]));
-  const rows = ['tcp', 'tcp6'].flatMap((table) => readFileSync('/proc/self/net/' + table, 'utf8').split('\\n').slice(1));
-  const listening = rows.map((row) => row.trim().split(/\\s+/)).filter((row) => row[3] === '0A' && inodes.has(row[9]));
-  console.log(JSON.stringify(listening.map((row) => row[1].split(':')[0])));
-  await server.close(0);
-  process.exit(0);
-`;
+/** The sockets that a worker, whose server is on 127.0.0.1, listens on once it has a link over UCX. */
+async function socketsOf(environment: Record<string, string>) {
+  const { worker, address } = await forkWorker(environment);
+  const link = await dialProcess(address, { transport: 'ucx' });
+  return { lanes: link.lanes, addresses: listeningSockets(worker.pid!).map((socket) => socket.address) };
+}
 
-(native.ucx === null ? test.skip : test)(
-  'beside a server on loopback UCX opens ports on loopback alone',
-  async () => {
-    const { stdout } = await run(process.execPath, ['--input-type=module', '--eval', script]);
-    const addresses = JSON.parse(stdout) as string[];
-    // The server's own, and at least one of UCX.
-    expect(addresses.length).toBeGreaterThan(1);
-    expect(new Set(addresses)).toEqual(new Set(['0100007F']));
-  },
-  60_000,
-);
+const onUcx = native.ucx === null ? test.skip : test;
+
+onUcx('beside a server on loopback UCX opens no port', async () => {
+  const { lanes, addresses } = await socketsOf({});
+  expect(lanes).not.toContain('tcp');
+  expect(addresses).toEqual([loopback]);
+});
+
+onUcx('beside a server on loopback UCX that is told to use TCP opens ports on loopback alone', async () => {
+  const { lanes, addresses } = await socketsOf({ UCX_TLS: 'tcp' });
+  expect(lanes).toBe('tcp');
+  expect(addresses.length).toBeGreaterThan(1);
+  expect(new Set(addresses)).toEqual(new Set([loopback]));
+});

@@ -95,14 +95,8 @@ void Fabric::Progress::create_worker() {
   params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
   check(ucp_worker_create(context_, &params, &worker_), "ucp_worker_create");
 
-  ucp_am_handler_param_t handler{};
-  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG |
-                       UCP_AM_HANDLER_PARAM_FIELD_FLAGS;
-  handler.id = message_id;
-  handler.cb = on_message;
-  handler.arg = this;
-  handler.flags = UCP_AM_FLAG_WHOLE_MSG;
-  check(ucp_worker_set_am_recv_handler(worker_, &handler), "ucp_worker_set_am_recv_handler");
+  set_handler(message_id, on_message);
+  set_handler(stray_id, on_stray);
 
   ucp_address_t* address = nullptr;
   size_t length = 0;
@@ -117,6 +111,17 @@ void Fabric::Progress::create_worker() {
   if (command_events_ < 0 || poll_events_ < 0) throw Error(Code::internal, "no file descriptor for events");
   watch(poll_events_, worker_events_);
   watch(poll_events_, command_events_);
+}
+
+void Fabric::Progress::set_handler(unsigned id, ucp_am_recv_callback_t callback) {
+  ucp_am_handler_param_t handler{};
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG |
+                       UCP_AM_HANDLER_PARAM_FIELD_FLAGS;
+  handler.id = id;
+  handler.cb = callback;
+  handler.arg = this;
+  handler.flags = UCP_AM_FLAG_WHOLE_MSG;
+  check(ucp_worker_set_am_recv_handler(worker_, &handler), "ucp_worker_set_am_recv_handler");
 }
 
 void Fabric::Progress::destroy() {

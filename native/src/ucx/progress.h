@@ -50,6 +50,7 @@ class Fabric::Progress {
   // Setup and teardown, on the constructing thread.
   void create_context();
   void create_worker();
+  void set_handler(unsigned id, ucp_am_recv_callback_t callback);
   void destroy();
 
   // The loop.
@@ -88,6 +89,8 @@ class Fabric::Progress {
 
   static ucs_status_t on_message(void* self, const void* header, size_t header_length, void* data, size_t length,
                                  const ucp_am_recv_param_t* param);
+  static ucs_status_t on_stray(void* self, const void* header, size_t header_length, void* data, size_t length,
+                               const ucp_am_recv_param_t* param);
   static void on_sent(void* request, ucs_status_t status, void* user_data);
   static void on_received(void* request, ucs_status_t status, size_t length, void* user_data);
   static void on_endpoint_error(void* channel, ucp_ep_h endpoint, ucs_status_t status);

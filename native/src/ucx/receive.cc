@@ -31,6 +31,10 @@ ucs_status_t Fabric::Progress::on_message(void* self, const void* header, size_t
   return progress.receive(wire, data, length, (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0);
 }
 
+ucs_status_t Fabric::Progress::on_stray(void* self, const void*, size_t, void*, size_t, const ucp_am_recv_param_t*) {
+  return static_cast<Progress*>(self)->refuse();
+}
+
 ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, size_t length, bool rendezvous) {
   if (header.magic != WireHeader::expected_magic) return refuse();
   const auto found = channels_.find(header.channel);

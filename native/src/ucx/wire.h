@@ -8,7 +8,12 @@
 namespace switchyard::ucx {
 
 /** The active-message id that carries every message of the product. */
-inline constexpr unsigned message_id = 0x5A;
+inline constexpr unsigned message_id = 0;
+/**
+ * UCX 1.13 keeps handlers in a table of even length whose other entries it leaves undefined, and calls whatever is there
+ * for a peer that names such an id. With this id registered too the table is full.
+ */
+inline constexpr unsigned stray_id = 1;
 
 /** What an active message is, and in brackets what its data is. */
 enum class Kind : uint32_t {

@@ -1,6 +1,6 @@
-import { randomBytes } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { native, type Ucx, type UcxChannel, type UcxMessage } from '../../../native/index.js';
-import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../../common/errors.js';
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
 import type { StreamCodec } from '../../common/protocol.js';
 import type { TransportChoice } from '../link.js';
@@ -17,6 +17,7 @@ export interface UcxPortOptions<Out, In> {
 }
 
 const keyBytes = 16;
+const sealBytes = 8;
 /** Metadata of a token batch grows with its rows, which are at least 64 times as long. */
 const metadataBytesMax = 1024 * 1024;
 /** Messages without rows, and metadata, beside what credits count. */
@@ -56,15 +57,19 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
 
   /** What the peer must know to send to this port. */
   get end(): UcxEndInput {
-    return { address: Buffer.from(this.ucx.address()), channel: this.channel.id };
+    const address = Buffer.from(this.ucx.address());
+    return { address, channel: this.channel.id, seal: sealOf(address) };
   }
 
   get queued(): number {
     return this.waiting;
   }
 
-  connect({ address, channel }: UcxEnd): Promise<void> {
-    return this.channel.connect(address, channel);
+  /** Rejects with INVALID_ARGUMENT for an end that is damaged, with LINK_LOST for one that cannot be reached. */
+  async connect({ address, channel, seal }: UcxEnd): Promise<void> {
+    if (!sealOf(address).equals(seal))
+      throw invalidArgument('ucx.seal', Buffer.from(seal).toString('hex'), 'the seal of ucx.address');
+    await this.channel.connect(address, channel);
   }
 
   /** The transports that UCX uses towards the peer, for example "cma sysv posix". */
@@ -152,6 +157,15 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
       );
     }
   }
+}
+
+function sealOf(address: Uint8Array): Buffer {
+  return createHash('sha256').update(address).digest().subarray(0, sealBytes);
+}
+
+/** A link that was not made, or lost, because of UCX. */
+export function ucxLoss(reason: string): SwitchyardError {
+  return new SwitchyardError('LINK_LOST', `no way over UCX: ${reason}`, { transport: 'ucx' });
 }
 
 /** Whether an error says that a peer cannot be reached by UCX, so that gRPC is worth a try. */

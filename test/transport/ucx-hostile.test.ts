@@ -1,0 +1,240 @@
+import { randomBytes } from 'node:crypto';
+import { connect as connectTcp, type Socket } from 'node:net';
+import { expect, test } from '@jest/globals';
+import { native, type UcxChannel } from '../../native/index.js';
+import type { SwitchyardError } from '../../services/common/errors.js';
+import type { LinkHelloInput } from '../../services/common/generated/switchyard/v1/LinkHello.js';
+import type { RouterMessageInput } from '../../services/common/generated/switchyard/v1/RouterMessage.js';
+import type { WorkerMessage } from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
+import { connect } from '../../services/common/grpc-channel.js';
+import { clients, exchangeCodec } from '../../services/common/protocol.js';
+import { fromServiceError } from '../../services/common/status.js';
+import { toWireMeta } from '../../services/transport/messages.js';
+import { listeningSockets, openFiles } from '../support/sockets.js';
+import { dialProcess, forkWorker, large } from './processes.js';
+import {
+  atEnd,
+  batchOf,
+  dial,
+  messageBytesMax,
+  metaOf,
+  never,
+  rawWorker,
+  rowBytes,
+  startWorker,
+  ucxEnd,
+  until,
+  welcome,
+} from './support.js';
+
+const onUcx = native.ucx === null ? test.skip : test;
+const refused = () => native.ucx!.stats().messagesRefused;
+
+function openChannel(key: Uint8Array): UcxChannel {
+  const channel = native.ucx!.openChannel({ key, messageBytesMax: 1 << 24, inboxBytesMax: 1 << 24 });
+  atEnd(() => channel.close());
+  return channel;
+}
+
+/** Sends rows of zeros, and these bytes where metadata belongs. */
+async function send(channel: UcxChannel, metadata: Uint8Array, rowsBytes = 0): Promise<void> {
+  const slab = native.allocateSlab(Math.max(1, rowsBytes), metadata.byteLength);
+  await channel.send(slab, rowsBytes, metadata).catch(() => {});
+  slab.release();
+}
+
+const encoded = (message: RouterMessageInput) => exchangeCodec.router.serialize(message);
+const hello: RouterMessageInput = { hello: { router: 'bad', modelFingerprint: 'f', epoch: 1 } };
+
+const tokens = (exchange: number, rowCount: number) =>
+  encoded({ tokens: { meta: toWireMeta(exchange, metaOf({ rowCount })) } });
+
+/** The offer of a router, over gRPC. `change`: what is wrong with it. */
+function offerUcx(address: string, change: LinkHelloInput = {}) {
+  const client = connect(clients.Experts, address, { token: null, messageBytesMax });
+  atEnd(() => client.close());
+  const call = client.Exchange();
+  const key = randomBytes(16);
+  const channel = openChannel(key);
+  const welcomed = new Promise<WorkerMessage>((resolve) => call.once('data', resolve));
+  const ended = new Promise<SwitchyardError>((resolve) =>
+    call.on('error', (error) => resolve(fromServiceError(error))),
+  );
+  call.write({ hello: { ...hello.hello, ucx: ucxEnd(channel.id), ucxKey: key, ...change } });
+  return { call, key, channel, welcomed, ended };
+}
+
+/** A router that has moved to UCX as it should, and now says there what it likes. */
+async function routerOnUcx(address: string) {
+  const offer = offerUcx(address);
+  const { ucx } = (await offer.welcomed).welcome!;
+  const { channel } = offer;
+  await channel.connect(ucx!.address, ucx!.channel);
+  const received: WorkerMessage[] = [];
+  const listen = async () => {
+    for (;;) {
+      for (const { slab, metadata } of await channel.receive()) {
+        received.push(exchangeCodec.router.deserialize(Buffer.from(metadata)));
+        slab.release();
+      }
+    }
+  };
+  listen().catch(() => {});
+  await send(channel, encoded(hello));
+  await until(() => received.length === 1);
+  return { ...offer, received, peer: ucx! };
+}
+
+onUcx.each<[string, (channel: UcxChannel) => Promise<void>, string, string]>([
+  [
+    'sends what is no message',
+    (channel) => send(channel, Uint8Array.of(0xff, 0xff, 0xff)),
+    'INVALID_ARGUMENT',
+    'metadata is "3 bytes"; allowed: an encoded message of the link',
+  ],
+  [
+    'sends rows that nothing is said of',
+    (channel) => send(channel, encoded({ tokens: {} }), 64),
+    'INVALID_ARGUMENT',
+    'meta is "missing"',
+  ],
+  ['says hello again', (channel) => send(channel, encoded(hello)), 'INVALID_ARGUMENT', 'one hello on a link'],
+  [
+    'uses the number of an exchange twice',
+    async (channel) => {
+      for (let i = 0; i < 2; i++) await send(channel, tokens(5, 4), 4 * rowBytes);
+    },
+    'INVALID_ARGUMENT',
+    'exchange is 5; allowed: above 5',
+  ],
+  [
+    'sends more than a message may be',
+    (channel) => send(channel, tokens(1, 4), messageBytesMax + (1 << 20) + 1),
+    'LINK_LOST',
+    'allowed: their sum, at most',
+  ],
+  [
+    'sends more than its credit',
+    async (channel) => {
+      for (let i = 1; i <= 3; i++) await send(channel, tokens(i, 4), 4 * rowBytes);
+    },
+    'RESOURCE_EXHAUSTED',
+    'bytes outstanding is',
+  ],
+])('a router that %s over UCX loses its link, and no other notices', async (_, misbehave, code, text) => {
+  const handler = () => new Promise<never>(() => {});
+  const { address } = await startWorker({ handler, creditBytes: 20 * rowBytes });
+  const good = await dial(address, { transport: 'ucx' });
+  const waiting = good.exchange(batchOf(), never);
+  const { channel, ended } = await routerOnUcx(address);
+  await misbehave(channel);
+  const error = await ended;
+  expect(error.code).toBe(code);
+  expect(error.message).toContain(text);
+  expect(good.stats).toMatchObject({ answersDiscarded: 0, bytesOutstanding: 8 * rowBytes });
+  good.close();
+  await expect(waiting).rejects.toMatchObject({ message: expect.stringContaining('the router closed') });
+});
+
+onUcx.each<[string, number, number]>([
+  ['fewer', 3, 4],
+  ['more', 5, 4],
+  ['none', 0, 4],
+  ['half a row more', 4.5, 4],
+])('rows other than announced over UCX (%s) fail their exchange alone', async (_, sent, announced) => {
+  const { address } = await startWorker();
+  const { channel, received } = await routerOnUcx(address);
+  await send(channel, tokens(1, announced), sent * rowBytes);
+  await send(channel, tokens(2, 4), 4 * rowBytes);
+  await until(() => received.length === 3);
+  expect(received.find(({ failure }) => failure)!.failure).toMatchObject({
+    exchange: 1,
+    code: 'INVALID_ARGUMENT',
+    message: expect.stringContaining(`meta.rows is ${announced}; allowed: the number of rows in the message`),
+  });
+  expect(received.find(({ result }) => result)!.result).toMatchObject({ meta: { exchange: 2, rows: 4 } });
+});
+
+onUcx('a wrong key, and a channel that is closed or never was, are refused and counted', async () => {
+  const { address } = await startWorker();
+  const good = await dial(address, { transport: 'ucx' });
+  const { call, key, peer, received } = await routerOnUcx(address);
+  // Each end sends what opens a channel beside the message, so that at least one of each is refused.
+  const stray = async (withKey: Uint8Array, to: number) => {
+    const before = refused();
+    const channel = openChannel(withKey);
+    await channel.connect(peer.address, to);
+    await send(channel, tokens(1, 4), 4 * rowBytes);
+    await until(() => refused() > before);
+  };
+  await stray(randomBytes(16), peer.channel);
+  await stray(key, peer.channel + 1_000_000);
+  call.cancel();
+  await until(() => received.length === 1);
+  await stray(key, peer.channel).catch(() => {});
+  expect(received).toHaveLength(1);
+  (await good.exchange(batchOf(), never)).rows.release();
+});
+
+onUcx.each<[string, LinkHelloInput, string]>([
+  ['a key that is too short', { ucxKey: Buffer.alloc(15) }, 'key.length is 15'],
+  ['no key', { ucxKey: Buffer.alloc(0) }, 'key.length is 0'],
+  ['an address without its seal', { ucx: { address: Buffer.alloc(80, 3), channel: 1 } }, 'ucx.seal is ""'],
+  [
+    'an address that is damaged',
+    { ucx: { address: Buffer.alloc(80, 3), channel: 1, seal: Buffer.alloc(8, 1) } },
+    'ucx.seal is "0101010101010101"',
+  ],
+])('an offer of UCX with %s is refused', async (_, change, text) => {
+  const { address } = await startWorker();
+  const good = await dial(address, { transport: 'ucx' });
+  const { ended } = offerUcx(address, change);
+  expect(await ended).toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(text) });
+  (await good.exchange(batchOf(), never)).rows.release();
+});
+
+onUcx('a worker whose address is damaged gets no link over UCX; the router goes on over gRPC', async () => {
+  const address = await rawWorker(({ hello }, say) => {
+    const ucx = { address: Buffer.alloc(80, 3), channel: 1, seal: Buffer.alloc(8) };
+    if (hello) say({ welcome: { ...welcome.welcome, ...(hello.ucx && { ucx }) } });
+  });
+  const link = await dial(address, { transport: 'auto' });
+  expect(link).toMatchObject({ transport: 'grpc', reason: expect.stringContaining('ucx.seal is') });
+});
+
+/** Everything that a stranger may say to the port that UCX listens on, short of UCX's own handshake. */
+const garbage: [string, (turn: number) => Uint8Array][] = [
+  ['nothing', () => new Uint8Array(0)],
+  ['random bytes', (turn) => randomBytes(1 + ((turn * 997) % 20_000))],
+  ['zeros', () => new Uint8Array(70_000)],
+  ['HTTP', () => Buffer.from('GET /metrics HTTP/1.1\r\nHost: switchyard\r\n\r\n')],
+  ['the preface of HTTP/2', () => Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n')],
+];
+
+onUcx('garbage to the port that UCX listens on is dropped, and links go on over that port', async () => {
+  const { worker, address } = await forkWorker({ UCX_TLS: 'tcp' });
+  const link = await dialProcess(address, { transport: 'ucx' });
+  expect(link.lanes).toBe('tcp');
+  const ports = listeningSockets(worker.pid!).map(({ port }) => port);
+  const ucxPorts = ports.filter((port) => !address.endsWith(`:${port}`));
+  expect(ucxPorts).toHaveLength(1);
+  const files = openFiles(worker.pid!).length;
+  for (let turn = 0; turn < 20; turn++) {
+    for (const [, make] of garbage) {
+      const socket: Socket = connectTcp(ucxPorts[0]!, '127.0.0.1');
+      socket.on('error', () => {});
+      const closed = new Promise((resolve) => socket.once('close', resolve));
+      socket.end(make(turn));
+      socket.resume();
+      const { rows } = await link.exchange(large(), never);
+      rows.release();
+      socket.destroy();
+      await closed;
+    }
+  }
+  await until(() => openFiles(worker.pid!).length === files);
+  const again = await dialProcess(address, { transport: 'ucx', router: 'another' });
+  (await again.exchange(large(), never)).rows.release();
+  (await link.exchange(large(), never)).rows.release();
+  expect(worker.exitCode).toBeNull();
+});
