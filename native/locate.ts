@@ -14,9 +14,10 @@ export function packageRoot(): string {
   return directory;
 }
 
-/** The built addon. Throws with the command that builds it. */
+/** The built addon: the one that SWITCHYARD_ADDON names, otherwise the package's. Throws with the command that builds it. */
 export function addonPath(): string {
-  const path = join(packageRoot(), 'native', 'build', 'Release', 'switchyard.node');
+  const path =
+    process.env.SWITCHYARD_ADDON ?? join(packageRoot(), 'native', 'build', 'Release', 'switchyard.node');
   if (!existsSync(path)) {
     throw new Error(`switchyard: the native addon is not built (${path} is missing); run: npm run bootstrap`);
   }

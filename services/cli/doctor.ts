@@ -60,7 +60,9 @@ async function software(): Promise<Finding[]> {
     const about = addon.describe();
     found.push({ name: 'native addon', state: 'ok', detail: addonPath() });
     found.push(instructionSet(about.cpu, about.isa));
-    found.push(library('UCX', about.ucx, 'token batches travel over gRPC'));
+    const getUcx =
+      'token batches travel over gRPC; to have it: apt-get install libucx-dev, then npm run bootstrap';
+    found.push(library('UCX', about.ucx, getUcx));
     found.push(library('CUDA', about.cuda, 'experts are computed by the CPU'));
   }
   const prometheus = onPath('prometheus');

@@ -24,7 +24,7 @@ struct UcxEnvironment {
   }
   void end() {
     for (const auto& weak : ports) {
-      if (const auto port = weak.lock()) port->fail(Error(Code::cancelled, "the environment is ending"));
+      if (const auto port = weak.lock()) port->end();
     }
     ports.clear();
     fabric.reset();

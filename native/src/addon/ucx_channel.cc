@@ -78,6 +78,14 @@ void UcxPort::close() {
   fabric_->close(id_, [] {});
 }
 
+void UcxPort::end() {
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+  }
+  fail(Error(Code::cancelled, "the environment is ending"));
+}
+
 std::vector<UcxChannelHandle::PropertyDescriptor> UcxChannelHandle::properties() {
   return {
       InstanceAccessor<&UcxChannelHandle::id>("id"),

@@ -28,6 +28,8 @@ class UcxPort : public std::enable_shared_from_this<UcxPort> {
   void fail(Error reason);
   /** As fail(), and closes the fabric's channel. Idempotent. */
   void close();
+  /** As fail(), for the end of the environment: the fabric's channel goes with the fabric. */
+  void end();
 
  private:
   UcxPort(std::shared_ptr<ucx::Fabric> fabric, size_t inbox_bytes_max)
@@ -55,6 +57,10 @@ class UcxChannelHandle : public Handle<UcxChannelHandle, std::shared_ptr<UcxPort
   static std::vector<PropertyDescriptor> properties();
 
   explicit UcxChannelHandle(const Napi::CallbackInfo& info) : Handle(info), id_(native()->id()) {}
+  /** A handle that is collected without having been closed closes its channel. */
+  ~UcxChannelHandle() {
+    if (!released()) native()->close();
+  }
 
  private:
   Napi::Value id(const Napi::CallbackInfo& info);

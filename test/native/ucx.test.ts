@@ -1,0 +1,246 @@
+import { describe, expect, test } from '@jest/globals';
+import { native } from '../../native/index.js';
+import { runScript } from './support.js';
+
+/** Two ends of one channel in this process, and slabs with room for metadata. */
+const prelude = `
+  const key = new Uint8Array(16).fill(1);
+  const open = () => native.ucx.openChannel({ key, messageBytesMax: 1 << 24, inboxBytesMax: 1 << 30 });
+  async function pair() {
+    const [left, right] = [open(), open()];
+    await Promise.all([left.connect(native.ucx.address(), right.id), right.connect(native.ucx.address(), left.id)]);
+    return [left, right];
+  }
+  const slabOf = (bytes, fill = 0) => {
+    const slab = native.allocateSlab(bytes, 64);
+    if (fill > 0) slab.view().fill(fill);
+    return slab;
+  };
+  const metadata = Uint8Array.of(1, 2, 3);
+  const codes = (results) => [...new Set(results.map(({ status, reason }) => reason?.code ?? status))].sort().join();
+  async function untilNoSlabs() {
+    for (let i = 0; i < 500 && native.arenaStats().slabs > 0; i += 1) await new Promise((r) => setTimeout(r, 10));
+    return native.arenaStats().slabs;
+  }
+`;
+
+const run = (body: string) => runScript(`${prelude}\n(async () => {\n${body}\n})();`);
+const describeUcx = native.ucx === null ? describe.skip : describe;
+
+describeUcx('a process', () => {
+  test('that reads the figures of UCX has not started it', async () => {
+    const output = await run(`
+      const tasks = () => require('node:fs').readdirSync('/proc/self/task').length;
+      native.arenaStats();
+      const before = tasks();
+      console.log(Object.values(native.ucx.stats()).every((figure) => figure === 0), tasks() - before);
+      native.ucx.address();
+      console.log(tasks() > before);
+    `);
+    expect(output).toBe('true 0\ntrue\n');
+  });
+
+  test('ends by itself with channels open and nothing pending', async () => {
+    const output = await run(`
+      const [left, right] = await pair();
+      const slab = slabOf(1 << 20);
+      await left.send(slab, 1 << 20, metadata);
+      console.log((await right.receive()).length);
+    `);
+    expect(output).toBe('1\n');
+  });
+
+  test('waits for a receive until its channel is closed, and then ends by itself', async () => {
+    const output = await run(`
+      const [, right] = await pair();
+      setTimeout(() => right.close(), 300);
+      await right.receive().catch((error) => console.log(error.code, error.operation));
+    `);
+    expect(output).toBe('CANCELLED receive\n');
+  });
+
+  test('may exit while messages are in flight', async () => {
+    const output = await run(`
+      const [left, right] = await pair();
+      right.receive();
+      for (let i = 0; i < 64; i += 1) left.send(slabOf(4 << 20), 4 << 20, metadata);
+      setTimeout(() => { console.log('leaving'); process.exit(0); }, 3);
+    `);
+    expect(output).toBe('leaving\n');
+  });
+});
+
+describeUcx('a channel', () => {
+  test('may be closed twice; afterwards every call says so, and the fabric serves others', async () => {
+    const output = await run(`
+      const [left, right] = await pair();
+      const receiving = left.receive().catch((error) => error.code);
+      left.close();
+      left.close();
+      console.log(await receiving);
+      const slab = slabOf(10);
+      const calls = [left.receive(), left.send(slab, 10, metadata), left.connect(native.ucx.address(), 1), left.transports()];
+      console.log(codes(await Promise.allSettled(calls)), left.id > 0);
+      slab.release();
+      const [another, other] = await pair();
+      const rows = slabOf(100, 7);
+      await another.send(rows, 100, metadata);
+      const [message] = await other.receive();
+      console.log(message.rowBytes, message.slab.view()[99], message.metadata.length);
+    `);
+    expect(output).toBe('CANCELLED\nSLAB_RELEASED true\n100 7 3\n');
+  });
+
+  test('has one receive at a time', async () => {
+    const output = await run(`
+      const [left] = await pair();
+      const first = left.receive();
+      await left.receive().catch((error) => console.log(error.code));
+      left.close();
+      await first.catch((error) => console.log(error.code));
+    `);
+    expect(output).toBe('INVALID_ARGUMENT\nCANCELLED\n');
+  });
+
+  test('sends slabs that are released while they are in flight', async () => {
+    const output = await run(`
+      const [left, right] = await pair();
+      const sent = Array.from({ length: 32 }, (_, i) => {
+        const slab = slabOf(1 << 20, i + 1);
+        const done = left.send(slab, 1 << 20, metadata);
+        slab.release();
+        slab.release();
+        return done;
+      });
+      const fills = [];
+      while (fills.length < 32) {
+        for (const { slab } of await right.receive()) {
+          const rows = slab.view();
+          fills.push(rows[0] === rows[(1 << 20) - 1] ? rows[0] : -1);
+          slab.release();
+        }
+      }
+      console.log(codes(await Promise.allSettled(sent)), fills.every((fill, i) => fill === i + 1));
+    `);
+    expect(output).toBe('fulfilled true\n');
+  });
+
+  test('settles every message and gives back its memory when the other end closes in flight', async () => {
+    const output = await run(`
+      const [left, right] = await pair();
+      const pending = Array.from({ length: 64 }, () => {
+        const slab = native.allocateSlab(1 << 20, 64);
+        return left.send(slab, 1 << 20, metadata).finally(() => slab.release());
+      });
+      right.close();
+      const settled = codes(await Promise.allSettled(pending));
+      console.log(/^(fulfilled|LINK_LOST|LINK_LOST,fulfilled)$/.test(settled));
+      left.close();
+      console.log(await untilNoSlabs());
+    `);
+    expect(output).toBe('true\n0\n');
+  });
+
+  test('refuses what does not fit, and goes on', async () => {
+    const output = await run(`
+      const [left, right] = await pair();
+      const slab = native.allocateSlab(4096, 0);
+      const refused = [
+        left.send(slab, 4097, metadata), left.send(slab, 4096, new Uint8Array(1 << 20)), left.send(slab, 1, new Uint8Array(0)),
+        left.send({}, 1, metadata), left.connect(new Uint8Array(0), 1), left.connect(native.ucx.address(), 0),
+      ];
+      console.log(codes(await Promise.allSettled(refused)));
+      await left.send(slab, 100, metadata);
+      console.log((await right.receive())[0].rowBytes);
+    `);
+    expect(output).toBe('INVALID_ARGUMENT\n100\n');
+  });
+
+  test('ends when more has arrived than it may hold', async () => {
+    const output = await run(`
+      const [left, right] = [open(), native.ucx.openChannel({ key, messageBytesMax: 1 << 20, inboxBytesMax: 1 << 20 })];
+      await left.connect(native.ucx.address(), right.id);
+      const slab = native.allocateSlab(1 << 19, 64);
+      await Promise.allSettled([1, 2, 3].map(() => left.send(slab, 1 << 19, metadata)));
+      slab.release();
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      for (const { slab } of await right.receive()) slab.release();
+      await right.receive().catch(({ code }) => console.log(code));
+      left.close();
+      right.close();
+      console.log(await untilNoSlabs());
+    `);
+    expect(output).toBe('RESOURCE_EXHAUSTED\n0\n');
+  });
+
+  test('that is forgotten without a close is closed when it is collected', async () => {
+    const output = await run(`
+      require('node:v8').setFlagsFromString('--expose-gc');
+      const collect = require('node:vm').runInNewContext('gc');
+      const kept = open();
+      let forgotten = open();
+      await kept.connect(native.ucx.address(), forgotten.id);
+      forgotten = null;
+      const slab = native.allocateSlab(10, 64);
+      for (let i = 0; i < 200 && native.ucx.stats().messagesRefused === 0; i += 1) {
+        collect();
+        await kept.send(slab, 10, metadata).catch(() => {});
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+      console.log(native.ucx.stats().messagesRefused > 0);
+    `);
+    expect(output).toBe('true\n');
+  });
+});
+
+/** What a worker thread does that is ended in the middle of it: messages both ways, a receive that waits. */
+const busy = `
+  ${prelude}
+  (async () => {
+    const [left, right] = await pair();
+    const [idle] = await pair();
+    idle.receive().catch(() => {});
+    const listen = async (channel) => { for (;;) for (const { slab } of await channel.receive()) slab.release(); };
+    listen(left).catch(() => {});
+    listen(right).catch(() => {});
+    const again = (channel) => {
+      const slab = native.allocateSlab(1 << 20, 64);
+      channel.send(slab, 1 << 20, metadata).then(() => again(channel), () => {}).finally(() => slab.release());
+    };
+    for (let i = 0; i < 8; i += 1) { again(left); again(right); }
+    for (let i = 0; i < 20; i += 1) await new Promise((resolve) => setTimeout(resolve, 1));
+    parentPort.postMessage('busy');
+  })();
+`;
+
+describeUcx('a worker thread', () => {
+  test('may be ended with channels open and messages in flight, and the main thread goes on', async () => {
+    const output = await run(`
+      const [left, right] = await pair();
+      for (let i = 0; i < 20; i += 1) {
+        const worker = startWorker(${JSON.stringify(busy)});
+        await new Promise((resolve) => worker.once('message', resolve));
+        await worker.terminate();
+      }
+      const slab = slabOf(1 << 20);
+      await left.send(slab, 1 << 20, metadata);
+      console.log((await right.receive())[0].rowBytes);
+    `);
+    expect(output).toBe(`${1 << 20}\n`);
+  }, 60_000);
+
+  test('may be the only one that uses UCX, which ends with it and starts anew', async () => {
+    const output = await run(`
+      const tasks = () => require('node:fs').readdirSync('/proc/self/task').length;
+      const counts = [];
+      for (let i = 0; i < 20; i += 1) {
+        const worker = startWorker(${JSON.stringify(busy)});
+        await new Promise((resolve) => worker.once('message', resolve));
+        await worker.terminate();
+        counts.push(tasks());
+      }
+      console.log(counts.at(-1) <= counts[0]);
+    `);
+    expect(output).toBe('true\n');
+  }, 60_000);
+});
