@@ -150,7 +150,9 @@ class RouterLink implements Link {
     if (ucx === null) return null;
     const rowBytesMax = this.options.messageBytesMax;
     const port = new UcxPort(ucx, { codec: exchangeCodec.router, key, rowBytesMax, rowBytesInFlightMax });
-    port.receive((message, rows) => this.receive(message, rows)).catch((error) => this.lose(error));
+    port
+      .receive((message, rows) => this.receive(message, rows))
+      .catch((error) => this.lose(ucxLoss(asSwitchyardError(error).message)));
     return port;
   }
 

@@ -27,7 +27,7 @@ import {
   type Outgoing,
   rowsOfMessage,
 } from './port.js';
-import { UcxPort, ucxOrNull, whyNoUcx } from './ucx/port.js';
+import { UcxPort, ucxLoss, ucxOrNull, whyNoUcx } from './ucx/port.js';
 
 export interface LinkServiceOptions {
   /** This worker's name. */
@@ -179,7 +179,9 @@ class WorkerLink {
         rowBytesInFlightMax: creditBytes,
       });
       this.ucx = port;
-      port.receive((message, rows) => this.receive(message, rows, 'ucx')).catch((error) => this.fail(error));
+      port
+        .receive((message, rows) => this.receive(message, rows, 'ucx'))
+        .catch((error) => this.fail(error.code === 'LINK_LOST' ? ucxLoss(error.message) : error));
       await port.connect(end);
       return { ucx: port.end };
     } catch (thrown) {

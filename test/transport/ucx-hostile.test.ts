@@ -90,7 +90,7 @@ onUcx.each<[string, (channel: UcxChannel) => Promise<void>, string, string]>([
     'sends what is no message',
     (channel) => send(channel, Uint8Array.of(0xff, 0xff, 0xff)),
     'INVALID_ARGUMENT',
-    'metadata is "3 bytes"; allowed: an encoded message of the link',
+    'metadata of a UCX message is "3 other bytes"; allowed: a message of the protocol',
   ],
   [
     'sends rows that nothing is said of',
@@ -110,7 +110,7 @@ onUcx.each<[string, (channel: UcxChannel) => Promise<void>, string, string]>([
   [
     'sends more than a message may be',
     (channel) => send(channel, tokens(1, 4), messageBytesMax + (1 << 20) + 1),
-    'LINK_LOST',
+    'INVALID_ARGUMENT',
     'allowed: their sum, at most',
   ],
   [
