@@ -8,6 +8,7 @@ import { prepareProcess } from '../services/common/process.js';
 import { repeatedRows, submit } from './batch.js';
 import type { IdentityWorkerOptions } from './identity-worker.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
+import { transportsHere } from './serve-links.js';
 
 const hidden = 4096;
 const rowBytes = hidden * 2;
@@ -71,8 +72,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
 /** A client's rows through a cluster whose experts do nothing. */
 export async function benchClient(options: BenchOptions): Promise<BenchResult[]> {
   prepareProcess();
-  const transports = native.ucx === null ? (['grpc'] as const) : (['ucx', 'grpc'] as const);
   const results = [];
-  for (const transport of transports) results.push(await benchOver(transport, options));
+  for (const transport of transportsHere()) results.push(await benchOver(transport, options));
   return results;
 }

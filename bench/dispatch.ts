@@ -5,6 +5,7 @@ import { dialLink } from '../services/transport/dial.js';
 import type { Link, TokenBatch } from '../services/transport/link.js';
 import { type LinkEndOptions, startLinkEnd } from './link-process.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
+import { transportsHere } from './serve-links.js';
 
 const hidden = 4096;
 const rowBytes = hidden * 2;
@@ -143,8 +144,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
 /** Dispatch and combine with experts that return what they get: row bytes sent and returned per second of the router's processor time. */
 export async function benchDispatch(options: BenchOptions): Promise<BenchResult[]> {
   prepareProcess();
-  const transports = native.ucx === null ? (['grpc'] as const) : (['ucx', 'grpc'] as const);
   const results = [];
-  for (const transport of transports) results.push(await benchOver(transport, options));
+  for (const transport of transportsHere()) results.push(await benchOver(transport, options));
   return results;
 }

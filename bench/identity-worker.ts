@@ -2,10 +2,10 @@
 import { native } from '../native/index.js';
 import type { ExpertIdInput } from '../services/common/generated/switchyard/v1/ExpertId.js';
 import type { ModelDescription } from '../services/common/generated/switchyard/v1/ModelDescription.js';
-import { startGrpcServer } from '../services/common/grpc-server.js';
 import { createLogger } from '../services/common/log.js';
 import { ControlSession } from '../services/common/session.js';
-import { type LinkServiceOptions, linkService } from '../services/transport/serve.js';
+import type { TokenBatchHandler } from '../services/transport/link.js';
+import { serveLinks } from './serve-links.js';
 
 export interface IdentityWorkerOptions {
   coordinator: string;
@@ -22,34 +22,23 @@ let model: ModelDescription | null = null;
 let ready: ExpertIdInput[] = [];
 let readyChanged = false;
 
-const handler: LinkServiceOptions['handler'] = async ({ meta, rows }) => {
+const handler: TokenBatchHandler = async ({ meta, rows }) => {
   if (meta.rowIndices.length !== meta.rowCount) throw new Error('a row has more than one expert here');
   return { rows, rowCount: meta.rowCount, computeSeconds: 0, queueSeconds: 0 };
 };
-const server = await startGrpcServer({
-  host: '127.0.0.1',
-  port: 0,
-  token: null,
-  insecure: false,
+const address = await serveLinks({
+  worker: name,
+  model: () => model,
+  creditBytes,
   messageBytesMax,
-  services: [
-    linkService({
-      worker: name,
-      model: () => model,
-      creditBytes,
-      messageBytesMax,
-      transport: 'auto',
-      handler,
-      onCancel: () => {},
-      log,
-    }),
-  ],
+  transport: 'auto',
+  handler,
   log,
 });
 new ControlSession({
   coordinator,
   token: null,
-  hello: { role: 'WORKER', name, address: server.address, device: 'cpu', threads: 1, pid: process.pid },
+  hello: { role: 'WORKER', name, address, device: 'cpu', threads: 1, pid: process.pid },
   report: () => {
     const changed = readyChanged;
     readyChanged = false;

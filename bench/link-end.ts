@@ -4,14 +4,13 @@
  * is told.
  */
 import { native } from '../native/index.js';
-import { startGrpcServer } from '../services/common/grpc-server.js';
 import { createLogger } from '../services/common/log.js';
 import { createUtilizationMeter } from '../services/common/metrics.js';
 import { prepareProcess } from '../services/common/process.js';
 import { dialLink } from '../services/transport/dial.js';
 import type { Link, TokenBatch, TokenBatchResult, TransportChoice } from '../services/transport/link.js';
 import { resultRowCount } from '../services/transport/messages.js';
-import { linkService } from '../services/transport/serve.js';
+import { serveLinks } from './serve-links.js';
 
 export interface LinkEndOptions {
   hidden: number;
@@ -109,29 +108,18 @@ async function exchange(link: Link, task: LinkTask): Promise<LinkRates> {
   return { messagesPerSecond, bytesPerSecond: messagesPerSecond * task.rows * hidden * 2 };
 }
 
-async function serve(): Promise<string> {
+function serve(): Promise<string> {
   const model = { fingerprint, hidden };
-  const server = await startGrpcServer({
-    host: '127.0.0.1',
-    port: 0,
-    token: null,
-    insecure: false,
+  const handler = answer;
+  return serveLinks({
+    worker: name,
+    model: () => model,
+    creditBytes,
     messageBytesMax,
-    services: [
-      linkService({
-        worker: name,
-        model: () => model,
-        creditBytes,
-        messageBytesMax,
-        transport,
-        handler: answer,
-        onCancel: () => {},
-        log,
-      }),
-    ],
+    transport,
+    handler,
     log,
   });
-  return server.address;
 }
 
 function meter(): () => LinkUsage {
