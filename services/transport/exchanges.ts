@@ -1,0 +1,213 @@
+import { setMaxListeners } from 'node:events';
+import type { Slab } from '../../native/index.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
+import type { ResultMeta } from '../common/generated/switchyard/v1/ResultMeta.js';
+import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
+import { abortError, Deferred } from '../common/lifecycle.js';
+import { Credits } from './credits.js';
+import type { LinkStats, TokenBatch, TokenBatchMeta, TokenBatchResult } from './link.js';
+import { creditCost, fromWireFailure, resultRowCount, rowsBytes, tooLarge, toWireMeta } from './messages.js';
+import { type ArrivedRows, dropRows, intoSlab, type MessagePort, type Outgoing } from './port.js';
+
+/** A token batch that has got its credits. */
+interface Exchange {
+  readonly id: number;
+  readonly meta: TokenBatchMeta;
+  readonly rows: Slab;
+  readonly cost: number;
+  readonly outgoing: Outgoing<RouterMessageInput>;
+  readonly answer: Deferred<TokenBatchResult>;
+  /** abandoned: nobody waits any more, but the answer is still to come and holds its credits until then. */
+  state: 'waiting' | 'receiving' | 'abandoned';
+}
+
+/** The token batches of a link that wait for credits or for their answers, on the router's side. */
+export class Exchanges {
+  private readonly waiting = new Map<number, Exchange>();
+  private readonly counts = {
+    bytesSent: 0,
+    bytesReceived: 0,
+    messagesSent: 0,
+    messagesReceived: 0,
+    answersDiscarded: 0,
+  };
+  private credits = new Credits(1);
+  private rowsBytesMax = 0;
+  private lastId = 0;
+  private ended: SwitchyardError | null = null;
+
+  /** `port`: where messages go at the moment. */
+  constructor(
+    private readonly worker: string,
+    private readonly port: () => MessagePort<RouterMessageInput>,
+  ) {}
+
+  get stats(): LinkStats {
+    const { outstanding, capacity } = this.credits;
+    return { ...this.counts, bytesOutstanding: outstanding, creditBytes: capacity };
+  }
+
+  /** What the worker allows; before it nothing can be exchanged. */
+  open(creditBytes: number, rowsBytesMax: number): void {
+    this.credits = new Credits(creditBytes);
+    this.rowsBytesMax = rowsBytesMax;
+  }
+
+  /** As Link.exchange. */
+  async exchange(batch: TokenBatch, signal: AbortSignal): Promise<TokenBatchResult> {
+    const { meta, rows } = batch;
+    const cost = creditCost(meta);
+    // All token batches of a batch share one signal; many listeners on it are no leak.
+    setMaxListeners(0, signal);
+    try {
+      const bytes = rowsBytes(meta.rowCount, meta.hidden);
+      if (bytes > this.rowsBytesMax) throw tooLarge(bytes, this.rowsBytesMax);
+      await this.credits.acquire(cost, signal);
+    } catch (error) {
+      rows.release();
+      throw error;
+    }
+    // The link or the caller may have gone between the grant and this line.
+    if (this.ended || signal.aborted) {
+      this.credits.release(cost);
+      rows.release();
+      throw this.ended ?? abortError(signal);
+    }
+    const exchange = this.start(meta, rows, cost);
+    const onAbort = () => this.abandon(exchange, abortError(signal));
+    signal.addEventListener('abort', onAbort, { once: true });
+    try {
+      return await exchange.answer.promise;
+    } finally {
+      signal.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /** Ends the exchanges of a batch that have got their credits. True if the worker must hear of it. */
+  cancel(batchId: string): boolean {
+    let sent = false;
+    for (const exchange of this.waiting.values()) {
+      if (exchange.meta.batchId !== batchId) continue;
+      if (!this.port().withdraw(exchange.outgoing)) sent = true;
+      exchange.answer.reject(new SwitchyardError('CANCELLED', `batch ${batchId} was cancelled`));
+      this.forget(exchange);
+    }
+    return sent;
+  }
+
+  /** Takes an answer. Rejects with what is wrong if it answers nothing that was sent. */
+  async result(meta: ResultMeta, rows: ArrivedRows): Promise<void> {
+    let exchange: Exchange | null = null;
+    try {
+      exchange = this.answered(meta.exchange);
+    } finally {
+      if (exchange === null) dropRows(rows);
+    }
+    if (exchange === null) return;
+    let slab: Slab;
+    try {
+      const expected = resultRowCount(exchange.meta);
+      const bytes = rowsBytes(expected, exchange.meta.hidden);
+      if (meta.rows !== expected || rows.byteLength !== bytes)
+        throw this.wrongShape(meta.rows, rows.byteLength, expected, bytes);
+      this.counts.messagesReceived += 1;
+      this.counts.bytesReceived += bytes;
+      slab = await intoSlab(rows, exchange.meta.hidden);
+    } catch (error) {
+      dropRows(rows);
+      exchange.answer.reject(asSwitchyardError(error));
+      this.forget(exchange);
+      return;
+    }
+    if (exchange.state === 'abandoned' || !this.waiting.has(exchange.id)) {
+      this.counts.answersDiscarded += 1;
+      slab.release();
+    } else {
+      const { computeSeconds, queueSeconds } = meta;
+      exchange.answer.resolve({ rows: slab, rowCount: meta.rows, computeSeconds, queueSeconds });
+    }
+    this.forget(exchange);
+  }
+
+  /** Takes the failure of a token batch. Throws as `result` rejects. */
+  failure(failure: ExchangeFailure): void {
+    const exchange = this.answered(failure.exchange);
+    if (!exchange) return;
+    exchange.answer.reject(fromWireFailure(failure, this.worker));
+    this.forget(exchange);
+  }
+
+  /** Everything outstanding, and everything to come, rejects with `error`. */
+  end(error: SwitchyardError): void {
+    this.ended = error;
+    this.credits.close(error);
+    for (const exchange of this.waiting.values()) {
+      exchange.rows.release();
+      exchange.answer.reject(error);
+      this.credits.release(exchange.cost);
+    }
+    this.waiting.clear();
+  }
+
+  private start(meta: TokenBatchMeta, rows: Slab, cost: number): Exchange {
+    const id = ++this.lastId;
+    const bytes = rowsBytes(meta.rowCount, meta.hidden);
+    const outgoing: Outgoing<RouterMessageInput> = {
+      make: (inMessage) => {
+        this.counts.messagesSent += 1;
+        this.counts.bytesSent += bytes;
+        return { tokens: { meta: toWireMeta(id, meta), ...(inMessage && { rows: inMessage }) } };
+      },
+      rows: { slab: rows, bytes },
+      done: () => rows.release(),
+    };
+    const exchange = {
+      id,
+      meta,
+      rows,
+      cost,
+      outgoing,
+      answer: new Deferred<TokenBatchResult>(),
+      state: 'waiting' as const,
+    };
+    this.waiting.set(id, exchange);
+    this.port().send(outgoing);
+    return exchange;
+  }
+
+  private abandon(exchange: Exchange, error: SwitchyardError): void {
+    exchange.answer.reject(error);
+    exchange.state = 'abandoned';
+    if (this.waiting.has(exchange.id) && this.port().withdraw(exchange.outgoing)) this.forget(exchange);
+  }
+
+  private forget(exchange: Exchange): void {
+    if (this.waiting.delete(exchange.id)) this.credits.release(exchange.cost);
+  }
+
+  /** The exchange that an answer is for; null if nobody waits for it any more. */
+  private answered(id: number): Exchange | null {
+    const exchange = this.waiting.get(id);
+    if (exchange?.state === 'waiting') {
+      exchange.state = 'receiving';
+      return exchange;
+    }
+    if (!exchange && (id > this.lastId || id < 1)) {
+      throw new SwitchyardError('LINK_LOST', `the worker answered exchange ${id}, which was never sent`);
+    }
+    this.counts.answersDiscarded += 1;
+    if (exchange?.state === 'abandoned') this.forget(exchange);
+    return null;
+  }
+
+  private wrongShape(
+    rows: number,
+    bytes: number,
+    rowsExpected: number,
+    bytesExpected: number,
+  ): SwitchyardError {
+    const text = `worker ${this.worker} answered ${rows} rows in ${bytes} bytes; expected: ${rowsExpected} rows in ${bytesExpected}`;
+    return new SwitchyardError('DATA_LOSS', text, { worker: this.worker, rows, bytes });
+  }
+}
