@@ -16,8 +16,8 @@ const warmUpKills = 20;
 /** What is compared are the least figures of so many kills: what waits for the garbage collector comes and goes. */
 const windowKills = 10;
 /**
- * Over 100 further kills memory beside slabs grew by 2 to 12 MiB in all, as V8's heap does. A message has 2 MiB, and dozens
- * are on their way at a kill: one lost at each would be 40 MiB.
+ * Over 100 further kills memory beside slabs grew by 2 to 21 MiB in all, as V8's heap does. A message has 2 MiB, and dozens
+ * are on their way at a kill: one lost at each would be 200 MiB.
  */
 const memoryMiBMax = 24;
 /** Least figures of ten kills were 3 to 6; views wait for the garbage collector. */
