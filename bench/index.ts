@@ -2,6 +2,7 @@ import { invalidArgument } from '../services/common/errors.js';
 import { benchCluster, clusterCases } from './cluster.js';
 import { benchHosts, hostCases } from './hosts.js';
 import { benchTimeline } from './hosts-timeline.js';
+import { expertGroups } from './experts.js';
 import { benchKernels } from './kernels.js';
 import { benchLink } from './link.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
@@ -10,6 +11,7 @@ import { type BenchOptions, type BenchReport, type BenchResult, formatResult, ma
 const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> = {
   kernels: benchKernels,
   link: benchLink,
+  ...expertGroups,
   ...Object.fromEntries(
     clusterCases.map((test) => [
       test.id,

@@ -1,8 +1,7 @@
 #include "experts_peaks.h"
 
 #include <immintrin.h>
-#include <time.h>
-
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 
@@ -16,6 +15,7 @@ namespace switchyard::bench {
 namespace {
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+#define AMX __attribute__((target("avx512f,amx-tile,amx-bf16")))
 #define AVX2 __attribute__((target("avx2,fma")))
 
 volatile float sink;
@@ -88,6 +88,67 @@ AVX512 double cache_avx512(size_t turns) {
   }
   sink = _mm512_reduce_add_ps(total);
   return static_cast<double>(turns) * steps * rows * 4 * 64;
+}
+
+/** What ldtilecfg reads: eight full tiles of 16 rows of 64 bytes. */
+AMX void configure_tiles() {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } configuration;
+  asm volatile("" : : "r"(&configuration) : "memory");
+  _tile_loadconfig(&configuration);
+}
+
+/** One tile product: 16 x 16 sums of 32 products. */
+constexpr double tile_flops = 16 * 16 * 32 * 2;
+
+AMX double registers_amx(size_t turns) {
+  const uint16_t* values = operands(2048);
+  configure_tiles();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, values, 64);
+  _tile_loadd(5, values + 512, 64);
+  _tile_loadd(6, values + 1024, 64);
+  _tile_loadd(7, values + 1536, 64);
+  for (size_t turn = 0; turn < turns; ++turn) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return static_cast<double>(turns) * 4 * tile_flops;
+}
+
+/** 32 x 32 outputs per step, 28 KiB of operands: each tile read serves two products. */
+AMX double cache_amx(size_t turns) {
+  constexpr size_t steps = 7, tile = 512;
+  const uint16_t* values = operands(steps * 4 * tile);
+  configure_tiles();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (size_t turn = 0; turn < turns; ++turn) {
+    const uint16_t* at = values;
+    for (size_t step = 0; step < steps; ++step, at += 4 * tile) {
+      _tile_loadd(6, at, 64);
+      _tile_loadd(7, at + tile, 64);
+      _tile_loadd(4, at + 2 * tile, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, at + 3 * tile, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_release();
+  return static_cast<double>(turns) * steps * 4 * tile_flops;
 }
 
 AVX2 double registers_avx2(size_t turns) {
@@ -190,14 +251,18 @@ AVX2 void read_in_order(const char* memory, size_t bytes) {
 }  // namespace
 
 double seconds_now() {
-  timespec now;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-double register_flops(bool avx512_bf16) { return avx512_bf16 ? rate(registers_avx512, 400000) : rate(registers_avx2, 1000000); }
+double register_flops(Isa isa) {
+  if (isa == Isa::avx2) return rate(registers_avx2, 1000000);
+  return isa == Isa::amx_bf16 ? rate(registers_amx, 300000) : rate(registers_avx512, 400000);
+}
 
-double cached_flops(bool avx512_bf16) { return avx512_bf16 ? rate(cache_avx512, 7000) : rate(cache_avx2, 8000); }
+double cached_flops(Isa isa) {
+  if (isa == Isa::avx2) return rate(cache_avx2, 8000);
+  return isa == Isa::amx_bf16 ? rate(cache_amx, 40000) : rate(cache_avx512, 7000);
+}
 
 double read_bytes_per_second(const void* memory, size_t bytes) {
   const char* const begin = static_cast<const char*>(memory);

@@ -1,0 +1,168 @@
+import { type Expert, type ExpertBackend, native, type TensorSource } from '../native/index.js';
+import { type Peer, startNative, startPython } from './peer.js';
+import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
+
+interface Shape {
+  activation: 'swiglu' | 'gelu';
+  hidden: number;
+  ffn: number;
+}
+
+const shapes: Shape[] = [
+  { activation: 'gelu', hidden: 4096, ffn: 16384 },
+  { activation: 'swiglu', hidden: 4096, ffn: 1536 },
+  { activation: 'swiglu', hidden: 1024, ffn: 2816 },
+];
+const rowCounts = [1, 16, 128, 512, 2048];
+/** Few rows are bound by memory, so experts take turns until no cache holds them all. */
+const workingSetBytes = 256e6;
+/** Calls with few rows are short: more of them make up one counted run. */
+const turnsPerRun = (rows: number) => (rows <= 16 ? 10 : rows <= 128 ? 4 : 1);
+
+/** Seconds of one call with `rows` rows. */
+type Ffn = (rows: number, expert: number) => Promise<number>;
+
+/** One turn of a case: seconds of ours and of every peer, and the limits at that time. */
+interface Turn {
+  ours: number;
+  peers: Record<string, number>;
+  /** Operations a second. */
+  registers: number;
+  cached: number;
+  /** Bytes a second. */
+  read: number;
+}
+
+/** Bytes of one expert's weights: as many as operations for one row. */
+function weightBytes({ activation, hidden, ffn }: Shape): number {
+  return 2 * (activation === 'swiglu' ? 3 : 2) * hidden * ffn;
+}
+
+/** A matrix of an expert or a gate, scaled so that outputs stay as large as inputs. */
+export function syntheticMatrix(stream: number, rows: number, columns: number): TensorSource {
+  return { kind: 'synthetic', seed: 1, stream, rows, columns, scale: 1 / Math.sqrt(columns), center: 0 };
+}
+
+/** Experts of one shape with weights of their own. */
+export async function loadExperts(backend: ExpertBackend, shape: Shape, count: number): Promise<Expert[]> {
+  const { activation, hidden, ffn } = shape;
+  const experts: Expert[] = [];
+  for (let stream = 0; stream < 3 * count; stream += 3) {
+    const gate = activation === 'swiglu' ? syntheticMatrix(stream, ffn, hidden) : null;
+    const up = syntheticMatrix(stream + 1, ffn, hidden);
+    const down = syntheticMatrix(stream + 2, hidden, ffn);
+    experts.push(await backend.load({ activation, gate, up, down }));
+  }
+  return experts;
+}
+
+/** Ours on one thread, over memory of `rowsMax` rows. */
+async function openOurs(shape: Shape, expertCount: number, rowsMax: number) {
+  const { hidden } = shape;
+  const backend = native.createCpuBackend({ threads: 1 });
+  const experts = await loadExperts(backend, shape, expertCount);
+  const rows = await native.synthesizeTokens({
+    seed: 3,
+    firstToken: 0,
+    count: rowsMax,
+    hidden,
+    skew: 0,
+    topics: 64,
+  });
+  const output = native.allocateSlab(rowsMax * hidden * 2);
+  const indices = Uint32Array.from({ length: rowsMax }, (_, row) => row);
+  const forward: Ffn = (count, expert) =>
+    backend.forward(experts[expert]!, [
+      { rows, indices: indices.subarray(0, count), output, outputRow: 0, inputWeights: null },
+    ]);
+  const close = () => {
+    for (const held of [...experts, rows, output]) held.release();
+    backend.close();
+  };
+  return { isa: backend.description.detail, forward, close };
+}
+
+/** The peers that are there, by name. KTransformers computes SwiGLU alone; beside GELU its time counts per operation. */
+async function openPeers(limits: Peer, python: (Peer | null)[], shape: Shape): Promise<Record<string, Ffn>> {
+  const [torch, kt] = python;
+  const ktShare = weightBytes(shape) / weightBytes({ ...shape, activation: 'swiglu' });
+  return {
+    ...(torch && { torch: (rows, expert) => torch.ask(rows, expert) }),
+    ...(limits.can('onednn') && { onednn: (rows, expert) => limits.ask('onednn', rows, expert) }),
+    ...(kt && { kt: async (rows, expert) => ktShare * (await kt.ask(rows, expert)) }),
+  };
+}
+
+async function measureTurn(
+  rows: number,
+  expert: number,
+  ours: Ffn,
+  peers: Record<string, Ffn>,
+  limits: Peer,
+): Promise<Turn> {
+  // The peaks before and after ours, because the clock of a core drifts.
+  const before = { registers: await limits.ask('registers'), cached: await limits.ask('cached') };
+  const turn: Turn = { ours: await ours(rows, expert), peers: {}, registers: 0, cached: 0, read: 0 };
+  turn.registers = (before.registers + (await limits.ask('registers'))) / 2;
+  turn.cached = (before.cached + (await limits.ask('cached'))) / 2;
+  turn.read = await limits.ask('read');
+  for (const [name, peer] of Object.entries(peers)) turn.peers[name] = await peer(rows, expert);
+  return turn;
+}
+
+function resultOf(id: string, shape: Shape, rows: number, turns: Turn[]): BenchResult {
+  const byBytes = rows === 1;
+  const unit = byBytes ? 1e9 : 1e12;
+  const work = (weightBytes(shape) * rows) / unit;
+  const limit = (turn: Turn) => (byBytes ? turn.read : Math.max(turn.registers, turn.cached)) / unit;
+  const runs = turns.map((turn) => ({ value: work / turn.ours, reference: limit(turn) }));
+  const details: Record<string, number> = {
+    'register TFLOP/s': median(turns.map((turn) => turn.registers)) / 1e12,
+    'L1 TFLOP/s': median(turns.map((turn) => turn.cached)) / 1e12,
+    'read GB/s': median(turns.map((turn) => turn.read)) / 1e9,
+  };
+  const peers: Record<string, number> = {};
+  for (const name of Object.keys(turns[0]!.peers)) {
+    peers[name] = median(turns.map((turn) => work / turn.peers[name]!));
+    details[`x ${name}`] = median(turns.map((turn) => turn.peers[name]! / turn.ours));
+  }
+  return { ...summarize(id, byBytes ? 'GB/s' : 'TFLOP/s', byBytes ? 'read' : 'peak', runs, details), peers };
+}
+
+async function benchShape(name: string, shape: Shape, { runs, log }: BenchOptions): Promise<BenchResult[]> {
+  native.configure({ slabBytesMax: 2 ** 30, threads: 1 });
+  const expertCount = Math.max(1, Math.floor(workingSetBytes / weightBytes(shape)));
+  const rowsMax = Math.max(...rowCounts);
+  const ours = await openOurs(shape, expertCount, rowsMax);
+  const sizes = [shape.hidden, shape.ffn, expertCount].map(String);
+  const limits = await startNative('experts_peer', [ours.isa, shape.activation, ...sizes], log);
+  const python = [
+    await startPython('torch', 'torch_ffn.py', [shape.activation, ...sizes], log),
+    await startPython('kt', 'kt_ffn.py', [...sizes, String(rowsMax)], log),
+  ];
+  const peers = await openPeers(limits, python, shape);
+  const results: BenchResult[] = [];
+  for (const rows of rowCounts) {
+    const turns: Turn[] = [];
+    // Uncounted, every expert once: fresh memory is slow, and oneDNN packs weights for this number of rows.
+    for (let expert = 0; expert < expertCount; expert++) {
+      for (const call of [ours.forward, ...Object.values(peers)]) await call(rows, expert);
+    }
+    for (let turn = 0; turn < runs * turnsPerRun(rows); turn++) {
+      turns.push(await measureTurn(rows, turn % expertCount, ours.forward, peers, limits));
+    }
+    results.push(resultOf(`${name}-${rows}`, shape, rows, turns));
+  }
+  ours.close();
+  for (const peer of [limits, ...python]) peer?.close();
+  return results;
+}
+
+/** Expert FFNs on one core beside what the core can do at best, oneDNN, PyTorch and KTransformers, all taking turns. */
+export const expertGroups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> =
+  Object.fromEntries(
+    shapes.map((shape) => {
+      const name = `experts/${shape.hidden}x${shape.ffn}-${shape.activation}`;
+      return [name, (options: BenchOptions) => benchShape(name, shape, options)];
+    }),
+  );

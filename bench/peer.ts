@@ -1,0 +1,96 @@
+import { type ChildProcessByStdio, execFile, spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import type { Readable, Writable } from 'node:stream';
+import { promisify } from 'node:util';
+import { packageRoot } from '../native/locate.js';
+
+type Log = (line: string) => void;
+
+/**
+ * Another implementation in a process of its own. Once it has loaded it says "ready" and what it can do; from then on it
+ * answers every line with a line, so that it takes turns with what it is measured beside.
+ */
+export class Peer {
+  private readonly lines: AsyncIterator<string>;
+  private ready = '';
+
+  private constructor(
+    private readonly name: string,
+    private readonly process: ChildProcessByStdio<Writable, Readable, null>,
+  ) {
+    this.lines = createInterface({ input: process.stdout })[Symbol.asyncIterator]();
+  }
+
+  /** Null, with a line in the log that says why, if the peer does not start. */
+  static async start(name: string, command: string, args: string[], log: Log): Promise<Peer | null> {
+    const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+    const failed = new Promise<string>((resolve) => {
+      child.once('error', (error) => resolve(error.message));
+      child.once('exit', (code, signal) => resolve(`it ended with ${signal ?? `status ${code}`}`));
+    });
+    // A peer that has ended is seen where its answer is missing.
+    child.stdin.on('error', () => {});
+    const peer = new Peer(name, child);
+    const first = await Promise.race([peer.lines.next(), failed]);
+    if (typeof first === 'object' && !first.done && first.value.startsWith('ready')) {
+      peer.ready = first.value;
+      return peer;
+    }
+    log(`${name} is left out: ${command} ${args[0]}: ${await failed}`);
+    return null;
+  }
+
+  /** What the peer said of itself when it was ready. */
+  can(what: string): boolean {
+    return this.ready.split(' ').includes(what);
+  }
+
+  /** A number for an answer: seconds, or what the question asks for. */
+  async ask(...question: (string | number)[]): Promise<number> {
+    this.process.stdin.write(`${question.join(' ')}\n`);
+    const answer = await this.lines.next();
+    const value = answer.done ? Number.NaN : Number(answer.value);
+    if (!(value > 0)) throw new Error(`${this.name} gave no figure for "${question.join(' ')}"`);
+    return value;
+  }
+
+  /** The peer ends when its input does. */
+  close(): void {
+    this.process.stdin.end();
+  }
+}
+
+/** The interpreter of the environment that `bench/peers/install.sh` makes: SWITCHYARD_PEERS, or .venv in this package. */
+function peersPython(): string {
+  const directory = process.env.SWITCHYARD_PEERS ?? join(packageRoot(), '.venv');
+  return join(directory, 'bin', 'python');
+}
+
+/** A script of bench/peers; null, with a line in the log, where Python or its packages are missing. */
+export async function startPython(
+  name: string,
+  script: string,
+  args: string[],
+  log: Log,
+): Promise<Peer | null> {
+  const python = peersPython();
+  if (!existsSync(python)) {
+    log(`${name} is left out: there is no ${python}; bench/peers/install.sh makes it`);
+    return null;
+  }
+  return Peer.start(name, python, [join(packageRoot(), 'bench', 'peers', script), ...args], log);
+}
+
+/** A program of native/bench, built first if anything changed. */
+export async function startNative(program: string, args: string[], log: Log): Promise<Peer> {
+  const source = join(packageRoot(), 'native');
+  const build = join(source, 'build-bench');
+  const run = promisify(execFile);
+  await run('cmake', ['-S', source, '-B', build, '-DSWITCHYARD_BENCH=ON']);
+  await run('cmake', ['--build', build, '--target', program]);
+  const peer = await Peer.start(program, join(build, 'bench', program), args, log);
+  if (!peer) throw new Error(`${program} does not run`);
+  return peer;
+}
