@@ -73,7 +73,7 @@ SWITCHYARD_TARGET void multiply_half(const TileProduct& product, size_t half) {
   const uint16_t* b = product.b + half * 2 * line_elements;
   const uint16_t* next_a = product.next_a;
   // Each half fetches its half of what the product is to fetch.
-  const size_t lines = product.fetch_lines * 2;
+  const size_t lines = product.fetch_lines / 2;
   const char* fetch = reinterpret_cast<const char*>(product.fetch) + half * product.groups * lines * 64;
   for (size_t group = 0; group < product.groups; ++group) {
     for (size_t line = 0; line < lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T2);
@@ -135,6 +135,8 @@ bool supported() {
 const Kernels amx_bf16_kernels = {
     .name = "amx-bf16",
     .tile_rows = 2 * register_rows,
+    .single_tile_rows = 2 * register_rows,
+    .streamed_rows = 2 * register_rows,
     .supported = supported,
     .multiply = multiply,
     .swiglu = swiglu,

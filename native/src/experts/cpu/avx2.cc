@@ -128,8 +128,8 @@ SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
         _mm256_store_ps(to + i, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16)));
       }
     }
-    const size_t lines = product.fetch_lines * 4 * groups;
-    const char* const fetch = reinterpret_cast<const char*>(product.fetch) + product.fetch_lines * 4 * first * 64;
+    const size_t lines = product.fetch_lines * groups;
+    const char* const fetch = reinterpret_cast<const char*>(product.fetch) + product.fetch_lines * first * 64;
     for (size_t line = 0; line < lines; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T2);
     for (size_t column = 0; column < panel_columns; column += vectors * 8) {
       multiply_columns<Rows, vectors>(widened, product.b + first * panel_group_elements + column * 2, groups * group_depth / 2,
@@ -174,6 +174,8 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 const Kernels avx2_kernels = {
     .name = "avx2",
     .tile_rows = 5,
+    .single_tile_rows = 5,
+    .streamed_rows = 5,
     .supported = supported,
     .multiply = multiply,
     .swiglu = swiglu_rows,

@@ -47,61 +47,90 @@ SWITCHYARD_INLINE __m512i round_pair(Vector low, Vector high) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.lanes, low.lanes));
 }
 
-template <int Rows>
-SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
-  __m512 sums[Rows][vectors];
-  float* c = product.c;
-#pragma GCC unroll 8
+/**
+ * Rows times `Vectors` vectors of a panel's columns, from vector `first` on: one pass of several over the panel.
+ * `FetchLines` are fetched with every four pairs of k. They are a constant: a loop that counts them costs more than it fetches.
+ */
+template <int Rows, int Vectors, int FetchLines>
+SWITCHYARD_TARGET void multiply_pass(const TileProduct& product, int first) {
+  constexpr int fours = pairs / 4;
+  __m512 sums[Rows][Vectors];
+  float* const c = product.c + first * 16;
+#pragma GCC unroll 16
   for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 4
-    for (int vector = 0; vector < vectors; ++vector) {
+    for (int vector = 0; vector < Vectors; ++vector) {
       sums[row][vector] = product.accumulate ? _mm512_loadu_ps(c + row * panel_columns + vector * 16) : _mm512_setzero_ps();
     }
   }
   const uint16_t* a = product.a;
-  const uint16_t* b = product.b;
-  const char* fetch = reinterpret_cast<const char*>(product.fetch);
+  const uint16_t* b = product.b + first * 32;
+  // Every pass fetches its share, one after the other.
+  const char* fetch = reinterpret_cast<const char*>(product.fetch) + first / Vectors * product.groups * fours * FetchLines * 64;
+  const bool last = first + Vectors == vectors;
   const uint16_t* next_a = product.next_a;
-  for (size_t group = 0; group < product.groups; ++group) {
-#pragma GCC unroll 8
-    for (int row = 0; row < Rows; ++row) _mm_prefetch(reinterpret_cast<const char*>(next_a + row * group_depth), _MM_HINT_T0);
-    next_a += Rows * group_depth;
+  for (size_t group = 0; group < product.groups; ++group, a += (Rows - 1) * group_depth) {
+    if (last) {
+#pragma GCC unroll 16
+      for (int row = 0; row < Rows; ++row) _mm_prefetch(reinterpret_cast<const char*>(next_a + row * group_depth), _MM_HINT_T0);
+      next_a += Rows * group_depth;
+    }
+    for (int four = 0; four < fours; ++four, a += 8, b += 4 * 2 * panel_columns) {
 #pragma GCC unroll 4
-    for (int pair = 0; pair < pairs; ++pair) {
-      if (pair % 4 == 0) {
-        for (size_t line = 0; line < product.fetch_lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T2);
-      }
-      __m512bh weights[vectors];
+      for (int pair = 0; pair < 4; ++pair) {
+#pragma GCC unroll 2
+        for (int line = pair * FetchLines / 4; line < (pair + 1) * FetchLines / 4; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T2);
+        __m512bh weights[Vectors];
 #pragma GCC unroll 4
-      for (int vector = 0; vector < vectors; ++vector) {
-        weights[vector] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + (pair * panel_columns + vector * 16) * 2));
-      }
-#pragma GCC unroll 8
-      for (int row = 0; row < Rows; ++row) {
-        int both;
-        __builtin_memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
-        const __m512bh element = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+        for (int vector = 0; vector < Vectors; ++vector) {
+          weights[vector] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + (pair * panel_columns + vector * 16) * 2));
+        }
+#pragma GCC unroll 16
+        for (int row = 0; row < Rows; ++row) {
+          int both;
+          __builtin_memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
+          const __m512bh element = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
 #pragma GCC unroll 4
-        for (int vector = 0; vector < vectors; ++vector) {
-          sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], element, weights[vector]);
+          for (int vector = 0; vector < Vectors; ++vector) {
+            sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], element, weights[vector]);
+          }
         }
       }
+      fetch += FetchLines * 64;
     }
-    a += Rows * group_depth;
-    b += panel_group_elements;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 4
-    for (int vector = 0; vector < vectors; ++vector) {
+    for (int vector = 0; vector < Vectors; ++vector) {
       _mm512_storeu_ps(c + row * panel_columns + vector * 16, sums[row][vector]);
     }
   }
 }
 
+template <int Rows, int Vectors, int FetchLines>
+void multiply_passes(const TileProduct& product) {
+  for (int first = 0; first < vectors; first += Vectors) multiply_pass<Rows, Vectors, FetchLines>(product, first);
+}
+
+/** As many columns at once as leave registers for their weights and one element beside the sums. */
+template <int Rows>
+void multiply_rows(const TileProduct& product) {
+  constexpr int together = Rows <= 6 ? 4 : Rows <= 14 ? 2 : 1;
+  switch (product.fetch_lines * together / pairs) {
+    case 0: return multiply_passes<Rows, together, 0>(product);
+    case 1: return multiply_passes<Rows, together, 1>(product);
+    case 2: return multiply_passes<Rows, together, 2>(product);
+    case 4: return multiply_passes<Rows, together, 4>(product);
+    default: return multiply_passes<Rows, together, 8>(product);
+  }
+}
+
 void multiply(const TileProduct& product) {
-  static constexpr void (*by_rows[])(const TileProduct&) = {multiply_rows<1>, multiply_rows<2>, multiply_rows<3>,
-                                                            multiply_rows<4>, multiply_rows<5>, multiply_rows<6>};
+  static constexpr void (*by_rows[])(const TileProduct&) = {
+      multiply_rows<1>,  multiply_rows<2>,  multiply_rows<3>,  multiply_rows<4>,  multiply_rows<5>,  multiply_rows<6>,
+      multiply_rows<7>,  multiply_rows<8>,  multiply_rows<9>,  multiply_rows<10>, multiply_rows<11>, multiply_rows<12>,
+      multiply_rows<13>, multiply_rows<14>, multiply_rows<15>, multiply_rows<16>};
   by_rows[product.rows - 1](product);
 }
 
@@ -141,7 +170,9 @@ bool supported() {
 
 const Kernels avx512_bf16_kernels = {
     .name = "avx512-bf16",
-    .tile_rows = 6,
+    .tile_rows = 14,
+    .single_tile_rows = 16,
+    .streamed_rows = 6,
     .supported = supported,
     .multiply = multiply,
     .swiglu = swiglu_rows,

@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cstring>
 #include <mutex>
@@ -37,13 +38,23 @@ struct Task {
   size_t first_panel, end_panel;
 };
 
+/** Cache lines of a panel per group of k. */
+constexpr size_t group_lines = panel_group_elements * sizeof(uint16_t) / 64;
+/** Tiles that share the fetching of the next block of weights: the first ones, each of them as evenly as its kernel can. */
+constexpr size_t fetching_tiles_max = 8;
+
+size_t cache_bytes(int level_name, size_t assumed) {
+  const long found = sysconf(level_name);
+  return found > 0 ? static_cast<size_t>(found) : assumed;
+}
+
 /** A quarter of the second-level cache: as much again is fetched meanwhile, and sums and rows take their part. */
 size_t cached_groups() {
-  constexpr long assumed_bytes = 1 << 20;
-  const long found_bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  const size_t cache_bytes = static_cast<size_t>(found_bytes > 0 ? found_bytes : assumed_bytes);
-  return std::clamp<size_t>(cache_bytes / 4 / (panel_group_elements * sizeof(uint16_t)), 8, 256);
+  return std::clamp<size_t>(cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20) / 4 / (panel_group_elements * sizeof(uint16_t)), 8, 256);
 }
+
+/** Half of the first-level cache, in lines: what the rows of a tile may take that stays there from one pass over it to the next. */
+size_t near_lines() { return cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10) / 2 / (group_depth * sizeof(uint16_t)); }
 
 /** The first element of a group of k in a tile of packed rows. */
 const uint16_t* tile_at(const Split& tiles, size_t tile, const uint16_t* a, size_t groups, size_t group) {
@@ -52,7 +63,7 @@ const uint16_t* tile_at(const Split& tiles, size_t tile, const uint16_t* a, size
 
 class CpuBackend final : public ExpertBackend {
  public:
-  CpuBackend(int threads, const Kernels& kernels) : kernels_(kernels), block_groups_(cached_groups()), team_(threads), sums_(threads) {}
+  CpuBackend(int threads, const Kernels& kernels) : kernels_(kernels), block_groups_(cached_groups()), near_lines_(near_lines()), team_(threads), sums_(threads) {}
 
   BackendDescription description() const override {
     return {.kind = "cpu", .detail = std::string(kernels_.name), .threads = team_.members()};
@@ -78,6 +89,7 @@ class CpuBackend final : public ExpertBackend {
   const Kernels& kernels_;
   /** Groups of k after which the next tile takes its turn, so that this part of a panel stays cached. */
   const size_t block_groups_;
+  const size_t near_lines_;
   std::mutex mutex_;
   Team team_;
   std::vector<RowReference> rows_;
@@ -119,7 +131,7 @@ void CpuBackend::reserve(const CpuExpert& expert, size_t rows) {
 }
 
 void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowReference> rows) {
-  const Split tiles = Split::into_parts_of(kernels_.tile_rows, rows.size());
+  const Split tiles = rows.size() <= kernels_.single_tile_rows ? Split{rows.size(), 1} : Split::into_parts_of(kernels_.tile_rows, rows.size());
   uint16_t* const inputs = inputs_.as<uint16_t>();
   uint16_t* const intermediate = intermediate_.as<uint16_t>();
   const size_t input_row_elements = expert.first().groups() * group_depth;
@@ -188,18 +200,21 @@ template <typename Finish>
 void CpuBackend::multiply_task(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Task& task, float* sums,
                                const Finish& finish) const {
   const size_t groups = weights.groups();
-  // Equal blocks, so that each fetches the whole of the next one.
-  const Split blocks = Split::into_parts_of(block_groups_, groups);
-  const uint16_t* const end = weights.panel(task.end_panel);
-  // Each tile fetches its share of the next block of weights while it computes with this one. A single
-  // tile reads every weight once, in order, which the hardware foresees better than any advice.
   const size_t task_tiles = task.end_tile - task.first_tile;
-  const size_t fetch_lines = task_tiles == 1 ? 0 : divide_up(panel_group_elements * sizeof(uint16_t) / 64 / 4, task_tiles);
+  const size_t first_rows = tiles.size(task.first_tile);
+  const bool streamed = task_tiles == 1 && first_rows <= kernels_.streamed_rows;
+  // The first tiles fetch the next block of weights while they compute with this one.
+  const size_t fetch_lines = streamed ? 0 : std::bit_ceil(group_lines / std::min(task_tiles, fetching_tiles_max));
+  // Equal blocks, so that each fetches the whole of the next one. With a single tile only its rows have to stay near.
+  const size_t block_groups = task_tiles == 1 && !streamed ? near_lines_ / first_rows : block_groups_;
+  const Split blocks = Split::into_parts_of(block_groups, groups);
+  const uint16_t* const end = weights.panel(task.end_panel);
   for (size_t panel = task.first_panel; panel < task.end_panel; ++panel) {
     for (size_t block = 0; block < blocks.parts; ++block) {
       const bool last_block = block + 1 == blocks.parts;
       const uint16_t* const b = weights.panel(panel) + blocks.begin(block) * panel_group_elements;
-      const uint16_t* fetch = b + blocks.size(block) * panel_group_elements;
+      const size_t block_elements = blocks.size(block) * panel_group_elements;
+      const uint16_t* fetch = b + block_elements;
       for (size_t tile = task.first_tile; tile < task.end_tile; ++tile) {
         const bool last_tile = tile + 1 == task.end_tile;
         const size_t next_block = !last_tile ? block : last_block ? 0 : block + 1;
@@ -213,8 +228,8 @@ void CpuBackend::multiply_task(const Split& tiles, const uint16_t* a, const Pack
                            .accumulate = block > 0,
                            .next_a = tile_at(tiles, last_tile ? task.first_tile : tile + 1, a, groups, blocks.begin(next_block)),
                            .fetch = fetch,
-                           .fetch_lines = fetch < end ? fetch_lines : 0});
-        fetch += blocks.size(block) * fetch_lines * 4 * 64 / sizeof(uint16_t);
+                           .fetch_lines = fetch < std::min(end, b + 2 * block_elements) ? fetch_lines : 0});
+        fetch += block_elements / group_lines * fetch_lines;
         if (last_block) finish(panel, tile, sums + sums_row * panel_columns);
       }
     }

@@ -9,7 +9,7 @@ namespace switchyard::cpu {
 
 /** Rows of one tile times one panel, over some groups of k. */
 struct TileProduct {
-  /** 1 to `tile_rows` of the kernels. */
+  /** 1 to `tile_rows` of the kernels, or to `single_tile_rows` in a product of one tile. */
   size_t rows;
   /** Groups of k. */
   size_t groups;
@@ -23,7 +23,10 @@ struct TileProduct {
   bool accumulate;
   /** Rows of the next product, as many as `a`, to be fetched into the nearest cache meanwhile. */
   const uint16_t* next_a;
-  /** Weights that will be needed next, to be fetched from memory meanwhile: `fetch_lines` for every 8 k. */
+  /**
+   * Weights that will be needed next, to be fetched from memory into the second-level cache meanwhile: `fetch_lines` cache
+   * lines for every group of k, none or a power of two from 8 to 64.
+   */
   const uint16_t* fetch;
   size_t fetch_lines;
 };
@@ -37,6 +40,10 @@ struct Kernels {
   std::string_view name;
   /** The most rows of a tile. */
   size_t tile_rows;
+  /** The most rows that are better computed as one tile than as several: each weight then comes to the core once. */
+  size_t single_tile_rows;
+  /** Up to so many rows in one tile reading the weights is all that takes time, and the hardware's own prefetch is the best. */
+  size_t streamed_rows;
   /** Whether this machine can run it. */
   bool (*supported)();
   void (*multiply)(const TileProduct& product);
