@@ -1,8 +1,9 @@
 import { type Expert, type ExpertBackend, native, type TensorSource } from '../native/index.js';
 import { type Peer, startNative, startPython } from './peer.js';
-import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
+import type { BenchOptions, BenchResult } from './report.js';
+import { type Call, summarizeTurns, takeTurns } from './turns.js';
 
-interface Shape {
+export interface Shape {
   activation: 'swiglu' | 'gelu';
   hidden: number;
   ffn: number;
@@ -19,22 +20,8 @@ const workingSetBytes = 256e6;
 /** Calls with few rows are short: more of them make up one counted run. */
 const turnsPerRun = (rows: number) => (rows <= 16 ? 10 : rows <= 128 ? 4 : 1);
 
-/** Seconds of one call with `rows` rows. */
-type Ffn = (rows: number, expert: number) => Promise<number>;
-
-/** One turn of a case: seconds of ours and of every peer, and the limits at that time. */
-interface Turn {
-  ours: number;
-  peers: Record<string, number>;
-  /** Operations a second. */
-  registers: number;
-  cached: number;
-  /** Bytes a second. */
-  read: number;
-}
-
 /** Bytes of one expert's weights: as many as operations for one row. */
-function weightBytes({ activation, hidden, ffn }: Shape): number {
+export function weightBytes({ activation, hidden, ffn }: Shape): number {
   return 2 * (activation === 'swiglu' ? 3 : 2) * hidden * ffn;
 }
 
@@ -71,7 +58,7 @@ async function openOurs(shape: Shape, expertCount: number, rowsMax: number) {
   });
   const output = native.allocateSlab(rowsMax * hidden * 2);
   const indices = Uint32Array.from({ length: rowsMax }, (_, row) => row);
-  const forward: Ffn = (count, expert) =>
+  const forward: Call = (count, expert) =>
     backend.forward(experts[expert]!, [
       { rows, indices: indices.subarray(0, count), output, outputRow: 0, inputWeights: null },
     ]);
@@ -83,7 +70,7 @@ async function openOurs(shape: Shape, expertCount: number, rowsMax: number) {
 }
 
 /** The peers that are there, by name. KTransformers computes SwiGLU alone; beside GELU its time counts per operation. */
-async function openPeers(limits: Peer, python: (Peer | null)[], shape: Shape): Promise<Record<string, Ffn>> {
+function openPeers(limits: Peer, python: (Peer | null)[], shape: Shape): Record<string, Call> {
   const [torch, kt] = python;
   const ktShare = weightBytes(shape) / weightBytes({ ...shape, activation: 'swiglu' });
   return {
@@ -91,42 +78,6 @@ async function openPeers(limits: Peer, python: (Peer | null)[], shape: Shape): P
     ...(limits.can('onednn') && { onednn: (rows, expert) => limits.ask('onednn', rows, expert) }),
     ...(kt && { kt: async (rows, expert) => ktShare * (await kt.ask(rows, expert)) }),
   };
-}
-
-async function measureTurn(
-  rows: number,
-  expert: number,
-  ours: Ffn,
-  peers: Record<string, Ffn>,
-  limits: Peer,
-): Promise<Turn> {
-  // The peaks before and after ours, because the clock of a core drifts.
-  const before = { registers: await limits.ask('registers'), cached: await limits.ask('cached') };
-  const turn: Turn = { ours: await ours(rows, expert), peers: {}, registers: 0, cached: 0, read: 0 };
-  turn.registers = (before.registers + (await limits.ask('registers'))) / 2;
-  turn.cached = (before.cached + (await limits.ask('cached'))) / 2;
-  turn.read = await limits.ask('read');
-  for (const [name, peer] of Object.entries(peers)) turn.peers[name] = await peer(rows, expert);
-  return turn;
-}
-
-function resultOf(id: string, shape: Shape, rows: number, turns: Turn[]): BenchResult {
-  const byBytes = rows === 1;
-  const unit = byBytes ? 1e9 : 1e12;
-  const work = (weightBytes(shape) * rows) / unit;
-  const limit = (turn: Turn) => (byBytes ? turn.read : Math.max(turn.registers, turn.cached)) / unit;
-  const runs = turns.map((turn) => ({ value: work / turn.ours, reference: limit(turn) }));
-  const details: Record<string, number> = {
-    'register TFLOP/s': median(turns.map((turn) => turn.registers)) / 1e12,
-    'L1 TFLOP/s': median(turns.map((turn) => turn.cached)) / 1e12,
-    'read GB/s': median(turns.map((turn) => turn.read)) / 1e9,
-  };
-  const peers: Record<string, number> = {};
-  for (const name of Object.keys(turns[0]!.peers)) {
-    peers[name] = median(turns.map((turn) => work / turn.peers[name]!));
-    details[`x ${name}`] = median(turns.map((turn) => turn.peers[name]! / turn.ours));
-  }
-  return { ...summarize(id, byBytes ? 'GB/s' : 'TFLOP/s', byBytes ? 'read' : 'peak', runs, details), peers };
 }
 
 async function benchShape(name: string, shape: Shape, { runs, log }: BenchOptions): Promise<BenchResult[]> {
@@ -140,18 +91,11 @@ async function benchShape(name: string, shape: Shape, { runs, log }: BenchOption
     await startPython('torch', 'torch_ffn.py', [shape.activation, ...sizes], log),
     await startPython('kt', 'kt_ffn.py', [...sizes, String(rowsMax)], log),
   ];
-  const peers = await openPeers(limits, python, shape);
+  const peers = openPeers(limits, python, shape);
   const results: BenchResult[] = [];
   for (const rows of rowCounts) {
-    const turns: Turn[] = [];
-    // Uncounted, every expert once: fresh memory is slow, and oneDNN packs weights for this number of rows.
-    for (let expert = 0; expert < expertCount; expert++) {
-      for (const call of [ours.forward, ...Object.values(peers)]) await call(rows, expert);
-    }
-    for (let turn = 0; turn < runs * turnsPerRun(rows); turn++) {
-      turns.push(await measureTurn(rows, turn % expertCount, ours.forward, peers, limits));
-    }
-    results.push(resultOf(`${name}-${rows}`, shape, rows, turns));
+    const turns = await takeTurns(runs * turnsPerRun(rows), expertCount, rows, ours.forward, peers, limits);
+    results.push(summarizeTurns(`${name}-${rows}`, weightBytes(shape) * rows, rows === 1, turns));
   }
   ours.close();
   for (const peer of [limits, ...python]) peer?.close();

@@ -4,6 +4,7 @@ import { benchHosts, hostCases } from './hosts.js';
 import { benchTimeline } from './hosts-timeline.js';
 import { expertGroups } from './experts.js';
 import { benchKernels } from './kernels.js';
+import { layerGroups } from './layer.js';
 import { benchLink } from './link.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
 
@@ -12,6 +13,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
   kernels: benchKernels,
   link: benchLink,
   ...expertGroups,
+  ...layerGroups,
   ...Object.fromEntries(
     clusterCases.map((test) => [
       test.id,

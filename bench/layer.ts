@@ -1,0 +1,165 @@
+import {
+  type Expert,
+  type ExpertBackend,
+  type GateWeights,
+  native,
+  type RoutingSpec,
+  type Slab,
+} from '../native/index.js';
+import { loadExperts, type Shape, syntheticMatrix, weightBytes } from './experts.js';
+import { startNative, startPython } from './peer.js';
+import type { BenchOptions, BenchResult } from './report.js';
+import { type Call, summarizeTurns, takeTurns } from './turns.js';
+
+const expertCount = 16;
+const cases: { shape: Shape; topK: number }[] = [
+  { shape: { activation: 'swiglu', hidden: 1024, ffn: 2816 }, topK: 2 },
+  { shape: { activation: 'swiglu', hidden: 4096, ffn: 1536 }, topK: 8 },
+];
+const tokenCounts = [256, 1024, 4096];
+/** Beyond every other stream of synthetic values that the experts use. */
+const gateStream = 3 * expertCount;
+
+/** One MoE layer in one process: what a router and a worker do to a chunk, without what lies between them. */
+class Layer {
+  private constructor(
+    readonly backend: ExpertBackend,
+    private readonly experts: Expert[],
+    private readonly gate: GateWeights,
+    private readonly tokens: Slab,
+    private readonly hidden: number,
+    private readonly topK: number,
+  ) {}
+
+  static async open({ shape, topK }: (typeof cases)[number]): Promise<Layer> {
+    const { hidden } = shape;
+    const backend = native.createCpuBackend({ threads: 1 });
+    const experts = await loadExperts(backend, shape, expertCount);
+    const weight = await native.readTensor(syntheticMatrix(gateStream, expertCount, hidden));
+    const routing: RoutingSpec = {
+      topK,
+      score: 'softmax',
+      renormalise: true,
+      scale: 1,
+      groups: 1,
+      groupsChosen: 1,
+      groupScore: 'max',
+      masked: 'zero',
+      weightOn: 'output',
+    };
+    const gate = native.createGate({
+      weight,
+      experts: expertCount,
+      hidden,
+      logitBias: null,
+      selectionBias: null,
+      routing,
+    });
+    weight.release();
+    const count = Math.max(...tokenCounts);
+    const tokens = await native.synthesizeTokens({
+      seed: 3,
+      firstToken: 0,
+      count,
+      hidden,
+      skew: 0,
+      topics: 64,
+    });
+    return new Layer(backend, experts, gate, tokens, hidden, topK);
+  }
+
+  /** Seconds for the first `rowCount` tokens: gate, group, experts, combine. */
+  async forward(rowCount: number): Promise<number> {
+    const { hidden, topK, tokens: rows } = this;
+    const start = performance.now();
+    const { experts, weights } = await native.gateRows({ gate: this.gate, rows, rowCount, bias: null });
+    const workerOf = new Uint32Array(expertCount);
+    const packed = await native.packRows({
+      rows,
+      rowCount,
+      hidden,
+      topK,
+      experts,
+      weights,
+      workerOf,
+      workers: 1,
+    });
+    const { rows: groupRows, segments, rowIndices, slots } = packed[0]!;
+    const output = native.allocateSlab(rowCount * topK * hidden * 2);
+    for (let segment = 0, outputRow = 0; segment < segments.length; segment += 2) {
+      const indices = rowIndices.subarray(outputRow, outputRow + segments[segment + 1]!);
+      const input = { rows: groupRows, indices, output, outputRow, inputWeights: null };
+      await this.backend.forward(this.experts[segments[segment]!]!, [input]);
+      outputRow += indices.length;
+    }
+    const parts = [{ rows: output, targets: slots }];
+    const result = await native.combineRows({
+      mode: 'exact',
+      rowCount,
+      hidden,
+      topK,
+      weights,
+      residual: null,
+      parts,
+    });
+    const seconds = (performance.now() - start) / 1000;
+    for (const slab of [groupRows, output, result]) slab.release();
+    return seconds;
+  }
+
+  close(): void {
+    for (const held of [...this.experts, this.gate, this.tokens]) held.release();
+    this.backend.close();
+  }
+}
+
+async function benchCase(
+  name: string,
+  test: (typeof cases)[number],
+  options: BenchOptions,
+): Promise<BenchResult[]> {
+  const { runs, log } = options;
+  native.configure({ slabBytesMax: 2 ** 31, threads: 1 });
+  const layer = await Layer.open(test);
+  const limits = await startNative(
+    'experts_peer',
+    [layer.backend.description.detail, 'swiglu', '64', '64', '1'],
+    log,
+  );
+  const sizes = [test.shape.hidden, test.shape.ffn, expertCount, test.topK].map(String);
+  const torch = await startPython('torch', 'torch_layer.py', sizes, log);
+  const kt = await startPython('kt', 'kt_layer.py', [...sizes, String(Math.max(...tokenCounts))], log);
+  const peers: Record<string, Call> = {
+    ...(torch && {
+      torch: (tokens) => torch.ask(tokens, 0),
+      'torch-grouped': (tokens) => torch.ask(tokens, 1),
+    }),
+    ...(kt && { kt: (tokens) => kt.ask(tokens) }),
+  };
+  const results: BenchResult[] = [];
+  for (const tokens of tokenCounts) {
+    const turnsPerRun = tokens <= 256 ? 4 : 1;
+    const turns = await takeTurns(
+      runs * turnsPerRun,
+      1,
+      tokens,
+      (rows) => layer.forward(rows),
+      peers,
+      limits,
+    );
+    const work = weightBytes(test.shape) * tokens * test.topK;
+    results.push(summarizeTurns(`${name}-${tokens}`, work, false, turns));
+  }
+  layer.close();
+  for (const peer of [limits, torch, kt]) peer?.close();
+  return results;
+}
+
+/** A whole MoE layer on one thread beside PyTorch's, as transformers writes it both ways, and KTransformers'. */
+export const layerGroups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> =
+  Object.fromEntries(
+    cases.map((test) => {
+      const name = `layer/${test.shape.hidden}x${test.shape.ffn}-top${test.topK}`;
+      return [name, (options: BenchOptions) => benchCase(name, test, options)];
+    }),
+  );

@@ -1,0 +1,69 @@
+import type { Peer } from './peer.js';
+import { type BenchResult, median, summarize } from './report.js';
+
+/** Seconds of one call with `rows` rows, for an implementation that holds several experts with that one. */
+export type Call = (rows: number, expert: number) => Promise<number>;
+
+/** Seconds of ours and of every peer, one after the other, and the limits of the core at that time. */
+export interface Turn {
+  ours: number;
+  peers: Record<string, number>;
+  /** Operations a second. */
+  registers: number;
+  cached: number;
+  /** Bytes a second. */
+  read: number;
+}
+
+/** Every implementation computes the same number of rows `count` times; experts change from turn to turn. */
+export async function takeTurns(
+  count: number,
+  expertCount: number,
+  rows: number,
+  ours: Call,
+  peers: Record<string, Call>,
+  limits: Peer,
+): Promise<Turn[]> {
+  // Uncounted, every expert once: fresh memory is slow, and some pack weights for this number of rows.
+  for (let expert = 0; expert < expertCount; expert++) {
+    for (const call of [ours, ...Object.values(peers)]) await call(rows, expert);
+  }
+  const turns: Turn[] = [];
+  for (let index = 0; index < count; index++) {
+    const expert = index % expertCount;
+    // The peaks before and after ours, because the clock of a core drifts.
+    const before = { registers: await limits.ask('registers'), cached: await limits.ask('cached') };
+    const turn: Turn = { ours: await ours(rows, expert), peers: {}, registers: 0, cached: 0, read: 0 };
+    turn.registers = (before.registers + (await limits.ask('registers'))) / 2;
+    turn.cached = (before.cached + (await limits.ask('cached'))) / 2;
+    turn.read = await limits.ask('read');
+    for (const [name, call] of Object.entries(peers)) turn.peers[name] = await call(rows, expert);
+    turns.push(turn);
+  }
+  return turns;
+}
+
+/**
+ * `work` of one call is operations, beside the better of the two peaks, or with `byBytes` bytes, beside plain reading.
+ * `x NAME` in the details is how many times faster ours is than that peer: the median of the ratios within the turns.
+ */
+export function summarizeTurns(id: string, work: number, byBytes: boolean, turns: Turn[]): BenchResult {
+  const scale = byBytes ? 1e9 : 1e12;
+  const rate = (seconds: number) => work / seconds / scale;
+  const limit = (turn: Turn) => (byBytes ? turn.read : Math.max(turn.registers, turn.cached)) / scale;
+  const runs = turns.map((turn) => ({ value: rate(turn.ours), reference: limit(turn) }));
+  const details: Record<string, number> = {
+    'register TFLOP/s': median(turns.map((turn) => turn.registers)) / 1e12,
+    'L1 TFLOP/s': median(turns.map((turn) => turn.cached)) / 1e12,
+    'read GB/s': median(turns.map((turn) => turn.read)) / 1e9,
+  };
+  const peers: Record<string, number> = {};
+  for (const name of Object.keys(turns[0]!.peers)) {
+    peers[name] = median(turns.map((turn) => rate(turn.peers[name]!)));
+    details[`x ${name}`] = median(turns.map((turn) => turn.peers[name]! / turn.ours));
+  }
+  return {
+    ...summarize(id, byBytes ? 'GB/s' : 'TFLOP/s', byBytes ? 'read' : 'peak', runs, details),
+    peers,
+  };
+}
