@@ -10,11 +10,11 @@ _answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
 
-def answer(call: Callable[..., object]) -> None:
-    """Calls `call` with the integers of every line and answers with the seconds that it took."""
+def answer(call: Callable[..., object], clock: Callable[[], float] = time.perf_counter) -> None:
+    """Calls `call` with the integers of every line and answers with the seconds that it took by `clock`."""
     print("ready", file=_answers)
     for line in sys.stdin:
         numbers = [int(word) for word in line.split()]
-        begin = time.perf_counter()
+        begin = clock()
         call(*numbers)
-        print(time.perf_counter() - begin, file=_answers)
+        print(clock() - begin, file=_answers)

@@ -1,4 +1,8 @@
-"""The experts of one MoE layer by KTransformers (kt-kernel) on one thread: BF16 weights, SwiGLU."""
+"""The experts of one MoE layer by KTransformers (kt-kernel) with one worker thread: BF16 weights, SwiGLU.
+
+Beside that worker KTransformers keeps the thread that feeds it busy all the time, on a second core if there is one. So the
+peers count the CPU time of the process: what the work takes on one core.
+"""
 
 import torch
 from kt_kernel import kt_kernel_ext
