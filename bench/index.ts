@@ -1,8 +1,8 @@
 import { invalidArgument } from '../services/common/errors.js';
 import { benchCluster, clusterCases } from './cluster.js';
+import { expertGroups } from './experts.js';
 import { benchHosts, hostCases } from './hosts.js';
 import { benchTimeline } from './hosts-timeline.js';
-import { expertGroups } from './experts.js';
 import { benchKernels } from './kernels.js';
 import { layerGroups } from './layer.js';
 import { benchLink } from './link.js';

@@ -1,10 +1,10 @@
 import { type ChildProcessByStdio, execFile, spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
 import { promisify } from 'node:util';
 import { packageRoot } from '../native/locate.js';
+import { torchPython } from './peers/torch.js';
 
 type Log = (line: string) => void;
 
@@ -62,12 +62,6 @@ export class Peer {
   }
 }
 
-/** The interpreter of the environment that `bench/peers/install.sh` makes: SWITCHYARD_PEERS, or .venv in this package. */
-function peersPython(): string {
-  const directory = process.env.SWITCHYARD_PEERS ?? join(packageRoot(), '.venv');
-  return join(directory, 'bin', 'python');
-}
-
 /** A script of bench/peers; null, with a line in the log, where Python or its packages are missing. */
 export async function startPython(
   name: string,
@@ -75,9 +69,11 @@ export async function startPython(
   args: string[],
   log: Log,
 ): Promise<Peer | null> {
-  const python = peersPython();
-  if (!existsSync(python)) {
-    log(`${name} is left out: there is no ${python}; bench/peers/install.sh makes it`);
+  const python = torchPython();
+  if (python === null) {
+    log(
+      `${name} is left out: neither .venv nor SWITCHYARD_PEERS has an environment; bench/peers/install.sh makes it`,
+    );
     return null;
   }
   return Peer.start(name, python, [join(packageRoot(), 'bench', 'peers', script), ...args], log);
