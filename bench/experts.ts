@@ -58,10 +58,10 @@ async function openOurs(shape: Shape, expertCount: number, rowsMax: number) {
   });
   const output = native.allocateSlab(rowsMax * hidden * 2);
   const indices = Uint32Array.from({ length: rowsMax }, (_, row) => row);
-  const forward: Call = (count, expert) =>
-    backend.forward(experts[expert]!, [
-      { rows, indices: indices.subarray(0, count), output, outputRow: 0, inputWeights: null },
-    ]);
+  const forward: Call = async (count, expert) => {
+    const input = { rows, indices: indices.subarray(0, count), output, outputRow: 0, inputWeights: null };
+    return (await backend.forward(experts[expert]!, [input])).seconds;
+  };
   const close = () => {
     for (const held of [...experts, rows, output]) held.release();
     backend.close();
