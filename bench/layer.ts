@@ -9,7 +9,7 @@ import {
 import { loadExperts, type Shape, syntheticMatrix, weightBytes } from './experts.js';
 import { startNative, startPython } from './peer.js';
 import type { BenchOptions, BenchResult } from './report.js';
-import { type Call, summarizeTurns, takeTurns } from './turns.js';
+import { type Call, cpuSeconds, summarizeTurns, takeTurns } from './turns.js';
 
 const expertCount = 16;
 const cases: { shape: Shape; topK: number }[] = [
@@ -68,10 +68,9 @@ class Layer {
     return new Layer(backend, experts, gate, tokens, hidden, topK);
   }
 
-  /** Seconds for the first `rowCount` tokens: gate, group, experts, combine. */
-  async forward(rowCount: number): Promise<number> {
+  /** The first `rowCount` tokens: gate, group, experts, combine. */
+  async forward(rowCount: number): Promise<void> {
     const { hidden, topK, tokens: rows } = this;
-    const start = performance.now();
     const { experts, weights } = await native.gateRows({ gate: this.gate, rows, rowCount, bias: null });
     const workerOf = new Uint32Array(expertCount);
     const packed = await native.packRows({
@@ -102,9 +101,7 @@ class Layer {
       residual: null,
       parts,
     });
-    const seconds = (performance.now() - start) / 1000;
     for (const slab of [groupRows, output, result]) slab.release();
-    return seconds;
   }
 
   close(): void {
@@ -143,7 +140,7 @@ async function benchCase(
       runs * turnsPerRun,
       1,
       tokens,
-      (rows) => layer.forward(rows),
+      (rows) => cpuSeconds(() => layer.forward(rows)),
       peers,
       limits,
     );

@@ -1,10 +1,10 @@
 import type { Peer } from './peer.js';
 import { type BenchResult, median, summarize } from './report.js';
 
-/** Seconds of one call with `rows` rows, for an implementation that holds several experts with that one. */
+/** CPU seconds of one call with `rows` rows, for an implementation that holds several experts with that one. */
 export type Call = (rows: number, expert: number) => Promise<number>;
 
-/** Seconds of ours and of every peer, one after the other, and the limits of the core at that time. */
+/** CPU seconds of ours and of every peer, one after the other, and the limits of the core at that time. */
 export interface Turn {
   ours: number;
   peers: Record<string, number>;
@@ -13,6 +13,14 @@ export interface Turn {
   cached: number;
   /** Bytes a second. */
   read: number;
+}
+
+/** CPU time that this process took for an action. All that is compared here counts so, because other programs must not count. */
+export async function cpuSeconds(action: () => Promise<unknown>): Promise<number> {
+  const before = process.cpuUsage();
+  await action();
+  const { user, system } = process.cpuUsage(before);
+  return (user + system) / 1e6;
 }
 
 /** Every implementation computes the same number of rows `count` times; experts change from turn to turn. */

@@ -1,4 +1,4 @@
-"""How a peer talks to the benchmark: it says "ready", then answers every line of input with the seconds of one call."""
+"""How a peer talks to the benchmark: it says "ready", then answers every line of input with the CPU seconds of one call."""
 
 import os
 import sys
@@ -10,11 +10,11 @@ _answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)
 
 
-def answer(call: Callable[..., object], clock: Callable[[], float] = time.perf_counter) -> None:
-    """Calls `call` with the integers of every line and answers with the seconds that it took by `clock`."""
+def answer(call: Callable[..., object]) -> None:
+    """Calls `call` with the integers of every line and answers with the CPU time of the process that it took."""
     print("ready", file=_answers)
     for line in sys.stdin:
         numbers = [int(word) for word in line.split()]
-        begin = clock()
+        begin = time.process_time()
         call(*numbers)
-        print(clock() - begin, file=_answers)
+        print(time.process_time() - begin, file=_answers)

@@ -1,7 +1,6 @@
 """The experts of one MoE layer by KTransformers (kt-kernel) with one worker thread: BF16 weights, SwiGLU.
 
-Beside that worker KTransformers keeps the thread that feeds it busy all the time, on a second core if there is one. So the
-peers count the CPU time of the process: what the work takes on one core.
+Beside that worker KTransformers keeps the thread that feeds it busy all the time, on a second core if there is one: CPU time counts both.
 """
 
 import torch

@@ -3,7 +3,7 @@
 // The first line of output is "ready", with " onednn" if it can compute. Then every line of input is answered:
 //   registers, cached    operations per second of the instruction set
 //   read                 bytes per second
-//   onednn ROWS EXPERT   seconds
+//   onednn ROWS EXPERT   CPU seconds
 #include <sys/mman.h>
 
 #include <cstdlib>
