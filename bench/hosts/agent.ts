@@ -21,10 +21,9 @@ import {
   linkDevice,
   type ProcessCpu,
 } from './calls.js';
+import { ticksPerSecond } from './machine.js';
 
 const run = promisify(execFile);
-/** As Linux counts CPU time: USER_HZ. */
-const ticksPerSecond = 100;
 const outputBytesMax = 64 * 1024 * 1024;
 
 const processes = new Map<string, LocalProcess>();
