@@ -26,9 +26,10 @@ test('router and worker write what they did with every token batch', async () =>
   const worker = readTrace(readFileSync(files.worker, 'utf8'));
   const named = (name: string) => worker.filter((span) => span.name === name);
   // Two chunks through two layers.
-  expect(named('receive')).toHaveLength(4);
   expect(named('send')).toHaveLength(4);
-  expect(named('receive').map(({ lane }) => lane)).toContain('receive from coordinator');
+  expect(named('send')[0]!.lane).toBe('send to coordinator');
+  // gRPC does not tell when the first byte of a message came.
+  expect(named('receive')).toHaveLength(process.env.SWITCHYARD_TRANSPORT === 'ucx' ? 4 : 0);
   const compute = worker.filter(({ lane }) => lane === 'compute');
   expect(compute.length).toBeGreaterThan(0);
   for (const { start, end } of worker) expect(end).toBeGreaterThanOrEqual(start);
