@@ -157,7 +157,12 @@ export interface BackendDescription {
   kind: 'cpu' | 'cuda';
   /** What computes: an instruction set or a device's name. */
   detail: string;
+  /** Host threads that compute, or that drive the device. */
   threads: number;
+  /** Calls that keep the device busy when as many are under way. */
+  calls: number;
+  /** Memory of the device; null: the host's own. */
+  memoryBytes: number | null;
 }
 
 /** When the device began a call, on the clock of process.hrtime, and what it spent on it. */
@@ -166,11 +171,28 @@ export interface ComputeTime {
   seconds: number;
 }
 
-/** Expert compute on one device. Calls are queued and run in order, each over all threads of the device. */
+/** What a device with memory of its own has done since it was opened, and how it is. */
+export interface DeviceFigures {
+  copyInSeconds: number;
+  computeSeconds: number;
+  copyOutSeconds: number;
+  memoryUsedBytes: number;
+  memoryTotalBytes: number;
+  /** Share of the recent past in which a kernel ran, 0 to 1; null where the driver does not tell. */
+  utilization: number | null;
+}
+
+/** Expert compute on one device. Calls begin in order; a device may overlap them. */
 export interface ExpertBackend {
   readonly description: BackendDescription;
   load(source: ExpertSource): Promise<Expert>;
+  /**
+   * Rejects with DEVICE_LOST when the device has failed for
+   * good; then every later call does.
+   */
   forward(expert: Expert, inputs: ExpertInput[]): Promise<ComputeTime>;
+  /** Null if the device is the host. */
+  figures(): DeviceFigures | null;
   /** Ends the threads after what is queued. Idempotent. */
   close(): void;
 }
@@ -257,6 +279,17 @@ export interface Ucx {
   stats(): UcxStats;
 }
 
+/** What this machine has of CUDA, as a build with CUDA finds it. */
+export interface CudaDescription {
+  /** Version of CUDA built with; null if the backend cannot be loaded. */
+  runtime: string | null;
+  /** Newest version of CUDA that the driver knows; null without a driver. */
+  driver: string | null;
+  devices: { name: string; capability: string; memoryBytes: number }[];
+  /** Why no device can be used; null if one can. */
+  problem: string | null;
+}
+
 export interface Addon {
   /** Bounds of the process: slab bytes, and threads for row operations. Call once, before anything else. */
   configure(options: { slabBytesMax: number; threads: number }): void;
@@ -265,7 +298,8 @@ export interface Addon {
     cpu: string;
     isa: string[];
     ucx: string | null;
-    cuda: string | null;
+    /** Null when the addon was built without CUDA. */
+    cuda: CudaDescription | null;
     cores: number;
   };
 
@@ -366,6 +400,8 @@ export interface Addon {
   }): Promise<Slab>;
 
   createCpuBackend(options: { threads: number }): ExpertBackend;
+  /** Slabs allocated from now on are registered with the device. Throws INVALID_ARGUMENT if there is no such device here. */
+  createCudaBackend(options: { device: number }): ExpertBackend;
 
   /** One layer in float64, from BF16 weights, with none of the code of the other operations. */
   referenceLayer(rows: Float64Array, hidden: number, layer: ReferenceLayer): Promise<ReferenceResult>;

@@ -22,17 +22,31 @@ export const statusCommand = defineCommand({
     }),
 });
 
-/** Rows queued on each worker whose metrics can be read from here, by name. */
-async function queues({ view }: ClusterDescription, token: string | null): Promise<Map<string, number>> {
-  const queued = new Map<string, number>();
+/** What the metrics of a worker tell. */
+interface WorkerMetrics {
+  queuedRows: number;
+  /** Of a device with memory of its own: its memory and how busy it is. */
+  device: string | null;
+}
+
+/** Of each worker whose metrics can be read from here, by name. */
+async function workerMetrics(
+  { view }: ClusterDescription,
+  token: string | null,
+): Promise<Map<string, WorkerMetrics>> {
+  const found = new Map<string, WorkerMetrics>();
   const workers = (view?.nodes ?? []).filter((node) => node.role === 'WORKER' && node.metricsUrl !== '');
   await Promise.all(
     workers.map(async ({ name, metricsUrl }) => {
       const metrics = await readMetrics(metricsUrl, token).catch(() => null);
-      if (metrics) queued.set(name, metrics.get('switchyard_queue_rows') ?? 0);
+      if (!metrics) return;
+      found.set(name, {
+        queuedRows: metrics.get('switchyard_queue_rows') ?? 0,
+        device: describeDevice(metrics),
+      });
     }),
   );
-  return queued;
+  return found;
 }
 
 function describe(

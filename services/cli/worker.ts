@@ -14,7 +14,7 @@ export const workerCommand = defineCommand({
     advertiseHost: ['host', 'host by which routers reach this worker'],
     topologyHost: ['host', 'this machine, as the topology file names it'],
     transport: ['name', 'how token batches travel: auto, ucx or grpc'],
-    device: ['device', 'what computes: cpu'],
+    device: ['device', 'what computes: cpu, or cuda:0 for the first CUDA device'],
     threads: ['n', 'compute threads'],
     memory: ['bytes', 'memory for weights (default: what the machine has)'],
     model: ['directory', "checkpoint of this machine (default: the coordinator's); must be the same model"],

@@ -16,13 +16,12 @@ export interface ExecutorOptions {
   weighsInput: boolean;
   metrics: ExecutorMetrics;
   trace?: Trace | null;
+  /** The backend is of no use any more. */
+  onDeviceLost: (error: SwitchyardError) => void;
 }
 
 /** Room behind the rows of an answer for its metadata, which a transport may send from there. */
 const answerMetadataBytes = 256;
-
-/** Calls given to the backend at a time: one computes, the next waits there, so that it never idles for JavaScript. */
-const callsMax = 2;
 
 /** A token batch from its arrival to its answer. */
 interface Task {
@@ -203,7 +202,7 @@ export class Executor {
 
   /** Gives the backend calls, as long as it takes them and there are rows. */
   private pump(): void {
-    while (this.calls < callsMax) {
+    while (this.calls < this.options.backend.description.calls) {
       const [oldest] = this.waiting;
       if (oldest === undefined) break;
       if (this.isLate(oldest)) continue;
@@ -285,7 +284,11 @@ export class Executor {
       );
       this.completed(queue, alive, time);
     } catch (error) {
-      if (alive.length === 1) this.fail(alive[0]!.task, error);
+      const lost = asSwitchyardError(error);
+      if (lost.code === 'DEVICE_LOST') {
+        for (const { task } of alive) this.fail(task, lost);
+        this.options.onDeviceLost(lost);
+      } else if (alive.length === 1) this.fail(alive[0]!.task, error);
       else for (const piece of alive) await this.compute(queue, [piece]);
     }
   }

@@ -73,7 +73,7 @@ class WorkerService {
     this.token = readToken(config);
     this.trace = Trace.open(config.trace, config.name, this.log);
     native.configure({ slabBytesMax: config.slabBytes, threads: rowThreads });
-    this.backend = native.createCpuBackend({ threads: config.threads });
+    this.backend = createBackend(config);
     this.registry = createRegistry('worker', config.name);
     this.metrics = executorMetrics(this.registry);
     this.reporter = new WorkerReporter(this.metrics.totals);
@@ -86,6 +86,7 @@ class WorkerService {
       }),
       arena: () => native.arenaStats(),
       busySeconds: () => this.metrics.totals.seconds,
+      device: () => this.backend.figures(),
     });
   }
 
@@ -163,7 +164,7 @@ class WorkerService {
       address: advertised(host, this.grpc!.port, advertiseHost),
       host: config.topologyHost,
       device: config.device,
-      threads: config.threads,
+      threads: this.backend.description.threads,
       memoryBytes: this.memoryBytes,
       metricsUrl: advertisedUrl(host, this.http!.url, advertiseHost),
       pid: process.pid,
@@ -175,7 +176,7 @@ class WorkerService {
   }
 
   private get memoryBytes(): number {
-    return this.config.memory ?? totalmem();
+    return this.config.memory ?? this.backend.description.memoryBytes ?? totalmem();
   }
 
   private receive(message: CoordinatorMessage): void {
@@ -216,6 +217,7 @@ class WorkerService {
       weighsInput: spec.routing.weightOn === 'input',
       metrics,
       trace: this.trace,
+      onDeviceLost: (error) => this.fail(error),
     });
     const store = new ExpertStore({ model, backend, executor, memoryBytes: this.memoryBytes, log });
     store.failed.then((error) => this.fail(error));
@@ -292,6 +294,7 @@ class WorkerService {
       coordinator: { address: config.coordinator, connected: this.session?.connected ?? false },
       readiness: this.readiness(),
       backend: this.backend.description,
+      device: this.backend.figures(),
       model: loaded?.model.spec.name ?? null,
       load: loaded?.store.progress() ?? null,
       experts: loaded?.store.ready() ?? [],
@@ -300,6 +303,12 @@ class WorkerService {
       slabs: native.arenaStats(),
     };
   }
+}
+
+/** After `configure`, before any slab: a device registers those that are allocated later. */
+function createBackend({ device, threads }: WorkerConfig): ExpertBackend {
+  if (device === 'cpu') return native.createCpuBackend({ threads });
+  return native.createCudaBackend({ device: Number(device.slice('cuda:'.length)) });
 }
 
 /** True when nothing came for a while; false if that did not happen within `withinMs`. */

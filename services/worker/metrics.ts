@@ -1,3 +1,4 @@
+import type { DeviceFigures } from '../../native/index.js';
 import { counter, gauge, type Histogram, histogram, type Registry } from '../common/metrics.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 
@@ -47,6 +48,8 @@ export interface WorkerFigures {
   loaded: () => { experts: number; bytes: number };
   arena: () => { bytesInUse: number; bytesCached: number; bytesLimit: number };
   busySeconds: () => number;
+  /** Null if the device is the host. */
+  device: () => DeviceFigures | null;
 }
 
 /** Gauges that are read when the metrics are. */
@@ -71,6 +74,7 @@ export function workerGauges(registry: Registry, figures: WorkerFigures): void {
     metric.set({ state: 'cached' }, bytesCached);
     metric.set({ state: 'limit' }, bytesLimit);
   });
+  if (figures.device() !== null) deviceGauges(registry, () => figures.device()!);
   let last = { at: performance.now(), seconds: figures.busySeconds() };
   gauge(
     registry,
@@ -84,4 +88,30 @@ export function workerGauges(registry: Registry, figures: WorkerFigures): void {
       last = now;
     },
   );
+}
+
+/** Of a device with memory and streams of its own. */
+function deviceGauges(registry: Registry, read: () => DeviceFigures): void {
+  gauge(
+    registry,
+    'device_stream_seconds',
+    'Seconds that a stream of the device was at work since the start.',
+    ['stream'] as const,
+    (metric) => {
+      const { copyInSeconds, computeSeconds, copyOutSeconds } = read();
+      metric.set({ stream: 'copy_in' }, copyInSeconds);
+      metric.set({ stream: 'compute' }, computeSeconds);
+      metric.set({ stream: 'copy_out' }, copyOutSeconds);
+    },
+  );
+  gauge(registry, 'device_memory_bytes', 'Memory of the device.', [], (metric) =>
+    metric.set(read().memoryTotalBytes),
+  );
+  gauge(registry, 'device_memory_used_bytes', 'Memory of the device in use, by all processes.', [], (metric) =>
+    metric.set(read().memoryUsedBytes),
+  );
+  gauge(registry, 'device_utilization', 'Share of the last second in which a kernel ran.', [], (metric) => {
+    const { utilization } = read();
+    if (utilization !== null) metric.set(utilization);
+  });
 }

@@ -1,7 +1,9 @@
 #include "addon/expert_handles.h"
 
 #include "addon/clock.h"
+#include "addon/cuda.h"
 #include "addon/model_operations.h"
+#include "addon/process.h"
 #include "addon/slab_handle.h"
 
 namespace switchyard::addon {
@@ -9,6 +11,7 @@ namespace switchyard::addon {
 namespace {
 
 constexpr uint64_t threads_max = 1024;
+constexpr uint64_t devices_max = 1024;
 
 MatrixSource to_matrix(const Fields& fields) {
   const TensorSource source = to_tensor(fields);
@@ -52,7 +55,21 @@ void add_input(Inputs& inputs, const Fields& fields, uint64_t hidden, Operation&
   inputs.slabs.push_back(output);
 }
 
+/** What a call's end leaves for the JS thread. */
+struct Outcome {
+  ComputeTime time;
+  std::exception_ptr error;
+};
+
 }  // namespace
+
+Device::Device(std::unique_ptr<ExpertBackend> opened) : backend(std::move(opened)) {
+  if (auto listener = backend->memory_listener()) arena().set_listener(std::move(listener));
+}
+
+Device::~Device() {
+  if (backend->memory_listener()) arena().set_listener(nullptr);
+}
 
 std::vector<ExpertHandle::PropertyDescriptor> ExpertHandle::properties() {
   return {
@@ -80,6 +97,7 @@ std::vector<BackendHandle::PropertyDescriptor> BackendHandle::properties() {
       InstanceAccessor<&BackendHandle::description>("description"),
       InstanceMethod<&BackendHandle::load>("load"),
       InstanceMethod<&BackendHandle::forward>("forward"),
+      InstanceMethod<&BackendHandle::figures>("figures"),
       InstanceMethod<&BackendHandle::close>("close"),
   };
 }
@@ -91,6 +109,9 @@ Napi::Value BackendHandle::description(const Napi::CallbackInfo& info) {
     result.Set("kind", description.kind);
     result.Set("detail", description.detail);
     result.Set("threads", description.threads);
+    result.Set("calls", description.calls);
+    const size_t bytes = description.memory_bytes;
+    result.Set("memoryBytes", bytes > 0 ? Napi::Number::New(info.Env(), bytes) : info.Env().Null());
     return result;
   });
 }
@@ -119,28 +140,44 @@ Napi::Value BackendHandle::forward(const Napi::CallbackInfo& info) {
       const Fields fields(array.Get(i), "inputs[" + std::to_string(i) + "]");
       add_input(*inputs, fields, expert->expert->hidden(), operation);
     }
-    struct Time {
-      std::chrono::steady_clock::time_point started;
-      double seconds = 0;
+    const auto outcome = std::make_shared<Outcome>();
+    // The backend has threads of its own: the operation ends when the call does.
+    operation.executor = [device, expert, inputs, outcome](auto task) {
+      device->backend->submit(*expert->expert, inputs->inputs, [outcome, task](const ComputeTime& time, std::exception_ptr error) {
+        *outcome = {time, error};
+        task();
+      });
     };
-    const auto time = std::make_shared<Time>();
-    operation.executor = [device](auto task) { device->compute.submit(std::move(task)); };
-    operation.run = [=] {
-      time->started = std::chrono::steady_clock::now();
-      time->seconds = device->backend->forward(*expert->expert, inputs->inputs);
+    operation.run = [device, expert, inputs, outcome] {
+      if (outcome->error) std::rethrow_exception(outcome->error);
     };
-    operation.result = [time](Napi::Env env) {
+    operation.result = [outcome](Napi::Env env) {
       auto result = Napi::Object::New(env);
-      result.Set("startedMicroseconds", to_microseconds(time->started));
-      result.Set("seconds", time->seconds);
+      result.Set("startedMicroseconds", to_microseconds(outcome->time.started));
+      result.Set("seconds", outcome->time.seconds);
       return result;
     };
   });
 }
 
+Napi::Value BackendHandle::figures(const Napi::CallbackInfo& info) {
+  return guard(info, "figures", [&]() -> Napi::Value {
+    const std::optional<DeviceFigures> figures = native()->backend->figures();
+    if (!figures) return info.Env().Null();
+    auto result = Napi::Object::New(info.Env());
+    result.Set("copyInSeconds", figures->copy_in_seconds);
+    result.Set("computeSeconds", figures->compute_seconds);
+    result.Set("copyOutSeconds", figures->copy_out_seconds);
+    result.Set("memoryUsedBytes", static_cast<double>(figures->memory_used_bytes));
+    result.Set("memoryTotalBytes", static_cast<double>(figures->memory_total_bytes));
+    const auto& utilization = figures->utilization;
+    result.Set("utilization", utilization ? Napi::Number::New(info.Env(), *utilization) : info.Env().Null());
+    return result;
+  });
+}
+
 Napi::Value BackendHandle::close(const Napi::CallbackInfo& info) {
   if (!released()) {
-    native()->compute.close();
     native()->loading.close();
   }
   return release(info);
@@ -156,6 +193,10 @@ void export_experts(Napi::Env env, Napi::Object exports) {
   export_function(exports, "createCpuBackend", [](const Napi::CallbackInfo& info) {
     const auto threads = static_cast<int>(Fields(info[0], "").integer("threads", 1, threads_max));
     return BackendHandle::create(info.Env(), std::make_shared<Device>(create_cpu_backend(threads)));
+  });
+  export_function(exports, "createCudaBackend", [](const Napi::CallbackInfo& info) {
+    const auto device = static_cast<int>(Fields(info[0], "").integer("device", 0, devices_max - 1));
+    return BackendHandle::create(info.Env(), std::make_shared<Device>(cuda_module().create(device)));
   });
 }
 

@@ -9,13 +9,14 @@
 
 namespace switchyard::addon {
 
-/** A backend and the threads that call it. Loading has a thread of its own, so that it does not hold up forward(). */
+/** A backend, and a thread that loads experts into it, so that loading does not hold up calls. */
 struct Device {
-  explicit Device(std::unique_ptr<ExpertBackend> backend) : backend(std::move(backend)) {}
+  /** The backend hears of the process's slabs from now on. One device a process may listen. */
+  explicit Device(std::unique_ptr<ExpertBackend> backend);
+  ~Device();
 
-  /** Before the queues: they end before what they call. */
+  /** Before the queue: it ends before what it calls. */
   std::unique_ptr<ExpertBackend> backend;
-  SerialQueue compute{"experts"};
   SerialQueue loading{"loading"};
 };
 
@@ -55,13 +56,14 @@ class BackendHandle : public Handle<BackendHandle, std::shared_ptr<Device>> {
   Napi::Value description(const Napi::CallbackInfo& info);
   Napi::Value load(const Napi::CallbackInfo& info);
   Napi::Value forward(const Napi::CallbackInfo& info);
+  Napi::Value figures(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 };
 
 /** The activation of an ExpertSource of native/index.ts. */
 Activation to_activation(const Fields& fields);
 
-/** The function createCpuBackend. */
+/** The functions createCpuBackend and createCudaBackend. */
 void export_experts(Napi::Env env, Napi::Object exports);
 
 }  // namespace switchyard::addon

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "addon/arguments.h"
+#include "addon/cuda.h"
 #include "addon/process.h"
 
 #ifdef SWITCHYARD_UCX
@@ -63,7 +64,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
 #else
   result.Set("ucx", env.Null());
 #endif
-  result.Set("cuda", env.Null());
+  result.Set("cuda", describe_cuda(env));
   result.Set("cores", std::thread::hardware_concurrency());
   return result;
 }

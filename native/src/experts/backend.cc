@@ -1,5 +1,7 @@
 #include "experts/backend.h"
 
+#include <future>
+
 #include "runtime/error.h"
 
 namespace switchyard {
@@ -50,6 +52,17 @@ void check_inputs(std::span<const ExpertInput> inputs) {
       }
     }
   }
+}
+
+double ExpertBackend::forward(const Expert& expert, std::span<const ExpertInput> inputs) {
+  // Shared, because the thread that keeps the promise may still be in it when this one goes on.
+  const auto promise = std::make_shared<std::promise<double>>();
+  std::future<double> seconds = promise->get_future();
+  submit(expert, {inputs.begin(), inputs.end()}, [promise](const ComputeTime& time, std::exception_ptr error) {
+    if (error) promise->set_exception(error);
+    else promise->set_value(time.seconds);
+  });
+  return seconds.get();
 }
 
 }  // namespace switchyard

@@ -1,14 +1,18 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "experts/activation.h"
+#include "memory/listener.h"
 
 namespace switchyard {
 
@@ -52,7 +56,7 @@ class Expert {
 
 /**
  * Rows of one token batch for one expert: row `indices[i]` of `rows` gives row `output_row + i` of `output`.
- * All memory stays the caller's and must not change until `forward` returns. Outputs of the inputs of
+ * All memory stays the caller's and must not change until the call is done. Outputs of the inputs of
  * one call must not overlap each other or any rows.
  */
 struct ExpertInput {
@@ -68,24 +72,51 @@ struct ExpertInput {
   const float* input_weights = nullptr;
 };
 
-/** Throws INVALID_ARGUMENT if an index or an output row lies outside. Every backend's `forward` begins with it. */
+/** Throws INVALID_ARGUMENT if an index or an output row lies outside. Every backend checks a call with it. */
 void check_inputs(std::span<const ExpertInput> inputs);
+
+/** When the device began a call and what it spent on it. */
+struct ComputeTime {
+  std::chrono::steady_clock::time_point started{};
+  double seconds = 0;
+};
+
+/**
+ * Ends a call: its time, or why it failed. Called once, on a thread of the backend or,
+ * for a call that is refused, of its caller. It must neither block nor throw.
+ */
+using ForwardDone = std::function<void(const ComputeTime& time, std::exception_ptr error)>;
 
 struct BackendDescription {
   /** "cpu" or "cuda". */
   std::string kind;
   /** What computes: an instruction set or a device's name. */
   std::string detail;
-  /** Host threads that compute. */
+  /** Host threads that compute, or that drive the device. */
   int threads = 0;
+  /** Calls that keep the device busy when as many are under way. */
+  int calls = 0;
+  /** Memory of the device; 0 for the host's own. */
+  size_t memory_bytes = 0;
+};
+
+/** What a device with memory of its own has done since it was opened, and how it is. */
+struct DeviceFigures {
+  double copy_in_seconds = 0;
+  double compute_seconds = 0;
+  double copy_out_seconds = 0;
+  size_t memory_used_bytes = 0;
+  size_t memory_total_bytes = 0;
+  /** Share of the recent past in which a kernel ran, 0 to 1; absent where the driver does not tell. */
+  std::optional<double> utilization;
 };
 
 /**
  * Computes expert FFNs on one device.
  *
- * Sums are float32. What the activation gives is rounded to BF16 once, and so is the output. The bits of a
- * row depend on the row, the expert and the device's kind alone: not on the rows beside it, on their
- * number or on threads. NaN and infinities stay in their row.
+ * Sums are float32. What the activation gives is rounded to BF16 once, and so is the output; CUDA rounds the sums
+ * before the activation to BF16 as well. The bits of a row depend on the row, the expert and the device's type alone:
+ * not on the rows beside it, on their number or on threads. NaN and infinities stay in their row.
  */
 class ExpertBackend {
  public:
@@ -94,24 +125,34 @@ class ExpertBackend {
   virtual BackendDescription description() const = 0;
 
   /**
-   * Brings an expert's weights to the device. May run beside `forward`.
-   * Throws INVALID_ARGUMENT if shapes do not fit, RESOURCE_EXHAUSTED if memory does not suffice.
+   * Brings an expert's weights to the device. May run beside calls.
+   * Throws INVALID_ARGUMENT if shapes do not fit, RESOURCE_EXHAUSTED if memory does not suffice, DEVICE_LOST.
    */
   virtual std::unique_ptr<Expert> load(const ExpertSource& source) = 0;
 
   /**
-   * Computes all inputs with an expert that this backend loaded, over all threads of the device, and
-   * returns the seconds it spent. Returns when every output row is written. Callers on several threads
-   * are served one after the other. Inputs may be empty. Throws INVALID_ARGUMENT before anything is written.
+   * Begins to compute all inputs with an expert that this backend loaded, and returns at once. Calls begin in the order
+   * of submission. Expert and memory must live until `done`; then every output row is written, or none is of use.
+   * Errors reach `done` alone: INVALID_ARGUMENT before anything is written, DEVICE_LOST when the device has failed for
+   * good, and then for every later call. The destructor waits for calls under way.
    */
-  virtual double forward(const Expert& expert, std::span<const ExpertInput> inputs) = 0;
+  virtual void submit(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done) = 0;
+
+  /** submit(), and waits: returns the seconds or throws. Not for threads of the backend. */
+  double forward(const Expert& expert, std::span<const ExpertInput> inputs);
+
+  /** Absent if the device is the host. Does not wait for the device. */
+  virtual std::optional<DeviceFigures> figures() const { return std::nullopt; }
+
+  /** Shall hear of the memory that rows lie in, so that the device can reach it directly; null if that brings nothing. */
+  virtual std::shared_ptr<MemoryListener> memory_listener() { return nullptr; }
 };
 
 /**
  * The CPU backend with the best instruction set of this machine, or the one that the environment's
- * SWITCHYARD_CPU_ISA names ("amx-bf16", "avx512-bf16", "avx2"). The calling thread of `forward` is one of
- * the `threads`; the others belong to the backend. Throws INVALID_ARGUMENT for a thread count outside
- * 1 to 1024 or an instruction set that is unknown or that this machine lacks.
+ * SWITCHYARD_CPU_ISA names ("amx-bf16", "avx512-bf16", "avx2"). Each call runs on all `threads` of the backend.
+ * Throws INVALID_ARGUMENT for a thread count outside 1 to 1024 or an instruction set that is unknown or that this
+ * machine lacks.
  */
 std::unique_ptr<ExpertBackend> create_cpu_backend(int threads);
 

@@ -41,9 +41,9 @@ void SlabRef::reset() {
 }
 
 SlabArena::~SlabArena() {
-  for (const auto& [capacity, blocks] : cached_) {
-    for (std::byte* block : blocks) munmap(block, capacity);
-  }
+  Evicted all;
+  evict_until(0, all);
+  unmap(all);
 }
 
 SlabRef SlabArena::allocate(size_t size, size_t tail) {
@@ -81,6 +81,7 @@ SlabRef SlabArena::allocate(size_t size, size_t tail) {
       --slabs_;
       throw;
     }
+    if (const auto told = listener()) told->mapped(block, capacity);
   }
   return SlabRef(new Slab(*this, block, capacity, size));
 }
@@ -112,7 +113,22 @@ void SlabArena::evict_until(size_t bytes_allowed, Evicted& evicted) {
 }
 
 void SlabArena::unmap(const Evicted& evicted) {
-  for (const auto& [block, capacity] : evicted) munmap(block, capacity);
+  if (evicted.empty()) return;
+  const auto told = listener();
+  for (const auto& [block, capacity] : evicted) {
+    if (told) told->unmapping(block);
+    munmap(block, capacity);
+  }
+}
+
+std::shared_ptr<MemoryListener> SlabArena::listener() const {
+  const std::lock_guard lock(mutex_);
+  return listener_;
+}
+
+void SlabArena::set_listener(std::shared_ptr<MemoryListener> listener) {
+  const std::lock_guard lock(mutex_);
+  listener_ = std::move(listener);
 }
 
 ArenaStats SlabArena::stats() const {

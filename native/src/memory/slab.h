@@ -3,10 +3,13 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "memory/listener.h"
 
 namespace switchyard {
 
@@ -92,6 +95,8 @@ class SlabArena {
   ArenaStats stats() const;
   /** Applies to later allocations; slabs in use stay. */
   void set_limit(size_t bytes_limit);
+  /** Hears of memory that is mapped from now on; null: nobody. */
+  void set_listener(std::shared_ptr<MemoryListener> listener);
 
  private:
   friend class SlabRef;
@@ -100,7 +105,8 @@ class SlabArena {
 
   void give_back(Slab* slab);
   void evict_until(size_t bytes_allowed, Evicted& evicted);
-  static void unmap(const Evicted& evicted);
+  void unmap(const Evicted& evicted);
+  std::shared_ptr<MemoryListener> listener() const;
 
   mutable std::mutex mutex_;
   size_t bytes_limit_;
@@ -108,6 +114,7 @@ class SlabArena {
   size_t bytes_in_use_ = 0;
   size_t bytes_cached_ = 0;
   std::unordered_map<size_t, std::vector<std::byte*>> cached_;
+  std::shared_ptr<MemoryListener> listener_;
 };
 
 }  // namespace switchyard

@@ -16,6 +16,8 @@ const char* to_string(Code code) {
       return "DATA_LOSS";
     case Code::link_lost:
       return "LINK_LOST";
+    case Code::device_lost:
+      return "DEVICE_LOST";
     case Code::cancelled:
       return "CANCELLED";
     case Code::internal:

@@ -14,6 +14,7 @@ enum class Code {
   model_invalid,
   data_loss,
   link_lost,
+  device_lost,
   cancelled,
   internal,
 };

@@ -4,7 +4,7 @@
 #include <bit>
 #include <chrono>
 #include <cstring>
-#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "experts/backend.h"
@@ -15,6 +15,7 @@
 #include "experts/cpu/team.h"
 #include "kernels/bf16.h"
 #include "runtime/error.h"
+#include "runtime/serial_queue.h"
 
 namespace switchyard {
 namespace cpu {
@@ -66,14 +67,27 @@ class CpuBackend final : public ExpertBackend {
   CpuBackend(int threads, const Kernels& kernels) : kernels_(kernels), block_groups_(cached_groups()), near_lines_(near_lines()), team_(threads), sums_(threads) {}
 
   BackendDescription description() const override {
-    return {.kind = "cpu", .detail = std::string(kernels_.name), .threads = team_.members()};
+    // While one call computes, the next waits here, so that the threads never idle for their caller.
+    return {.kind = "cpu", .detail = std::string(kernels_.name), .threads = team_.members(), .calls = 2};
   }
 
   std::unique_ptr<Expert> load(const ExpertSource& source) override { return std::make_unique<CpuExpert>(source); }
 
-  double forward(const Expert& expert, std::span<const ExpertInput> inputs) override;
+  void submit(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done) override {
+    queue_.submit([this, &expert, inputs = std::move(inputs), done = std::move(done)] {
+      ComputeTime time{.started = std::chrono::steady_clock::now()};
+      std::exception_ptr error;
+      try {
+        time.seconds = compute(expert, inputs);
+      } catch (...) {
+        error = std::current_exception();
+      }
+      done(time, error);
+    });
+  }
 
  private:
+  double compute(const Expert& expert, std::span<const ExpertInput> inputs);
   void reserve(const CpuExpert& expert, size_t rows);
   void compute_block(const CpuExpert& expert, std::span<const RowReference> rows);
   void pack_tile(const CpuExpert& expert, std::span<const RowReference> rows, uint16_t* packed) const;
@@ -90,7 +104,6 @@ class CpuBackend final : public ExpertBackend {
   /** Groups of k after which the next tile takes its turn, so that this part of a panel stays cached. */
   const size_t block_groups_;
   const size_t near_lines_;
-  std::mutex mutex_;
   Team team_;
   std::vector<RowReference> rows_;
   /** Rows of A of the first product, and of the second. */
@@ -98,13 +111,14 @@ class CpuBackend final : public ExpertBackend {
   PackedMemory intermediate_;
   /** One per member: float32 sums of a panel between blocks of k. */
   std::vector<PackedMemory> sums_;
+  /** Its thread is the first member of the team. Last, so that its calls end before what they use. */
+  SerialQueue queue_{"experts"};
 };
 
-double CpuBackend::forward(const Expert& expert, std::span<const ExpertInput> inputs) {
+double CpuBackend::compute(const Expert& expert, std::span<const ExpertInput> inputs) {
   check_inputs(inputs);
   const auto* const mine = dynamic_cast<const CpuExpert*>(&expert);
   if (mine == nullptr) throw_invalid("expert", std::string("of another backend"), "one that this backend loaded");
-  const std::lock_guard lock(mutex_);
   const auto begin = std::chrono::steady_clock::now();
   const size_t hidden = mine->hidden();
   rows_.clear();

@@ -1,0 +1,56 @@
+#include <algorithm>
+
+#include "experts/cuda/expert.h"
+#include "experts/cuda/nvtx.h"
+
+namespace switchyard::cuda {
+
+Products::Products(const Blas& blas, const Shape& shape, const uint16_t* first_weights, const uint16_t* second_weights, cudaStream_t stream)
+    : first(blas,
+            {.outputs = shape.intermediate(), .depth = shape.hidden_padded(), .input_stride = shape.hidden_padded(), .output_stride = shape.intermediate()},
+            first_weights, stream),
+      second(blas,
+             {.outputs = shape.hidden_padded(), .depth = shape.ffn_padded(), .input_stride = shape.intermediate(), .output_stride = shape.hidden_padded()},
+             second_weights, stream) {}
+
+CudaExpert::CudaExpert(const Shape& shape)
+    : shape_(shape),
+      first_(shape.first_elements() * sizeof(uint16_t), "an expert's first product"),
+      second_(shape.second_elements() * sizeof(uint16_t), "an expert's second product") {}
+
+std::unique_ptr<CudaExpert> WeightLoader::load(const ExpertSource& source) {
+  const Range range("load expert");
+  const Shape shape{.hidden = source.up.columns, .ffn = source.up.rows, .gated = source.activation == Activation::swiglu};
+  auto expert = std::make_unique<CudaExpert>(shape);
+  // Padding is zero for good.
+  check(cudaMemsetAsync(expert->first(), 0, shape.first_elements() * sizeof(uint16_t), stream_), "to set memory");
+  check(cudaMemsetAsync(expert->second(), 0, shape.second_elements() * sizeof(uint16_t), stream_), "to set memory");
+  try {
+    if (source.gate) upload(*source.gate, expert->first(), shape.hidden_padded());
+    upload(source.up, expert->first() + shape.up_row() * shape.hidden_padded(), shape.hidden_padded());
+    upload(source.down, expert->second(), shape.ffn_padded());
+  } catch (...) {
+    // The expert's memory and the buffers must not be written to any more.
+    cudaStreamSynchronize(stream_);
+    throw;
+  }
+  stream_.wait();
+  return expert;
+}
+
+void WeightLoader::upload(const MatrixSource& matrix, uint16_t* target, size_t stride) {
+  const size_t row_bytes = matrix.columns * sizeof(uint16_t);
+  const size_t rows_max = std::max<size_t>(1, buffer_bytes / row_bytes);
+  for (size_t row = 0; row < matrix.rows; row += rows_max) {
+    const size_t count = std::min(rows_max, matrix.rows - row);
+    Buffer& buffer = buffers_[next_++ % buffers_.size()];
+    buffer.copied.wait();
+    matrix.read(row, count, buffer.memory.as<uint16_t>());
+    check(cudaMemcpy2DAsync(target + row * stride, stride * sizeof(uint16_t), buffer.memory.as<uint16_t>(), row_bytes, row_bytes, count,
+                            cudaMemcpyHostToDevice, stream_),
+          "to copy weights in");
+    buffer.copied.record(stream_);
+  }
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <array>
+#include <span>
+
+#include "experts/cuda/expert.h"
+
+namespace switchyard::cuda {
+
+/** Rows of one expert, all of it in device memory. Works of one run must not share what they write. */
+struct SegmentWork {
+  const CudaExpert* expert;
+  size_t row_count;
+  /** [row_count, hidden_padded] */
+  const uint16_t* rows;
+  /** [row_count, intermediate] */
+  uint16_t* intermediate;
+  /** [row_count, hidden_padded] */
+  uint16_t* output;
+};
+
+/**
+ * Queues expert FFNs. Small segments leave most of the device idle, so the segments of one run are spread over several
+ * streams; what comes before and after the run in the caller's stream is ordered with all of them. One run at a time.
+ */
+class Ffn {
+ public:
+  void run(std::span<const SegmentWork> works, cudaStream_t stream);
+
+ private:
+  struct Lane {
+    Stream stream;
+    DeviceMemory workspace{workspace_bytes, "a product's workspace"};
+    Event ended;
+  };
+
+  static void run_segment(const SegmentWork& work, Lane& lane, cudaStream_t stream);
+
+  std::array<Lane, 4> lanes_;
+  Event begun_;
+};
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,30 @@
+#include <cuda_runtime.h>
+
+#include "experts/cuda/host_memory.h"
+
+namespace switchyard::cuda {
+
+void HostMemory::mapped(void* memory, size_t bytes) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (closed_) return;
+  if (cudaSetDevice(device_) == cudaSuccess && cudaHostRegister(memory, bytes, cudaHostRegisterDefault) == cudaSuccess) {
+    regions_.add(memory, bytes);
+  } else {
+    cudaGetLastError();
+  }
+}
+
+void HostMemory::unmapping(void* memory) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (regions_.remove(memory) && cudaHostUnregister(memory) != cudaSuccess) cudaGetLastError();
+}
+
+void HostMemory::close() noexcept {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  for (void* memory : regions_.take_all()) {
+    if (cudaHostUnregister(memory) != cudaSuccess) cudaGetLastError();
+  }
+}
+
+}  // namespace switchyard::cuda

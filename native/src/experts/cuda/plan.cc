@@ -1,0 +1,120 @@
+#include "experts/cuda/plan.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+namespace switchyard::cuda {
+namespace {
+
+/** What a batch needs of the rows behind one pointer. */
+struct Region {
+  size_t first_row = SIZE_MAX;
+  size_t end_row = 0;
+  size_t entries = 0;
+  /** Travels as a span, which lands there; otherwise row by row. */
+  bool span = false;
+  size_t landing_row = 0;
+};
+
+using Regions = std::unordered_map<const uint16_t*, Region>;
+
+std::span<const uint32_t> indices_of(const Piece& piece) { return piece.source().indices.subspan(piece.first, piece.count); }
+
+/** Pieces of one expert side by side, experts in the order of their first piece. */
+std::vector<const Piece*> by_expert(std::span<const Piece> pieces) {
+  std::unordered_map<const Expert*, size_t> order;
+  std::vector<const Piece*> sorted;
+  for (const Piece& piece : pieces) {
+    order.try_emplace(piece.call->expert, order.size());
+    sorted.push_back(&piece);
+  }
+  std::stable_sort(sorted.begin(), sorted.end(), [&](const Piece* a, const Piece* b) {
+    return order.at(a->call->expert) < order.at(b->call->expert);
+  });
+  return sorted;
+}
+
+/** Decides how each region travels and where the spans land. */
+Regions plan_spans(std::span<const Piece> pieces, size_t hidden, const IsPinned& is_pinned, Plan& plan) {
+  Regions regions;
+  std::vector<const uint16_t*> bases;
+  for (const Piece& piece : pieces) {
+    const auto [found, added] = regions.try_emplace(piece.source().rows);
+    if (added) bases.push_back(found->first);
+    Region& region = found->second;
+    for (const uint32_t index : indices_of(piece)) {
+      region.first_row = std::min<size_t>(region.first_row, index);
+      region.end_row = std::max<size_t>(region.end_row, index + size_t{1});
+    }
+    region.entries += piece.count;
+  }
+  for (const uint16_t* base : bases) {
+    Region& region = regions.at(base);
+    const size_t rows = region.end_row - region.first_row;
+    const uint16_t* const source = base + region.first_row * hidden;
+    region.span = rows <= landing_rows_per_row * region.entries && is_pinned(source, rows * hidden * sizeof *source);
+    if (!region.span) continue;
+    region.landing_row = plan.staged_landing_row;
+    plan.spans.push_back({source, region.landing_row, rows});
+    plan.staged_landing_row += rows;
+  }
+  return regions;
+}
+
+void add_rows(const Piece& piece, size_t hidden, const Regions& regions, bool weighted, Plan& plan) {
+  const ExpertInput& input = piece.source();
+  const Region& region = regions.at(input.rows);
+  const auto indices = indices_of(piece);
+  for (size_t i = 0; i < indices.size(); ++i) {
+    if (region.span) {
+      plan.sources.push_back(static_cast<uint32_t>(region.landing_row + indices[i] - region.first_row));
+    } else {
+      plan.sources.push_back(static_cast<uint32_t>(plan.staged_landing_row + plan.staged.size()));
+      plan.staged.push_back(input.rows + indices[i] * hidden);
+    }
+    if (weighted) plan.weights.push_back(input.input_weights == nullptr ? 1.0f : input.input_weights[piece.first + i]);
+  }
+}
+
+void add_output(const Piece& piece, size_t hidden, const IsPinned& is_pinned, Plan& plan) {
+  const ExpertInput& input = piece.source();
+  uint16_t* const target = input.output + (input.output_row + piece.first) * hidden;
+  plan.outputs.push_back(
+      {target, plan.rows, piece.count, is_pinned(target, piece.count * hidden * sizeof *target)});
+  plan.rows += piece.count;
+}
+
+/** Whether the sources of a segment follow one another. */
+bool consecutive(std::span<const uint32_t> sources) {
+  for (size_t i = 1; i < sources.size(); ++i) {
+    if (sources[i] != sources[i - 1] + 1) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Plan make_plan(std::span<const Piece> pieces, size_t hidden, const IsPinned& is_pinned) {
+  Plan plan;
+  const Regions regions = plan_spans(pieces, hidden, is_pinned, plan);
+  const bool weighted =
+      std::any_of(pieces.begin(), pieces.end(), [](const Piece& piece) { return piece.source().input_weights != nullptr; });
+  for (const Piece* piece : by_expert(pieces)) {
+    const Expert* const expert = piece->call->expert;
+    if (plan.segments.empty() || plan.segments.back().expert != expert) {
+      plan.segments.push_back({.expert = expert, .output_row = plan.rows, .rows = 0, .direct = false, .landing_row = 0});
+    }
+    add_rows(*piece, hidden, regions, weighted, plan);
+    add_output(*piece, hidden, is_pinned, plan);
+    plan.segments.back().rows += piece->count;
+  }
+  const bool aligned = hidden % direct_elements == 0;
+  for (Segment& segment : plan.segments) {
+    const auto sources = std::span(plan.sources).subspan(segment.output_row, segment.rows);
+    segment.landing_row = sources.front();
+    segment.direct = aligned && !weighted && consecutive(sources);
+  }
+  return plan;
+}
+
+}  // namespace switchyard::cuda
