@@ -47,6 +47,11 @@ function hasUcx() {
   return header('ucp/api/ucp.h');
 }
 
+/** A CUDA compiler: with it the addon gets its CUDA backend. */
+function hasCuda() {
+  return (process.env.CUDACXX ?? '') !== '' || onPath('nvcc');
+}
+
 function onPath(command) {
   return (process.env.PATH ?? '').split(delimiter).some((directory) => {
     try {
@@ -193,16 +198,23 @@ function ensureNpmPackages() {
 }
 
 function ensureNative() {
-  const sources = filesUnder('native', /\.(cc|h|txt|cmake)$/, [/^native\/build/, /^native\/(test|bench)$/]);
-  // The addon built without UCX is stale once UCX is there.
-  const hash = `${hashOf(sources)} ${hasUcx() ? 'ucx' : ''}`;
+  const sources = filesUnder('native', /\.(cc|cu|h|txt|cmake)$/, [
+    /^native\/build/,
+    /^native\/(test|bench)$/,
+  ]);
+  // The addon built without UCX or CUDA is stale once that is there.
+  const hash = `${hashOf(sources)} ${hasUcx() ? 'ucx' : ''} ${hasCuda() ? 'cuda' : ''}`;
   const addon = join(root, 'native', 'build', 'Release', 'switchyard.node');
   if (existsSync(addon) && stampEquals('native', hash)) return present('native addon');
   installPackages(toolchain);
   step('native build', () =>
-    runOrFail('npm', ['run', '--silent', 'build:native'], {
-      CMAKE_BUILD_PARALLEL_LEVEL: process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? String(availableParallelism()),
-    }),
+    runOrFail(
+      'npm',
+      ['run', '--silent', 'build:native', '--', `--CDSWITCHYARD_CUDA=${hasCuda() ? 'ON' : 'OFF'}`],
+      {
+        CMAKE_BUILD_PARALLEL_LEVEL: process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? String(availableParallelism()),
+      },
+    ),
   );
   writeStamp('native', hash);
 }

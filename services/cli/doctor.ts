@@ -3,7 +3,7 @@ import { createServer } from 'node:net';
 import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { z } from 'zod';
-import type { Addon } from '../../native/index.js';
+import type { Addon, CudaDescription } from '../../native/index.js';
 import { addonPath } from '../../native/locate.js';
 import { toggle } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
@@ -63,7 +63,7 @@ async function software(): Promise<Finding[]> {
     const getUcx =
       'token batches travel over gRPC; to have it: apt-get install libucx-dev, then npm run bootstrap';
     found.push(library('UCX', about.ucx, getUcx));
-    found.push(library('CUDA', about.cuda, 'experts are computed by the CPU'));
+    found.push(...cuda(about.cuda));
   }
   const prometheus = onPath('prometheus');
   found.push({
@@ -96,6 +96,30 @@ function library(name: string, version: string | null, without: string): Finding
   return version === null
     ? { name, state: 'absent', detail: `not built in; ${without}` }
     : { name, state: 'ok', detail: version };
+}
+
+/** What the build has of CUDA, and every device that workers can use. */
+function cuda(found: CudaDescription | null): Finding[] {
+  if (found === null) return [library('CUDA', null, 'experts are computed by the CPU')];
+  const { runtime, driver, devices, problem } = found;
+  const versions = `built with ${runtime ?? 'CUDA'}, driver for ${driver ?? 'none'}`;
+  const usable = problem === null && devices.length > 0;
+  return [
+    {
+      name: 'CUDA',
+      state: usable ? 'ok' : 'absent',
+      detail: usable
+        ? versions
+        : `${versions}; experts are computed by the CPU: ${problem ?? 'no device was found'}`,
+    },
+    ...devices.map(
+      ({ name, capability, memoryBytes }, index): Finding => ({
+        name: `cuda:${index}`,
+        state: 'ok',
+        detail: `${name}, compute capability ${capability}, ${bytes(memoryBytes)}`,
+      }),
+    ),
+  ];
 }
 
 function machine(): Finding[] {

@@ -5,7 +5,7 @@ import { toggle } from '../common/config.js';
 import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
 import { bytes, count, percent, seconds, table } from './format.js';
-import { readMetrics } from './node-metrics.js';
+import { type NodeMetrics, readMetrics } from './node-metrics.js';
 
 export const statusCommand = defineCommand({
   name: 'status',
@@ -18,7 +18,10 @@ export const statusCommand = defineCommand({
     withClient(config, async (client) => {
       const description = await client.describeCluster();
       if (config.json) process.stdout.write(`${JSON.stringify(description, null, 2)}\n`);
-      else process.stdout.write(`${describe(description, await queues(description, readToken(config)))}\n`);
+      else
+        process.stdout.write(
+          `${describe(description, await workerMetrics(description, readToken(config)))}\n`,
+        );
     }),
 });
 
@@ -49,9 +52,18 @@ async function workerMetrics(
   return found;
 }
 
+/** Memory and utilisation of a device that has memory of its own. */
+function describeDevice(metrics: NodeMetrics): string | null {
+  const total = metrics.get('switchyard_device_memory_bytes');
+  if (total === undefined) return null;
+  const used = metrics.get('switchyard_device_memory_used_bytes') ?? 0;
+  const busy = metrics.get('switchyard_device_utilization');
+  return `(${bytes(used)} of ${bytes(total)}${busy === undefined ? '' : `, ${percent(busy)} busy`})`;
+}
+
 function describe(
   { view, model, version, uptimeSeconds }: ClusterDescription,
-  queued: ReadonlyMap<string, number>,
+  measured: ReadonlyMap<string, WorkerMetrics>,
 ): string {
   const nodes = [...(view?.nodes ?? [])].sort(
     (a, b) => a.role.localeCompare(b.role) || a.name.localeCompare(b.name),
@@ -74,10 +86,10 @@ function describe(
     node.role.toLowerCase(),
     node.state.toLowerCase(),
     node.address,
-    node.device || '-',
+    [node.device || '-', measured.get(node.name)?.device ?? ''].join(' ').trim(),
     node.threads ? String(node.threads) : '-',
     node.role === 'WORKER' ? count(node.experts) : '-',
-    queued.has(node.name) ? count(queued.get(node.name)!) : '-',
+    measured.has(node.name) ? count(measured.get(node.name)!.queuedRows) : '-',
     bytes(node.rssBytes),
     percent(node.eventLoopUtilization),
     node.reason || loading(node.load),

@@ -13,7 +13,10 @@ export const workerSchema = z.object({
   /** As the coordinator's topology file names this machine. */
   topologyHost: text().default(hostname()),
   transport: z.enum(transportChoices).default('auto'),
-  device: z.string().regex(/^(cpu|cuda:\d{1,3})$/, { error: 'cpu, or cuda:N for device number N' }).default('cpu'),
+  device: z
+    .string()
+    .regex(/^(cpu|cuda:\d{1,3})$/, { error: 'cpu, or cuda:N for device number N' })
+    .default('cpu'),
   threads: humanCount(1, 1024).default(availableParallelism()),
   memory: humanBytes(1).nullable().default(null),
   model: text().nullable().default(null),

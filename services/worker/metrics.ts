@@ -107,8 +107,12 @@ function deviceGauges(registry: Registry, read: () => DeviceFigures): void {
   gauge(registry, 'device_memory_bytes', 'Memory of the device.', [], (metric) =>
     metric.set(read().memoryTotalBytes),
   );
-  gauge(registry, 'device_memory_used_bytes', 'Memory of the device in use, by all processes.', [], (metric) =>
-    metric.set(read().memoryUsedBytes),
+  gauge(
+    registry,
+    'device_memory_used_bytes',
+    'Memory of the device in use, by all processes.',
+    [],
+    (metric) => metric.set(read().memoryUsedBytes),
   );
   gauge(registry, 'device_utilization', 'Share of the last second in which a kernel ran.', [], (metric) => {
     const { utilization } = read();

@@ -39,6 +39,7 @@ async function createExecutor(maxRows = 1024): Promise<{ executor: Executor; tot
     maxRows,
     weighsInput: false,
     metrics,
+    onDeviceLost: () => {},
   });
   for (let layer = 0; layer < layers; layer += 1)
     for (let expert = 0; expert < experts; expert += 1)
@@ -162,6 +163,7 @@ describe('executor', () => {
         calls.push(inputs.reduce((sum, { indices }) => sum + indices.length, 0));
         return backend.forward(expert, inputs);
       },
+      figures: () => null,
       close: () => {},
     };
     const executor = new Executor({
@@ -172,6 +174,7 @@ describe('executor', () => {
       maxRows: 10,
       weighsInput: false,
       metrics: executorMetrics(createRegistry('worker', 'test')),
+      onDeviceLost: () => {},
     });
     executor.add(0, 0, await loadExpert(0, 0));
     const one: Wanted = { layer: 0, segments: [[0, [1, 2, 3, 4]]] };

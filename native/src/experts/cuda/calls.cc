@@ -23,7 +23,7 @@ void CallQueue::push(const Expert& expert, std::vector<ExpertInput> inputs, Forw
   for (const ExpertInput& input : inputs) rows += input.indices.size();
   if (rows == 0) return done({}, nullptr);
   const auto call = std::make_shared<Call>(
-      Call{.expert = &expert, .inputs = std::move(inputs), .done = std::move(done), .rows_left = rows, .error = nullptr});
+      Call{.expert = &expert, .inputs = std::move(inputs), .done = std::move(done), .rows_left = rows, .time = {}, .error = nullptr});
   for (size_t input = 0; input < call->inputs.size(); ++input) {
     const size_t count = call->inputs[input].indices.size();
     if (count > 0) waiting_.push_back({call, input, 0, count});

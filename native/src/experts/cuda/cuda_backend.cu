@@ -220,8 +220,8 @@ void CudaBackend::finish(std::vector<Slot*> ended) {
       figures_.compute_seconds += times.compute.seconds;
       figures_.copy_out_seconds += times.copy_out.seconds;
     }
-    CallQueue::end(pieces, {times.started, times.compute.seconds}, nullptr);
     if (observer_) observer_(times);
+    CallQueue::end(pieces, {times.started, times.compute.seconds}, nullptr);
   }
 }
 

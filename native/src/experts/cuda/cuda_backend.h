@@ -9,7 +9,7 @@
 
 namespace switchyard::cuda {
 
-/** Hears of every batch after it has ended, on the backend's thread. */
+/** Hears of every batch that has ended, on the backend's thread, before its calls are done. */
 using BatchObserver = std::function<void(const BatchTimes&)>;
 
 /** As Module::create. */

@@ -1,0 +1,269 @@
+// What the CUDA backend decides on the host: calls, batches, plans, registered memory, element functions. No device.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <random>
+#include <vector>
+
+#include "experts/cuda/calls.h"
+#include "experts/cuda/layout.h"
+#include "experts/cuda/module.h"
+#include "experts/cuda/pinned_regions.h"
+#include "experts/cuda/plan.h"
+#include "runtime/error.h"
+
+namespace switchyard::cuda {
+namespace {
+
+class SizedExpert final : public Expert {
+ public:
+  explicit SizedExpert(size_t hidden, size_t ffn = 16) : hidden_(hidden), ffn_(ffn) {}
+  size_t bytes() const override { return 0; }
+  size_t hidden() const override { return hidden_; }
+  size_t ffn() const override { return ffn_; }
+
+ private:
+  size_t hidden_, ffn_;
+};
+
+/** Rows of a token batch and the results of some of them; every element tells its row. */
+struct TokenBatch {
+  TokenBatch(size_t rows, size_t hidden, size_t results) : hidden(hidden), rows(rows * hidden), output(results * hidden) {
+    for (size_t i = 0; i < this->rows.size(); ++i) this->rows[i] = static_cast<uint16_t>(i * 7919 + rows);
+  }
+  ExpertInput input(std::span<const uint32_t> indices, size_t output_row, const float* weights = nullptr) {
+    return {.rows = rows.data(),
+            .row_count = rows.size() / hidden,
+            .indices = indices,
+            .output = output.data(),
+            .output_row_count = output.size() / hidden,
+            .output_row = output_row,
+            .input_weights = weights};
+  }
+  size_t hidden;
+  std::vector<uint16_t> rows, output;
+};
+
+const ForwardDone ignore = [](const ComputeTime&, std::exception_ptr) {};
+const IsPinned all_pinned = [](const void*, size_t) { return true; };
+const IsPinned none_pinned = [](const void*, size_t) { return false; };
+
+/** Carries out a plan with host memory in place of the device's: the landing rows, by number. */
+std::vector<uint16_t> land(const Plan& plan, size_t hidden) {
+  size_t end = plan.staged_landing_row + plan.staged.size();
+  std::vector<uint16_t> landing(end * hidden, 0xdead);
+  for (const SpanCopy& span : plan.spans) std::copy_n(span.source, span.rows * hidden, landing.begin() + span.landing_row * hidden);
+  for (size_t i = 0; i < plan.staged.size(); ++i) {
+    std::copy_n(plan.staged[i], hidden, landing.begin() + (plan.staged_landing_row + i) * hidden);
+  }
+  return landing;
+}
+
+/** Checks that every output row of the plan comes from the right row, and goes to the right place once. */
+void expect_carries_out(const std::vector<Piece>& pieces, size_t hidden, const IsPinned& pinned) {
+  const Plan plan = make_plan(pieces, hidden, pinned);
+  const auto landing = land(plan, hidden);
+  EXPECT_LE(landing.size() / hidden, landing_rows_per_row * plan.rows);
+  std::map<uint16_t*, size_t> row_of_target;
+  for (const OutputCopy& copy : plan.outputs) {
+    for (size_t i = 0; i < copy.rows; ++i) {
+      EXPECT_TRUE(row_of_target.emplace(copy.target + i * hidden, copy.output_row + i).second);
+    }
+  }
+  size_t rows = 0;
+  for (const Piece& piece : pieces) {
+    const ExpertInput& input = piece.source();
+    for (size_t i = piece.first; i < piece.first + piece.count; ++i, ++rows) {
+      const auto found = row_of_target.find(input.output + (input.output_row + i) * hidden);
+      ASSERT_NE(found, row_of_target.end());
+      const size_t row = found->second;
+      EXPECT_TRUE(std::equal(input.rows + input.indices[i] * hidden, input.rows + (input.indices[i] + 1) * hidden,
+                             landing.begin() + plan.sources[row] * hidden));
+      const auto segment = std::find_if(plan.segments.begin(), plan.segments.end(), [row](const Segment& one) {
+        return row >= one.output_row && row < one.output_row + one.rows;
+      });
+      ASSERT_NE(segment, plan.segments.end());
+      EXPECT_EQ(segment->expert, piece.call->expert);
+      if (segment->direct) {
+        EXPECT_EQ(plan.sources[row], segment->landing_row + row - segment->output_row);
+      }
+      if (!plan.weights.empty()) {
+        EXPECT_EQ(plan.weights[row], input.input_weights == nullptr ? 1.0f : input.input_weights[i]);
+      }
+    }
+  }
+  EXPECT_EQ(plan.rows, rows);
+  EXPECT_EQ(row_of_target.size(), rows);
+}
+
+TEST(CudaPlan, CarriesEveryRowWhereItBelongs) {
+  std::mt19937 random(5);
+  for (int turn = 0; turn < 200; ++turn) {
+    const size_t hidden = turn % 2 == 0 ? 16 : 5;
+    const SizedExpert experts[] = {SizedExpert(hidden), SizedExpert(hidden), SizedExpert(hidden), SizedExpert(hidden)};
+    std::vector<TokenBatch> batches;
+    for (int i = 0; i < 3; ++i) batches.emplace_back(40, hidden, 400);
+    std::vector<std::vector<uint32_t>> indices;
+    std::vector<std::vector<float>> weights;
+    std::vector<size_t> next_row(3, 0);
+    CallQueue queue(64);
+    for (int call = 0; call < 8; ++call) {
+      std::vector<uint32_t> chosen;
+      for (uint32_t row = 0; row < 40; ++row) {
+        if (random() % 4 != 0) chosen.push_back(row);
+      }
+      indices.push_back(chosen);
+      weights.emplace_back(chosen.size(), 0.25f * static_cast<float>(call));
+    }
+    for (int call = 0; call < 8; ++call) {
+      const size_t batch = random() % 3;
+      if (next_row[batch] + indices[call].size() > 400) continue;
+      const float* const weighs = turn % 5 == 0 && call % 2 == 0 ? weights[call].data() : nullptr;
+      queue.push(experts[random() % 4], {batches[batch].input(indices[call], next_row[batch], weighs)}, ignore);
+      next_row[batch] += indices[call].size();
+    }
+    while (!queue.empty()) {
+      const auto pieces = queue.take();
+      ASSERT_FALSE(pieces.empty());
+      // Two of three batches lie in pinned memory.
+      const IsPinned some = [&](const void* memory, size_t) {
+        const auto* const at = static_cast<const uint16_t*>(memory);
+        return !(at >= batches[2].rows.data() && at < batches[2].rows.data() + batches[2].rows.size());
+      };
+      for (const IsPinned& pinned : {all_pinned, none_pinned, some}) expect_carries_out(pieces, hidden, pinned);
+      CallQueue::end(pieces, {}, nullptr);
+    }
+  }
+}
+
+TEST(CudaPlan, UsesPinnedRowsThatFollowOneAnotherAsTheyLie) {
+  const SizedExpert expert(16);
+  TokenBatch batch(100, 16, 100);
+  std::vector<uint32_t> indices(50);
+  for (uint32_t i = 0; i < 50; ++i) indices[i] = 10 + i;
+  CallQueue queue(64);
+  queue.push(expert, {batch.input(indices, 0)}, ignore);
+  const auto pieces = queue.take();
+  const Plan plan = make_plan(pieces, 16, all_pinned);
+  ASSERT_EQ(plan.spans.size(), 1u);
+  EXPECT_EQ(plan.spans[0].source, batch.rows.data() + 10 * 16);
+  EXPECT_EQ(plan.spans[0].rows, 50u);
+  EXPECT_TRUE(plan.staged.empty());
+  EXPECT_TRUE(plan.segments[0].direct);
+  EXPECT_TRUE(make_plan(pieces, 16, none_pinned).segments[0].direct);
+  CallQueue::end(pieces, {}, nullptr);
+}
+
+TEST(CudaPlan, StagesRowsThatLieFarApart) {
+  const SizedExpert expert(16);
+  TokenBatch batch(1000, 16, 2);
+  const std::vector<uint32_t> indices{0, 999};
+  CallQueue queue(64);
+  queue.push(expert, {batch.input(indices, 0)}, ignore);
+  const auto pieces = queue.take();
+  const Plan plan = make_plan(pieces, 16, all_pinned);
+  EXPECT_TRUE(plan.spans.empty());
+  EXPECT_EQ(plan.staged.size(), 2u);
+  CallQueue::end(pieces, {}, nullptr);
+}
+
+TEST(CudaCalls, AreSpreadOverBatchesAndEndOnce) {
+  const SizedExpert expert(8), wide(16);
+  TokenBatch batch(100, 8, 300), other(10, 16, 10);
+  std::vector<uint32_t> indices(100);
+  for (uint32_t i = 0; i < 100; ++i) indices[i] = i;
+  CallQueue queue(64);
+  std::vector<int> ended(4, 0);
+  double seconds = 0;
+  const auto done = [&](int call) {
+    return [&ended, &seconds, call](const ComputeTime& time, std::exception_ptr error) {
+      EXPECT_FALSE(error);
+      ++ended[call];
+      seconds += time.seconds;
+    };
+  };
+  queue.push(expert, {}, done(0));
+  EXPECT_EQ(ended[0], 1);
+  queue.push(expert, {batch.input(indices, 0)}, done(1));
+  queue.push(expert, {batch.input(std::span(indices).first(30), 100)}, done(2));
+  queue.push(wide, {other.input(std::span(indices).first(10), 0)}, done(3));
+  std::vector<size_t> sizes;
+  while (!queue.empty()) {
+    const auto pieces = queue.take();
+    size_t rows = 0;
+    for (const Piece& piece : pieces) {
+      rows += piece.count;
+      EXPECT_EQ(piece.call->expert->hidden(), pieces.front().call->expert->hidden());
+    }
+    sizes.push_back(rows);
+    CallQueue::end(pieces, {.seconds = 1}, nullptr);
+  }
+  EXPECT_EQ(sizes, (std::vector<size_t>{64, 36, 30, 10}));
+  EXPECT_EQ(ended, (std::vector<int>{1, 1, 1, 1}));
+  EXPECT_NEAR(seconds, 4, 1e-9);
+}
+
+TEST(CudaCalls, FailWithTheReasonEvenWhenPartlyComputed) {
+  const SizedExpert expert(8);
+  TokenBatch batch(100, 8, 100);
+  std::vector<uint32_t> indices(100, 3);
+  CallQueue queue(64);
+  int failed = 0;
+  queue.push(expert, {batch.input(indices, 0)}, [&](const ComputeTime&, std::exception_ptr error) {
+    ASSERT_TRUE(error);
+    EXPECT_THROW(std::rethrow_exception(error), Error);
+    ++failed;
+  });
+  const auto under_way = queue.take();
+  queue.fail(std::make_exception_ptr(Error(Code::device_lost, "gone")));
+  EXPECT_TRUE(queue.empty());
+  EXPECT_EQ(failed, 0) << "rows are still under way";
+  CallQueue::end(under_way, {}, nullptr);
+  EXPECT_EQ(failed, 1);
+}
+
+TEST(CudaPinnedRegions, HoldWholeRangesOnly) {
+  std::vector<char> memory(1000);
+  PinnedRegions regions;
+  regions.add(memory.data() + 100, 200);
+  EXPECT_TRUE(regions.holds(memory.data() + 100, 200));
+  EXPECT_TRUE(regions.holds(memory.data() + 299, 1));
+  EXPECT_FALSE(regions.holds(memory.data() + 99, 2));
+  EXPECT_FALSE(regions.holds(memory.data() + 299, 2));
+  EXPECT_FALSE(regions.remove(memory.data() + 101));
+  EXPECT_TRUE(regions.remove(memory.data() + 100));
+  EXPECT_FALSE(regions.holds(memory.data() + 100, 1));
+  regions.add(memory.data(), 10);
+  EXPECT_EQ(regions.take_all(), std::vector<void*>{memory.data()});
+  EXPECT_FALSE(regions.holds(memory.data(), 1));
+}
+
+TEST(CudaLayout, PadsRowsToSixteenBytes) {
+  constexpr Shape shape{.hidden = 33, .ffn = 50, .gated = true};
+  static_assert(shape.hidden_padded() == 40 && shape.ffn_padded() == 56 && shape.intermediate() == 112);
+  static_assert(shape.up_row() == 56 && shape.first_elements() == 112 * 40 && shape.second_elements() == 40 * 56);
+  static_assert(columns_within(0, 33) == 8 && columns_within(32, 33) == 1 && columns_within(40, 33) == 0);
+}
+
+TEST(CudaLayout, ActivatesAsFloat64Does) {
+  for (double value = -12; value <= 12; value += 0.0137) {
+    const double expected = value / 2 * std::erfc(-value / std::sqrt(2.0));
+    EXPECT_NEAR(gelu(static_cast<float>(value)), expected, 1e-6 * std::max(1.0, std::abs(value)));
+    EXPECT_NEAR(swiglu(static_cast<float>(value), 3.0f), value / (1 + std::exp(-value)) * 3, 1e-5);
+  }
+}
+
+TEST(CudaModule, SaysWhyItCannotBeLoaded) {
+  const ModuleFile absent("/nonexistent/switchyard_cuda.so");
+  EXPECT_FALSE(absent.present());
+  EXPECT_EQ(absent.module(), nullptr);
+  const ModuleFile wrong("/proc/self/cmdline");
+  EXPECT_TRUE(wrong.present());
+  EXPECT_EQ(wrong.module(), nullptr);
+  EXPECT_FALSE(wrong.problem().empty());
+}
+
+}  // namespace
+}  // namespace switchyard::cuda
