@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -105,6 +108,32 @@ TEST(SlabArena, ThreadsShareSlabsAndTheArena) {
   for (auto& thread : threads) thread.join();
   EXPECT_EQ(arena.stats().slabs, 1u);
   EXPECT_EQ(arena.stats().bytes_in_use, 4096u);
+}
+
+class Counter final : public MemoryListener {
+ public:
+  void mapped(void* memory, size_t) noexcept override { EXPECT_TRUE(regions.insert(memory).second); }
+  void unmapping(void* memory) noexcept override { regions.erase(memory); }
+  std::set<void*> regions;
+};
+
+TEST(SlabArena, TellsOfMemoryOnceAndBeforeItGoesBack) {
+  const auto listener = std::make_shared<Counter>();
+  {
+    SlabArena arena(size_t{1} << 20);
+    arena.set_listener(listener);
+    for (int turn = 0; turn < 3; ++turn) {
+      const SlabRef slab = arena.allocate(8192);
+      EXPECT_EQ(listener->regions.count(slab->data()), 1u);
+    }
+    EXPECT_EQ(listener->regions.size(), 1u) << "memory that is used again is not told of again";
+    arena.set_limit(0);
+    EXPECT_TRUE(listener->regions.empty());
+    arena.set_limit(size_t{1} << 20);
+    const SlabRef other = arena.allocate(4096);
+    EXPECT_EQ(listener->regions.size(), 1u);
+  }
+  EXPECT_TRUE(listener->regions.empty());
 }
 
 }  // namespace

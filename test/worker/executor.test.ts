@@ -186,6 +186,39 @@ describe('executor', () => {
     expect(calls).toEqual([4, 4, 10, 10, 10, 3]);
   });
 
+  test('a lost device fails the token batches under way with its reason, and is told', async () => {
+    const reason = Object.assign(new Error('cuda:0 is lost: an illegal address'), { code: 'DEVICE_LOST' });
+    const calls: number[] = [];
+    const lost: ExpertBackend = {
+      description: backend.description,
+      load: (source) => backend.load(source),
+      forward: (_, inputs) => {
+        calls.push(inputs.length);
+        return Promise.reject(reason);
+      },
+      figures: () => null,
+      close: () => {},
+    };
+    const told: string[] = [];
+    const executor = new Executor({
+      backend: lost,
+      memory: native,
+      worker: 'w7',
+      hidden,
+      maxRows: 1024,
+      weighsInput: false,
+      metrics: executorMetrics(createRegistry('worker', 'test')),
+      onDeviceLost: ({ message }) => told.push(message),
+    });
+    executor.add(0, 0, await loadExpert(0, 0));
+    const one: Wanted = { layer: 0, segments: [[0, [1, 2]]] };
+    const results = [0, 1, 2].map(() => executor.submit(tokenBatch(one), 'r'));
+    for (const result of results) await expect(result).rejects.toMatchObject({ code: 'DEVICE_LOST' });
+    expect(new Set(told)).toEqual(new Set([reason.message]));
+    // No call is repeated: the device will not come back.
+    expect(calls.length).toBeLessThanOrEqual(3);
+  });
+
   test('the token batch that waits longest is served next, whatever its expert', async () => {
     const { executor } = await createExecutor();
     const order: string[] = [];
