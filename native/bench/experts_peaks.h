@@ -16,7 +16,7 @@ double cached_flops(Isa isa);
 /** Bytes per second of reading memory: in four streams or in order, whichever is faster. */
 double read_bytes_per_second(const void* memory, size_t bytes);
 
-/** CPU time of the calling thread: other programs must not count. */
+/** CPU time of the process: other programs must not count, and a backend computes on threads of its own. */
 double seconds_now();
 
 }  // namespace switchyard::bench
