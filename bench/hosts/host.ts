@@ -25,7 +25,10 @@ export class Host {
     const agent = join(packageRoot(), 'dist', 'bench', 'hosts', 'agent.js');
     const isolated = ['--net', '--uts', '--ipc', '--pid', '--fork', '--mount-proc', '--kill-child'];
     const program = ['taskset', '-c', String(core), 'unshare', ...isolated, process.execPath, agent, name];
-    this.child = spawn(program[0]!, program.slice(1), { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
+    this.child = spawn(program[0]!, program.slice(1), {
+      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+      env: process.env,
+    });
     this.child.on('message', (message: HostReply | 'ready') => {
       if (message === 'ready') this.ready.resolve();
       else this.settle(message);

