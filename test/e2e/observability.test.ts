@@ -172,7 +172,8 @@ describe('after a batch', () => {
 });
 
 test('during a batch, queues and bytes in flight show', async () => {
-  const block = testRows(2048, hidden);
+  // As many rows as a client may ask for at a time, 8 MiB.
+  const block = testRows(2 ** 22 / hidden, hidden);
   const endless: RowsReader = {
     tokens: 4_096_000,
     hidden,

@@ -7,6 +7,7 @@ import type { UcxEnd } from '../../services/common/generated/switchyard/v1/UcxEn
 import { type Running, sleep } from '../../services/common/lifecycle.js';
 import { channelCodec } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
+import { sealOf } from '../../services/transport/ucx/port.js';
 import type { GrpcCall } from '../support/ucx-call.js';
 import { clientOf, forward, header, rowBytes, startCluster, tokens, untilIdle } from './cluster.js';
 import { slabBytesHeld } from './support.js';
@@ -35,7 +36,8 @@ class RawChannel {
   /** Sends a header with an offer; `say`: whether it also says its credit, as it must. */
   static async open(router: Running, { creditBytes = 1 << 20, say = true } = {}): Promise<RawChannel> {
     const raw = new RawChannel(clientOf(router).Forward(), randomBytes(16));
-    const end = { address: Buffer.from(native.ucx!.address()), channel: raw.channel.id };
+    const address = Buffer.from(native.ucx!.address());
+    const end = { address, channel: raw.channel.id, seal: sealOf(address) };
     raw.call.write(header({ length: total, ...off, ucx: end, ucxKey: Buffer.from(raw.key) }));
     const welcome = await new Promise<UcxEnd>((resolve, reject) => {
       raw.call.once('data', ({ welcome }) => resolve(welcome!.ucx!));

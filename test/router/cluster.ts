@@ -1,5 +1,5 @@
 import type { CallOptions } from '@grpc/grpc-js';
-import { afterEach, beforeAll, describe, jest } from '@jest/globals';
+import { afterAll, afterEach, beforeAll, describe, jest } from '@jest/globals';
 import { native } from '../../native/index.js';
 import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
@@ -27,8 +27,8 @@ export const rowBytes = shape.hidden * 2;
 /** All row operations of this process run on so many threads; the addon's pool has one size. */
 const threads = 2;
 const quiet = { port: 0, metricsPort: 0, logLevel: 'silent' } as const;
-/** What carries the token batches of this run, see jest.config.js. */
-const transport = process.env.SWITCHYARD_TRANSPORT;
+/** What carries token batches, and the chunks of clients, in tests that run over each transport. */
+let current: TransportKind | null = null;
 
 export interface TestCluster {
   coordinator: Running;
@@ -69,7 +69,7 @@ export async function startCluster(wishes: ClusterWishes = {}): Promise<TestClus
     const router = await startRouter(
       routerSchema.parse({
         ...quiet,
-        transport,
+        transport: current ?? 'auto',
         coordinator: coordinator.address,
         name: `router-${index}`,
         threads,
@@ -87,7 +87,7 @@ export async function addWorker({ coordinator }: TestCluster, name: string): Pro
   const worker = await startWorker(
     workerSchema.parse({
       ...quiet,
-      transport,
+      transport: current ?? 'auto',
       coordinator: coordinator.address,
       name,
       threads: 1,
@@ -122,17 +122,18 @@ export async function tokens(count: number, seed = 1): Promise<Buffer> {
 /** A Forward call as a raw client sees it, whatever carries its chunks. */
 export type Call = GrpcCall;
 
-/** The transports that this build has: what concerns the rows of clients is tested over each. */
+/** The transports that this build has. */
 export const transports: readonly TransportKind[] = native.ucx === null ? ['grpc'] : ['grpc', 'ucx'];
-if (native.ucx === null) process.stderr.write('built without UCX: clients over UCX are not tested\n');
+if (native.ucx === null) process.stderr.write('built without UCX: clusters over UCX are not tested\n');
 
-let current: TransportKind = 'grpc';
-
-/** Runs the tests of `block` over each transport, with `callOf` and `forward` using it. */
+/** Runs the tests of `block` over each transport: that of links, and that of `callOf` and `forward`. */
 export function overEachTransport(block: (transport: TransportKind) => void): void {
   describe.each(transports)('over %s', (transport) => {
     beforeAll(() => {
       current = transport;
+    });
+    afterAll(() => {
+      current = null;
     });
     block(transport);
   });
@@ -141,7 +142,7 @@ export function overEachTransport(block: (transport: TransportKind) => void): vo
 /** A Forward call of a raw client. */
 export function callOf(router: Running, options: CallOptions = {}): Call {
   const call = clientOf(router).Forward(options);
-  return current === 'grpc' ? call : (new UcxCall(call) as unknown as Call);
+  return current !== 'ucx' ? call : (new UcxCall(call) as unknown as Call);
 }
 
 export function header(fields: ForwardHeaderInput = {}): ForwardRequestInput {

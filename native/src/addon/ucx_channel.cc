@@ -7,9 +7,9 @@
 
 namespace switchyard::addon {
 
-std::shared_ptr<UcxPort> UcxPort::open(std::shared_ptr<ucx::Fabric> fabric, const ucx::Key& key,
+std::shared_ptr<UcxPort> UcxPort::open(const std::shared_ptr<ucx::Fabric>& fabric, const ucx::Key& key,
                                        size_t message_bytes_max, size_t inbox_bytes_max) {
-  std::shared_ptr<UcxPort> port(new UcxPort(std::move(fabric), inbox_bytes_max));
+  std::shared_ptr<UcxPort> port(new UcxPort(fabric, inbox_bytes_max));
   // The fabric may outlive the port; events of a port that is gone concern nobody.
   const std::weak_ptr<UcxPort> weak = port;
   ucx::ChannelEvents events;
@@ -19,8 +19,14 @@ std::shared_ptr<UcxPort> UcxPort::open(std::shared_ptr<ucx::Fabric> fabric, cons
   events.failed = [weak](Error error) {
     if (const auto self = weak.lock()) self->fail(std::move(error));
   };
-  port->id_ = port->fabric_->open(key, {message_bytes_max}, std::move(events));
+  port->id_ = fabric->open(key, {message_bytes_max}, std::move(events));
   return port;
+}
+
+std::shared_ptr<ucx::Fabric> UcxPort::fabric() const {
+  auto fabric = fabric_.lock();
+  if (!fabric) throw Error(Code::cancelled, "the environment is ending");
+  return fabric;
 }
 
 void UcxPort::arrived(ucx::Message message) {
@@ -75,7 +81,7 @@ void UcxPort::close() {
     if (std::exchange(closed_, true)) return;
   }
   fail(Error(Code::cancelled, "the UCX channel was closed"));
-  fabric_->close(id_, [] {});
+  if (const auto fabric = fabric_.lock()) fabric->close(id_, [] {});
 }
 
 void UcxPort::end() {
@@ -146,7 +152,7 @@ Napi::Value UcxChannelHandle::connect(const Napi::CallbackInfo& info) {
     if (address.empty()) throw_invalid("peerAddress", "empty", "a UCX worker address");
     const uint64_t peer = to_integer(info[1], "peerId", 1, safe_integer_max);
     run_when_done(operation, [port = native(), peer, bytes = std::vector<uint8_t>(address.begin(), address.end())](
-                                 auto done) { port->fabric().connect(port->id(), bytes, peer, done); });
+                                 auto done) { port->fabric()->connect(port->id(), bytes, peer, done); });
   });
 }
 
@@ -162,7 +168,7 @@ Napi::Value UcxChannelHandle::send(const Napi::CallbackInfo& info) {
     std::memcpy(slab->data() + row_bytes, metadata.data(), metadata.size());
     const ucx::Message message{slab, row_bytes, metadata.size()};
     run_when_done(operation,
-                  [port = native(), message](auto done) { port->fabric().send(port->id(), message, done); });
+                  [port = native(), message](auto done) { port->fabric()->send(port->id(), message, done); });
   });
 }
 
@@ -194,7 +200,7 @@ Napi::Value UcxChannelHandle::receive(const Napi::CallbackInfo& info) {
 Napi::Value UcxChannelHandle::transports(const Napi::CallbackInfo& info) {
   return Operation::start(info, "transports", [this](const Napi::CallbackInfo&, Operation& operation) {
     const auto text = std::make_shared<std::string>();
-    operation.run = [port = native(), text] { *text = port->fabric().transports(port->id()); };
+    operation.run = [port = native(), text] { *text = port->fabric()->transports(port->id()); };
     operation.result = [text](Napi::Env env) { return Napi::String::New(env, *text); };
   });
 }

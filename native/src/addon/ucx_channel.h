@@ -15,11 +15,12 @@ namespace switchyard::addon {
 /** A channel of the fabric, and the messages that JavaScript has not taken yet. */
 class UcxPort : public std::enable_shared_from_this<UcxPort> {
  public:
-  static std::shared_ptr<UcxPort> open(std::shared_ptr<ucx::Fabric> fabric, const ucx::Key& key,
+  static std::shared_ptr<UcxPort> open(const std::shared_ptr<ucx::Fabric>& fabric, const ucx::Key& key,
                                        size_t message_bytes_max, size_t inbox_bytes_max);
 
   uint64_t id() const { return id_; }
-  ucx::Fabric& fabric() const { return *fabric_; }
+  /** JS thread. Throws CANCELLED once the environment has given up its fabric. */
+  std::shared_ptr<ucx::Fabric> fabric() const;
   /** Calls `ready` once there is something to take, at once if there is. Throws if another call waits. */
   void wait(std::function<void()> ready);
   /** What has arrived; throws the reason of the failure when there is nothing. */
@@ -32,12 +33,13 @@ class UcxPort : public std::enable_shared_from_this<UcxPort> {
   void end();
 
  private:
-  UcxPort(std::shared_ptr<ucx::Fabric> fabric, size_t inbox_bytes_max)
-      : fabric_(std::move(fabric)), inbox_bytes_max_(inbox_bytes_max) {}
+  UcxPort(const std::shared_ptr<ucx::Fabric>& fabric, size_t inbox_bytes_max)
+      : fabric_(fabric), inbox_bytes_max_(inbox_bytes_max) {}
 
   void arrived(ucx::Message message);
 
-  const std::shared_ptr<ucx::Fabric> fabric_;
+  /** The environment owns it: the fabric's thread may be the last to let go of a port, and cannot end the fabric. */
+  const std::weak_ptr<ucx::Fabric> fabric_;
   const size_t inbox_bytes_max_;
   uint64_t id_ = 0;
   std::mutex mutex_;

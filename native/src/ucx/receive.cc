@@ -38,6 +38,8 @@ ucs_status_t Fabric::Progress::on_stray(void* self, const void*, size_t, void*, 
 ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, size_t length, bool rendezvous) {
   if (header.magic != WireHeader::expected_magic) return refuse();
   const auto found = channels_.find(header.channel);
+  // Both ends may close at once: then this one has forgotten the channel before it hears so.
+  if (found == channels_.end() && header.kind == Kind::closing) return UCS_OK;
   if (found == channels_.end() || !same_key(found->second->key, header.key)) return refuse();
   Channel& channel = *found->second;
   if (header.kind != Kind::message) {

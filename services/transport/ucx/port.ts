@@ -159,7 +159,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   }
 }
 
-function sealOf(address: Uint8Array): Buffer {
+export function sealOf(address: Uint8Array): Buffer {
   return createHash('sha256').update(address).digest().subarray(0, sealBytes);
 }
 
