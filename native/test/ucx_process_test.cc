@@ -163,6 +163,7 @@ TEST(FabricProcess, OffersThatAStoppedPeerDoesNotTakeEndWhenItGoesOnOrDies) {
     to.echo(100, 10, 1);
     to.settle();
     kill(to.child.pid, SIGSTOP);
+    waitpid(to.child.pid, nullptr, WUNTRACED);  // It runs on until the signal has reached it.
     std::vector<Completion> sent(8);
     for (auto& completion : sent) {
       to.fabric.send(to.channel, message_of(to.arena, 1 << 20, 16, 1), completion.callback());
