@@ -70,6 +70,7 @@ class Fabric::Progress {
 
   // What goes out: send.cc.
   void send_now(uint64_t id, Message message, SendDone done);
+  static std::optional<Error> why_unsendable(const Channel& channel);
   void offer(Channel& channel, Message message, SendDone done);
   void send_control(Channel& channel, Kind kind, uint64_t sequence = 0, const void* data = nullptr, size_t length = 0);
   void transmit(Channel& channel, std::unique_ptr<SendRequest> request, const void* data, size_t length);

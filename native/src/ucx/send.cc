@@ -10,6 +10,13 @@ constexpr size_t offer_bytes_max = size_t{1} << 30;
 
 }  // namespace
 
+std::optional<Error> Fabric::Progress::why_unsendable(const Channel& channel) {
+  if (channel.failure) return channel.failure;
+  if (!channel.endpoint) return Error(Code::internal, "the UCX channel is not connected");
+  if (channel.peer_closing) return Error(Code::link_lost, "the UCX peer closed the channel");
+  return std::nullopt;
+}
+
 void Fabric::Progress::send(uint64_t id, Message message, SendDone done) {
   enqueue([this, id, message = std::move(message), done = std::move(done)]() mutable {
     send_now(id, std::move(message), std::move(done));
@@ -18,12 +25,13 @@ void Fabric::Progress::send(uint64_t id, Message message, SendDone done) {
 
 void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
   const auto found = channels_.find(id);
-  if (found == channels_.end() || found->second->closing) return done(closed_channel(id));
-  Channel& channel = *found->second;
-  if (channel.failure) return done(channel.failure);
-  if (!channel.endpoint) return done(Error(Code::internal, "the UCX channel is not connected"));
-  if (channel.peer_closing) return done(Error(Code::link_lost, "the UCX peer closed the channel"));
-
+  Channel* const open = found == channels_.end() || found->second->closing ? nullptr : found->second.get();
+  if (const auto refusal = open ? why_unsendable(*open) : std::optional(closed_channel(id))) {
+    // Whoever is told may count on the slab.
+    message.slab.reset();
+    return done(refusal);
+  }
+  Channel& channel = *open;
   const size_t length = message.row_bytes + message.meta_bytes;
   if (channel.may_offer && length >= offer_bytes_min && length <= offer_bytes_max) {
     return offer(channel, std::move(message), std::move(done));
