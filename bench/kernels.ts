@@ -1,5 +1,6 @@
-import { type GateResult, native, type RoutingSpec, type Slab } from '../native/index.js';
+import { type GateResult, native, type Slab } from '../native/index.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
+import { softmaxRouting } from './routing.js';
 
 const hidden = 4096;
 const rowCount = 1024;
@@ -9,17 +10,7 @@ const rowBytes = hidden * 2;
 const callsPerRun = 12;
 const slabBytes = 4 * 1024 ** 3;
 
-const routing: RoutingSpec = {
-  topK: 2,
-  score: 'softmax',
-  renormalise: true,
-  scale: 1,
-  groups: 1,
-  groupsChosen: 1,
-  groupScore: 'max',
-  masked: 'zero',
-  weightOn: 'output',
-};
+const routing = softmaxRouting(2);
 
 /** Bytes read plus bytes written a second by `call`, which touches `bytes` each time. */
 async function bytesPerSecond(bytes: number, call: () => Promise<Slab[]>): Promise<number> {

@@ -1,14 +1,8 @@
-import {
-  type Expert,
-  type ExpertBackend,
-  type GateWeights,
-  native,
-  type RoutingSpec,
-  type Slab,
-} from '../native/index.js';
+import { type Expert, type ExpertBackend, type GateWeights, native, type Slab } from '../native/index.js';
 import { loadExperts, type Shape, syntheticMatrix, weightBytes } from './experts.js';
 import { startNative, startPython } from './peer.js';
 import type { BenchOptions, BenchResult } from './report.js';
+import { softmaxRouting } from './routing.js';
 import { type Call, cpuSeconds, summarizeTurns, takeTurns } from './turns.js';
 
 const expertCount = 16;
@@ -36,17 +30,7 @@ class Layer {
     const backend = native.createCpuBackend({ threads: 1 });
     const experts = await loadExperts(backend, shape, expertCount);
     const weight = await native.readTensor(syntheticMatrix(gateStream, expertCount, hidden));
-    const routing: RoutingSpec = {
-      topK,
-      score: 'softmax',
-      renormalise: true,
-      scale: 1,
-      groups: 1,
-      groupsChosen: 1,
-      groupScore: 'max',
-      masked: 'zero',
-      weightOn: 'output',
-    };
+    const routing = softmaxRouting(topK);
     const gate = native.createGate({
       weight,
       experts: expertCount,

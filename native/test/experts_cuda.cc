@@ -9,76 +9,14 @@
 #include <vector>
 
 #include "experts/cuda/cuda_backend.h"
-#include "kernels/bf16.h"
+#include "experts_support.h"
 #include "memory/slab.h"
 #include "runtime/error.h"
 
 namespace switchyard::cuda {
 namespace {
 
-using Rows = std::vector<uint16_t>;
-
-constexpr uint16_t poison = 0x7fbb;
-
-Rows random_values(size_t count, float scale, std::mt19937& random) {
-  std::uniform_real_distribution<float> uniform(-scale, scale);
-  Rows values(count);
-  for (uint16_t& value : values) value = float_to_bf16(uniform(random));
-  return values;
-}
-
-MatrixSource source_of(const Rows& values, size_t rows, size_t columns) {
-  return {.rows = rows, .columns = columns, .read = [&values, columns](size_t first, size_t count, uint16_t* out) {
-            std::copy_n(values.begin() + first * columns, count * columns, out);
-          }};
-}
-
-struct Model {
-  Activation activation;
-  size_t hidden, ffn;
-  Rows gate, up, down;
-
-  Model(Activation kind, size_t hidden_size, size_t ffn_size, unsigned seed) : activation(kind), hidden(hidden_size), ffn(ffn_size) {
-    std::mt19937 random(seed);
-    const float scale = 2.0f / std::sqrt(static_cast<float>(hidden));
-    gate = random_values(ffn * hidden, scale, random);
-    up = random_values(ffn * hidden, scale, random);
-    down = random_values(hidden * ffn, 2.0f / std::sqrt(static_cast<float>(ffn)), random);
-  }
-
-  ExpertSource source() const {
-    ExpertSource result{.activation = activation, .gate = std::nullopt, .up = source_of(up, ffn, hidden), .down = source_of(down, hidden, ffn)};
-    if (activation == Activation::swiglu) result.gate = source_of(gate, ffn, hidden);
-    return result;
-  }
-
-  double dot(const Rows& matrix, size_t row, const std::vector<double>& x) const {
-    double sum = 0;
-    for (size_t i = 0; i < x.size(); ++i) sum += x[i] * bf16_to_float(matrix[row * x.size() + i]);
-    return sum;
-  }
-
-  std::vector<double> reference(const uint16_t* row) const {
-    std::vector<double> x(hidden), h(ffn), y(hidden);
-    for (size_t i = 0; i < hidden; ++i) x[i] = bf16_to_float(row[i]);
-    for (size_t i = 0; i < ffn; ++i) {
-      const double u = dot(up, i, x);
-      const double g = activation == Activation::swiglu ? dot(gate, i, x) : 0;
-      h[i] = activation == Activation::swiglu ? g / (1 + std::exp(-g)) * u : u / 2 * std::erfc(-u / std::sqrt(2.0));
-    }
-    for (size_t i = 0; i < hidden; ++i) y[i] = dot(down, i, h);
-    return y;
-  }
-};
-
-double relative_error(const uint16_t* got, const std::vector<double>& expected) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    difference += std::pow(bf16_to_float(got[i]) - expected[i], 2);
-    norm += expected[i] * expected[i];
-  }
-  return std::sqrt(difference / norm);
-}
+using namespace switchyard::test;
 
 std::vector<uint32_t> indices_from(size_t first, size_t count) {
   std::vector<uint32_t> indices(count);
@@ -94,19 +32,6 @@ ExpertInput input_of(const Rows& rows, size_t hidden, std::span<const uint32_t> 
           .output_row_count = output.size() / hidden,
           .output_row = 1,
           .input_weights = weights};
-}
-
-/** Output rows in poisoned memory with a row to spare before and after. */
-Rows forward(ExpertBackend& backend, const Expert& expert, const Rows& rows, const std::vector<uint32_t>& indices, const float* weights = nullptr) {
-  const size_t hidden = expert.hidden();
-  Rows output((indices.size() + 2) * hidden, poison);
-  const ExpertInput input = input_of(rows, hidden, indices, output, weights);
-  EXPECT_GT(backend.forward(expert, {&input, 1}), 0.0);
-  for (size_t i = 0; i < hidden; ++i) {
-    EXPECT_EQ(output[i], poison) << "the row before the output was written";
-    EXPECT_EQ(output[output.size() - 1 - i], poison) << "the row after the output was written";
-  }
-  return Rows(output.begin() + hidden, output.end() - hidden);
 }
 
 class CudaExperts : public testing::Test {

@@ -6,7 +6,7 @@ import type { ExpertStore } from './store.js';
 /** Figures alone are worth a report this often. */
 const figuresEveryMs = 500;
 
-/** Makes the reports to the coordinator: figures every time, the experts held when they changed. */
+/** Makes the reports to the coordinator: figures twice a second, the experts held as soon as they changed. */
 export class WorkerReporter {
   private readonly meter = createUtilizationMeter();
   private reportedChanges: number | null = null;
