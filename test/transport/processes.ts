@@ -1,6 +1,7 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
+import type { LinkEndOptions } from '../../bench/link-end.js';
 import { packageRoot } from '../../native/locate.js';
 import type { LinkOptions } from '../../services/transport/dial.js';
 import type { TokenBatch } from '../../services/transport/link.js';
@@ -16,11 +17,21 @@ export const creditBytes = 64 * 1024 * 1024;
 export async function forkWorker(
   environment: Record<string, string> = {},
 ): Promise<{ worker: ChildProcess; address: string }> {
-  const path = join(packageRoot(), 'dist', 'bench', 'link-worker.js');
-  const options = JSON.stringify({ hidden, creditBytes, messageBytesMax: batchBytes });
-  const worker = fork(path, [options], { env: { ...process.env, ...environment } });
+  const path = join(packageRoot(), 'dist', 'bench', 'link-end.js');
+  const options: LinkEndOptions = {
+    hidden,
+    creditBytes,
+    messageBytesMax: batchBytes,
+    transport: 'auto',
+    worker: null,
+  };
+  const worker = fork(path, [JSON.stringify(options)], { env: { ...process.env, ...environment } });
   atEnd(() => worker.kill('SIGKILL'));
-  const [{ address }] = (await once(worker, 'message')) as [{ address: string }];
+  const ended = once(worker, 'exit').then(([code]) => {
+    throw new Error(`the worker ended with ${code} before it served`);
+  });
+  const [{ address }] = (await Promise.race([once(worker, 'message'), ended])) as [{ address: string }];
+  ended.catch(() => {}); // From here on tests end it as they like.
   return { worker, address };
 }
 
