@@ -2,7 +2,6 @@
 // transports.
 #include <signal.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -114,16 +113,15 @@ struct ToChild {
 
   /** Until the processes have shown each other that they can read each other's memory. */
   void settle() {
-    for (int i = 0; i < 200 && fabric.transports(channel).rfind("cma ", 0) != 0; ++i) std::this_thread::sleep_for(5ms);
+    for (int i = 0; i < 200 && fabric.transports(channel).rfind("mapped ", 0) != 0; ++i) std::this_thread::sleep_for(5ms);
   }
 };
 
-constexpr const char* no_reading = "UCX_TLS or this system keeps processes from reading each other";
+constexpr const char* no_reading = "UCX_TLS or this system keeps processes from mapping each other's slabs";
 
 /** Whether the system lets processes read each other, as a container may not. */
 bool reading_is_allowed() {
   if (!peer_memory_allowed(std::getenv("UCX_TLS"))) return false;
-  static const uint64_t value = 42;
   int done[2];
   if (pipe(done) != 0) return false;
   const pid_t child = fork();
@@ -132,9 +130,9 @@ bool reading_is_allowed() {
     (void)!::read(done[0], &byte, 1);
     _exit(0);
   }
-  uint64_t copy = 0;
-  const iovec local{&copy, sizeof(copy)}, remote{const_cast<uint64_t*>(&value), sizeof(value)};
-  const bool allowed = process_vm_readv(child, &local, 1, &remote, 1, 0) == sizeof(copy);
+  const std::string path = "/proc/" + std::to_string(child) + "/fd/" + std::to_string(done[0]);
+  char target[64];
+  const bool allowed = readlink(path.c_str(), target, sizeof(target)) > 0;
   (void)!::write(done[1], "x", 1);
   waitpid(child, nullptr, 0);
   ::close(done[0]);
@@ -142,12 +140,12 @@ bool reading_is_allowed() {
   return allowed;
 }
 
-TEST(FabricProcess, LongMessagesAreReadFromThePeersMemoryAndShortOnesAreNot) {
+TEST(FabricProcess, LongMessagesAreCopiedOutOfThePeersSlabsAndShortOnesAreNot) {
   if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
   ToChild to;
   to.echo(100, 10, 1);
   to.settle();
-  EXPECT_EQ(to.fabric.transports(to.channel).rfind("cma ", 0), 0u) << to.fabric.transports(to.channel);
+  EXPECT_EQ(to.fabric.transports(to.channel).rfind("mapped ", 0), 0u) << to.fabric.transports(to.channel);
   const uint64_t before = to.fabric.stats().bytes_taken;
   to.echo(1000, 10, 2);
   EXPECT_EQ(to.fabric.stats().bytes_taken, before);
@@ -194,44 +192,100 @@ TEST(FabricProcess, OffersToAPeerThatClosedTheChannelEndWithAnError) {
 }
 
 TEST(PeerMemory, IsLeftOutWhereTheListOfTransportsLeavesItOut) {
-  for (const char* list : {static_cast<const char*>(nullptr), "", "all", "cma", "tcp,cma", "shm,tcp", "sm", "^tcp"}) {
+  for (const char* list : {static_cast<const char*>(nullptr), "", "all", "cma", "tcp,posix", "shm,tcp", "sm", "^tcp", "^cma"}) {
     EXPECT_TRUE(peer_memory_allowed(list)) << (list ? list : "unset");
   }
-  for (const char* list : {"tcp", "tcp,self", "posix,sysv", "^cma", "^tcp,sm"}) {
+  for (const char* list : {"tcp", "tcp,self", "^sm", "^tcp,shm"}) {
     EXPECT_FALSE(peer_memory_allowed(list)) << list;
   }
 }
 
-TEST(PeerMemory, ReadsOnlyAProcessThatHoldsTheMark) {
-  if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
-  static Mark mark;  // At the same address in the child.
-  mark = random_mark();
-  std::vector<uint8_t> secret(100000, 7);
-  int done[2];
-  ASSERT_EQ(pipe(done), 0);
-  const pid_t child = fork();
-  if (child == 0) {
+/** A process that holds a mark and some bytes, and wipes the mark when it is told to. */
+struct Holder {
+  static constexpr size_t length = 100000;
+  int socket;
+  pid_t pid;
+  Beacon beacon;
+  uint64_t offset;
+
+  Holder(const Mark& mark, uint8_t content) {
+    int ends[2];
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    pid = fork();
+    if (pid == 0) {
+      ::close(ends[0]);
+      hold(ends[1], mark, content);
+    }
+    ::close(ends[1]);
+    socket = ends[0];
+    Child::read_all(socket, &beacon, sizeof(beacon));
+    Child::read_all(socket, &offset, sizeof(offset));
+  }
+  void wipe() {
+    char byte = 'w';
+    Child::write_all(socket, &byte, 1);
+    Child::read_all(socket, &byte, 1);
+  }
+  void end() {
+    ::close(socket);
+    waitpid(pid, nullptr, 0);
+  }
+
+ private:
+  [[noreturn]] static void hold(int socket, const Mark& mark, uint8_t content) {
+    SlabArena arena(1u << 20);
+    HeldMark held(arena.file(), mark);
+    const SlabRef slab = arena.allocate(length);
+    std::memset(slab->data(), content, length);
+    const Beacon beacon = held.beacon();
+    const uint64_t offset = slab->file_offset();
+    Child::write_all(socket, &beacon, sizeof(beacon));
+    Child::write_all(socket, &offset, sizeof(offset));
     char byte;
-    (void)!::read(done[0], &byte, 1);
+    while (::read(socket, &byte, 1) > 0) {
+      held.wipe();
+      Child::write_all(socket, &byte, 1);
+    }
     _exit(0);
   }
-  const auto at = [](const void* pointer) { return reinterpret_cast<uint64_t>(pointer); };
-  const Beacon beacon{child, at(mark.data())};
+};
+
+TEST(PeerMemory, ReadsOnlyAProcessThatHoldsTheMark) {
+  if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
+  const Mark mark = random_mark();
+  Holder holder(mark, 7);
+  const Beacon& beacon = holder.beacon;
   EXPECT_FALSE(PeerMemory::open(beacon, random_mark())) << "another mark";
-  EXPECT_FALSE(PeerMemory::open({getpid(), at(mark.data())}, mark)) << "this process itself";
-  EXPECT_FALSE(PeerMemory::open({-1, at(mark.data())}, mark));
-  EXPECT_FALSE(PeerMemory::open({child, 16}, mark)) << "an address that is not mapped";
+  SlabArena own(1u << 20);
+  EXPECT_FALSE(PeerMemory::open(HeldMark(own.file(), mark).beacon(), mark)) << "this process itself";
+  EXPECT_FALSE(PeerMemory::open({-1, beacon.descriptor, beacon.mark_offset}, mark));
+  EXPECT_FALSE(PeerMemory::open({beacon.process, 0, beacon.mark_offset}, mark)) << "another file";
+  EXPECT_FALSE(PeerMemory::open({beacon.process, 9999, beacon.mark_offset}, mark)) << "no file";
+  EXPECT_FALSE(PeerMemory::open({beacon.process, beacon.descriptor, uint64_t{1} << 40}, mark)) << "beyond the file";
   const auto memory = PeerMemory::open(beacon, mark);
   ASSERT_TRUE(memory);
-  std::vector<uint8_t> copy(secret.size());
-  EXPECT_TRUE(memory->read(at(secret.data()), copy.size(), copy.data()));
-  EXPECT_EQ(copy, secret);
-  EXPECT_FALSE(memory->read(16, copy.size(), copy.data())) << "an address that is not mapped";
-  (void)!::write(done[1], "x", 1);
-  waitpid(child, nullptr, 0);
-  EXPECT_FALSE(memory->read(at(secret.data()), copy.size(), copy.data())) << "a process that has ended";
-  ::close(done[0]);
-  ::close(done[1]);
+  const std::vector<uint8_t> expected(Holder::length, 7);
+  std::vector<uint8_t> copy(Holder::length);
+  EXPECT_TRUE(memory->read(holder.offset, copy.size(), copy.data()));
+  EXPECT_EQ(copy, expected);
+  EXPECT_FALSE(memory->read(uint64_t{1} << 40, 1, copy.data())) << "beyond the file";
+  EXPECT_FALSE(memory->read(holder.offset, SIZE_MAX, copy.data())) << "beyond the file";
+  holder.wipe();
+  EXPECT_FALSE(memory->read(holder.offset, copy.size(), copy.data())) << "the mark is wiped";
+  holder.end();
+}
+
+TEST(PeerMemory, WhatWasOfferedOutlivesItsOwner) {
+  if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
+  const Mark mark = random_mark();
+  Holder holder(mark, 9);
+  const auto memory = PeerMemory::open(holder.beacon, mark);
+  ASSERT_TRUE(memory);
+  kill(holder.pid, SIGKILL);
+  holder.end();
+  std::vector<uint8_t> copy(Holder::length);
+  EXPECT_TRUE(memory->read(holder.offset, copy.size(), copy.data()));
+  EXPECT_EQ(copy, std::vector<uint8_t>(Holder::length, 9));
 }
 
 TEST(FabricProcess, KilledPeerFailsTheChannelAndEverySendWithinASecond) {

@@ -1,8 +1,7 @@
 #include "memory/slab.h"
 
-#include <sys/mman.h>
-
 #include <bit>
+#include <optional>
 #include <string>
 
 #include "runtime/error.h"
@@ -12,7 +11,6 @@ namespace switchyard {
 namespace {
 
 constexpr size_t page_bytes = 4096;
-constexpr size_t huge_page_bytes = size_t{2} << 20;
 constexpr size_t size_max = size_t{1} << 46;
 
 /** Whole pages up to 64 KiB; above, eight classes for every doubling. */
@@ -20,17 +18,6 @@ size_t size_class(size_t size) {
   size_t step = page_bytes;
   if (size > 16 * page_bytes) step = std::bit_floor(size - 1) / 8;
   return (size + step - 1) / step * step;
-}
-
-std::byte* map_pages(size_t capacity) {
-  void* memory = mmap(nullptr, capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
-    throw Error(Code::resource_exhausted,
-                "the operating system gave no memory for a slab of " + std::to_string(capacity) + " bytes");
-  }
-  // Large slabs are streamed through: huge pages spare page faults. It is advice, so failure is fine.
-  if (capacity >= huge_page_bytes) madvise(memory, capacity, MADV_HUGEPAGE);
-  return static_cast<std::byte*>(memory);
 }
 
 }  // namespace
@@ -52,7 +39,7 @@ SlabRef SlabArena::allocate(size_t size, size_t tail) {
   }
   const size_t capacity = size_class(size + tail);
   Evicted evicted;
-  std::byte* block = nullptr;
+  std::optional<Block> block;
   {
     const std::lock_guard lock(mutex_);
     if (capacity > bytes_limit_ || bytes_in_use_ > bytes_limit_ - capacity) {
@@ -74,16 +61,16 @@ SlabRef SlabArena::allocate(size_t size, size_t tail) {
   unmap(evicted);
   if (!block) {
     try {
-      block = map_pages(capacity);
+      block = file_.map(capacity);
     } catch (...) {
       const std::lock_guard lock(mutex_);
       bytes_in_use_ -= capacity;
       --slabs_;
       throw;
     }
-    if (const auto told = listener()) told->mapped(block, capacity);
+    if (const auto told = listener()) told->mapped(block->data, capacity);
   }
-  return SlabRef(new Slab(*this, block, capacity, size));
+  return SlabRef(new Slab(*this, *block, capacity, size));
 }
 
 void SlabArena::give_back(Slab* slab) {
@@ -92,7 +79,7 @@ void SlabArena::give_back(Slab* slab) {
     const std::lock_guard lock(mutex_);
     --slabs_;
     bytes_in_use_ -= slab->capacity_;
-    cached_[slab->capacity_].push_back(slab->data_);
+    cached_[slab->capacity_].push_back(slab->block_);
     bytes_cached_ += slab->capacity_;
     // The limit may have been lowered while the slab was in use.
     evict_until(bytes_limit_ > bytes_in_use_ ? bytes_limit_ - bytes_in_use_ : 0, evicted);
@@ -116,8 +103,8 @@ void SlabArena::unmap(const Evicted& evicted) {
   if (evicted.empty()) return;
   const auto told = listener();
   for (const auto& [block, capacity] : evicted) {
-    if (told) told->unmapping(block);
-    munmap(block, capacity);
+    if (told) told->unmapping(block.data);
+    file_.unmap(block, capacity);
   }
 }
 

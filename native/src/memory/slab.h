@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "memory/listener.h"
+#include "memory/memory_file.h"
 
 namespace switchyard {
 
@@ -21,7 +22,9 @@ class Slab {
   Slab(const Slab&) = delete;
   Slab& operator=(const Slab&) = delete;
 
-  std::byte* data() const { return data_; }
+  std::byte* data() const { return block_.data; }
+  /** Where another process that maps the arena's file finds the data. */
+  uint64_t file_offset() const { return block_.offset; }
   /** Bytes that the caller asked for; the memory behind it may be larger. */
   size_t size() const { return size_; }
   /** Bytes of memory that may be written: the size, what was asked for behind it, and rounding. */
@@ -31,11 +34,11 @@ class Slab {
   friend class SlabArena;
   friend class SlabRef;
 
-  Slab(SlabArena& arena, std::byte* data, size_t capacity, size_t size)
-      : arena_(arena), data_(data), capacity_(capacity), size_(size) {}
+  Slab(SlabArena& arena, Block block, size_t capacity, size_t size)
+      : arena_(arena), block_(block), capacity_(capacity), size_(size) {}
 
   SlabArena& arena_;
-  std::byte* data_;
+  Block block_;
   size_t capacity_;
   size_t size_;
   std::atomic<uint32_t> references_{0};
@@ -78,7 +81,8 @@ struct ArenaStats {
 
 /**
  * Allocates slabs in size classes (at most an eighth of waste above 64 KiB), keeps freed ones for reuse, and never
- * holds more than its limit, cache included. Thread-safe. Must outlive its slabs.
+ * holds more than its limit, cache included. All slabs lie in one file in memory, so that a process of this machine that
+ * may look into this one can map them. Thread-safe. Must outlive its slabs.
  */
 class SlabArena {
  public:
@@ -95,25 +99,28 @@ class SlabArena {
   ArenaStats stats() const;
   /** Applies to later allocations; slabs in use stay. */
   void set_limit(size_t bytes_limit);
+  /** Where the slabs lie; other things that other processes are to see may lie there too. */
+  MemoryFile& file() { return file_; }
   /** Hears of memory that is mapped from now on; null: nobody. */
   void set_listener(std::shared_ptr<MemoryListener> listener);
 
  private:
   friend class SlabRef;
   /** Blocks to unmap after the lock is gone, with their capacities. */
-  using Evicted = std::vector<std::pair<std::byte*, size_t>>;
+  using Evicted = std::vector<std::pair<Block, size_t>>;
 
   void give_back(Slab* slab);
   void evict_until(size_t bytes_allowed, Evicted& evicted);
   void unmap(const Evicted& evicted);
   std::shared_ptr<MemoryListener> listener() const;
 
+  MemoryFile file_;
   mutable std::mutex mutex_;
   size_t bytes_limit_;
   size_t slabs_ = 0;
   size_t bytes_in_use_ = 0;
   size_t bytes_cached_ = 0;
-  std::unordered_map<size_t, std::vector<std::byte*>> cached_;
+  std::unordered_map<size_t, std::vector<Block>> cached_;
   std::shared_ptr<MemoryListener> listener_;
 };
 

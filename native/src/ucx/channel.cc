@@ -155,7 +155,7 @@ std::string Fabric::Progress::transports(uint64_t id) {
     const auto found = channels_.find(id);
     if (found == channels_.end() || !found->second->endpoint) return answer->set_value("");
     const Channel& channel = *found->second;
-    answer->set_value((channel.may_offer ? "cma " : "") + lane_transports(channel.endpoint));
+    answer->set_value((channel.may_offer ? "mapped " : "") + lane_transports(channel.endpoint));
   });
   return future.get();
 }

@@ -1,33 +1,96 @@
 #include "ucx/peer_memory.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/random.h>
-#include <sys/uio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <cstring>
+#include <set>
 #include <sstream>
 #include <string>
 
 #include "runtime/error.h"
 
 namespace switchyard::ucx {
+namespace {
 
-std::optional<PeerMemory> PeerMemory::open(const Beacon& beacon, const Mark& mark) {
+constexpr size_t page_bytes = 4096;
+
+/** The peer names any file of any process: only slab memory is opened, because opening others can have effects. */
+bool is_slab_memory(const std::string& path) {
+  std::string target(256, '\0');
+  const ssize_t length = readlink(path.c_str(), target.data(), target.size());
+  const std::string wanted = std::string("/memfd:") + MemoryFile::name;
+  return length > 0 && target.compare(0, wanted.size(), wanted) == 0;
+}
+
+}  // namespace
+
+std::unique_ptr<PeerMemory> PeerMemory::open(const Beacon& beacon, const Mark& mark) {
   // A peer that names this process would have it read itself; there is no honest use for that.
-  if (beacon.process <= 0 || beacon.process == getpid()) return std::nullopt;
-  const PeerMemory memory(beacon, mark);
-  if (!memory.read(beacon.mark_address, sizeof(Mark), Mark{}.data())) return std::nullopt;
+  if (beacon.process <= 0 || beacon.process == getpid()) return nullptr;
+  const std::string path = "/proc/" + std::to_string(beacon.process) + "/fd/" + std::to_string(beacon.descriptor);
+  if (!is_slab_memory(path)) return nullptr;
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) return nullptr;
+  std::unique_ptr<PeerMemory> memory(new PeerMemory(descriptor, beacon.mark_offset, mark));
+  // Memory whose file shrinks under a mapping kills whoever reads it.
+  const int seals = fcntl(descriptor, F_GET_SEALS);
+  if (seals < 0 || !(seals & F_SEAL_SHRINK) || !memory->marked()) return nullptr;
   return memory;
 }
 
-bool PeerMemory::read(uint64_t address, size_t length, void* out) const {
-  Mark before{}, after{};
-  const auto at = [](uint64_t remote) { return reinterpret_cast<void*>(remote); };
-  const iovec local[] = {{before.data(), sizeof(Mark)}, {out, length}, {after.data(), sizeof(Mark)}};
-  const iovec remote[] = {{at(beacon_.mark_address), sizeof(Mark)},
-                          {at(address), length},
-                          {at(beacon_.mark_address), sizeof(Mark)}};
-  const ssize_t wanted = static_cast<ssize_t>(length + 2 * sizeof(Mark));
-  return process_vm_readv(beacon_.process, local, 3, remote, 3, 0) == wanted && before == mark_ && after == mark_;
+PeerMemory::~PeerMemory() {
+  if (mapped_) munmap(const_cast<std::byte*>(mapped_), mapped_length_);
+  close(descriptor_);
+}
+
+bool PeerMemory::read(uint64_t offset, size_t length, void* out) {
+  if (!reach(offset, length) || !marked()) return false;
+  std::memcpy(out, mapped_ + offset, length);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return marked();
+}
+
+bool PeerMemory::marked() {
+  Mark found;
+  if (!reach(mark_offset_, sizeof(Mark))) return false;
+  std::memcpy(found.data(), mapped_ + mark_offset_, sizeof(Mark));
+  return found == mark_;
+}
+
+/** Maps as much of the file as there is, if these bytes are not mapped yet. */
+bool PeerMemory::reach(uint64_t offset, size_t length) {
+  if (offset <= mapped_length_ && length <= mapped_length_ - offset) return true;
+  struct stat status {};
+  if (fstat(descriptor_, &status) != 0) return false;
+  const auto file_length = static_cast<size_t>(status.st_size);
+  if (offset > file_length || length > file_length - offset) return false;
+  void* mapped = mapped_ ? mremap(const_cast<std::byte*>(mapped_), mapped_length_, file_length, MREMAP_MAYMOVE)
+                         : mmap(nullptr, file_length, PROT_READ, MAP_SHARED, descriptor_, 0);
+  if (mapped == MAP_FAILED) return false;
+  mapped_ = static_cast<const std::byte*>(mapped);
+  mapped_length_ = file_length;
+  return true;
+}
+
+HeldMark::HeldMark(MemoryFile& file, const Mark& mark) : file_(file), block_(file.map(page_bytes)) {
+  std::memcpy(block_.data, mark.data(), sizeof(Mark));
+}
+
+HeldMark::~HeldMark() {
+  wipe();
+  file_.unmap(block_, page_bytes);
+}
+
+Beacon HeldMark::beacon() const { return {getpid(), file_.descriptor(), block_.offset}; }
+
+void HeldMark::wipe() {
+  std::memset(block_.data, 0, sizeof(Mark));
+  std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
 Mark random_mark() {
@@ -38,10 +101,12 @@ Mark random_mark() {
 
 bool peer_memory_allowed(const char* transports) {
   if (!transports || !*transports) return true;
+  static const std::set<std::string> whole{"all", "sm", "shm"}, parts{"posix", "sysv", "cma", "knem", "xpmem"};
   const bool negated = *transports == '^';
   std::istringstream names(transports + (negated ? 1 : 0));
   for (std::string name; std::getline(names, name, ',');) {
-    if (name == "cma" || name == "all" || name == "sm" || name == "shm") return !negated;
+    if (whole.count(name)) return !negated;
+    if (!negated && parts.count(name)) return true;
   }
   return negated;
 }

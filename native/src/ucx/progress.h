@@ -80,6 +80,7 @@ class Fabric::Progress {
   // What comes in: receive.cc.
   ucs_status_t receive(const WireHeader& header, void* data, size_t length, bool rendezvous);
   void receive_control(Channel& channel, const WireHeader& header, const void* data, size_t length);
+  void receive_challenge(Channel& channel, const Mark& mark);
   void receive_beacon(Channel& channel, const Beacon& beacon);
   void receive_offer(Channel& channel, const WireHeader& header, const Offer& offer);
   void receive_taken(Channel& channel, uint64_t sequence);
@@ -147,9 +148,9 @@ struct Fabric::Progress::Channel {
 
   /** The number that this side chose, and, once the peer has shown that it holds it, the peer's memory. */
   Mark challenge{};
-  std::optional<PeerMemory> peer_memory{};
+  std::unique_ptr<PeerMemory> peer_memory{};
   /** The number that the peer chose; it is read here. */
-  std::optional<Mark> mark{};
+  std::optional<HeldMark> mark{};
   /** The peer has read the mark, so it can read messages. */
   bool may_offer = false;
   std::map<uint64_t, Outstanding> offers{};
@@ -167,7 +168,7 @@ struct Fabric::Progress::SendRequest {
   uint64_t channel;
   WireHeader header;
   /** Data of a control message. */
-  std::array<uint8_t, 16> control;
+  std::array<uint8_t, sizeof(Beacon)> control;
   Message message;
   SendDone done;
 };

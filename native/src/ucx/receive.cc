@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <algorithm>
 
 #include "ucx/progress.h"
@@ -132,10 +130,8 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
   };
   switch (header.kind) {
     case Kind::challenge:
-      channel.mark = read_as<Mark>(data, length);
-      if (!channel.mark) return malformed();
-      if (channel.endpoint && !channel.failure && !channel.closing) send_beacon(channel);
-      return;
+      if (const auto mark = read_as<Mark>(data, length)) return receive_challenge(channel, *mark);
+      return malformed();
     case Kind::beacon:
       if (const auto beacon = read_as<Beacon>(data, length)) return receive_beacon(channel, *beacon);
       return malformed();
@@ -160,9 +156,18 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
   malformed();
 }
 
+void Fabric::Progress::receive_challenge(Channel& channel, const Mark& mark) {
+  if (!peer_memory_allowed_ || channel.failure || channel.closing) return;
+  try {
+    channel.mark.emplace(arena_.file(), mark);
+  } catch (const Error&) {
+    return;  // Messages go by UCX's way.
+  }
+  if (channel.endpoint) send_beacon(channel);
+}
+
 void Fabric::Progress::send_beacon(Channel& channel) {
-  if (!peer_memory_allowed_) return;
-  const Beacon beacon{getpid(), reinterpret_cast<uint64_t>(channel.mark->data())};
+  const Beacon beacon = channel.mark->beacon();
   send_control(channel, Kind::beacon, 0, &beacon, sizeof(beacon));
 }
 
@@ -188,7 +193,7 @@ void Fabric::Progress::receive_offer(Channel& channel, const WireHeader& header,
     return;
   }
   const size_t length = message->row_bytes + message->meta_bytes;
-  if (!channel.peer_memory->read(offer.address, length, message->slab->data())) {
+  if (!channel.peer_memory->read(offer.offset, length, message->slab->data())) {
     return fail(channel, Error(Code::link_lost, "the UCX peer is gone: its memory cannot be read"));
   }
   bytes_taken_ += length;

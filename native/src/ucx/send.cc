@@ -48,7 +48,7 @@ void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
 
 void Fabric::Progress::offer(Channel& channel, Message message, SendDone done) {
   const uint64_t sequence = channel.next_sent++;
-  const Offer offer{reinterpret_cast<uint64_t>(message.slab->data())};
+  const Offer offer{message.slab->file_offset()};
   auto request = std::make_unique<SendRequest>();
   request->header.kind = Kind::offer;
   request->header.row_bytes = message.row_bytes;
@@ -119,7 +119,7 @@ void Fabric::Progress::ended(uint64_t id) {
 
 void Fabric::Progress::end_offers(Channel& channel, const Error& error) {
   // The memory will be used again: whoever still reads it must see that.
-  if (channel.mark) channel.mark->fill(0);
+  if (channel.mark) channel.mark->wipe();
   channel.may_offer = false;
   for (auto& [sequence, outstanding] : std::exchange(channel.offers, {})) {
     outstanding.message.slab.reset();

@@ -19,13 +19,13 @@ inline constexpr unsigned stray_id = 1;
 enum class Kind : uint32_t {
   /** [rows, metadata] */
   message = 1,
-  /** [Mark] Hold this number and say where. */
+  /** [Mark] Write this number into your slab memory and say where. */
   challenge = 2,
   /** [Beacon] Where the number is. */
   beacon = 3,
   /** [] The number was read there: messages may be offered. */
   may_offer = 4,
-  /** [Offer] A message that lies in the sender's memory until it is taken. */
+  /** [Offer] A message that lies in the sender's slab memory until it is taken. */
   offer = 5,
   /** [] The offer of this sequence number was read. */
   taken = 6,
@@ -36,13 +36,16 @@ enum class Kind : uint32_t {
 /** A number that proves which process holds it. */
 using Mark = std::array<uint8_t, 16>;
 
+/** Slab memory as its owner sees it: the process, its descriptor of the memory's file, and the mark's place in the file. */
 struct Beacon {
   int64_t process = 0;
-  uint64_t mark_address = 0;
+  int64_t descriptor = 0;
+  uint64_t mark_offset = 0;
 };
 
+/** Where in the file of the sender's slab memory the message is. */
 struct Offer {
-  uint64_t address = 0;
+  uint64_t offset = 0;
 };
 
 /** The active-message header. Both ends are little-endian x86-64. */
