@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <memory>
 #include <numeric>
 
 #include "kernels/combine.h"
+#include "kernels/streaming.h"
 #include "kernels_support.h"
 #include "runtime/error.h"
 
@@ -135,6 +137,27 @@ TEST(CombineExact, NoWeightsMeansWeightsOfOne) {
   const std::vector<float> ones(rows * top_k, 1.0f);
   EXPECT_EQ(combine(plan_combine_exact(scattered.parts(), rows, top_k, hidden, {}), hidden, nullptr),
             combine(plan_combine_exact(scattered.parts(), rows, top_k, hidden, ones), hidden, nullptr));
+}
+
+TEST(CombineExact, OutputsWrittenPastTheCachesHaveTheSameBits) {
+  std::mt19937_64 random(6);
+  const std::size_t hidden = 4096, rows = 600;
+  ASSERT_TRUE(worth_streaming(rows * hidden * sizeof(std::uint16_t)));
+  const auto results = random_bf16(random, rows * hidden), residual = random_bf16(random, rows * hidden);
+  const auto weights = random_floats(random, rows, 0, 1);
+  std::vector<std::uint32_t> targets(rows);
+  std::iota(targets.begin(), targets.end(), 0u);
+  std::ranges::shuffle(targets, random);
+  const CombinePart part{results.data(), targets};
+  const CombinePlan plan = plan_combine_exact({&part, 1}, rows, 1, hidden, weights);
+  std::vector<std::uint16_t> memory(rows * hidden + 64);
+  void* start = memory.data();
+  std::size_t space = memory.size() * sizeof(std::uint16_t);
+  auto* aligned = static_cast<std::uint16_t*>(std::align(64, rows * hidden * sizeof(std::uint16_t), start, space));
+  combine_rows(plan, 0, rows, hidden, residual.data(), aligned);
+  const std::vector<std::uint16_t> streamed(aligned, aligned + rows * hidden);
+  combine_rows(plan, 0, rows, hidden, residual.data(), aligned + 1);
+  EXPECT_TRUE(std::equal(streamed.begin(), streamed.end(), aligned + 1));
 }
 
 TEST(CombineExact, NanOfAnyKindStaysNanInItsTokenAlone) {

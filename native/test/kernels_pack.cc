@@ -7,6 +7,7 @@
 #include <set>
 
 #include "kernels/pack.h"
+#include "kernels/streaming.h"
 #include "kernels_support.h"
 #include "runtime/error.h"
 
@@ -99,6 +100,25 @@ TEST(Pack, CopiesTheRowsOfItsTokensInAnyRanges) {
     EXPECT_EQ(output.back(), 0x1234) << "wrote beyond the rows";
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       EXPECT_TRUE(std::equal(&output[i * hidden], &output[i * hidden] + hidden, &rows[tokens[i] * hidden]));
+    }
+  }
+}
+
+TEST(Pack, CopiesManyRowsPastTheCachesFromAndToAnyAlignment) {
+  std::mt19937_64 random(3);
+  for (const std::size_t hidden : {8192, 8191}) {
+    const auto rows = test::random_bf16(random, 8 * hidden);
+    std::vector<std::uint32_t> tokens(300);
+    for (auto& token : tokens) token = random() % 8;
+    ASSERT_TRUE(worth_streaming(tokens.size() * hidden * sizeof(std::uint16_t)));
+    for (const std::size_t shift : {0, 1, 16}) {
+      std::vector<std::uint16_t> output(shift + tokens.size() * hidden + 1, 0x1234);
+      pack_rows(rows.data(), hidden, tokens, 0, tokens.size(), output.data() + shift);
+      EXPECT_EQ(output.back(), 0x1234) << "wrote beyond the rows";
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        const std::uint16_t* row = &output[shift + i * hidden];
+        ASSERT_TRUE(std::equal(row, row + hidden, &rows[tokens[i] * hidden])) << i;
+      }
     }
   }
 }

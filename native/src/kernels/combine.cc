@@ -3,6 +3,7 @@
 #include <string>
 
 #include "kernels/lanes.h"
+#include "kernels/streaming.h"
 #include "runtime/error.h"
 
 namespace switchyard {
@@ -55,6 +56,8 @@ struct Entries {
   std::size_t count;
 };
 
+/** `streaming`: the output is written past the caches, and is aligned to 32 bytes. */
+template <bool streaming>
 SWITCHYARD_AVX2 void combine_row(const Entries& entries, std::size_t hidden, const std::uint16_t* residual,
                                  std::uint16_t* output) {
   std::size_t i = 0;
@@ -70,8 +73,8 @@ SWITCHYARD_AVX2 void combine_row(const Entries& entries, std::size_t hidden, con
       low = add(low, lanes::load(residual + i));
       high = add(high, lanes::load(residual + i + lanes::width));
     }
-    lanes::store(output + i, lanes::narrow(low));
-    lanes::store(output + i + lanes::width, lanes::narrow(high));
+    lanes::store<streaming>(output + i, lanes::narrow(low));
+    lanes::store<streaming>(output + i + lanes::width, lanes::narrow(high));
   }
   while (i < hidden) {
     const std::size_t count = hidden - i < lanes::width ? hidden - i : lanes::width;
@@ -162,11 +165,17 @@ CombinePlan plan_reduce(const std::uint16_t* rows, std::span<const std::uint32_t
 
 void combine_rows(const CombinePlan& plan, std::size_t first, std::size_t count, std::size_t hidden,
                   const std::uint16_t* residual, std::uint16_t* output) {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(output) % 32 == 0 && hidden % lanes::width == 0;
+  // A sum that replaces its residual has it in the cache already.
+  const bool streaming =
+      aligned && output != residual && worth_streaming(plan.row_count() * hidden * sizeof(std::uint16_t));
   for (std::size_t t = first; t < first + count; ++t) {
     const std::uint32_t begin = plan.offsets[t];
     const Entries entries{plan.rows.data() + begin, plan.weights.data() + begin, plan.offsets[t + 1] - begin};
-    combine_row(entries, hidden, residual == nullptr ? nullptr : residual + t * hidden, output + t * hidden);
+    const auto combine = streaming ? combine_row<true> : combine_row<false>;
+    combine(entries, hidden, residual == nullptr ? nullptr : residual + t * hidden, output + t * hidden);
   }
+  if (streaming) streaming_done();
 }
 
 }  // namespace switchyard

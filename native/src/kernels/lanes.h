@@ -66,8 +66,14 @@ SWITCHYARD_AVX2 inline __m256i narrow(Pair values) {
   return _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
 }
 
+/** `streaming`: past the caches; `to` is then aligned to 32 bytes. */
+template <bool streaming = false>
 SWITCHYARD_AVX2 inline void store(std::uint16_t* to, __m256i bits) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
+  if constexpr (streaming) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits);
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
+  }
 }
 
 SWITCHYARD_AVX2 inline void store_tail(std::uint16_t* to, __m256i bits, std::size_t count) {

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <string>
 
+#include "kernels/streaming.h"
 #include "runtime/error.h"
 
 namespace switchyard {
@@ -79,8 +80,12 @@ std::vector<PackPlan> plan_pack(std::span<const std::uint32_t> experts, std::spa
 
 void pack_rows(const std::uint16_t* rows, std::size_t hidden, std::span<const std::uint32_t> tokens,
                std::size_t first, std::size_t count, std::uint16_t* output) {
+  const std::size_t row_bytes = hidden * sizeof(std::uint16_t);
+  const bool streaming = worth_streaming(tokens.size() * row_bytes);
   for (std::size_t i = first; i < first + count; ++i) {
-    std::memcpy(output + i * hidden, rows + tokens[i] * hidden, hidden * sizeof(std::uint16_t));
+    std::uint16_t* to = output + i * hidden;
+    const std::uint16_t* from = rows + tokens[i] * hidden;
+    streaming ? copy_streaming(to, from, row_bytes) : static_cast<void>(std::memcpy(to, from, row_bytes));
   }
 }
 

@@ -12,6 +12,7 @@
 #include <sstream>
 #include <string>
 
+#include "kernels/streaming.h"
 #include "runtime/error.h"
 
 namespace switchyard::ucx {
@@ -50,7 +51,11 @@ PeerMemory::~PeerMemory() {
 
 bool PeerMemory::read(uint64_t offset, size_t length, void* out) {
   if (!reach(offset, length) || !marked()) return false;
-  std::memcpy(out, mapped_ + offset, length);
+  if (worth_streaming(length)) {
+    copy_streaming(out, mapped_ + offset, length);
+  } else {
+    std::memcpy(out, mapped_ + offset, length);
+  }
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return marked();
 }
