@@ -251,7 +251,7 @@ export interface UcxChannel {
    * and everything that arrived before was taken, with CANCELLED after close(). One call at a time.
    */
   receive(): Promise<UcxMessage[]>;
-  /** What UCX says of the channel's lanes, for example "cma sysv posix". */
+  /** What UCX says of the channel's lanes, for example "mapped sysv posix". */
   transports(): Promise<string>;
   /** Flushes what was sent and forgets the channel. Idempotent. */
   close(): void;

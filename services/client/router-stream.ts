@@ -39,7 +39,7 @@ const channelGraceMs = 500;
 /** One batch's call to one router: header, summary and errors over gRPC, chunks over UCX where both ends have it. */
 export class RouterStream {
   transport: TransportKind = 'grpc';
-  /** What carries the chunks, for example "posix cma". */
+  /** What carries the chunks, for example "mapped posix". */
   lanes = 'http2';
   private channel: ChunkChannel | null = null;
   private readonly over = new AbortController();

@@ -5,7 +5,7 @@ import type { TransportKind } from '../transport/link.js';
 /** How a batch's rows travelled to and from one router. */
 export interface RowsWay {
   transport: TransportKind;
-  /** What carried them: "http2", or what UCX chose, for example "posix cma". */
+  /** What carried them: "http2", or what UCX chose, for example "mapped posix". */
   lanes: string;
 }
 

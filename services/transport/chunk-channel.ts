@@ -100,7 +100,7 @@ export class ChunkChannel {
     this.sendCredit(this.options.windowBytes);
   }
 
-  /** The transports that UCX uses towards the peer, for example "posix cma". */
+  /** The transports that UCX uses towards the peer, for example "mapped posix". */
   lanes(): Promise<string> {
     return this.port.transports();
   }

@@ -58,7 +58,7 @@ export interface LinkStats {
 export interface Link {
   readonly worker: string;
   readonly transport: TransportKind;
-  /** What carries the rows below that: "http2", or UCX's transports, for example "cma sysv posix". */
+  /** What carries the rows below that: "http2", or UCX's transports, for example "mapped sysv posix". */
   readonly lanes: string;
   /** Why this transport, in words. */
   readonly reason: string;

@@ -71,7 +71,7 @@ describe('merging summaries', () => {
         summary({
           router: 'r0',
           transport: 'ucx',
-          lanes: 'posix cma',
+          lanes: 'mapped posix',
           tokens: 300,
           layers: [{ layer: 2, rows: [1, 2] }],
           balancednessLast: 1,
@@ -97,7 +97,7 @@ describe('merging summaries', () => {
     ]);
     expect(merged.balancedness.last).toBeCloseTo(0.9);
     expect(merged.routers).toEqual([
-      { name: 'r0', tokens: 300, transport: 'ucx', lanes: 'posix cma' },
+      { name: 'r0', tokens: 300, transport: 'ucx', lanes: 'mapped posix' },
       { name: 'r1', tokens: 100, transport: 'grpc', lanes: 'http2' },
     ]);
   });

@@ -50,7 +50,7 @@ struct FabricStats {
   uint64_t bytes_received = 0;
   /** Bytes that the processor copied out of a transport's buffer because the message was not zero-copy. */
   uint64_t bytes_copied = 0;
-  /** Bytes that came by one copy from the peer's memory on this machine. */
+  /** Bytes that came by one copy from the peer's slabs on this machine. */
   uint64_t bytes_taken = 0;
   /** Messages dropped for an unknown channel, a wrong key or a size over the limit. */
   uint64_t messages_refused = 0;
@@ -58,8 +58,8 @@ struct FabricStats {
 
 /**
  * One UCX context and worker with the thread that drives them. Between processes of one machine a long message stays in
- * the sender's memory, is announced, and is read from there by the receiver, where the system lets processes do that. Messages travel on channels. A channel is opened for
- * receiving first, which yields its number; number, key and worker address go to the peer over the control plane, and
+ * the sender's slab, is announced, and is copied from there by the receiver, where the system lets it map the sender's
+ * slabs. Messages travel on channels. A channel is opened for receiving first, which yields its number; number, key and worker address go to the peer over the control plane, and
  * `connect` then makes it a sending channel too. All members are thread-safe; work is handed to the progress thread,
  * which polls while messages flow and sleeps on an event descriptor otherwise.
  */
@@ -90,7 +90,7 @@ class Fabric {
   /** Flushes what was sent unless the peer is gone, then forgets the channel. `failed` is not called. Idempotent. */
   void close(uint64_t channel, CloseDone done);
 
-  /** The transports that carry the channel's messages, for example "cma sysv posix", or empty before `connect`. */
+  /** The transports that carry the channel's messages, for example "mapped sysv posix", or empty before `connect`. */
   std::string transports(uint64_t channel);
 
   FabricStats stats() const;

@@ -72,7 +72,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     await this.channel.connect(address, channel);
   }
 
-  /** The transports that UCX uses towards the peer, for example "cma sysv posix". */
+  /** The transports that UCX uses towards the peer, for example "mapped sysv posix". */
   transports(): Promise<string> {
     return this.channel.transports();
   }
