@@ -15,6 +15,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  rmSync,
   writeFileSync,
 } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -47,15 +48,20 @@ function hasUcx() {
   return header('ucp/api/ucp.h');
 }
 
-/** A CUDA compiler: with it the addon gets its CUDA backend. */
-function hasCuda() {
-  return (process.env.CUDACXX ?? '') !== '' || onPath('nvcc');
+/** The CUDA compiler, with which the addon gets its CUDA backend; undefined if there is none. */
+function cudaCompiler() {
+  return process.env.CUDACXX || findOnPath('nvcc');
 }
 
 function onPath(command) {
-  return (process.env.PATH ?? '').split(delimiter).some((directory) => {
+  return findOnPath(command) !== undefined;
+}
+
+function findOnPath(command) {
+  const paths = (process.env.PATH ?? '').split(delimiter).map((directory) => join(directory, command));
+  return paths.find((path) => {
     try {
-      accessSync(join(directory, command), constants.X_OK);
+      accessSync(path, constants.X_OK);
       return true;
     } catch {
       return false;
@@ -197,26 +203,32 @@ function ensureNpmPackages() {
   step('npm ci', () => runOrFail('npm', ['ci', '--include=dev', '--no-audit', '--no-fund']));
 }
 
+/** What the addon is built with beside its own sources. */
+function nativeLibraries() {
+  return `${hasUcx() ? 'ucx' : 'no ucx'}, ${cudaCompiler() ?? 'no cuda'}`;
+}
+
 function ensureNative() {
   const sources = filesUnder('native', /\.(cc|cu|h|txt|cmake)$/, [
     /^native\/build/,
     /^native\/(test|bench)$/,
   ]);
-  // The addon built without UCX or CUDA is stale once that is there.
-  const hash = `${hashOf(sources)} ${hasUcx() ? 'ucx' : ''} ${hasCuda() ? 'cuda' : ''}`;
-  const addon = join(root, 'native', 'build', 'Release', 'switchyard.node');
-  if (existsSync(addon) && stampEquals('native', hash)) return present('native addon');
+  const build = join(root, 'native', 'build');
+  const hash = () => `${hashOf(sources)} ${nativeLibraries()}`;
+  if (existsSync(join(build, 'Release', 'switchyard.node')) && stampEquals('native', hash())) {
+    return present('native addon');
+  }
   installPackages(toolchain);
+  // A build that was configured with other libraries stays as it was, so that one is made anew.
+  if (!stampEquals('native-libraries', nativeLibraries())) rmSync(build, { recursive: true, force: true });
+  writeStamp('native-libraries', nativeLibraries());
+  const cuda = cudaCompiler() === undefined ? 'OFF' : 'ON';
   step('native build', () =>
-    runOrFail(
-      'npm',
-      ['run', '--silent', 'build:native', '--', `--CDSWITCHYARD_CUDA=${hasCuda() ? 'ON' : 'OFF'}`],
-      {
-        CMAKE_BUILD_PARALLEL_LEVEL: process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? String(availableParallelism()),
-      },
-    ),
+    runOrFail('npm', ['run', '--silent', 'build:native', '--', `--CDSWITCHYARD_CUDA=${cuda}`], {
+      CMAKE_BUILD_PARALLEL_LEVEL: process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? String(availableParallelism()),
+    }),
   );
-  writeStamp('native', hash);
+  writeStamp('native', hash());
 }
 
 function ensureTypescript() {
