@@ -1,9 +1,17 @@
 import { type Expert, type ExpertBackend, type ExpertInput, native, type Slab } from '../native/index.js';
 import { openModel } from '../services/model/load.js';
-import type { ModelSource } from '../services/model/spec.js';
+import type { ModelSource, SyntheticSpec } from '../services/model/spec.js';
+import { type Peer, startNative } from './peer.js';
 
 /** Rows of one call: enough to be bound by compute, and what a worker takes at once. */
 const rowsPerCall = 1_024;
+
+/** An expert FFN with nothing around it: what a cluster on the same device can at best reach. */
+export interface Bare {
+  /** Tokens per second through all layers, measured over about `seconds`. */
+  tokensPerSecond(seconds: number): Promise<number>;
+  close(): void;
+}
 
 interface Core {
   backend: ExpertBackend;
@@ -12,9 +20,9 @@ interface Core {
 
 /**
  * The bare expert FFN: the same weights and kernels as a worker's, rows already grouped and in memory, one thread a
- * core on experts of its own, no gate, no transport, no cluster. Its tokens per second is what a cluster can at best reach.
+ * core on experts of its own, no gate, no transport, no cluster.
  */
-export class BareFfn {
+export class BareFfn implements Bare {
   private constructor(
     private readonly cores: Core[],
     private readonly rows: Slab,
@@ -48,7 +56,6 @@ export class BareFfn {
     return new BareFfn(cores, rows, spec.hidden, spec.routing.topK * spec.layers.length);
   }
 
-  /** Tokens per second through all layers, measured over about `seconds`. */
   async tokensPerSecond(seconds: number): Promise<number> {
     const until = performance.now() + seconds * 1000;
     const rates = await Promise.all(this.cores.map((core) => this.rowsPerSecond(core, until)));
@@ -80,5 +87,36 @@ export class BareFfn {
       backend.close();
     }
     this.rows.release();
+  }
+}
+
+/** The bare expert FFN on a CUDA device, weights and rows resident: gpu_bench, which takes turns with a cluster. */
+export class BareDevice implements Bare {
+  private constructor(
+    private readonly process: Peer,
+    private readonly assignmentsPerToken: number,
+  ) {}
+
+  static async open(
+    { activation, hidden, ffn, topK, layers }: SyntheticSpec,
+    device: string,
+    experts: number,
+    log: (line: string) => void,
+  ): Promise<BareDevice> {
+    const index = device.slice('cuda:'.length);
+    const shape = [activation, hidden, ffn, experts, rowsPerCall].map(String);
+    const process = await startNative('gpu_bench', ['--device', index, '--serve', ...shape], log, {
+      build: 'build-gpu',
+      options: ['-DSWITCHYARD_CUDA=ON'],
+    });
+    return new BareDevice(process, topK * layers);
+  }
+
+  async tokensPerSecond(seconds: number): Promise<number> {
+    return (await this.process.ask(seconds)) / this.assignmentsPerToken;
+  }
+
+  close(): void {
+    this.process.close();
   }
 }

@@ -1,8 +1,8 @@
 import { availableParallelism } from 'node:os';
 import { UsageMeter } from '../services/cli/cluster-usage.js';
-import { LocalCluster } from '../services/cli/local-cluster.js';
+import { LocalCluster, type LocalClusterOptions } from '../services/cli/local-cluster.js';
 import { type PresetName, presets } from '../services/model/synthetic.js';
-import { BareFfn } from './bare.js';
+import { type Bare, BareFfn } from './bare.js';
 import { repeatedRows, submit } from './batch.js';
 import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
 
@@ -27,22 +27,41 @@ const readyTimeoutMs = 300_000;
 
 /**
  * A whole cluster (client, coordinator with its router, one single-threaded worker a core) against the bare expert FFN
- * on the same cores: tokens per second, in turn, so that both see the same machine.
+ * on the same cores.
  */
 export async function benchCluster(test: Case, options: BenchOptions): Promise<BenchResult> {
   const cores = availableParallelism();
   const spec = presets[test.preset].model;
   const bare = await BareFfn.open({ kind: 'synthetic', spec }, cores, expertsPerCore);
-  const cluster = await LocalCluster.start({
-    workers: cores,
-    routers: 0,
-    threads: 1,
-    coordinator: { preset: test.preset, port: 0, metricsPort: 0, threads: cores },
-    token: null,
-    readyTimeoutMs,
-  });
+  const cluster = { workers: cores, routers: 0, threads: 1, coordinator: { threads: cores } };
+  return compare(test, bare, cluster, options);
+}
+
+/** What is special about a cluster that is measured. */
+export type ClusterSetup = Pick<
+  LocalClusterOptions,
+  'workers' | 'routers' | 'threads' | 'coordinator' | 'router' | 'worker'
+>;
+
+/** Tokens per second of a cluster and of the bare FFN in turn, so that both see the same machine. Closes `bare`. */
+export async function compare(
+  test: Case,
+  bare: Bare,
+  setup: ClusterSetup,
+  options: BenchOptions,
+): Promise<BenchResult> {
+  const node = { port: 0, metricsPort: 0 };
+  let cluster: LocalCluster | null = null;
   try {
-    const rows = await repeatedRows(spec.hidden, test.tokens);
+    cluster = await LocalCluster.start({
+      ...setup,
+      coordinator: { ...node, preset: test.preset, ...setup.coordinator },
+      router: { ...node, ...setup.router },
+      worker: { ...node, ...setup.worker },
+      token: null,
+      readyTimeoutMs,
+    });
+    const rows = await repeatedRows(presets[test.preset].model.hidden, test.tokens);
     await submit(cluster.client, rows, { chunkTokens: test.chunkTokens });
     const runs: { value: number; reference: number }[] = [];
     const loops: Record<'client' | 'router' | 'worker', number>[] = [];
@@ -51,11 +70,11 @@ export async function benchCluster(test: Case, options: BenchOptions): Promise<B
       const meter = await UsageMeter.begin(cluster);
       const value = await submit(cluster.client, rows, { chunkTokens: test.chunkTokens });
       const usage = await meter.end();
-      const busiest = (role: string) =>
-        Math.max(...usage.filter((one) => one.role === role).map((one) => one.eventLoopUtilization));
+      const busiest = (...roles: string[]) =>
+        Math.max(...usage.filter(({ role }) => roles.includes(role)).map((one) => one.eventLoopUtilization));
       loops.push({
         client: busiest('client'),
-        router: busiest('coordinator'),
+        router: busiest('coordinator', 'router'),
         worker: busiest('worker'),
       });
       runs.push({ value, reference });
@@ -67,7 +86,7 @@ export async function benchCluster(test: Case, options: BenchOptions): Promise<B
       eventLoopWorker: loop('worker'),
     });
   } finally {
-    await cluster.stop();
+    await cluster?.stop();
     bare.close();
   }
 }

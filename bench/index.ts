@@ -1,5 +1,6 @@
 import { invalidArgument } from '../services/common/errors.js';
 import { benchCluster, clusterCases } from './cluster.js';
+import { benchDeviceCluster } from './device-cluster.js';
 import { expertGroups } from './experts.js';
 import { benchHosts, hostCases } from './hosts.js';
 import { benchTimeline } from './hosts-timeline.js';
@@ -20,6 +21,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
       async (options: BenchOptions) => [await benchCluster(test, options)],
     ]),
   ),
+  'cluster/gpu-seed': benchDeviceCluster,
   ...Object.fromEntries(
     hostCases.map((test) => [test.id, (options: BenchOptions) => benchHosts(test, options)]),
   ),

@@ -79,12 +79,17 @@ export async function startPython(
   return Peer.start(name, python, [join(packageRoot(), 'bench', 'peers', script), ...args], log);
 }
 
-/** A program of native/bench, built first if anything changed. */
-export async function startNative(program: string, args: string[], log: Log): Promise<Peer> {
+/** A program of native/bench, built first if anything changed, in a folder of native/ with options of CMake. */
+export async function startNative(
+  program: string,
+  args: string[],
+  log: Log,
+  { build: folder, options }: { build: string; options: string[] } = { build: 'build-bench', options: [] },
+): Promise<Peer> {
   const source = join(packageRoot(), 'native');
-  const build = join(source, 'build-bench');
+  const build = join(source, folder);
   const run = promisify(execFile);
-  await run('cmake', ['-S', source, '-B', build, '-DSWITCHYARD_BENCH=ON']);
+  await run('cmake', ['-S', source, '-B', build, '-DSWITCHYARD_BENCH=ON', ...options]);
   await run('cmake', ['--build', build, '--target', program]);
   const peer = await Peer.start(program, join(build, 'bench', program), args, log);
   if (!peer) throw new Error(`${program} does not run`);

@@ -1,17 +1,23 @@
 // The CUDA backend on one device beside bare copies and bare products.
 //
 //   gpu_bench [--device N] [--json FILE] [--timeline FILE.svg]
+//   gpu_bench [--device N] --serve ACTIVATION HIDDEN FFN EXPERTS ROWS
+//
+// The second form is the peer of cluster/gpu-seed in `npm run bench`: it says "ready" when it has loaded, and answers every
+// line of input, a number of seconds, with the rows per second of that many experts with so many resident rows each.
 //
 // gpu/link           bytes/s of both copy engines at once while the backend streams ÷ plain pinned memcpys, both ways at once
 // gpu/stream-16384   rows/s from pinned to pinned host memory, 4096×16384 GELU ÷ the same products with resident rows
 // gpu/bare-gelu, gpu/bare-grouped   rows/s of resident expert FFNs; bench/peers/torch_gpu.py gives the peer's figure
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <future>
+#include <iostream>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <string>
@@ -53,7 +59,7 @@ MatrixSource random_matrix(size_t rows, size_t columns) {
   return {rows, columns, read};
 }
 
-ExpertSource random_expert(Activation activation, size_t ffn) {
+ExpertSource random_expert(Activation activation, size_t ffn, size_t hidden = switchyard::cuda::hidden) {
   ExpertSource source{.activation = activation, .gate = std::nullopt, .up = random_matrix(ffn, hidden), .down = random_matrix(hidden, ffn)};
   if (activation == Activation::swiglu) source.gate = random_matrix(ffn, hidden);
   return source;
@@ -108,16 +114,18 @@ class Bare {
  public:
   Bare(std::vector<const CudaExpert*> experts, std::vector<size_t> counts)
       : total_(std::accumulate(counts.begin(), counts.end(), size_t{0})), shape_(experts.front()->shape()),
-        rows_(total_ * hidden * 2, "rows"), intermediate_(total_ * shape_.intermediate() * 2, "rows"), output_(total_ * hidden * 2, "rows") {
-    std::vector<uint16_t> values(total_ * hidden);
+        rows_(total_ * shape_.hidden_padded() * 2, "rows"), intermediate_(total_ * shape_.intermediate() * 2, "rows"),
+        output_(total_ * shape_.hidden_padded() * 2, "rows") {
+    const size_t stride = shape_.hidden_padded();
+    std::vector<uint16_t> values(total_ * stride);
     std::mt19937 random(2);
     std::uniform_real_distribution<float> uniform(-1, 1);
     for (uint16_t& value : values) value = float_to_bf16(uniform(random));
     check(cudaMemcpy(rows_.as<void>(), values.data(), values.size() * 2, cudaMemcpyHostToDevice), "to copy rows in");
     size_t row = 0;
     for (size_t i = 0; i < experts.size(); ++i) {
-      works_.push_back({.expert = experts[i], .row_count = counts[i], .rows = rows_.as<uint16_t>() + row * hidden,
-                        .intermediate = intermediate_.as<uint16_t>() + row * shape_.intermediate(), .output = output_.as<uint16_t>() + row * hidden});
+      works_.push_back({.expert = experts[i], .row_count = counts[i], .rows = rows_.as<uint16_t>() + row * stride,
+                        .intermediate = intermediate_.as<uint16_t>() + row * shape_.intermediate(), .output = output_.as<uint16_t>() + row * stride});
       row += counts[i];
     }
     check(cudaDeviceSynchronize(), "while it copied");
@@ -207,10 +215,40 @@ void write_json(std::FILE* file, const std::string& device, const std::vector<Re
       std::fprintf(file, ", \"reference\": %.6g, \"referenceName\": \"%s\", \"ratio\": %.4f", median(result.references), result.reference_name.c_str(), median(ratios));
     }
     std::fprintf(file, ", \"runs\": [");
-    for (size_t run = 0; run < result.values.size(); ++run) std::fprintf(file, "%s%.6g", run == 0 ? "" : ", ", result.values[run]);
+    for (size_t run = 0; run < result.values.size(); ++run) {
+      std::fprintf(file, "%s{ \"value\": %.6g", run == 0 ? "" : ", ", result.values[run]);
+      if (!ratios.empty()) std::fprintf(file, ", \"reference\": %.6g", result.references[run]);
+      std::fprintf(file, " }");
+    }
     std::fprintf(file, "] }");
   }
   std::fprintf(file, "\n  ]\n}\n");
+}
+
+/** Experts of one shape, and what the backend needs to have of them. */
+struct Experts {
+  Experts(ExpertBackend& backend, size_t count, Activation activation, size_t ffn, size_t hidden) {
+    for (size_t i = 0; i < count; ++i) {
+      owned.push_back(backend.load(random_expert(activation, ffn, hidden)));
+      pointers.push_back(static_cast<const CudaExpert*>(owned.back().get()));
+    }
+  }
+  std::vector<std::unique_ptr<Expert>> owned;
+  std::vector<const CudaExpert*> pointers;
+};
+
+int serve(int device, Activation activation, size_t hidden, size_t ffn, size_t experts_count, size_t rows) {
+  const auto backend = create_backend(device);
+  const Experts experts(*backend, experts_count, activation, ffn, hidden);
+  Bare bare(experts.pointers, std::vector<size_t>(experts_count, rows));
+  constexpr int trial_turns = 10;
+  std::cout << "ready" << std::endl;
+  for (std::string line; std::getline(std::cin, line);) {
+    const double turn_seconds = static_cast<double>(experts_count * rows) / bare.rows_per_second(trial_turns);
+    const int turns = static_cast<int>(std::clamp(std::atof(line.c_str()) / turn_seconds, 1.0, 1e6));
+    std::cout << bare.rows_per_second(turns) << std::endl;
+  }
+  return 0;
 }
 
 int run(int device, const std::string& json, const std::string& timeline) {
@@ -228,10 +266,11 @@ int run(int device, const std::string& json, const std::string& timeline) {
     Result stream{"gpu/stream-16384", "rows/s", "the same products, rows resident", {}, {}};
     Result bare{"gpu/bare-gelu", "rows/s", "", {}, {}};
     for (int i = 0; i < runs; ++i) {
-      stream.references.push_back(resident.products_per_second(50));
-      bare.values.push_back(resident.rows_per_second(50));
+      // As many rows each: a device that works longer runs hotter, at a lower clock.
+      stream.references.push_back(resident.products_per_second(256));
+      bare.values.push_back(resident.rows_per_second(256));
       batches.clear();
-      stream.values.push_back(stream_rows(*backend, {large.get()}, rows, 256));
+      stream.values.push_back(stream_rows(*backend, {large.get()}, rows, 512));
     }
     write_timeline(timeline, batches);
 
@@ -245,16 +284,11 @@ int run(int device, const std::string& json, const std::string& timeline) {
     }
     results.insert(results.end(), {stream, bare, link});
   }
-  std::vector<std::unique_ptr<Expert>> experts;
-  std::vector<const CudaExpert*> pointers;
+  const Experts experts(*backend, 32, Activation::swiglu, 1536, hidden);
   std::vector<size_t> counts;
   // The row counts of bench/peers/torch_gpu.py.
-  for (size_t i = 0; i < 32; ++i) {
-    experts.push_back(backend->load(random_expert(Activation::swiglu, 1536)));
-    pointers.push_back(static_cast<const CudaExpert*>(experts.back().get()));
-    counts.push_back(64 + i * 37 % 32 * 12);
-  }
-  Bare grouped(pointers, counts);
+  for (size_t i = 0; i < experts.pointers.size(); ++i) counts.push_back(64 + i * 37 % 32 * 12);
+  Bare grouped(experts.pointers, counts);
   Result bare{"gpu/bare-grouped", "rows/s", "", {}, {}};
   for (int i = 0; i < runs; ++i) bare.values.push_back(grouped.rows_per_second(20));
   results.push_back(bare);
@@ -270,17 +304,32 @@ int run(int device, const std::string& json, const std::string& timeline) {
 }  // namespace switchyard::cuda
 
 int main(int count, char** arguments) {
+  using switchyard::Activation;
+  const auto usage = [] {
+    std::fprintf(stderr,
+                 "usage: gpu_bench [--device N] [--json FILE] [--timeline FILE.svg]\n"
+                 "       gpu_bench [--device N] --serve swiglu|gelu HIDDEN FFN EXPERTS ROWS\n");
+    return 2;
+  };
   int device = 0;
   std::string json, timeline = "gpu-timeline.svg";
-  for (int i = 1; i + 1 < count; i += 2) {
-    const std::string flag = arguments[i];
-    if (flag == "--device") device = std::atoi(arguments[i + 1]);
-    else if (flag == "--json") json = arguments[i + 1];
-    else if (flag == "--timeline") timeline = arguments[i + 1];
-    else return std::fprintf(stderr, "usage: gpu_bench [--device N] [--json FILE] [--timeline FILE.svg]\n"), 2;
+  std::vector<std::string> shape;
+  for (int i = 1; i < count;) {
+    const std::string flag = arguments[i++];
+    const int values = flag == "--serve" ? 5 : 1;
+    if (count - i < values) return usage();
+    if (flag == "--device") device = std::atoi(arguments[i]);
+    else if (flag == "--json") json = arguments[i];
+    else if (flag == "--timeline") timeline = arguments[i];
+    else if (flag == "--serve") shape.assign(arguments + i, arguments + i + values);
+    else return usage();
+    i += values;
   }
   try {
-    return switchyard::cuda::run(device, json, timeline);
+    if (shape.empty()) return switchyard::cuda::run(device, json, timeline);
+    const auto size = [&](size_t index) { return static_cast<size_t>(std::max(1l, std::atol(shape[index].c_str()))); };
+    const Activation activation = shape[0] == "swiglu" ? Activation::swiglu : Activation::gelu;
+    return switchyard::cuda::serve(device, activation, size(1), size(2), size(3), size(4));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "gpu_bench: %s\n", error.what());
     return 1;

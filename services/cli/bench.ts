@@ -1,6 +1,7 @@
 import { writeFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { humanCount, text } from '../common/config.js';
+import { workerSchema } from '../worker/config.js';
 import { defineCommand } from './command.js';
 import { table } from './format.js';
 
@@ -13,19 +14,24 @@ export const benchCommand = defineCommand({
     runs: humanCount(1, 100).default(3),
     json: text().nullable().default(null),
     timeline: text().nullable().default(null),
+    device: workerSchema.shape.device.removeDefault().nullable().default(null),
   }),
   help: {
     group: ['name', 'what to measure'],
     runs: ['n', 'counted runs of each figure'],
     json: ['file', 'write machine and results as JSON'],
+    device: [
+      'device',
+      'cluster/gpu-seed: what its worker computes on (default: a CUDA device if there is one)',
+    ],
     timeline: ['file', 'hosts/overlap: draw what a worker did and when, as SVG'],
   },
   argument: { name: 'group', text: 'what to measure, such as kernels or cluster/seed (default: everything)' },
   examples: ['switchyard bench', 'switchyard bench kernels --runs 5 --json bench.json'],
-  run: async ({ group, runs, json, timeline }) => {
+  run: async ({ group, runs, json, timeline, device }) => {
     const { runBench } = await import('../../bench/index.js');
     const log = (line: string) => process.stderr.write(`${line}\n`);
-    const report = await runBench(group, { runs, timeline, log });
+    const report = await runBench(group, { runs, timeline, device, log });
     const rows = report.results.map(({ id, value, unit, reference, referenceName, ratio }) => [
       id,
       `${value.toPrecision(4)} ${unit}`,
