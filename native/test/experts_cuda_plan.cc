@@ -10,6 +10,7 @@
 #include "experts/cuda/calls.h"
 #include "experts/cuda/layout.h"
 #include "experts/cuda/module.h"
+#include "experts/cuda/nvml.h"
 #include "experts/cuda/pinned_regions.h"
 #include "experts/cuda/plan.h"
 #include "runtime/error.h"
@@ -19,13 +20,13 @@ namespace {
 
 class SizedExpert final : public Expert {
  public:
-  explicit SizedExpert(size_t hidden, size_t ffn = 16) : hidden_(hidden), ffn_(ffn) {}
-  size_t bytes() const override { return 0; }
+  explicit SizedExpert(size_t hidden, size_t ffn = 16, size_t matrices = 3) : hidden_(hidden), ffn_(ffn), matrices_(matrices) {}
+  size_t bytes() const override { return matrices_ * hidden_ * ffn_ * sizeof(uint16_t); }
   size_t hidden() const override { return hidden_; }
   size_t ffn() const override { return ffn_; }
 
  private:
-  size_t hidden_, ffn_;
+  size_t hidden_, ffn_, matrices_;
 };
 
 /** Rows of a token batch and the results of some of them; every element tells its row. */
@@ -184,9 +185,8 @@ TEST(CudaCalls, AreSpreadOverBatchesAndEndOnce) {
       seconds += time.seconds;
     };
   };
-  queue.push(expert, {}, done(0));
-  EXPECT_EQ(ended[0], 1);
-  queue.push(expert, {batch.input(indices, 0)}, done(1));
+  EXPECT_FALSE(queue.push(expert, {}, done(0)));
+  EXPECT_TRUE(queue.push(expert, {batch.input(indices, 0)}, done(1)));
   queue.push(expert, {batch.input(std::span(indices).first(30), 100)}, done(2));
   queue.push(wide, {other.input(std::span(indices).first(10), 0)}, done(3));
   std::vector<size_t> sizes;
@@ -201,8 +201,27 @@ TEST(CudaCalls, AreSpreadOverBatchesAndEndOnce) {
     CallQueue::end(pieces, {.seconds = 1}, nullptr);
   }
   EXPECT_EQ(sizes, (std::vector<size_t>{64, 36, 30, 10}));
-  EXPECT_EQ(ended, (std::vector<int>{1, 1, 1, 1}));
+  EXPECT_EQ(ended, (std::vector<int>{0, 1, 1, 1}));
   EXPECT_NEAR(seconds, 4, 1e-9);
+}
+
+TEST(CudaCalls, ShareABatchOnlyWithCallsOfExpertsOfTheirShape) {
+  const SizedExpert first(8), alike(8), wider(8, 32), ungated(8, 16, 2);
+  TokenBatch batch(10, 8, 40);
+  const std::vector<uint32_t> indices{0, 1, 2};
+  CallQueue queue(64);
+  size_t row = 0;
+  for (const Expert* expert : {&first, &alike, &wider, &ungated, &first}) {
+    queue.push(*expert, {batch.input(indices, row)}, ignore);
+    row += indices.size();
+  }
+  std::vector<size_t> pieces;
+  while (!queue.empty()) {
+    const auto taken = queue.take();
+    pieces.push_back(taken.size());
+    CallQueue::end(taken, {}, nullptr);
+  }
+  EXPECT_EQ(pieces, (std::vector<size_t>{2, 1, 1, 1}));
 }
 
 TEST(CudaCalls, FailWithTheReasonEvenWhenPartlyComputed) {
@@ -253,6 +272,11 @@ TEST(CudaLayout, ActivatesAsFloat64Does) {
     EXPECT_NEAR(gelu(static_cast<float>(value)), expected, 1e-6 * std::max(1.0, std::abs(value)));
     EXPECT_NEAR(swiglu(static_cast<float>(value), 3.0f), value / (1 + std::exp(-value)) * 3, 1e-5);
   }
+}
+
+TEST(CudaNvml, IsLeftOutWhereItDoesNotKnowTheDevice) {
+  EXPECT_EQ(Nvml::open("ffff:ff:ff.7"), nullptr);
+  EXPECT_EQ(Nvml::open(""), nullptr);
 }
 
 TEST(CudaModule, SaysWhyItCannotBeLoaded) {

@@ -26,8 +26,8 @@ const cuda::ModuleFile& module_file() {
 
 const cuda::Module& cuda_module() {
   const cuda::ModuleFile& file = module_file();
-  if (!file.present()) throw_invalid("device", std::string("cuda"), "cpu, for this build is without CUDA");
-  if (file.module() == nullptr) throw_invalid("device", std::string("cuda"), "cpu, for CUDA cannot be loaded: " + file.problem());
+  if (!file.present()) throw_invalid("device", std::string("cuda"), "cpu, because this build is without CUDA");
+  if (file.module() == nullptr) throw_invalid("device", std::string("cuda"), "cpu, because CUDA cannot be loaded: " + file.problem());
   return *file.module();
 }
 

@@ -14,20 +14,22 @@ void end_rows(Call& call, size_t rows, const ComputeTime& time, const std::excep
   if (call.rows_left == 0) call.done(call.time, call.error);
 }
 
-bool same_shape(const Expert& a, const Expert& b) { return a.hidden() == b.hidden() && a.ffn() == b.ffn(); }
+/** A gated expert has one matrix more than another of its sizes. */
+bool same_shape(const Expert& a, const Expert& b) { return a.hidden() == b.hidden() && a.ffn() == b.ffn() && a.bytes() == b.bytes(); }
 
 }  // namespace
 
-void CallQueue::push(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done) {
+bool CallQueue::push(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done) {
   size_t rows = 0;
   for (const ExpertInput& input : inputs) rows += input.indices.size();
-  if (rows == 0) return done({}, nullptr);
+  if (rows == 0) return false;
   const auto call = std::make_shared<Call>(
       Call{.expert = &expert, .inputs = std::move(inputs), .done = std::move(done), .rows_left = rows, .time = {}, .error = nullptr});
   for (size_t input = 0; input < call->inputs.size(); ++input) {
     const size_t count = call->inputs[input].indices.size();
     if (count > 0) waiting_.push_back({call, input, 0, count});
   }
+  return true;
 }
 
 std::vector<Piece> CallQueue::take() {

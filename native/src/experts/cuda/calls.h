@@ -40,8 +40,8 @@ class CallQueue {
  public:
   explicit CallQueue(size_t batch_rows_max) : batch_rows_max_(batch_rows_max) {}
 
-  /** A call with no rows ends at once. */
-  void push(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done);
+  /** False, and nothing queued, for a call with no rows: it is done. */
+  bool push(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done);
   bool empty() const { return waiting_.empty(); }
 
   /** The oldest rows, at most `batch_rows_max`, of experts of one shape. Empty only if the queue is. */

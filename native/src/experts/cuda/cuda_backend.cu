@@ -113,6 +113,8 @@ CudaBackend::~CudaBackend() {
   }
   wake_.notify_one();
   thread_.join();
+  // Everything that is freed after this belongs to the device, whatever thread this is.
+  cudaSetDevice(device_);
   ring_.abandon();
   host_memory_->close();
 }
@@ -163,12 +165,14 @@ void CudaBackend::submit(const Expert& expert, std::vector<ExpertInput> inputs, 
     if (dynamic_cast<const CudaExpert*>(&expert) == nullptr) throw_invalid("expert", std::string("of another backend"), "one that this backend loaded");
     const std::lock_guard lock(mutex_);
     refused = failure_;
-    if (!refused) waiting_.push(expert, std::move(inputs), done);
+    if (!refused && waiting_.push(expert, std::move(inputs), done)) {
+      wake_.notify_one();
+      return;
+    }
   } catch (...) {
     refused = std::current_exception();
   }
-  if (refused) done({}, refused);
-  else wake_.notify_one();
+  done({}, refused);
 }
 
 std::optional<DeviceFigures> CudaBackend::figures() const {
@@ -332,7 +336,7 @@ std::unique_ptr<ExpertBackend> create_backend(int device, BatchObserver observer
   const Description found = describe_devices();
   const std::string field = "device";
   const std::string value = "cuda:" + std::to_string(device);
-  if (!found.problem.empty()) throw_invalid(field, value, "cpu, for " + found.problem);
+  if (!found.problem.empty()) throw_invalid(field, value, "cpu, because " + found.problem);
   const int count = static_cast<int>(found.devices.size());
   if (device < 0 || device >= count) throw_invalid(field, value, "cuda:0 to cuda:" + std::to_string(count - 1) + ", or cpu");
   use_device(device);

@@ -7,7 +7,7 @@ void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   // Clears what is not sticky: the next call must not find this error.
   cudaGetLastError();
-  throw Error(Code::device_lost,
+  throw Error(status == cudaErrorMemoryAllocation ? Code::resource_exhausted : Code::device_lost,
               std::string("the CUDA device failed ") + what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
 }
 
@@ -21,26 +21,26 @@ std::string device_name(int device) {
 
 DeviceMemory::DeviceMemory(size_t bytes, const std::string& what) {
   if (bytes == 0) return;
+  check(cudaGetDevice(&device_), "to be found");
   const cudaError_t status = cudaMalloc(&data_, bytes);
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    int device = 0;
     size_t free_bytes = 0, total_bytes = 0;
-    check(cudaGetDevice(&device), "to be found");
     check(cudaMemGetInfo(&free_bytes, &total_bytes), "to tell its free memory");
-    throw Error(Code::resource_exhausted, what + " needs " + std::to_string(bytes) + " bytes on " + device_name(device) + "; " +
+    throw Error(Code::resource_exhausted, what + " needs " + std::to_string(bytes) + " bytes on " + device_name(device_) + "; " +
                                               std::to_string(free_bytes) + " of " + std::to_string(total_bytes) + " bytes are free");
   }
   check(status, "to give memory");
   bytes_ = bytes;
 }
 
-DeviceMemory::~DeviceMemory() { cudaFree(data_); }
+DeviceMemory::~DeviceMemory() {
+  // Any thread may free it, and one that never chose a device would open the first one.
+  if (data_ != nullptr && cudaSetDevice(device_) == cudaSuccess) cudaFree(data_);
+}
 
 void DeviceMemory::reserve(size_t bytes, const std::string& what) {
-  if (bytes <= bytes_) return;
-  { const DeviceMemory old(std::move(*this)); }
-  *this = DeviceMemory(bytes, what);
+  if (bytes > bytes_) *this = DeviceMemory(bytes, what);
 }
 
 PinnedMemory::PinnedMemory(size_t bytes, const std::string& what) {
@@ -54,12 +54,12 @@ PinnedMemory::PinnedMemory(size_t bytes, const std::string& what) {
   bytes_ = bytes;
 }
 
-PinnedMemory::~PinnedMemory() { cudaFreeHost(data_); }
+PinnedMemory::~PinnedMemory() {
+  if (data_ != nullptr) cudaFreeHost(data_);
+}
 
 void PinnedMemory::reserve(size_t bytes, const std::string& what) {
-  if (bytes <= bytes_) return;
-  { const PinnedMemory old(std::move(*this)); }
-  *this = PinnedMemory(bytes, what);
+  if (bytes > bytes_) *this = PinnedMemory(bytes, what);
 }
 
 Stream::Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "to make a stream"); }

@@ -9,8 +9,8 @@
 namespace switchyard::cuda {
 
 /**
- * Throws DEVICE_LOST, saying what was done and why it failed, unless `status` is success. Everything that may fail for
- * want of memory is checked where it is allocated; after any other failure the device cannot be relied on.
+ * Throws, saying what was done and why it failed, unless `status` is success: RESOURCE_EXHAUSTED if there was no memory
+ * for it, otherwise DEVICE_LOST, for after any other failure the device cannot be relied on.
  */
 void check(cudaError_t status, const char* what);
 
@@ -38,17 +38,19 @@ class DeviceMemory {
   Element* as() const {
     return static_cast<Element*>(data_);
   }
-  /** Makes room for at least `bytes`; what it held is lost if it grows. Nothing may be using it. */
+  /** Makes room for at least `bytes`; what it held is lost if it grows. Nothing may be using it. Stays as it is if it throws. */
   void reserve(size_t bytes, const std::string& what);
 
  private:
   void swap(DeviceMemory& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
+    std::swap(device_, other.device_);
   }
 
   void* data_ = nullptr;
   size_t bytes_ = 0;
+  int device_ = 0;
 };
 
 /** Page-locked host memory, which the copy engines reach. */
@@ -68,7 +70,7 @@ class PinnedMemory {
   Element* as() const {
     return static_cast<Element*>(data_);
   }
-  /** Makes room for at least `bytes`; what it held is lost if it grows. Nothing may be using it. */
+  /** As DeviceMemory::reserve. */
   void reserve(size_t bytes, const std::string& what);
 
  private:

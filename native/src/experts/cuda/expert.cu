@@ -45,6 +45,7 @@ void WeightLoader::upload(const MatrixSource& matrix, uint16_t* target, size_t s
     const size_t count = std::min(rows_max, matrix.rows - row);
     Buffer& buffer = buffers_[next_++ % buffers_.size()];
     buffer.copied.wait();
+    buffer.memory.reserve(count * row_bytes, "a buffer for weights");
     matrix.read(row, count, buffer.memory.as<uint16_t>());
     check(cudaMemcpy2DAsync(target + row * stride, stride * sizeof(uint16_t), buffer.memory.as<uint16_t>(), row_bytes, row_bytes, count,
                             cudaMemcpyHostToDevice, stream_),

@@ -16,15 +16,18 @@ void HostMemory::mapped(void* memory, size_t bytes) noexcept {
 
 void HostMemory::unmapping(void* memory) noexcept {
   const std::lock_guard lock(mutex_);
-  if (regions_.remove(memory) && cudaHostUnregister(memory) != cudaSuccess) cudaGetLastError();
+  if (regions_.remove(memory)) unregister(memory);
+}
+
+void HostMemory::unregister(void* memory) noexcept {
+  // Slabs end on any thread, and one that never chose a device would open the first one.
+  if (cudaSetDevice(device_) != cudaSuccess || cudaHostUnregister(memory) != cudaSuccess) cudaGetLastError();
 }
 
 void HostMemory::close() noexcept {
   const std::lock_guard lock(mutex_);
   closed_ = true;
-  for (void* memory : regions_.take_all()) {
-    if (cudaHostUnregister(memory) != cudaSuccess) cudaGetLastError();
-  }
+  for (void* memory : regions_.take_all()) unregister(memory);
 }
 
 }  // namespace switchyard::cuda

@@ -22,6 +22,8 @@ class HostMemory final : public MemoryListener {
   bool holds(const void* memory, size_t bytes) const { return regions_.holds(memory, bytes); }
 
  private:
+  void unregister(void* memory) noexcept;
+
   int device_;
   /** One change at a time: memory must not be unregistered by two, nor registered after close(). */
   std::mutex mutex_;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <random>
@@ -14,17 +15,20 @@ namespace {
 /** Rows that algorithms are chosen for: enough for the tensor cores to be the limit. */
 constexpr size_t chosen_rows = 1024;
 constexpr int candidates_max = 16;
-/** Rows of a trial, and its parts: first row and count. */
-constexpr size_t trial_rows = 512;
+/** Rows of a trial, as many as a batch can have, and its parts: first row and count. */
+constexpr size_t trial_rows = 2048;
+/** Rows that differ; the others repeat them, since a row has the same bits wherever it is. */
+constexpr size_t trial_rows_made = 512;
 struct Part {
   size_t first;
   size_t count;
 };
-constexpr std::array<Part, 5> trial_parts{{{0, 1}, {3, 7}, {301, 130}, {511, 1}, {64, 448}}};
+constexpr std::array<Part, 7> trial_parts{{{0, 1}, {3, 7}, {301, 130}, {2047, 1}, {64, 448}, {777, 1000}, {1024, 1024}}};
 
 void check_blas(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw Error(Code::device_lost, std::string("cuBLASLt failed ") + what + ": " + cublasLtGetStatusString(status));
+  throw Error(status == CUBLAS_STATUS_ALLOC_FAILED ? Code::resource_exhausted : Code::device_lost,
+              std::string("cuBLASLt failed ") + what + ": " + cublasLtGetStatusString(status));
 }
 
 cublasLtMatrixLayoutOpaque_t layout(size_t rows, size_t columns, size_t stride) {
@@ -102,8 +106,12 @@ struct Product::Trial {
         rows(trial_rows * product.size_.input_stride * sizeof(uint16_t), "a trial of algorithms"),
         sums(trial_rows * product.size_.output_stride * sizeof(uint16_t), "a trial of algorithms"),
         workspace(workspace_bytes, "a trial of algorithms") {
-    const auto values = random_rows(trial_rows * product.size_.input_stride);
-    check(cudaMemcpyAsync(rows.as<uint16_t>(), values.data(), values.size() * sizeof(uint16_t), cudaMemcpyHostToDevice, stream), "to copy rows in");
+    const auto values = random_rows(trial_rows_made * product.size_.input_stride);
+    for (size_t row = 0; row < trial_rows; row += trial_rows_made) {
+      check(cudaMemcpyAsync(rows.as<uint16_t>() + row * product.size_.input_stride, values.data(), values.size() * sizeof(uint16_t),
+                            cudaMemcpyHostToDevice, stream),
+            "to copy rows in");
+    }
     check(cudaStreamSynchronize(stream), "to copy rows in");
   }
 
@@ -126,13 +134,15 @@ struct Product::Trial {
   bool same_bits(const cublasLtMatmulAlgo_t& algorithm) const {
     const auto whole = compute(algorithm, {0, trial_rows});
     if (whole.empty()) return false;
-    for (const Part& part : trial_parts) {
-      const auto some = compute(algorithm, part);
-      if (some.empty() || std::memcmp(some.data(), whole.data() + part.first * product.size_.outputs, some.size() * sizeof(uint16_t)) != 0) {
-        return false;
-      }
+    const auto as_in_whole = [&](const std::vector<uint16_t>& sums, size_t first_row) {
+      return !sums.empty() && std::memcmp(sums.data(), whole.data() + first_row * product.size_.outputs, sums.size() * sizeof(uint16_t)) == 0;
+    };
+    const size_t made = trial_rows_made * product.size_.outputs;
+    const auto repeats = [&](size_t element) { return std::memcmp(whole.data(), whole.data() + element, made * sizeof(uint16_t)) == 0; };
+    for (size_t element = made; element < whole.size(); element += made) {
+      if (!repeats(element)) return false;
     }
-    return true;
+    return std::all_of(trial_parts.begin(), trial_parts.end(), [&](const Part& part) { return as_in_whole(compute(algorithm, part), part.first); });
   }
 
   const Product& product;

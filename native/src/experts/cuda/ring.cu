@@ -62,6 +62,7 @@ void Ring::launch(Slot& slot) {
 }
 
 void Ring::copy_in(Slot& slot, size_t hidden) {
+  const Range range("copy in");
   const Plan& plan = slot.plan;
   const size_t row_bytes = hidden * element_bytes;
   auto* const staging = slot.staging_in.as<uint16_t>();
@@ -87,6 +88,7 @@ void Ring::copy_in(Slot& slot, size_t hidden) {
 }
 
 void Ring::compute(Slot& slot) {
+  const Range range("compute");
   const Plan& plan = slot.plan;
   const Shape& shape = expert_of(plan.segments.front()).shape();
   const auto* const landing = slot.landing.as<uint16_t>();
@@ -97,6 +99,7 @@ void Ring::compute(Slot& slot) {
   slot.copy_in.end.hold(compute_);
   slot.compute.begin.record(compute_);
   std::vector<SegmentWork> works;
+  works.reserve(plan.segments.size());
   for (size_t i = 0; i < plan.segments.size(); ++i) {
     const Segment& segment = plan.segments[i];
     auto* const gathered = gathered_.as<uint16_t>() + segment.output_row * stride;
@@ -118,6 +121,7 @@ void Ring::compute(Slot& slot) {
 }
 
 void Ring::copy_out(Slot& slot, size_t hidden) {
+  const Range range("copy out");
   const size_t row_bytes = hidden * element_bytes;
   const size_t stride = padded(hidden);
   slot.compute.end.hold(copy_out_);
@@ -140,6 +144,7 @@ void CUDART_CB Ring::on_copied_out(void* data) {
 }
 
 BatchTimes Ring::finish(Slot& slot) {
+  const Range range("finish batch");
   const size_t hidden = slot.plan.segments.front().expert->hidden();
   for (const OutputCopy& copy : slot.plan.outputs) {
     if (copy.pinned) continue;
@@ -148,15 +153,17 @@ BatchTimes Ring::finish(Slot& slot) {
   const auto interval = [this](const Slot::Interval& events) {
     return BatchTimes::Interval{events.begin.seconds_since(origin_), events.end.seconds_since(events.begin)};
   };
-  slot.busy = false;
   // The end is now, give or take the way through the host callback.
   const std::chrono::duration<double> since(slot.copy_out.end.seconds_since(slot.compute.begin));
   const auto now = std::chrono::steady_clock::now();
-  return {.started = now - std::chrono::duration_cast<std::chrono::steady_clock::duration>(since),
-          .copy_in = interval(slot.copy_in),
-          .compute = interval(slot.compute),
-          .copy_out = interval(slot.copy_out),
-          .rows = slot.plan.rows};
+  const BatchTimes times{.started = now - std::chrono::duration_cast<std::chrono::steady_clock::duration>(since),
+                         .copy_in = interval(slot.copy_in),
+                         .compute = interval(slot.compute),
+                         .copy_out = interval(slot.copy_out),
+                         .rows = slot.plan.rows};
+  // Not before nothing can throw any more: the pieces of busy slots are failed when the device is.
+  slot.busy = false;
+  return times;
 }
 
 void Ring::probe() const {
