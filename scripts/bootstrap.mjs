@@ -171,8 +171,10 @@ function installPackages(wanted) {
   step(`installing ${names.join(' ')}`, () => {
     // Package lists may be old or absent; they are fetched only if the first try fails.
     if (run(apt[0], [...apt.slice(1), ...install], environment).status === 0) return;
-    runOrFail(apt[0], [...apt.slice(1), 'update'], environment);
-    runOrFail(apt[0], [...apt.slice(1), ...install], environment);
+    run(apt[0], [...apt.slice(1), 'update'], environment);
+    // A machine without a network goes on without what it can do without.
+    const needed = missing.some((item) => !item.optional);
+    (needed ? runOrFail : run)(apt[0], [...apt.slice(1), ...install], environment);
   });
 }
 
@@ -223,8 +225,10 @@ function ensureNative() {
   if (!stampEquals('native-libraries', nativeLibraries())) rmSync(build, { recursive: true, force: true });
   writeStamp('native-libraries', nativeLibraries());
   const cuda = cudaCompiler() === undefined ? 'OFF' : 'ON';
+  const cmakeJs = [join('node_modules', 'cmake-js', 'bin', 'cmake-js'), 'compile', '--config', 'Release'];
+  const folders = ['--directory', 'native', '--out', join('native', 'build')];
   step('native build', () =>
-    runOrFail('npm', ['run', '--silent', 'build:native', '--', `--CDSWITCHYARD_CUDA=${cuda}`], {
+    runOrFail(process.execPath, [...cmakeJs, ...folders, `--CDSWITCHYARD_CUDA=${cuda}`], {
       CMAKE_BUILD_PARALLEL_LEVEL: process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? String(availableParallelism()),
     }),
   );
