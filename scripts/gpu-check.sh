@@ -58,7 +58,7 @@ else
 fi
 if [ -n "$cluster" ]; then
   step cluster-tests 600 env SWITCHYARD_DEVICE=cuda:0 NODE_NO_WARNINGS=1 node --experimental-vm-modules \
-    node_modules/jest/bin/jest.js test/worker test/router test/e2e
+    node_modules/jest/bin/jest.js test/worker test/e2e
 fi
 echo
 if [ ${#failed[@]} -gt 0 ]; then printf 'gpu-check: failed: %s\n' "${failed[@]}"; exit 1; fi

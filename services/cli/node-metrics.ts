@@ -1,4 +1,4 @@
-/** Metrics of a node by name, summed over labels. */
+/** Metrics of a node, summed over labels: by name, and by name and each label, as in `name{stream="compute"}`. */
 export type NodeMetrics = ReadonlyMap<string, number>;
 
 const timeoutMs = 2_000;
@@ -15,8 +15,12 @@ export async function readMetrics(metricsUrl: string, token: string | null): Pro
 export function parseMetrics(text: string): NodeMetrics {
   const sums = new Map<string, number>();
   for (const line of text.split('\n')) {
-    const match = /^([a-zA-Z_:][\w:]*)(?:\{.*\})? (\S+)/.exec(line);
-    if (match) sums.set(match[1]!, (sums.get(match[1]!) ?? 0) + Number(match[2]));
+    const match = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/.exec(line);
+    if (!match) continue;
+    const [, name, labels = '', value] = match;
+    const add = (key: string) => sums.set(key, (sums.get(key) ?? 0) + Number(value));
+    add(name!);
+    for (const [label] of labels.matchAll(/\w+="(?:[^"\\]|\\.)*"/g)) add(`${name}{${label}}`);
   }
   return sums;
 }

@@ -28,7 +28,7 @@ export const statusCommand = defineCommand({
 /** What the metrics of a worker tell. */
 interface WorkerMetrics {
   queuedRows: number;
-  /** Of a device with memory of its own: its memory and how busy it is. */
+  /** Of a device with memory of its own: what it is doing. */
   device: string | null;
 }
 
@@ -52,13 +52,20 @@ async function workerMetrics(
   return found;
 }
 
-/** Memory and utilisation of a device that has memory of its own. */
-function describeDevice(metrics: NodeMetrics): string | null {
+/** Memory, utilisation and seconds of each stream of a device that has memory of its own; null for the host. */
+export function describeDevice(metrics: NodeMetrics): string | null {
   const total = metrics.get('switchyard_device_memory_bytes');
   if (total === undefined) return null;
   const used = metrics.get('switchyard_device_memory_used_bytes') ?? 0;
   const busy = metrics.get('switchyard_device_utilization');
-  return `(${bytes(used)} of ${bytes(total)}${busy === undefined ? '' : `, ${percent(busy)} busy`})`;
+  const worked = (stream: string) => metrics.get(`switchyard_device_stream_seconds{stream="${stream}"}`) ?? 0;
+  return [
+    `(${bytes(used)} of ${bytes(total)}`,
+    ...(busy === undefined ? [] : [`${percent(busy)} busy`]),
+    `in ${seconds(worked('copy_in'))}`,
+    `compute ${seconds(worked('compute'))}`,
+    `out ${seconds(worked('copy_out'))})`,
+  ].join(', ');
 }
 
 function describe(

@@ -116,6 +116,8 @@ function deviceGauges(registry: Registry, read: () => DeviceFigures): void {
   );
   gauge(registry, 'device_utilization', 'Share of the last second in which a kernel ran.', [], (metric) => {
     const { utilization } = read();
-    if (utilization !== null) metric.set(utilization);
+    // A gauge without labels is 0 until it is set, and that would say that the device is idle.
+    if (utilization === null) metric.remove();
+    else metric.set(utilization);
   });
 }
