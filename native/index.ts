@@ -400,7 +400,10 @@ export interface Addon {
   }): Promise<Slab>;
 
   createCpuBackend(options: { threads: number }): ExpertBackend;
-  /** Slabs allocated from now on are registered with the device. Throws INVALID_ARGUMENT if there is no such device here. */
+  /**
+   * Slabs allocated from now on are registered with the device. Throws INVALID_ARGUMENT if there is no such device here,
+   * or if this process has one open.
+   */
   createCudaBackend(options: { device: number }): ExpertBackend;
 
   /** One layer in float64, from BF16 weights, with none of the code of the other operations. */

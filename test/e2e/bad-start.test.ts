@@ -28,6 +28,12 @@ async function expectUsageError(args: readonly string[], said: readonly string[]
   return stderr;
 }
 
+test('a worker on a device that is not there ends at once and says what is', async () => {
+  const { status, stderr } = await switchyard(['worker', '--device', 'cuda:999']);
+  expect(stderr).toMatch(/^switchyard: INVALID_ARGUMENT: device is cuda(:999)?; allowed: [^\n]*cpu[^\n]*\n$/);
+  expect(status).toBe(2);
+});
+
 describe('a configuration file', () => {
   const path = () => join(directory, 'cluster.yaml');
 

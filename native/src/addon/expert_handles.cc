@@ -1,5 +1,7 @@
 #include "addon/expert_handles.h"
 
+#include <atomic>
+
 #include "addon/clock.h"
 #include "addon/cuda.h"
 #include "addon/model_operations.h"
@@ -55,6 +57,8 @@ void add_input(Inputs& inputs, const Fields& fields, uint64_t hidden, Operation&
   inputs.slabs.push_back(output);
 }
 
+std::atomic<bool> device_listens{false};
+
 /** What a call's end leaves for the JS thread. */
 struct Outcome {
   ComputeTime time;
@@ -64,11 +68,17 @@ struct Outcome {
 }  // namespace
 
 Device::Device(std::unique_ptr<ExpertBackend> opened) : backend(std::move(opened)) {
-  if (auto listener = backend->memory_listener()) arena().set_listener(std::move(listener));
+  auto listener = backend->memory_listener();
+  if (listener == nullptr) return;
+  // Slabs that one device registered must be unregistered by it, and the arena tells one.
+  if (device_listens.exchange(true)) throw_invalid("device", std::string("a second one in this process"), "one a process");
+  arena().set_listener(std::move(listener));
 }
 
 Device::~Device() {
-  if (backend->memory_listener()) arena().set_listener(nullptr);
+  if (backend->memory_listener() == nullptr) return;
+  arena().set_listener(nullptr);
+  device_listens = false;
 }
 
 std::vector<ExpertHandle::PropertyDescriptor> ExpertHandle::properties() {

@@ -11,7 +11,7 @@ namespace switchyard::addon {
 
 /** A backend, and a thread that loads experts into it, so that loading does not hold up calls. */
 struct Device {
-  /** The backend hears of the process's slabs from now on. One device a process may listen. */
+  /** The backend hears of the process's slabs from now on. Throws INVALID_ARGUMENT if another one does. */
   explicit Device(std::unique_ptr<ExpertBackend> backend);
   ~Device();
 
