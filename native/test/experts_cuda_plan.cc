@@ -170,6 +170,37 @@ TEST(CudaPlan, StagesRowsThatLieFarApart) {
   CallQueue::end(pieces, {}, nullptr);
 }
 
+TEST(CudaPlan, SharesOutSegmentsEvenlyAndInOrder) {
+  EXPECT_EQ(share_out({}, 8), std::vector<size_t>{});
+  const auto ends = [](std::vector<size_t> row_counts, size_t lanes) { return share_out(row_counts, lanes); };
+  EXPECT_EQ(ends({5}, 8), (std::vector<size_t>{1}));
+  EXPECT_EQ(ends({1024, 1024}, 8), (std::vector<size_t>{1, 2}));
+  EXPECT_EQ(ends({1000, 1, 1, 1}, 2), (std::vector<size_t>{1, 4}));
+  EXPECT_EQ(ends({1, 1, 1, 1000}, 2), (std::vector<size_t>{3, 4}));
+  EXPECT_EQ(ends({64, 64, 64, 64}, 2), (std::vector<size_t>{2, 4}));
+  std::mt19937 random(7);
+  for (int turn = 0; turn < 1000; ++turn) {
+    std::vector<size_t> row_counts(1 + random() % 64);
+    size_t total = 0, largest = 0;
+    for (size_t& rows : row_counts) {
+      rows = 128 * (1 + random() % 8);
+      total += rows;
+      largest = std::max(largest, rows);
+    }
+    const size_t lanes = 1 + random() % 8;
+    const auto shared = share_out(row_counts, lanes);
+    ASSERT_EQ(shared.size(), std::min(lanes, row_counts.size()));
+    ASSERT_EQ(shared.back(), row_counts.size());
+    size_t first = 0;
+    for (const size_t end : shared) {
+      ASSERT_LT(first, end);
+      size_t rows = 0;
+      for (; first < end; ++first) rows += row_counts[first];
+      EXPECT_LE(rows, total / shared.size() + 3 * largest / 2);
+    }
+  }
+}
+
 TEST(CudaCalls, AreSpreadOverBatchesAndEndOnce) {
   const SizedExpert expert(8), wide(16);
   TokenBatch batch(100, 8, 300), other(10, 16, 10);

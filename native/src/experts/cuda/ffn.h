@@ -7,7 +7,7 @@
 
 namespace switchyard::cuda {
 
-/** Rows of one expert, all of it in device memory. Works of one run must not share what they write. */
+/** Rows of one expert, all of it in device memory. Works of one run have one shape and must not share what they write. */
 struct SegmentWork {
   const CudaExpert* expert;
   size_t row_count;
@@ -34,9 +34,10 @@ class Ffn {
     Event ended;
   };
 
-  static void run_segment(const SegmentWork& work, Lane& lane, cudaStream_t stream);
+  static void run_lane(std::span<const SegmentWork> works, Lane& lane, cudaStream_t stream);
 
-  std::array<Lane, 4> lanes_;
+  /** A product of 128 rows keeps a tenth to a third of the device busy. */
+  std::array<Lane, 8> lanes_;
   Event begun_;
 };
 

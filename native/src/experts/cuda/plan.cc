@@ -94,6 +94,28 @@ bool consecutive(std::span<const uint32_t> sources) {
 
 }  // namespace
 
+std::vector<size_t> share_out(std::span<const size_t> row_counts, size_t lanes) {
+  // A product computes whole tiles of rows, however few of them there are.
+  constexpr size_t tile_rows = 128;
+  const auto work_of = [](size_t rows) { return (rows + tile_rows - 1) / tile_rows; };
+  size_t work_left = 0;
+  for (const size_t rows : row_counts) work_left += work_of(rows);
+  std::vector<size_t> ends;
+  size_t next = 0;
+  for (size_t lanes_left = std::min(lanes, row_counts.size()); lanes_left > 0; --lanes_left) {
+    const size_t share = (work_left + lanes_left - 1) / lanes_left;
+    // Every later lane needs a segment too.
+    const size_t end_max = row_counts.size() - (lanes_left - 1);
+    size_t work = work_of(row_counts[next]);
+    ++next;
+    // A segment goes where the larger part of it fits, so that what is over or short evens out.
+    while (next < end_max && (lanes_left == 1 || 2 * work + work_of(row_counts[next]) <= 2 * share)) work += work_of(row_counts[next++]);
+    work_left -= work;
+    ends.push_back(next);
+  }
+  return ends;
+}
+
 Plan make_plan(std::span<const Piece> pieces, size_t hidden, const IsPinned& is_pinned) {
   Plan plan;
   const Regions regions = plan_spans(pieces, hidden, is_pinned, plan);

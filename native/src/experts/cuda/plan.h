@@ -60,6 +60,12 @@ constexpr size_t landing_rows_per_row = 2;
 /** Landing rows can be used as they are if every one begins at 16 bytes. */
 constexpr size_t direct_elements = 8;
 
+/**
+ * Shares out segments of so many rows over at most `lanes` lanes that compute side by side: lane i has the segments from
+ * the end of lane i - 1 to its own, at least one, and about as much work as the others. Returns the ends.
+ */
+std::vector<size_t> share_out(std::span<const size_t> row_counts, size_t lanes);
+
 /** Tells whether memory is registered with the device. */
 using IsPinned = std::function<bool(const void* memory, size_t bytes)>;
 
