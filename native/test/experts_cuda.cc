@@ -48,6 +48,8 @@ TEST_F(CudaExperts, MatchFloat64OnRaggedRowCounts) {
   std::random_device fresh;
   for (const Activation activation : {Activation::swiglu, Activation::gelu}) {
     for (const auto& [hidden, ffn] : {std::pair<size_t, size_t>{256, 512}, {333, 577}, {8, 8}, {1, 1}}) {
+      // The rounding of a few elements does not average out: each may be off by 2^-8 several times.
+      const double allowed = ffn < 64 ? 5e-2 : 1e-2;
       const Model model(activation, hidden, ffn, fresh());
       const auto expert = backend->load(model.source());
       std::mt19937 random(fresh());
@@ -55,7 +57,7 @@ TEST_F(CudaExperts, MatchFloat64OnRaggedRowCounts) {
         const Rows rows = random_values(count * hidden, 2.0f, random);
         const Rows output = forward(*backend, *expert, rows, indices_from(0, count));
         for (size_t row = 0; row < count; row += std::max<size_t>(1, count / 16)) {
-          EXPECT_LE(relative_error(output.data() + row * hidden, model.reference(rows.data() + row * hidden)), 1e-2)
+          EXPECT_LE(relative_error(output.data() + row * hidden, model.reference(rows.data() + row * hidden)), allowed)
               << "hidden " << hidden << ", ffn " << ffn << ", row " << row << " of " << count;
         }
       }
