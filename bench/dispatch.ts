@@ -41,11 +41,11 @@ async function makeChunk(): Promise<Chunk> {
   return { rows, routed: { experts: chosen, weights: new Float32Array(rowCount * topK).fill(0.5) } };
 }
 
-/** What a router does with a gated chunk: pack, one token batch a worker, combine. Resolves with the bytes of rows that travelled. */
+/** What a router does with a gated chunk: group, one token batch a worker, combine. Resolves with the bytes of rows that travelled. */
 async function passThrough({ rows, routed }: Chunk, links: readonly Link[]): Promise<number> {
   const workerOf = Uint32Array.from({ length: experts }, (_, expert) => expert % workers);
   const { signal } = new AbortController();
-  const groups = await native.packRows({ rows, rowCount, hidden, topK, ...routed, workerOf, workers });
+  const groups = await native.groupRows({ rowCount, topK, ...routed, workerOf, workers });
   const answers = await Promise.all(
     groups.map((group) => {
       const batch: TokenBatch = {
@@ -63,7 +63,8 @@ async function passThrough({ rows, routed }: Chunk, links: readonly Link[]): Pro
           rowIndices: group.rowIndices,
           weights: group.weights,
         },
-        rows: group.rows,
+        rows: rows.share(),
+        selected: group.tokens,
       };
       return links[group.worker]!.exchange(batch, signal);
     }),

@@ -39,17 +39,15 @@ async function compare(
   return summarize(id, 'GB/s', 'memcpy', runs, { bytesPerCall: bytes });
 }
 
-async function packedParts(rows: Slab, routed: GateResult, workerOf: Uint32Array) {
-  return native.packRows({
-    rows,
-    rowCount,
-    hidden,
-    topK: routing.topK,
-    experts: routed.experts,
-    weights: routed.weights,
-    workerOf,
-    workers,
-  });
+function group({ experts, weights }: GateResult, workerOf: Uint32Array) {
+  return native.groupRows({ rowCount, topK: routing.topK, experts, weights, workerOf, workers });
+}
+
+async function groupAndPack(rows: Slab, routed: GateResult, workerOf: Uint32Array): Promise<Slab[]> {
+  const groups = await group(routed, workerOf);
+  return Promise.all(
+    groups.map(({ tokens: indices }) => native.packRows({ rows, hidden, indices, tailBytes: 0 })),
+  );
 }
 
 /** Gate, pack and combine of one 1,024 x 4,096 chunk, called as the router calls them, on one thread. */
@@ -83,14 +81,13 @@ export async function benchKernels(options: BenchOptions): Promise<BenchResult[]
   const routed = await native.gateRows({ gate, rows, rowCount, bias: null });
   const workerOf = Uint32Array.from({ length: experts }, (_, expert) => expert % workers);
 
-  const groups = await packedParts(rows, routed, workerOf);
+  const groups = await group(routed, workerOf);
   const packedBytes = groups.reduce((sum, group) => sum + group.rowCount * rowBytes, 0);
   const parts = groups.map((group) => ({
     rows: native.allocateSlab(Math.max(1, group.slots.length) * rowBytes),
     targets: group.slots,
   }));
   for (const part of parts) part.rows.view().fill(0x3f);
-  for (const group of groups) group.rows.release();
 
   const chunkBytes = rowCount * rowBytes;
   const results = [
@@ -98,9 +95,7 @@ export async function benchKernels(options: BenchOptions): Promise<BenchResult[]
       await native.gateRows({ gate, rows, rowCount, bias: null });
       return [];
     }),
-    await compare('kernels/pack', options, 2 * packedBytes, async () =>
-      (await packedParts(rows, routed, workerOf)).map((group) => group.rows),
-    ),
+    await compare('kernels/pack', options, 2 * packedBytes, () => groupAndPack(rows, routed, workerOf)),
     // Reads topK result rows and the residual of each token, writes one row.
     await compare('kernels/combine', options, chunkBytes * (routing.topK + 2), async () => [
       await native.combineRows({

@@ -57,21 +57,20 @@ class Layer {
     const { hidden, topK, tokens: rows } = this;
     const { experts, weights } = await native.gateRows({ gate: this.gate, rows, rowCount, bias: null });
     const workerOf = new Uint32Array(expertCount);
-    const packed = await native.packRows({
-      rows,
+    const groups = await native.groupRows({
       rowCount,
-      hidden,
       topK,
       experts,
       weights,
       workerOf,
       workers: 1,
     });
-    const { rows: groupRows, segments, rowIndices, slots } = packed[0]!;
+    // The one worker gets every token, so the group's rows are the tokens as they lie.
+    const { segments, rowIndices, slots } = groups[0]!;
     const output = native.allocateSlab(rowCount * topK * hidden * 2);
     for (let segment = 0, outputRow = 0; segment < segments.length; segment += 2) {
       const indices = rowIndices.subarray(outputRow, outputRow + segments[segment + 1]!);
-      const input = { rows: groupRows, indices, output, outputRow, inputWeights: null };
+      const input = { rows, indices, output, outputRow, inputWeights: null };
       await this.backend.forward(this.experts[segments[segment]!]!, [input]);
       outputRow += indices.length;
     }
@@ -85,7 +84,7 @@ class Layer {
       residual: null,
       parts,
     });
-    for (const slab of [groupRows, output, result]) slab.release();
+    for (const slab of [output, result]) slab.release();
   }
 
   close(): void {

@@ -16,6 +16,8 @@ import { addonPath } from './locate.js';
 export interface Slab {
   readonly byteLength: number;
   readonly released: boolean;
+  /** Another handle on the same memory, to be released apart. */
+  share(): Slab;
   /** Zero-copy view of the whole slab; it keeps the memory alive until it is garbage collected. */
   view(): Uint8Array;
   /** Gives up the handle. Idempotent. Every later use of the handle throws SLAB_RELEASED. */
@@ -97,28 +99,26 @@ export interface GateResult {
 }
 
 /** One worker's share of a chunk: each row once, segments index into the rows. */
-export interface PackedGroup {
+export interface RowGroup {
   /** Index as used in `workerOf`. */
   worker: number;
   rowCount: number;
-  /** [rowCount, hidden] BF16. The caller owns it. */
-  rows: Slab;
   /** [expert, count] pairs in ascending expert order. */
   segments: Uint32Array;
-  /** Segment after segment: index of a row of `rows`. */
+  /** Segment after segment: index of an entry of `tokens`. */
   rowIndices: Uint32Array;
   /** One per entry of rowIndices: token * topK + position in the gate's choice. */
   slots: Uint32Array;
   /** One per entry of rowIndices: the gate's weight. */
   weights: Float32Array;
-  /** One per row of `rows`: its token in the chunk. */
+  /** One per row of the group, ascending: its token in the chunk. */
   tokens: Uint32Array;
 }
 
 /** Rows that came back from one worker. */
 export interface CombinePart {
   rows: Slab;
-  /** exact: the slot of each row (PackedGroup.slots). partial: the token of each row (PackedGroup.tokens). */
+  /** exact: the slot of each row (RowGroup.slots). partial: the token of each row (RowGroup.tokens). */
   targets: Uint32Array;
 }
 
@@ -247,6 +247,11 @@ export interface UcxChannel {
    */
   send(slab: Slab, rowBytes: number, metadata: Uint8Array): Promise<void>;
   /**
+   * Sends rows of `rowBytes` that lie apart in the slab, and metadata. A peer that has mapped this process's slabs ("mapped"
+   * among the lanes) gathers them itself; for others they are copied here on the thread of UCX, which is for short messages.
+   */
+  sendRows(slab: Slab, rowBytes: number, indices: Uint32Array, metadata: Uint8Array): Promise<void>;
+  /**
    * Resolves with all messages that have arrived, at least one. Rejects with the reason when the channel has failed
    * and everything that arrived before was taken, with CANCELLED after close(). One call at a time.
    */
@@ -364,17 +369,17 @@ export interface Addon {
     rowCount: number;
     bias: Float32Array | null;
   }): Promise<GateResult>;
-  /** Groups a chunk's rows by worker and copies each row once per worker. `workerOf`: expert -> worker index. */
-  packRows(options: {
-    rows: Slab;
+  /** Groups a chunk's rows by worker: each row once per worker that has one of its experts. `workerOf`: expert -> worker index. */
+  groupRows(options: {
     rowCount: number;
-    hidden: number;
     topK: number;
     experts: Uint32Array;
     weights: Float32Array;
     workerOf: Uint32Array;
     workers: number;
-  }): Promise<PackedGroup[]>;
+  }): Promise<RowGroup[]>;
+  /** Copies the rows of `indices` side by side, with `tailBytes` of capacity behind them. The caller owns the slab. */
+  packRows(options: { rows: Slab; hidden: number; indices: Uint32Array; tailBytes: number }): Promise<Slab>;
   /**
    * exact: y[t] = residual[t] + sum over j of weights[t, j] * part row of slot (t, j), in the order of j.
    * partial: y[t] = residual[t] + sum of the part rows of token t, in the order of parts.

@@ -125,7 +125,7 @@ void pack(benchmark::State& state) {
                     [&](std::size_t i) {
                       std::uint16_t* output = &memory().target[i * 4 * chunk_values];
                       for (const PackPlan& plan : plan_pack(experts, weights, top_k, worker_of, 4)) {
-                        pack_rows(&memory().source[i * 4 * chunk_values], hidden, plan.tokens, 0, plan.tokens.size(),
+                        pack_rows(&memory().source[i * 4 * chunk_values], hidden * sizeof(std::uint16_t), plan.tokens, 0, plan.tokens.size(),
                                   output);
                         output += plan.tokens.size() * hidden;
                       }

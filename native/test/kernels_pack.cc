@@ -94,7 +94,7 @@ TEST(Pack, CopiesTheRowsOfItsTokensInAnyRanges) {
     const std::vector<std::uint32_t> tokens = {0, 3, 4, 9, 20, 21, 22, 48, 49};
     std::vector<std::uint16_t> output(tokens.size() * hidden + 1, 0x1234);
     for (const auto& [first, count] : {std::pair{4, 5}, std::pair{0, 1}, std::pair{1, 3}, std::pair{9, 0}}) {
-      pack_rows(rows.data(), hidden, tokens, static_cast<std::size_t>(first), static_cast<std::size_t>(count),
+      pack_rows(rows.data(), hidden * sizeof(std::uint16_t), tokens, static_cast<std::size_t>(first), static_cast<std::size_t>(count),
                 output.data());
     }
     EXPECT_EQ(output.back(), 0x1234) << "wrote beyond the rows";
@@ -113,7 +113,7 @@ TEST(Pack, CopiesManyRowsPastTheCachesFromAndToAnyAlignment) {
     ASSERT_TRUE(worth_streaming(tokens.size() * hidden * sizeof(std::uint16_t)));
     for (const std::size_t shift : {0, 1, 16}) {
       std::vector<std::uint16_t> output(shift + tokens.size() * hidden + 1, 0x1234);
-      pack_rows(rows.data(), hidden, tokens, 0, tokens.size(), output.data() + shift);
+      pack_rows(rows.data(), hidden * sizeof(std::uint16_t), tokens, 0, tokens.size(), output.data() + shift);
       EXPECT_EQ(output.back(), 0x1234) << "wrote beyond the rows";
       for (std::size_t i = 0; i < tokens.size(); ++i) {
         const std::uint16_t* row = &output[shift + i * hidden];

@@ -1,4 +1,4 @@
-import type { CombinePart, PackedGroup, Slab } from '../../native/index.js';
+import type { CombinePart, RowGroup, Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { type Trace, until } from '../common/trace.js';
 import type { Link, TokenBatchResult } from '../transport/link.js';
@@ -44,24 +44,23 @@ export function requirePlaced(placement: PlacementIndex, layer: number, experts:
 }
 
 /**
- * Sends the groups of a chunk, all at once, and returns the results, in the order of the groups. Takes over the
- * groups' rows. The first failure ends the batch; what the others returned is released.
+ * Sends the groups of a chunk's rows, all at once, and returns the results, in the order of the groups. The rows stay the
+ * caller's. The first failure ends the batch; what the others returned is released.
  * @throws WORKER_LOST naming worker, layer and expert; what a worker refused with; the signal's reason.
  */
 export async function dispatch(
-  groups: PackedGroup[],
+  groups: RowGroup[],
+  rows: Slab,
   target: DispatchTarget,
   context: DispatchContext,
 ): Promise<CombinePart[]> {
   const exchanges = groups.map(async (group) => {
     try {
-      return await exchange(group, target, context);
+      return await exchange(group, rows, target, context);
     } catch (error) {
       const failure = context.signal.aborted ? context.signal.reason : describeFailure(error, group, target);
       context.abort(failure);
       throw failure;
-    } finally {
-      group.rows.release();
     }
   });
   const outcomes = await Promise.allSettled(exchanges);
@@ -74,7 +73,8 @@ export async function dispatch(
 }
 
 async function exchange(
-  group: PackedGroup,
+  group: RowGroup,
+  rows: Slab,
   { chunk, layer, placement }: DispatchTarget,
   context: DispatchContext,
 ): Promise<CombinePart> {
@@ -100,7 +100,8 @@ async function exchange(
         rowIndices: group.rowIndices,
         weights: plan.combine === 'partial' || plan.weighsInput ? group.weights : null,
       },
-      rows: group.rows,
+      rows: rows.share(),
+      selected: group.tokens,
     },
     signal,
   );
@@ -136,7 +137,7 @@ function checkResult(result: TokenBatchResult, expected: number, plan: BatchPlan
   );
 }
 
-function describeFailure(thrown: unknown, group: PackedGroup, target: DispatchTarget): SwitchyardError {
+function describeFailure(thrown: unknown, group: RowGroup, target: DispatchTarget): SwitchyardError {
   const error = asSwitchyardError(thrown);
   const worker = target.placement.workers[group.worker]!;
   const { layer } = target;

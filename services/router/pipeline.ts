@@ -1,4 +1,4 @@
-import { native, type PackedGroup, type Slab } from '../../native/index.js';
+import { type CombinePart, native, type Slab } from '../../native/index.js';
 import { until } from '../common/trace.js';
 import type { Stage } from './account.js';
 import type { Control } from './control.js';
@@ -61,7 +61,7 @@ async function runLayer(
   const { layer } = plan.layers[layerIndex]!;
   const normed = plan.norm ? await normalize(chunk, rows, layer, context) : rows;
   let routing: LayerRouting;
-  let groups: PackedGroup[];
+  let parts: CombinePart[];
   const placement = context.control.placement!;
   try {
     signal.throwIfAborted();
@@ -73,11 +73,9 @@ async function runLayer(
     context.account.routed(chunk, layer, routing.counts, placement);
     context.metrics.routed(layer, routing.counts, placement);
     signal.throwIfAborted();
-    groups = await timed('pack', chunk, layer, context, () =>
-      native.packRows({
-        rows: normed,
+    const groups = await timed('pack', chunk, layer, context, () =>
+      native.groupRows({
         rowCount: chunk.tokens,
-        hidden: plan.hidden,
         topK: plan.topK,
         experts: routing.experts,
         weights: routing.weights,
@@ -85,10 +83,10 @@ async function runLayer(
         workers: placement.workers.length,
       }),
     );
+    parts = await dispatch(groups, normed, { chunk: chunk.index, layer, placement }, context);
   } finally {
     if (normed !== rows) normed.release();
   }
-  const parts = await dispatch(groups, { chunk: chunk.index, layer, placement }, context);
   try {
     return await timed('combine', chunk, layer, context, () =>
       native.combineRows({

@@ -1,5 +1,5 @@
 import { setMaxListeners } from 'node:events';
-import type { Slab } from '../../native/index.js';
+import { native, type Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import type { ResultMeta } from '../common/generated/switchyard/v1/ResultMeta.js';
@@ -7,7 +7,15 @@ import type { RouterMessageInput } from '../common/generated/switchyard/v1/Route
 import { abortError, Deferred } from '../common/lifecycle.js';
 import { Credits } from './credits.js';
 import type { LinkStats, TokenBatch, TokenBatchMeta, TokenBatchResult } from './link.js';
-import { creditCost, fromWireFailure, resultRowCount, rowsBytes, tooLarge, toWireMeta } from './messages.js';
+import {
+  creditCost,
+  fromWireFailure,
+  metadataRoom,
+  resultRowCount,
+  rowsBytes,
+  tooLarge,
+  toWireMeta,
+} from './messages.js';
 import { type ArrivedRows, dropRows, intoSlab, type MessagePort, type Outgoing } from './port.js';
 
 /** A token batch that has got its credits. */
@@ -56,25 +64,33 @@ export class Exchanges {
 
   /** As Link.exchange. */
   async exchange(batch: TokenBatch, signal: AbortSignal): Promise<TokenBatchResult> {
-    const { meta, rows } = batch;
+    const { meta } = batch;
+    let { rows, selected } = batch;
     const cost = creditCost(meta);
+    let acquired = 0;
     // All token batches of a batch share one signal; many listeners on it are no leak.
     setMaxListeners(0, signal);
     try {
       const bytes = rowsBytes(meta.rowCount, meta.hidden);
       if (bytes > this.rowsBytesMax) throw tooLarge(bytes, this.rowsBytesMax);
       await this.credits.acquire(cost, signal);
+      acquired = cost;
+      if (selected && !this.port().gathers) {
+        rows = await pack(batch, selected);
+        selected = undefined;
+      }
     } catch (error) {
+      this.credits.release(acquired);
       rows.release();
       throw error;
     }
-    // The link or the caller may have gone between the grant and this line.
+    // The link or the caller may have gone since the call.
     if (this.ended || signal.aborted) {
       this.credits.release(cost);
       rows.release();
       throw this.ended ?? abortError(signal);
     }
-    const exchange = this.start(meta, rows, cost);
+    const exchange = this.start({ meta, rows, ...(selected && { selected }) }, cost);
     const onAbort = () => this.abandon(exchange, abortError(signal));
     signal.addEventListener('abort', onAbort, { once: true });
     try {
@@ -150,16 +166,17 @@ export class Exchanges {
     this.waiting.clear();
   }
 
-  private start(meta: TokenBatchMeta, rows: Slab, cost: number): Exchange {
+  private start({ meta, rows, selected }: TokenBatch, cost: number): Exchange {
     const id = ++this.lastId;
     const bytes = rowsBytes(meta.rowCount, meta.hidden);
+    const gather = selected && { rowBytes: rowsBytes(1, meta.hidden), selected };
     const outgoing: Outgoing<RouterMessageInput> = {
       make: (inMessage) => {
         this.counts.messagesSent += 1;
         this.counts.bytesSent += bytes;
         return { tokens: { meta: toWireMeta(id, meta), ...(inMessage && { rows: inMessage }) } };
       },
-      rows: { slab: rows, bytes },
+      rows: { slab: rows, bytes, ...(gather && { gather }) },
       done: () => rows.release(),
     };
     const exchange = {
@@ -210,4 +227,12 @@ export class Exchanges {
     const text = `worker ${this.worker} answered ${rows} rows in ${bytes} bytes; expected: ${rowsExpected} rows in ${bytesExpected}`;
     return new SwitchyardError('DATA_LOSS', text, { worker: this.worker, rows, bytes });
   }
+}
+
+/** The rows to send, side by side; releases those among which they were chosen. */
+async function pack({ meta, rows }: TokenBatch, indices: Uint32Array): Promise<Slab> {
+  const { hidden } = meta;
+  const packed = await native.packRows({ rows, hidden, indices, tailBytes: metadataRoom(meta) });
+  rows.release();
+  return packed;
 }

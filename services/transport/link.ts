@@ -22,8 +22,10 @@ export interface TokenBatchMeta {
 
 export interface TokenBatch {
   meta: TokenBatchMeta;
-  /** [rowCount, hidden] BF16. */
+  /** [rowCount, hidden] BF16; for a router that sends, rows among which `selected` chooses. */
   rows: Slab;
+  /** [rowCount]: the rows to send, where they are not all of them in order. */
+  selected?: Uint32Array;
 }
 
 export interface TokenBatchResult {

@@ -37,6 +37,11 @@ export function creditCost(meta: TokenBatchMeta): number {
   return rowsBytes(meta.rowCount + resultRowCount(meta), meta.hidden);
 }
 
+/** Room for the metadata of a token batch in its wire form, so that a transport can send it from behind the rows. */
+export function metadataRoom({ segments, rowIndices }: TokenBatchMeta): number {
+  return 1024 + rowIndices.length * 8 + segments.length * 16;
+}
+
 export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInput {
   const { segments } = meta;
   return {

@@ -1,10 +1,11 @@
 import { native, type Slab } from '../../native/index.js';
 import type { Interval } from '../common/trace.js';
 
-/** The rows of a message: the first `bytes` of a slab. */
+/** The rows of a message: the first `bytes` of a slab, or, to a port that gathers, the rows of `rowBytes` that `selected` names. */
 export interface OutgoingRows {
   slab: Slab;
   bytes: number;
+  gather?: { rowBytes: number; selected: Uint32Array };
 }
 
 export interface Outgoing<Message> {
@@ -17,6 +18,8 @@ export interface Outgoing<Message> {
 
 /** The sending half of a stream of messages that may carry rows. Messages arrive in the order of sending. */
 export interface MessagePort<Message> {
+  /** Whether rows may lie apart: whoever receives them copies them together. */
+  readonly gathers: boolean;
   /** Messages that were given to `send` and are not done. */
   readonly queued: number;
   send(outgoing: Outgoing<Message>): void;

@@ -56,10 +56,8 @@ async function runLayer(
       })
     : rows;
   const chosen = await native.gateRows({ gate, rows: inputs, rowCount, bias: options.bias });
-  const [group] = await native.packRows({
-    rows: inputs,
+  const [group] = await native.groupRows({
     rowCount,
-    hidden,
     topK: routing.topK,
     experts: chosen.experts,
     weights: chosen.weights,
@@ -72,7 +70,7 @@ async function runLayer(
     const expert = await backend.load(model.expert(layer, group!.segments[segment]!));
     const indices = group!.rowIndices.slice(outputRow, outputRow + group!.segments[segment + 1]!);
     await backend.forward(expert, [
-      { rows: group!.rows, indices, output: results, outputRow, inputWeights: null },
+      { rows: inputs, indices, output: results, outputRow, inputWeights: null },
     ]);
     outputRow += indices.length;
     expert.release();

@@ -18,10 +18,8 @@ const gate = native.createGate({
 const backend = native.createCpuBackend({ threads: 1 });
 const gateOptions = { weight: slab, experts: 4, hidden: 16, logitBias: null, selectionBias: null, routing };
 const norm = { rows: slab, rowCount: 4, hidden: 16, weight: slab, epsilon: 0 };
-const pack = {
-  rows: slab,
+const grouping = {
   rowCount: 2,
-  hidden: 16,
   topK: 2,
   experts: Uint32Array.of(0, 1, 2, 3),
   weights: new Float32Array(4),
@@ -137,11 +135,20 @@ describe('a call that returns a promise rejects with the field, the value and wh
     ],
     [
       'too few choices',
-      () => native.packRows({ ...pack, experts: new Uint32Array(3) }),
+      () => native.groupRows({ ...grouping, experts: new Uint32Array(3) }),
       'experts.length is 3; allowed: 4',
     ],
-    ['an expert out of range', () => native.packRows({ ...pack, experts: Uint32Array.of(0, 1, 2, 4) }), '4'],
-    ['a worker out of range', () => native.packRows({ ...pack, workers: 1 }), '1'],
+    [
+      'an expert out of range',
+      () => native.groupRows({ ...grouping, experts: Uint32Array.of(0, 1, 2, 4) }),
+      '4',
+    ],
+    ['a worker out of range', () => native.groupRows({ ...grouping, workers: 1 }), '1'],
+    [
+      'a row to pack that is not there',
+      () => native.packRows({ rows: slab, hidden: 16, indices: Uint32Array.of(0, 4), tailBytes: 0 }),
+      'indices is 4; allowed: below 4',
+    ],
     [
       'an unknown mode',
       () => native.combineRows({ ...combine, mode: wrong('both') }),

@@ -163,10 +163,8 @@ describe('referenceLayer', () => {
       routing,
     });
     const chosen = await native.gateRows({ gate, rows: normed, rowCount, bias: null });
-    const [group] = await native.packRows({
-      rows: normed,
+    const [group] = await native.groupRows({
       rowCount,
-      hidden,
       topK: 2,
       experts: chosen.experts,
       weights: chosen.weights,
@@ -180,7 +178,7 @@ describe('referenceLayer', () => {
       const end = entry + group!.segments[i + 1]!;
       const indices = group!.rowIndices.slice(entry, end);
       await backend.forward(expert, [
-        { rows: group!.rows, indices, output, outputRow: entry, inputWeights: null },
+        { rows: normed, indices, output, outputRow: entry, inputWeights: null },
       ]);
       expert.release();
       entry = end;

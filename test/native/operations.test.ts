@@ -157,19 +157,18 @@ describe('gateRows', () => {
   });
 });
 
-describe('packRows', () => {
-  test('sends each row once per worker, with segments that lead back to every choice', async () => {
+describe('groupRows and packRows', () => {
+  test('send each row once per worker, with segments that lead back to every choice', async () => {
     const [rowCount, hidden, topK] = [300, 3, 2];
     const values = someValues(rowCount * hidden, 5);
+    const rows = rowsOf(values);
     const workerOf = Uint32Array.of(0, 2, 0, 2);
     const experts = Uint32Array.from({ length: rowCount * topK }, (_, i) =>
       i % 2 === 0 ? Math.floor(i / 2) % 4 : (Math.floor(i / 2) * 3 + 1) % 4,
     );
     const weights = Float32Array.from({ length: rowCount * topK }, (_, i) => i + 0.5);
-    const groups = await native.packRows({
-      rows: rowsOf(values),
+    const groups = await native.groupRows({
       rowCount,
-      hidden,
       topK,
       experts,
       weights,
@@ -179,8 +178,10 @@ describe('packRows', () => {
     expect(groups.map((group) => group.worker)).toEqual([0, 2]);
     const seen = new Set<number>();
     for (const group of groups) {
-      slabs.push(group.rows);
-      const packed = valuesOf(group.rows);
+      const slab = await native.packRows({ rows, hidden, indices: group.tokens, tailBytes: 100 });
+      slabs.push(slab);
+      expect(slab.byteLength).toBe(group.rowCount * hidden * 2);
+      const packed = valuesOf(slab);
       expect(new Set(group.tokens).size).toBe(group.rowCount);
       group.tokens.forEach((token, index) => {
         expect(row(packed, index, hidden)).toEqual(row(values, token, hidden));

@@ -27,6 +27,24 @@ describe('a slab', () => {
     });
   });
 
+  test('that is shared is given back when the last handle on it is released', async () => {
+    const before = native.arenaStats().slabs;
+    const slab = native.allocateSlab(100);
+    const view = slab.view();
+    view[99] = 7;
+    native.endView(view);
+    const shared = slab.share();
+    slab.release();
+    expect(() => slab.share()).toThrow('this Slab was released');
+    expect(native.arenaStats().slabs).toBe(before + 1);
+    const again = shared.view();
+    expect(again[99]).toBe(7);
+    native.endView(again);
+    shared.release();
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(native.arenaStats().slabs).toBe(before);
+  });
+
   test('is given back when its view is ended, which is empty then', async () => {
     const before = native.arenaStats().slabs;
     const slab = native.allocateSlab(10_000);

@@ -118,57 +118,55 @@ void prepare_normalize(const Napi::CallbackInfo& info, Operation& operation) {
   };
 }
 
-/** A plan with the slab that holds its rows. */
-struct Packed {
-  PackPlan plan;
-  SlabRef rows;
-};
-
-Napi::Object to_group(Napi::Env env, Packed& packed) {
+Napi::Object to_group(Napi::Env env, const PackPlan& plan) {
   auto group = Napi::Object::New(env);
-  group.Set("worker", packed.plan.worker);
-  group.Set("rowCount", static_cast<double>(packed.plan.tokens.size()));
-  group.Set("rows", SlabHandle::create(env, std::move(packed.rows)));
-  group.Set("segments", to_array<uint32_t>(env, packed.plan.segments));
-  group.Set("rowIndices", to_array<uint32_t>(env, packed.plan.row_indices));
-  group.Set("slots", to_array<uint32_t>(env, packed.plan.slots));
-  group.Set("weights", to_array<float>(env, packed.plan.weights));
-  group.Set("tokens", to_array<uint32_t>(env, packed.plan.tokens));
+  group.Set("worker", plan.worker);
+  group.Set("rowCount", static_cast<double>(plan.tokens.size()));
+  group.Set("segments", to_array<uint32_t>(env, plan.segments));
+  group.Set("rowIndices", to_array<uint32_t>(env, plan.row_indices));
+  group.Set("slots", to_array<uint32_t>(env, plan.slots));
+  group.Set("weights", to_array<float>(env, plan.weights));
+  group.Set("tokens", to_array<uint32_t>(env, plan.tokens));
   return group;
 }
 
 /** Room for the metadata of an answer. */
 constexpr size_t answer_metadata_bytes = 256;
 
-/** Room for a token batch's metadata in its wire form, so that a transport can send it from behind the rows. */
-size_t metadata_bytes(const PackPlan& plan) {
-  return 1024 + plan.weights.size() * (sizeof(uint32_t) + sizeof(float)) + plan.segments.size() * 16;
-}
-
-void prepare_pack(const Napi::CallbackInfo& info, Operation& operation) {
+void prepare_group(const Napi::CallbackInfo& info, Operation& operation) {
   const Fields options(info[0], "");
   const uint64_t row_count = options.integer("rowCount", 1, rows_max);
-  const uint64_t hidden = options.integer("hidden", 1, hidden_max);
   const uint64_t top_k = options.integer("topK", 1, top_k_max);
   const uint64_t workers = options.integer("workers", 1, workers_max);
-  const SlabRef rows = slab_of_rows(options.value("rows"), "rows", row_count, hidden);
   const auto experts = held_span<uint32_t>(operation, options.value("experts"), "experts", row_count * top_k);
   const auto weights = held_span<float>(operation, options.value("weights"), "weights", row_count * top_k);
   const auto worker_of = held_span<uint32_t>(operation, options.value("workerOf"), "workerOf");
-  const auto groups = std::make_shared<std::vector<Packed>>();
-  operation.run = [=] {
-    for (PackPlan& plan : plan_pack(experts, weights, top_k, worker_of, workers)) {
-      SlabRef packed = allocate_rows(plan.tokens.size(), hidden, metadata_bytes(plan));
-      for_rows(plan.tokens.size(), hidden, [&](size_t first, size_t count) {
-        pack_rows(rows_of(rows), hidden, plan.tokens, first, count, rows_of(packed));
-      });
-      groups->push_back({std::move(plan), std::move(packed)});
-    }
-  };
+  const auto groups = std::make_shared<std::vector<PackPlan>>();
+  operation.run = [=] { *groups = plan_pack(experts, weights, top_k, worker_of, workers); };
   operation.result = [groups](Napi::Env env) {
     auto result = Napi::Array::New(env, groups->size());
     for (uint32_t i = 0; i < groups->size(); ++i) result.Set(i, to_group(env, (*groups)[i]));
     return result;
+  };
+}
+
+void prepare_pack(const Napi::CallbackInfo& info, Operation& operation) {
+  const Fields options(info[0], "");
+  const uint64_t hidden = options.integer("hidden", 1, hidden_max);
+  const uint64_t tail = options.integer("tailBytes", 0, safe_integer_max);
+  const SlabRef rows = slab_of_rows(options.value("rows"), "rows", 1, hidden);
+  const auto indices = held_span<uint32_t>(operation, options.value("indices"), "indices");
+  if (indices.empty()) throw_invalid("indices.length", 0, "1 or more");
+  const uint64_t row_count = rows->size() / (hidden * sizeof(uint16_t));
+  for (const uint32_t index : indices) {
+    if (index >= row_count) throw_invalid("indices", index, "below " + std::to_string(row_count));
+  }
+  const auto output = result_slab(operation);
+  operation.run = [=] {
+    *output = allocate_rows(indices.size(), hidden, tail);
+    for_rows(indices.size(), hidden, [&](size_t first, size_t count) {
+      pack_rows(rows_of(rows), hidden * sizeof(uint16_t), indices, first, count, rows_of(*output));
+    });
   };
 }
 
@@ -247,6 +245,7 @@ void export_row_operations(Napi::Object exports) {
   export_operation(exports, "countNonFinite", prepare_count_non_finite);
   export_operation(exports, "copyOut", prepare_copy_out);
   export_operation(exports, "normalizeRows", prepare_normalize);
+  export_operation(exports, "groupRows", prepare_group);
   export_operation(exports, "packRows", prepare_pack);
   export_operation(exports, "combineRows", prepare_combine);
   export_operation(exports, "reduceRows", prepare_reduce);

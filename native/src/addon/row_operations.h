@@ -4,7 +4,7 @@
 
 namespace switchyard::addon {
 
-/** The functions ingestRows, normalizeRows, packRows, combineRows and reduceRows. */
+/** The functions ingestRows, normalizeRows, groupRows, packRows, combineRows and reduceRows. */
 void export_row_operations(Napi::Object exports);
 
 }  // namespace switchyard::addon

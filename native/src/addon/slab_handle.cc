@@ -8,6 +8,7 @@ std::vector<SlabHandle::PropertyDescriptor> SlabHandle::properties() {
   return {
       InstanceAccessor<&SlabHandle::byte_length>("byteLength"),
       InstanceAccessor<&SlabHandle::is_released>("released"),
+      InstanceMethod<&SlabHandle::share>("share"),
       InstanceMethod<&SlabHandle::view>("view"),
       InstanceMethod("release", &SlabHandle::release),
   };
@@ -22,6 +23,10 @@ Napi::Value SlabHandle::byte_length(const Napi::CallbackInfo& info) {
 
 Napi::Value SlabHandle::is_released(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), released());
+}
+
+Napi::Value SlabHandle::share(const Napi::CallbackInfo& info) {
+  return guard(info, "share", [&]() -> Napi::Value { return create(info.Env(), SlabRef(native())); });
 }
 
 Napi::Value SlabHandle::view(const Napi::CallbackInfo& info) {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "addon/clock.h"
+#include "addon/process.h"
 #include "addon/slab_handle.h"
 
 namespace switchyard::addon {
@@ -97,6 +98,7 @@ std::vector<UcxChannelHandle::PropertyDescriptor> UcxChannelHandle::properties()
       InstanceAccessor<&UcxChannelHandle::id>("id"),
       InstanceMethod<&UcxChannelHandle::connect>("connect"),
       InstanceMethod<&UcxChannelHandle::send>("send"),
+      InstanceMethod<&UcxChannelHandle::send_rows>("sendRows"),
       InstanceMethod<&UcxChannelHandle::receive>("receive"),
       InstanceMethod<&UcxChannelHandle::transports>("transports"),
       InstanceMethod<&UcxChannelHandle::close>("close"),
@@ -167,6 +169,20 @@ Napi::Value UcxChannelHandle::send(const Napi::CallbackInfo& info) {
     }
     std::memcpy(slab->data() + row_bytes, metadata.data(), metadata.size());
     const ucx::Message message{slab, row_bytes, metadata.size()};
+    run_when_done(operation,
+                  [port = native(), message](auto done) { port->fabric()->send(port->id(), message, done); });
+  });
+}
+
+Napi::Value UcxChannelHandle::send_rows(const Napi::CallbackInfo& info) {
+  return Operation::start(info, "sendRows", [this](const Napi::CallbackInfo& info, Operation& operation) {
+    const SlabRef slab = SlabHandle::of(info[0], "slab");
+    const uint64_t row_bytes = to_integer(info[1], "rowBytes", 1, slab->size());
+    const auto indices = to_span<uint32_t>(info[2], "indices");
+    const auto metadata = to_span<uint8_t>(info[3], "metadata");
+    if (indices.empty()) throw_invalid("indices.length", 0, "1 or more");
+    if (metadata.empty()) throw_invalid("metadata.byteLength", 0, "1 or more");
+    const ucx::Message message = ucx::select_rows(arena(), slab, row_bytes, indices, metadata);
     run_when_done(operation,
                   [port = native(), message](auto done) { port->fabric()->send(port->id(), message, done); });
   });

@@ -68,6 +68,7 @@ class UcxChannelHandle : public Handle<UcxChannelHandle, std::shared_ptr<UcxPort
   Napi::Value id(const Napi::CallbackInfo& info);
   Napi::Value connect(const Napi::CallbackInfo& info);
   Napi::Value send(const Napi::CallbackInfo& info);
+  Napi::Value send_rows(const Napi::CallbackInfo& info);
   Napi::Value receive(const Napi::CallbackInfo& info);
   Napi::Value transports(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);

@@ -78,14 +78,17 @@ std::vector<PackPlan> plan_pack(std::span<const std::uint32_t> experts, std::spa
   return plans;
 }
 
-void pack_rows(const std::uint16_t* rows, std::size_t hidden, std::span<const std::uint32_t> tokens,
-               std::size_t first, std::size_t count, std::uint16_t* output) {
-  const std::size_t row_bytes = hidden * sizeof(std::uint16_t);
-  const bool streaming = worth_streaming(tokens.size() * row_bytes);
+void pack_rows(const void* rows, std::size_t row_bytes, std::span<const std::uint32_t> indices, std::size_t first,
+               std::size_t count, void* output) {
+  const bool streaming = worth_streaming(indices.size() * row_bytes);
   for (std::size_t i = first; i < first + count; ++i) {
-    std::uint16_t* to = output + i * hidden;
-    const std::uint16_t* from = rows + tokens[i] * hidden;
-    streaming ? copy_streaming(to, from, row_bytes) : static_cast<void>(std::memcpy(to, from, row_bytes));
+    auto* to = static_cast<std::byte*>(output) + i * row_bytes;
+    const auto* from = static_cast<const std::byte*>(rows) + indices[i] * row_bytes;
+    if (streaming) {
+      copy_streaming(to, from, row_bytes);
+    } else {
+      std::memcpy(to, from, row_bytes);
+    }
   }
 }
 

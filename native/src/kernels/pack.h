@@ -31,10 +31,10 @@ std::vector<PackPlan> plan_pack(std::span<const std::uint32_t> experts, std::spa
                                 std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers);
 
 /**
- * The copying, by any range of packed rows: output row i = row tokens[i] of `rows`, for i in [first, first + count).
- * `output` is [tokens.size(), hidden].
+ * The copying, by any range of packed rows: output row i = row indices[i] of `rows`, for i in [first, first + count).
+ * `rows` and `output` have rows of `row_bytes`, side by side; `output` is for all of `indices`.
  */
-void pack_rows(const std::uint16_t* rows, std::size_t hidden, std::span<const std::uint32_t> tokens,
-               std::size_t first, std::size_t count, std::uint16_t* output);
+void pack_rows(const void* rows, std::size_t row_bytes, std::span<const std::uint32_t> indices, std::size_t first,
+               std::size_t count, void* output);
 
 }  // namespace switchyard

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,7 +29,19 @@ struct Message {
   size_t meta_bytes = 0;
   /** Of a message that arrived: when its header was here, and when all of it. */
   std::chrono::steady_clock::time_point announced{}, arrived{};
+  /** Of a message made by `select_rows`: the rows are these, and `slab` holds metadata and the choice of rows. */
+  SlabRef source{};
+  /** Of one row in `source`. */
+  size_t source_row_bytes = 0;
 };
+
+/**
+ * A message of some rows of a slab: row i is bytes [indices[i] * row_bytes, (indices[i] + 1) * row_bytes) of `source`. They
+ * are gathered by whoever copies them first: the receiver, if it has mapped this process's slabs. Throws
+ * INVALID_ARGUMENT if a row is not in the slab, RESOURCE_EXHAUSTED.
+ */
+Message select_rows(SlabArena& arena, SlabRef source, size_t row_bytes, std::span<const uint32_t> indices,
+                    std::span<const uint8_t> metadata);
 
 /** Called on the progress thread. Callbacks must not block and must not throw. */
 struct ChannelEvents {

@@ -6,12 +6,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <set>
 #include <sstream>
 #include <string>
 
+#include "kernels/pack.h"
 #include "kernels/streaming.h"
 #include "runtime/error.h"
 
@@ -56,6 +58,14 @@ bool PeerMemory::read(uint64_t offset, size_t length, void* out) {
   } else {
     std::memcpy(out, mapped_ + offset, length);
   }
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return marked();
+}
+
+bool PeerMemory::gather(uint64_t offset, size_t row_bytes, std::span<const uint32_t> indices, std::byte* out) {
+  const size_t rows = indices.empty() ? 0 : size_t{std::ranges::max(indices)} + 1;
+  if (row_bytes > SIZE_MAX / (rows + 1) || !reach(offset, rows * row_bytes) || !marked()) return false;
+  pack_rows(mapped_ + offset, row_bytes, indices, 0, indices.size(), out);
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return marked();
 }

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "memory/memory_file.h"
 #include "ucx/wire.h"
@@ -25,6 +26,8 @@ class PeerMemory {
 
   /** Copies `length` bytes at `offset` to `out`. False if the file does not have them, or the mark is no longer there. */
   bool read(uint64_t offset, size_t length, void* out);
+  /** As `read`, of the rows of `row_bytes` from `offset` on that `indices` names, side by side. */
+  bool gather(uint64_t offset, size_t row_bytes, std::span<const uint32_t> indices, std::byte* out);
 
  private:
   PeerMemory(int descriptor, uint64_t mark_offset, const Mark& mark)

@@ -83,6 +83,7 @@ class Fabric::Progress {
   void receive_challenge(Channel& channel, const Mark& mark);
   void receive_beacon(Channel& channel, const Beacon& beacon);
   void receive_offer(Channel& channel, const WireHeader& header, const Offer& offer);
+  static bool take(PeerMemory& memory, const Offer& offer, const Message& message);
   void receive_taken(Channel& channel, uint64_t sequence);
   std::optional<Message> allocate(Channel& channel, const WireHeader& header, size_t length);
   void send_beacon(Channel& channel);

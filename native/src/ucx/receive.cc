@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "ucx/progress.h"
+#include "ucx/selection.h"
 
 namespace switchyard::ucx {
 namespace {
@@ -193,12 +194,25 @@ void Fabric::Progress::receive_offer(Channel& channel, const WireHeader& header,
     return;
   }
   const size_t length = message->row_bytes + message->meta_bytes;
-  if (!channel.peer_memory->read(offer.offset, length, message->slab->data())) {
+  if (!take(*channel.peer_memory, offer, *message)) {
     return fail(channel, Error(Code::link_lost, "the UCX peer is gone: its memory cannot be read"));
   }
   bytes_taken_ += length;
   send_control(channel, Kind::taken, header.sequence);
   deliver(channel.id, header.sequence, std::move(*message));
+}
+
+/** Copies an offered message into its slab. False if it is not where the offer says. */
+bool Fabric::Progress::take(PeerMemory& memory, const Offer& offer, const Message& message) {
+  std::byte* out = message.slab->data();
+  const size_t row_bytes = offer.source_row_bytes;
+  if (row_bytes == 0) return memory.read(offer.offset, message.row_bytes + message.meta_bytes, out);
+  if (message.row_bytes % row_bytes != 0) return false;
+  std::vector<uint32_t> indices(message.row_bytes / row_bytes);
+  return memory.read(offer.offset + indices_offset(message.meta_bytes), indices.size() * sizeof(uint32_t),
+                     indices.data()) &&
+         memory.gather(offer.source, row_bytes, indices, out) &&
+         memory.read(offer.offset, message.meta_bytes, out + message.row_bytes);
 }
 
 void Fabric::Progress::receive_taken(Channel& channel, uint64_t sequence) {
@@ -207,7 +221,7 @@ void Fabric::Progress::receive_taken(Channel& channel, uint64_t sequence) {
   if (taken.empty()) return;
   ++messages_sent_;
   bytes_sent_ += taken.mapped().message.row_bytes + taken.mapped().message.meta_bytes;
-  taken.mapped().message.slab.reset();
+  taken.mapped().message = {};
   taken.mapped().done(std::nullopt);
   close_if_quiet(channel);
 }

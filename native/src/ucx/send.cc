@@ -1,4 +1,5 @@
 #include "ucx/progress.h"
+#include "ucx/selection.h"
 
 namespace switchyard::ucx {
 namespace {
@@ -28,13 +29,21 @@ void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
   Channel* const open = found == channels_.end() || found->second->closing ? nullptr : found->second.get();
   if (const auto refusal = open ? why_unsendable(*open) : std::optional(closed_channel(id))) {
     // Whoever is told may count on the slab.
-    message.slab.reset();
+    message = {};
     return done(refusal);
   }
   Channel& channel = *open;
   const size_t length = message.row_bytes + message.meta_bytes;
   if (channel.may_offer && length >= offer_bytes_min && length <= offer_bytes_max) {
     return offer(channel, std::move(message), std::move(done));
+  }
+  if (message.source) {
+    try {
+      message = gathered(arena_, message);
+    } catch (const Error& error) {
+      message = {};
+      return done(error);
+    }
   }
   auto request = std::make_unique<SendRequest>();
   request->header.row_bytes = message.row_bytes;
@@ -48,7 +57,8 @@ void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
 
 void Fabric::Progress::offer(Channel& channel, Message message, SendDone done) {
   const uint64_t sequence = channel.next_sent++;
-  const Offer offer{message.slab->file_offset()};
+  const uint64_t source = message.source ? message.source->file_offset() : 0;
+  const Offer offer{message.slab->file_offset(), source, message.source_row_bytes};
   auto request = std::make_unique<SendRequest>();
   request->header.kind = Kind::offer;
   request->header.row_bytes = message.row_bytes;
@@ -122,7 +132,7 @@ void Fabric::Progress::end_offers(Channel& channel, const Error& error) {
   if (channel.mark) channel.mark->wipe();
   channel.may_offer = false;
   for (auto& [sequence, outstanding] : std::exchange(channel.offers, {})) {
-    outstanding.message.slab.reset();
+    outstanding.message = {};
     outstanding.done(error);
   }
 }

@@ -43,9 +43,14 @@ struct Beacon {
   uint64_t mark_offset = 0;
 };
 
-/** Where in the file of the sender's slab memory the message is. */
+/**
+ * Where in the file of the sender's slab memory the message is: rows and metadata; or, if `source_row_bytes` is not 0, metadata
+ * and the indices of rows of that length from `source` on.
+ */
 struct Offer {
   uint64_t offset = 0;
+  uint64_t source = 0;
+  uint64_t source_row_bytes = 0;
 };
 
 /** The active-message header. Both ends are little-endian x86-64. */

@@ -10,6 +10,7 @@ interface MessageStream<Message> {
  * that does not read holds up this queue and nothing is copied ahead of the wire.
  */
 export class MessageWriter<Message> implements MessagePort<Message> {
+  readonly gathers = false;
   private readonly queue = new Set<Outgoing<Message>>();
   private inFlight: Outgoing<Message> | null = null;
   private destroyed = false;

@@ -39,6 +39,7 @@ export function randomKey(): Uint8Array {
 
 /** Both directions of a stream of messages over a UCX channel; rows stay in their slabs. */
 export class UcxPort<Out, In> implements MessagePort<Out> {
+  gathers = false;
   private readonly channel: UcxChannel;
   private waiting = 0;
   private closed = false;
@@ -73,8 +74,10 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   }
 
   /** The transports that UCX uses towards the peer, for example "mapped sysv posix". */
-  transports(): Promise<string> {
-    return this.channel.transports();
+  async transports(): Promise<string> {
+    const lanes = await this.channel.transports();
+    this.gathers = lanes.split(' ').includes('mapped');
+    return lanes;
   }
 
   /** Calls `onMessage` for all that arrives, in order, until the port is closed (resolves) or fails (rejects). */
@@ -126,8 +129,9 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   private async transmit({ make, rows }: Outgoing<Out>): Promise<void> {
     try {
       const metadata = this.options.codec.serialize(make());
-      if (rows !== null) await this.channel.send(rows.slab, rows.bytes, metadata);
-      else await this.sendMetadata(metadata);
+      if (rows === null) await this.sendMetadata(metadata);
+      else if (rows.gather === undefined) await this.channel.send(rows.slab, rows.bytes, metadata);
+      else await this.channel.sendRows(rows.slab, rows.gather.rowBytes, rows.gather.selected, metadata);
     } catch (thrown) {
       const error = asSwitchyardError(thrown);
       if (this.closed || error.code === 'LINK_LOST') return;
