@@ -120,11 +120,11 @@ void pack(benchmark::State& state) {
   std::vector<std::uint32_t> worker_of(16);
   for (std::uint32_t e = 0; e < 16; ++e) worker_of[e] = e % 4;
   std::size_t rows = 0;
-  for (const PackPlan& plan : plan_pack(experts, weights, top_k, worker_of, 4)) rows += plan.tokens.size();
+  for (const GroupPlan& plan : plan_groups(experts, weights, top_k, worker_of, 4)) rows += plan.tokens.size();
   compare_to_memcpy(state, 2.0 * static_cast<double>(rows * hidden * sizeof(std::uint16_t)), chunks / 4,
                     [&](std::size_t i) {
                       std::uint16_t* output = &memory().target[i * 4 * chunk_values];
-                      for (const PackPlan& plan : plan_pack(experts, weights, top_k, worker_of, 4)) {
+                      for (const GroupPlan& plan : plan_groups(experts, weights, top_k, worker_of, 4)) {
                         pack_rows(&memory().source[i * 4 * chunk_values], hidden * sizeof(std::uint16_t), plan.tokens, 0, plan.tokens.size(),
                                   output);
                         output += plan.tokens.size() * hidden;
@@ -143,12 +143,12 @@ void combine_exact(benchmark::State& state) {
   const std::vector<float> weights(experts.size(), 0.5f);
   std::vector<std::uint32_t> worker_of(16);
   for (std::uint32_t e = 0; e < 16; ++e) worker_of[e] = e % 4;
-  const std::vector<PackPlan> plans = plan_pack(experts, weights, top_k, worker_of, 4);
+  const std::vector<GroupPlan> plans = plan_groups(experts, weights, top_k, worker_of, 4);
   const double bytes = static_cast<double>(top_k + 2) * chunk_bytes;
   compare_to_memcpy(state, bytes, chunks - top_k - 1, [&](std::size_t i) {
     std::vector<CombinePart> parts;
     const std::uint16_t* rows = &memory().source[(i + 1) * chunk_values];
-    for (const PackPlan& plan : plans) {
+    for (const GroupPlan& plan : plans) {
       parts.push_back({rows, plan.slots});
       rows += plan.slots.size() * hidden;
     }

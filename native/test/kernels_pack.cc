@@ -32,7 +32,7 @@ Choices random_choices(std::mt19937_64& random, std::size_t rows, std::size_t to
 }
 
 /** Checks one plan against the definition, and marks the slots that it carries. */
-void check_plan(const PackPlan& plan, const Choices& choices, std::size_t top_k,
+void check_plan(const GroupPlan& plan, const Choices& choices, std::size_t top_k,
                 const std::vector<std::uint32_t>& worker_of, std::vector<int>& carried) {
   EXPECT_TRUE(std::ranges::is_sorted(plan.tokens, std::less_equal<>())) << "each token once, ascending";
   ASSERT_EQ(plan.slots.size(), plan.row_indices.size());
@@ -72,10 +72,10 @@ TEST(Pack, EverySlotTravelsOnceAndEveryRowOncePerWorker) {
         const Choices choices = random_choices(random, rows, top_k, experts);
         std::vector<std::uint32_t> worker_of(experts);
         for (auto& worker : worker_of) worker = static_cast<std::uint32_t>(random() % workers);
-        const auto plans = plan_pack(choices.experts, choices.weights, top_k, worker_of, workers);
+        const auto plans = plan_groups(choices.experts, choices.weights, top_k, worker_of, workers);
         std::vector<int> carried(rows * top_k);
         std::int64_t last_worker = -1;
-        for (const PackPlan& plan : plans) {
+        for (const GroupPlan& plan : plans) {
           EXPECT_GT(static_cast<std::int64_t>(plan.worker), last_worker);
           last_worker = plan.worker;
           EXPECT_FALSE(plan.tokens.empty());
@@ -137,12 +137,12 @@ TEST(Pack, RefusesChoicesThatDoNotFit) {
   const std::vector<std::uint32_t> experts = {0, 1, 2, 7};
   const std::vector<float> weights(4, 0.5f);
   const std::vector<std::uint32_t> worker_of = {0, 0, 1, 1};
-  EXPECT_EQ(message_of([&] { plan_pack(experts, weights, 2, worker_of, 2); }), "experts is 7; allowed: below 4");
-  EXPECT_EQ(message_of([&] { plan_pack(experts, weights, 3, worker_of, 2); }),
+  EXPECT_EQ(message_of([&] { plan_groups(experts, weights, 2, worker_of, 2); }), "experts is 7; allowed: below 4");
+  EXPECT_EQ(message_of([&] { plan_groups(experts, weights, 3, worker_of, 2); }),
             "topK is 3; allowed: a divisor of the number of experts given, 4");
-  EXPECT_EQ(message_of([&] { plan_pack(experts, std::vector<float>(3), 2, worker_of, 2); }),
+  EXPECT_EQ(message_of([&] { plan_groups(experts, std::vector<float>(3), 2, worker_of, 2); }),
             "weights.length is 3; allowed: 4");
-  EXPECT_EQ(message_of([&] { plan_pack(experts, weights, 2, worker_of, 1); }), "workerOf is 1; allowed: below 1");
+  EXPECT_EQ(message_of([&] { plan_groups(experts, weights, 2, worker_of, 1); }), "workerOf is 1; allowed: below 1");
 }
 
 }  // namespace

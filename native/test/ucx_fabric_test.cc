@@ -51,6 +51,34 @@ TEST_P(FabricSizes, RowsAndMetadataArriveUnchanged) {
 INSTANTIATE_TEST_SUITE_P(Sizes, FabricSizes,
                          testing::Values(0, 1, 64, 8191, 8192, 65536, 262144, 1 << 20, (8 << 20) + 3));
 
+TEST(Fabric, RowsThatLieApartArriveSideBySide) {
+  Pair pair;
+  for (const auto& [rows, row_bytes] : {std::pair{30, 64}, std::pair{3, 5}, std::pair{900, 8192}}) {
+    const Selected selected(pair.arena, static_cast<size_t>(rows), static_cast<size_t>(row_bytes));
+    ASSERT_FALSE(pair.send(selected.message(pair.arena)));
+    ASSERT_TRUE(pair.right_inbox.wait_messages(1));
+    selected.expect_arrived(pair.right_inbox.take().at(0));
+  }
+  EXPECT_EQ(pair.arena.stats().slabs, 0u);
+}
+
+TEST(Fabric, RowsThatAreNotInTheSlabAreRefusedByName) {
+  SlabArena arena(1u << 20);
+  const SlabRef slab = arena.allocate(1000);
+  const auto refusal = [&](size_t row_bytes, uint32_t index) -> std::string {
+    try {
+      select_rows(arena, slab, row_bytes, std::array{index}, std::array<uint8_t, 1>{});
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  EXPECT_EQ(refusal(100, 10), "indices is 10; allowed: below 10, the rows of the slab");
+  EXPECT_EQ(refusal(1001, 0), "rowBytes is 1001; allowed: 1 to 1000, the size of the slab");
+  EXPECT_EQ(refusal(0, 0), "rowBytes is 0; allowed: 1 to 1000, the size of the slab");
+  EXPECT_EQ(refusal(100, 9), "none");
+}
+
 TEST(Fabric, ManyMessagesBothWaysAllArriveInOrder) {
   Pair pair;
   constexpr size_t count = 300;

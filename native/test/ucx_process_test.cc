@@ -154,6 +154,21 @@ TEST(FabricProcess, LongMessagesAreCopiedOutOfThePeersSlabsAndShortOnesAreNot) {
   EXPECT_EQ(to.arena.stats().slabs, 0u);
 }
 
+TEST(FabricProcess, RowsThatLieApartAreGatheredByThePeer) {
+  if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
+  ToChild to;
+  to.echo(100, 10, 1);
+  to.settle();
+  for (const auto& [rows, row_bytes] : {std::pair{900, 64}, std::pair{60, 8192}, std::pair{3000, 8192}}) {
+    const Selected selected(to.arena, static_cast<size_t>(rows), static_cast<size_t>(row_bytes));
+    ASSERT_FALSE(to.send(selected.message(to.arena)));
+    Child::write_all(to.child.socket, "e", 1);
+    ASSERT_TRUE(to.inbox.wait_messages(1));
+    selected.expect_arrived(to.inbox.take().at(0));
+  }
+  EXPECT_EQ(to.arena.stats().slabs, 0u);
+}
+
 TEST(FabricProcess, OffersThatAStoppedPeerDoesNotTakeEndWhenItGoesOnOrDies) {
   if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
   for (const int end : {SIGCONT, SIGKILL}) {
@@ -270,6 +285,13 @@ TEST(PeerMemory, ReadsOnlyAProcessThatHoldsTheMark) {
   EXPECT_EQ(copy, expected);
   EXPECT_FALSE(memory->read(uint64_t{1} << 40, 1, copy.data())) << "beyond the file";
   EXPECT_FALSE(memory->read(holder.offset, SIZE_MAX, copy.data())) << "beyond the file";
+  const auto gather = [&](uint64_t offset, size_t row_bytes, uint32_t index) {
+    return memory->gather(offset, row_bytes, std::array{uint32_t{0}, index}, reinterpret_cast<std::byte*>(copy.data()));
+  };
+  EXPECT_TRUE(gather(holder.offset, 1000, 99));
+  EXPECT_FALSE(gather(holder.offset, 1000, UINT32_MAX)) << "beyond the file";
+  EXPECT_FALSE(gather(holder.offset, SIZE_MAX / 2, 3)) << "longer than memory";
+  EXPECT_FALSE(gather(uint64_t{1} << 62, 1000, 0)) << "beyond the file";
   holder.wipe();
   EXPECT_FALSE(memory->read(holder.offset, copy.size(), copy.data())) << "the mark is wiped";
   holder.end();

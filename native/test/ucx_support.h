@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
 #include <numeric>
 
@@ -102,5 +103,31 @@ inline void expect_content(const Message& message, size_t row_bytes, size_t meta
     ASSERT_EQ(bytes[i], static_cast<uint8_t>(seed + i * 31 + (i >> 8))) << "byte " << i;
   }
 }
+
+/** Every third row of a slab, from the last to the first, and what they must look like where they arrive. */
+struct Selected {
+  static constexpr size_t meta_bytes = 101;
+  size_t row_bytes;
+  SlabRef source;
+  std::vector<uint32_t> indices;
+  std::vector<uint8_t> metadata = std::vector<uint8_t>(meta_bytes, 9);
+
+  Selected(SlabArena& arena, size_t rows, size_t row_bytes)
+      : row_bytes(row_bytes), source(message_of(arena, rows * row_bytes, 0, 5).slab) {
+    for (size_t row = rows; row >= 3; row -= 3) indices.push_back(static_cast<uint32_t>(row - 1));
+  }
+
+  Message message(SlabArena& arena) const { return select_rows(arena, source, row_bytes, indices, metadata); }
+
+  void expect_arrived(const Message& message) const {
+    ASSERT_EQ(message.row_bytes, indices.size() * row_bytes);
+    ASSERT_EQ(message.meta_bytes, meta_bytes);
+    const std::byte* arrived = message.slab->data();
+    for (size_t i = 0; i < indices.size(); ++i) {
+      ASSERT_EQ(std::memcmp(arrived + i * row_bytes, source->data() + indices[i] * row_bytes, row_bytes), 0) << i;
+    }
+    ASSERT_EQ(std::memcmp(arrived + message.row_bytes, metadata.data(), meta_bytes), 0);
+  }
+};
 
 }  // namespace switchyard::ucx

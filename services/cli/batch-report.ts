@@ -37,7 +37,7 @@ export function phaseSeconds({ timings }: BatchSummary): Record<string, number> 
   return {
     norm: timings.normSeconds,
     gate: timings.gateSeconds,
-    pack: timings.packSeconds,
+    group: timings.groupSeconds,
     transport: Math.max(0, timings.exchangeSeconds - timings.computeSeconds - timings.queueSeconds),
     queue: timings.queueSeconds,
     compute: timings.computeSeconds,

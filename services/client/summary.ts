@@ -87,7 +87,7 @@ function mergeTimings(summaries: readonly ForwardSummary[]): Timings {
     totalSeconds: Math.max(...summaries.map((summary) => summary.timings?.totalSeconds ?? 0)),
     normSeconds: of('normSeconds'),
     gateSeconds: of('gateSeconds'),
-    packSeconds: of('packSeconds'),
+    groupSeconds: of('groupSeconds'),
     exchangeSeconds: of('exchangeSeconds'),
     computeSeconds: of('computeSeconds'),
     queueSeconds: of('queueSeconds'),

@@ -3,7 +3,7 @@ import { WorkerLoad } from './balancedness.js';
 import type { PlacementIndex } from './placement.js';
 import type { BatchPlan } from './plan.js';
 
-export type Stage = 'norm' | 'gate' | 'pack' | 'exchange' | 'compute' | 'queue' | 'combine';
+export type Stage = 'norm' | 'gate' | 'group' | 'exchange' | 'compute' | 'queue' | 'combine';
 
 /** One token batch and its answer. */
 export interface ExchangeFigures {
@@ -24,7 +24,7 @@ export class BatchAccount {
   private readonly seconds: Record<Stage, number> = {
     norm: 0,
     gate: 0,
-    pack: 0,
+    group: 0,
     exchange: 0,
     compute: 0,
     queue: 0,
@@ -93,7 +93,7 @@ export class BatchAccount {
         totalSeconds: this.totalSeconds,
         normSeconds: seconds.norm,
         gateSeconds: seconds.gate,
-        packSeconds: seconds.pack,
+        groupSeconds: seconds.group,
         exchangeSeconds: seconds.exchange,
         computeSeconds: seconds.compute,
         queueSeconds: seconds.queue,

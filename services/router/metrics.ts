@@ -57,7 +57,7 @@ export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
     seconds: {
       norm: seconds('norm', 'Normalising a chunk.'),
       gate: seconds('gate', 'Gating a chunk.'),
-      pack: seconds('pack', 'Grouping and packing a chunk by worker.'),
+      group: seconds('group', 'Grouping the rows of a chunk by worker.'),
       exchange: seconds('exchange', 'A token batch, from credit request to answer.'),
       combine: seconds('combine', 'Combining the results of a chunk.'),
     },

@@ -28,7 +28,7 @@ export interface OutputChunk {
 }
 
 /**
- * The way of one chunk through the layers: norm, gate, pack, dispatch, combine, and on to the next layer at once.
+ * The way of one chunk through the layers: norm, gate, group, dispatch, combine, and on to the next layer at once.
  * Chunks know nothing of each other, so there is no barrier between layers or chunks.
  * Takes over `chunk.rows`; its reservation stays with the caller.
  */
@@ -73,7 +73,7 @@ async function runLayer(
     context.account.routed(chunk, layer, routing.counts, placement);
     context.metrics.routed(layer, routing.counts, placement);
     signal.throwIfAborted();
-    const groups = await timed('pack', chunk, layer, context, () =>
+    const groups = await timed('group', chunk, layer, context, () =>
       native.groupRows({
         rowCount: chunk.tokens,
         topK: plan.topK,

@@ -3,7 +3,7 @@ import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.
 /** In `workerOf`: the expert is on no worker. */
 export const nowhere = 0xffff_ffff;
 
-/** The map of one epoch as the pack kernel reads it. A chunk's layer uses one of these from start to end. */
+/** The map of one epoch as grouping reads it. A chunk's layer uses one of these from start to end. */
 export interface PlacementIndex {
   epoch: number;
   /** Names, sorted: an index into it is what the kernels call a worker. The idle ones are in it too. */

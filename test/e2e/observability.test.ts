@@ -74,7 +74,7 @@ describe('after a batch', () => {
     expect(value('link_messages_total')).toBe(2 * 4 * layers.length);
     // Out every row once, back every expert's.
     expect(value('link_bytes_total')).toBe((tokens / 2) * layers.length * (1 + topK) * hidden * 2);
-    for (const phase of ['norm', 'gate', 'pack', 'exchange', 'combine']) {
+    for (const phase of ['norm', 'gate', 'group', 'exchange', 'combine']) {
       expect(value(`${phase}_seconds_count`)).toBe(4 * layers.length);
       expect(value(`${phase}_seconds_sum`)).toBeGreaterThan(0);
     }

@@ -360,7 +360,7 @@ overEachTransport((transport) => {
         /switchyard_link_messages_total{worker="worker-0",direction="sent",.*} 3$/m,
         /switchyard_link_bytes_total{worker="worker-1",direction="returned",.*} \d+$/m,
         /switchyard_gate_seconds_count{.*} 3$/m,
-        /switchyard_pack_seconds_count{.*} 3$/m,
+        /switchyard_group_seconds_count{.*} 3$/m,
         /switchyard_combine_seconds_count{.*} 3$/m,
         /switchyard_router_balancedness{layer="2",.*} [01]/m,
         /switchyard_in_flight_bytes{.*} 0$/m,

@@ -9,6 +9,7 @@ import {
   bytesOf,
   dial,
   messageBytesMax,
+  metaOf,
   never,
   rowBytes,
   startWorker,
@@ -70,6 +71,23 @@ describe.each(transports)('over %s', (transport) => {
         answersDiscarded: 0,
       });
       result.rows.release();
+    });
+
+    test('sends the rows that are selected, and gives up its hold on those among which they are', async () => {
+      const { address } = await startWorker();
+      const link = await dial(address);
+      for (const count of [3, 2000]) {
+        const source = batchOf({ rowCount: 3 * count }, 5).rows;
+        const selected = Uint32Array.from({ length: count }, (_, i) => 3 * (count - 1 - i) + 1);
+        const meta = metaOf({ rowCount: count });
+        const result = await link.exchange({ meta, rows: source.share(), selected }, never);
+        const expected = [...selected].map((row) =>
+          bytesOf(source).subarray(row * rowBytes, (row + 1) * rowBytes),
+        );
+        expect(bytesOf(result.rows).equals(Buffer.concat(expected))).toBe(true);
+        result.rows.release();
+        source.release();
+      }
     });
 
     test('may have more answers than rows, or fewer', async () => {

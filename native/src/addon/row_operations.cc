@@ -118,7 +118,7 @@ void prepare_normalize(const Napi::CallbackInfo& info, Operation& operation) {
   };
 }
 
-Napi::Object to_group(Napi::Env env, const PackPlan& plan) {
+Napi::Object to_group(Napi::Env env, const GroupPlan& plan) {
   auto group = Napi::Object::New(env);
   group.Set("worker", plan.worker);
   group.Set("rowCount", static_cast<double>(plan.tokens.size()));
@@ -141,8 +141,8 @@ void prepare_group(const Napi::CallbackInfo& info, Operation& operation) {
   const auto experts = held_span<uint32_t>(operation, options.value("experts"), "experts", row_count * top_k);
   const auto weights = held_span<float>(operation, options.value("weights"), "weights", row_count * top_k);
   const auto worker_of = held_span<uint32_t>(operation, options.value("workerOf"), "workerOf");
-  const auto groups = std::make_shared<std::vector<PackPlan>>();
-  operation.run = [=] { *groups = plan_pack(experts, weights, top_k, worker_of, workers); };
+  const auto groups = std::make_shared<std::vector<GroupPlan>>();
+  operation.run = [=] { *groups = plan_groups(experts, weights, top_k, worker_of, workers); };
   operation.result = [groups](Napi::Env env) {
     auto result = Napi::Array::New(env, groups->size());
     for (uint32_t i = 0; i < groups->size(); ++i) result.Set(i, to_group(env, (*groups)[i]));

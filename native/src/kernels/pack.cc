@@ -29,7 +29,7 @@ void check_choices(std::span<const std::uint32_t> experts, std::span<const float
 
 /** Where each expert's segment begins in its worker's plan, once the plans have their final sizes. */
 std::vector<std::uint32_t> lay_segments(std::span<const std::uint32_t> counts,
-                                        std::span<const std::uint32_t> worker_of, std::vector<PackPlan>& plans) {
+                                        std::span<const std::uint32_t> worker_of, std::vector<GroupPlan>& plans) {
   std::vector<std::uint32_t> starts(counts.size());
   std::vector<std::uint32_t> entries(plans.size());
   for (std::uint32_t expert = 0; expert < counts.size(); ++expert) {
@@ -50,13 +50,13 @@ std::vector<std::uint32_t> lay_segments(std::span<const std::uint32_t> counts,
 
 }  // namespace
 
-std::vector<PackPlan> plan_pack(std::span<const std::uint32_t> experts, std::span<const float> weights,
+std::vector<GroupPlan> plan_groups(std::span<const std::uint32_t> experts, std::span<const float> weights,
                                 std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers) {
   check_choices(experts, weights, top_k, worker_of, workers);
   std::vector<std::uint32_t> counts(worker_of.size());
   for (const std::uint32_t expert : experts) ++counts[expert];
 
-  std::vector<PackPlan> plans(workers);
+  std::vector<GroupPlan> plans(workers);
   for (std::uint32_t worker = 0; worker < workers; ++worker) plans[worker].worker = worker;
   std::vector<std::uint32_t> next = lay_segments(counts, worker_of, plans);
   // Tokens come in order, so a row is new to a worker unless the worker's last row is of the same token.
@@ -64,7 +64,7 @@ std::vector<PackPlan> plan_pack(std::span<const std::uint32_t> experts, std::spa
   for (std::uint32_t slot = 0; slot < experts.size(); ++slot) {
     const auto token = static_cast<std::uint32_t>(slot / top_k);
     const std::uint32_t expert = experts[slot];
-    PackPlan& plan = plans[worker_of[expert]];
+    GroupPlan& plan = plans[worker_of[expert]];
     if (last_token[plan.worker] != token) {
       last_token[plan.worker] = token;
       plan.tokens.push_back(token);
@@ -74,7 +74,7 @@ std::vector<PackPlan> plan_pack(std::span<const std::uint32_t> experts, std::spa
     plan.slots[entry] = slot;
     plan.weights[entry] = weights[slot];
   }
-  std::erase_if(plans, [](const PackPlan& plan) { return plan.tokens.empty(); });
+  std::erase_if(plans, [](const GroupPlan& plan) { return plan.tokens.empty(); });
   return plans;
 }
 

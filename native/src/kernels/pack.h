@@ -8,7 +8,7 @@
 namespace switchyard {
 
 /** One worker's share of a chunk; the fields are those of PackedGroup in native/index.ts. */
-struct PackPlan {
+struct GroupPlan {
   std::uint32_t worker;
   /** [expert, count] pairs in ascending expert order. */
   std::vector<std::uint32_t> segments;
@@ -27,7 +27,7 @@ struct PackPlan {
  * ascending order. `worker_of` maps an expert to a worker below `workers`.
  * Throws INVALID_ARGUMENT for an expert outside `worker_of`, or a worker outside `workers`.
  */
-std::vector<PackPlan> plan_pack(std::span<const std::uint32_t> experts, std::span<const float> weights,
+std::vector<GroupPlan> plan_groups(std::span<const std::uint32_t> experts, std::span<const float> weights,
                                 std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers);
 
 /**
