@@ -5,7 +5,7 @@ import type { LinkEndOptions } from '../../bench/link-end.js';
 import { packageRoot } from '../../native/locate.js';
 import type { LinkOptions } from '../../services/transport/dial.js';
 import type { TokenBatch } from '../../services/transport/link.js';
-import { atEnd, batchOf, dial } from './support.js';
+import { atEnd, batchOf, dial, metaOf } from './support.js';
 
 /** The shape of the token batches that workers of their own processes get here: 1 MiB of rows each. */
 export const hidden = 1024;
@@ -44,4 +44,9 @@ export const dialProcess = (address: string, options: Partial<LinkOptions> = {})
     ...options,
   });
 
-export const large = (): TokenBatch => batchOf({ rowCount, hidden });
+/** Every second row of a slab: the worker's process gathers them where it has mapped this one's slabs. */
+export const large = (): TokenBatch => ({
+  rows: batchOf({ rowCount: 2 * rowCount, hidden }).rows,
+  selected: Uint32Array.from({ length: rowCount }, (_, i) => 2 * i + 1),
+  meta: metaOf({ rowCount, hidden }),
+});

@@ -51,7 +51,7 @@ std::vector<std::uint32_t> lay_segments(std::span<const std::uint32_t> counts,
 }  // namespace
 
 std::vector<GroupPlan> plan_groups(std::span<const std::uint32_t> experts, std::span<const float> weights,
-                                std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers) {
+                                   std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers) {
   check_choices(experts, weights, top_k, worker_of, workers);
   std::vector<std::uint32_t> counts(worker_of.size());
   for (const std::uint32_t expert : experts) ++counts[expert];

@@ -7,18 +7,18 @@
 
 namespace switchyard {
 
-/** One worker's share of a chunk; the fields are those of PackedGroup in native/index.ts. */
+/** One worker's share of a chunk; the fields are those of RowGroup in native/index.ts. */
 struct GroupPlan {
   std::uint32_t worker;
   /** [expert, count] pairs in ascending expert order. */
   std::vector<std::uint32_t> segments;
-  /** Segment after segment, tokens ascending: index of a packed row. */
+  /** Segment after segment, tokens ascending: index into `tokens`. */
   std::vector<std::uint32_t> row_indices;
   /** One per row index: token * top_k + position. */
   std::vector<std::uint32_t> slots;
   /** One per row index. */
   std::vector<float> weights;
-  /** One per packed row, ascending: its token. */
+  /** One per row of the group, ascending. */
   std::vector<std::uint32_t> tokens;
 };
 
@@ -28,7 +28,7 @@ struct GroupPlan {
  * Throws INVALID_ARGUMENT for an expert outside `worker_of`, or a worker outside `workers`.
  */
 std::vector<GroupPlan> plan_groups(std::span<const std::uint32_t> experts, std::span<const float> weights,
-                                std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers);
+                                   std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers);
 
 /**
  * The copying, by any range of packed rows: output row i = row indices[i] of `rows`, for i in [first, first + count).
