@@ -1,0 +1,203 @@
+import { describe, expect, test } from '@jest/globals';
+import { ControlSession } from '../../services/common/session.js';
+import {
+  allExperts,
+  atEnd,
+  leaseMs,
+  log,
+  type Started,
+  spawnNode,
+  start,
+  stateOf,
+  worker,
+} from './control-support.js';
+import { hello, until } from './support.js';
+
+describe('the end of a node', () => {
+  const ready = async (started: Started, name = 'w0') => {
+    const node = worker(started, name).report(allExperts);
+    await until(() => started.control.readiness().ready, Boolean);
+    return node;
+  };
+
+  test('a stream that breaks ends it at once', async () => {
+    const started = await start();
+    const node = await ready(started);
+    const begin = performance.now();
+    node.close();
+    await until(
+      () => stateOf(started, 'w0')?.state,
+      (state) => state === 'DEAD',
+    );
+    expect(performance.now() - begin).toBeLessThan(leaseMs / 2);
+    expect(started.control.readiness().reason).toMatch(
+      /^layer 0 expert 0 on worker w0: the worker is dead \(its control stream ended without a goodbye\); 16 of 16 experts are not ready$/,
+    );
+  });
+
+  test('silence ends it after the lease, not before', async () => {
+    const started = await start();
+    const node = await ready(started);
+    node.silence();
+    const begin = performance.now();
+    await until(
+      () => stateOf(started, 'w0')?.state,
+      (state) => state === 'DEAD',
+    );
+    const tookMs = performance.now() - begin;
+    expect(tookMs).toBeGreaterThan(leaseMs - 100);
+    expect(tookMs).toBeLessThan(leaseMs + 1_000);
+    expect(stateOf(started, 'w0')!.reason).toMatch(/^silent for \d+ ms; allowed: 600 ms$/);
+    expect(await until(() => node.error, Boolean)).toMatchObject({ code: 'DEADLINE_EXCEEDED' });
+  });
+
+  test('a goodbye drains it, and it has left when it ends its stream', async () => {
+    const started = await start();
+    const node = await ready(started);
+    node.say({ leaving: { reason: 'SIGTERM' } });
+    await until(
+      () => stateOf(started, 'w0')?.state,
+      (state) => state === 'DRAINING',
+    );
+    expect(started.control.readiness().reason).toContain('worker w0: the worker is leaving: SIGTERM');
+    node.silence();
+    node.call.end();
+    await until(
+      () => stateOf(started, 'w0')?.state,
+      (state) => state === 'DEAD',
+    );
+    expect(stateOf(started, 'w0')!.reason).toBe('left: SIGTERM');
+    expect(node.error).toBeNull();
+  });
+
+  test('it gets its experts back when it returns, in a new epoch', async () => {
+    const started = await start({ workers: 2 });
+    const nodes = ['w0', 'w1'].map((name) => worker(started, name));
+    await until(
+      () => nodes[0]!.of('assignment').length,
+      (count) => count > 0,
+    );
+    const before = nodes[0]!.of('assignment')[0]!.assignment!;
+    nodes[0]!.close();
+    await until(
+      () => stateOf(started, 'w0')?.state,
+      (state) => state === 'DEAD',
+    );
+    const again = worker(started, 'w0');
+    await until(
+      () => again.of('assignment').length,
+      (count) => count > 0,
+    );
+    const after = again.of('assignment')[0]!.assignment!;
+    expect(after.experts).toEqual(before.experts);
+    expect(after.epoch).toBeGreaterThan(before.epoch);
+  });
+
+  test('a new worker takes its share over, and it has none when it returns', async () => {
+    const started = await start();
+    const node = await ready(started);
+    node.close();
+    await until(
+      () => stateOf(started, 'w0')?.state,
+      (state) => state === 'DEAD',
+    );
+    const heir = await ready(started, 'spare');
+    expect(heir.of('assignment')[0]!.assignment!.experts).toEqual(allExperts);
+    const again = worker(started, 'w0');
+    await until(
+      () => again.of('assignment').length,
+      (count) => count > 0,
+    );
+    expect(again.of('assignment')[0]!.assignment!.experts).toEqual([]);
+    expect(stateOf(started, 'w0')).toMatchObject({
+      state: 'JOINING',
+      reason: 'no share of the experts is open',
+    });
+    expect(started.control.readiness().ready).toBe(true);
+  });
+
+  test('a process that is stopped (SIGSTOP) is dead after the lease, and a member again when it goes on', async () => {
+    const started = await start();
+    const child = spawnNode(started.server.address);
+    await until(() => started.control.readiness().ready, Boolean, 20_000);
+    child.kill('SIGSTOP');
+    const begin = performance.now();
+    await until(
+      () => stateOf(started, 'child')?.state,
+      (state) => state === 'DEAD',
+    );
+    expect(performance.now() - begin).toBeLessThan(leaseMs + 1_000);
+    expect(stateOf(started, 'child')!.reason).toMatch(/^silent for/);
+    child.kill('SIGCONT');
+    await until(() => started.control.readiness().ready, Boolean, 10_000);
+    child.kill('SIGKILL');
+    await until(
+      () => stateOf(started, 'child')?.state,
+      (state) => state === 'DEAD',
+    );
+    expect(stateOf(started, 'child')!.reason).toMatch(/^its control stream ended/);
+  }, 40_000);
+});
+
+describe('a coordinator that comes and goes', () => {
+  const session = (address: string, events: string[]) => {
+    const made = new ControlSession({
+      coordinator: address,
+      token: null,
+      hello: hello('w0'),
+      report: () => ({ worker: { ready: allExperts, readyChanged: true } }),
+      reportMs: 50,
+      leaseMs,
+      onMessage: (message) => {
+        if (message.kind) events.push(message.kind);
+      },
+      log,
+    });
+    atEnd(() => made.leave('test'));
+    return made;
+  };
+
+  test('sends its nodes away when it stops, and they join the next one', async () => {
+    const first = await start();
+    const events: string[] = [];
+    const node = session(first.server.address, events);
+    await until(() => first.control.readiness().ready, Boolean);
+    first.control.close();
+    await first.server.close(100);
+    expect(first.control.readiness()).toEqual({ ready: false, reason: 'the coordinator is draining' });
+    await until(
+      () => node.connected,
+      (connected) => !connected,
+    );
+    const second = await start({ port: first.server.port });
+    await until(() => second.control.readiness().ready, Boolean, 10_000);
+    expect(events.filter((kind) => kind === 'welcome')).toHaveLength(2);
+    await node.leave('done');
+    await until(
+      () => stateOf(second, 'w0')?.reason,
+      (reason) => reason === 'left: done',
+    );
+    expect(await node.ended).toBeNull();
+  }, 20_000);
+
+  test('is joined anew when it falls silent, not while it lets itself be heard', async () => {
+    const mute = await start({ heartbeatMs: 60_000 });
+    const lively = await start();
+    const events: Record<string, string[]> = { mute: [], lively: [] };
+    session(mute.server.address, events.mute!);
+    session(lively.server.address, events.lively!);
+    const welcomes = (name: string) => events[name]!.filter((kind) => kind === 'welcome').length;
+    await until(
+      () => welcomes('mute'),
+      (count) => count >= 3,
+    );
+    expect(welcomes('lively')).toBe(1);
+  }, 10_000);
+
+  test('a session whose node can never be a member ends with the reason', async () => {
+    const started = await start();
+    worker(started, 'w0').report(allExperts);
+    await until(() => started.control.readiness().ready, Boolean);
+    expect(await session(started.server.address, []).ended).toMatchObject({ code: 'NAME_TAKEN' });
+  });
+});

@@ -1,0 +1,151 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import type { ClientDuplexStream } from '@grpc/grpc-js';
+import { afterEach } from '@jest/globals';
+import type { CoordinatorMessage } from '../../services/common/generated/switchyard/v1/CoordinatorMessage.js';
+import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
+import { connect } from '../../services/common/grpc-channel.js';
+import { type GrpcServer, startGrpcServer } from '../../services/common/grpc-server.js';
+import { createLogger } from '../../services/common/log.js';
+import { clients, services } from '../../services/common/protocol.js';
+import { fromServiceError } from '../../services/common/status.js';
+import { Control } from '../../services/coordinator/control.js';
+import { describeModel } from '../../services/coordinator/describe.js';
+import type { Topology } from '../../services/coordinator/topology.js';
+import type { ModelSpec } from '../../services/model/spec.js';
+import { hello, tinyModel } from './support.js';
+
+export const log = createLogger('test', 'test', 'silent');
+export const leaseMs = 600;
+const cleanups: (() => unknown)[] = [];
+
+/** Runs when the test is over, the last one first. */
+export function atEnd(cleanup: () => unknown): void {
+  cleanups.push(cleanup);
+}
+
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+});
+
+/** A coordinator's control plane on a server of its own. */
+export interface Started {
+  control: Control;
+  server: GrpcServer;
+}
+
+export async function start(
+  options: {
+    workers?: number;
+    topology?: Topology;
+    port?: number;
+    heartbeatMs?: number;
+    model?: ModelSpec;
+    leaseMs?: number;
+  } = {},
+): Promise<Started> {
+  const model = options.model ?? tinyModel;
+  const control = new Control({
+    model,
+    description: describeModel(model),
+    workers: options.workers ?? 1,
+    topology: options.topology ?? null,
+    leaseMs: options.leaseMs ?? leaseMs,
+    heartbeatMs: options.heartbeatMs ?? 100,
+    feedbackOn: true,
+    feedback: { rate: 0.01, limit: 1, windowRowsPerExpert: 4 },
+    log,
+    onReady: () => {},
+  });
+  cleanups.push(() => control.close());
+  const server = await startGrpcServer({
+    host: '127.0.0.1',
+    port: options.port ?? 0,
+    token: null,
+    insecure: false,
+    messageBytesMax: 2 ** 20,
+    services: [{ definition: services.Coordinator, implementation: control.implementation }],
+    log,
+  });
+  cleanups.push(() => server.close(100));
+  return { control, server };
+}
+
+/** A node that speaks the protocol by hand, so that it can also misbehave. */
+export class RawNode {
+  readonly received: CoordinatorMessage[] = [];
+  error: Error | null = null;
+  readonly call: ClientDuplexStream<NodeMessageInput, CoordinatorMessage>;
+  private readonly client;
+  private timer: NodeJS.Timeout | null = null;
+
+  constructor({ server }: Started) {
+    this.client = connect(clients.Coordinator, server.address, { token: null, messageBytesMax: 2 ** 20 });
+    this.call = this.client.Join();
+    this.call.on('data', (message: CoordinatorMessage) => this.received.push(message));
+    this.call.on('error', (error) => {
+      this.error = fromServiceError(error);
+    });
+    cleanups.push(() => this.close());
+  }
+
+  say(message: NodeMessageInput): this {
+    this.call.write(message);
+    return this;
+  }
+
+  /** Reports often, as a worker that holds these experts does. */
+  report(ready: { layer: number; expert: number }[]): this {
+    this.silence();
+    let readyChanged = true;
+    this.timer = setInterval(() => {
+      this.say({ worker: { ready: readyChanged ? ready : [], readyChanged } });
+      readyChanged = false;
+    }, 50);
+    return this;
+  }
+
+  silence(): void {
+    if (this.timer !== null) clearInterval(this.timer);
+    this.timer = null;
+  }
+
+  of(kind: NonNullable<CoordinatorMessage['kind']>): CoordinatorMessage[] {
+    return this.received.filter((message) => message.kind === kind);
+  }
+
+  close(): void {
+    this.silence();
+    this.call.cancel();
+    this.client.close();
+  }
+}
+
+export const allExperts = tinyModel.layers.flatMap(({ layer, experts }) =>
+  Array.from({ length: experts }, (_, expert) => ({ layer, expert })),
+);
+
+export const worker = (started: Started, name: string, fields = {}) =>
+  new RawNode(started).say({ hello: hello(name, fields) });
+
+export const stateOf = ({ control }: Started, name: string) =>
+  control.view.nodes!.find((node) => node.name === name);
+
+/** A node in a process of its own. */
+export function spawnNode(address: string): ChildProcess {
+  const program = `
+    import { ControlSession } from './dist/services/common/session.js';
+    import { createLogger } from './dist/services/common/log.js';
+    new ControlSession({
+      coordinator: '${address}', token: null, hello: ${JSON.stringify(hello('child'))},
+      report: () => ({ worker: { readyChanged: true, ready: ${JSON.stringify(allExperts)} } }),
+      reportMs: 50, leaseMs: ${leaseMs}, onMessage: () => {}, log: createLogger('worker', 'child', 'silent'),
+    });`;
+  const child = spawn(process.execPath, ['--input-type=module', '--eval', program], { stdio: 'inherit' });
+  cleanups.push(async () => {
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+  });
+  return child;
+}
