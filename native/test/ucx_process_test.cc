@@ -159,7 +159,7 @@ TEST(FabricProcess, RowsThatLieApartAreGatheredByThePeer) {
   ToChild to;
   to.echo(100, 10, 1);
   to.settle();
-  for (const auto& [rows, row_bytes] : {std::pair{900, 64}, std::pair{60, 8192}, std::pair{3000, 8192}}) {
+  for (const auto& [rows, row_bytes] : {std::pair{900, 64}, std::pair{60, 8192}, std::pair{3000, 8192}, std::pair{30000, 96}}) {
     const Selected selected(to.arena, static_cast<size_t>(rows), static_cast<size_t>(row_bytes));
     ASSERT_FALSE(to.send(selected.message(to.arena)));
     Child::write_all(to.child.socket, "e", 1);

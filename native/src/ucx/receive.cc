@@ -208,11 +208,15 @@ bool Fabric::Progress::take(PeerMemory& memory, const Offer& offer, const Messag
   const size_t row_bytes = offer.source_row_bytes;
   if (row_bytes == 0) return memory.read(offer.offset, message.row_bytes + message.meta_bytes, out);
   if (message.row_bytes % row_bytes != 0) return false;
-  std::vector<uint32_t> indices(message.row_bytes / row_bytes);
-  return memory.read(offer.offset + indices_offset(message.meta_bytes), indices.size() * sizeof(uint32_t),
-                     indices.data()) &&
-         memory.gather(offer.source, row_bytes, indices, out) &&
-         memory.read(offer.offset, message.meta_bytes, out + message.row_bytes);
+  // The peer may write to them at any time: they are checked where it cannot.
+  std::array<uint32_t, 4096> indices;
+  const uint64_t at = offer.offset + indices_offset(message.meta_bytes);
+  for (size_t row = 0, rows = message.row_bytes / row_bytes; row < rows; row += indices.size()) {
+    const size_t count = std::min(indices.size(), rows - row);
+    if (!memory.read(at + row * sizeof(uint32_t), count * sizeof(uint32_t), indices.data())) return false;
+    if (!memory.gather(offer.source, row_bytes, {indices.data(), count}, out + row * row_bytes)) return false;
+  }
+  return memory.read(offer.offset, message.meta_bytes, out + message.row_bytes);
 }
 
 void Fabric::Progress::receive_taken(Channel& channel, uint64_t sequence) {
