@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# check-newer-ucx.sh [FOLDER]: builds the addon and the native tests against the UCX in FOLDER instead of the system's, and
+# runs the tests of links and clusters with it. Without FOLDER it is the UCX of the Python package libucx-cu13.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+build=native/build-newer-ucx
+ucx=${1:-}
+if [ -z "$ucx" ]; then
+  python3 -m venv "$build-python"
+  "$build-python/bin/pip" install --quiet 'libucx-cu13==1.22.*'
+  ucx=$(echo "$build-python"/lib/python3*/site-packages/libucx)
+fi
+# The paths in the package's .pc files are those of the machine that built it.
+export PKG_CONFIG='pkg-config --define-prefix' PKG_CONFIG_PATH="$ucx/lib/pkgconfig"
+export UCX_WARN_UNUSED_ENV_VARS=n
+version=$($PKG_CONFIG --modversion ucx)
+node_modules/.bin/cmake-js compile --directory native --out "$build" --config Release --log-level error \
+  --CDSWITCHYARD_TESTS=ON
+export SWITCHYARD_ADDON="$PWD/$build/Release/switchyard.node"
+node dist/services/cli/main.js doctor | grep -E "^OK +UCX +$version"
+for transports in all tcp,self; do
+  for test in fabric process hostile; do
+    UCX_TLS=$transports "$build/test/ucx_${test}_test" --gtest_brief=1
+  done
+done
+node scripts/test.mjs test/transport test/native/ucx test/e2e/equality
