@@ -50,7 +50,7 @@ class UcxPort : public std::enable_shared_from_this<UcxPort> {
   bool closed_ = false;
 };
 
-/** `UcxChannel` of native/index.ts. */
+/** `UcxChannel` of native/ucx.ts. */
 class UcxChannelHandle : public Handle<UcxChannelHandle, std::shared_ptr<UcxPort>> {
  public:
   static constexpr HandleKind kind = HandleKind::ucx_channel;
