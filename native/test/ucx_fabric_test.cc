@@ -51,6 +51,48 @@ TEST_P(FabricSizes, RowsAndMetadataArriveUnchanged) {
 INSTANTIATE_TEST_SUITE_P(Sizes, FabricSizes,
                          testing::Values(0, 1, 64, 8191, 8192, 65536, 262144, 1 << 20, (8 << 20) + 3));
 
+/**
+ * UCX joins the endpoints of two workers in the order in which each side made them, whatever channels they carry: the other
+ * channel's endpoint at the right end answers the long messages of this one.
+ */
+class FabricOrder : public testing::TestWithParam<bool> {};
+
+TEST_P(FabricOrder, AChannelGoesOnWhenAnotherToTheSamePeerIsClosed) {
+  const bool left_connects_other = GetParam();
+  SlabArena arena{1u << 30};
+  Inbox inbox, other_inbox;
+  Fabric left{arena}, right{arena};
+  const auto open = [](Fabric& fabric, Inbox& inbox) {
+    return fabric.open(key_of(1), {message_bytes_max}, inbox.events());
+  };
+  const auto connect = [](Fabric& fabric, uint64_t channel, Fabric& peer, uint64_t peer_channel) {
+    Completion connected;
+    fabric.connect(channel, peer.address(), peer_channel, connected.callback());
+    EXPECT_FALSE(connected.wait());
+  };
+  const uint64_t left_channel = open(left, inbox), right_channel = open(right, inbox);
+  const uint64_t left_other = open(left, other_inbox), right_other = open(right, other_inbox);
+  connect(right, right_other, left, left_other);
+  connect(right, right_channel, left, left_channel);
+  connect(left, left_channel, right, right_channel);
+  if (left_connects_other) connect(left, left_other, right, right_other);
+
+  const auto send = [&] {
+    Completion sent;
+    left.send(left_channel, message_of(arena, 1 << 20, 100, 3), sent.callback());
+    ASSERT_FALSE(sent.wait());
+    ASSERT_TRUE(inbox.wait_messages(1));
+    expect_content(inbox.take().at(0), 1 << 20, 100, 3);
+  };
+  send();
+  std::promise<void> closed;
+  right.close(right_other, [&] { closed.set_value(); });
+  closed.get_future().wait();
+  for (int i = 0; i < 20 && !HasFailure(); ++i) send();
+}
+
+INSTANTIATE_TEST_SUITE_P(OtherIsHalfConnectedOrWhole, FabricOrder, testing::Bool());
+
 TEST(Fabric, RowsThatLieApartArriveSideBySide) {
   Pair pair;
   for (const auto& [rows, row_bytes] : {std::pair{30, 64}, std::pair{3, 5}, std::pair{900, 8192}}) {

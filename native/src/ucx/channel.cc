@@ -55,12 +55,15 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
       UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
   params.address = reinterpret_cast<const ucp_address_t*>(peer_address.data());
   params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
-  params.err_handler = {on_endpoint_error, &channel};
+  params.err_handler = {on_endpoint_error, this};
   const ucs_status_t status = ucp_ep_create(worker_, &params, &channel.endpoint);
   if (status != UCS_OK) {
     channel.endpoint = nullptr;
     return done(gone(status));
   }
+  Endpoint& endpoint = endpoints_[channel.endpoint];
+  endpoint.made_here = true;
+  ++endpoint.channels;
   channel.peer_channel = peer_channel;
   if (peer_memory_allowed_) {
     channel.challenge = random_mark();
@@ -71,9 +74,10 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   done(std::nullopt);
 }
 
-void Fabric::Progress::on_endpoint_error(void* argument, ucp_ep_h, ucs_status_t status) {
-  auto& channel = *static_cast<Channel*>(argument);
-  channel.owner->fail(channel, gone(status));
+void Fabric::Progress::on_endpoint_error(void* self, ucp_ep_h endpoint, ucs_status_t status) {
+  for (const auto& [id, channel] : static_cast<Progress*>(self)->channels_) {
+    if (channel->endpoint == endpoint || channel->answering == endpoint) channel->owner->fail(*channel, gone(status));
+  }
 }
 
 void Fabric::Progress::fail(Channel& channel, Error error) {
@@ -113,17 +117,33 @@ void Fabric::Progress::close_if_quiet(Channel& channel) {
 void Fabric::Progress::finish_close(uint64_t id) {
   const auto found = channels_.find(id);
   if (found == channels_.end()) return;
-  // The endpoint's error handler may still be called while it closes: the channel lives until then.
   const std::shared_ptr<Channel> channel = std::move(found->second);
   channels_.erase(found);
   const auto done = [channel] {
     for (const CloseDone& closed : channel->closed) closed();
   };
-  if (channel->endpoint) {
-    close_endpoint(channel->endpoint, channel->failure.has_value(), done);
-  } else {
-    done();
-  }
+  const bool failed = channel->failure.has_value();
+  leave_endpoint(channel->answering, failed && channel->under_way > 0, [] {});
+  leave_endpoint(channel->endpoint, failed, done);
+}
+
+void Fabric::Progress::answers_by(Channel& channel, ucp_ep_h endpoint) {
+  if (channel.answering == endpoint) return;
+  ++endpoints_[endpoint].channels;
+  // Nothing may be closed here, within a handler of UCX.
+  deferred_.push_back([this, left = std::exchange(channel.answering, endpoint)] { leave_endpoint(left, false, [] {}); });
+}
+
+/** `handle` may be null. `failed`: to flush the endpoint is of no use. */
+void Fabric::Progress::leave_endpoint(ucp_ep_h handle, bool failed, Command done) {
+  const auto found = endpoints_.find(handle);
+  if (found == endpoints_.end()) return done();
+  found->second.failed |= failed;
+  if (--found->second.channels > 0) return done();
+  const Endpoint endpoint = found->second;
+  endpoints_.erase(found);
+  if (!endpoint.made_here) return done();
+  close_endpoint(handle, endpoint.failed, std::move(done));
 }
 
 void Fabric::Progress::close_endpoint(ucp_ep_h endpoint, bool force, Command done) {

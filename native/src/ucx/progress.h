@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <thread>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "ucx/fabric.h"
@@ -43,6 +44,7 @@ class Fabric::Progress {
 
  private:
   struct Channel;
+  struct Endpoint;
   struct SendRequest;
   struct ReceiveRequest;
   using Command = std::function<void()>;
@@ -65,6 +67,8 @@ class Fabric::Progress {
   void close_now(uint64_t id, CloseDone done);
   void close_if_quiet(Channel& channel);
   void finish_close(uint64_t id);
+  void answers_by(Channel& channel, ucp_ep_h endpoint);
+  void leave_endpoint(ucp_ep_h endpoint, bool failed, Command done);
   void close_endpoint(ucp_ep_h endpoint, bool force, Command done);
   void fail(Channel& channel, Error error);
 
@@ -78,7 +82,7 @@ class Fabric::Progress {
   void end_offers(Channel& channel, const Error& error);
 
   // What comes in: receive.cc.
-  ucs_status_t receive(const WireHeader& header, void* data, size_t length, bool rendezvous);
+  ucs_status_t receive(const WireHeader& header, void* data, size_t length, const ucp_am_recv_param_t& param);
   void receive_control(Channel& channel, const WireHeader& header, const void* data, size_t length);
   void receive_challenge(Channel& channel, const Mark& mark);
   void receive_beacon(Channel& channel, const Beacon& beacon);
@@ -96,7 +100,7 @@ class Fabric::Progress {
                                const ucp_am_recv_param_t* param);
   static void on_sent(void* request, ucs_status_t status, void* user_data);
   static void on_received(void* request, ucs_status_t status, size_t length, void* user_data);
-  static void on_endpoint_error(void* channel, ucp_ep_h endpoint, ucs_status_t status);
+  static void on_endpoint_error(void* self, ucp_ep_h endpoint, ucs_status_t status);
 
   SlabArena& arena_;
   const bool peer_memory_allowed_;
@@ -117,6 +121,7 @@ class Fabric::Progress {
   std::map<uint64_t, std::unique_ptr<Channel>> channels_;
   std::unordered_set<ReceiveRequest*> receiving_;
   std::unordered_set<SendRequest*> sending_;
+  std::unordered_map<ucp_ep_h, Endpoint> endpoints_;
   size_t endpoints_closing_ = 0;
   /** What a callback of UCX must not do itself. */
   std::deque<Command> deferred_;
@@ -133,6 +138,17 @@ struct Outstanding {
   Fabric::SendDone done;
 };
 
+/**
+ * UCX joins the endpoints of two workers in the order in which each side makes them, so the one that answers the messages
+ * of a channel may have been made for another. It is closed when both are: without it, the peer would wait forever.
+ */
+struct Fabric::Progress::Endpoint {
+  size_t channels = 0;
+  /** UCX makes endpoints for peers that nobody here has connected to, and closes them itself. */
+  bool made_here = false;
+  bool failed = false;
+};
+
 struct Fabric::Progress::Channel {
   Progress* owner;
   uint64_t id;
@@ -140,6 +156,8 @@ struct Fabric::Progress::Channel {
   ChannelLimits limits;
   ChannelEvents events;
   ucp_ep_h endpoint = nullptr;
+  /** By which UCX answers long messages of the peer. */
+  ucp_ep_h answering = nullptr;
   uint64_t peer_channel = 0;
   uint64_t next_sent = 0;
   uint64_t next_delivered = 0;

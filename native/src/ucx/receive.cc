@@ -27,20 +27,23 @@ ucs_status_t Fabric::Progress::on_message(void* self, const void* header, size_t
   if (header_length != sizeof(WireHeader)) return progress.refuse();
   WireHeader wire;
   std::memcpy(&wire, header, sizeof(wire));
-  return progress.receive(wire, data, length, (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0);
+  return progress.receive(wire, data, length, *param);
 }
 
 ucs_status_t Fabric::Progress::on_stray(void* self, const void*, size_t, void*, size_t, const ucp_am_recv_param_t*) {
   return static_cast<Progress*>(self)->refuse();
 }
 
-ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, size_t length, bool rendezvous) {
+ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, size_t length,
+                                       const ucp_am_recv_param_t& param) {
   if (header.magic != WireHeader::expected_magic) return refuse();
   const auto found = channels_.find(header.channel);
   // Both ends may close at once: then this one has forgotten the channel before it hears so.
   if (found == channels_.end() && header.kind == Kind::closing) return UCS_OK;
   if (found == channels_.end() || !same_key(found->second->key, header.key)) return refuse();
   Channel& channel = *found->second;
+  if (param.recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) answers_by(channel, param.reply_ep);
+  const bool rendezvous = (param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
   if (header.kind != Kind::message) {
     if (rendezvous) return refuse();
     receive_control(channel, header, data, length);
@@ -59,12 +62,12 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
   auto* request = new ReceiveRequest{this, channel.id, header.sequence, std::move(*message)};
   receiving_.insert(request);
   ++channel.under_way;
-  ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
-  param.cb.recv_am = on_received;
-  param.user_data = request;
+  ucp_request_param_t transfer{};
+  transfer.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+  transfer.cb.recv_am = on_received;
+  transfer.user_data = request;
   const ucs_status_ptr_t pending =
-      ucp_am_recv_data_nbx(worker_, data, request->message.slab->data(), length, &param);
+      ucp_am_recv_data_nbx(worker_, data, request->message.slab->data(), length, &transfer);
   if (!UCS_PTR_IS_PTR(pending)) on_received(nullptr, UCS_PTR_RAW_STATUS(pending), length, request);
   return UCS_INPROGRESS;
 }
