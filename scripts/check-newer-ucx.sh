@@ -8,7 +8,7 @@ ucx=${1:-}
 if [ -z "$ucx" ]; then
   python3 -m venv "$build-python"
   "$build-python/bin/pip" install --quiet 'libucx-cu13==1.22.*'
-  ucx=$(echo "$build-python"/lib/python3*/site-packages/libucx)
+  ucx=$(echo "$PWD/$build-python"/lib/python3*/site-packages/libucx)
 fi
 # The paths in the package's .pc files are those of the machine that built it.
 export PKG_CONFIG='pkg-config --define-prefix' PKG_CONFIG_PATH="$ucx/lib/pkgconfig"
