@@ -44,14 +44,20 @@ void CompletionQueue::begin() {
 }
 
 void CompletionQueue::complete(std::unique_ptr<Operation> operation) {
-  const std::lock_guard lock(mutex_);
-  ended_.push_back(std::move(operation));
-  arrived_.notify_one();
-  if (scheduled_ || closed()) return;
-  scheduled_ = true;
-  // A full queue means that a call is on its way, and it will find this operation too. Called under the lock,
-  // so that close() cannot release the function in between; the call itself only wakes the loop.
+  {
+    const std::lock_guard lock(mutex_);
+    ended_.push_back(std::move(operation));
+    arrived_.notify_one();
+    if (scheduled_ || closed()) return;
+    scheduled_ = true;
+    ++calling_;
+  }
+  // Without the lock, which the loop takes as soon as it wakes. A full queue means that a call is on its way, and it
+  // will find this operation too.
   napi_call_threadsafe_function(function_, nullptr, napi_tsfn_nonblocking);
+  const std::lock_guard lock(mutex_);
+  --calling_;
+  arrived_.notify_one();
 }
 
 void CompletionQueue::call(napi_env env, napi_value, void* context, void*) {
@@ -79,7 +85,7 @@ void CompletionQueue::close() {
   {
     std::unique_lock lock(mutex_);
     closed_ = true;
-    arrived_.wait(lock, [this] { return ended_.size() == pending_; });
+    arrived_.wait(lock, [this] { return ended_.size() == pending_ && calling_ == 0; });
     ended.swap(ended_);
     pending_ = 0;
   }

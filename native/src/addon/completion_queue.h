@@ -53,6 +53,8 @@ class CompletionQueue {
   std::condition_variable arrived_;
   std::vector<std::unique_ptr<Operation>> ended_;
   bool scheduled_ = false;
+  /** Threads that use the function, which close() releases. */
+  size_t calling_ = 0;
 };
 
 }  // namespace switchyard::addon
