@@ -95,7 +95,10 @@ async function pace(chunk: Chunk, links: readonly Link[], seconds: number): Prom
   const before = process.cpuUsage();
   let moved = 0;
   const lane = async () => {
-    while (performance.now() < until) moved += await passThrough(chunk, links);
+    while (performance.now() < until) {
+      const bytes = await passThrough(chunk, links);
+      moved += bytes;
+    }
   };
   await Promise.all(Array.from({ length: chunksInFlight }, lane));
   const { user, system } = process.cpuUsage(before);
