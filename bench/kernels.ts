@@ -1,6 +1,6 @@
 import { type GateResult, native, type Slab } from '../native/index.js';
+import { softmaxRouting } from '../services/model/synthetic.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
-import { softmaxRouting } from './routing.js';
 
 const hidden = 4096;
 const rowCount = 1024;

@@ -1,8 +1,8 @@
 import { type Expert, type ExpertBackend, type GateWeights, native, type Slab } from '../native/index.js';
+import { softmaxRouting } from '../services/model/synthetic.js';
 import { loadExperts, type Shape, syntheticMatrix, weightBytes } from './experts.js';
 import { startNative, startPython } from './peer.js';
 import type { BenchOptions, BenchResult } from './report.js';
-import { softmaxRouting } from './routing.js';
 import { type Call, cpuSeconds, summarizeTurns, takeTurns } from './turns.js';
 
 const expertCount = 16;

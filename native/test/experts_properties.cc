@@ -73,22 +73,27 @@ void expect_rows_like_reference(const Trial& trial, const Model& model, const Ro
 
 constexpr unsigned trials = 60;
 
-TEST_P(CpuExperts, RaggedRowsOfAnySizeMatchFloat64) {
+/** Calls body(trial, random, seed) for every trial; stops at the first that fails. */
+template <typename Body>
+void for_trials(const Body& body) {
   for (unsigned seed = 0; seed < trials; ++seed) {
     std::mt19937 random(seed);
     const Trial trial(random);
     SCOPED_TRACE(testing::Message() << "seed " << seed << ": " << trial);
-    const Model model(trial.activation, trial.hidden, trial.ffn, seed);
-    expect_rows_like_reference(trial, model, random_values(trial.rows * trial.hidden, 2.0f, random), 8, seed);
-    if (HasFatalFailure()) return;
+    body(trial, random, seed);
+    if (testing::Test::HasFatalFailure()) return;
   }
 }
 
+TEST_P(CpuExperts, RaggedRowsOfAnySizeMatchFloat64) {
+  for_trials([](const Trial& trial, std::mt19937& random, unsigned seed) {
+    const Model model(trial.activation, trial.hidden, trial.ffn, seed);
+    expect_rows_like_reference(trial, model, random_values(trial.rows * trial.hidden, 2.0f, random), 8, seed);
+  });
+}
+
 TEST_P(CpuExperts, SubnormalsAmongOrdinaryValuesMatchFloat64) {
-  for (unsigned seed = 0; seed < trials; ++seed) {
-    std::mt19937 random(seed);
-    const Trial trial(random);
-    SCOPED_TRACE(testing::Message() << "seed " << seed << ": " << trial);
+  for_trials([](const Trial& trial, std::mt19937& random, unsigned seed) {
     Model model(trial.activation, trial.hidden, trial.ffn, seed);
     Rows rows = random_values(trial.rows * trial.hidden, 2.0f, random);
     for (Rows* values : {&rows, &model.gate, &model.up, &model.down}) {
@@ -101,17 +106,13 @@ TEST_P(CpuExperts, SubnormalsAmongOrdinaryValuesMatchFloat64) {
       for (size_t k = 0; k < trial.hidden; ++k) rows[row * trial.hidden + k] = random_subnormal(random);
     }
     expect_rows_like_reference(trial, model, rows, 8, seed);
-    if (HasFatalFailure()) return;
-  }
+  });
 }
 
 TEST_P(CpuExperts, NanAndInfinityComeOutWhereFloat64HasThem) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
   const float special[] = {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity, 0.0f};
-  for (unsigned seed = 0; seed < trials; ++seed) {
-    std::mt19937 random(seed);
-    const Trial trial(random);
-    SCOPED_TRACE(testing::Message() << "seed " << seed << ": " << trial);
+  for_trials([&](const Trial& trial, std::mt19937& random, unsigned seed) {
     Model model(trial.activation, trial.hidden, trial.ffn, seed);
     // Weights of one sign let infinities through; of both signs they meet and become NaN.
     if (seed % 2 == 0) {
@@ -124,15 +125,11 @@ TEST_P(CpuExperts, NanAndInfinityComeOutWhereFloat64HasThem) {
       if (random() % 2 == 0) rows[row * trial.hidden + random() % trial.hidden] = float_to_bf16(special[random() % 4]);
     }
     expect_rows_like_reference(trial, model, rows, 20, seed);
-    if (HasFatalFailure()) return;
-  }
+  });
 }
 
 TEST_P(CpuExperts, ARowsBitsDependOnNeitherItsPlaceNorItsCompanyNorThreads) {
-  for (unsigned seed = 0; seed < trials; ++seed) {
-    std::mt19937 random(seed);
-    const Trial trial(random);
-    SCOPED_TRACE(testing::Message() << "seed " << seed << ": " << trial);
+  for_trials([](const Trial& trial, std::mt19937& random, unsigned seed) {
     const Model model(trial.activation, trial.hidden, trial.ffn, seed);
     const Rows rows = random_values(trial.rows * trial.hidden, 2.0f, random);
     std::vector<uint32_t> order(1 + random() % 300);
@@ -146,7 +143,7 @@ TEST_P(CpuExperts, ARowsBitsDependOnNeitherItsPlaceNorItsCompanyNorThreads) {
                              in_order.begin() + order[i] * trial.hidden))
           << "row " << order[i] << " at place " << i << " of " << order.size();
     }
-  }
+  });
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { z } from 'zod';
-import type { ExpertSource, TensorSource } from '../../native/index.js';
+import type { ExpertSource, RoutingSpec, TensorSource } from '../../native/index.js';
 import { expertWeightBytes, modelLimits, size } from './limits.js';
 import type { ModelSpec, ModelTensors, SyntheticSpec } from './spec.js';
 
@@ -95,6 +95,21 @@ export const syntheticSchema: z.ZodType<SyntheticSpec> = z
 const generatorVersion = 1;
 
 /** Softmax over `topK` chosen of all experts, renormalised, as Mixtral does it. */
+export function softmaxRouting(topK: number): RoutingSpec {
+  return {
+    topK,
+    score: 'softmax',
+    renormalise: true,
+    scale: 1,
+    groups: 1,
+    groupsChosen: 1,
+    groupScore: 'max',
+    masked: 'negative-infinity',
+    weightOn: 'output',
+  };
+}
+
+/** Routed by `softmaxRouting`. */
 export function syntheticModel(spec: SyntheticSpec): { spec: ModelSpec; tensors: ModelTensors } {
   const ordered = [spec.hidden, spec.ffn, spec.experts, spec.topK, spec.layers, spec.activation, spec.seed];
   const fingerprint = createHash('sha256')
@@ -107,17 +122,7 @@ export function syntheticModel(spec: SyntheticSpec): { spec: ModelSpec; tensors:
     hidden: spec.hidden,
     ffn: spec.ffn,
     activation: spec.activation,
-    routing: {
-      topK: spec.topK,
-      score: 'softmax',
-      renormalise: true,
-      scale: 1,
-      groups: 1,
-      groupsChosen: 1,
-      groupScore: 'max',
-      masked: 'negative-infinity',
-      weightOn: 'output',
-    },
+    routing: softmaxRouting(spec.topK),
     layers: Array.from({ length: spec.layers }, (_, layer) => ({ layer, experts: spec.experts })),
     normEpsilon: 1e-6,
     source: { kind: 'synthetic', spec },

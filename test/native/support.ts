@@ -1,7 +1,8 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
-import { native, type RoutingSpec, type Slab, type TensorSource } from '../../native/index.js';
+import { native, type Slab, type TensorSource } from '../../native/index.js';
 import { addonPath } from '../../native/locate.js';
+import { softmaxRouting } from '../../services/model/synthetic.js';
 
 const word = new DataView(new ArrayBuffer(4));
 
@@ -43,17 +44,7 @@ export function someValues(count: number, seed: number): number[] {
   });
 }
 
-export const routing: RoutingSpec = {
-  topK: 2,
-  score: 'softmax',
-  renormalise: true,
-  scale: 1,
-  groups: 1,
-  groupsChosen: 1,
-  groupScore: 'max',
-  masked: 'negative-infinity',
-  weightOn: 'output',
-};
+export const routing = softmaxRouting(2);
 
 export function synthetic(stream: number, rows: number, columns: number): TensorSource {
   return { kind: 'synthetic', seed: 1, stream, rows, columns, scale: 0.5, center: 0 };

@@ -1,6 +1,5 @@
 #include "kernels/pack.h"
 
-#include <cstring>
 #include <string>
 
 #include "kernels/streaming.h"
@@ -84,11 +83,7 @@ void pack_rows(const void* rows, std::size_t row_bytes, std::span<const std::uin
   for (std::size_t i = first; i < first + count; ++i) {
     auto* to = static_cast<std::byte*>(output) + i * row_bytes;
     const auto* from = static_cast<const std::byte*>(rows) + indices[i] * row_bytes;
-    if (streaming) {
-      copy_streaming(to, from, row_bytes);
-    } else {
-      std::memcpy(to, from, row_bytes);
-    }
+    copy(to, from, row_bytes, streaming);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/lanes.h"
 
 namespace switchyard {
+namespace {
 
 SWITCHYARD_AVX2 void copy_streaming(void* to, const void* from, std::size_t bytes) {
   constexpr std::size_t line = 64;
@@ -24,6 +25,16 @@ SWITCHYARD_AVX2 void copy_streaming(void* to, const void* from, std::size_t byte
   }
   std::memcpy(out + i, in + i, bytes - i);
   streaming_done();
+}
+
+}  // namespace
+
+void copy(void* to, const void* from, std::size_t bytes, bool streaming) {
+  if (streaming) {
+    copy_streaming(to, from, bytes);
+  } else {
+    std::memcpy(to, from, bytes);
+  }
 }
 
 }  // namespace switchyard

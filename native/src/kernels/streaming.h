@@ -15,7 +15,7 @@ inline bool worth_streaming(std::size_t bytes) { return bytes >= (std::size_t{4}
 /** After writes past the caches: other threads see them with what is written from here on. */
 inline void streaming_done() { _mm_sfence(); }
 
-/** memcpy that writes past the caches, and streaming_done. */
-void copy_streaming(void* to, const void* from, std::size_t bytes);
+/** memcpy. `streaming`: it writes past the caches, and ends with streaming_done. */
+void copy(void* to, const void* from, std::size_t bytes, bool streaming);
 
 }  // namespace switchyard

@@ -20,8 +20,8 @@ void Fabric::connect(uint64_t channel, std::vector<uint8_t> peer_address, uint64
 void Fabric::send(uint64_t channel, Message message, SendDone done) {
   if (!message.slab) throw_invalid("message.slab", "null", "a slab");
   const size_t size = message.slab->capacity();
-  if (message.source) return progress_->send(channel, std::move(message), std::move(done));
-  if (message.row_bytes > size || message.meta_bytes > size - message.row_bytes) {
+  // select_rows has checked what it made.
+  if (!message.source && (message.row_bytes > size || message.meta_bytes > size - message.row_bytes)) {
     throw_invalid("message.meta_bytes", message.meta_bytes,
                   "at most " + std::to_string(size - std::min(size, message.row_bytes)) + " after the rows");
   }

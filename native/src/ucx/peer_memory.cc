@@ -53,11 +53,7 @@ PeerMemory::~PeerMemory() {
 
 bool PeerMemory::read(uint64_t offset, size_t length, void* out) {
   if (!reach(offset, length) || !marked()) return false;
-  if (worth_streaming(length)) {
-    copy_streaming(out, mapped_ + offset, length);
-  } else {
-    std::memcpy(out, mapped_ + offset, length);
-  }
+  copy(out, mapped_ + offset, length, worth_streaming(length));
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return marked();
 }
