@@ -35,6 +35,7 @@ const toolchain = [
   { package: 'make', present: () => onPath('make') },
   { package: 'cmake', present: () => onPath('cmake') },
   { package: 'pkg-config', present: () => onPath('pkg-config') },
+  { package: 'libuv1-dev', present: hasUv },
   // Without it token batches travel over gRPC.
   { package: 'libucx-dev', present: hasUcx, optional: true },
 ];
@@ -46,6 +47,11 @@ const testPackages = [
 
 function hasUcx() {
   return header('ucp/api/ucp.h');
+}
+
+/** Most installations of Node have the header of its event loop. */
+function hasUv() {
+  return existsSync(join(dirname(process.execPath), '../include/node/uv.h')) || header('uv.h');
 }
 
 /** The CUDA compiler, with which the addon gets its CUDA backend; undefined if there is none. */

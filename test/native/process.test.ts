@@ -53,6 +53,18 @@ describe('the process', () => {
     expect(output).toBe('4096 4096\n');
   });
 
+  test('reports what is thrown after an operation as an uncaught exception, and goes on', async () => {
+    const output = await runScript(`
+      process.on('uncaughtException', (error, origin) => console.log(error.message, origin));
+      native.readTensor(${tensor(1)}).then(() => process.nextTick(() => { throw new Error('thrown'); }));
+      native.readTensor(${tensor(1)}).then(() => { throw new Error('rejected'); });
+      setTimeout(async () => console.log((await native.readTensor(${tensor(1)})).byteLength), 200);
+    `);
+    expect(output.split('\n').sort().join()).toBe(
+      ',2048,rejected unhandledRejection,thrown uncaughtException',
+    );
+  });
+
   test('refuses more operations than it can keep pending', async () => {
     const output = await runScript(`
       const source = new Uint8Array(8);
@@ -89,6 +101,22 @@ describe('a worker thread', () => {
       })();
     `);
     expect(output).toBe('main works 8192\n');
+  });
+
+  test('waits for pending operations and then ends by itself, as does one that exits among them', async () => {
+    const begin = `for (let i = 0; i < 8; i += 1) native.readTensor(${tensor(512)}).then(() => parentPort.postMessage(i));`;
+    const output = await runScript(`
+      (async () => {
+        for (const last of ['', 'process.exit(3);']) {
+          const worker = startWorker(${JSON.stringify(begin)} + last);
+          let settled = 0;
+          worker.on('message', () => { settled += 1; });
+          const code = await new Promise((resolve) => worker.once('exit', resolve));
+          console.log(code, settled);
+        }
+      })();
+    `);
+    expect(output).toBe('0 8\n3 0\n');
   });
 
   test('may be the only one that loads the addon, and end with an expert at work', async () => {

@@ -10,27 +10,29 @@ namespace switchyard::addon {
 
 namespace {
 
-using Shared = std::shared_ptr<CompletionQueue>;
-
-void check(napi_status status, const char* what) {
-  if (status != napi_ok) throw Error(Code::internal, std::string(what) + " failed: status " + std::to_string(status));
+void check(int status, const char* what) {
+  if (status != 0) throw Error(Code::internal, std::string(what) + " failed: status " + std::to_string(status));
 }
 
-/** The thread-safe function owns one reference: a late call must find the queue. */
-void drop_reference(napi_env, void* reference, void*) { delete static_cast<Shared*>(reference); }
+CompletionQueue& queue_of(void* data) { return *static_cast<CompletionQueue*>(data); }
 
 }  // namespace
+
+CompletionQueue::CompletionQueue(Napi::Env env) : env_(env), context_(std::in_place, env, "switchyard") {}
 
 CompletionQueue::~CompletionQueue() = default;
 
 std::shared_ptr<CompletionQueue> CompletionQueue::create(Napi::Env env) {
-  Shared queue(new CompletionQueue());
-  queue->env_ = env;
-  auto* reference = new Shared(queue);
-  check(napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "switchyard"), 1, 1, reference,
-                                        drop_reference, queue.get(), call, &queue->function_),
-        "napi_create_threadsafe_function");
-  check(napi_unref_threadsafe_function(env, queue->function_), "napi_unref_threadsafe_function");
+  std::shared_ptr<CompletionQueue> queue(new CompletionQueue(env));
+  uv_loop_t* loop = nullptr;
+  check(napi_get_uv_event_loop(env, &loop), "napi_get_uv_event_loop");
+  uv_async_t& event = queue->ended_event_;
+  check(uv_async_init(loop, &event, [](uv_async_t* handle) { queue_of(handle->data).settle_all(); }), "uv_async_init");
+  event.data = queue.get();
+  uv_unref(reinterpret_cast<uv_handle_t*>(&event));
+  queue->self_ = queue;
+  const auto end = [](napi_async_cleanup_hook_handle hook, void* data) { queue_of(data).close(hook); };
+  check(napi_add_async_cleanup_hook(env, end, queue.get(), nullptr), "napi_add_async_cleanup_hook");
   return queue;
 }
 
@@ -40,57 +42,56 @@ void CompletionQueue::begin() {
     throw Error(Code::resource_exhausted, std::to_string(pending_) + " operations are pending; allowed: " +
                                               std::to_string(pending_max));
   }
-  if (pending_++ == 0) napi_ref_threadsafe_function(env_, function_);
+  if (pending_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(&ended_event_));
 }
 
 void CompletionQueue::complete(std::unique_ptr<Operation> operation) {
+  ++signalling_;
   {
     const std::lock_guard lock(mutex_);
     ended_.push_back(std::move(operation));
     arrived_.notify_one();
-    if (scheduled_ || closed()) return;
-    scheduled_ = true;
-    ++calling_;
   }
-  // Without the lock, which the loop takes as soon as it wakes. A full queue means that a call is on its way, and it
-  // will find this operation too.
-  napi_call_threadsafe_function(function_, nullptr, napi_tsfn_nonblocking);
-  const std::lock_guard lock(mutex_);
-  --calling_;
-  arrived_.notify_one();
+  // Without the lock, which the loop takes as soon as it wakes.
+  uv_async_send(&ended_event_);
+  if (--signalling_ == 0) signalling_.notify_one();
 }
 
-void CompletionQueue::call(napi_env env, napi_value, void* context, void*) {
-  if (env) static_cast<CompletionQueue*>(context)->settle_all(env);
-}
-
-void CompletionQueue::settle_all(Napi::Env env) {
+void CompletionQueue::settle_all() {
+  const Napi::HandleScope handles(env_);
+  // Its end runs what waits for the promises.
+  const Napi::CallbackScope callback(env_, *context_);
   std::vector<std::unique_ptr<Operation>> ended;
   {
     const std::lock_guard lock(mutex_);
-    scheduled_ = false;
     ended.swap(ended_);
   }
   for (auto& operation : ended) {
-    const Napi::HandleScope scope(env);
-    operation->settle(env);
+    const Napi::HandleScope scope(env_);
+    operation->settle(env_);
     operation.reset();
   }
   pending_ -= ended.size();
-  if (pending_ == 0 && !ended.empty()) napi_unref_threadsafe_function(env, function_);
+  if (pending_ == 0) uv_unref(reinterpret_cast<uv_handle_t*>(&ended_event_));
 }
 
-void CompletionQueue::close() {
+void CompletionQueue::close(napi_async_cleanup_hook_handle hook) {
+  hook_ = hook;
+  closed_ = true;
   std::vector<std::unique_ptr<Operation>> ended;
   {
     std::unique_lock lock(mutex_);
-    closed_ = true;
-    arrived_.wait(lock, [this] { return ended_.size() == pending_ && calling_ == 0; });
+    arrived_.wait(lock, [this] { return ended_.size() == pending_; });
     ended.swap(ended_);
     pending_ = 0;
   }
   ended.clear();
-  napi_release_threadsafe_function(function_, napi_tsfn_abort);
+  while (const size_t threads = signalling_) signalling_.wait(threads);
+  context_.reset();
+  uv_close(reinterpret_cast<uv_handle_t*>(&ended_event_), [](uv_handle_t* handle) {
+    const auto queue = std::move(queue_of(handle->data).self_);
+    napi_remove_async_cleanup_hook(queue->hook_);
+  });
 }
 
 }  // namespace switchyard::addon

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <napi.h>
+#include <uv.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 namespace switchyard::addon {
@@ -13,15 +15,15 @@ namespace switchyard::addon {
 class Operation;
 
 /**
- * Brings ended operations of one environment back to its JS thread: one thread-safe function with a queue of one
- * entry, and one call that settles everything that has ended by then. It keeps the process alive only while
- * operations are pending.
+ * Brings ended operations of one environment back to its JS thread: a handle of its event loop, and one call that
+ * settles everything that has ended by then. It keeps the process alive only while operations are pending.
  */
-class CompletionQueue {
+class CompletionQueue : public std::enable_shared_from_this<CompletionQueue> {
  public:
   /** Operations pending at a time. */
   static constexpr size_t pending_max = 4096;
 
+  /** JS thread. The queue closes when the environment ends, after the hooks that were added later. */
   static std::shared_ptr<CompletionQueue> create(Napi::Env env);
   ~CompletionQueue();
 
@@ -32,29 +34,32 @@ class CompletionQueue {
   /** True once the environment ends: operations not begun are skipped. Any thread. */
   bool closed() const { return closed_.load(std::memory_order_relaxed); }
 
-  /**
-   * JS thread, from the environment's clean-up hook. Waits for operations that are running, because they use
-   * memory that dies with the environment, and drops all of them unsettled.
-   */
-  void close();
-
  private:
-  CompletionQueue() = default;
+  explicit CompletionQueue(Napi::Env env);
 
-  static void call(napi_env env, napi_value callback, void* context, void* data);
-  void settle_all(Napi::Env env);
+  void settle_all();
+  /**
+   * JS thread, when the environment ends. Waits for operations that are running, because they use memory that dies
+   * with the environment, drops all of them unsettled, and closes the handle, for which the environment waits.
+   */
+  void close(napi_async_cleanup_hook_handle hook);
 
-  napi_env env_ = nullptr;
-  napi_threadsafe_function function_ = nullptr;
+  const Napi::Env env_;
+  /** What the promises settle in. */
+  std::optional<Napi::AsyncContext> context_;
+  uv_async_t ended_event_{};
   size_t pending_ = 0;
   std::atomic<bool> closed_{false};
+  /** Threads that may use the handle, which close() closes. */
+  std::atomic<size_t> signalling_{0};
 
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::vector<std::unique_ptr<Operation>> ended_;
-  bool scheduled_ = false;
-  /** Threads that use the function, which close() releases. */
-  size_t calling_ = 0;
+
+  /** Of the open handle, and of the environment that waits for its close: the loop must find the queue. */
+  std::shared_ptr<CompletionQueue> self_;
+  napi_async_cleanup_hook_handle hook_ = nullptr;
 };
 
 }  // namespace switchyard::addon
