@@ -10,6 +10,13 @@ export interface UcxMessage {
   arrivedMicroseconds: number;
 }
 
+/** What came of a channel since it was last asked; one of the two may be empty. */
+export interface UcxArrivals {
+  messages: UcxMessage[];
+  /** When messages sent have left, one time for each in the order of sending, if the channel reports that; by the same clock. */
+  sentMicroseconds: number[];
+}
+
 /**
  * One end of a two-way stream of messages between two processes. The other end knows its number and key from the control
  * plane; messages with another key never arrive.
@@ -21,19 +28,20 @@ export interface UcxChannel {
   connect(peerAddress: Uint8Array, peerId: number): Promise<void>;
   /**
    * Sends the first `rowBytes` of the slab, and metadata, which is put behind them: the slab must have capacity for it,
-   * otherwise INVALID_ARGUMENT. Resolves when the slab may be used again; rejects with LINK_LOST if the peer is gone.
+   * otherwise INVALID_ARGUMENT. The message holds the memory until it has left: the slab may be released at once, and may not be
+   * written to. What is wrong later `receive` tells; a message to a peer that is gone or has closed is lost without a word.
    */
-  send(slab: Slab, rowBytes: number, metadata: Uint8Array): Promise<void>;
+  send(slab: Slab, rowBytes: number, metadata: Uint8Array): void;
   /**
-   * Sends rows of `rowBytes` that lie apart in the slab, and metadata. A peer that has mapped this process's slabs ("mapped"
+   * As `send`, of rows of `rowBytes` that lie apart in the slab, and metadata. A peer that has mapped this process's slabs ("mapped"
    * among the lanes) gathers them itself; for others they are copied here on the thread of UCX, which is for short messages.
    */
-  sendRows(slab: Slab, rowBytes: number, indices: Uint32Array, metadata: Uint8Array): Promise<void>;
+  sendRows(slab: Slab, rowBytes: number, indices: Uint32Array, metadata: Uint8Array): void;
   /**
-   * Resolves with all messages that have arrived, at least one. Rejects with the reason when the channel has failed
-   * and everything that arrived before was taken, with CANCELLED after close(). One call at a time.
+   * Resolves with all that has come, at least one thing. Rejects with the reason when the channel has failed
+   * and everything that came before was taken, with CANCELLED after close(). One call at a time.
    */
-  receive(): Promise<UcxMessage[]>;
+  receive(): Promise<UcxArrivals>;
   /** What UCX says of the channel's lanes, for example "mapped sysv posix". */
   transports(): Promise<string>;
   /** Flushes what was sent and forgets the channel. Idempotent. */
@@ -53,11 +61,20 @@ export interface UcxStats {
   messagesRefused: number;
 }
 
+export interface UcxChannelOptions {
+  /** 16 secret bytes. */
+  key: Uint8Array;
+  messageBytesMax: number;
+  /** What may have arrived and not been received; beyond it the channel fails. */
+  inboxBytesMax: number;
+  /** Whether `receive` tells when messages sent have left. Default: no. */
+  reportSends?: boolean;
+}
+
 /** The process's UCX worker. It starts with the first use and ends with the environment. */
 export interface Ucx {
   address(): Uint8Array;
-  /** `key`: 16 secret bytes. `inboxBytesMax`: what may have arrived and not been received; beyond it the channel fails. */
-  openChannel(options: { key: Uint8Array; messageBytesMax: number; inboxBytesMax: number }): UcxChannel;
+  openChannel(options: UcxChannelOptions): UcxChannel;
   /** Zeros while UCX has not been used. */
   stats(): UcxStats;
 }

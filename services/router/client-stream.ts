@@ -148,7 +148,7 @@ export class ClientStream {
     return tokensWithin(rowBytes, routingBytes, this.channel.peerWindowBytes / 2);
   }
 
-  /** Sends an answer: rows [, hidden] that must not change until the promise settles. */
+  /** Sends an answer: rows [, hidden] of a slab that nobody writes to any more. Resolves when it may be released. */
   async answer(chunk: ChunkInput, rows: SlabRange, hidden: number): Promise<void> {
     const { channel } = this;
     const { slab, byteOffset, byteLength } = rows;
@@ -161,10 +161,8 @@ export class ClientStream {
     this.watchAnswers();
     // Sums have room behind them for an offset, and for no routing.
     const whole = routingBytes === 0 && byteOffset === 0 && byteLength === slab.byteLength;
-    const sent = whole
-      ? channel.send(chunk, { slab, bytes: byteLength })
-      : channel.sendCopy(chunk, rows, hidden);
-    await abortable(sent, this.signal);
+    if (whole) channel.send(chunk, { slab, bytes: byteLength });
+    else await abortable(channel.sendCopy(chunk, rows, hidden), this.signal);
   }
 
   /** Resolves when the client has taken every answer. */

@@ -115,11 +115,11 @@ export class ChunkChannel {
   }
 
   /**
-   * Sends a chunk whose credit is reserved. The slab must have room for the chunk's metadata behind the rows and stays
-   * the caller's, who must not write to it until the promise resolves: sent, or lost with the channel.
+   * Sends a chunk whose credit is reserved. The slab must have room for the chunk's metadata behind the rows; its memory may
+   * not be written to any more. The caller releases it, at once if it likes.
    */
-  send(chunk: ChunkInput, rows: OutgoingRows): Promise<void> {
-    return new Promise((done) => this.port.send({ make: () => ({ chunk }), rows, done }));
+  send(chunk: ChunkInput, rows: OutgoingRows): void {
+    this.port.send({ make: () => ({ chunk }), rows, done: () => {} });
   }
 
   /** As `send`, of rows [, hidden] that are copied once, off the JS thread. Resolves when they are copied. */
@@ -132,11 +132,10 @@ export class ChunkChannel {
     const slab = native.allocateSlab(bytes, chunkHeadBytes + routingBytesOf(chunk));
     try {
       await native.ingestRows(rows, slab, 0, hidden);
-    } catch (error) {
+      this.send(chunk, { slab, bytes });
+    } finally {
       slab.release();
-      throw error;
     }
-    void this.send(chunk, { slab, bytes }).finally(() => slab.release());
   }
 
   /** The next chunk that has arrived; null: none has. */

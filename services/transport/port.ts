@@ -12,16 +12,16 @@ export interface Outgoing<Message> {
   /** Builds the message when its turn has come; with its rows in it, where the transport puts them there. */
   make: (rows?: Uint8Array) => Message;
   rows: OutgoingRows | null;
-  /** Called once: the slab may be used again, or the message will never be sent. */
+  /** Called once: the slab may be released, because the port holds what it needs or the message will never be sent. */
   done: () => void;
+  /** Called with the time when the message has left, in microseconds, by a port that tells. */
+  sent?: (microseconds: number) => void;
 }
 
 /** The sending half of a stream of messages that may carry rows. Messages arrive in the order of sending. */
 export interface MessagePort<Message> {
   /** Whether rows may lie apart: whoever receives them copies them together. */
   readonly gathers: boolean;
-  /** Messages that were given to `send` and are not done. */
-  readonly queued: number;
   send(outgoing: Outgoing<Message>): void;
   /** Takes a message back; false if it is on its way already. */
   withdraw(outgoing: Outgoing<Message>): boolean;

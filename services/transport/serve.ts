@@ -177,6 +177,7 @@ class WorkerLink {
         key: ucxKey,
         rowBytesMax: messageBytesMax,
         rowBytesInFlightMax: creditBytes,
+        reportSends: Boolean(this.options.trace),
       });
       this.ucx = port;
       port
@@ -285,11 +286,10 @@ class WorkerLink {
         return { result: { meta: answer, ...(inMessage && { rows: inMessage }) } };
       },
       rows: { slab: rows, bytes },
-      done: () => {
-        rows.release();
-        const sending = { start: started, end: nowMicroseconds() };
-        if (started > 0)
-          this.options.trace?.beside(`send to ${this.router}`, 'send', sending, traced(meta, bytes));
+      done: () => rows.release(),
+      sent: (end) => {
+        const sending = { start: started, end };
+        this.options.trace?.beside(`send to ${this.router}`, 'send', sending, traced(meta, bytes));
       },
     };
     this.enqueue(pending.outgoing);
@@ -327,7 +327,7 @@ class WorkerLink {
   private idle(): void {
     if (this.over) return;
     if (this.call.isPaused()) this.call.resume();
-    if (!this.halfClosed || this.pending.size > 0 || this.port.queued > 0) return;
+    if (!this.halfClosed || this.pending.size > 0 || this.writer.queued > 0) return;
     this.close();
     this.call.end();
   }

@@ -112,7 +112,8 @@ export class UcxCall extends Duplex {
     else this.unpaid = true;
     const slab = native.allocateSlab(Math.max(1, bytes.byteLength), routingBytes + 64);
     slab.view().set(bytes);
-    void this.channel.send(chunk, { slab, bytes: bytes.byteLength }).finally(() => slab.release());
+    this.channel.send(chunk, { slab, bytes: bytes.byteLength });
+    slab.release();
   }
 
   /** Everything sent was taken by the router, or the call is over, as it must be for what no credit allows. */

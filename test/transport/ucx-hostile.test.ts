@@ -37,9 +37,9 @@ function openChannel(key: Uint8Array): UcxChannel {
 }
 
 /** Sends rows of zeros, and these bytes where metadata belongs. */
-async function send(channel: UcxChannel, metadata: Uint8Array, rowsBytes = 0): Promise<void> {
+function send(channel: UcxChannel, metadata: Uint8Array, rowsBytes = 0): void {
   const slab = native.allocateSlab(Math.max(1, rowsBytes), metadata.byteLength);
-  await channel.send(slab, rowsBytes, metadata).catch(() => {});
+  channel.send(slab, rowsBytes, metadata);
   slab.release();
 }
 
@@ -73,19 +73,19 @@ async function routerOnUcx(address: string) {
   const received: WorkerMessage[] = [];
   const listen = async () => {
     for (;;) {
-      for (const { slab, metadata } of await channel.receive()) {
+      for (const { slab, metadata } of (await channel.receive()).messages) {
         received.push(exchangeCodec.router.deserialize(Buffer.from(metadata)));
         slab.release();
       }
     }
   };
   listen().catch(() => {});
-  await send(channel, encoded(hello));
+  send(channel, encoded(hello));
   await until(() => received.length === 1);
   return { ...offer, received, peer: ucx! };
 }
 
-onUcx.each<[string, (channel: UcxChannel) => Promise<void>, string, string]>([
+onUcx.each<[string, (channel: UcxChannel) => void, string, string]>([
   [
     'sends what is no message',
     (channel) => send(channel, Uint8Array.of(0xff, 0xff, 0xff)),
@@ -101,8 +101,8 @@ onUcx.each<[string, (channel: UcxChannel) => Promise<void>, string, string]>([
   ['says hello again', (channel) => send(channel, encoded(hello)), 'INVALID_ARGUMENT', 'one hello on a link'],
   [
     'uses the number of an exchange twice',
-    async (channel) => {
-      for (let i = 0; i < 2; i++) await send(channel, tokens(5, 4), 4 * rowBytes);
+    (channel) => {
+      for (let i = 0; i < 2; i++) send(channel, tokens(5, 4), 4 * rowBytes);
     },
     'INVALID_ARGUMENT',
     'exchange is 5; allowed: above 5',
@@ -115,8 +115,8 @@ onUcx.each<[string, (channel: UcxChannel) => Promise<void>, string, string]>([
   ],
   [
     'sends more than its credit',
-    async (channel) => {
-      for (let i = 1; i <= 3; i++) await send(channel, tokens(i, 4), 4 * rowBytes);
+    (channel) => {
+      for (let i = 1; i <= 3; i++) send(channel, tokens(i, 4), 4 * rowBytes);
     },
     'RESOURCE_EXHAUSTED',
     'bytes outstanding is',
@@ -127,7 +127,7 @@ onUcx.each<[string, (channel: UcxChannel) => Promise<void>, string, string]>([
   const good = await dial(address, { transport: 'ucx' });
   const waiting = good.exchange(batchOf(), never);
   const { channel, ended } = await routerOnUcx(address);
-  await misbehave(channel);
+  misbehave(channel);
   const error = await ended;
   expect(error.code).toBe(code);
   expect(error.message).toContain(text);
@@ -144,8 +144,8 @@ onUcx.each<[string, number, number]>([
 ])('rows other than announced over UCX (%s) fail their exchange alone', async (_, sent, announced) => {
   const { address } = await startWorker();
   const { channel, received } = await routerOnUcx(address);
-  await send(channel, tokens(1, announced), sent * rowBytes);
-  await send(channel, tokens(2, 4), 4 * rowBytes);
+  send(channel, tokens(1, announced), sent * rowBytes);
+  send(channel, tokens(2, 4), 4 * rowBytes);
   await until(() => received.length === 3);
   expect(received.find(({ failure }) => failure)!.failure).toMatchObject({
     exchange: 1,
@@ -164,7 +164,7 @@ onUcx('a wrong key, and a channel that is closed or never was, are refused and c
     const before = refused();
     const channel = openChannel(withKey);
     await channel.connect(peer.address, to);
-    await send(channel, tokens(1, 4), 4 * rowBytes);
+    send(channel, tokens(1, 4), 4 * rowBytes);
     await until(() => refused() > before);
   };
   await stray(randomBytes(16), peer.channel);

@@ -55,13 +55,14 @@ ucx::Fabric& fabric_of(Napi::Env env, UcxEnvironment& own, const Shared& shared)
 Napi::Value open_channel(const Napi::CallbackInfo& info, const Shared& shared) {
   const Fields options(info[0], "");
   const auto bytes = to_span<uint8_t>(options.value("key"), "key");
-  ucx::Key key;
-  if (bytes.size() != key.size()) throw_invalid("key.length", bytes.size(), std::to_string(key.size()));
-  std::copy(bytes.begin(), bytes.end(), key.begin());
-  const uint64_t message_bytes_max = options.integer("messageBytesMax", 1, safe_integer_max);
-  const uint64_t inbox_bytes_max = options.integer("inboxBytesMax", 1, safe_integer_max);
+  UcxPortOptions wanted;
+  if (bytes.size() != wanted.key.size()) throw_invalid("key.length", bytes.size(), std::to_string(wanted.key.size()));
+  std::copy(bytes.begin(), bytes.end(), wanted.key.begin());
+  wanted.message_bytes_max = options.integer("messageBytesMax", 1, safe_integer_max);
+  wanted.inbox_bytes_max = options.integer("inboxBytesMax", 1, safe_integer_max);
+  wanted.report_sends = options.value("reportSends").ToBoolean();
   fabric_of(info.Env(), *shared, shared);
-  auto port = UcxPort::open(shared->fabric, key, message_bytes_max, inbox_bytes_max);
+  auto port = UcxPort::open(shared->fabric, wanted);
   shared->add(port);
   return UcxChannelHandle::create(info.Env(), std::move(port));
 }

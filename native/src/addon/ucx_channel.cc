@@ -8,9 +8,8 @@
 
 namespace switchyard::addon {
 
-std::shared_ptr<UcxPort> UcxPort::open(const std::shared_ptr<ucx::Fabric>& fabric, const ucx::Key& key,
-                                       size_t message_bytes_max, size_t inbox_bytes_max) {
-  std::shared_ptr<UcxPort> port(new UcxPort(fabric, inbox_bytes_max));
+std::shared_ptr<UcxPort> UcxPort::open(const std::shared_ptr<ucx::Fabric>& fabric, const UcxPortOptions& options) {
+  std::shared_ptr<UcxPort> port(new UcxPort(fabric, options));
   // The fabric may outlive the port; events of a port that is gone concern nobody.
   const std::weak_ptr<UcxPort> weak = port;
   ucx::ChannelEvents events;
@@ -20,7 +19,7 @@ std::shared_ptr<UcxPort> UcxPort::open(const std::shared_ptr<ucx::Fabric>& fabri
   events.failed = [weak](Error error) {
     if (const auto self = weak.lock()) self->fail(std::move(error));
   };
-  port->id_ = fabric->open(key, {message_bytes_max}, std::move(events));
+  port->id_ = fabric->open(options.key, {options.message_bytes_max}, std::move(events));
   return port;
 }
 
@@ -30,6 +29,39 @@ std::shared_ptr<ucx::Fabric> UcxPort::fabric() const {
   return fabric;
 }
 
+void UcxPort::send(ucx::Message message) {
+  const auto fabric = this->fabric();
+  uint64_t number = 0;
+  if (report_sends_) {
+    const std::lock_guard lock(mutex_);
+    number = reported_ + sends_.size();
+    sends_.emplace_back();
+  }
+  fabric->send(id_, std::move(message), [weak = weak_from_this(), number](std::optional<Error> error) {
+    const auto self = weak.lock();
+    if (!self) return;
+    if (!error) self->sent(number);
+    // Of a lost link the channel's own failure tells, or the control plane where the peer has closed the channel.
+    else if (error->code != Code::link_lost) self->fail(std::move(*error));
+  });
+}
+
+void UcxPort::sent(uint64_t number) {
+  if (!report_sends_) return;
+  std::function<void()> ready;
+  {
+    const std::lock_guard lock(mutex_);
+    sends_[number - reported_] = std::chrono::steady_clock::now();
+    if (!sends_.front()) return;
+    for (; !sends_.empty() && sends_.front(); ++reported_) {
+      inbox_.sent.push_back(*sends_.front());
+      sends_.pop_front();
+    }
+    ready.swap(ready_);
+  }
+  if (ready) ready();
+}
+
 void UcxPort::arrived(ucx::Message message) {
   std::function<void()> ready;
   {
@@ -37,7 +69,7 @@ void UcxPort::arrived(ucx::Message message) {
     if (failure_) return;
     inbox_bytes_ += message.row_bytes + message.meta_bytes;
     if (inbox_bytes_ <= inbox_bytes_max_) {
-      inbox_.push_back(std::move(message));
+      inbox_.messages.push_back(std::move(message));
     } else {
       failure_ = Error(Code::resource_exhausted, std::to_string(inbox_bytes_) + " bytes have arrived; allowed: " +
                                                      std::to_string(inbox_bytes_max_));
@@ -51,7 +83,7 @@ void UcxPort::wait(std::function<void()> ready) {
   {
     const std::lock_guard lock(mutex_);
     if (ready_) throw_invalid("receive", "called again", "one call at a time");
-    if (inbox_.empty() && !failure_) {
+    if (empty() && !failure_) {
       ready_ = std::move(ready);
       return;
     }
@@ -59,9 +91,9 @@ void UcxPort::wait(std::function<void()> ready) {
   ready();
 }
 
-std::vector<ucx::Message> UcxPort::take() {
+UcxArrivals UcxPort::take() {
   const std::lock_guard lock(mutex_);
-  if (inbox_.empty() && failure_) throw *failure_;
+  if (empty() && failure_) throw *failure_;
   inbox_bytes_ = 0;
   return std::exchange(inbox_, {});
 }
@@ -110,27 +142,6 @@ namespace {
 using Task = std::function<void()>;
 using Failure = std::optional<Error>;
 
-/** Starts `begin` instead of running on a pool; the operation ends when the callback given to it is called. */
-template <typename Begin>
-void run_when_done(Operation& operation, Begin begin) {
-  const auto failure = std::make_shared<Failure>();
-  operation.executor = [failure, begin](Task task) {
-    const auto done = [failure, task](Failure error) {
-      *failure = std::move(error);
-      task();
-    };
-    try {
-      begin(done);
-    } catch (const Error& error) {
-      done(error);
-    }
-  };
-  operation.run = [failure] {
-    if (*failure) throw **failure;
-  };
-  operation.result = [](Napi::Env env) { return env.Undefined(); };
-}
-
 Napi::Value to_message(Napi::Env env, ucx::Message& message) {
   auto result = Napi::Object::New(env);
   const auto* metadata = reinterpret_cast<const uint8_t*>(message.slab->data()) + message.row_bytes;
@@ -153,13 +164,28 @@ Napi::Value UcxChannelHandle::connect(const Napi::CallbackInfo& info) {
     const auto address = to_span<uint8_t>(info[0], "peerAddress");
     if (address.empty()) throw_invalid("peerAddress", "empty", "a UCX worker address");
     const uint64_t peer = to_integer(info[1], "peerId", 1, safe_integer_max);
-    run_when_done(operation, [port = native(), peer, bytes = std::vector<uint8_t>(address.begin(), address.end())](
-                                 auto done) { port->fabric()->connect(port->id(), bytes, peer, done); });
+    const auto failure = std::make_shared<Failure>();
+    operation.executor = [port = native(), peer, bytes = std::vector<uint8_t>(address.begin(), address.end()),
+                          failure](Task task) {
+      const auto done = [failure, task](Failure error) {
+        *failure = std::move(error);
+        task();
+      };
+      try {
+        port->fabric()->connect(port->id(), bytes, peer, done);
+      } catch (const Error& error) {
+        done(error);
+      }
+    };
+    operation.run = [failure] {
+      if (*failure) throw **failure;
+    };
+    operation.result = [](Napi::Env env) { return env.Undefined(); };
   });
 }
 
 Napi::Value UcxChannelHandle::send(const Napi::CallbackInfo& info) {
-  return Operation::start(info, "send", [this](const Napi::CallbackInfo& info, Operation& operation) {
+  return guard(info, "send", [&] {
     const SlabRef slab = SlabHandle::of(info[0], "slab");
     const uint64_t row_bytes = to_integer(info[1], "rowBytes", 0, slab->size());
     const auto metadata = to_span<uint8_t>(info[2], "metadata");
@@ -168,29 +194,27 @@ Napi::Value UcxChannelHandle::send(const Napi::CallbackInfo& info) {
                     "1 to " + std::to_string(slab->capacity() - row_bytes) + ", the capacity behind the rows");
     }
     std::memcpy(slab->data() + row_bytes, metadata.data(), metadata.size());
-    const ucx::Message message{slab, row_bytes, metadata.size()};
-    run_when_done(operation,
-                  [port = native(), message](auto done) { port->fabric()->send(port->id(), message, done); });
+    native()->send({slab, row_bytes, metadata.size()});
+    return info.Env().Undefined();
   });
 }
 
 Napi::Value UcxChannelHandle::send_rows(const Napi::CallbackInfo& info) {
-  return Operation::start(info, "sendRows", [this](const Napi::CallbackInfo& info, Operation& operation) {
+  return guard(info, "sendRows", [&] {
     const SlabRef slab = SlabHandle::of(info[0], "slab");
     const uint64_t row_bytes = to_integer(info[1], "rowBytes", 1, slab->size());
     const auto indices = to_span<uint32_t>(info[2], "indices");
     const auto metadata = to_span<uint8_t>(info[3], "metadata");
     if (indices.empty()) throw_invalid("indices.length", 0, "1 or more");
     if (metadata.empty()) throw_invalid("metadata.byteLength", 0, "1 or more");
-    const ucx::Message message = ucx::select_rows(arena(), slab, row_bytes, indices, metadata);
-    run_when_done(operation,
-                  [port = native(), message](auto done) { port->fabric()->send(port->id(), message, done); });
+    native()->send(ucx::select_rows(arena(), slab, row_bytes, indices, metadata));
+    return info.Env().Undefined();
   });
 }
 
 Napi::Value UcxChannelHandle::receive(const Napi::CallbackInfo& info) {
   return Operation::start(info, "receive", [this](const Napi::CallbackInfo&, Operation& operation) {
-    const auto messages = std::make_shared<std::vector<ucx::Message>>();
+    const auto arrivals = std::make_shared<UcxArrivals>();
     const std::shared_ptr<UcxPort> port = native();
     const auto refused = std::make_shared<Failure>();
     operation.executor = [port, refused](Task task) {
@@ -201,13 +225,19 @@ Napi::Value UcxChannelHandle::receive(const Napi::CallbackInfo& info) {
         task();
       }
     };
-    operation.run = [port, refused, messages] {
+    operation.run = [port, refused, arrivals] {
       if (*refused) throw **refused;
-      *messages = port->take();
+      *arrivals = port->take();
     };
-    operation.result = [messages](Napi::Env env) {
-      auto result = Napi::Array::New(env, messages->size());
-      for (uint32_t i = 0; i < messages->size(); ++i) result.Set(i, to_message(env, (*messages)[i]));
+    operation.result = [arrivals](Napi::Env env) {
+      auto [messages, sent] = std::move(*arrivals);
+      auto result = Napi::Object::New(env);
+      auto list = Napi::Array::New(env, messages.size());
+      for (uint32_t i = 0; i < messages.size(); ++i) list.Set(i, to_message(env, messages[i]));
+      auto times = Napi::Array::New(env, sent.size());
+      for (uint32_t i = 0; i < sent.size(); ++i) times.Set(i, to_microseconds(sent[i]));
+      result.Set("messages", list);
+      result.Set("sentMicroseconds", times);
       return result;
     };
   });

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -12,19 +13,34 @@
 
 namespace switchyard::addon {
 
-/** A channel of the fabric, and the messages that JavaScript has not taken yet. */
+struct UcxPortOptions {
+  ucx::Key key;
+  size_t message_bytes_max;
+  size_t inbox_bytes_max;
+  bool report_sends;
+};
+
+/** What JavaScript takes of a port at a time. */
+struct UcxArrivals {
+  std::vector<ucx::Message> messages;
+  /** When messages sent have left, in the order of sending. */
+  std::vector<std::chrono::steady_clock::time_point> sent;
+};
+
+/** A channel of the fabric, and what has come of it that JavaScript has not taken yet. */
 class UcxPort : public std::enable_shared_from_this<UcxPort> {
  public:
-  static std::shared_ptr<UcxPort> open(const std::shared_ptr<ucx::Fabric>& fabric, const ucx::Key& key,
-                                       size_t message_bytes_max, size_t inbox_bytes_max);
+  static std::shared_ptr<UcxPort> open(const std::shared_ptr<ucx::Fabric>& fabric, const UcxPortOptions& options);
 
   uint64_t id() const { return id_; }
   /** JS thread. Throws CANCELLED once the environment has given up its fabric. */
   std::shared_ptr<ucx::Fabric> fabric() const;
   /** Calls `ready` once there is something to take, at once if there is. Throws if another call waits. */
   void wait(std::function<void()> ready);
-  /** What has arrived; throws the reason of the failure when there is nothing. */
-  std::vector<ucx::Message> take();
+  /** What has come; throws the reason of the failure when there is nothing. */
+  UcxArrivals take();
+  /** JS thread. A message that cannot be sent for another reason than the peer's end fails the port. */
+  void send(ucx::Message message);
   /** Ends the channel for JavaScript: whoever waits is called, and take() throws the first reason. */
   void fail(Error reason);
   /** As fail(), and closes the fabric's channel. Idempotent. */
@@ -33,17 +49,23 @@ class UcxPort : public std::enable_shared_from_this<UcxPort> {
   void end();
 
  private:
-  UcxPort(const std::shared_ptr<ucx::Fabric>& fabric, size_t inbox_bytes_max)
-      : fabric_(fabric), inbox_bytes_max_(inbox_bytes_max) {}
+  UcxPort(const std::shared_ptr<ucx::Fabric>& fabric, const UcxPortOptions& options)
+      : fabric_(fabric), inbox_bytes_max_(options.inbox_bytes_max), report_sends_(options.report_sends) {}
 
   void arrived(ucx::Message message);
+  void sent(uint64_t number);
+  bool empty() const { return inbox_.messages.empty() && inbox_.sent.empty(); }
 
   /** The environment owns it: the fabric's thread may be the last to let go of a port, and cannot end the fabric. */
   const std::weak_ptr<ucx::Fabric> fabric_;
   const size_t inbox_bytes_max_;
+  const bool report_sends_;
   uint64_t id_ = 0;
   std::mutex mutex_;
-  std::vector<ucx::Message> inbox_;
+  UcxArrivals inbox_;
+  /** When messages from number `reported_` on have left; none for one that is under way. */
+  std::deque<std::optional<std::chrono::steady_clock::time_point>> sends_;
+  uint64_t reported_ = 0;
   size_t inbox_bytes_ = 0;
   std::optional<Error> failure_;
   std::function<void()> ready_;

@@ -1,3 +1,4 @@
+import { nowMicroseconds } from '../../common/trace.js';
 import type { MessagePort, Outgoing } from '../port.js';
 
 /** What the writer needs of a gRPC stream of either side. */
@@ -21,6 +22,7 @@ export class MessageWriter<Message> implements MessagePort<Message> {
     private readonly onIdle: () => void = () => {},
   ) {}
 
+  /** Messages that were given to `send` and are not done. */
   get queued(): number {
     return this.queue.size + (this.inFlight ? 1 : 0);
   }
@@ -64,6 +66,7 @@ export class MessageWriter<Message> implements MessagePort<Message> {
     if (this.inFlight !== outgoing) return;
     this.inFlight = null;
     outgoing.done();
+    outgoing.sent?.(nowMicroseconds());
     this.pump();
     if (this.queued === 0) this.onIdle();
   }

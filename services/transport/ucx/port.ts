@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { native, type Ucx, type UcxChannel, type UcxMessage } from '../../../native/index.js';
+import { native, type Ucx, type UcxArrivals, type UcxChannel } from '../../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
 import type { StreamCodec } from '../../common/protocol.js';
@@ -14,6 +14,8 @@ export interface UcxPortOptions<Out, In> {
   rowBytesMax: number;
   /** Rows that may be under way to this end, as its credits allow. */
   rowBytesInFlightMax: number;
+  /** Whether those who send hear when their messages have left. Default: no. */
+  reportSends?: boolean;
 }
 
 const keyBytes = 16;
@@ -41,7 +43,8 @@ export function randomKey(): Uint8Array {
 export class UcxPort<Out, In> implements MessagePort<Out> {
   gathers = false;
   private readonly channel: UcxChannel;
-  private waiting = 0;
+  /** Of messages that have not left, if the port tells. */
+  private readonly sending: Outgoing<Out>['sent'][] = [];
   private closed = false;
   private failure: SwitchyardError | null = null;
 
@@ -53,6 +56,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
       key: options.key,
       messageBytesMax: options.rowBytesMax + metadataBytesMax,
       inboxBytesMax: options.rowBytesInFlightMax + inboxBytesBeside,
+      reportSends: options.reportSends ?? false,
     });
   }
 
@@ -60,10 +64,6 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   get end(): UcxEndInput {
     const address = Buffer.from(this.ucx.address());
     return { address, channel: this.channel.id, seal: sealOf(address) };
-  }
-
-  get queued(): number {
-    return this.waiting;
   }
 
   /** Rejects with INVALID_ARGUMENT for an end that is damaged, with LINK_LOST for one that cannot be reached. */
@@ -83,14 +83,16 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   /** Calls `onMessage` for all that arrives, in order, until the port is closed (resolves) or fails (rejects). */
   async receive(onMessage: (message: In, rows: ArrivedRows, metadataBytes: number) => void): Promise<void> {
     while (!this.closed) {
-      let messages: UcxMessage[];
+      let arrivals: UcxArrivals;
       try {
-        messages = await this.channel.receive();
+        arrivals = await this.channel.receive();
       } catch (error) {
         if (this.closed) return;
         throw this.failure ?? asSwitchyardError(error);
       }
-      for (const { slab, rowBytes, metadata, announcedMicroseconds, arrivedMicroseconds } of messages) {
+      for (const time of arrivals.sentMicroseconds) this.sending.shift()?.(time);
+      for (const message of arrivals.messages) {
+        const { slab, rowBytes, metadata, announcedMicroseconds, arrivedMicroseconds } = message;
         if (this.closed) {
           slab.release();
           continue;
@@ -104,15 +106,8 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
 
   /** Messages go out at once: what is under way is bounded by the credits of the stream above. */
   send(outgoing: Outgoing<Out>): void {
-    if (this.closed) {
-      outgoing.done();
-      return;
-    }
-    this.waiting += 1;
-    void this.transmit(outgoing).finally(() => {
-      this.waiting -= 1;
-      outgoing.done();
-    });
+    if (!this.closed) this.transmit(outgoing);
+    outgoing.done();
   }
 
   withdraw(): boolean {
@@ -125,25 +120,24 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     this.channel.close();
   }
 
-  /** A send that fails says nothing here: the channel has failed with it, or fails now, and `receive` tells. */
-  private async transmit({ make, rows }: Outgoing<Out>): Promise<void> {
+  /** What cannot be sent ends the channel, and `receive` tells. */
+  private transmit({ make, rows, sent }: Outgoing<Out>): void {
     try {
       const metadata = this.options.codec.serialize(make());
-      if (rows === null) await this.sendMetadata(metadata);
-      else if (rows.gather === undefined) await this.channel.send(rows.slab, rows.bytes, metadata);
-      else await this.channel.sendRows(rows.slab, rows.gather.rowBytes, rows.gather.selected, metadata);
+      if (rows === null) this.sendMetadata(metadata);
+      else if (rows.gather === undefined) this.channel.send(rows.slab, rows.bytes, metadata);
+      else this.channel.sendRows(rows.slab, rows.gather.rowBytes, rows.gather.selected, metadata);
+      if (this.options.reportSends) this.sending.push(sent);
     } catch (thrown) {
-      const error = asSwitchyardError(thrown);
-      if (this.closed || error.code === 'LINK_LOST') return;
-      this.failure ??= error;
+      this.failure ??= asSwitchyardError(thrown);
       this.channel.close();
     }
   }
 
-  private async sendMetadata(metadata: Uint8Array): Promise<void> {
+  private sendMetadata(metadata: Uint8Array): void {
     const slab = native.allocateSlab(1, metadata.byteLength);
     try {
-      await this.channel.send(slab, 0, metadata);
+      this.channel.send(slab, 0, metadata);
     } finally {
       slab.release();
     }
