@@ -9,7 +9,6 @@ export const packFloat32 = (array: Float32Array): Buffer => bytesOf(array);
  * Bytes of a received message lie at any address, and a view of them would keep the whole message, rows
  * included, in memory: so they are copied. The length must be a multiple of four.
  */
-export const unpackUint32 = (bytes: Uint8Array): Uint32Array =>
-  new Uint32Array(Uint8Array.from(bytes).buffer);
+export const unpackUint32 = (bytes: Uint8Array): Uint32Array => new Uint32Array(new Uint8Array(bytes).buffer);
 export const unpackFloat32 = (bytes: Uint8Array): Float32Array =>
-  new Float32Array(Uint8Array.from(bytes).buffer);
+  new Float32Array(new Uint8Array(bytes).buffer);

@@ -33,6 +33,8 @@ interface Exchange {
 /** The token batches of a link that wait for credits or for their answers, on the router's side. */
 export class Exchanges {
   private readonly waiting = new Map<number, Exchange>();
+  /** All token batches of a batch share one signal, on which one listener ends them. */
+  private readonly bySignal = new WeakMap<AbortSignal, Set<Exchange>>();
   private readonly counts = {
     bytesSent: 0,
     bytesReceived: 0,
@@ -67,9 +69,8 @@ export class Exchanges {
     const { meta } = batch;
     let { rows, selected } = batch;
     const cost = creditCost(meta);
+    const ending = this.endingBy(signal);
     let acquired = 0;
-    // All token batches of a batch share one signal; many listeners on it are no leak.
-    setMaxListeners(0, signal);
     try {
       const bytes = rowsBytes(meta.rowCount, meta.hidden);
       if (bytes > this.rowsBytesMax) throw tooLarge(bytes, this.rowsBytesMax);
@@ -91,12 +92,11 @@ export class Exchanges {
       throw this.ended ?? abortError(signal);
     }
     const exchange = this.start({ meta, rows, ...(selected && { selected }) }, cost);
-    const onAbort = () => this.abandon(exchange, abortError(signal));
-    signal.addEventListener('abort', onAbort, { once: true });
+    ending.add(exchange);
     try {
       return await exchange.answer.promise;
     } finally {
-      signal.removeEventListener('abort', onAbort);
+      ending.delete(exchange);
     }
   }
 
@@ -191,6 +191,21 @@ export class Exchanges {
     this.waiting.set(id, exchange);
     this.port().send(outgoing);
     return exchange;
+  }
+
+  /** The exchanges that end when the signal aborts. */
+  private endingBy(signal: AbortSignal): Set<Exchange> {
+    const known = this.bySignal.get(signal);
+    if (known) return known;
+    const exchanges = new Set<Exchange>();
+    this.bySignal.set(signal, exchanges);
+    // A batch may use many links; many listeners on its signal are no leak.
+    setMaxListeners(0, signal);
+    const onAbort = () => {
+      for (const exchange of exchanges) this.abandon(exchange, abortError(signal));
+    };
+    signal.addEventListener('abort', onAbort, { once: true });
+    return exchanges;
   }
 
   private abandon(exchange: Exchange, error: SwitchyardError): void {

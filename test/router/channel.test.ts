@@ -76,9 +76,9 @@ class RawChannel {
     for (;;) {
       const arrivals = await this.channel.receive().catch(() => null);
       if (arrivals === null) return;
-      for (const { slab, metadata } of arrivals.messages) {
+      for (const [slab, , metadata] of arrivals.messages) {
         slab.release();
-        this.received.push(channelCodec.deserialize(Buffer.from(metadata)));
+        this.received.push(channelCodec.deserialize(metadata));
       }
     }
   }

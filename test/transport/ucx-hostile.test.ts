@@ -73,8 +73,8 @@ async function routerOnUcx(address: string) {
   const received: WorkerMessage[] = [];
   const listen = async () => {
     for (;;) {
-      for (const { slab, metadata } of (await channel.receive()).messages) {
-        received.push(exchangeCodec.router.deserialize(Buffer.from(metadata)));
+      for (const [slab, , metadata] of (await channel.receive()).messages) {
+        received.push(exchangeCodec.router.deserialize(metadata));
         slab.release();
       }
     }

@@ -20,6 +20,8 @@ class Environment {
   static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
 
   const std::shared_ptr<CompletionQueue>& completions() const { return completions_; }
+  /** The native value of the handle that is being made. */
+  void* making = nullptr;
   Napi::FunctionReference& constructor(HandleKind kind) { return constructors_[static_cast<size_t>(kind)]; }
 
  private:

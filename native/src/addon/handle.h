@@ -19,11 +19,10 @@ template <typename Self, typename Native>
 class Handle : public Napi::ObjectWrap<Self> {
  public:
   explicit Handle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Self>(info) {
-    // Scripts can reach the constructor through an instance, but they have no External to pass.
-    if (info.Length() != 1 || !info[0].IsExternal()) {
-      throw Napi::TypeError::New(info.Env(), std::string(Self::name) + " is made by the addon alone");
-    }
-    native_ = std::move(*info[0].As<Napi::External<Native>>().Data());
+    // Scripts can reach the constructor through an instance, but nothing is being made then.
+    auto* const made = static_cast<Native*>(std::exchange(Environment::of(info.Env()).making, nullptr));
+    if (!made) throw Napi::TypeError::New(info.Env(), std::string(Self::name) + " is made by the addon alone");
+    native_ = std::move(*made);
     info.This().As<Napi::Object>().TypeTag(&Self::tag);
   }
 
@@ -33,7 +32,9 @@ class Handle : public Napi::ObjectWrap<Self> {
   }
 
   static Napi::Object create(Napi::Env env, Native native) {
-    return Environment::of(env).constructor(Self::kind).New({Napi::External<Native>::New(env, &native)});
+    Environment& environment = Environment::of(env);
+    environment.making = &native;
+    return environment.constructor(Self::kind).New({});
   }
 
   /** The native value of the handle in `field`. Throws INVALID_ARGUMENT for another object, SLAB_RELEASED if given up. */

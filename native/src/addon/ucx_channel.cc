@@ -143,13 +143,13 @@ using Task = std::function<void()>;
 using Failure = std::optional<Error>;
 
 Napi::Value to_message(Napi::Env env, ucx::Message& message) {
-  auto result = Napi::Object::New(env);
+  auto result = Napi::Array::New(env, 5);
   const auto* metadata = reinterpret_cast<const uint8_t*>(message.slab->data()) + message.row_bytes;
-  result.Set("metadata", to_array<uint8_t>(env, std::span(metadata, message.meta_bytes)));
-  result.Set("rowBytes", static_cast<double>(message.row_bytes));
-  result.Set("announcedMicroseconds", to_microseconds(message.announced));
-  result.Set("arrivedMicroseconds", to_microseconds(message.arrived));
-  result.Set("slab", SlabHandle::create(env, std::move(message.slab)));
+  result.Set(1u, static_cast<double>(message.row_bytes));
+  result.Set(2u, Napi::Buffer<uint8_t>::Copy(env, metadata, message.meta_bytes));
+  result.Set(3u, to_microseconds(message.announced));
+  result.Set(4u, to_microseconds(message.arrived));
+  result.Set(0u, SlabHandle::create(env, std::move(message.slab)));
   return result;
 }
 

@@ -91,13 +91,12 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
         throw this.failure ?? asSwitchyardError(error);
       }
       for (const time of arrivals.sentMicroseconds) this.sending.shift()?.(time);
-      for (const message of arrivals.messages) {
-        const { slab, rowBytes, metadata, announcedMicroseconds, arrivedMicroseconds } = message;
+      for (const [slab, rowBytes, metadata, announced, arrived] of arrivals.messages) {
         if (this.closed) {
           slab.release();
           continue;
         }
-        const transfer = { start: announcedMicroseconds, end: arrivedMicroseconds };
+        const transfer = { start: announced, end: arrived };
         const rows: ArrivedRows = { kind: 'slab', slab, byteLength: rowBytes, transfer };
         onMessage(this.parse(metadata), rows, metadata.byteLength);
       }
@@ -143,14 +142,13 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     }
   }
 
-  private parse(metadata: Uint8Array): In {
-    const bytes = Buffer.from(metadata.buffer, metadata.byteOffset, metadata.byteLength);
+  private parse(metadata: Buffer): In {
     try {
-      return this.options.codec.deserialize(bytes);
+      return this.options.codec.deserialize(metadata);
     } catch {
       throw invalidArgument(
         'metadata of a UCX message',
-        `${bytes.byteLength} other bytes`,
+        `${metadata.byteLength} other bytes`,
         'a message of the protocol',
       );
     }
