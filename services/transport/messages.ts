@@ -10,6 +10,7 @@ import type {
   ExchangeFailure,
   ExchangeFailureInput,
 } from '../common/generated/switchyard/v1/ExchangeFailure.js';
+import type { SegmentInput } from '../common/generated/switchyard/v1/Segment.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { formatDetails, parseDetails } from '../common/status.js';
 import type { TokenBatchMeta } from './link.js';
@@ -44,6 +45,8 @@ export function metadataRoom({ segments, rowIndices }: TokenBatchMeta): number {
 
 export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInput {
   const { segments } = meta;
+  const wire: SegmentInput[] = [];
+  for (let i = 0; i < segments.length; i += 2) wire.push({ expert: segments[i]!, count: segments[i + 1]! });
   return {
     exchange,
     batchId: meta.batchId,
@@ -55,10 +58,7 @@ export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInp
     rows: meta.rowCount,
     deadlineMs: meta.deadlineMs,
     combine: meta.combine === 'exact' ? 'EXACT' : 'PARTIAL',
-    segments: Array.from({ length: segments.length / 2 }, (_, i) => ({
-      expert: segments[2 * i]!,
-      count: segments[2 * i + 1]!,
-    })),
+    segments: wire,
     rowIndices: packUint32(meta.rowIndices),
     ...(meta.weights ? { weights: packFloat32(meta.weights) } : {}),
   };
