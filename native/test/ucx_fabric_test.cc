@@ -150,8 +150,8 @@ TEST(Fabric, WrongKeyIsRefusedAndCounted) {
   ASSERT_FALSE(connected.wait());
   left.send(intruder, message_of(arena, 1 << 20, 16, 1), sent.callback());
   sent.wait();
-  // Where processes may read each other the intruder's greeting is refused like its message.
-  const uint64_t refused = peer_memory_allowed(std::getenv("UCX_TLS")) ? 2 : 1;
+  // The greeting of the intruder is refused like its message.
+  const uint64_t refused = 2;
   for (int i = 0; i < 200 && right.stats().messages_refused < refused; ++i) std::this_thread::sleep_for(10ms);
   EXPECT_EQ(right.stats().messages_refused, refused);
   EXPECT_EQ(right.stats().bytes_received, 0u);

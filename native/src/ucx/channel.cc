@@ -1,34 +1,6 @@
-#include <cstdio>
-#include <cstdlib>
-#include <regex>
-
 #include "ucx/progress.h"
 
 namespace switchyard::ucx {
-namespace {
-
-/** The transports of an endpoint's lanes, each once. UCX 1.13 tells them in its text for people alone. */
-std::string lane_transports(ucp_ep_h endpoint) {
-  char* text = nullptr;
-  size_t length = 0;
-  FILE* stream = open_memstream(&text, &length);
-  if (!stream) return "";
-  ucp_ep_print_info(endpoint, stream);
-  std::fclose(stream);
-  const std::string info(text, length);
-  std::free(text);
-
-  // For example: "#   lane[0]:  3:sysv/memory.0 md[2] -> md[2]/sysv/sysdev[255] am am_bw#0 keepalive".
-  const std::regex lane(R"(lane\[\d+\]:\s+\d+:(\w+)/)");
-  std::string found;
-  for (std::sregex_iterator match(info.begin(), info.end(), lane), end; match != end; ++match) {
-    const std::string name = (*match)[1];
-    if ((" " + found + " ").find(" " + name + " ") == std::string::npos) found += (found.empty() ? "" : " ") + name;
-  }
-  return found;
-}
-
-}  // namespace
 
 uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events) {
   const uint64_t id = next_channel_++;
@@ -65,12 +37,11 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   endpoint.made_here = true;
   ++endpoint.channels;
   channel.peer_channel = peer_channel;
-  if (peer_memory_allowed_) {
-    channel.challenge = random_mark();
-    send_control(channel, Kind::challenge, 0, channel.challenge.data(), sizeof(Mark));
-  }
+  channel.challenge = random_mark();
+  send_control(channel, Kind::challenge, 0, channel.challenge.data(), sizeof(Mark));
   // The peer may have asked before this side could answer.
   if (channel.mark) send_beacon(channel);
+  offer_stream(channel);
   done(std::nullopt);
 }
 
@@ -84,6 +55,7 @@ void Fabric::Progress::fail(Channel& channel, Error error) {
   if (channel.failure) return;
   channel.failure = error;
   end_offers(channel, error);
+  if (channel.stream) end_sends(*channel.stream, error);
   if (!channel.closing) return channel.events.failed(std::move(error));
   close_if_quiet(channel);
 }
@@ -103,13 +75,21 @@ void Fabric::Progress::close_now(uint64_t id, CloseDone done) {
   if (channel.closing) return;
   channel.closing = true;
   if (channel.endpoint && !channel.failure) send_control(channel, Kind::closing);
+  if (channel.stream) watch(*channel.stream);
   close_if_quiet(channel);
 }
 
 /** Ends the closing of a channel as soon as nothing is under way on it, or its failure has made that void. */
 void Fabric::Progress::close_if_quiet(Channel& channel) {
   if (!channel.closing) return;
-  if (!channel.failure && (!channel.offers.empty() || channel.under_way > 0)) return;
+  if (!channel.failure) {
+    const Stream* stream = channel.stream;
+    if (!channel.offers.empty() || channel.under_way > 0 || (stream && !stream->idle())) return;
+    if (stream && !channel.peer_closing && !ending_) {
+      for (const CloseDone& closed : std::exchange(channel.closed, {})) closed();
+      return;
+    }
+  }
   // The endpoint may not be closed while UCX calls one of its handlers.
   deferred_.push_back([this, id = channel.id] { finish_close(id); });
 }
@@ -122,6 +102,7 @@ void Fabric::Progress::finish_close(uint64_t id) {
   const auto done = [channel] {
     for (const CloseDone& closed : channel->closed) closed();
   };
+  if (channel->stream) streams_.erase(channel->stream->socket());
   const bool failed = channel->failure.has_value();
   leave_endpoint(channel->answering, failed && channel->under_way > 0, [] {});
   leave_endpoint(channel->endpoint, failed, done);
@@ -175,14 +156,19 @@ std::string Fabric::Progress::transports(uint64_t id) {
     const auto found = channels_.find(id);
     if (found == channels_.end() || !found->second->endpoint) return answer->set_value("");
     const Channel& channel = *found->second;
-    answer->set_value((channel.may_offer ? "mapped " : "") + lane_transports(channel.endpoint));
+    std::string text = channel.may_offer ? "mapped" : channel.stream && channel.stream->ready ? "stream" : "";
+    for (const Lane& lane : lanes_of(channel.endpoint)) {
+      if ((" " + text + " ").find(" " + lane.transport + " ") != std::string::npos) continue;
+      text += (text.empty() ? "" : " ") + lane.transport;
+    }
+    answer->set_value(text);
   });
   return future.get();
 }
 
 FabricStats Fabric::Progress::stats() const {
   return {messages_sent_, messages_received_, bytes_sent_, bytes_received_, bytes_copied_, bytes_taken_,
-          messages_refused_};
+          bytes_streamed_, messages_refused_};
 }
 
 }  // namespace switchyard::ucx

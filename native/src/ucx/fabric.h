@@ -65,6 +65,8 @@ struct FabricStats {
   uint64_t bytes_copied = 0;
   /** Bytes that came by one copy from the peer's slabs on this machine. */
   uint64_t bytes_taken = 0;
+  /** Bytes that were read from a stream straight into their slabs. */
+  uint64_t bytes_streamed = 0;
   /** Messages dropped for an unknown channel, a wrong key or a size over the limit. */
   uint64_t messages_refused = 0;
 };
@@ -103,7 +105,7 @@ class Fabric {
   /** Flushes what was sent unless the peer is gone, then forgets the channel. `failed` is not called. Idempotent. */
   void close(uint64_t channel, CloseDone done);
 
-  /** The transports that carry the channel's messages, for example "mapped sysv posix", or empty before `connect`. */
+  /** The transports that carry the channel's messages, for example "mapped sysv posix" or "stream tcp", or empty before `connect`. */
   std::string transports(uint64_t channel);
 
   FabricStats stats() const;

@@ -34,7 +34,7 @@ void check(ucs_status_t status, const char* call) {
   if (status != UCS_OK) throw Error(Code::internal, std::string(call) + ": " + ucs_status_string(status));
 }
 
-void watch(int poll, int descriptor) {
+void wake_on(int poll, int descriptor) {
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.fd = descriptor;
@@ -108,10 +108,12 @@ void Fabric::Progress::create_worker() {
 
   check(ucp_worker_get_efd(worker_, &worker_events_), "ucp_worker_get_efd");
   command_events_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  stream_events_ = epoll_create1(EPOLL_CLOEXEC);
   poll_events_ = epoll_create1(EPOLL_CLOEXEC);
-  if (command_events_ < 0 || poll_events_ < 0) throw Error(Code::internal, "no file descriptor for events");
-  watch(poll_events_, worker_events_);
-  watch(poll_events_, command_events_);
+  if (command_events_ < 0 || stream_events_ < 0 || poll_events_ < 0) throw Error(Code::internal, "no file descriptor for events");
+  wake_on(poll_events_, worker_events_);
+  wake_on(poll_events_, command_events_);
+  wake_on(poll_events_, stream_events_);
 }
 
 void Fabric::Progress::set_handler(unsigned id, ucp_am_recv_callback_t callback) {
@@ -138,7 +140,9 @@ void Fabric::Progress::destroy() {
   }
   for (auto& [id, channel] : channels_) end_offers(*channel, ended);
   for (ReceiveRequest* request : receiving_) delete request;
+  close_streams();
   if (command_events_ >= 0) ::close(command_events_);
+  if (stream_events_ >= 0) ::close(stream_events_);
   if (poll_events_ >= 0) ::close(poll_events_);
 }
 
@@ -178,6 +182,7 @@ void Fabric::Progress::run() {
     }
     // Once, although more may have arrived: while a stream of messages comes in, answers to the first must go out.
     if (ucp_worker_progress(worker_) != 0) busy = true;
+    if (serve_streams()) busy = true;
     const auto now = Clock::now();
     if (busy) {
       last_work = now;
@@ -199,8 +204,8 @@ void Fabric::Progress::wait_for_events() {
     if (!commands_.empty() || !deferred_.empty() || closing_) return;
     sleeping_ = true;
   }
-  epoll_event events[2];
-  const int count = epoll_wait(poll_events_, events, 2, -1);
+  epoll_event events[3];
+  const int count = epoll_wait(poll_events_, events, 3, -1);
   {
     std::lock_guard lock(mutex_);
     sleeping_ = false;
@@ -212,13 +217,16 @@ void Fabric::Progress::wait_for_events() {
 }
 
 void Fabric::Progress::close_all() {
-  std::vector<uint64_t> open;
-  for (const auto& [id, channel] : channels_) open.push_back(id);
-  for (const uint64_t id : open) close_now(id, nullptr);
+  ending_ = true;
+  for (const auto& [id, channel] : channels_) {
+    close_now(id, nullptr);
+    close_if_quiet(*channel);
+  }
   const auto deadline = std::chrono::steady_clock::now() + shutdown_wait;
   while ((!channels_.empty() || endpoints_closing_ > 0 || !sending_.empty() || !receiving_.empty()) &&
          std::chrono::steady_clock::now() < deadline) {
     ucp_worker_progress(worker_);
+    serve_streams();
     run_commands();
   }
 }

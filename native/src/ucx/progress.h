@@ -2,6 +2,7 @@
 
 #include <ucp/api/ucp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <future>
@@ -13,12 +14,17 @@
 
 #include "ucx/fabric.h"
 #include "ucx/peer_memory.h"
+#include "ucx/stream.h"
 #include "ucx/wire.h"
 
 namespace switchyard::ucx {
 
 inline Error gone(ucs_status_t status) {
   return Error(Code::link_lost, std::string("the UCX peer is gone: ") + ucs_status_string(status));
+}
+
+inline Error broken(const std::string& what) {
+  return Error(Code::invalid_argument, "the UCX peer broke the protocol: " + what);
 }
 
 inline Error closed_channel(uint64_t id) {
@@ -45,6 +51,10 @@ class Fabric::Progress {
  private:
   struct Channel;
   struct Endpoint;
+  struct Listener {
+    int socket;
+    Place place;
+  };
   struct SendRequest;
   struct ReceiveRequest;
   using Command = std::function<void()>;
@@ -71,6 +81,23 @@ class Fabric::Progress {
   void leave_endpoint(ucp_ep_h endpoint, bool failed, Command done);
   void close_endpoint(ucp_ep_h endpoint, bool force, Command done);
   void fail(Channel& channel, Error error);
+
+  // Streams: streams.cc.
+  void offer_stream(Channel& channel);
+  void receive_stream_offer(Channel& channel, const Place& place);
+  std::optional<Place> listen(const std::string& interface);
+  void accept_from(int listener);
+  Stream& add_stream(int socket);
+  void push(Channel& channel, Stream::Outgoing outgoing);
+  void write(Stream& stream);
+  void watch(Stream& stream);
+  bool serve_streams();
+  void serve(Stream& stream, uint32_t events);
+  std::optional<Message> begin(Stream& stream, const WireHeader& header);
+  std::optional<Message> adopt(Channel& channel, Stream& stream, const WireHeader& header);
+  void stream_over(Stream& over);
+  static void end_sends(Stream& stream, const Error& error);
+  void close_streams();
 
   // What goes out: send.cc.
   void send_now(uint64_t id, Message message, SendDone done);
@@ -109,6 +136,7 @@ class Fabric::Progress {
   std::vector<uint8_t> address_;
   int worker_events_ = -1;
   int command_events_ = -1;
+  int stream_events_ = -1;
   int poll_events_ = -1;
 
   std::mutex mutex_;
@@ -123,12 +151,20 @@ class Fabric::Progress {
   std::unordered_set<SendRequest*> sending_;
   std::unordered_map<ucp_ep_h, Endpoint> endpoints_;
   size_t endpoints_closing_ = 0;
+  /** By socket. */
+  std::unordered_map<int, std::unique_ptr<Stream>> streams_;
+  /** Sockets of streams that have not shown the key of a channel, the oldest first. */
+  std::deque<int> strangers_;
+  /** By network interface. */
+  std::map<std::string, Listener> listeners_;
+  /** The fabric ends: nothing is waited for that a peer may never do. */
+  bool ending_ = false;
   /** What a callback of UCX must not do itself. */
   std::deque<Command> deferred_;
 
   std::atomic<uint64_t> next_channel_{1};
   std::atomic<uint64_t> messages_sent_{0}, messages_received_{0}, bytes_sent_{0}, bytes_received_{0}, bytes_copied_{0},
-      bytes_taken_{0}, messages_refused_{0};
+      bytes_taken_{0}, bytes_streamed_{0}, messages_refused_{0};
   std::thread thread_;
 };
 
@@ -149,6 +185,17 @@ struct Fabric::Progress::Endpoint {
   bool failed = false;
 };
 
+/** What carries the messages of an endpoint. */
+struct Lane {
+  /** For example "tcp". */
+  std::string transport;
+  /** For example "eth0". */
+  std::string device;
+};
+
+/** UCX 1.13 tells the lanes of an endpoint in its text for people alone. */
+std::vector<Lane> lanes_of(ucp_ep_h endpoint);
+
 struct Fabric::Progress::Channel {
   Progress* owner;
   uint64_t id;
@@ -168,11 +215,18 @@ struct Fabric::Progress::Channel {
   /** The number that this side chose, and, once the peer has shown that it holds it, the peer's memory. */
   Mark challenge{};
   std::unique_ptr<PeerMemory> peer_memory{};
+  std::optional<Mark> peer_challenge{};
   /** The number that the peer chose; it is read here. */
   std::optional<HeldMark> mark{};
   /** The peer has read the mark, so it can read messages. */
   bool may_offer = false;
   std::map<uint64_t, Outstanding> offers{};
+
+  /**
+   * For long messages to a peer that is reached by TCP alone: UCX gives up writing into the receiver's memory where it is to
+   * notice a peer's death, and cuts them into pieces that the receiver copies. Owned by `streams_`.
+   */
+  Stream* stream = nullptr;
 
   bool peer_closing = false;
   /** Messages that UCX sends or receives: it aborts the process when an endpoint is closed under them. */
@@ -187,7 +241,7 @@ struct Fabric::Progress::SendRequest {
   uint64_t channel;
   WireHeader header;
   /** Data of a control message. */
-  std::array<uint8_t, sizeof(Beacon)> control;
+  std::array<uint8_t, std::max(sizeof(Beacon), sizeof(Place))> control;
   Message message;
   SendDone done;
 };

@@ -17,8 +17,6 @@ std::optional<T> read_as(const void* data, size_t length) {
   return value;
 }
 
-Error broken(const std::string& what) { return Error(Code::invalid_argument, "the UCX peer broke the protocol: " + what); }
-
 }  // namespace
 
 ucs_status_t Fabric::Progress::on_message(void* self, const void* header, size_t header_length, void* data,
@@ -152,16 +150,27 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
     case Kind::closing:
       channel.peer_closing = true;
       end_offers(channel, Error(Code::link_lost, "the UCX peer closed the channel"));
+      if (channel.stream) end_sends(*channel.stream, Error(Code::link_lost, "the UCX peer closed the channel"));
       close_if_quiet(channel);
       return;
+    case Kind::stream_offer:
+      if (const auto place = read_as<Place>(data, length); place && place->valid()) {
+        return receive_stream_offer(channel, *place);
+      }
+      return malformed();
     case Kind::message:
+    case Kind::stream_hello:
+    case Kind::stream_ready:
       break;
   }
   malformed();
 }
 
 void Fabric::Progress::receive_challenge(Channel& channel, const Mark& mark) {
-  if (!peer_memory_allowed_ || channel.failure || channel.closing) return;
+  if (channel.failure || channel.closing) return;
+  channel.peer_challenge = mark;
+  offer_stream(channel);
+  if (!peer_memory_allowed_) return;
   try {
     channel.mark.emplace(arena_.file(), mark);
   } catch (const Error&) {

@@ -6,6 +6,8 @@ namespace {
 
 /** From here on one copy and two short messages cost less than two copies. */
 constexpr size_t offer_bytes_min = 16 * 1024;
+/** From here on a stream's copy less counts for more than its system calls. */
+constexpr size_t stream_bytes_min = 32 * 1024;
 /** The kernel copies less than 2 GiB at once. */
 constexpr size_t offer_bytes_max = size_t{1} << 30;
 
@@ -45,10 +47,15 @@ void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
       return done(error);
     }
   }
+  WireHeader header;
+  header.row_bytes = message.row_bytes;
+  header.meta_bytes = message.meta_bytes;
+  header.sequence = channel.next_sent++;
+  if (channel.stream && channel.stream->ready && length >= stream_bytes_min) {
+    return push(channel, {header, std::move(message), std::move(done)});
+  }
   auto request = std::make_unique<SendRequest>();
-  request->header.row_bytes = message.row_bytes;
-  request->header.meta_bytes = message.meta_bytes;
-  request->header.sequence = channel.next_sent++;
+  request->header = header;
   request->message = std::move(message);
   request->done = std::move(done);
   const void* data = request->message.slab->data();

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <netinet/in.h>
+
 #include <cstdint>
 #include <cstring>
 
@@ -31,6 +33,12 @@ enum class Kind : uint32_t {
   taken = 6,
   /** [] The sender of this takes no more offers. */
   closing = 7,
+  /** [Place] Connect there, and say `stream_hello` on that connection. */
+  stream_offer = 8,
+  /** [] First on a stream: it belongs to this channel. */
+  stream_hello = 9,
+  /** [] On a stream, in answer: both ends may send messages on it. */
+  stream_ready = 10,
 };
 
 /** A number that proves which process holds it. */
@@ -53,9 +61,20 @@ struct Offer {
   uint64_t source_row_bytes = 0;
 };
 
-/** The active-message header. Both ends are little-endian x86-64. */
+/** An IP address and a port. */
+struct Place {
+  /** Of either family: the first field tells which. */
+  sockaddr_in6 address{};
+
+  /** Both families have the port at the same place. */
+  bool valid() const {
+    return (address.sin6_family == AF_INET || address.sin6_family == AF_INET6) && address.sin6_port != 0;
+  }
+};
+
+/** The header of an active message, and of a message on a stream. Both ends are little-endian x86-64. */
 struct WireHeader {
-  static constexpr uint32_t expected_magic = 0x32445953;  // "SYD2"
+  static constexpr uint32_t expected_magic = 0x33445953;  // "SYD3"
 
   uint32_t magic = expected_magic;
   Kind kind = Kind::message;
