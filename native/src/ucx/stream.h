@@ -59,7 +59,10 @@ class Stream {
   uint32_t watched = EPOLLIN;
 
  private:
+  void wake_at(size_t bytes);
+
   const int socket_;
+  int wake_at_ = 1;
   std::deque<Outgoing> queue_;
   /** Of the first in the queue, header included. */
   size_t bytes_sent_ = 0;
