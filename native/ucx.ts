@@ -59,6 +59,8 @@ export interface UcxStats {
   bytesCopied: number;
   /** Bytes that came by one copy from the peer's memory on this machine. */
   bytesTaken: number;
+  /** Bytes that the system put into a slab from a stream: long messages of peers that only TCP reaches. */
+  bytesStreamed: number;
   /** Messages for no channel, with a wrong key, or larger than allowed. */
   messagesRefused: number;
 }

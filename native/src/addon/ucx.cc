@@ -76,6 +76,7 @@ Napi::Value to_stats(Napi::Env env, const ucx::FabricStats& stats) {
   set("bytesReceived", stats.bytes_received);
   set("bytesCopied", stats.bytes_copied);
   set("bytesTaken", stats.bytes_taken);
+  set("bytesStreamed", stats.bytes_streamed);
   set("messagesRefused", stats.messages_refused);
   return result;
 }

@@ -34,6 +34,11 @@ export function exportUcxMetrics(registry: Registry): void {
     ({ bytesCopied }) => bytesCopied,
   );
   total(
+    'ucx_streamed_bytes_total',
+    'Bytes received in long messages over TCP, which the system put into a slab.',
+    ({ bytesStreamed }) => bytesStreamed,
+  );
+  total(
     'ucx_refused_messages_total',
     'Messages over UCX that were dropped: no such channel, a wrong key, or not as announced.',
     ({ messagesRefused }) => messagesRefused,
