@@ -84,8 +84,9 @@ void Fabric::Progress::close_if_quiet(Channel& channel) {
   if (!channel.closing) return;
   if (!channel.failure) {
     const Stream* stream = channel.stream;
-    if (!channel.offers.empty() || channel.under_way > 0 || (stream && !stream->idle())) return;
+    if (!channel.offers.empty() || channel.under_way > 0 || (stream && stream->ready && !stream->idle())) return;
     if (stream && !channel.peer_closing && !ending_) {
+      // All is sent. The stream stays until the peer is closing too: what it sends must not end in a reset.
       for (const CloseDone& closed : std::exchange(channel.closed, {})) closed();
       return;
     }

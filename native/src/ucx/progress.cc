@@ -110,7 +110,9 @@ void Fabric::Progress::create_worker() {
   command_events_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   stream_events_ = epoll_create1(EPOLL_CLOEXEC);
   poll_events_ = epoll_create1(EPOLL_CLOEXEC);
-  if (command_events_ < 0 || stream_events_ < 0 || poll_events_ < 0) throw Error(Code::internal, "no file descriptor for events");
+  if (command_events_ < 0 || stream_events_ < 0 || poll_events_ < 0) {
+    throw Error(Code::internal, "no file descriptor for events");
+  }
   wake_on(poll_events_, worker_events_);
   wake_on(poll_events_, command_events_);
   wake_on(poll_events_, stream_events_);

@@ -14,7 +14,7 @@ namespace {
 constexpr size_t share = 512 * 1024;
 /** What must have arrived of a long message before this end is woken: to be woken for every packet costs both ends. */
 constexpr size_t wake_bytes = 128 * 1024;
-/** What the system keeps of a stream that has not arrived. More would not go faster within a data centre, and leaves the cache. */
+/** What the system may hold of a stream that has not arrived: more leaves the cache, and goes no faster within a data centre. */
 constexpr int send_buffer_bytes = 512 * 1024;  // Linux doubles it.
 constexpr int backlog = 64;
 
