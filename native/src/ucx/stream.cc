@@ -10,8 +10,8 @@
 namespace switchyard::ucx {
 namespace {
 
-/** What is moved in one direction before others have their turn. */
-constexpr size_t share = 512 * 1024;
+/** What is moved in one direction before others have their turn: half a millisecond's work. Shorter turns cost throughput. */
+constexpr size_t share = 2 * 1024 * 1024;
 /** What must have arrived of a long message before this end is woken: to be woken for every packet costs both ends. */
 constexpr size_t wake_bytes = 128 * 1024;
 /** What the system may hold of a stream that has not arrived: more leaves the cache, and goes no faster within a data centre. */
