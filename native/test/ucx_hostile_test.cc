@@ -245,11 +245,12 @@ TEST_P(ControlMessages, MalformedOrUnaskedFailTheChannel) {
 }
 
 // An unknown kind, and each kind that carries data with less or more of it than it has; may_offer and offer with the right
-// amount, but to a side that asked for neither.
+// amount, but to a side that asked for neither; a place that is none; and what is said on streams alone.
 INSTANTIATE_TEST_SUITE_P(UcxHostile, ControlMessages,
                          testing::Values(std::tuple{0u, 0}, std::tuple{99u, 8}, std::tuple{2u, 15}, std::tuple{2u, 0},
                                          std::tuple{3u, 17}, std::tuple{3u, 0}, std::tuple{4u, 0}, std::tuple{5u, 7},
-                                         std::tuple{5u, 8}));
+                                         std::tuple{5u, 8}, std::tuple{8u, 27}, std::tuple{8u, 28}, std::tuple{9u, 0},
+                                         std::tuple{10u, 0}));
 
 TEST(UcxHostile, ATakenMessageThatWasNeverOfferedIsIgnored) {
   Target target;
@@ -273,7 +274,7 @@ TEST(UcxHostile, RandomHeadersWithTheRightKeyHarmNobody) {
     WireHeader header;
     auto* bytes = reinterpret_cast<uint8_t*>(&header);
     for (size_t at = sizeof(header.magic); at < sizeof(header); ++at) bytes[at] = static_cast<uint8_t>(random());
-    header.kind = static_cast<Kind>(random() % 9);
+    header.kind = static_cast<Kind>(random() % 12);
     header.channel = channel;
     header.key = key_of(1);
     if (random() % 2) header.row_bytes %= 2 * limit;
