@@ -19,7 +19,7 @@ node_modules/.bin/cmake-js compile --directory native --out "$build" --config Re
 export SWITCHYARD_ADDON="$PWD/$build/Release/switchyard.node"
 node dist/services/cli/main.js doctor | grep -E "^OK +UCX +$version"
 for transports in all tcp,self; do
-  for test in fabric process hostile; do
+  for test in fabric process hostile stream; do
     UCX_TLS=$transports "$build/test/ucx_${test}_test" --gtest_brief=1
   done
 done
