@@ -22,7 +22,7 @@ onUcx('beside a server on loopback UCX opens no port', async () => {
 
 onUcx('beside a server on loopback UCX that is told to use TCP opens ports on loopback alone', async () => {
   const { lanes, addresses } = await socketsOf({ UCX_TLS: 'tcp' });
-  expect(['tcp', 'stream tcp']).toContain(lanes);
+  expect(lanes).toBe('stream tcp');
   expect(addresses.length).toBeGreaterThan(1);
   expect(new Set(addresses)).toEqual(new Set([loopback]));
 });

@@ -1,4 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
 import { native, type Ucx, type UcxArrivals, type UcxChannel } from '../../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
@@ -18,6 +19,9 @@ export interface UcxPortOptions<Out, In> {
   reportSends?: boolean;
 }
 
+/** How long a link that only TCP carries waits for its stream before it opens without, and how often it looks. */
+const streamMsMax = 1000;
+const streamMsBetween = 10;
 const keyBytes = 16;
 const sealBytes = 8;
 /** Metadata of a token batch grows with its rows, which are at least 64 times as long. */
@@ -73,9 +77,13 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     await this.channel.connect(address, channel);
   }
 
-  /** The transports that UCX uses towards the peer, for example "mapped sysv posix". */
+  /** The transports that UCX uses towards the peer, for example "mapped sysv posix". Waits a while for a stream where there can be one. */
   async transports(): Promise<string> {
-    const lanes = await this.channel.transports();
+    let lanes = await this.channel.transports();
+    for (let waited = 0; lanes === 'tcp' && waited < streamMsMax && !this.closed; waited += streamMsBetween) {
+      await delay(streamMsBetween);
+      lanes = await this.channel.transports();
+    }
     this.gathers = lanes.split(' ').includes('mapped');
     return lanes;
   }
