@@ -28,3 +28,38 @@ describe('the error table of PROTOCOL.md', () => {
     expect(status[new SwitchyardError(code, '').grpcStatus]).toBe(name);
   });
 });
+
+describe('the wire form of UCX messages in PROTOCOL.md', () => {
+  const page = read('docs/PROTOCOL.md');
+  const wire = read('native/src/ucx/wire.h');
+  const bytesOf: Readonly<Record<string, number>> = { uint32_t: 4, Kind: 4, uint64_t: 8, Key: 16 };
+
+  test('has the size and the magic of the header', () => {
+    const size = /static_assert\(sizeof\(WireHeader\) == (\d+)\)/.exec(wire)![1];
+    const magic = /expected_magic = (0x[0-9a-f]+)/.exec(wire)![1];
+    expect(page).toContain(`with a header of ${size} bytes, little-endian`);
+    expect(page).toContain(`\`${magic}\``);
+  });
+
+  test('lists the fields of the header at their offsets', () => {
+    const body = wire.slice(wire.indexOf('struct WireHeader'), wire.indexOf('static_assert'));
+    let offset = 0;
+    const fields = [...body.matchAll(/^ {2}(uint32_t|uint64_t|Kind|Key) (\w+)(?: = [^;]+|\{\});/gm)].map(
+      ([, type, name]) => {
+        const row = `${name} ${offset}`;
+        offset += bytesOf[type!]!;
+        return row;
+      },
+    );
+    expect(offset).toBe(56);
+    const shown = [...page.matchAll(/^\| `(\w+)` \| (\d+) \| (?:u32|u64|16 bytes) \|/gm)];
+    expect(shown.map(([, name, at]) => `${name} ${at}`)).toEqual(fields);
+  });
+
+  test('lists every kind of message', () => {
+    const body = wire.slice(wire.indexOf('enum class Kind'), wire.indexOf('using Mark'));
+    const kinds = [...body.matchAll(/^ {2}(\w+) = (\d+),/gm)].map(([, name, number]) => `${number} ${name}`);
+    const shown = [...page.matchAll(/^\| (\d+) \| `(\w+)` \|/gm)];
+    expect(shown.map(([, number, name]) => `${number} ${name}`)).toEqual(kinds);
+  });
+});
