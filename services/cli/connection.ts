@@ -1,10 +1,10 @@
 import { SwitchyardClient } from '../client/index.js';
 import { readToken } from '../common/access.js';
-import { serverFields, text } from '../common/config.js';
+import { address, serverFields } from '../common/config.js';
 
 /** How to reach a running cluster: for every command that talks to one. */
 export const connectionFields = {
-  address: text().default('127.0.0.1:7070'),
+  address: address().default('127.0.0.1:7070'),
   token: serverFields.token,
   tokenFile: serverFields.tokenFile,
 };

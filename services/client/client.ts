@@ -1,6 +1,7 @@
 import { randomInt, randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
 import type { CallOptions, Metadata } from '@grpc/grpc-js';
+import { parseAddress } from '../common/address.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterDescription } from '../common/generated/switchyard/v1/ClusterDescription.js';
 import type { ForwardOptionsInput } from '../common/generated/switchyard/v1/ForwardOptions.js';
@@ -88,12 +89,16 @@ export class SwitchyardClient {
     private readonly transport: TransportChoice,
   ) {}
 
-  /** Connects. Throws NOT_READY if nothing answers, UNAUTHENTICATED for a wrong token; the cluster may still be loading. */
+  /**
+   * Connects. Throws INVALID_ARGUMENT if `address` is not host:port, NOT_READY if nothing answers, UNAUTHENTICATED for a
+   * wrong token; the cluster may still be loading.
+   */
   static async connect(
     address: string,
     { token = null, timeoutMs = 5_000, transport = 'auto' }: ConnectOptions = {},
   ): Promise<SwitchyardClient> {
     checkTransport(transport);
+    parseAddress(address);
     const client = new SwitchyardClient(address, token, timeoutMs, transport);
     try {
       await client.describeCluster();

@@ -61,11 +61,17 @@ function tokenFileError(path: string, reason: string): SwitchyardError {
 
 const digest = (text: string) => createHash('sha256').update(text).digest();
 
+/** RFC 9110: the scheme in any case, and spaces in front of the token. */
+const bearerPattern = /^\s*bearer +([\x21-\x7e]+)\s*$/i;
+
 /**
  * Returns a check of an `authorization` header. Hashes of equal length are compared in constant time,
  * so that the time taken tells nothing about the token.
  */
 export function bearerCheck(token: string): (header: unknown) => boolean {
-  const expected = digest(`Bearer ${token}`);
-  return (header) => timingSafeEqual(digest(typeof header === 'string' ? header : ''), expected);
+  const expected = digest(token);
+  return (header) => {
+    const [, given] = (typeof header === 'string' && bearerPattern.exec(header)) || [];
+    return given !== undefined && timingSafeEqual(digest(given), expected);
+  };
 }

@@ -1,14 +1,13 @@
 import { isIPv6 } from 'node:net';
 import { hostname } from 'node:os';
-
-const wildcards: ReadonlySet<string> = new Set(['0.0.0.0', '::']);
+import { isWildcard } from './address.js';
 
 /**
  * host:port under which other nodes reach a server bound to `host`: `advertiseHost` if it is given, else the host
  * itself, or this machine's name if the server listens on all addresses.
  */
 export function advertised(host: string, port: number, advertiseHost: string | null): string {
-  const shown = advertiseHost ?? (wildcards.has(host) ? hostname() : host);
+  const shown = advertiseHost ?? (isWildcard(host) ? hostname() : host);
   return `${isIPv6(shown) ? `[${shown}]` : shown}:${port}`;
 }
 

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { parse } from 'yaml';
 import { z } from 'zod';
+import { addressAllowed, hostAllowed, isAddress, isHost, isWildcard } from './address.js';
 import { SwitchyardError } from './errors.js';
 import { logLevels } from './log.js';
 
@@ -96,6 +97,15 @@ export const text = () => z.string({ error: 'text' }).min(1, { error: 'text that
 
 export const port = () => humanCount(0, 65535);
 
+/** host:port of another process. */
+export const address = () => z.string({ error: addressAllowed }).refine(isAddress, { error: addressAllowed });
+
+/** The host part of an address that others are given. */
+export const advertisedHost = () =>
+  z
+    .string({ error: hostAllowed })
+    .refine((host) => isHost(host) && !isWildcard(host), { error: hostAllowed });
+
 /** Spread into every service's schema: where it listens, who may call, what it logs. */
 export const serverFields = {
   host: text().default('127.0.0.1'),
@@ -123,6 +133,16 @@ const kebab = (key: string) => key.replace(/[A-Z]/g, (letter) => `-${letter.toLo
 const environmentName = (key: string) => `SWITCHYARD_${kebab(key).replaceAll('-', '_').toUpperCase()}`;
 
 /**
+ * Whether the environment holds no setting but what Kubernetes and Docker say of a service: SWITCHYARD_PORT=tcp://10.0.0.1:7070
+ * in every pod beside a Service named switchyard, SWITCHYARD_METRICS_PORT for one named switchyard-metrics, and
+ * SWITCHYARD_NAME=/pod/switchyard for a Docker link.
+ */
+function isServiceLink(key: string, value: string): boolean {
+  if (key === 'name') return /^\/[^/]+\/[^/]+$/.test(value);
+  return /^(p|.*P)ort$/.test(key) && /^[a-z][a-z0-9+.-]*:\/\/\S+:\d+$/i.test(value);
+}
+
+/**
  * The configuration of one service. Throws CONFIG_INVALID with the key, the value and what is allowed;
  * a key that the schema does not have is an error too, except in the environment, which all services share.
  */
@@ -138,7 +158,8 @@ export function loadConfig<Shape extends z.ZodRawShape>(
   }
   for (const key of Object.keys(schema.shape)) {
     const value = env[environmentName(key)];
-    if (value !== undefined && value !== '') found.set(key, { value, origin: environmentName(key) });
+    if (value === undefined || value === '' || isServiceLink(key, value)) continue;
+    found.set(key, { value, origin: environmentName(key) });
   }
   for (const [key, value] of Object.entries(flags)) {
     if (value !== undefined) found.set(key, { value, origin: `--${kebab(key)}` });

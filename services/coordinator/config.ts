@@ -1,6 +1,6 @@
 import { resolve } from 'node:path';
 import { z } from 'zod';
-import { decimal, humanCount, port, serverFields, text, toggle } from '../common/config.js';
+import { advertisedHost, decimal, humanCount, port, serverFields, text, toggle } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import { parseModelSource } from '../model/load.js';
 import type { ModelSource, SyntheticSpec } from '../model/spec.js';
@@ -30,7 +30,7 @@ export const coordinatorSchema = z.object({
   port: port().default(7070),
   metricsPort: port().default(7071),
   name: text().default('coordinator'),
-  advertiseHost: text().nullable().default(null),
+  advertiseHost: advertisedHost().nullable().default(null),
   ...modelFields,
   workers: humanCount(1, 65_536).default(1),
   topology: text().nullable().default(null),

@@ -1,6 +1,6 @@
 import { availableParallelism } from 'node:os';
 import { z } from 'zod';
-import { humanBytes, humanCount, serverFields, text } from '../common/config.js';
+import { address, advertisedHost, humanBytes, humanCount, serverFields, text } from '../common/config.js';
 import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
@@ -33,9 +33,9 @@ export type RouterSettings = z.infer<z.ZodObject<typeof routerFields>>;
 
 export const routerSchema = z.object({
   ...serverFields,
-  coordinator: text().default('127.0.0.1:7070'),
+  coordinator: address().default('127.0.0.1:7070'),
   name: text().default(`router-${process.pid}`),
-  advertiseHost: text().nullable().default(null),
+  advertiseHost: advertisedHost().nullable().default(null),
   ...routerFields,
 });
 

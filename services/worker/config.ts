@@ -1,15 +1,15 @@
 import { availableParallelism, hostname } from 'node:os';
 import { z } from 'zod';
-import { humanBytes, humanCount, serverFields, text } from '../common/config.js';
+import { address, advertisedHost, humanBytes, humanCount, serverFields, text } from '../common/config.js';
 import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
 
 export const workerSchema = z.object({
   ...serverFields,
-  coordinator: text().default('127.0.0.1:7070'),
+  coordinator: address().default('127.0.0.1:7070'),
   name: text().default(`worker-${process.pid}`),
-  advertiseHost: text().nullable().default(null),
+  advertiseHost: advertisedHost().nullable().default(null),
   /** As the coordinator's topology file names this machine. */
   topologyHost: text().default(hostname()),
   transport: z.enum(transportChoices).default('auto'),

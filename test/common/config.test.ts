@@ -6,6 +6,9 @@ import fc from 'fast-check';
 import { z } from 'zod';
 import { humanBytes, humanCount, loadConfig, serverFields, toggle } from '../../services/common/config.js';
 import { SwitchyardError } from '../../services/common/errors.js';
+import { coordinatorSchema } from '../../services/coordinator/config.js';
+import { routerSchema } from '../../services/router/config.js';
+import { workerSchema } from '../../services/worker/config.js';
 
 const schema = z.object({
   ...serverFields,
@@ -62,6 +65,46 @@ describe('loadConfig', () => {
 
   test('reads the section of its service only', () => {
     expect(loadConfig(schema, { file: yaml('router: { nonsense: 1 }') }).port).toBe(0);
+  });
+
+  const links = { SWITCHYARD_PORT: 'tcp://10.0.0.1:7070', SWITCHYARD_METRICS_PORT: 'udp://[fd00::1]:53' };
+  const pod = {
+    ...links,
+    SWITCHYARD_NAME: '/pod/switchyard',
+    SWITCHYARD_SERVICE_HOST: '10.0.0.1',
+    SWITCHYARD_SERVICE_PORT: '7070',
+    SWITCHYARD_SERVICE_PORT_GRPC: '7070',
+    SWITCHYARD_PORT_7070_TCP: 'tcp://10.0.0.1:7070',
+    SWITCHYARD_PORT_7070_TCP_ADDR: '10.0.0.1',
+    SWITCHYARD_PORT_7070_TCP_PORT: '7070',
+    SWITCHYARD_PORT_7070_TCP_PROTO: 'tcp',
+    SWITCHYARD_COORDINATOR_PORT: 'tcp://10.0.0.2:7070',
+    SWITCHYARD_ROUTER_SERVICE_HOST: '10.0.0.3',
+  };
+
+  test.each([
+    ['coordinator', coordinatorSchema],
+    ['router', routerSchema],
+    ['worker', workerSchema],
+  ] as const)('of a %s is not changed by what Kubernetes and Docker say of services', (_, service) => {
+    const plain = loadConfig<z.ZodRawShape>(service, {});
+    expect(loadConfig<z.ZodRawShape>(service, { env: pod })).toEqual(plain);
+  });
+
+  test('leaves a setting of the file alone when the environment describes a service', () => {
+    const file = yaml('worker: { port: 1 }');
+    expect(loadConfig(schema, { file, env: links }).port).toBe(1);
+  });
+
+  test.each([
+    { env: { SWITCHYARD_PORT: 'tcp://10.0.0.1' } },
+    { env: { SWITCHYARD_PORT: '10.0.0.1:7070' } },
+    { env: { SWITCHYARD_MAX_ROWS: 'tcp://10.0.0.1:7070' } },
+    { flags: { port: 'tcp://10.0.0.1:7070' } },
+    { file: { path: '', section: 'worker' as const }, text: 'worker: { port: "tcp://10.0.0.1:7070" }' },
+  ])('takes a service for a setting nowhere else: %j', ({ text, ...sources }) => {
+    const file = text === undefined ? null : yaml(text);
+    expect(errorOf(() => loadConfig(schema, { ...sources, file })).code).toBe('CONFIG_INVALID');
   });
 
   test.each([

@@ -81,7 +81,9 @@ describe('a cluster with a token that listens on every address', () => {
       expect(refused.details).toBe('the call carries no valid bearer token');
       expect(refused.metadata.get('switchyard-code')).toEqual(['UNAUTHENTICATED']);
     }
-    expect((await probe(address, path, `Bearer ${token}`)).code).toBe(allowed);
+    for (const right of [`Bearer ${token}`, `bearer ${token}`, `BEARER  ${token}`]) {
+      expect((await probe(address, path, right)).code).toBe(allowed);
+    }
   });
 
   test.each(['coordinator', 'router-0', 'worker-0'])(
@@ -97,7 +99,9 @@ describe('a cluster with a token that listens on every address', () => {
           expect(refused.headers.get('www-authenticate')).toBe('Bearer');
           expect(await refused.json()).toEqual({ error: 'a bearer token is needed' });
         }
-        expect((await get(path, `Bearer ${token}`)).status).toBe(200);
+        for (const right of [`Bearer ${token}`, `bearer ${token}`, `BEARER  ${token} `]) {
+          expect((await get(path, right)).status).toBe(200);
+        }
       }
       for (const path of ['/healthz', '/readyz']) expect((await get(path, null)).status).toBe(200);
       expect((await get('/etc/passwd', `Bearer ${token}`)).status).toBe(404);

@@ -34,6 +34,44 @@ test('a worker on a device that is not there ends at once and says what is', asy
   expect(status).toBe(2);
 });
 
+describe('an address that is none', () => {
+  test.each<[args: string[], origin: string]>([
+    [['router', '--coordinator'], '--coordinator'],
+    [['worker', '--coordinator'], '--coordinator'],
+    [['forward', '--address'], '--address'],
+    [['status', '--address'], '--address'],
+  ])('ends %j at once', async (args, origin) => {
+    for (const address of ['http://127.0.0.1:7070', '127.0.0.1', '127.0.0.1:99999', ':abc', '::1:7070']) {
+      await expectUsageError(
+        [...args, address],
+        [`${origin} is ${JSON.stringify(address)}`, 'host:port without a scheme'],
+      );
+    }
+  });
+
+  test.each(['coordinator', 'router', 'worker'])('is not advertised by a %s', async (role) => {
+    for (const host of ['http://node-a', 'node-a:7070', '[::1]']) {
+      await expectUsageError(
+        [role, '--advertise-host', host],
+        [`--advertise-host is ${JSON.stringify(host)}`, 'a host name or an IP address'],
+      );
+    }
+  });
+});
+
+test.each(['coordinator', 'router', 'worker'])(
+  'a %s starts beside a Service of Kubernetes named switchyard',
+  async (role) => {
+    const link = 'tcp://10.0.0.1:7070';
+    const environment = { SWITCHYARD_PORT: link, SWITCHYARD_METRICS_PORT: link };
+    const flags = role === 'coordinator' ? ['--port', '0', '--metrics-port', '0', '--preset', 'tiny'] : [];
+    const args = [role, ...flags, '--host', '192.0.2.1', '--insecure'];
+    // That it then refuses the host shows that it took the rest, without waiting for a cluster.
+    const { stderr } = await switchyard(args, environment);
+    expect(stderr).toMatch(/^switchyard: CONFIG_INVALID: host is "192.0.2.1"/);
+  },
+);
+
 describe('a configuration file', () => {
   const path = () => join(directory, 'cluster.yaml');
 
