@@ -61,7 +61,7 @@ export async function benchKernels(options: BenchOptions): Promise<BenchResult[]
     skew: 0,
     topics: 64,
   });
-  const weight = await native.readTensor({
+  const weight = await native.readFloats({
     kind: 'synthetic',
     seed: 1,
     stream: 7,

@@ -29,7 +29,7 @@ class Layer {
     const { hidden } = shape;
     const backend = native.createCpuBackend({ threads: 1 });
     const experts = await loadExperts(backend, shape, expertCount);
-    const weight = await native.readTensor(syntheticMatrix(gateStream, expertCount, hidden));
+    const weight = await native.readFloats(syntheticMatrix(gateStream, expertCount, hidden));
     const routing = softmaxRouting(topK);
     const gate = native.createGate({
       weight,

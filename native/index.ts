@@ -52,7 +52,7 @@ export interface MappedFile {
 
 export type StoredDtype = 'BF16' | 'F16' | 'F32';
 
-/** Where a row-major [rows, columns] matrix (a vector: rows = 1) comes from. It becomes BF16. */
+/** Where a row-major [rows, columns] matrix (a vector: rows = 1) comes from. */
 export type TensorSource =
   | { kind: 'file'; file: MappedFile; byteOffset: number; dtype: StoredDtype; rows: number; columns: number }
   | {
@@ -261,6 +261,8 @@ export interface Addon {
   openMappedFile(path: string): MappedFile;
   /** BF16 values of a tensor, [rows, columns]. */
   readTensor(source: TensorSource): Promise<Slab>;
+  /** The values of a tensor as they are stored, in float32, [rows, columns]. Synthetic ones are BF16. */
+  readFloats(source: TensorSource): Promise<Slab>;
   /**
    * Token embeddings [count, hidden]. A token is a topic's centre plus noise; topics follow a Zipf law of
    * exponent `skew` (0: uniform). Depends on (seed, index of the token) alone.
@@ -294,6 +296,7 @@ export interface Addon {
     epsilon: number;
   }): Promise<Slab>;
   createGate(options: {
+    /** float32 [experts, hidden], as readFloats gives it; not kept. */
     weight: Slab;
     experts: number;
     hidden: number;
@@ -352,7 +355,10 @@ export interface Addon {
    */
   createCudaBackend(options: { device: number }): ExpertBackend;
 
-  /** One layer in float64, from BF16 weights, with none of the code of the other operations. */
+  /**
+   * One layer in float64, with none of the code of the other operations: from the gate's weights as they are stored, and
+   * from the others in BF16.
+   */
   referenceLayer(rows: Float64Array, hidden: number, layer: ReferenceLayer): Promise<ReferenceResult>;
 
   /** Null when the addon was built without UCX. */

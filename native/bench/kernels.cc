@@ -87,7 +87,9 @@ void compare_to_memcpy(benchmark::State& state, double bytes, std::size_t chunk_
 void gate(benchmark::State& state) {
   const auto experts = static_cast<std::size_t>(state.range(0));
   const RoutingSpec routing{.top_k = static_cast<std::uint32_t>(state.range(1)), .renormalise = true};
-  const Gate gate(memory().target.data(), experts, hidden, {}, {}, routing);
+  std::vector<float> weight(experts * hidden);
+  for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = bf16_to_float(memory().target[i]);
+  const Gate gate(weight.data(), experts, hidden, {}, {}, routing);
   std::vector<std::uint32_t> chosen(chunk_rows * routing.top_k);
   std::vector<float> weights(chosen.size());
   compare_to_memcpy(state, chunk_bytes, chunks, [&](std::size_t i) {

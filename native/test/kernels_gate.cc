@@ -16,6 +16,7 @@ namespace {
 
 using test::random_bf16;
 using test::random_floats;
+using test::widened;
 
 struct Case {
   std::string name;
@@ -24,6 +25,8 @@ struct Case {
   RoutingSpec routing;
   bool logit_bias = false;
   bool selection_bias = false;
+  /** Weights that BF16 does not hold. */
+  bool full_precision = false;
 };
 
 void PrintTo(const Case& test_case, std::ostream* out) { *out << test_case.name; }
@@ -47,7 +50,7 @@ Routed route(const Gate& gate, const std::vector<std::uint16_t>& rows, std::span
 }
 
 struct Model {
-  std::vector<std::uint16_t> weight;
+  std::vector<float> weight;
   std::vector<float> logit_bias;
   std::vector<float> selection_bias;
   std::vector<float> feedback;
@@ -56,7 +59,9 @@ struct Model {
 Model make_model(std::mt19937_64& random, const Case& test_case) {
   Model model;
   const float scale = 3 / std::sqrt(static_cast<float>(test_case.hidden));
-  model.weight = random_bf16(random, test_case.experts * test_case.hidden, scale);
+  const std::size_t elements = test_case.experts * test_case.hidden;
+  model.weight = test_case.full_precision ? random_floats(random, elements, -scale, scale)
+                                          : widened(random_bf16(random, elements, scale));
   if (test_case.logit_bias) model.logit_bias = random_floats(random, test_case.experts, -1, 1);
   if (test_case.selection_bias) {
     model.selection_bias = random_floats(random, test_case.experts, -0.3f, 0.3f);
@@ -76,7 +81,7 @@ std::vector<double> reference_scores(const Case& test_case, const Model& model, 
   for (std::size_t e = 0; e < test_case.experts; ++e) {
     if (test_case.logit_bias) scores[e] = model.logit_bias[e];
     for (std::size_t i = 0; i < test_case.hidden; ++i) {
-      scores[e] += static_cast<double>(bf16_to_float(row[i])) * bf16_to_float(model.weight[e * test_case.hidden + i]);
+      scores[e] += static_cast<double>(bf16_to_float(row[i])) * model.weight[e * test_case.hidden + i];
     }
   }
   if (test_case.routing.score == RoutingSpec::Score::sigmoid) {
@@ -209,15 +214,15 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"Many", 512, 129, {.top_k = 16, .renormalise = true}},
         Case{"OneExpert", 1, 16, {}},
         Case{"OneElement", 9, 1, {.top_k = 3}},
-        Case{"Wide", 24, 4097, {.top_k = 2}}),
+        Case{"Wide", 24, 4097, {.top_k = 2}},
+        Case{"FloatWeights", 40, 512, {.top_k = 4, .renormalise = true}, true, true, true},
+        Case{"FloatWeightsWide", 24, 4097, {.top_k = 2}, false, false, true}),
     [](const testing::TestParamInfo<Case>& info) { return info.param.name; });
 
 /** One element per row, so that a row's logits are its value times the experts' weights: exact by hand. */
 Gate gate_of(const std::vector<float>& weights, const RoutingSpec& routing,
              std::span<const float> selection_bias = {}) {
-  std::vector<std::uint16_t> bits;
-  for (const float weight : weights) bits.push_back(float_to_bf16(weight));
-  return Gate(bits.data(), bits.size(), 1, {}, selection_bias, routing);
+  return Gate(weights.data(), weights.size(), 1, {}, selection_bias, routing);
 }
 
 const std::vector<std::uint16_t> one_row = {0x3f80};
@@ -227,6 +232,27 @@ TEST(GateChoice, TiesGoToTheLowerExpert) {
   EXPECT_EQ(route(gate, one_row).experts, (std::vector<std::uint32_t>{1, 3, 5, 0, 4}));
   const Gate equal = gate_of(std::vector<float>(40, -1.5f), {.top_k = 3});
   EXPECT_EQ(route(equal, one_row).experts, (std::vector<std::uint32_t>{0, 1, 2}));
+}
+
+TEST(GateChoice, SeesWeightsThatDifferByLessThanBf16Tells) {
+  const float more = 1 + 0x1p-20f;
+  EXPECT_EQ(route(gate_of({0, 1, more}, {.top_k = 1}), one_row).experts[0], 2u);
+  EXPECT_EQ(route(gate_of({0, more, 1}, {.top_k = 1}), one_row).experts[0], 1u);
+}
+
+TEST(GateChoice, GivesBf16WeightsTheSameBitsBesideWeightsOfFullPrecision) {
+  std::mt19937_64 random(6);
+  const std::size_t experts = 20, hidden = 601, top_k = 8, rows = 50;
+  const RoutingSpec routing{.top_k = top_k, .score = Score::sigmoid};
+  auto weight = widened(random_bf16(random, experts * hidden, 0.1f));
+  const auto input = random_bf16(random, rows * hidden);
+  // The last expert, whose weights change, is never chosen.
+  std::vector<float> selection_bias(experts);
+  selection_bias.back() = -10;
+  const Routed pairs = route(Gate(weight.data(), experts, hidden, {}, selection_bias, routing), input);
+  weight.back() += 0x1p-30f;
+  const Routed floats = route(Gate(weight.data(), experts, hidden, {}, selection_bias, routing), input);
+  EXPECT_EQ(floats, pairs);
 }
 
 TEST(GateChoice, TiesOfGroupsGoToTheLowerGroup) {
@@ -279,7 +305,7 @@ TEST(GateChoice, RowsThatAreNotFiniteChooseDistinctExperts) {
       const RoutingSpec routing{.top_k = 6, .score = score, .renormalise = true, .groups = groups,
                                 .groups_chosen = groups == 1 ? 1u : 2u, .group_score = GroupScore::top2};
       const std::size_t hidden = 70;
-      const auto weight = random_bf16(random, 24 * hidden);
+      const auto weight = widened(random_bf16(random, 24 * hidden));
       const Gate gate(weight.data(), 24, hidden, {}, {}, routing);
       auto rows = random_bf16(random, 6 * hidden);
       rows[3] = 0x7fc0;
@@ -302,7 +328,7 @@ TEST(GateChoice, RowsThatAreNotFiniteChooseDistinctExperts) {
 TEST(GateChoice, ManyThreadsMayRouteWithOneGate) {
   std::mt19937_64 random(4);
   const std::size_t hidden = 128, rows = 256, top_k = 4;
-  const auto weight = random_bf16(random, 32 * hidden);
+  const auto weight = widened(random_bf16(random, 32 * hidden));
   const Gate gate(weight.data(), 32, hidden, {}, {}, {.top_k = top_k, .renormalise = true});
   const auto input = random_bf16(random, rows * hidden);
   const Routed whole = route(gate, input);
@@ -325,7 +351,7 @@ TEST(GateChoice, CountsRowsPerExpert) {
 
 void expect_refused(const std::string& message, const RoutingSpec& routing, std::span<const float> logit_bias = {},
                     std::span<const float> selection_bias = {}) {
-  const std::vector<std::uint16_t> weight(6 * 4);
+  const std::vector<float> weight(6 * 4);
   try {
     const Gate gate(weight.data(), 6, 4, logit_bias, selection_bias, routing);
     FAIL() << "no error, expected: " << message;

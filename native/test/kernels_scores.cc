@@ -16,7 +16,8 @@ struct Problem {
   std::size_t pairs;
   std::size_t panels;
   std::vector<std::uint32_t> elements;
-  std::vector<std::uint32_t> weights;
+  /** Panel, element, expert of the panel: as Block<float> wants them. */
+  std::vector<float> weights;
   std::vector<float> logits;
 };
 
@@ -26,35 +27,51 @@ struct Exponents {
   int high;
 };
 
+/** The bits of a float that BF16 holds, or of any. */
+enum class Fraction : std::uint32_t { bf16 = 0x807f0000u, whole = 0x807fffffu };
+
 Problem make_problem(std::mt19937_64& random, std::size_t rows, std::size_t pairs, std::size_t panels,
-                     Exponents exponents) {
-  const auto value = [&] {
-    const auto sign_and_fraction = static_cast<std::uint32_t>(random()) & 0x807fu;
+                     Exponents exponents, Fraction weight_fraction) {
+  const auto value = [&](Fraction fraction) {
+    const auto sign_and_fraction = static_cast<std::uint32_t>(random()) & static_cast<std::uint32_t>(fraction);
     const int exponent = std::uniform_int_distribution(exponents.low, exponents.high)(random);
-    return sign_and_fraction | static_cast<std::uint32_t>(127 + exponent) << 7;
+    return sign_and_fraction | static_cast<std::uint32_t>(127 + exponent) << 23;
   };
   Problem problem{.rows = rows, .pairs = pairs, .panels = panels, .elements = {}, .weights = {}, .logits = {}};
   problem.elements.resize(rows * row_stride);
-  for (auto& pair : problem.elements) pair = value() | value() << 16;
-  problem.weights.resize(panels * pairs * panel_width);
-  for (auto& pair : problem.weights) pair = value() | value() << 16;
+  for (auto& pair : problem.elements) pair = value(Fraction::bf16) >> 16 | value(Fraction::bf16);
+  problem.weights.resize(panels * pairs * 2 * panel_width);
+  for (float& weight : problem.weights) weight = std::bit_cast<float>(value(weight_fraction));
   const float largest = std::ldexp(1.0f, std::min(2 * exponents.high, 127));
   problem.logits = test::random_floats(random, rows * panels * panel_width, 0, largest);
   return problem;
 }
 
-std::vector<float> run(const Kernel& kernel, const Problem& problem) {
+template <typename Weight>
+std::vector<float> run(const Kernel& kernel, const Problem& problem, const std::vector<Weight>& weights) {
   std::vector<float> logits = problem.logits;
-  kernel.add({.rows = problem.elements.data(),
-              .row_count = problem.rows,
-              .pairs = problem.pairs,
-              .weights = problem.weights.data(),
-              .panel_count = problem.panels,
-              .panel_stride = problem.pairs * panel_width,
-              .logits = logits.data(),
-              .logit_stride = problem.panels * panel_width,
-              .next = reinterpret_cast<std::uintptr_t>(problem.elements.data())});
+  kernel.add(Block<Weight>{.rows = problem.elements.data(),
+                           .row_count = problem.rows,
+                           .pairs = problem.pairs,
+                           .weights = weights.data(),
+                           .panel_count = problem.panels,
+                           .panel_stride = problem.pairs * weights_per_pair<Weight> * panel_width,
+                           .logits = logits.data(),
+                           .logit_stride = problem.panels * panel_width,
+                           .next = reinterpret_cast<std::uintptr_t>(problem.elements.data())});
   return logits;
+}
+
+std::vector<float> run(const Kernel& kernel, const Problem& problem) { return run(kernel, problem, problem.weights); }
+
+/** With the weights, which BF16 must hold, in pairs. */
+std::vector<float> run_in_pairs(const Kernel& kernel, const Problem& problem) {
+  std::vector<Bf16Pair> pairs(problem.weights.size() / 2);
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const float* even = &problem.weights[i / panel_width * 2 * panel_width + i % panel_width];
+    pairs[i] = std::bit_cast<std::uint32_t>(even[0]) >> 16 | std::bit_cast<std::uint32_t>(even[panel_width]);
+  }
+  return run(kernel, problem, pairs);
 }
 
 float half_of(std::uint32_t pair, bool odd) {
@@ -72,13 +89,12 @@ std::vector<float> run_definition(const Problem& problem) {
   std::vector<float> logits = problem.logits;
   for (std::size_t r = 0; r < problem.rows; ++r) {
     for (std::size_t e = 0; e < problem.panels * panel_width; ++e) {
-      const std::uint32_t* weights = &problem.weights[e / panel_width * problem.pairs * panel_width];
+      const float* weights = &problem.weights[e / panel_width * problem.pairs * 2 * panel_width + e % panel_width];
       float sum = 0;
       for (std::size_t p = 0; p < problem.pairs; ++p) {
         const std::uint32_t x = problem.elements[r * row_stride + p];
-        const std::uint32_t w = weights[p * panel_width + e % panel_width];
-        sum = fused(half_of(x, true), half_of(w, true), sum);
-        sum = fused(half_of(x, false), half_of(w, false), sum);
+        sum = fused(half_of(x, true), weights[(2 * p + 1) * panel_width], sum);
+        sum = fused(half_of(x, false), weights[2 * p * panel_width], sum);
       }
       float& logit = logits[r * problem.panels * panel_width + e];
       logit = added(logit, sum);
@@ -103,9 +119,15 @@ TEST_P(ScoreKernels, GiveTheBitsOfTheDefinition) {
   for (const std::size_t rows : {1, 2, 3, 4, 5, 12, 13, 31, 48}) {
     for (const std::size_t panels : {1, 2, 3}) {
       for (const std::size_t pairs : {std::size_t{1}, std::size_t{7}, block_pairs}) {
-        const Problem problem = make_problem(random, rows, pairs, panels, GetParam());
+        const Problem problem = make_problem(random, rows, pairs, panels, GetParam(), Fraction::bf16);
         const auto expected = run_definition(problem);
-        for (const Kernel& kernel : kernels()) expect_same_bits(run(kernel, problem), expected, kernel.name);
+        const Problem precise = make_problem(random, rows, pairs, panels, GetParam(), Fraction::whole);
+        const auto expected_precise = run_definition(precise);
+        for (const Kernel& kernel : kernels()) {
+          expect_same_bits(run_in_pairs(kernel, problem), expected, kernel.name);
+          expect_same_bits(run(kernel, problem), expected, kernel.name);
+          expect_same_bits(run(kernel, precise), expected_precise, kernel.name);
+        }
       }
     }
   }
@@ -119,9 +141,10 @@ INSTANTIATE_TEST_SUITE_P(InfiniteAndNan, ScoreKernels, testing::Values(Exponents
 
 TEST(ScoreKernels, LeaveTheThreadsFloatingPointModeAsItWas) {
   std::mt19937_64 random(9);
-  const Problem problem = make_problem(random, 2, 3, 1, {-1, 1});
+  const Problem problem = make_problem(random, 2, 3, 1, {-1, 1}, Fraction::bf16);
   const unsigned before = _mm_getcsr() & 0xffc0u;
   for (const Kernel& kernel : kernels()) {
+    run_in_pairs(kernel, problem);
     run(kernel, problem);
     EXPECT_EQ(_mm_getcsr() & 0xffc0u, before) << kernel.name;
   }

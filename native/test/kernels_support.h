@@ -25,6 +25,12 @@ inline std::vector<float> random_floats(std::mt19937_64& random, std::size_t cou
   return values;
 }
 
+inline std::vector<float> widened(const std::vector<std::uint16_t>& bits) {
+  std::vector<float> values(bits.size());
+  for (std::size_t i = 0; i < bits.size(); ++i) values[i] = bf16_to_float(bits[i]);
+  return values;
+}
+
 /** Half the distance of neighbouring BF16 values at `value`, and a little for float32 sums before the rounding. */
 inline double bf16_tolerance(double value) { return std::abs(value) * 0x1.02p-8 + 1e-30; }
 

@@ -88,7 +88,7 @@ TEST(ReferenceMatrix, MultipliesAsTheDefinitionSays) {
   const auto values = read_doubles(matrix);
   std::vector<double> inputs(3 * 41);
   for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = std::sin(static_cast<double>(i));
-  const auto products = multiply(matrix, inputs.data(), 3, pool);
+  const auto products = multiply(matrix, inputs.data(), 3, Precision::bf16, pool);
   for (size_t input = 0; input < 3; ++input) {
     for (size_t row = 0; row < 37; ++row) {
       double sum = 0;

@@ -23,7 +23,7 @@ export interface ReferenceForward {
 }
 
 /**
- * Runs layers in float64 from the BF16 weights, with none of the code of the cluster and nothing rounded between.
+ * Runs layers in float64 from the weights in BF16, gates' as they are stored, with none of the code of the cluster and nothing rounded between.
  * @param rows [tokens, hidden]
  */
 export async function referenceForward(
@@ -164,10 +164,7 @@ async function firstGate(model: Model, sample: Sample, inputs: Float64Array, giv
   let slack = new Float64Array(inputs.length / hidden);
   if (sample.norm) {
     const weight = await readValues(model.norm(layer));
-    const gateMax = (await readValues(model.gate(layer).weight)).reduce(
-      (max, value) => Math.max(max, Math.abs(value)),
-      0,
-    );
+    const gateMax = await largestOf(model.gate(layer).weight);
     const normalized = normalize(inputs, weight, normEpsilon);
     rows = normalized.rows;
     slack = normalized.slack.map((value) => value * gateMax);
@@ -188,6 +185,15 @@ async function readValues(source: TensorSource): Promise<Float64Array> {
   const values = decodeBf16(slab.view());
   slab.release();
   return values;
+}
+
+async function largestOf(source: TensorSource): Promise<number> {
+  const slab = await native.readFloats(source);
+  const bytes = slab.view();
+  const values = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+  const largest = values.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+  slab.release();
+  return largest;
 }
 
 /**

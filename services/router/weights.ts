@@ -57,7 +57,7 @@ export class RouterWeights {
 async function loadLayer(model: Model, layer: number, experts: number): Promise<LayerWeights> {
   const { hidden, routing } = model.spec;
   const { weight: source, logitBias, selectionBias } = model.gate(layer);
-  const weight = await native.readTensor(source);
+  const weight = await native.readFloats(source);
   try {
     const gate = native.createGate({ weight, experts, hidden, logitBias, selectionBias, routing });
     return { experts, gate, norm: await native.readTensor(model.norm(layer)) };

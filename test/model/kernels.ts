@@ -38,7 +38,7 @@ async function runLayer(
   const { weight, logitBias, selectionBias } = model.gate(layer);
   const count = model.spec.layers.find((each) => each.layer === layer)!.experts;
   const gate = native.createGate({
-    weight: await native.readTensor(weight),
+    weight: await native.readFloats(weight),
     experts: count,
     hidden,
     logitBias,

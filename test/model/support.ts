@@ -1,4 +1,4 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -29,10 +29,7 @@ export function safetensorsBytes(header: string, data: Uint8Array, length?: bigi
   return bytes;
 }
 
-export async function writeSafetensors(
-  path: string,
-  tensors: Record<string, { dtype: string; shape: number[]; data: Uint8Array }>,
-): Promise<void> {
+export async function writeSafetensors(path: string, tensors: Record<string, StoredTensor>): Promise<void> {
   let begin = 0;
   const entries = Object.entries(tensors).map(([name, { dtype, shape, data }]) => {
     const end = begin + data.byteLength;
@@ -52,4 +49,58 @@ export async function failure(action: () => unknown): Promise<SwitchyardError> {
     return error as SwitchyardError;
   }
   throw new Error('nothing was thrown');
+}
+
+export interface StoredTensor {
+  dtype: string;
+  shape: number[];
+  data: Uint8Array;
+}
+
+/** Sizes of the checkpoint of `smallTensors`: one Mixtral layer. */
+export const small = { hidden: 16, ffn: 8, experts: 4, topK: 1 };
+
+export const smallConfig = {
+  model_type: 'mixtral',
+  hidden_size: small.hidden,
+  intermediate_size: small.ffn,
+  num_local_experts: small.experts,
+  num_experts_per_tok: small.topK,
+  num_hidden_layers: 1,
+};
+
+const block = 'model.layers.0.block_sparse_moe';
+export const smallGate = `${block}.gate.weight`;
+export const smallNorm = 'model.layers.0.post_attention_layernorm.weight';
+export const smallUp = `${block}.experts.2.w3.weight`;
+
+/** All that the layer needs, in BF16 and with the value 1; to be changed and written by `writeCheckpoint`. */
+export function smallTensors(): Record<string, StoredTensor> {
+  const { hidden, ffn, experts } = small;
+  const ones = (...shape: number[]): StoredTensor => {
+    const count = shape.reduce((product, size) => product * size, 1);
+    return { dtype: 'BF16', shape, data: new Uint8Array(new Uint16Array(count).fill(0x3f80).buffer) };
+  };
+  const tensors: Record<string, StoredTensor> = {
+    [smallNorm]: ones(hidden),
+    [smallGate]: ones(experts, hidden),
+  };
+  for (let expert = 0; expert < experts; expert++) {
+    tensors[`${block}.experts.${expert}.w1.weight`] = ones(ffn, hidden);
+    tensors[`${block}.experts.${expert}.w3.weight`] = ones(ffn, hidden);
+    tensors[`${block}.experts.${expert}.w2.weight`] = ones(hidden, ffn);
+  }
+  return tensors;
+}
+
+/** A directory with `config.json` and one file of weights, removed after the test. */
+export async function writeCheckpoint(
+  tensors: Record<string, StoredTensor>,
+  config: Record<string, unknown> = smallConfig,
+): Promise<string> {
+  const directory = join(await temporaryDirectory(), 'model');
+  await mkdir(directory);
+  await writeFile(join(directory, 'config.json'), JSON.stringify(config));
+  await writeSafetensors(join(directory, 'model.safetensors'), tensors);
+  return directory;
 }

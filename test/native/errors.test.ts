@@ -3,20 +3,20 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
-import { routing, slabOf, synthetic } from './support.js';
+import { floatsOf, routing, slabOf, synthetic } from './support.js';
 
 const directory = mkdtempSync(join(tmpdir(), 'switchyard-'));
 const slab = slabOf(new Array(64).fill(1));
-const gate = native.createGate({
-  weight: slab,
+const backend = native.createCpuBackend({ threads: 1 });
+const gateOptions = {
+  weight: floatsOf(new Array(64).fill(1)),
   experts: 4,
   hidden: 16,
   logitBias: null,
   selectionBias: null,
   routing,
-});
-const backend = native.createCpuBackend({ threads: 1 });
-const gateOptions = { weight: slab, experts: 4, hidden: 16, logitBias: null, selectionBias: null, routing };
+};
+const gate = native.createGate(gateOptions);
 const norm = { rows: slab, rowCount: 4, hidden: 16, weight: slab, epsilon: 0 };
 const grouping = {
   rowCount: 2,
@@ -214,7 +214,7 @@ describe('a call that returns no promise throws', () => {
       'a weight that is too small',
       () => native.createGate({ ...gateOptions, experts: 5 }),
       'createGate',
-      'weight.byteLength is 128; allowed: 160 or more',
+      'weight.byteLength is 256; allowed: 320 or more',
     ],
     [
       'selection bias of another length',

@@ -155,7 +155,7 @@ describe('referenceLayer', () => {
     const weight = await native.readTensor(normSource);
     const normed = await native.normalizeRows({ rows, rowCount, hidden, weight, epsilon: 1e-5 });
     const gate = native.createGate({
-      weight: await native.readTensor(gateSource),
+      weight: await native.readFloats(gateSource),
       experts: experts.length,
       hidden,
       logitBias: null,

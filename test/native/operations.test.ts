@@ -3,7 +3,7 @@ import { dirname, join } from 'node:path';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { native, type RoutingSpec, type Slab } from '../../native/index.js';
 import { addonPath } from '../../native/locate.js';
-import { rounded, routing, slabOf, someValues, synthetic, valuesOf } from './support.js';
+import { floatsOf, rounded, routing, slabOf, someValues, synthetic, valuesOf } from './support.js';
 
 const slabs: Slab[] = [];
 
@@ -114,8 +114,10 @@ describe('gateRows', () => {
   const weight = someValues(experts * hidden, 4);
 
   async function run(spec: RoutingSpec, bias: Float32Array | null) {
+    const floats = floatsOf(weight);
+    slabs.push(floats);
     const gate = native.createGate({
-      weight: rowsOf(weight),
+      weight: floats,
       experts,
       hidden,
       logitBias: null,

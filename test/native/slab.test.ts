@@ -1,7 +1,7 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { native } from '../../native/index.js';
-import { routing, runScript, slabOf, someValues, valuesOf } from './support.js';
+import { floatsOf, routing, runScript, slabOf, someValues, valuesOf } from './support.js';
 
 describe('a slab', () => {
   test('is released any number of times, and refuses every later use', async () => {
@@ -177,7 +177,7 @@ describe('a slab', () => {
 
 describe('other handles', () => {
   test('a released gate is refused, one in flight works on', async () => {
-    const weight = slabOf(someValues(4 * 8, 1));
+    const weight = floatsOf(someValues(4 * 8, 1));
     const gate = native.createGate({
       weight,
       experts: 4,

@@ -31,6 +31,13 @@ export function slabOf(values: ArrayLike<number>): Slab {
   return slab;
 }
 
+/** A slab of float32, as createGate takes its weight. */
+export function floatsOf(values: ArrayLike<number>): Slab {
+  const slab = native.allocateSlab(values.length * 4);
+  new Float32Array(slab.view().buffer).set(values);
+  return slab;
+}
+
 export function valuesOf(slab: Slab): number[] {
   return Array.from(new Uint16Array(slab.view().buffer), fromBf16);
 }

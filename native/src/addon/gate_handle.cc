@@ -17,9 +17,9 @@ Napi::Value create_gate(const Napi::CallbackInfo& info) {
   const Fields options(info[0], "");
   const uint64_t experts = options.integer("experts", 1, experts_max);
   const uint64_t hidden = options.integer("hidden", 1, hidden_max);
-  const SlabRef weight = slab_of_rows(options.value("weight"), "weight", experts, hidden);
+  const SlabRef weight = slab_of_rows(options.value("weight"), "weight", experts, hidden, sizeof(float));
   return GateHandle::create(
-      info.Env(), std::make_shared<const Gate>(rows_of(weight), experts, hidden, bias_of(options, "logitBias"),
+      info.Env(), std::make_shared<const Gate>(floats_of(weight), experts, hidden, bias_of(options, "logitBias"),
                                                bias_of(options, "selectionBias"),
                                                to_routing(options.fields("routing"))));
 }

@@ -3,7 +3,6 @@
 #include <memory>
 
 #include "addon/mapped_file_handle.h"
-#include "addon/parallel.h"
 #include "addon/slab_handle.h"
 #include "model/tokens.h"
 
@@ -11,15 +10,16 @@ namespace switchyard::addon {
 
 namespace {
 
-constexpr size_t elements_per_range = 256 * 1024;
 constexpr uint64_t side_max = uint64_t{1} << 44;
 
+/** `Element`: uint16_t for BF16, float for the values as they are stored. */
+template <typename Element>
 void prepare_read(const Napi::CallbackInfo& info, Operation& operation) {
   const TensorSource source = to_tensor(Fields(info[0], "source"));
   const auto slab = std::make_shared<SlabRef>();
   operation.run = [source, slab] {
-    *slab = allocate_rows(source.rows, source.columns);
-    read_elements_in_parallel(source, 0, source.elements(), rows_of(*slab));
+    *slab = arena().allocate(source.elements() * sizeof(Element));
+    read_elements_in_parallel(source, 0, source.elements(), reinterpret_cast<Element*>((*slab)->data()));
   };
   operation.result = [slab](Napi::Env env) { return SlabHandle::create(env, std::move(*slab)); };
 }
@@ -67,18 +67,13 @@ TensorSource to_tensor(const Fields& fields) {
   return source;
 }
 
-void read_elements_in_parallel(const TensorSource& source, size_t first, size_t count, uint16_t* out) {
-  for_ranges(count, elements_per_range, [&](size_t begin, size_t elements) {
-    read_elements(source, first + begin, elements, out + begin);
-  });
-}
-
 void export_model_operations(Napi::Env env, Napi::Object exports) {
   MappedFileHandle::define(env);
   export_function(exports, "openMappedFile", [](const Napi::CallbackInfo& info) {
     return MappedFileHandle::create(info.Env(), MappedFile::open(to_text(info[0], "path")));
   });
-  export_operation(exports, "readTensor", prepare_read);
+  export_operation(exports, "readTensor", prepare_read<uint16_t>);
+  export_operation(exports, "readFloats", prepare_read<float>);
   export_operation(exports, "synthesizeTokens", prepare_synthesize);
 }
 

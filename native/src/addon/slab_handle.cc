@@ -40,9 +40,10 @@ Napi::Value SlabHandle::view(const Napi::CallbackInfo& info) {
   });
 }
 
-SlabRef slab_of_rows(const Napi::Value& value, const std::string& field, uint64_t row_count, uint64_t hidden) {
+SlabRef slab_of_rows(const Napi::Value& value, const std::string& field, uint64_t row_count, uint64_t hidden,
+                     size_t element_bytes) {
   const SlabRef& slab = SlabHandle::of(value, field);
-  const uint64_t needed = row_count * hidden * sizeof(uint16_t);
+  const uint64_t needed = row_count * hidden * element_bytes;
   if (slab->size() < needed) {
     throw_invalid(field + ".byteLength", slab->size(),
                   std::to_string(needed) + " or more, for " + std::to_string(row_count) + " rows of " +

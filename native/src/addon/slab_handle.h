@@ -27,9 +27,11 @@ class SlabHandle : public Handle<SlabHandle, SlabRef> {
 };
 
 /** BF16 rows in a slab. Throws INVALID_ARGUMENT if [row_count, hidden] does not fit in it. */
-SlabRef slab_of_rows(const Napi::Value& value, const std::string& field, uint64_t row_count, uint64_t hidden);
+SlabRef slab_of_rows(const Napi::Value& value, const std::string& field, uint64_t row_count, uint64_t hidden,
+                     size_t element_bytes = sizeof(uint16_t));
 
 inline uint16_t* rows_of(const SlabRef& slab) { return reinterpret_cast<uint16_t*>(slab->data()); }
+inline float* floats_of(const SlabRef& slab) { return reinterpret_cast<float*>(slab->data()); }
 
 /** A slab for [row_count, hidden] BF16 rows, with `tail` bytes of capacity behind them. */
 SlabRef allocate_rows(uint64_t row_count, uint64_t hidden, size_t tail = 0);

@@ -1,9 +1,11 @@
 #include "kernels/gate.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "kernels/choice.h"
@@ -61,6 +63,26 @@ SWITCHYARD_AVX2 void copy_elements(const std::uint16_t* from, std::size_t count,
 
 std::size_t divide_up(std::size_t value, std::size_t by) { return (value + by - 1) / by; }
 
+bool is_bf16(float value) { return (std::bit_cast<std::uint32_t>(value) & 0xffffu) == 0; }
+
+/** Adds element i of an expert to what its pair has; `panels` begins as zeros. */
+void place(float value, std::size_t i, std::size_t lane, scores::Bf16Pair* panel) {
+  panel[i / 2 * scores::panel_width + lane] |= std::bit_cast<std::uint32_t>(value) >> 16 << (i % 2 * 16);
+}
+void place(float value, std::size_t i, std::size_t lane, float* panel) { panel[i * scores::panel_width + lane] = value; }
+
+/** [experts, hidden] as scores::Block wants it; lanes without an expert, and the element beyond an odd hidden, are zero. */
+template <typename Weight>
+std::vector<Weight> to_panels(const float* weight, std::size_t experts, std::size_t hidden) {
+  const std::size_t stride = divide_up(hidden, 2) * scores::weights_per_pair<Weight> * scores::panel_width;
+  std::vector<Weight> panels(divide_up(experts, scores::panel_width) * stride);
+  for (std::size_t e = 0; e < experts; ++e) {
+    Weight* const panel = panels.data() + e / scores::panel_width * stride;
+    for (std::size_t i = 0; i < hidden; ++i) place(weight[e * hidden + i], i, e % scores::panel_width, panel);
+  }
+  return panels;
+}
+
 }  // namespace
 
 struct Gate::Prepared {
@@ -69,21 +91,28 @@ struct Gate::Prepared {
   std::size_t pairs;
   std::size_t panels;
   RoutingSpec routing;
-  /** As scores::Block wants them; lanes without an expert, and the odd element beyond an odd hidden, are zero. */
-  std::vector<std::uint32_t> weights;
+  /** In panels; pairs of BF16 where BF16 holds every weight exactly. */
+  std::variant<std::vector<scores::Bf16Pair>, std::vector<float>> weights;
   /** [panels * panel_width] */
   std::vector<float> logit_bias;
   /** [experts] */
   std::vector<float> selection_bias;
 
   std::size_t logit_stride() const { return panels * scores::panel_width; }
-  void compute_logits(const std::uint16_t* rows, std::size_t row_count, std::uint32_t* row_scratch,
-                      float* logits) const;
+  /** Logits [row_count, logit_stride] of at most rows_at_once rows. */
+  void compute_logits(const std::uint16_t* rows, std::size_t row_count, scores::Bf16Pair* row_scratch,
+                      float* logits) const {
+    std::visit([&](const auto& found) { compute_logits(found, rows, row_count, row_scratch, logits); }, weights);
+  }
+  template <typename Weight>
+  void compute_logits(const std::vector<Weight>& weight_panels, const std::uint16_t* rows, std::size_t row_count,
+                      scores::Bf16Pair* row_scratch, float* logits) const;
 };
 
-/** Logits [row_count, logit_stride] of at most rows_at_once rows. */
-void Gate::Prepared::compute_logits(const std::uint16_t* rows, std::size_t row_count, std::uint32_t* row_scratch,
-                                    float* logits) const {
+template <typename Weight>
+void Gate::Prepared::compute_logits(const std::vector<Weight>& weight_panels, const std::uint16_t* rows,
+                                    std::size_t row_count, scores::Bf16Pair* row_scratch, float* logits) const {
+  constexpr std::size_t pair_weights = scores::weights_per_pair<Weight> * scores::panel_width;
   static const scores::Kernel kernel = scores::kernels().front();
   const auto next = reinterpret_cast<std::uintptr_t>(rows + row_count * hidden);
   for (std::size_t r = 0; r < row_count; ++r) std::ranges::copy(logit_bias, logits + r * logit_stride());
@@ -93,19 +122,19 @@ void Gate::Prepared::compute_logits(const std::uint16_t* rows, std::size_t row_c
     for (std::size_t r = 0; r < row_count; ++r) {
       copy_elements(rows + r * hidden + 2 * pair, elements, row_scratch + r * scores::row_stride);
     }
-    kernel.add({.rows = row_scratch,
-                .row_count = row_count,
-                .pairs = block,
-                .weights = weights.data() + pair * scores::panel_width,
-                .panel_count = panels,
-                .panel_stride = pairs * scores::panel_width,
-                .logits = logits,
-                .logit_stride = logit_stride(),
-                .next = next + pair * row_count * sizeof(std::uint32_t)});
+    kernel.add(scores::Block<Weight>{.rows = row_scratch,
+                                     .row_count = row_count,
+                                     .pairs = block,
+                                     .weights = weight_panels.data() + pair * pair_weights,
+                                     .panel_count = panels,
+                                     .panel_stride = pairs * pair_weights,
+                                     .logits = logits,
+                                     .logit_stride = logit_stride(),
+                                     .next = next + pair * row_count * sizeof(scores::Bf16Pair)});
   }
 }
 
-Gate::Gate(const std::uint16_t* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
+Gate::Gate(const float* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
            std::span<const float> selection_bias, const RoutingSpec& routing) {
   if (experts == 0) throw_invalid("experts", experts, "1 or more");
   if (hidden == 0) throw_invalid("hidden", hidden, "1 or more");
@@ -119,13 +148,10 @@ Gate::Gate(const std::uint16_t* weight, std::size_t experts, std::size_t hidden,
   prepared->pairs = divide_up(hidden, 2);
   prepared->panels = divide_up(experts, scores::panel_width);
   prepared->routing = routing;
-  prepared->weights.resize(prepared->panels * prepared->pairs * scores::panel_width);
-  for (std::size_t e = 0; e < experts; ++e) {
-    const std::size_t panel = e / scores::panel_width * prepared->pairs;
-    for (std::size_t i = 0; i < hidden; ++i) {
-      std::uint32_t& pair = prepared->weights[(panel + i / 2) * scores::panel_width + e % scores::panel_width];
-      pair |= static_cast<std::uint32_t>(weight[e * hidden + i]) << (i % 2 * 16);
-    }
+  if (std::all_of(weight, weight + experts * hidden, is_bf16)) {
+    prepared->weights = to_panels<scores::Bf16Pair>(weight, experts, hidden);
+  } else {
+    prepared->weights = to_panels<float>(weight, experts, hidden);
   }
   prepared->logit_bias.assign(logit_bias.begin(), logit_bias.end());
   prepared->logit_bias.resize(prepared->logit_stride());
@@ -141,7 +167,9 @@ Gate& Gate::operator=(Gate&&) noexcept = default;
 std::size_t Gate::experts() const { return prepared_->experts; }
 std::size_t Gate::hidden() const { return prepared_->hidden; }
 const RoutingSpec& Gate::routing() const { return prepared_->routing; }
-std::size_t Gate::bytes() const { return prepared_->weights.size() * sizeof(std::uint32_t); }
+std::size_t Gate::bytes() const {
+  return std::visit([](const auto& found) { return found.size() * sizeof found[0]; }, prepared_->weights);
+}
 
 void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<const float> bias,
                  std::uint32_t* chosen_experts, float* chosen_weights) const {
@@ -153,7 +181,7 @@ void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<con
 
   const std::size_t stride = gate.logit_stride();
   const std::size_t top_k = gate.routing.top_k;
-  std::vector<std::uint32_t> row_scratch(rows_at_once * scores::row_stride);
+  std::vector<scores::Bf16Pair> row_scratch(rows_at_once * scores::row_stride);
   std::vector<float> logits(rows_at_once * stride);
   for (std::size_t first = 0; first < row_count; first += rows_at_once) {
     const std::size_t count = std::min(rows_at_once, row_count - first);

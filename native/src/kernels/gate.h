@@ -33,11 +33,11 @@ struct RoutingSpec {
 class Gate {
  public:
   /**
-   * `weight` is [experts, hidden] BF16; it is read here and not kept. The biases are [experts] or empty:
+   * `weight` is [experts, hidden]; it is read here and not kept. The logits are float32 sums of its products, as it is. The biases are [experts] or empty:
    * `logit_bias` is added to the logits, `selection_bias` to the scores for choosing only.
    * Throws INVALID_ARGUMENT, naming the field, for sizes that do not fit together.
    */
-  Gate(const std::uint16_t* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
+  Gate(const float* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
        std::span<const float> selection_bias, const RoutingSpec& routing);
   ~Gate();
   Gate(Gate&&) noexcept;

@@ -8,9 +8,9 @@ namespace {
 std::vector<Kernel> detect() {
   std::vector<Kernel> found;
   if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512f")) {
-    found.push_back({"avx512-bf16", add_avx512_bf16});
+    found.push_back(avx512_bf16_kernel());
   }
-  found.push_back({"avx2", add_avx2});
+  found.push_back(avx2_kernel());
   return found;
 }
 

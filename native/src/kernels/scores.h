@@ -13,20 +13,34 @@ inline constexpr std::size_t block_pairs = 128;
 /** From row to row of a block; more than block_pairs, lest all rows fall into the same sets of the cache. */
 inline constexpr std::size_t row_stride = block_pairs + 16;
 
+/** Two elements of a row, or of an expert's weights, in BF16: the even one in the lower half. */
+using Bf16Pair = std::uint32_t;
+
+/** Weights of one pair of elements and one expert. */
+template <typename Weight>
+inline constexpr std::size_t weights_per_pair = 2;
+template <>
+inline constexpr std::size_t weights_per_pair<Bf16Pair> = 1;
+
 /**
- * A share of a matrix product: for some rows, all experts and at most block_pairs pairs of elements.
+ * A share of a matrix product: for some rows, all experts and at most block_pairs pairs of elements. Weight is float, or
+ * Bf16Pair where BF16 holds all weights exactly: that is faster, and gives the same bits.
  *
  * The sum of a (row, expert) is defined exactly, whatever computes it: from zero, pair after pair, first the odd
  * element, then the even one, each by a fused multiply-add in float32 that reads subnormals as zero and flushes
  * them to zero; then that sum is added to the logit in the same mode. This is what VDPBF16PS does in one instruction.
  */
+template <typename Weight>
 struct Block {
   /** Row r, pair p: rows[r * row_stride + p] holds the even element in its lower half, the odd one in its upper. */
-  const std::uint32_t* rows;
+  const Bf16Pair* rows;
   std::size_t row_count;
   std::size_t pairs;
-  /** Panel n, pair p, expert e of the panel: weights[n * panel_stride + p * panel_width + e], paired likewise. */
-  const std::uint32_t* weights;
+  /**
+   * Panel n, pair p, expert e of the panel: weights[n * panel_stride + p * panel_width + e]. Floats: the even elements of
+   * pair p are line 2 * p of panel_width floats, the odd ones line 2 * p + 1.
+   */
+  const Weight* weights;
   std::size_t panel_count;
   std::size_t panel_stride;
   /** Row r, expert e of panel n: logits[r * logit_stride + n * panel_width + e]. */
@@ -40,7 +54,8 @@ inline constexpr std::size_t line_bytes = 64;
 inline constexpr std::size_t lines_per_row = block_pairs * sizeof(std::uint32_t) / line_bytes;
 
 /** Brings line `step` of a tile's share of `next`; the tile begins at row `row`. */
-inline void prefetch_next(const Block& block, std::size_t row, std::size_t step) {
+template <typename Weight>
+void prefetch_next(const Block<Weight>& block, std::size_t row, std::size_t step) {
   const std::uintptr_t at = block.next + (row * lines_per_row + step) * line_bytes;
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
 }
@@ -48,13 +63,17 @@ inline void prefetch_next(const Block& block, std::size_t row, std::size_t step)
 /** One implementation for one instruction set; all give the same bits. */
 struct Kernel {
   const char* name;
-  void (*add)(const Block& block);
+  void (*add_bf16)(const Block<Bf16Pair>& block);
+  void (*add_float)(const Block<float>& block);
+
+  void add(const Block<Bf16Pair>& block) const { add_bf16(block); }
+  void add(const Block<float>& block) const { add_float(block); }
 };
 
 /** Those that this processor runs, best first. */
 std::span<const Kernel> kernels();
 
-void add_avx2(const Block& block);
-void add_avx512_bf16(const Block& block);
+Kernel avx2_kernel();
+Kernel avx512_bf16_kernel();
 
 }  // namespace switchyard::scores

@@ -7,19 +7,34 @@ namespace {
 
 constexpr std::size_t half = panel_width / 2;
 
+/** One pair of elements of the weights of a panel. */
+struct PanelPair {
+  lanes::Pair low;
+  lanes::Pair high;
+};
+
+SWITCHYARD_AVX2 inline PanelPair load_pair(const Bf16Pair* panel, std::size_t pair) {
+  const auto* at = reinterpret_cast<const __m256i*>(panel + pair * panel_width);
+  return {lanes::widen(_mm256_loadu_si256(at)), lanes::widen(_mm256_loadu_si256(at + 1))};
+}
+
+SWITCHYARD_AVX2 inline PanelPair load_pair(const float* panel, std::size_t pair) {
+  const float* even = panel + 2 * pair * panel_width;
+  const float* odd = even + panel_width;
+  return {{_mm256_loadu_ps(even), _mm256_loadu_ps(odd)}, {_mm256_loadu_ps(even + half), _mm256_loadu_ps(odd + half)}};
+}
+
 /** `Rows` rows times one panel: 2 * Rows of the 16 registers hold the sums. */
-template <std::size_t Rows>
-[[gnu::noinline]] SWITCHYARD_AVX2 void add_tile(const Block& block, std::size_t row, std::size_t panel) {
-  const std::uint32_t* x = block.rows + row * row_stride;
-  const std::uint32_t* weights = block.weights + panel * block.panel_stride;
+template <std::size_t Rows, typename Weight>
+[[gnu::noinline]] SWITCHYARD_AVX2 void add_tile(const Block<Weight>& block, std::size_t row, std::size_t panel) {
+  const Bf16Pair* x = block.rows + row * row_stride;
+  const Weight* weights = block.weights + panel * block.panel_stride;
   __m256 sums[Rows][2];
 #pragma GCC unroll 8
   for (std::size_t r = 0; r < Rows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
   for (std::size_t p = 0; p < block.pairs; ++p) {
     if (panel == 0 && p < Rows * lines_per_row) prefetch_next(block, row, p);
-    const auto* at = reinterpret_cast<const __m256i*>(weights + p * panel_width);
-    const lanes::Pair low = lanes::widen(_mm256_loadu_si256(at));
-    const lanes::Pair high = lanes::widen(_mm256_loadu_si256(at + 1));
+    const auto [low, high] = load_pair(weights, p);
 #pragma GCC unroll 8
     for (std::size_t r = 0; r < Rows; ++r) {
       const lanes::Pair element =
@@ -38,9 +53,8 @@ template <std::size_t Rows>
   }
 }
 
-}  // namespace
-
-void add_avx2(const Block& block) {
+template <typename Weight>
+void add(const Block<Weight>& block) {
   const FlushSubnormals flush;
   for (std::size_t panel = 0; panel < block.panel_count; ++panel) {
     std::size_t row = 0;
@@ -48,5 +62,9 @@ void add_avx2(const Block& block) {
     for (; row < block.row_count; ++row) add_tile<1>(block, row, panel);
   }
 }
+
+}  // namespace
+
+Kernel avx2_kernel() { return {"avx2", add<Bf16Pair>, add<float>}; }
 
 }  // namespace switchyard::scores

@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #include "kernels/bf16.h"
 #include "model/generator.h"
@@ -38,27 +39,48 @@ __attribute__((target("avx2"))) void round_finite(const float* values, size_t co
   }
 }
 
-void read_file(const FileTensor& tensor, size_t first, size_t count, uint16_t* out) {
-  const std::byte* bytes = tensor.file->data() + tensor.byte_offset + first * bytes_of(tensor.dtype);
-  switch (tensor.dtype) {
+/** out[i] = convert(element i of the bytes, which need no alignment). */
+template <typename Stored, typename Out, typename Convert>
+void convert_elements(const std::byte* bytes, size_t count, Out* out, const Convert& convert) {
+  for (size_t i = 0; i < count; ++i) {
+    Stored stored;
+    std::memcpy(&stored, bytes + i * sizeof stored, sizeof stored);
+    out[i] = convert(stored);
+  }
+}
+
+void convert_bytes(const std::byte* bytes, StoredDtype dtype, size_t count, uint16_t* out) {
+  switch (dtype) {
     case StoredDtype::bf16:
-      std::memcpy(out, bytes, count * sizeof(uint16_t));
+      std::memcpy(out, bytes, count * sizeof *out);
       return;
     case StoredDtype::f16:
-      for (size_t i = 0; i < count; ++i) {
-        uint16_t half;
-        std::memcpy(&half, bytes + i * sizeof half, sizeof half);
-        out[i] = float_to_bf16(f16_to_float(half));
-      }
+      convert_elements<uint16_t>(bytes, count, out, [](uint16_t half) { return float_to_bf16(f16_to_float(half)); });
       return;
     case StoredDtype::f32:
-      for (size_t i = 0; i < count; ++i) {
-        float value;
-        std::memcpy(&value, bytes + i * sizeof value, sizeof value);
-        out[i] = float_to_bf16(value);
-      }
+      convert_elements<float>(bytes, count, out, float_to_bf16);
       return;
   }
+}
+
+void convert_bytes(const std::byte* bytes, StoredDtype dtype, size_t count, float* out) {
+  switch (dtype) {
+    case StoredDtype::bf16:
+      convert_elements<uint16_t>(bytes, count, out, bf16_to_float);
+      return;
+    case StoredDtype::f16:
+      convert_elements<uint16_t>(bytes, count, out, f16_to_float);
+      return;
+    case StoredDtype::f32:
+      std::memcpy(out, bytes, count * sizeof *out);
+      return;
+  }
+}
+
+template <typename Out>
+void read_file(const FileTensor& tensor, size_t first, size_t count, Out* out) {
+  const std::byte* bytes = tensor.file->data() + tensor.byte_offset + first * bytes_of(tensor.dtype);
+  convert_bytes(bytes, tensor.dtype, count, out);
 }
 
 void read_synthetic(const SyntheticTensor& tensor, size_t first, size_t count, uint16_t* out) {
@@ -71,6 +93,21 @@ void read_synthetic(const SyntheticTensor& tensor, size_t first, size_t count, u
     first += part;
     out += part;
     count -= part;
+  }
+}
+
+void read_synthetic(const SyntheticTensor& tensor, size_t first, size_t count, float* out) {
+  std::vector<uint16_t> bits(count);
+  read_synthetic(tensor, first, count, bits.data());
+  std::transform(bits.begin(), bits.end(), out, bf16_to_float);
+}
+
+template <typename Out>
+void read_any(const TensorSource& source, size_t first, size_t count, Out* out) {
+  if (const auto* tensor = std::get_if<FileTensor>(&source.origin)) {
+    read_file(*tensor, first, count, out);
+  } else {
+    read_synthetic(std::get<SyntheticTensor>(source.origin), first, count, out);
   }
 }
 
@@ -92,11 +129,11 @@ void check_tensor(const TensorSource& source, const std::string& field) {
 }
 
 void read_elements(const TensorSource& source, size_t first, size_t count, uint16_t* out) {
-  if (const auto* tensor = std::get_if<FileTensor>(&source.origin)) {
-    read_file(*tensor, first, count, out);
-  } else {
-    read_synthetic(std::get<SyntheticTensor>(source.origin), first, count, out);
-  }
+  read_any(source, first, count, out);
+}
+
+void read_elements(const TensorSource& source, size_t first, size_t count, float* out) {
+  read_any(source, first, count, out);
 }
 
 }  // namespace switchyard

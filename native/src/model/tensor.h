@@ -41,9 +41,10 @@ struct TensorSource {
 void check_tensor(const TensorSource& source, const std::string& field);
 
 /**
- * Writes elements first to first + count - 1, in row-major order, as BF16 (to nearest, ties to even).
- * The source must have passed check_tensor. Any number of threads may read one source.
+ * Writes elements first to first + count - 1, in row-major order: as BF16 (to nearest, ties to even), or as they are
+ * stored (synthetic ones are BF16). The source must have passed check_tensor. Any number of threads may read one source.
  */
 void read_elements(const TensorSource& source, size_t first, size_t count, uint16_t* out);
+void read_elements(const TensorSource& source, size_t first, size_t count, float* out);
 
 }  // namespace switchyard

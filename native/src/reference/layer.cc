@@ -83,14 +83,14 @@ std::vector<double> normalize(std::span<const double> rows, const std::vector<do
 /** The expert's FFN for [count, hidden] inputs. */
 std::vector<double> apply_expert(const ReferenceExpert& expert, const std::vector<double>& inputs, size_t count,
                                  ThreadPool& pool) {
-  std::vector<double> inner = multiply(expert.up, inputs.data(), count, pool);
+  std::vector<double> inner = multiply(expert.up, inputs.data(), count, Precision::bf16, pool);
   if (expert.activation == Activation::swiglu) {
-    const std::vector<double> gate = multiply(*expert.gate, inputs.data(), count, pool);
+    const std::vector<double> gate = multiply(*expert.gate, inputs.data(), count, Precision::bf16, pool);
     for (size_t i = 0; i < inner.size(); ++i) inner[i] *= gate[i] / (1 + std::exp(-gate[i]));
   } else {
     for (double& value : inner) value = value / 2 * (1 + std::erf(value / std::sqrt(2.0)));
   }
-  return multiply(expert.down, inner.data(), count, pool);
+  return multiply(expert.down, inner.data(), count, Precision::bf16, pool);
 }
 
 /** Adds what one expert makes of the rows that use it. */
@@ -120,7 +120,7 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
   const size_t top_k = layer.routing.top_k;
   const std::vector<double> inputs = layer.norm ? normalize(rows, read_doubles(*layer.norm), layer.epsilon)
                                                 : std::vector<double>(rows.begin(), rows.end());
-  std::vector<double> logits = multiply(layer.gate, inputs.data(), row_count, pool);
+  std::vector<double> logits = multiply(layer.gate, inputs.data(), row_count, Precision::stored, pool);
 
   ReferenceResult result;
   std::vector<std::vector<Use>> uses(experts);

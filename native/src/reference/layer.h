@@ -44,8 +44,8 @@ struct ReferenceResult {
 };
 
 /**
- * One layer in float64 from BF16 weights, written for plainness: it shares no code with the kernels, so that it can
- * judge them. `rows` is [row_count, hidden]. Throws INVALID_ARGUMENT, naming the field, if shapes do not fit.
+ * One layer in float64, from the gate's weights as they are stored and from the others in BF16. It is written for
+ * plainness and shares no code with the kernels, so that it can judge them. `rows` is [row_count, hidden]. Throws INVALID_ARGUMENT, naming the field, if shapes do not fit.
  */
 ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, const ReferenceLayer& layer,
                                 ThreadPool& pool);

@@ -11,7 +11,13 @@ namespace {
 constexpr size_t tile_rows = 16;
 
 /** Elements first to first + count - 1. BF16 is the upper half of a float, so the conversion is exact. */
-void read_doubles(const TensorSource& source, size_t first, size_t count, double* out) {
+void read_doubles(const TensorSource& source, size_t first, size_t count, Precision precision, double* out) {
+  if (precision == Precision::stored) {
+    std::vector<float> values(count);
+    read_elements(source, first, count, values.data());
+    std::copy(values.begin(), values.end(), out);
+    return;
+  }
   std::vector<uint16_t> bits(count);
   read_elements(source, first, count, bits.data());
   for (size_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
@@ -34,18 +40,19 @@ __attribute__((target("avx2"))) double dot(const double* a, const double* b, siz
 
 std::vector<double> read_doubles(const TensorSource& source) {
   std::vector<double> values(source.elements());
-  read_doubles(source, 0, values.size(), values.data());
+  read_doubles(source, 0, values.size(), Precision::bf16, values.data());
   return values;
 }
 
-std::vector<double> multiply(const TensorSource& matrix, const double* inputs, size_t input_count, ThreadPool& pool) {
+std::vector<double> multiply(const TensorSource& matrix, const double* inputs, size_t input_count, Precision precision,
+                             ThreadPool& pool) {
   const size_t columns = matrix.columns;
   std::vector<double> products(input_count * matrix.rows);
   pool.parallel_for((matrix.rows + tile_rows - 1) / tile_rows, [&](size_t tile) {
     const size_t first = tile * tile_rows;
     const size_t count = std::min(tile_rows, matrix.rows - first);
     std::vector<double> values(count * columns);
-    read_doubles(matrix, first * columns, values.size(), values.data());
+    read_doubles(matrix, first * columns, values.size(), precision, values.data());
     for (size_t input = 0; input < input_count; ++input) {
       for (size_t row = 0; row < count; ++row) {
         products[input * matrix.rows + first + row] =

@@ -11,13 +11,17 @@ namespace switchyard {
 /** Sum of products in float64. */
 double dot(const double* a, const double* b, size_t count);
 
-/** The whole tensor as float64. */
+/** How the elements of a tensor enter: rounded to BF16, as experts compute, or as they are stored, as gates do. */
+enum class Precision { bf16, stored };
+
+/** The whole tensor, in BF16, as float64. */
 std::vector<double> read_doubles(const TensorSource& source);
 
 /**
  * products[i * matrix.rows + r] = dot(matrix row r, inputs + i * matrix.columns) for `input_count` inputs. The
  * matrix is read once, tile by tile, over the pool: it need not fit in memory as float64.
  */
-std::vector<double> multiply(const TensorSource& matrix, const double* inputs, size_t input_count, ThreadPool& pool);
+std::vector<double> multiply(const TensorSource& matrix, const double* inputs, size_t input_count, Precision precision,
+                             ThreadPool& pool);
 
 }  // namespace switchyard
