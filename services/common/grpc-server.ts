@@ -14,6 +14,7 @@ import { HealthImplementation, protoPath as healthProtoPath } from 'grpc-health-
 import { assertBindAllowed, bearerCheck, keepUcxWithin } from './access.js';
 import { SwitchyardError } from './errors.js';
 import { channelOptions, windowBytes } from './grpc-channel.js';
+import { boundConnections, connectionsMax, guardCalls } from './grpc-guard.js';
 import type { Logger } from './log.js';
 import { prepareProcess } from './process.js';
 import { packageDefinition } from './protocol.js';
@@ -32,6 +33,8 @@ export interface GrpcServerOptions {
   token: string | null;
   insecure: boolean;
   messageBytesMax: number;
+  /** Calls at once that the services count and bound themselves. Default: none. */
+  batchesMax?: number;
   services: GrpcService[];
   log: Logger;
 }
@@ -47,6 +50,8 @@ export interface GrpcServer {
 }
 
 const concurrentStreamsMax = 1024;
+/** Calls at once that a server takes beside those that its services count themselves. */
+const callsBeside = 4096;
 
 /** grpc-js has an option for the windows of clients only; those of a server are set where it keeps node:http2's. */
 interface ServerInternals {
@@ -65,7 +70,10 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
   prepareProcess();
   const server = new Server({
     ...channelOptions(options.messageBytesMax),
-    interceptors: token === null ? [] : [bearerInterceptor(token, log)],
+    interceptors: [
+      guardCalls(callsBeside + (options.batchesMax ?? 0)),
+      ...(token === null ? [] : [bearerInterceptor(token, log)]),
+    ],
   });
   const internals = server as unknown as ServerInternals;
   internals.commonServerOptions.settings = {
@@ -86,6 +94,7 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
   const boundPort = await bind(server, host, bracketed, port);
   for (const http2Server of internals.http2Servers.keys()) {
     http2Server.on('session', (session) => session.setLocalWindowSize(windowBytes));
+    boundConnections(http2Server, connectionsMax);
   }
   let closing: Promise<void> | null = null;
   return {

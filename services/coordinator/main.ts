@@ -82,6 +82,7 @@ class CoordinatorService {
       token,
       insecure,
       messageBytesMax: config.messageBytesMax,
+      batchesMax: config.batchesMax,
       services: [
         { definition: services.Coordinator, implementation: control.implementation },
         this.router?.service ?? this.describeOnly(),

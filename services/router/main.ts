@@ -38,6 +38,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     token,
     insecure,
     messageBytesMax: config.messageBytesMax,
+    batchesMax: config.batchesMax,
     services: [router.service],
     log,
   });
