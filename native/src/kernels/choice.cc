@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <numeric>
 
 #include "kernels/lanes.h"
 
@@ -10,18 +11,20 @@ namespace switchyard {
 namespace {
 
 constexpr std::size_t step = 8;
-constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+constexpr float largest_float = std::numeric_limits<float>::max();
+constexpr float infinity = std::numeric_limits<float>::infinity();
 
 /**
- * e^x within 2 units in the last place, the same on every processor; NaN stays NaN, and what is out of the range of
- * normal floats is cut to it. e^x = 2^n * e^r with |r| <= ln(2)/2, polynomial of Cephes' expf.
+ * e^x within 2 units in the last place, the same on every processor; 0 below -87 and infinite above 88, where e^x leaves
+ * the normal floats. e^x = 2^n * e^r with |r| <= ln(2)/2, polynomial of Cephes' expf.
  */
 SWITCHYARD_AVX2 inline __m256 exponential(__m256 x) {
-  x = _mm256_min_ps(_mm256_set1_ps(88.0f), x);
-  x = _mm256_max_ps(_mm256_set1_ps(-87.0f), x);
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(0x1.715476p+0f)),
+  const __m256 low = _mm256_set1_ps(-87.0f);
+  const __m256 high = _mm256_set1_ps(88.0f);
+  const __m256 inside = _mm256_max_ps(low, _mm256_min_ps(high, x));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(inside, _mm256_set1_ps(0x1.715476p+0f)),
                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e4p-1f), x);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e4p-1f), inside);
   r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.7f7d1cp-20f), r);
   __m256 polynomial = _mm256_set1_ps(1.9875691500e-4f);
   for (const float coefficient : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f}) {
@@ -30,7 +33,25 @@ SWITCHYARD_AVX2 inline __m256 exponential(__m256 x) {
   const __m256 value = _mm256_add_ps(_mm256_fmadd_ps(polynomial, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
   const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
   const __m256 scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(value), exponent));
-  return _mm256_blendv_ps(scaled, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256 bounded = _mm256_blendv_ps(scaled, _mm256_set1_ps(infinity), _mm256_cmp_ps(x, high, _CMP_GT_OQ));
+  return _mm256_andnot_ps(_mm256_cmp_ps(x, low, _CMP_LT_OQ), bounded);
+}
+
+/**
+ * Makes the logits of a row finite. One that overflowed is the largest float of its sign; a row that has NaN among them
+ * is as good as any other to every expert: all are 0. The padding becomes the lowest float.
+ */
+SWITCHYARD_AVX2 void settle(float* logits, std::size_t experts, std::size_t padded) {
+  std::fill(logits + experts, logits + padded, -largest_float);
+  const __m256 high = _mm256_set1_ps(largest_float);
+  const __m256 low = _mm256_set1_ps(-largest_float);
+  __m256 unordered = _mm256_setzero_ps();
+  for (std::size_t i = 0; i < padded; i += step) {
+    const __m256 value = _mm256_loadu_ps(logits + i);
+    unordered = _mm256_or_ps(unordered, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    _mm256_storeu_ps(logits + i, _mm256_max_ps(low, _mm256_min_ps(high, value)));
+  }
+  if (_mm256_movemask_ps(unordered) != 0) [[unlikely]] std::fill(logits, logits + experts, 0.0f);
 }
 
 SWITCHYARD_AVX2 float largest(const float* values, std::size_t count) {
@@ -41,113 +62,140 @@ SWITCHYARD_AVX2 float largest(const float* values, std::size_t count) {
   return *std::max_element(lane, lane + step);
 }
 
-SWITCHYARD_AVX2 void softmax(float* logits, std::size_t experts, std::size_t padded) {
-  std::fill(logits + experts, logits + padded, minus_infinity);
+/** `scores` may be `logits` itself. */
+SWITCHYARD_AVX2 void softmax(const float* logits, std::size_t padded, float* scores) {
   const __m256 shift = _mm256_set1_ps(largest(logits, padded));
   __m256 sums = _mm256_setzero_ps();
   for (std::size_t i = 0; i < padded; i += step) {
     const __m256 value = exponential(_mm256_sub_ps(_mm256_loadu_ps(logits + i), shift));
-    _mm256_storeu_ps(logits + i, value);
+    _mm256_storeu_ps(scores + i, value);
     sums = _mm256_add_ps(sums, value);
   }
   const __m256 sum = _mm256_set1_ps(lanes::sum(sums));
   for (std::size_t i = 0; i < padded; i += step) {
-    _mm256_storeu_ps(logits + i, _mm256_div_ps(_mm256_loadu_ps(logits + i), sum));
+    _mm256_storeu_ps(scores + i, _mm256_div_ps(_mm256_loadu_ps(scores + i), sum));
   }
 }
 
-SWITCHYARD_AVX2 void sigmoid(float* logits, std::size_t padded) {
+SWITCHYARD_AVX2 void sigmoid(const float* logits, std::size_t padded, float* scores) {
   const __m256 one = _mm256_set1_ps(1.0f);
   for (std::size_t i = 0; i < padded; i += step) {
     const __m256 negative = _mm256_sub_ps(_mm256_setzero_ps(), _mm256_loadu_ps(logits + i));
-    _mm256_storeu_ps(logits + i, _mm256_div_ps(one, _mm256_add_ps(one, exponential(negative))));
+    _mm256_storeu_ps(scores + i, _mm256_div_ps(one, _mm256_add_ps(one, exponential(negative))));
   }
 }
 
-/** Orders like the value, NaN lowest; of equal values the lower index is the greater key. */
-std::uint64_t key_of(float value, std::uint32_t index) {
+/** Orders like the values; the two zeros are one. */
+std::uint32_t order_of(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value + 0.0f);
-  std::uint32_t order = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-  if (value != value) order = 0;
-  return (static_cast<std::uint64_t>(order) << 32) | (0xffffffffu - index);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
 
-std::uint32_t index_of(std::uint64_t key) { return 0xffffffffu - static_cast<std::uint32_t>(key); }
-
-/** The greatest keys of the values, descending: as many as `best` holds. */
-void take_best(std::span<const float> values, std::span<std::uint64_t> best) {
-  std::size_t taken = 0;
-  for (std::uint32_t i = 0; i < values.size(); ++i) {
-    const std::uint64_t key = key_of(values[i], i);
-    if (taken == best.size() && key < best.back()) continue;
-    std::size_t at = taken < best.size() ? taken++ : taken - 1;
-    for (; at > 0 && best[at - 1] < key; --at) best[at] = best[at - 1];
-    best[at] = key;
-  }
+std::uint64_t key_of(float selection, float logit) {
+  return static_cast<std::uint64_t>(order_of(selection)) << 32 | order_of(logit);
 }
+
+/** Below every key of finite values. */
+constexpr std::uint64_t never = 0;
+
+std::size_t padded_size(std::size_t count) { return (count + step - 1) / step * step; }
 
 }  // namespace
 
-void score_logits(float* logits, std::size_t experts, std::size_t padding, RoutingSpec::Score score) {
-  if (score == RoutingSpec::Score::softmax) {
-    softmax(logits, experts, experts + padding);
-  } else {
-    sigmoid(logits, experts + padding);
-  }
-}
-
-Chooser::Chooser(const RoutingSpec& routing, std::vector<float> selection_bias)
+Chooser::Chooser(const RoutingSpec& routing, std::vector<float> selection_bias, std::size_t padding)
     : routing_(routing),
       bias_(std::move(selection_bias)),
-      selection_(bias_.size()),
+      biased_(std::ranges::any_of(bias_, [](float bias) { return bias != 0; })),
+      scores_(bias_.size() + padding),
+      keys_(bias_.size()),
+      best_(routing.top_k),
       group_scores_(routing.groups),
-      best_experts_(routing.top_k),
-      best_groups_(routing.groups_chosen),
-      group_chosen_(routing.groups) {}
+      groups_(routing.groups) {}
 
-float Chooser::group_score(std::span<const float> members) const {
-  float first = members[0];
-  float second = minus_infinity;
-  for (const float value : members.subspan(1)) {
-    if (value > first) {
-      second = first;
-      first = value;
-    } else if (value > second) {
-      second = value;
+void Chooser::choose(float* logits, std::uint32_t* experts, float* weights) {
+  settle(logits, keys_.size(), scores_.size());
+  const auto score = routing_.score == RoutingSpec::Score::softmax ? softmax : sigmoid;
+  score(logits, scores_.size(), scores_.data());
+  rank(logits);
+  if (routing_.groups_chosen < routing_.groups) mask_groups(logits);
+  take_best();
+  for (std::size_t j = 0; j < routing_.top_k; ++j) experts[j] = best_[j].expert;
+  weigh(logits, experts, weights);
+}
+
+SWITCHYARD_AVX2 void Chooser::rank(const float* logits) {
+  if (!biased_) {
+    for (std::size_t e = 0; e < keys_.size(); ++e) keys_[e] = key_of(logits[e], logits[e]);
+  } else {
+    for (std::size_t e = 0; e < keys_.size(); ++e) keys_[e] = key_of(scores_[e] + bias_[e], logits[e]);
+  }
+}
+
+/** By the best expert, or by the sum of the two best; what that leaves equal is decided by their logits. */
+Chooser::GroupScore Chooser::score_group(const float* logits, std::size_t first) const {
+  const std::size_t size = keys_.size() / routing_.groups;
+  std::size_t best = first;
+  std::size_t second = first + size;
+  for (std::size_t e = first + 1; e < first + size; ++e) {
+    if (keys_[e] > keys_[best]) {
+      second = best;
+      best = e;
+    } else if (second == first + size || keys_[e] > keys_[second]) {
+      second = e;
     }
   }
-  return routing_.group_score == RoutingSpec::GroupScore::max ? first : first + second;
+  const auto selection = [&](std::size_t expert) { return scores_[expert] + bias_[expert]; };
+  if (routing_.group_score == RoutingSpec::GroupScore::top2) {
+    return {selection(best) + selection(second), logits[best], logits[second]};
+  }
+  return {biased_ ? selection(best) : logits[best], logits[best], 0};
 }
 
-void Chooser::mask_groups() {
-  const std::size_t size = selection_.size() / routing_.groups;
-  const std::span<float> selection(selection_);
-  for (std::size_t g = 0; g < routing_.groups; ++g) group_scores_[g] = group_score(selection.subspan(g * size, size));
-  take_best(group_scores_, best_groups_);
-  std::fill(group_chosen_.begin(), group_chosen_.end(), false);
-  for (const std::uint64_t key : best_groups_) group_chosen_[index_of(key)] = true;
-  const float masked = routing_.masked == RoutingSpec::Masked::zero ? 0.0f : minus_infinity;
-  for (std::size_t g = 0; g < routing_.groups; ++g) {
-    if (!group_chosen_[g]) std::fill_n(selection_.begin() + static_cast<std::ptrdiff_t>(g * size), size, masked);
+void Chooser::mask_groups(const float* logits) {
+  const std::size_t size = keys_.size() / routing_.groups;
+  for (std::size_t g = 0; g < groups_.size(); ++g) group_scores_[g] = score_group(logits, g * size);
+  std::iota(groups_.begin(), groups_.end(), 0u);
+  std::ranges::partial_sort(groups_, groups_.begin() + routing_.groups_chosen, [&](std::uint32_t a, std::uint32_t b) {
+    return group_scores_[a] == group_scores_[b] ? a < b : group_scores_[a] > group_scores_[b];
+  });
+  // Scores without a bias are above zero.
+  const bool zero = biased_ && routing_.masked == RoutingSpec::Masked::zero;
+  const Key masked = zero ? key_of(0, -infinity) : never;
+  for (std::size_t i = routing_.groups_chosen; i < groups_.size(); ++i) {
+    std::fill_n(keys_.begin() + static_cast<std::ptrdiff_t>(groups_[i] * size), size, masked);
   }
 }
 
-void Chooser::choose(const float* scores, std::uint32_t* experts, float* weights) {
-  for (std::size_t e = 0; e < selection_.size(); ++e) selection_[e] = scores[e] + bias_[e];
-  if (routing_.groups_chosen < routing_.groups) mask_groups();
-  take_best(selection_, best_experts_);
+/** The experts of the greatest keys, descending; of equal ones the lower expert is first. */
+void Chooser::take_best() {
+  std::size_t taken = 0;
+  for (std::uint32_t e = 0; e < keys_.size(); ++e) {
+    const Key key = keys_[e];
+    if (taken == best_.size() && key <= best_.back().key) continue;
+    std::size_t at = taken < best_.size() ? taken++ : taken - 1;
+    for (; at > 0 && best_[at - 1].key < key; --at) best_[at] = best_[at - 1];
+    best_[at] = {key, e};
+  }
+}
+
+void Chooser::weigh(const float* logits, const std::uint32_t* experts, float* weights) {
+  const std::size_t top_k = routing_.top_k;
   float sum = 0;
-  for (std::size_t j = 0; j < routing_.top_k; ++j) {
-    experts[j] = index_of(best_experts_[j]);
-    weights[j] = scores[experts[j]];
+  for (std::size_t j = 0; j < top_k; ++j) {
+    weights[j] = scores_[experts[j]];
     sum += weights[j];
   }
-  // Scores too small for a float sum to zero; their weights then stay zero rather than becoming NaN.
-  const bool divide = routing_.renormalise && sum != 0;
-  for (std::size_t j = 0; j < routing_.top_k; ++j) {
-    if (divide) weights[j] /= sum;
-    weights[j] *= routing_.scale;
+  // Scores that are small beside a float's range lose their ratios: both softmax and sigmoid are then as e^logit.
+  constexpr float enough = 0x1p-100f;
+  if (routing_.renormalise && sum < enough) [[unlikely]] {
+    std::vector<float> chosen(padded_size(top_k), -largest_float);
+    for (std::size_t j = 0; j < top_k; ++j) chosen[j] = logits[experts[j]];
+    softmax(chosen.data(), chosen.size(), chosen.data());
+    std::copy_n(chosen.begin(), top_k, weights);
+  } else if (routing_.renormalise) {
+    for (std::size_t j = 0; j < top_k; ++j) weights[j] /= sum;
   }
+  for (std::size_t j = 0; j < top_k; ++j) weights[j] *= routing_.scale;
 }
 
 }  // namespace switchyard

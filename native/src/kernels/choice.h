@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -10,31 +11,46 @@
 namespace switchyard {
 
 /**
- * Logits of one row become scores, in float32. The `padding` floats after them are scratch; experts + padding is a
- * multiple of 8.
+ * Chooses experts from the logits of a row, by the rules of a RoutingSpec. Scores rise with logits but run into the ends
+ * of float32, so what they leave equal the logits decide. One thread uses one of these.
  */
-void score_logits(float* logits, std::size_t experts, std::size_t padding, RoutingSpec::Score score);
-
-/** Chooses experts from the scores of a row, by the rules of a RoutingSpec. One thread uses one of these. */
 class Chooser {
  public:
-  /** `selection_bias`: [experts], all that is added to scores for choosing. */
-  Chooser(const RoutingSpec& routing, std::vector<float> selection_bias);
+  /** `selection_bias`: [experts], all that is added to scores for choosing. `padding`: see choose. */
+  Chooser(const RoutingSpec& routing, std::vector<float> selection_bias, std::size_t padding);
 
-  /** Writes top_k experts, best first, and their weights. Values that are NaN come last. */
-  void choose(const float* scores, std::uint32_t* experts, float* weights);
+  /**
+   * Writes top_k experts, best first, and their weights, which are finite. `logits` is overwritten; `padding` floats
+   * after its [experts] are scratch, and experts + padding is a multiple of 8.
+   */
+  void choose(float* logits, std::uint32_t* experts, float* weights);
 
  private:
-  void mask_groups();
-  float group_score(std::span<const float> members) const;
+  /** Orders like the selection score, then like the logit. */
+  using Key = std::uint64_t;
+  struct Ranked {
+    Key key;
+    std::uint32_t expert;
+  };
+  /** Compared from the first on. */
+  using GroupScore = std::array<float, 3>;
+
+  void rank(const float* logits);
+  void mask_groups(const float* logits);
+  GroupScore score_group(const float* logits, std::size_t first) const;
+  void take_best();
+  void weigh(const float* logits, const std::uint32_t* experts, float* weights);
 
   const RoutingSpec& routing_;
   std::vector<float> bias_;
-  std::vector<float> selection_;
-  std::vector<float> group_scores_;
-  std::vector<std::uint64_t> best_experts_;
-  std::vector<std::uint64_t> best_groups_;
-  std::vector<bool> group_chosen_;
+  /** Whether any bias is not zero: without one, logits alone choose. */
+  bool biased_;
+  /** [experts + padding] */
+  std::vector<float> scores_;
+  std::vector<Key> keys_;
+  std::vector<Ranked> best_;
+  std::vector<GroupScore> group_scores_;
+  std::vector<std::uint32_t> groups_;
 };
 
 }  // namespace switchyard

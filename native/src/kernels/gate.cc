@@ -177,9 +177,9 @@ void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<con
   check_bias(bias, gate.experts, "bias");
   std::vector<float> selection_bias = gate.selection_bias;
   for (std::size_t e = 0; e < bias.size(); ++e) selection_bias[e] += bias[e];
-  Chooser chooser(gate.routing, std::move(selection_bias));
-
   const std::size_t stride = gate.logit_stride();
+  Chooser chooser(gate.routing, std::move(selection_bias), stride - gate.experts);
+
   const std::size_t top_k = gate.routing.top_k;
   std::vector<scores::Bf16Pair> row_scratch(rows_at_once * scores::row_stride);
   std::vector<float> logits(rows_at_once * stride);
@@ -187,10 +187,8 @@ void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<con
     const std::size_t count = std::min(rows_at_once, row_count - first);
     gate.compute_logits(rows + first * gate.hidden, count, row_scratch.data(), logits.data());
     for (std::size_t r = 0; r < count; ++r) {
-      float* scores = logits.data() + r * stride;
-      score_logits(scores, gate.experts, stride - gate.experts, gate.routing.score);
       const std::size_t slot = (first + r) * top_k;
-      chooser.choose(scores, chosen_experts + slot, chosen_weights + slot);
+      chooser.choose(logits.data() + r * stride, chosen_experts + slot, chosen_weights + slot);
     }
   }
 }

@@ -51,9 +51,11 @@ class Gate {
 
   /**
    * Chooses experts for `row_count` rows of [row_count, hidden] BF16. `bias` ([experts] or empty) is added to the
-   * scores for choosing only. Writes [row_count, top_k] experts, best first (ties go to the lower expert), and
-   * their weights from unbiased scores. A row's result has the same bits whatever rows are beside it, on every
-   * processor. A row with NaN still chooses distinct experts; its weights are NaN.
+   * scores for choosing only. Writes [row_count, top_k] experts, best first, and their weights from unbiased scores.
+   * The best is the one with the highest logit; where there is a bias, with the highest sum of score and bias, then the
+   * highest logit. Ties go to the lower expert. A row's result has the same bits whatever rows are beside it, on every
+   * processor. Weights are finite whatever the row holds: a logit beyond the range of floats counts as the largest float
+   * of its sign, and a row with NaN among its logits is routed as if all of them were 0.
    */
   void route(const std::uint16_t* rows, std::size_t row_count, std::span<const float> bias,
              std::uint32_t* chosen_experts, float* chosen_weights) const;
