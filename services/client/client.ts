@@ -134,9 +134,9 @@ export class SwitchyardClient {
       let reason: string;
       try {
         const description = await this.describeCluster();
-        const open = openRouters(description).length;
-        if (description.view?.ready && open >= routers) return description;
-        reason = description.view?.reason || `${open} of ${routers} routers are ready`;
+        const ready = routersThatAre('READY', description).length;
+        if (description.view?.ready && ready >= routers) return description;
+        reason = description.view?.reason || `${ready} of ${routers} routers are ready`;
       } catch (error) {
         if (!isLoading(error)) throw error;
         reason = error.message;
@@ -161,7 +161,10 @@ export class SwitchyardClient {
     const { hidden, layers, routing } = this.model;
     const description = await this.describeCluster();
     // Clients start at different routers, so that batches of few sequences spread as well.
-    const addresses = nearestFirst(openRouters(description), this.turn++);
+    const addresses = nearestFirst(openRouters(description), this.turn++).map((router) =>
+      // Where its own address leads nowhere from here, as behind a published port or a tunnel, the one that answered does.
+      router.name === description.router ? this.address : router.address,
+    );
     if (addresses.length === 0) {
       const reason = 'no router takes batches: none has joined, or all are leaving';
       throw new SwitchyardError('NOT_READY', `the cluster is not ready: ${reason}`, { reason });
@@ -246,17 +249,22 @@ function checkTransport(transport: TransportChoice): void {
   throw invalidArgument('transport', transport, transportChoices.join(', '));
 }
 
-/** Routers that take batches, whether every expert is ready or not. */
-function openRouters({ view }: ClusterDescription): NodeDescription[] {
-  return (view?.nodes ?? []).filter((node) => node.role === 'ROUTER' && node.state === 'READY');
+function routersThatAre(state: 'READY' | 'JOINING', { view }: ClusterDescription): NodeDescription[] {
+  return (view?.nodes ?? []).filter((node) => node.role === 'ROUTER' && node.state === state);
 }
 
-/** Addresses of routers: those on this host, then the others, each group from its `turn`th on. */
-function nearestFirst(routers: readonly NodeDescription[], turn: number): string[] {
+/** Routers that are ready; if none is, those that hold batches until they are. */
+function openRouters(description: ClusterDescription): NodeDescription[] {
+  const ready = routersThatAre('READY', description);
+  return ready.length > 0 ? ready : routersThatAre('JOINING', description);
+}
+
+/** Routers on this host, then the others, each group from its `turn`th on. */
+function nearestFirst(routers: readonly NodeDescription[], turn: number): NodeDescription[] {
   const own = hostname();
   return [true, false].flatMap((near) => {
     const group = routers.filter((router) => (router.host === own) === near);
-    return group.map((_, index) => group[(turn + index) % group.length]!.address);
+    return group.map((_, index) => group[(turn + index) % group.length]!);
   });
 }
 

@@ -1,5 +1,6 @@
 import { type ClientDuplexStream, type StatusObject, status } from '@grpc/grpc-js';
 import type { SlabRange } from '../../native/index.js';
+import { adviseAdvertiseHost } from '../common/advertise.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
@@ -259,7 +260,7 @@ export function routerError(thrown: unknown, router: string): SwitchyardError {
   return error.code === 'LINK_LOST' || reset ? routerLost(router, error) : error;
 }
 
-function routerLost(router: string, error: SwitchyardError): SwitchyardError {
-  const text = `router ${router} was lost: ${error.message}`;
-  return new SwitchyardError('ROUTER_LOST', text, { router }, { cause: error });
+function routerLost(router: string, thrown: SwitchyardError): SwitchyardError {
+  const text = `router ${router} was lost: ${adviseAdvertiseHost(thrown, 'that node').message}`;
+  return new SwitchyardError('ROUTER_LOST', text, { router }, { cause: thrown });
 }

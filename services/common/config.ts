@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { addressAllowed, hostAllowed, isAddress, isHost, isWildcard } from './address.js';
 import { SwitchyardError } from './errors.js';
 import { logLevels } from './log.js';
+import { isNodeName, nodeNameAllowed } from './node-name.js';
 
 /** Top-level keys of the YAML file, one for each command. */
 export const configSections = [
@@ -99,6 +100,10 @@ export const port = () => humanCount(0, 65535);
 
 /** host:port of another process. */
 export const address = () => z.string({ error: addressAllowed }).refine(isAddress, { error: addressAllowed });
+
+/** Name of a node, unique in its role. */
+export const nodeName = () =>
+  z.string({ error: nodeNameAllowed }).refine(isNodeName, { error: nodeNameAllowed });
 
 /** The host part of an address that others are given. */
 export const advertisedHost = () =>

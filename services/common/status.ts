@@ -25,6 +25,9 @@ const codeOfStatus: Partial<Record<status, ErrorCode>> = {
   [status.UNAUTHENTICATED]: 'UNAUTHENTICATED',
 };
 
+/** What grpc-js says of a host name that the system's resolver does not know. */
+const unresolvedPattern = /^Name resolution failed for target (?:dns:)?(\S+)$/;
+
 /** Details as JSON in printable ASCII, as header values must be. */
 export function formatDetails(details: ErrorDetails): string {
   return JSON.stringify(details).replace(
@@ -58,6 +61,11 @@ export function fromServiceError(thrown: unknown): SwitchyardError {
   const own = metadata?.get(codeKey)[0];
   if (isErrorCode(own)) {
     return new SwitchyardError(own, message, parseDetails(metadata?.get(detailsKey)[0]), { cause: thrown });
+  }
+  const [, unresolved] = unresolvedPattern.exec(message) ?? [];
+  if (unresolved !== undefined) {
+    const text = `the name in ${unresolved} does not resolve on this machine`;
+    return new SwitchyardError('LINK_LOST', text, { unresolved }, { cause: thrown });
   }
   // The wording of grpc-js is the only sign that the message, and not the server, was at fault.
   const tooLarge =

@@ -97,11 +97,10 @@ export class Cluster {
   routerReport(member: Member, report: RouterReport): void {
     if (member.hello.role !== 'ROUTER')
       throw invalidArgument('kind', 'router', 'worker reports from a worker');
+    const readinessChanged = member.router?.notReady !== report.notReady;
     member.router = report;
-    if (report.linksChanged) {
-      member.links = report.links;
-      this.viewChanged();
-    }
+    if (report.linksChanged) member.links = report.links;
+    if (report.linksChanged || readinessChanged) this.viewChanged();
     let changed = false;
     for (const { layer, rows } of report.loads) {
       const experts = this.expertsOf.get(layer);

@@ -1,6 +1,15 @@
 import { resolve } from 'node:path';
 import { z } from 'zod';
-import { advertisedHost, decimal, humanCount, port, serverFields, text, toggle } from '../common/config.js';
+import {
+  advertisedHost,
+  decimal,
+  humanCount,
+  nodeName,
+  port,
+  serverFields,
+  text,
+  toggle,
+} from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import { parseModelSource } from '../model/load.js';
 import type { ModelSource, SyntheticSpec } from '../model/spec.js';
@@ -29,7 +38,7 @@ export const coordinatorSchema = z.object({
   ...serverFields,
   port: port().default(7070),
   metricsPort: port().default(7071),
-  name: text().default('coordinator'),
+  name: nodeName().default('coordinator'),
   advertiseHost: advertisedHost().nullable().default(null),
   ...modelFields,
   workers: humanCount(1, 65_536).default(1),

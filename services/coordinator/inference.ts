@@ -21,9 +21,12 @@ export function describeOnly({ description, view, version }: DescribeOptions): I
         model: description,
         version,
         uptimeSeconds: (performance.now() - startedMs) / 1000,
+        router: '',
       }),
     Forward: (call) => {
-      const routers = (view().nodes ?? []).filter((node) => node.role === 'ROUTER' && node.state === 'READY');
+      const routers = (view().nodes ?? []).filter(
+        ({ role, state }) => role === 'ROUTER' && (state === 'READY' || state === 'JOINING'),
+      );
       const addresses = routers.map((node) => node.address).join(', ');
       const advice = addresses === '' ? 'no router has joined yet' : `send batches to ${addresses}`;
       const error = new SwitchyardError('NOT_READY', `this coordinator routes no batches; ${advice}`, {

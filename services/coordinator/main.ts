@@ -189,8 +189,8 @@ class CoordinatorService {
   /** Ready for batches: every expert is ready, and the embedded router reaches them all. */
   private readiness(): { ready: boolean; reason: string } {
     if (this.stopping !== null) return { ready: false, reason: 'the coordinator is draining' };
-    const cluster = this.control.readiness();
-    return cluster.ready && this.router !== null ? this.router.readiness() : cluster;
+    // The router answers clients who ask; what it says is what they find.
+    return this.router?.readiness() ?? this.control.readiness();
   }
 
   private showReadiness(): void {

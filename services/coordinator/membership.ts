@@ -1,14 +1,13 @@
+import { isAddress } from '../common/address.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { LinkDescription } from '../common/generated/switchyard/v1/LinkDescription.js';
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
+import { isNodeName, nodeNameAllowed } from '../common/node-name.js';
 
 /** Dead members are listed, with the reason, until so many newer ones died. */
 const deadMembersMax = 64;
-
-const namePattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
-const addressPattern = /^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$/;
 
 /** A node from its hello to its end. A node that joins again is another member. */
 export interface Member {
@@ -128,13 +127,10 @@ export class Membership {
 }
 
 function checkHello(hello: NodeHello): void {
-  if (!namePattern.test(hello.name))
-    throw invalidArgument(
-      'name',
-      hello.name,
-      'letters, digits, ".", "_" and "-", at most 63, the first a letter or digit',
-    );
-  if (!addressPattern.test(hello.address)) throw invalidArgument('address', hello.address, 'host:port');
+  if (!isNodeName(hello.name)) throw invalidArgument('name', hello.name, nodeNameAllowed);
+  if (!isAddress(hello.address)) {
+    throw invalidArgument('address', hello.address, 'host:port, whose host --advertise-host gives');
+  }
   for (const field of ['host', 'device', 'metricsUrl', 'modelFingerprint'] as const) {
     if (hello[field].length > 1024)
       throw invalidArgument(field, `${hello[field].slice(0, 32)}…`, 'at most 1024 characters');

@@ -92,8 +92,11 @@ function nodeState(
 ): { state: 'JOINING' | 'LOADING' | 'READY' | 'DRAINING' | 'DEAD'; reason: string } {
   if (!member.alive) return { state: 'DEAD', reason: member.reason };
   if (member.draining) return { state: 'DRAINING', reason: member.reason };
-  if (member.hello.role === 'ROUTER') return { state: 'READY', reason: '' };
-  if (experts === null) return { state: 'JOINING', reason: 'no share of the experts is open' };
+  if (member.hello.role === 'ROUTER') {
+    const reason = member.router === null ? 'it has not reported yet' : member.router.notReady;
+    return { state: reason === '' ? 'READY' : 'JOINING', reason };
+  }
+  if (experts === null) return { state: 'READY', reason: 'no share of the experts is open' };
   const missing = experts.filter(({ layer, expert }) => !member.ready.has(expertKey(layer, expert))).length;
   if (missing === 0) return { state: 'READY', reason: '' };
   return { state: 'LOADING', reason: `${missing} of ${experts.length} experts are not loaded yet` };

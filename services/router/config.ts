@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os';
 import { z } from 'zod';
-import { address, advertisedHost, humanBytes, humanCount, serverFields, text } from '../common/config.js';
+import { address, advertisedHost, humanBytes, humanCount, nodeName, serverFields } from '../common/config.js';
+import { defaultNodeName } from '../common/node-name.js';
 import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
@@ -34,7 +35,7 @@ export type RouterSettings = z.infer<z.ZodObject<typeof routerFields>>;
 export const routerSchema = z.object({
   ...serverFields,
   coordinator: address().default('127.0.0.1:7070'),
-  name: text().default(`router-${process.pid}`),
+  name: nodeName().default(defaultNodeName('router')),
   advertiseHost: advertisedHost().nullable().default(null),
   ...routerFields,
 });

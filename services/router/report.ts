@@ -9,6 +9,16 @@ const coalesceMs = 3;
 /** Reading the resident size walks kernel counters of every thread, so it is not done at every heartbeat. */
 const rssEveryMs = 1_000;
 
+export interface ReportSources {
+  bytesInFlight: () => number;
+  links: () => Pick<Links, 'changes' | 'describe'>;
+  /** Why the router is not ready; empty if it is. */
+  notReady: () => string;
+}
+
+/** A reason may name many things; its beginning names the first. */
+const reasonCharactersMax = 512;
+
 /**
  * The router's reports: rows chosen per expert soon after they were chosen, and a heartbeat with the
  * process's figures. What the stream cannot take stays here and goes with the next heartbeat.
@@ -24,10 +34,7 @@ export class RouterReporter {
   private reportedLinks: number | null = null;
   private send: ((message: NodeMessageInput) => boolean) | null = null;
 
-  constructor(
-    private readonly bytesInFlight: () => number,
-    private readonly links: () => Pick<Links, 'changes' | 'describe'>,
-  ) {}
+  constructor(private readonly sources: ReportSources) {}
 
   /** The next heartbeat describes the links, changed or not. */
   forgetReported(): void {
@@ -70,7 +77,7 @@ export class RouterReporter {
       this.rssReadAt = performance.now();
       this.rssBytes = process.memoryUsage.rss();
     }
-    const links = this.links();
+    const links = this.sources.links();
     const linksChanged = links.changes !== this.reportedLinks;
     this.reportedLinks = links.changes;
     const router = { ...this.report(), linksChanged, links: linksChanged ? links.describe() : [] };
@@ -78,7 +85,9 @@ export class RouterReporter {
     return { router };
   }
 
-  private flush(): void {
+  /** Says at once what there is to say but the links. */
+  flush(): void {
+    if (this.timer !== null) clearTimeout(this.timer);
     this.timer = null;
     if (this.send?.({ router: this.report() })) this.clear();
   }
@@ -87,9 +96,10 @@ export class RouterReporter {
     return {
       loads: [...this.counts].map(([layer, rows]) => ({ layer, rows: [...rows] })),
       tokens: this.tokens,
-      bytesInFlight: this.bytesInFlight(),
+      bytesInFlight: this.sources.bytesInFlight(),
       eventLoopUtilization: this.utilization,
       rssBytes: this.rssBytes,
+      notReady: this.sources.notReady().slice(0, reasonCharactersMax),
     };
   }
 

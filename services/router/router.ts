@@ -61,10 +61,11 @@ export class Router {
   constructor(private readonly options: RouterOptions) {
     const { config, name, token, log, registry } = options;
     this.budget = new ByteBudget(config.budgetBytes);
-    const reporter = new RouterReporter(
-      () => this.budget.used,
-      () => this.links,
-    );
+    const reporter = new RouterReporter({
+      bytesInFlight: () => this.budget.used,
+      links: () => this.links,
+      notReady: () => this.readiness().reason,
+    });
     this.links = new Links({
       router: name,
       token,
@@ -80,7 +81,10 @@ export class Router {
       reporter,
       leaseMs: config.leaseMs,
       log,
-      onReady: (ready) => options.onReady?.(ready),
+      onReady: (ready) => {
+        reporter.flush();
+        options.onReady?.(ready);
+      },
     });
     const metrics = createRouterMetrics(registry, {
       batchesLive: () => this.forward.liveCount,
@@ -178,13 +182,15 @@ export class Router {
         else answer(null, model satisfies ModelDescriptionInput);
       },
       DescribeCluster: (_call, answer) => {
-        const { view, model } = this.control;
-        if (view === null) {
+        const { model } = this.control;
+        if (this.control.view === null) {
           answer(toServiceError(this.unknownCluster()));
           return;
         }
+        const view = { ...this.control.view, ...this.readiness() };
         const uptimeSeconds = (performance.now() - this.startedMs) / 1000;
-        answer(null, { view, model, version, uptimeSeconds } satisfies ClusterDescriptionInput);
+        const router = this.options.name;
+        answer(null, { view, model, version, uptimeSeconds, router } satisfies ClusterDescriptionInput);
       },
     };
   }

@@ -1,4 +1,5 @@
 import type { ClientDuplexStream } from '@grpc/grpc-js';
+import { adviseAdvertiseHost } from '../common/advertise.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import type { ExpertsClient } from '../common/generated/switchyard/v1/Experts.js';
@@ -101,7 +102,9 @@ class RouterLink implements Link {
     this.port = new MessageWriter(call);
     this.exchanges = new Exchanges(this.worker, () => this.port);
     call.on('data', (message: WorkerMessage) => this.receive(message, rowsIn(message)));
-    call.on('error', (error) => this.lose(fromServiceError(error)));
+    call.on('error', (error) =>
+      this.lose(adviseAdvertiseHost(fromServiceError(error), `worker ${this.worker}`)),
+    );
     call.on('end', () => this.lose(new SwitchyardError('LINK_LOST', 'the worker ended the link')));
     const key = randomKey();
     try {

@@ -1,6 +1,15 @@
 import { availableParallelism, hostname } from 'node:os';
 import { z } from 'zod';
-import { address, advertisedHost, humanBytes, humanCount, serverFields, text } from '../common/config.js';
+import {
+  address,
+  advertisedHost,
+  humanBytes,
+  humanCount,
+  nodeName,
+  serverFields,
+  text,
+} from '../common/config.js';
+import { defaultNodeName } from '../common/node-name.js';
 import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
@@ -8,7 +17,7 @@ const mebibyte = 1024 * 1024;
 export const workerSchema = z.object({
   ...serverFields,
   coordinator: address().default('127.0.0.1:7070'),
-  name: text().default(`worker-${process.pid}`),
+  name: nodeName().default(defaultNodeName('worker')),
   advertiseHost: advertisedHost().nullable().default(null),
   /** As the coordinator's topology file names this machine. */
   topologyHost: text().default(hostname()),

@@ -194,6 +194,7 @@ class WorkerService {
       });
       this.assignment = message.assignment;
       this.loaded?.store.assign(message.assignment.experts);
+      this.showReadiness();
     }
   }
 
@@ -219,12 +220,19 @@ class WorkerService {
       trace: this.trace,
       onDeviceLost: (error) => this.fail(error),
     });
-    const store = new ExpertStore({ model, backend, executor, memoryBytes: this.memoryBytes, log });
+    const store = new ExpertStore({
+      model,
+      backend,
+      executor,
+      memoryBytes: this.memoryBytes,
+      onChange: () => this.showReadiness(),
+      log,
+    });
     store.failed.then((error) => this.fail(error));
     this.loaded = { model, executor, store };
     log.info({ event: 'model-opened', model: spec.name, fingerprint: spec.fingerprint });
-    for (const name of ['', expertsName]) this.grpc?.setServing(name, true);
     if (this.assignment !== null) store.assign(this.assignment.experts);
+    this.showReadiness();
   }
 
   private links(): GrpcService {
@@ -254,16 +262,17 @@ class WorkerService {
     this.stopping = this.session!.leave(error.message)
       .then(() => this.close())
       .then(() => this.stopped.reject(error));
+    this.showReadiness();
   }
 
   private stop(reason: string): Promise<void> {
     this.stopping ??= this.drain(reason).then(() => this.stopped.resolve());
+    this.showReadiness();
     return this.stopping;
   }
 
   private async drain(reason: string): Promise<void> {
     this.log.info({ event: 'stopping', reason });
-    for (const name of ['', expertsName]) this.grpc?.setServing(name, false);
     this.session?.leaving(reason);
     const { drainMs } = this.config;
     const drained = this.loaded === null ? true : await untilQuiet(this.loaded.executor, drainMs);
@@ -279,11 +288,17 @@ class WorkerService {
     return { ready: reason === '', reason };
   }
 
+  /** What grpc.health.v1 answers is what /readyz does. */
+  private showReadiness(): void {
+    const { ready } = this.readiness();
+    for (const name of ['', expertsName]) this.grpc?.setServing(name, ready);
+  }
+
+  /** A worker without a share is ready: there is nothing that it waits for. */
   private whyNotReady(): string {
     if (this.stopping !== null) return 'the worker is draining';
     if (this.loaded === null) return `not a member of the cluster of ${this.config.coordinator} yet`;
     const { expertsLoaded, expertsTotal } = this.loaded.store.progress();
-    if (this.assignment === null) return 'no experts are assigned yet';
     return expertsLoaded === expertsTotal ? '' : `${expertsLoaded} of ${expertsTotal} experts are loaded`;
   }
 

@@ -13,6 +13,8 @@ export interface StoreOptions {
   executor: Executor;
   /** Bytes that the weights of all experts may take. */
   memoryBytes: number;
+  /** Called when an expert was loaded. */
+  onChange: () => void;
   log: Logger;
 }
 
@@ -104,7 +106,7 @@ export class ExpertStore {
   }
 
   private async load(key: string, id: ExpertId): Promise<void> {
-    const { model, backend, executor, log } = this.options;
+    const { model, backend, executor, onChange, log } = this.options;
     this.loading.add(key);
     try {
       const expert = await backend.load(model.expert(id.layer, id.expert));
@@ -113,6 +115,7 @@ export class ExpertStore {
         this.held.set(key, { id, bytes: model.expertBytes });
         this.bytesHeld += model.expertBytes;
         this.changes += 1;
+        onChange();
       } else {
         expert.release();
       }

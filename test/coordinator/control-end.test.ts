@@ -110,7 +110,7 @@ describe('the end of a node', () => {
     );
     expect(again.of('assignment')[0]!.assignment!.experts).toEqual([]);
     expect(stateOf(started, 'w0')).toMatchObject({
-      state: 'JOINING',
+      state: 'READY',
       reason: 'no share of the experts is open',
     });
     expect(started.control.readiness().ready).toBe(true);

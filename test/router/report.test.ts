@@ -2,7 +2,11 @@ import { afterEach, beforeEach, describe, expect, jest, test } from '@jest/globa
 import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
 import { RouterReporter } from '../../services/router/report.js';
 
-const noLinks = () => ({ changes: 0, describe: () => [] });
+const sources = {
+  bytesInFlight: () => 0,
+  links: () => ({ changes: 0, describe: () => [] }),
+  notReady: () => '',
+};
 
 describe('the reports of a router', () => {
   beforeEach(() => {
@@ -14,7 +18,7 @@ describe('the reports of a router', () => {
 
   test('gather the counts of a burst of chunks into one message', () => {
     const sent: NodeMessageInput[] = [];
-    const reporter = new RouterReporter(() => 77, noLinks);
+    const reporter = new RouterReporter({ ...sources, bytesInFlight: () => 77 });
     reporter.start((message) => {
       sent.push(message);
       return true;
@@ -38,7 +42,7 @@ describe('the reports of a router', () => {
   });
 
   test('keep what the stream did not take for the next heartbeat', () => {
-    const reporter = new RouterReporter(() => 0, noLinks);
+    const reporter = new RouterReporter(sources);
     reporter.start(() => false);
     reporter.countRows(0, Uint32Array.of(1, 2));
     jest.advanceTimersByTime(10);
@@ -48,12 +52,21 @@ describe('the reports of a router', () => {
     expect(reporter.heartbeat().router!.loads).toEqual([{ layer: 0, rows: [2, 2] }]);
   });
 
+  test('say at once, with what there is, why the router is not ready', () => {
+    const sent: NodeMessageInput[] = [];
+    const reporter = new RouterReporter({ ...sources, notReady: () => `no link to ${'w'.repeat(1000)}` });
+    reporter.start((message) => sent.push(message) > 0);
+    reporter.countRows(0, Uint32Array.of(1, 2));
+    reporter.flush();
+    jest.advanceTimersByTime(100);
+    expect(sent).toHaveLength(1);
+    expect(sent[0]!.router).toMatchObject({ loads: [{ layer: 0, rows: [1, 2] }] });
+    expect(sent[0]!.router!.notReady).toMatch(/^no link to w{501}$/);
+  });
+
   test('describe the links when they changed, and to a coordinator that may not know them', () => {
     const links = { changes: 1, describe: () => [{ worker: 'w', reason: `change ${links.changes}` }] };
-    const reporter = new RouterReporter(
-      () => 0,
-      () => links,
-    );
+    const reporter = new RouterReporter({ ...sources, links: () => links });
     const described = () => {
       const { linksChanged, links } = reporter.heartbeat().router!;
       return linksChanged ? links![0]!.reason : null;
