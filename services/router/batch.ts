@@ -40,13 +40,16 @@ export async function runBatch(context: BatchContext): Promise<void> {
     for await (const chunk of ingest.chunks()) {
       const task = processChunk(chunk, context)
         .catch((error) => stream.abort(asSwitchyardError(error)))
-        .finally(() => tasks.delete(task));
+        .finally(() => {
+          tasks.delete(task);
+          if (tasks.size === 0) stream.idle();
+        });
       tasks.add(task);
       while (tasks.size >= chunksInFlightMax) await Promise.race(tasks);
     }
     await Promise.all(tasks);
     stream.signal.throwIfAborted();
-    await ingest.expectEnd(stream.stallMs);
+    await ingest.expectEnd();
   } catch (error) {
     stream.abort(asSwitchyardError(error));
     throw stream.signal.reason;

@@ -35,6 +35,8 @@ export class ClientStream {
   private woken = new Deferred<void>();
   private ended = false;
   private lastSend: Promise<void> = Promise.resolve();
+  /** Runs while a message of the client is awaited. */
+  private awaiting: NodeJS.Timeout | null = null;
   /** Offered by the client and accepted here; null: chunks travel over gRPC. */
   private channel: ChunkChannel | null = null;
   private channelClosed: () => void = () => {};
@@ -43,8 +45,8 @@ export class ClientStream {
 
   constructor(
     private readonly call: ForwardStream,
-    /** A client that takes no answer for so long has stalled. */
-    readonly stallMs: number,
+    /** `clientStallMs`: a client that takes no answer, or owes a message, for so long has stalled. */
+    private readonly stallMs: number,
   ) {
     setMaxListeners(0, this.signal);
     const wake = () => this.wake();
@@ -101,10 +103,15 @@ export class ClientStream {
 
   /**
    * The next message; null once the client has half-closed. Nothing is read ahead beyond one message, and the credit of
-   * a channel. A client that sends nothing for `waitMs` has stalled; null: it may take its time.
+   * a channel. A client that sends no whole message for `stallMs` has stalled, unless the batch is `busy` with what it
+   * sent before: that time does not count.
    */
-  async next(waitMs: number | null): Promise<ClientMessage | null> {
-    const stalled = waitMs === null ? undefined : setTimeout(() => this.abort(sendsNothing(waitMs)), waitMs);
+  async next(busy: () => boolean): Promise<ClientMessage | null> {
+    const awaiting = setTimeout(() => {
+      if (busy()) awaiting.refresh();
+      else this.abort(sendsNothing(this.stallMs));
+    }, this.stallMs);
+    this.awaiting = awaiting;
     try {
       for (;;) {
         this.signal.throwIfAborted();
@@ -114,8 +121,14 @@ export class ClientStream {
         await this.woken.promise;
       }
     } finally {
-      clearTimeout(stalled);
+      clearTimeout(awaiting);
+      this.awaiting = null;
     }
+  }
+
+  /** The batch is no longer busy: its client has its whole time from now on. */
+  idle(): void {
+    this.awaiting?.refresh();
   }
 
   private nextOfChannel(): ClientMessage | null {
@@ -260,11 +273,13 @@ export class ClientStream {
 }
 
 function takesNothing(stallMs: number): SwitchyardError {
-  const message = `the client has taken no answer for ${stallMs} ms`;
+  const message = `the client has taken no answer for ${stallMs} ms; allowed: less, as clientStallMs has it`;
   return new SwitchyardError('CLIENT_STALLED', message, { stallMs });
 }
 
 function sendsNothing(stallMs: number): SwitchyardError {
-  const message = `the client has sent nothing for ${stallMs} ms; expected: a header first, half-close after the last token`;
+  const message =
+    `the client has sent no whole message for ${stallMs} ms; allowed: less, as clientStallMs has it; ` +
+    'expected: a header, rows, and half-close after the last token';
   return new SwitchyardError('CLIENT_STALLED', message, { stallMs });
 }

@@ -1,4 +1,5 @@
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import { FairSlots } from '../common/fair-slots.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { Logger } from '../common/log.js';
 import type { Trace } from '../common/trace.js';
@@ -39,11 +40,13 @@ export class ForwardService {
   /** Every call under way, and its end. */
   private readonly live = new Map<ClientStream, Promise<void>>();
   private readonly batchIds = new Set<string>();
+  private readonly slots: FairSlots;
   private readonly channels: ClientChannels;
   private draining: SwitchyardError | null = null;
 
   constructor(private readonly options: ForwardOptions) {
     const { config, log } = options;
+    this.slots = new FairSlots(config.batchesMax);
     this.channels = new ClientChannels({
       transport: config.transport,
       messageBytesMax: config.messageBytesMax,
@@ -58,13 +61,18 @@ export class ForwardService {
 
   accept(call: ForwardStream): void {
     const stream = new ClientStream(call, this.options.config.clientStallMs);
-    const refusal = this.refusal();
-    if (refusal !== null) {
+    const { peer } = stream;
+    const giveBack = this.draining === null ? this.slots.take(peer) : null;
+    if (giveBack === null) {
+      const refusal = this.draining ?? this.tooMany(peer);
       this.options.metrics.batches.inc({ outcome: refusal.code });
       stream.fail(refusal);
       return;
     }
-    const run = this.run(stream).finally(() => this.live.delete(stream));
+    const run = this.run(stream).finally(() => {
+      this.live.delete(stream);
+      giveBack();
+    });
     this.live.set(stream, run);
   }
 
@@ -79,14 +87,14 @@ export class ForwardService {
     for (const stream of this.live.keys()) stream.abort(error);
   }
 
-  private refusal(): SwitchyardError | null {
-    if (this.draining !== null) return this.draining;
-    const { batchesMax } = this.options.config;
-    if (this.live.size < batchesMax) return null;
+  private tooMany(peer: string): SwitchyardError {
+    const { max: batchesMax, free } = this.slots;
+    const own = this.slots.heldBy(peer);
     return new SwitchyardError(
       'RESOURCE_EXHAUSTED',
-      `${this.live.size} batches are under way at this router; allowed: ${batchesMax}`,
-      { batches: this.live.size, allowed: batchesMax },
+      `${batchesMax - free} batches are under way at this router, ${own} of them of this connection; ` +
+        `allowed: ${batchesMax}, as batchesMax has it, and one more for a connection that has fewer than are free`,
+      { batches: batchesMax - free, ofConnection: own, free, allowed: batchesMax },
     );
   }
 
@@ -122,7 +130,7 @@ export class ForwardService {
   }
 
   private async receiveHeader(stream: ClientStream): Promise<ForwardHeader> {
-    const first = (await stream.next(stream.stallMs))?.request ?? null;
+    const first = (await stream.next(() => false))?.request ?? null;
     if (!first?.header) {
       throw invalidArgument(
         'first message',

@@ -27,9 +27,9 @@ export interface InputChunk {
   reservation: Reservation;
 }
 
-/** The client's messages after the header; null: half-closed. Rejects if none comes for `waitMs`; null: no limit. */
+/** The client's messages after the header; null: half-closed. Rejects if none comes for long while the batch is not `busy`. */
 export interface RequestSource {
-  next(waitMs: number | null): Promise<ClientMessage | null>;
+  next(busy: () => boolean): Promise<ClientMessage | null>;
 }
 
 export interface IngestOptions {
@@ -88,10 +88,10 @@ export class Ingest {
     }
   }
 
-  /** Checks that the client half-closes, within `waitMs`. Call it after the last chunk. */
-  async expectEnd(waitMs: number): Promise<void> {
-    const { plan, source } = this.options;
-    const message = await source.next(waitMs);
+  /** Checks that the client half-closes. Call it after the last chunk. */
+  async expectEnd(): Promise<void> {
+    const { plan, source, busy } = this.options;
+    const message = await source.next(busy);
     if (message === null) return;
     dropRows(message.rows);
     throw tooManyTokens(plan);
@@ -178,7 +178,7 @@ export class Ingest {
   /** The next message. One that is still awaited after a pause is what the next call returns. */
   private async read(pause: number | null): Promise<ClientMessage | null | 'pause'> {
     if (this.reading === null) {
-      this.reading = this.options.source.next(null);
+      this.reading = this.options.source.next(this.options.busy);
       // Nobody may be waiting when it fails; whoever waits next hears of it.
       this.reading.catch(() => {});
     }
