@@ -80,7 +80,7 @@ async function passThrough({ rows, routed }: Chunk, links: readonly Link[]): Pro
     residual: rows,
     parts: answers.map((answer, i) => ({ rows: answer.rows, targets: groups[i]!.tokens })),
   });
-  for (const slab of [combined, ...answers.map((answer) => answer.rows)]) slab.release();
+  for (const slab of [combined.rows, ...answers.map((answer) => answer.rows)]) slab.release();
   return 2 * rowBytes * groups.reduce((sum, group) => sum + group.rowCount, 0);
 }
 

@@ -97,8 +97,8 @@ export async function benchKernels(options: BenchOptions): Promise<BenchResult[]
     }),
     await compare('kernels/pack', options, 2 * packedBytes, () => groupAndPack(rows, routed, workerOf)),
     // Reads topK result rows and the residual of each token, writes one row.
-    await compare('kernels/combine', options, chunkBytes * (routing.topK + 2), async () => [
-      await native.combineRows({
+    await compare('kernels/combine', options, chunkBytes * (routing.topK + 2), async () => {
+      const combined = await native.combineRows({
         mode: 'exact',
         rowCount,
         hidden,
@@ -106,8 +106,9 @@ export async function benchKernels(options: BenchOptions): Promise<BenchResult[]
         weights: routed.weights,
         residual: rows,
         parts,
-      }),
-    ]),
+      });
+      return [combined.rows];
+    }),
   ];
   gate.release();
   for (const slab of [rows, weight, ...parts.map((part) => part.rows)]) slab.release();

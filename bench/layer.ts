@@ -75,7 +75,7 @@ class Layer {
       outputRow += indices.length;
     }
     const parts = [{ rows: output, targets: slots }];
-    const result = await native.combineRows({
+    const combined = await native.combineRows({
       mode: 'exact',
       rowCount,
       hidden,
@@ -84,7 +84,7 @@ class Layer {
       residual: null,
       parts,
     });
-    for (const slab of [output, result]) slab.release();
+    for (const slab of [output, combined.rows]) slab.release();
   }
 
   close(): void {

@@ -223,6 +223,10 @@ export interface ReferenceResult {
   weights: Float64Array;
   /** [rows] The largest amount by which an unused expert's selection score exceeds a used one's; <= 0 if the choice agrees. */
   regret: Float64Array;
+  /** [rows] The same in logits, over pairs with equal selection bias; they tell where scores are all but equal. */
+  logitRegret: Float64Array;
+  /** [rows] What no logit exceeds: |row| · the largest |row of the gate|, and the largest bias. */
+  logitScale: Float64Array;
 }
 
 /** What this machine has of CUDA, as a build with CUDA finds it. */
@@ -285,6 +289,8 @@ export interface Addon {
   ): Promise<number>;
   /** The number of rows that hold NaN or infinity. */
   countNonFinite(rows: Slab, rowCount: number, hidden: number): Promise<number>;
+  /** The first of `rowCount` rows from `firstRow` on that holds NaN or infinity; null if none does. */
+  findNonFinite(rows: Slab, firstRow: number, rowCount: number, hidden: number): Promise<number | null>;
   /** Fills `target` with the slab's bytes from `byteOffset` on. */
   copyOut(source: Slab, byteOffset: number, target: Uint8Array): Promise<void>;
   /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * weight, float32 inside, BF16 out. */
@@ -338,7 +344,11 @@ export interface Addon {
     weights: Float32Array | null;
     residual: Slab | null;
     parts: CombinePart[];
-  }): Promise<Slab>;
+  }): Promise<{
+    rows: Slab;
+    /** The number of rows that hold NaN or infinity. */
+    nonFinite: number;
+  }>;
   /** The worker's side of `partial`: one weighted sum per row of a token batch, in segment order. */
   reduceRows(options: {
     rows: Slab;
@@ -357,7 +367,7 @@ export interface Addon {
 
   /**
    * One layer in float64, with none of the code of the other operations: from the gate's weights as they are stored, and
-   * from the others in BF16.
+   * from the others in BF16. Results beyond the range of BF16 are infinite.
    */
   referenceLayer(rows: Float64Array, hidden: number, layer: ReferenceLayer): Promise<ReferenceResult>;
 

@@ -175,6 +175,28 @@ TEST(CombineExact, NanOfAnyKindStaysNanInItsTokenAlone) {
   }
 }
 
+TEST(CombineExact, CountsTheRowsThatHoldNanOrInfinity) {
+  std::mt19937_64 random(8);
+  for (const std::size_t hidden : {1, 16, 31, 64, 257, 4096}) {
+    const std::size_t rows = 600;
+    auto results = random_bf16(random, rows * hidden);
+    std::vector<float> weights(rows, 1.0f);
+    std::vector<std::uint32_t> targets(rows);
+    std::iota(targets.begin(), targets.end(), 0u);
+    // The largest finite value does not count; what rounds to infinity, infinity and NaN do.
+    results[0] = 0x7f7f;
+    results[3 * hidden + hidden / 2] = 0xff80;
+    results[500 * hidden + hidden - 1] = 0x7fc0;
+    results[599 * hidden] = 0x7f7f;
+    weights[599] = 1.003f;
+    const CombinePart part{results.data(), targets};
+    const CombinePlan plan = plan_combine_exact({&part, 1}, rows, 1, hidden, weights);
+    std::vector<std::uint16_t> output(rows * hidden);
+    EXPECT_EQ(combine_rows(plan, 0, rows, hidden, nullptr, output.data()), 3u) << hidden;
+    EXPECT_EQ(combine_rows(plan, 4, 496, hidden, nullptr, output.data()), 0u) << hidden;
+  }
+}
+
 TEST(CombinePartial, SumsTheRowsOfATokenInTheOrderOfParts) {
   std::mt19937_64 random(5);
   const std::size_t rows = 31, hidden = 90, part_count = 4;

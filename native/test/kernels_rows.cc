@@ -68,6 +68,22 @@ TEST(Normalize, ZeroRowsStayZeroAndNanStaysInItsRow) {
   }
 }
 
+TEST(Normalize, RowsWhoseSquaresOverflowAreNormalisedLikeOthers) {
+  std::mt19937_64 random(4);
+  const std::size_t hidden = 333;
+  const auto weight = random_bf16(random, hidden);
+  auto input = random_bf16(random, hidden, 2);
+  std::vector<std::uint16_t> expected(hidden);
+  normalize_rows(input.data(), 1, hidden, weight.data(), 0, expected.data());
+  for (auto& value : input) value = float_to_bf16(bf16_to_float(value) * 0x1p126f);
+  std::vector<std::uint16_t> output(hidden);
+  normalize_rows(input.data(), 1, hidden, weight.data(), 1e-5f, output.data());
+  EXPECT_EQ(output, expected);
+  input[7] = 0x7f80;
+  normalize_rows(input.data(), 1, hidden, weight.data(), 1e-5f, output.data());
+  EXPECT_TRUE(std::isnan(bf16_to_float(output[7]))) << "infinity has no norm";
+}
+
 TEST(Normalize, RowsHaveTheSameBitsInAnySplit) {
   std::mt19937_64 random(2);
   const std::size_t hidden = 333;

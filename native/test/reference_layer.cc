@@ -82,6 +82,53 @@ TEST(ReferenceRouting, RegretSaysByHowMuchAGivenChoiceIsWorse) {
   EXPECT_NEAR(choice.regret, 1 / (1 + std::exp(-3)) - 1 / (1 + std::exp(-1)), 1e-12);
 }
 
+TEST(ReferenceRouting, LogitsDecideAndTellWhereScoresAreTooSmall) {
+  const std::vector<double> logits{0, -200, -95, -300};
+  for (const auto score : {RoutingSpec::Score::softmax, RoutingSpec::Score::sigmoid}) {
+    RoutingSpec routing = top(2);
+    routing.score = score;
+    EXPECT_EQ(choose_experts(logits, {}, routing, {}).experts, (std::vector<uint32_t>{0, 2}));
+    const std::vector<uint32_t> wrong{0, 1};
+    const auto choice = choose_experts(logits, {}, routing, wrong);
+    EXPECT_LT(choice.regret, 1e-30);
+    EXPECT_EQ(choice.logit_regret, 105);
+    // Only experts with the same bias can be compared by their logits.
+    EXPECT_EQ(choose_experts(logits, std::vector<float>{0, 1, 0, 1}, routing, wrong).logit_regret, -95);
+    EXPECT_EQ(choose_experts(logits, std::vector<float>{0, 1, 1, 0}, routing, wrong).logit_regret, 105);
+  }
+}
+
+TEST(ReferenceRouting, ComparesGroupsBeyondTheRangeOfScores) {
+  RoutingSpec routing = top(1);
+  routing.groups = 3;
+  routing.groups_chosen = 2;
+  const std::vector<double> logits{0, -1, -2000, -1000, -900, -5000};
+  for (const auto group_score : {RoutingSpec::GroupScore::max, RoutingSpec::GroupScore::top2}) {
+    routing.group_score = group_score;
+    routing.top_k = 4;
+    EXPECT_EQ(choose_experts(logits, {}, routing, {}).experts, (std::vector<uint32_t>{0, 1, 4, 5}));
+  }
+}
+
+TEST(ReferenceRouting, WeightsKeepTheirRatiosHoweverSmallScoresAre) {
+  RoutingSpec routing = top(2);
+  routing.renormalise = true;
+  const std::vector<uint32_t> given{1, 2};
+  for (const auto score : {RoutingSpec::Score::softmax, RoutingSpec::Score::sigmoid}) {
+    routing.score = score;
+    const auto choice = choose_experts(std::vector<double>{0, -5000, -5001}, {}, routing, given);
+    EXPECT_NEAR(choice.weights[0], 1 / (1 + std::exp(-1)), 1e-9);
+    EXPECT_NEAR(choice.weights[1], 1 / (1 + std::exp(1)), 1e-9);
+  }
+}
+
+TEST(ReferenceRouting, NanAmongTheLogitsIsAsIfAllWereEqual) {
+  const std::vector<double> logits{1, 5, std::nan(""), 2};
+  const auto choice = choose_experts(logits, {}, top(2), {});
+  EXPECT_EQ(choice.experts, (std::vector<uint32_t>{0, 1}));
+  EXPECT_EQ(choice.weights, (std::vector<double>{0.25, 0.25}));
+}
+
 TEST(ReferenceMatrix, MultipliesAsTheDefinitionSays) {
   ThreadPool pool(2);
   const TensorSource matrix = synthetic(1, 37, 41);
@@ -149,6 +196,15 @@ TEST(ReferenceLayer, WeighsTheInputWhereTheModelSaysSo) {
   const auto result = reference_layer(std::vector<double>{3, 1}, 2, layer, pool);
   const double x = 3 / (1 + std::exp(-2.0));
   EXPECT_NEAR(result.rows[0], x / 2 * (1 + std::erf(x / std::sqrt(2.0))), 1e-12);
+}
+
+TEST(ReferenceLayer, OverflowsWhereBf16Does) {
+  ThreadPool pool(1);
+  const ReferenceLayer layer = small_layer();
+  const auto result = reference_layer(std::vector<double>{3, 1, 1e25, 1e25, 1e19, 1e19}, 2, layer, pool);
+  for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(std::isfinite(result.rows[i]));
+  for (size_t i = 2; i < 4; ++i) EXPECT_FALSE(std::isfinite(result.rows[i]));
+  for (size_t i = 4; i < 6; ++i) EXPECT_TRUE(std::isfinite(result.rows[i])) << "large, and within the range";
 }
 
 TEST(ReferenceLayer, DoesNotDependOnThreadsOrOnOtherRows) {

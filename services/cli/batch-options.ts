@@ -61,7 +61,10 @@ export const batchHelp = {
   residual: [null, 'leave out adding the input of each layer to its output'],
   combine: ['mode', 'exact: bit-identical whatever the placement; partial: fewer bytes return'],
   feedback: [null, 'selection bias from the load feedback loop (default: as the cluster is configured)'],
-  refuseNonFinite: [null, 'fail at the first token with NaN or infinity instead of counting them'],
+  refuseNonFinite: [
+    null,
+    'fail at the first token that holds NaN or infinity, sent or after a layer, instead of counting them',
+  ],
   returnRouting: ['file', 'write the chosen experts and weights, as JSON lines'],
   chunkTokens: ['n', "tokens per chunk of the pipeline (default: the router's choice)"],
   deadline: ['seconds', 'end the batch with an error after this time'],

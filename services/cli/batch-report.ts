@@ -1,7 +1,7 @@
 import { type BatchSummary, SwitchyardError } from '../client/index.js';
 import type { BatchReport } from './batch.js';
 import { bytes, count, percent, seconds } from './format.js';
-import { relativeErrorAllowed, type Verification } from './verify.js';
+import { relativeErrorAllowed, relativeErrorMaxAllowed, type Verification } from './verify.js';
 
 /** The figures of a batch as every command prints them, [name, value]. */
 export function describeBatch({ summary, hidden, verification }: BatchReport): [string, string][] {
@@ -28,6 +28,8 @@ export function describeBatch({ summary, hidden, verification }: BatchReport): [
   if (summary.retries > 0) lines.push(['retries', count(summary.retries)]);
   if (summary.nonFiniteTokens > 0)
     lines.push(['tokens with NaN or infinity', count(summary.nonFiniteTokens)]);
+  if (summary.nonFiniteOutputs > 0)
+    lines.push(['answers with NaN or infinity', count(summary.nonFiniteOutputs)]);
   if (verification) lines.push(['verified', describeVerification(verification)]);
   return lines;
 }
@@ -56,11 +58,19 @@ function phases(summary: BatchSummary): string {
 }
 
 function describeVerification(verification: Verification): string {
-  const { verified, tokens, relativeError, choicesChecked, choicesWrong, weightsWrong } = verification;
-  const choices =
-    choicesChecked > 0 ? `, ${choicesChecked - choicesWrong} of ${choicesChecked} gate choices equal` : '';
-  const weights = weightsWrong > 0 ? `, ${weightsWrong} gate weights wrong` : '';
-  return `${verified ? 'yes' : 'NO'}: relative error ${relativeError.toExponential(2)} (allowed ${relativeErrorAllowed}) over ${tokens} tokens${choices}${weights}`;
+  const { verified, tokens, relativeError, relativeErrorMax, choicesChecked, choicesWrong } = verification;
+  const { weightsWrong, nonFiniteInputs, nonFiniteOutputs } = verification;
+  const parts = [
+    `${verified ? 'yes' : 'NO'}: relative error ${relativeError.toExponential(2)} (allowed ${relativeErrorAllowed}) over ${tokens} tokens`,
+  ];
+  if (!(relativeErrorMax <= relativeErrorMaxAllowed))
+    parts.push(`${relativeErrorMax.toExponential(2)} of the worst (allowed ${relativeErrorMaxAllowed})`);
+  if (choicesChecked > 0)
+    parts.push(`${choicesChecked - choicesWrong} of ${choicesChecked} gate choices equal`);
+  if (weightsWrong > 0) parts.push(`${weightsWrong} gate weights wrong`);
+  if (nonFiniteInputs > 0) parts.push(`${nonFiniteInputs} left out that held NaN or infinity`);
+  if (nonFiniteOutputs > 0) parts.push(`${nonFiniteOutputs} left out that overflowed`);
+  return parts.join(', ');
 }
 
 /** Two columns, names aligned. */
@@ -88,6 +98,7 @@ export function batchJson({ summary, hidden, verification }: BatchReport) {
     droppedRows: summary.droppedRows,
     retries: summary.retries,
     nonFiniteTokens: summary.nonFiniteTokens,
+    nonFiniteOutputs: summary.nonFiniteOutputs,
     routers: summary.routers,
     layers: summary.layers,
     verification,
@@ -97,7 +108,7 @@ export function batchJson({ summary, hidden, verification }: BatchReport) {
 /** A failed verification is a failure of the command, after everything is printed. */
 export function assertVerified(verification: Verification | null): void {
   if (verification && !verification.verified) {
-    const text = `the answers differ from the reference: relative error ${verification.relativeError}, ${verification.choicesWrong} gate choices and ${verification.weightsWrong} weights wrong`;
+    const text = `the answers differ from the reference: relative error ${verification.relativeError}, of the worst token ${verification.relativeErrorMax}, ${verification.choicesWrong} gate choices and ${verification.weightsWrong} weights wrong`;
     throw new SwitchyardError('DATA_LOSS', text);
   }
 }

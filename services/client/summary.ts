@@ -22,7 +22,9 @@ export interface BatchSummary {
   layers: { layer: number; rows: number[] }[];
   droppedRows: number;
   retries: number;
+  /** Tokens that held NaN or infinity as they were sent, and as they were answered. */
   nonFiniteTokens: number;
+  nonFiniteOutputs: number;
   /** Sums over chunks, layers and routers; `totalSeconds` is the longest router's. */
   timings: Timings;
   messagesSent: number;
@@ -53,6 +55,7 @@ export function mergeSummaries(summaries: readonly RouterSummary[], seconds: num
     droppedRows: sum(summaries, (summary) => summary.droppedRows),
     retries: sum(summaries, (summary) => summary.retries),
     nonFiniteTokens: sum(summaries, (summary) => summary.nonFiniteTokens),
+    nonFiniteOutputs: sum(summaries, (summary) => summary.nonFiniteOutputs),
     timings: mergeTimings(summaries),
     messagesSent: sum(summaries, (summary) => summary.messagesSent),
     rowsSent: sum(summaries, (summary) => summary.rowsSent),

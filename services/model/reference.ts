@@ -15,11 +15,14 @@ export interface ReferenceOptions {
   given: readonly (Uint32Array | null)[];
 }
 
+/** What a layer's gate chose, and how good that is. */
+type Gate = Omit<ReferenceResult, 'rows'>;
+
 export interface ReferenceForward {
   /** [tokens, hidden] after the last layer. */
   rows: Float64Array;
   /** What each layer's gate chose, in the order of `layers`. */
-  layers: Omit<ReferenceResult, 'rows'>[];
+  layers: Gate[];
 }
 
 /**
@@ -31,7 +34,7 @@ export async function referenceForward(
   rows: Float64Array,
   options: ReferenceOptions,
 ): Promise<ReferenceForward> {
-  const layers: Omit<ReferenceResult, 'rows'>[] = [];
+  const layers: Gate[] = [];
   let current = rows;
   for (const [index, layer] of options.layers.entries()) {
     const { rows: output, ...chosen } = await native.referenceLayer(current, model.spec.hidden, {
@@ -76,8 +79,13 @@ export interface Sample {
 }
 
 export interface Verification {
+  /** Tokens compared: those of the sample that are not left out. */
   tokens: number;
-  /** |cluster - reference| / |reference| in the 2-norm, over all tokens. */
+  /** Left out: tokens that held NaN or infinity, and came back so. */
+  nonFiniteInputs: number;
+  /** Left out: tokens that overflowed on the way, in the reference as in the cluster. */
+  nonFiniteOutputs: number;
+  /** |cluster - reference| / |reference| in the 2-norm, over all tokens; see errorFloor. */
   relativeError: number;
   /** The same, of the worst token. */
   relativeErrorMax: number;
@@ -88,14 +96,24 @@ export interface Verification {
   weightsWrong: number;
   /** The largest amount by which an unchosen expert's score exceeds a chosen one's. */
   regretMax: number;
+  /** The same in logits, which tell where scores are all but equal. */
+  logitRegretMax: number;
   weightErrorMax: number;
 }
 
 /**
- * How far scores, which are at most 1, may be off. The first gate's rows are known, so only float32 sums differ. Later
- * gates see rows that the layers before them rounded to BF16 in many places, which the reference does not.
+ * How far scores, which are at most 1, may be off, and by which share of ReferenceResult.logitScale the logits of two experts. The
+ * first gate's rows are known, so only float32 sums differ. Later gates see rows that the layers before them rounded to BF16 in
+ * many places, which the reference does not.
  */
-const scoreTolerance = { first: 2e-5, later: 2e-2 };
+const tolerance = { first: { score: 2e-5, logit: 2e-6 }, later: { score: 2e-2, logit: 2e-2 } };
+/** What float32 sums of products may lose below its normal floats. */
+const logitFloor = 2 ** -100;
+/**
+ * A row's error is measured against no less than this in every element. Instruction sets with BF16 products read what is below
+ * the normal floats, 2^-126, as zero, and BF16 holds less of its digits there; experts may make of that some hundred times as much.
+ */
+const errorFloor = 2 ** -112;
 /** Relative error of a normalised value before it is rounded to BF16: some float32 roundings. */
 const normError = 4e-7;
 
@@ -112,23 +130,53 @@ export async function verifySample(model: Model, sample: Sample): Promise<Verifi
   const given = sample.layers.map((_, index) => layerOf(sample, sample.experts, index, routing.topK));
   const reference = await referenceForward(model, inputs, { ...sample, given });
   const first = await firstGate(model, sample, inputs, given[0]!);
+  const { kept, ...leftOut } = sortTokens(inputs, outputs, reference.rows, hidden);
   const result: Verification = {
-    tokens,
-    ...relativeErrors(outputs, reference.rows, hidden),
+    tokens: kept.length,
+    ...leftOut,
+    ...relativeErrors(rowsOf(outputs, hidden, kept), rowsOf(reference.rows, hidden, kept), hidden),
     choicesChecked: 0,
     choicesWrong: 0,
     weightsWrong: 0,
     regretMax: 0,
+    logitRegretMax: 0,
     weightErrorMax: 0,
   };
   for (const index of sample.layers.keys()) {
     const gate = index === 0 ? first : reference.layers[index]!;
-    const tolerances = index === 0 ? first.tolerances : new Float64Array(tokens).fill(scoreTolerance.later);
     const weights = layerOf(sample, sample.weights, index, routing.topK);
-    checkWeights(result, weights, gate.weights, tolerances, routing);
-    if (!sample.feedback) checkChoices(result, gate.regret, tolerances);
+    for (const token of kept) {
+      const allowed = index === 0 ? firstTolerance(first, token) : laterTolerance(gate, token);
+      checkWeights(result, weights, gate.weights, token, allowed, routing);
+      if (!sample.feedback) checkChoice(result, gate, token, allowed);
+    }
   }
   return result;
+}
+
+/**
+ * Which tokens are compared, and how many cannot be: NaN and infinity must come back as such, and what overflows in the
+ * reference may overflow in the cluster.
+ */
+function sortTokens(inputs: Float64Array, outputs: Float64Array, expected: Float64Array, hidden: number) {
+  const sorted = { kept: [] as number[], nonFiniteInputs: 0, nonFiniteOutputs: 0 };
+  for (let token = 0; token * hidden < inputs.length; token++) {
+    const finite = (rows: Float64Array) => rowsOf(rows, hidden, [token]).every(Number.isFinite);
+    if (finite(outputs)) sorted.kept.push(token);
+    else if (!finite(inputs)) sorted.nonFiniteInputs++;
+    else if (!finite(expected)) sorted.nonFiniteOutputs++;
+    else sorted.kept.push(token);
+  }
+  return sorted;
+}
+
+/** The rows of some tokens, side by side. */
+function rowsOf(rows: Float64Array, hidden: number, tokens: readonly number[]): Float64Array {
+  const some = new Float64Array(tokens.length * hidden);
+  for (const [index, token] of tokens.entries()) {
+    some.set(rows.subarray(token * hidden, (token + 1) * hidden), index * hidden);
+  }
+  return some;
 }
 
 function requireShape(field: string, length: number, expected: number): void {
@@ -177,7 +225,23 @@ async function firstGate(model: Model, sample: Sample, inputs: Float64Array, giv
     experts: expertsOf(model, layer).map(() => idle),
     residual: false,
   });
-  return { ...gate, tolerances: slack.map((value) => scoreTolerance.first + value) };
+  return { ...gate, slack };
+}
+
+/** How far scores may be off, and the logits of two experts in sum. */
+interface Tolerance {
+  score: number;
+  logit: number;
+}
+
+function firstTolerance({ logitScale, slack }: Gate & { slack: Float64Array }, token: number): Tolerance {
+  const logit = tolerance.first.logit * logitScale[token]! + 2 * slack[token]! + logitFloor;
+  // No score rises faster than a quarter of its logit.
+  return { score: tolerance.first.score + logit / 4, logit };
+}
+
+function laterTolerance({ logitScale }: Gate, token: number): Tolerance {
+  return { score: tolerance.later.score, logit: tolerance.later.logit * logitScale[token]! + logitFloor };
 }
 
 async function readValues(source: TensorSource): Promise<Float64Array> {
@@ -222,26 +286,28 @@ function checkWeights(
   result: Verification,
   weights: Float32Array,
   expected: Float64Array,
-  tolerances: Float64Array,
+  token: number,
+  allowed: Tolerance,
   { topK, scale }: RoutingSpec,
 ): void {
-  for (const [index, weight] of weights.entries()) {
-    const error = Math.abs(weight - expected[index]!);
+  for (let index = token * topK; index < (token + 1) * topK; index++) {
+    const error = Math.abs(weights[index]! - expected[index]!);
     // Written so that NaN counts as wrong.
-    if (!(error <= tolerances[Math.floor(index / topK)]! * scale)) result.weightsWrong++;
-    if (!(error <= result.weightErrorMax)) result.weightErrorMax = error;
+    if (!(error <= allowed.score * scale)) result.weightsWrong++;
+    result.weightErrorMax = Math.max(result.weightErrorMax, error);
   }
 }
 
-function checkChoices(result: Verification, regrets: Float64Array, tolerances: Float64Array): void {
-  for (const [token, regret] of regrets.entries()) {
-    result.choicesChecked++;
-    if (!(regret <= tolerances[token]!)) result.choicesWrong++;
-    if (!(regret <= result.regretMax)) result.regretMax = regret;
-  }
+function checkChoice(result: Verification, gate: Gate, token: number, allowed: Tolerance): void {
+  const regret = gate.regret[token]!;
+  const logitRegret = gate.logitRegret[token]!;
+  result.choicesChecked++;
+  if (!(regret <= allowed.score && logitRegret <= allowed.logit)) result.choicesWrong++;
+  result.regretMax = Math.max(result.regretMax, regret);
+  result.logitRegretMax = Math.max(result.logitRegretMax, logitRegret);
 }
 
-/** |actual - expected| / |expected| in the 2-norm: over all rows, and of the worst row. */
+/** |actual - expected| / |expected| in the 2-norm, see errorFloor: over all rows, and of the worst row. */
 export function relativeErrors(
   actual: Float64Array,
   expected: Float64Array,
@@ -257,14 +323,15 @@ export function relativeErrors(
       difference += (actual[index]! - expected[index]!) ** 2;
       norm += expected[index]! ** 2;
     }
-    const error = ratio(difference, norm);
-    if (!(error <= worst)) worst = error;
+    const error = ratio(difference, norm, hidden);
+    worst = Math.max(worst, error);
     differenceTotal += difference;
     normTotal += norm;
   }
-  return { relativeError: ratio(differenceTotal, normTotal), relativeErrorMax: worst };
+  return { relativeError: ratio(differenceTotal, normTotal, expected.length), relativeErrorMax: worst };
 }
 
-function ratio(difference: number, norm: number): number {
-  return difference === 0 ? 0 : Math.sqrt(difference / norm);
+/** From sums of squares over `count` elements. */
+function ratio(difference: number, norm: number, count: number): number {
+  return difference === 0 ? 0 : Math.sqrt(difference / Math.max(norm, count * errorFloor ** 2));
 }

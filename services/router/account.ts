@@ -19,7 +19,10 @@ export interface ExchangeFigures {
 export class BatchAccount {
   /** Tokens answered. */
   tokens = 0;
+  /** Tokens received with NaN or infinity. */
   nonFiniteTokens = 0;
+  /** Tokens answered with NaN or infinity. */
+  nonFiniteOutputs = 0;
   private readonly started = performance.now();
   private readonly seconds: Record<Stage, number> = {
     norm: 0,
@@ -89,6 +92,7 @@ export class BatchAccount {
       droppedRows: 0,
       retries: 0,
       nonFiniteTokens: this.nonFiniteTokens,
+      nonFiniteOutputs: this.nonFiniteOutputs,
       timings: {
         totalSeconds: this.totalSeconds,
         normSeconds: seconds.norm,

@@ -73,6 +73,8 @@ async function processChunk(chunk: InputChunk, context: BatchContext): Promise<v
       chunk.reservation.shrink(outputBytes(plan, chunk.tokens));
       await answer(output, context);
       account.tokens += chunk.tokens;
+      account.nonFiniteOutputs += output.nonFinite;
+      metrics.nonFiniteOutputs.inc(output.nonFinite);
     } finally {
       output.rows.release();
     }

@@ -109,7 +109,8 @@ export class Ingest {
     const { offset, tokens, rows, given, taken } = message;
     if (rows.kind !== 'slab') throw new SwitchyardError('INTERNAL', 'rows without a slab were adopted');
     const nonFinite = await native.countNonFinite(rows.slab, tokens, plan.hidden);
-    if (nonFinite > 0) await this.refuseNonFinite();
+    if (nonFinite > 0 && plan.refuseNonFinite)
+      await refuseNonFinite(rows.slab, 0, tokens, offset, plan.hidden);
     this.message = null;
     taken();
     return { index: this.chunkCount++, offset, tokens, rows: rows.slab, given, nonFinite, reservation };
@@ -198,21 +199,11 @@ export class Ingest {
     const { plan } = this.options;
     const source = part(this.message!.rows, this.taken * plan.rowBytes, count * plan.rowBytes);
     const nonFinite = await native.ingestRows(source, target, targetToken * plan.rowBytes, plan.hidden);
-    if (nonFinite > 0) await this.refuseNonFinite();
+    if (nonFinite > 0 && plan.refuseNonFinite) {
+      const offset = this.message!.offset + this.taken;
+      await refuseNonFinite(target, targetToken, count, offset, plan.hidden);
+    }
     return nonFinite;
-  }
-
-  /** Throws NON_FINITE for the first token of the message that is not finite, if the batch refuses such tokens. */
-  private async refuseNonFinite(): Promise<void> {
-    const { plan } = this.options;
-    if (!plan.refuseNonFinite) return;
-    const { rows, offset, tokens } = this.message!;
-    const token = offset + this.taken + (await firstNonFinite(rows, this.taken, tokens - this.taken, plan));
-    throw new SwitchyardError(
-      'NON_FINITE',
-      `chunk.rows of token ${token} holds NaN or infinity; allowed: finite values, as options.refuse_non_finite is set`,
-      { field: 'chunk.rows', token, allowed: 'finite values' },
-    );
   }
 
   private copyRouting(target: RoutingRows, targetToken: number, count: number): void {
@@ -229,30 +220,20 @@ function part(rows: ArrivedRows, byteOffset: number, byteLength: number): Uint8A
   return rows.bytes.subarray(byteOffset, byteOffset + byteLength);
 }
 
-/** Which of `count` rows from row `from` on is the first that is not finite: halves them until one is left. */
-async function firstNonFinite(
-  rows: ArrivedRows,
+/** Throws NON_FINITE for the first of `count` rows from row `from` on, which is token `offset`, that is not finite. */
+async function refuseNonFinite(
+  rows: Slab,
   from: number,
   count: number,
-  { rowBytes, hidden }: BatchPlan,
-): Promise<number> {
-  const scratch = native.allocateSlab(count * rowBytes);
-  try {
-    let first = 0;
-    while (count > 1) {
-      const half = count >> 1;
-      const source = part(rows, (from + first) * rowBytes, half * rowBytes);
-      if ((await native.ingestRows(source, scratch, 0, hidden)) > 0) {
-        count = half;
-      } else {
-        first += half;
-        count -= half;
-      }
-    }
-    return first;
-  } finally {
-    scratch.release();
-  }
+  offset: number,
+  hidden: number,
+): Promise<never> {
+  const token = offset + (await native.findNonFinite(rows, from, count, hidden))! - from;
+  throw new SwitchyardError(
+    'NON_FINITE',
+    `chunk.rows of token ${token} holds NaN or infinity; allowed: finite values, as options.refuse_non_finite is set`,
+    { field: 'chunk.rows', token, allowed: 'finite values' },
+  );
 }
 
 async function orPause<T>(awaited: Promise<T>, pause: number): Promise<T | 'pause'> {

@@ -52,6 +52,7 @@ export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
     batches: counter(registry, 'batches_total', 'Batches ended, by outcome.', ['outcome'] as const),
     tokens: counter(registry, 'tokens_total', 'Tokens received.'),
     nonFiniteTokens: counter(registry, 'non_finite_tokens_total', 'Tokens received with NaN or infinity.'),
+    nonFiniteOutputs: counter(registry, 'non_finite_outputs_total', 'Tokens answered with NaN or infinity.'),
     retries: counter(registry, 'retries_total', 'Token batches sent again after a fault.'),
     droppedRows: counter(registry, 'dropped_rows_total', 'Rows that were not computed for want of capacity.'),
     seconds: {

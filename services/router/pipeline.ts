@@ -1,9 +1,11 @@
 import { type CombinePart, native, type Slab } from '../../native/index.js';
+import { SwitchyardError } from '../common/errors.js';
 import { until } from '../common/trace.js';
 import type { Stage } from './account.js';
 import type { Control } from './control.js';
 import { type DispatchContext, dispatch, requirePlaced } from './dispatch.js';
 import type { InputChunk } from './ingest.js';
+import type { BatchPlan } from './plan.js';
 import type { RouterReporter } from './report.js';
 import {
   allocateRouting,
@@ -23,6 +25,8 @@ export interface OutputChunk {
   offset: number;
   tokens: number;
   rows: Slab;
+  /** Rows that hold NaN or infinity. */
+  nonFinite: number;
   /** If the batch asked for it. */
   routing: RoutingRows | null;
 }
@@ -35,19 +39,20 @@ export interface OutputChunk {
 export async function runChunk(chunk: InputChunk, context: PipelineContext): Promise<OutputChunk> {
   const { plan, signal } = context;
   const returned = plan.returnRouting ? (chunk.given ?? allocateRouting(plan, chunk.tokens)) : null;
-  let rows = chunk.rows;
+  let { rows, nonFinite } = chunk;
   try {
     for (let index = 0; index < plan.layers.length; index += 1) {
       signal.throwIfAborted();
       const next = await runLayer(chunk, rows, index, returned, context);
       rows.release();
-      rows = next;
+      ({ rows, nonFinite } = next);
+      if (nonFinite > 0 && plan.refuseNonFinite) await refuseNonFinite(chunk, rows, nonFinite, index, plan);
     }
   } catch (error) {
     rows.release();
     throw error;
   }
-  return { offset: chunk.offset, tokens: chunk.tokens, rows, routing: returned };
+  return { offset: chunk.offset, tokens: chunk.tokens, rows, nonFinite, routing: returned };
 }
 
 async function runLayer(
@@ -56,7 +61,7 @@ async function runLayer(
   layerIndex: number,
   returned: RoutingRows | null,
   context: PipelineContext,
-): Promise<Slab> {
+): Promise<{ rows: Slab; nonFinite: number }> {
   const { plan, signal } = context;
   const { layer } = plan.layers[layerIndex]!;
   const normed = plan.norm ? await normalize(chunk, rows, layer, context) : rows;
@@ -102,6 +107,23 @@ async function runLayer(
   } finally {
     for (const part of parts) part.rows.release();
   }
+}
+
+/** Throws NON_FINITE for the first row that a layer made NaN or infinite; what came in was finite. */
+async function refuseNonFinite(
+  { offset, tokens }: InputChunk,
+  rows: Slab,
+  count: number,
+  layerIndex: number,
+  { layers, hidden }: BatchPlan,
+): Promise<never> {
+  const { layer } = layers[layerIndex]!;
+  const token = offset + (await native.findNonFinite(rows, 0, tokens, hidden))!;
+  throw new SwitchyardError(
+    'NON_FINITE',
+    `the output of layer ${layer} holds NaN or infinity in token ${token}, the first of ${count} among tokens ${offset} to ${offset + tokens - 1}; allowed: finite values, as options.refuse_non_finite is set`,
+    { token, layer, allowed: 'finite values' },
+  );
 }
 
 function normalize(chunk: InputChunk, rows: Slab, layer: number, context: PipelineContext): Promise<Slab> {

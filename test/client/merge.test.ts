@@ -53,6 +53,7 @@ const summary = (values: Partial<RouterSummary>): RouterSummary => ({
   droppedRows: 0,
   retries: 0,
   nonFiniteTokens: 0,
+  nonFiniteOutputs: 0,
   timings: null,
   messagesSent: 0,
   rowsSent: 0,

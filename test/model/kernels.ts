@@ -75,7 +75,7 @@ async function runLayer(
     outputRow += indices.length;
     expert.release();
   }
-  const output = await native.combineRows({
+  const { rows: output } = await native.combineRows({
     mode: 'exact',
     rowCount,
     hidden,

@@ -1,8 +1,8 @@
 import { describe, expect, test } from '@jest/globals';
-import { native } from '../../native/index.js';
-import { type Model, openModel } from '../../services/model/load.js';
+import { native, type TensorSource } from '../../native/index.js';
+import { Model, openModel } from '../../services/model/load.js';
 import { type Sample, verifySample } from '../../services/model/reference.js';
-import { presets } from '../../services/model/synthetic.js';
+import { presets, syntheticModel } from '../../services/model/synthetic.js';
 import { type KernelOptions, runKernels } from './kernels.js';
 
 /** More than the addon gives to one thread at a time, so that rows are put together from several ranges. */
@@ -11,13 +11,21 @@ const chunkTokens = 600;
 const tokens = 48;
 const firstToken = chunkTokens - tokens;
 
-/** A sample as a cluster returns it: routing is [tokens, layers, topK]. */
-async function run(model: Model, options: Omit<KernelOptions, 'layers'>): Promise<Sample> {
+type RunOptions = Omit<KernelOptions, 'layers'>;
+
+/** A sample as a cluster returns it: routing is [tokens, layers, topK]. `edit` may write to the sample's inputs. */
+async function run(
+  model: Model,
+  options: RunOptions,
+  edit: (inputs: Uint16Array) => void = () => {},
+): Promise<Sample> {
   const { hidden } = model.spec;
   const { topK } = model.spec.routing;
   const layers = model.spec.layers.map(({ layer }) => layer);
   const count = chunkTokens;
   const start = await native.synthesizeTokens({ seed: 5, firstToken: 0, count, hidden, skew: 1, topics: 16 });
+  const view = start.view();
+  edit(new Uint16Array(view.buffer, view.byteOffset + firstToken * hidden * 2, tokens * hidden));
   const { rows, routing } = await runKernels(model, start, { ...options, layers });
   const experts = new Uint32Array(tokens * layers.length * topK);
   const weights = new Float32Array(experts.length);
@@ -35,7 +43,21 @@ async function run(model: Model, options: Omit<KernelOptions, 'layers'>): Promis
   return { layers, norm, residual, feedback: bias !== null, inputs, outputs, experts, weights };
 }
 
-const open = () => openModel({ kind: 'synthetic', spec: presets.tiny.model });
+const spec = presets.tiny.model;
+const open = () => openModel({ kind: 'synthetic', spec });
+
+/** The tiny model with a gate whose logits are hundreds apart: most scores are too small for a float. */
+function openSteep(): Model {
+  const { spec: shape, tensors } = syntheticModel(spec);
+  return new Model(shape, {
+    norm: (layer) => tensors.norm(layer),
+    gate: (layer) => ({ ...tensors.gate(layer), scale: 40 }) as TensorSource,
+    expert: (layer, expert) => tensors.expert(layer, expert),
+    close: () => tensors.close(),
+  });
+}
+
+const plain = { norm: true, residual: true, bias: null };
 
 describe('a sample that the kernels computed', () => {
   test.each([
@@ -97,10 +119,95 @@ describe('a wrong answer is found', () => {
     expect((await verifySample(model, { ...sample, weights: unknown })).weightsWrong).toBe(1);
   });
 
+  test('an expert whose logit is lower where the scores of both are too small for a float', async () => {
+    const model = openSteep();
+    const sample = await run(model, plain);
+    expect(await verifySample(model, sample)).toMatchObject({ choicesWrong: 0, weightsWrong: 0 });
+    const experts = sample.experts.slice();
+    const used = [...experts.subarray(0, 2)];
+    experts[1] = [0, 1, 2, 3, 4, 5, 6, 7].findLast((expert) => !used.includes(expert))!;
+    const result = await verifySample(model, { ...sample, experts });
+    expect(result).toMatchObject({ choicesWrong: 1, weightsWrong: 0 });
+    expect(result.regretMax).toBeLessThan(1e-6);
+    expect(result.logitRegretMax).toBeGreaterThan(1);
+  });
+
   test('shapes that do not fit are refused', async () => {
     const model = await open();
     const sample = await run(model, { norm: false, residual: false, bias: null });
     const fewer = verifySample(model, { ...sample, experts: sample.experts.subarray(1) });
     await expect(fewer).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+  });
+});
+
+describe('tokens that are not finite', () => {
+  test.each([true, false])('are left out, and the rest is verified, with residual %s', async (residual) => {
+    const model = await open();
+    for (const norm of [true, false]) {
+      const sample = await run(model, { norm, residual, bias: null }, (inputs) => {
+        inputs[3] = 0x7fc0;
+        inputs[2 * spec.hidden] = 0x7f80;
+        inputs[5 * spec.hidden + 9] = 0xff80;
+        inputs.fill(0xffff, 47 * spec.hidden, 48 * spec.hidden);
+      });
+      const result = await verifySample(model, sample);
+      expect(result).toMatchObject({ tokens: 44, nonFiniteInputs: 4, nonFiniteOutputs: 0 });
+      expect(result).toMatchObject({ choicesChecked: 88, choicesWrong: 0, weightsWrong: 0 });
+      expect(result.relativeErrorMax).toBeLessThan(2e-2);
+      expect([...sample.weights].every(Number.isFinite)).toBe(true);
+    }
+  });
+
+  test('must come back as such', async () => {
+    const model = await open();
+    const sample = await run(model, plain, (inputs) => inputs.fill(0x7fc0, 0, spec.hidden));
+    sample.outputs.fill(0, 0, spec.hidden * 2);
+    expect((await verifySample(model, sample)).relativeErrorMax).toBeNaN();
+  });
+
+  test('are left out too if they overflow in the reference as well', async () => {
+    const model = await open();
+    const sample = await run(model, { norm: false, residual: true, bias: null }, (inputs) => {
+      inputs.fill(0x7e00, 4 * spec.hidden, 6 * spec.hidden);
+    });
+    const result = await verifySample(model, sample);
+    expect(result).toMatchObject({ tokens: 46, nonFiniteInputs: 0, nonFiniteOutputs: 2, choicesWrong: 0 });
+    expect(result.relativeErrorMax).toBeLessThan(2e-2);
+  });
+
+  test('may be all there are', async () => {
+    const model = await open();
+    const sample = await run(model, plain, (inputs) => inputs.fill(0x7fc0));
+    expect(await verifySample(model, sample)).toMatchObject({
+      tokens: 0,
+      nonFiniteInputs: 48,
+      relativeError: 0,
+    });
+  });
+});
+
+describe('tokens at the ends of BF16', () => {
+  test.each([
+    ['zeros', 0x0000, 0x0000],
+    ['subnormal', 0x0001, 0x0040],
+    ['around the smallest normal', 0x0070, 0x0090],
+    ['tiny', 0x0500, 0x1000],
+    ['huge', 0x7f00, 0x7f7f],
+  ])('that are %s are verified, and a wrong answer among them is found', async (name, low, high) => {
+    const model = await open();
+    for (const norm of name === 'huge' ? [true] : [true, false]) {
+      for (const residual of [true, false]) {
+        const sample = await run(model, { norm, residual, bias: null }, (inputs) => {
+          for (let index = 0; index < 8 * spec.hidden; index++) {
+            inputs[index] = (low + ((index * 37) % (high - low + 1))) | (index % 3 === 0 ? 0x8000 : 0);
+          }
+        });
+        const result = await verifySample(model, sample);
+        expect(result).toMatchObject({ tokens, choicesWrong: 0, weightsWrong: 0 });
+        expect(result.relativeErrorMax).toBeLessThan(2e-2);
+        sample.outputs.copyWithin(0, 20 * spec.hidden * 2, 21 * spec.hidden * 2);
+        expect((await verifySample(model, sample)).relativeErrorMax).toBeGreaterThan(0.5);
+      }
+    }
   });
 });

@@ -183,7 +183,7 @@ describe('referenceLayer', () => {
       expert.release();
       entry = end;
     }
-    const combined = await native.combineRows({
+    const { rows: combined } = await native.combineRows({
       mode: 'exact',
       rowCount,
       hidden,

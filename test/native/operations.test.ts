@@ -216,7 +216,7 @@ describe('combineRows and reduceRows', () => {
   const pick = (slots: Uint32Array) => rowsOf([...slots].flatMap((slot) => row(results, slot, hidden)));
 
   test('exact weighs each slot and adds the residual', async () => {
-    const output = await native.combineRows({
+    const { rows: output, nonFinite } = await native.combineRows({
       mode: 'exact',
       rowCount,
       hidden,
@@ -229,6 +229,7 @@ describe('combineRows and reduceRows', () => {
       ],
     });
     slabs.push(output);
+    expect(nonFinite).toBe(0);
     const expected = residual.map((value, index) => {
       const token = Math.floor(index / hidden);
       const at = (slot: number) => weights[slot]! * results[slot * hidden + (index % hidden)]!;
@@ -252,7 +253,7 @@ describe('combineRows and reduceRows', () => {
     const partial = [await reduce(0), await reduce(1)];
     slabs.push(...partial);
     const targets = Uint32Array.from({ length: rowCount }, (_, i) => i);
-    const output = await native.combineRows({
+    const { rows: output, nonFinite } = await native.combineRows({
       mode: 'partial',
       rowCount,
       hidden,
@@ -262,6 +263,7 @@ describe('combineRows and reduceRows', () => {
       parts: partial.map((rows) => ({ rows, targets })),
     });
     slabs.push(output);
+    expect(nonFinite).toBe(0);
     const [first, second] = partial.map(valuesOf);
     expectBf16(
       first!,
@@ -274,6 +276,31 @@ describe('combineRows and reduceRows', () => {
       valuesOf(output),
       first!.map((value, index) => value + second![index]!),
     );
+  });
+
+  test('rows that become NaN or infinite are counted, and the first of them is found', async () => {
+    const large = Float32Array.from(weights);
+    for (const token of [70, 71, 199]) large[token * topK] = 3e38;
+    const nan = Float32Array.from(residual);
+    nan[5 * hidden + 6] = Number.NaN;
+    const { rows: output, nonFinite } = await native.combineRows({
+      mode: 'exact',
+      rowCount,
+      hidden,
+      topK,
+      weights: large,
+      residual: rowsOf(nan),
+      parts: [
+        { rows: rowsOf(new Array(rowCount * hidden).fill(64)), targets: even },
+        { rows: pick(odd), targets: odd },
+      ],
+    });
+    slabs.push(output);
+    expect(nonFinite).toBe(4);
+    expect(await native.findNonFinite(output, 0, rowCount, hidden)).toBe(5);
+    expect(await native.findNonFinite(output, 6, rowCount - 6, hidden)).toBe(70);
+    expect(await native.findNonFinite(output, 72, 127, hidden)).toBeNull();
+    expect(await native.countNonFinite(output, rowCount, hidden)).toBe(4);
   });
 
   test.each([

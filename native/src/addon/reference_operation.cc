@@ -65,6 +65,8 @@ void prepare_reference(const Napi::CallbackInfo& info, Operation& operation) {
     result.Set("experts", to_array<uint32_t>(env, computed->experts));
     result.Set("weights", to_array<double>(env, computed->weights));
     result.Set("regret", to_array<double>(env, computed->regret));
+    result.Set("logitRegret", to_array<double>(env, computed->logit_regret));
+    result.Set("logitScale", to_array<double>(env, computed->logit_scale));
     return result;
   };
 }

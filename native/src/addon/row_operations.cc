@@ -85,6 +85,19 @@ void prepare_count_non_finite(const Napi::CallbackInfo& info, Operation& operati
   operation.result = [not_finite](Napi::Env env) { return Napi::Number::New(env, not_finite->load()); };
 }
 
+void prepare_find_non_finite(const Napi::CallbackInfo& info, Operation& operation) {
+  const uint64_t first_row = to_integer(info[1], "firstRow", 0, rows_max);
+  const uint64_t row_count = to_integer(info[2], "rowCount", 1, rows_max);
+  const uint64_t hidden = to_integer(info[3], "hidden", 1, hidden_max);
+  const SlabRef rows = slab_of_rows(info[0], "rows", first_row + row_count, hidden);
+  const auto found = std::make_shared<size_t>();
+  operation.run = [=] { *found = find_non_finite(rows_of(rows) + first_row * hidden, row_count, hidden); };
+  operation.result = [=](Napi::Env env) -> Napi::Value {
+    if (*found == row_count) return env.Null();
+    return Napi::Number::New(env, static_cast<double>(first_row + *found));
+  };
+}
+
 void prepare_copy_out(const Napi::CallbackInfo& info, Operation& operation) {
   const SlabRef source = SlabHandle::of(info[0], "source");
   const uint64_t offset = to_integer(info[1], "byteOffset", 0, safe_integer_max);
@@ -191,13 +204,19 @@ Parts to_parts(const Napi::Value& value, uint64_t hidden, Operation& operation) 
   return parts;
 }
 
+struct Combined {
+  SlabRef rows;
+  /** Of them, those that hold NaN or infinity. */
+  std::atomic<size_t> non_finite = 0;
+};
+
 /** Sums what the plan says, over the pool. */
-SlabRef combine(const CombinePlan& plan, size_t hidden, const SlabRef& residual) {
-  SlabRef output = allocate_rows(plan.row_count(), hidden, answer_metadata_bytes);
+void combine(const CombinePlan& plan, size_t hidden, const SlabRef& residual, Combined& combined) {
+  combined.rows = allocate_rows(plan.row_count(), hidden, answer_metadata_bytes);
   for_rows(plan.row_count(), hidden, [&](size_t first, size_t count) {
-    combine_rows(plan, first, count, hidden, residual ? rows_of(residual) : nullptr, rows_of(output));
+    combined.non_finite += combine_rows(plan, first, count, hidden, residual ? rows_of(residual) : nullptr,
+                                        rows_of(combined.rows));
   });
-  return output;
 }
 
 void prepare_combine(const Napi::CallbackInfo& info, Operation& operation) {
@@ -217,11 +236,17 @@ void prepare_combine(const Napi::CallbackInfo& info, Operation& operation) {
     throw Error(Code::data_loss, "the parts have " + std::to_string(parts.row_count) + " rows of the " +
                                      std::to_string(needed) + " that are needed");
   }
-  const auto output = result_slab(operation);
+  const auto combined = std::make_shared<Combined>();
   operation.run = [=] {
     const CombinePlan plan = exact ? plan_combine_exact(parts.parts, row_count, top_k, hidden, weights)
                                    : plan_combine_partial(parts.parts, row_count, hidden);
-    *output = combine(plan, hidden, residual);
+    combine(plan, hidden, residual, *combined);
+  };
+  operation.result = [combined](Napi::Env env) {
+    auto result = Napi::Object::New(env);
+    result.Set("rows", SlabHandle::create(env, std::move(combined->rows)));
+    result.Set("nonFinite", static_cast<double>(combined->non_finite));
+    return result;
   };
 }
 
@@ -232,10 +257,11 @@ void prepare_reduce(const Napi::CallbackInfo& info, Operation& operation) {
   const uint64_t output_rows = options.integer("outputRows", 1, std::min<uint64_t>(rows_max, indices.size()));
   const auto weights = held_span<float>(operation, options.value("weights"), "weights", indices.size());
   const SlabRef rows = slab_of_rows(options.value("rows"), "rows", indices.size(), hidden);
-  const auto output = result_slab(operation);
+  const auto combined = std::make_shared<Combined>();
   operation.run = [=] {
-    *output = combine(plan_reduce(rows_of(rows), indices, weights, output_rows, hidden), hidden, SlabRef());
+    combine(plan_reduce(rows_of(rows), indices, weights, output_rows, hidden), hidden, SlabRef(), *combined);
   };
+  operation.result = [combined](Napi::Env env) { return SlabHandle::create(env, std::move(combined->rows)); };
 }
 
 }  // namespace
@@ -243,6 +269,7 @@ void prepare_reduce(const Napi::CallbackInfo& info, Operation& operation) {
 void export_row_operations(Napi::Object exports) {
   export_operation(exports, "ingestRows", prepare_ingest);
   export_operation(exports, "countNonFinite", prepare_count_non_finite);
+  export_operation(exports, "findNonFinite", prepare_find_non_finite);
   export_operation(exports, "copyOut", prepare_copy_out);
   export_operation(exports, "normalizeRows", prepare_normalize);
   export_operation(exports, "groupRows", prepare_group);

@@ -56,10 +56,11 @@ struct Entries {
   std::size_t count;
 };
 
-/** `streaming`: the output is written past the caches, and is aligned to 32 bytes. */
+/** Whether the output holds NaN or infinity. `streaming`: it is written past the caches, and is aligned to 32 bytes. */
 template <bool streaming>
-SWITCHYARD_AVX2 void combine_row(const Entries& entries, std::size_t hidden, const std::uint16_t* residual,
+SWITCHYARD_AVX2 bool combine_row(const Entries& entries, std::size_t hidden, const std::uint16_t* residual,
                                  std::uint16_t* output) {
+  __m256i magnitudes = _mm256_setzero_si256();
   std::size_t i = 0;
   for (; i + line <= hidden; i += line) {
     lanes::Pair low = lanes::zero();
@@ -73,8 +74,11 @@ SWITCHYARD_AVX2 void combine_row(const Entries& entries, std::size_t hidden, con
       low = add(low, lanes::load(residual + i));
       high = add(high, lanes::load(residual + i + lanes::width));
     }
-    lanes::store<streaming>(output + i, lanes::narrow(low));
-    lanes::store<streaming>(output + i + lanes::width, lanes::narrow(high));
+    const __m256i low_bits = lanes::narrow(low);
+    const __m256i high_bits = lanes::narrow(high);
+    lanes::store<streaming>(output + i, low_bits);
+    lanes::store<streaming>(output + i + lanes::width, high_bits);
+    magnitudes = lanes::larger_magnitude(lanes::larger_magnitude(magnitudes, low_bits), high_bits);
   }
   while (i < hidden) {
     const std::size_t count = hidden - i < lanes::width ? hidden - i : lanes::width;
@@ -84,9 +88,12 @@ SWITCHYARD_AVX2 void combine_row(const Entries& entries, std::size_t hidden, con
       sum = add_weighted(sum, lanes::load_tail(entries.rows[e] + i, count), weight);
     }
     if (residual != nullptr) sum = add(sum, lanes::load_tail(residual + i, count));
-    lanes::store_tail(output + i, lanes::narrow(sum), count);
+    const __m256i bits = lanes::narrow(sum);
+    lanes::store_tail(output + i, bits, count);
+    magnitudes = lanes::larger_magnitude(magnitudes, bits);
     i += count;
   }
+  return lanes::has_non_finite(magnitudes);
 }
 
 }  // namespace
@@ -163,19 +170,21 @@ CombinePlan plan_reduce(const std::uint16_t* rows, std::span<const std::uint32_t
   return plan;
 }
 
-void combine_rows(const CombinePlan& plan, std::size_t first, std::size_t count, std::size_t hidden,
-                  const std::uint16_t* residual, std::uint16_t* output) {
+std::size_t combine_rows(const CombinePlan& plan, std::size_t first, std::size_t count, std::size_t hidden,
+                         const std::uint16_t* residual, std::uint16_t* output) {
   const bool aligned = reinterpret_cast<std::uintptr_t>(output) % 32 == 0 && hidden % lanes::width == 0;
   // A sum that replaces its residual has it in the cache already.
   const bool streaming =
       aligned && output != residual && worth_streaming(plan.row_count() * hidden * sizeof(std::uint16_t));
+  std::size_t non_finite = 0;
   for (std::size_t t = first; t < first + count; ++t) {
     const std::uint32_t begin = plan.offsets[t];
     const Entries entries{plan.rows.data() + begin, plan.weights.data() + begin, plan.offsets[t + 1] - begin};
     const auto combine = streaming ? combine_row<true> : combine_row<false>;
-    combine(entries, hidden, residual == nullptr ? nullptr : residual + t * hidden, output + t * hidden);
+    non_finite += combine(entries, hidden, residual == nullptr ? nullptr : residual + t * hidden, output + t * hidden);
   }
   if (streaming) streaming_done();
+  return non_finite;
 }
 
 }  // namespace switchyard

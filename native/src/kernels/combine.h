@@ -51,9 +51,9 @@ CombinePlan plan_reduce(const std::uint16_t* rows, std::span<const std::uint32_t
 /**
  * output[t] = residual[t] + sum over the plan's entries of weight * row, for t in [first, first + count): a float32
  * sum from the first entry on, then the residual, then one rounding to BF16. `residual` ([rows, hidden]) may be null,
- * and may be `output` itself.
+ * and may be `output` itself. Returns the number of output rows that hold NaN or infinity.
  */
-void combine_rows(const CombinePlan& plan, std::size_t first, std::size_t count, std::size_t hidden,
-                  const std::uint16_t* residual, std::uint16_t* output);
+std::size_t combine_rows(const CombinePlan& plan, std::size_t first, std::size_t count, std::size_t hidden,
+                         const std::uint16_t* residual, std::uint16_t* output);
 
 }  // namespace switchyard

@@ -5,12 +5,6 @@
 namespace switchyard {
 namespace {
 
-/** All ones in every 16-bit lane whose exponent is all ones: infinity or NaN. */
-SWITCHYARD_AVX2 __m256i non_finite_lanes(__m256i bits) {
-  const __m256i exponent = _mm256_set1_epi16(0x7f80);
-  return _mm256_cmpeq_epi16(_mm256_and_si256(bits, exponent), exponent);
-}
-
 /** Copies a row; whether it holds NaN or infinity. */
 SWITCHYARD_AVX2 bool ingest_row(const std::byte* source, std::size_t hidden, std::uint16_t* target) {
   constexpr std::size_t step = 4;
@@ -24,15 +18,15 @@ SWITCHYARD_AVX2 bool ingest_row(const std::byte* source, std::size_t hidden, std
     }
     for (std::size_t s = 0; s < step; ++s) {
       lanes::store(target + i + s * lanes::width, bits[s]);
-      found = _mm256_or_si256(found, non_finite_lanes(bits[s]));
+      found = lanes::larger_magnitude(found, bits[s]);
     }
   }
   for (; i < hidden; i += lanes::width) {
     const std::size_t count = hidden - i < lanes::width ? hidden - i : lanes::width;
     std::memcpy(target + i, source + i * sizeof(std::uint16_t), count * sizeof(std::uint16_t));
-    found = _mm256_or_si256(found, non_finite_lanes(lanes::load_tail(target + i, count)));
+    found = lanes::larger_magnitude(found, lanes::load_tail(target + i, count));
   }
-  return _mm256_testz_si256(found, found) == 0;
+  return lanes::has_non_finite(found);
 }
 
 SWITCHYARD_AVX2 bool is_non_finite(const std::uint16_t* row, std::size_t hidden) {
@@ -41,14 +35,14 @@ SWITCHYARD_AVX2 bool is_non_finite(const std::uint16_t* row, std::size_t hidden)
   std::size_t i = 0;
   for (; i + step * lanes::width <= hidden; i += step * lanes::width) {
     for (std::size_t s = 0; s < step; ++s) {
-      found = _mm256_or_si256(found, non_finite_lanes(lanes::load(row + i + s * lanes::width)));
+      found = lanes::larger_magnitude(found, lanes::load(row + i + s * lanes::width));
     }
   }
   for (; i < hidden; i += lanes::width) {
     const std::size_t count = hidden - i < lanes::width ? hidden - i : lanes::width;
-    found = _mm256_or_si256(found, non_finite_lanes(lanes::load_tail(row + i, count)));
+    found = lanes::larger_magnitude(found, lanes::load_tail(row + i, count));
   }
-  return _mm256_testz_si256(found, found) == 0;
+  return lanes::has_non_finite(found);
 }
 
 }  // namespace
@@ -66,6 +60,12 @@ std::size_t count_non_finite(const std::uint16_t* rows, std::size_t row_count, s
   std::size_t non_finite = 0;
   for (std::size_t r = 0; r < row_count; ++r) non_finite += is_non_finite(rows + r * hidden, hidden);
   return non_finite;
+}
+
+std::size_t find_non_finite(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden) {
+  std::size_t r = 0;
+  while (r < row_count && !is_non_finite(rows + r * hidden, hidden)) ++r;
+  return r;
 }
 
 }  // namespace switchyard

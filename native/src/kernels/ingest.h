@@ -15,4 +15,7 @@ std::size_t ingest_rows(const std::byte* source, std::size_t row_count, std::siz
 /** The number of rows of [row_count, hidden] BF16 that hold NaN or infinity. */
 std::size_t count_non_finite(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden);
 
+/** The first of those rows; `row_count` if there is none. */
+std::size_t find_non_finite(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden);
+
 }  // namespace switchyard

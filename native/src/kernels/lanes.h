@@ -82,6 +82,17 @@ SWITCHYARD_AVX2 inline void store_tail(std::uint16_t* to, __m256i bits, std::siz
   std::memcpy(to, padded, count * sizeof(std::uint16_t));
 }
 
+/** The larger magnitude of each lane, of `found` and the values: what has_non_finite looks at in the end. */
+SWITCHYARD_AVX2 inline __m256i larger_magnitude(__m256i found, __m256i bits) {
+  return _mm256_max_epu16(found, _mm256_and_si256(bits, _mm256_set1_epi16(0x7fff)));
+}
+
+/** Whether NaN or infinity, whose exponents are all ones, are among the values whose magnitudes these are. */
+SWITCHYARD_AVX2 inline bool has_non_finite(__m256i magnitudes) {
+  const __m256i infinity = _mm256_set1_epi16(0x7f80);
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi16(_mm256_max_epu16(magnitudes, infinity), magnitudes)) != 0;
+}
+
 /** Sum of the eight lanes, always in the same order. */
 SWITCHYARD_AVX2 inline float sum(__m256 value) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));

@@ -1,7 +1,9 @@
 #include "kernels/norm.h"
 
 #include <cmath>
+#include <vector>
 
+#include "kernels/bf16.h"
 #include "kernels/lanes.h"
 
 namespace switchyard {
@@ -35,10 +37,9 @@ SWITCHYARD_AVX2 inline __m256i scale_lanes(__m256i bits, __m256i weight_bits, __
                         _mm256_mul_ps(_mm256_mul_ps(x.odd, factor), weight.odd)});
 }
 
-SWITCHYARD_AVX2 void normalize_row(const std::uint16_t* row, std::size_t hidden, const std::uint16_t* weight,
-                                   float epsilon, std::uint16_t* output) {
-  const float mean = sum_of_squares(row, hidden) / static_cast<float>(hidden);
-  const __m256 factor = _mm256_set1_ps(1.0f / std::sqrt(mean + epsilon));
+SWITCHYARD_AVX2 void scale_row(const std::uint16_t* row, std::size_t hidden, const std::uint16_t* weight, float mean,
+                               std::uint16_t* output) {
+  const __m256 factor = _mm256_set1_ps(1.0f / std::sqrt(mean));
   std::size_t i = 0;
   for (; i + lanes::width <= hidden; i += lanes::width) {
     lanes::store(output + i, scale_lanes(lanes::load(row + i), lanes::load(weight + i), factor));
@@ -47,6 +48,25 @@ SWITCHYARD_AVX2 void normalize_row(const std::uint16_t* row, std::size_t hidden,
   const std::size_t tail = hidden - i;
   const __m256i scaled = scale_lanes(lanes::load_tail(row + i, tail), lanes::load_tail(weight + i, tail), factor);
   lanes::store_tail(output + i, scaled, tail);
+}
+
+float mean_of_squares(const std::uint16_t* row, std::size_t hidden) {
+  return sum_of_squares(row, hidden) / static_cast<float>(hidden);
+}
+
+/** For a row whose squares overflow: it is divided by 2^96 first, beside which epsilon is nothing. */
+void normalize_large_row(const std::uint16_t* row, std::size_t hidden, const std::uint16_t* weight,
+                         std::uint16_t* output) {
+  std::vector<std::uint16_t> smaller(hidden);
+  for (std::size_t i = 0; i < hidden; ++i) smaller[i] = float_to_bf16(bf16_to_float(row[i]) * 0x1p-96f);
+  scale_row(smaller.data(), hidden, weight, mean_of_squares(smaller.data(), hidden), output);
+}
+
+void normalize_row(const std::uint16_t* row, std::size_t hidden, const std::uint16_t* weight, float epsilon,
+                   std::uint16_t* output) {
+  const float mean = mean_of_squares(row, hidden);
+  if (std::isinf(mean)) [[unlikely]] return normalize_large_row(row, hidden, weight, output);
+  scale_row(row, hidden, weight, mean + epsilon, output);
 }
 
 }  // namespace

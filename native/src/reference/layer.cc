@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "reference/matrix.h"
@@ -68,6 +69,22 @@ void check_layer(std::span<const double> rows, size_t hidden, const ReferenceLay
   }
 }
 
+/** Results that BF16 and float32 cannot hold are infinite here too; what follows from them is then not finite either. */
+void overflow(std::vector<double>& values) {
+  constexpr double limit = 0x1.ffp127;
+  for (double& value : values) {
+    if (std::abs(value) >= limit) value = std::copysign(std::numeric_limits<double>::infinity(), value);
+  }
+}
+
+/** The gate is defined to read what is below the normal floats as zero. */
+std::vector<double> without_subnormals(std::vector<double> values) {
+  for (double& value : values) {
+    if (std::abs(value) < std::numeric_limits<float>::min()) value = 0;
+  }
+  return values;
+}
+
 /** x / sqrt(mean(x^2) + epsilon) * weight, row by row. */
 std::vector<double> normalize(std::span<const double> rows, const std::vector<double>& weight, double epsilon) {
   const size_t hidden = weight.size();
@@ -77,20 +94,27 @@ std::vector<double> normalize(std::span<const double> rows, const std::vector<do
     const double factor = 1 / std::sqrt(dot(row, row, hidden) / static_cast<double>(hidden) + epsilon);
     for (size_t i = 0; i < hidden; ++i) row[i] *= factor * weight[i];
   }
+  overflow(output);
   return output;
 }
 
 /** The expert's FFN for [count, hidden] inputs. */
 std::vector<double> apply_expert(const ReferenceExpert& expert, const std::vector<double>& inputs, size_t count,
                                  ThreadPool& pool) {
-  std::vector<double> inner = multiply(expert.up, inputs.data(), count, Precision::bf16, pool);
+  const auto product = [&](const TensorSource& matrix, const std::vector<double>& rows) {
+    std::vector<double> products = multiply(matrix, rows.data(), count, Precision::bf16, pool);
+    overflow(products);
+    return products;
+  };
+  std::vector<double> inner = product(expert.up, inputs);
   if (expert.activation == Activation::swiglu) {
-    const std::vector<double> gate = multiply(*expert.gate, inputs.data(), count, Precision::bf16, pool);
+    const std::vector<double> gate = product(*expert.gate, inputs);
     for (size_t i = 0; i < inner.size(); ++i) inner[i] *= gate[i] / (1 + std::exp(-gate[i]));
   } else {
     for (double& value : inner) value = value / 2 * (1 + std::erf(value / std::sqrt(2.0)));
   }
-  return multiply(expert.down, inner.data(), count, Precision::bf16, pool);
+  overflow(inner);
+  return product(expert.down, inner);
 }
 
 /** Adds what one expert makes of the rows that use it. */
@@ -103,6 +127,7 @@ void add_expert(const ReferenceLayer& layer, size_t number, const std::vector<Us
     const double factor = weigh_input ? uses[i].weight : 1;
     for (size_t j = 0; j < hidden; ++j) gathered[i * hidden + j] = factor * inputs[uses[i].row * hidden + j];
   }
+  overflow(gathered);
   const std::vector<double> results = apply_expert(layer.experts[number], gathered, uses.size(), pool);
   for (size_t i = 0; i < uses.size(); ++i) {
     const double factor = weigh_input ? 1 : uses[i].weight;
@@ -120,7 +145,11 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
   const size_t top_k = layer.routing.top_k;
   const std::vector<double> inputs = layer.norm ? normalize(rows, read_doubles(*layer.norm), layer.epsilon)
                                                 : std::vector<double>(rows.begin(), rows.end());
-  std::vector<double> logits = multiply(layer.gate, inputs.data(), row_count, Precision::stored, pool);
+  const std::vector<double> gate_inputs = without_subnormals(inputs);
+  std::vector<double> logits = multiply(layer.gate, gate_inputs.data(), row_count, Precision::stored, pool);
+  const double gate_norm = largest_row_norm(layer.gate, Precision::stored, pool);
+  double bias_max = 0;
+  for (const float bias : layer.gate_bias) bias_max = std::max(bias_max, std::abs(static_cast<double>(bias)));
 
   ReferenceResult result;
   std::vector<std::vector<Use>> uses(experts);
@@ -134,6 +163,9 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
     result.experts.insert(result.experts.end(), choice.experts.begin(), choice.experts.end());
     result.weights.insert(result.weights.end(), choice.weights.begin(), choice.weights.end());
     result.regret.push_back(choice.regret);
+    result.logit_regret.push_back(choice.logit_regret);
+    const double* input = gate_inputs.data() + row * hidden;
+    result.logit_scale.push_back(std::sqrt(dot(input, input, hidden)) * gate_norm + bias_max);
   }
 
   if (layer.residual) result.rows.assign(rows.begin(), rows.end());
@@ -141,6 +173,7 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
   for (size_t expert = 0; expert < experts; ++expert) {
     add_expert(layer, expert, uses[expert], inputs, hidden, pool, result.rows);
   }
+  overflow(result.rows);
   return result;
 }
 

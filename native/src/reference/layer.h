@@ -41,6 +41,8 @@ struct ReferenceResult {
   std::vector<uint32_t> experts;
   std::vector<double> weights;
   std::vector<double> regret;
+  std::vector<double> logit_regret;
+  std::vector<double> logit_scale;
 };
 
 /**

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
 namespace switchyard {
@@ -21,6 +22,18 @@ void read_doubles(const TensorSource& source, size_t first, size_t count, Precis
   std::vector<uint16_t> bits(count);
   read_elements(source, first, count, bits.data());
   for (size_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
+}
+
+/** Calls body(first row, rows, count) for tiles that cover the matrix, over the pool. */
+template <typename Body>
+void for_tiles(const TensorSource& matrix, Precision precision, ThreadPool& pool, const Body& body) {
+  pool.parallel_for((matrix.rows + tile_rows - 1) / tile_rows, [&](size_t tile) {
+    const size_t first = tile * tile_rows;
+    const size_t count = std::min(tile_rows, matrix.rows - first);
+    std::vector<double> values(count * matrix.columns);
+    read_doubles(matrix, first * matrix.columns, values.size(), precision, values.data());
+    body(first, values.data(), count);
+  });
 }
 
 }  // namespace
@@ -48,19 +61,25 @@ std::vector<double> multiply(const TensorSource& matrix, const double* inputs, s
                              ThreadPool& pool) {
   const size_t columns = matrix.columns;
   std::vector<double> products(input_count * matrix.rows);
-  pool.parallel_for((matrix.rows + tile_rows - 1) / tile_rows, [&](size_t tile) {
-    const size_t first = tile * tile_rows;
-    const size_t count = std::min(tile_rows, matrix.rows - first);
-    std::vector<double> values(count * columns);
-    read_doubles(matrix, first * columns, values.size(), precision, values.data());
+  for_tiles(matrix, precision, pool, [&](size_t first, const double* rows, size_t count) {
     for (size_t input = 0; input < input_count; ++input) {
       for (size_t row = 0; row < count; ++row) {
-        products[input * matrix.rows + first + row] =
-            dot(values.data() + row * columns, inputs + input * columns, columns);
+        products[input * matrix.rows + first + row] = dot(rows + row * columns, inputs + input * columns, columns);
       }
     }
   });
   return products;
+}
+
+double largest_row_norm(const TensorSource& matrix, Precision precision, ThreadPool& pool) {
+  std::vector<double> norms(matrix.rows);
+  for_tiles(matrix, precision, pool, [&](size_t first, const double* rows, size_t count) {
+    for (size_t row = 0; row < count; ++row) {
+      const double* const values = rows + row * matrix.columns;
+      norms[first + row] = std::sqrt(dot(values, values, matrix.columns));
+    }
+  });
+  return *std::max_element(norms.begin(), norms.end());
 }
 
 }  // namespace switchyard

@@ -24,4 +24,7 @@ std::vector<double> read_doubles(const TensorSource& source);
 std::vector<double> multiply(const TensorSource& matrix, const double* inputs, size_t input_count, Precision precision,
                              ThreadPool& pool);
 
+/** The largest 2-norm of a row. */
+double largest_row_norm(const TensorSource& matrix, Precision precision, ThreadPool& pool);
+
 }  // namespace switchyard

@@ -5,6 +5,8 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <tuple>
+#include <utility>
 
 namespace switchyard {
 
@@ -12,21 +14,52 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-std::vector<double> scores_of(std::span<const double> logits, RoutingSpec::Score score) {
-  std::vector<double> scores(logits.begin(), logits.end());
+std::vector<double> settle(std::span<const double> logits) {
+  constexpr double largest = std::numeric_limits<float>::max();
+  std::vector<double> settled(logits.begin(), logits.end());
+  for (double& value : settled) {
+    if (std::isnan(value)) return std::vector<double>(logits.size(), 0.0);
+    value = std::clamp(value, -largest, largest);
+  }
+  return settled;
+}
+
+/** Logarithms of the scores, because those underflow. */
+std::vector<double> log_scores_of(const std::vector<double>& logits, RoutingSpec::Score score) {
+  std::vector<double> logs(logits);
   if (score == RoutingSpec::Score::sigmoid) {
-    for (double& value : scores) value = 1 / (1 + std::exp(-value));
-    return scores;
+    for (double& value : logs) value = std::min(value, 0.0) - std::log1p(std::exp(-std::abs(value)));
+    return logs;
   }
   const double largest = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
-  for (double& value : scores) sum += value = std::exp(value - largest);
-  for (double& value : scores) value /= sum;
-  return scores;
+  for (const double value : logits) sum += std::exp(value - largest);
+  for (double& value : logs) value -= largest + std::log(sum);
+  return logs;
 }
 
+/** What a row's experts are chosen by. */
+struct Candidates {
+  std::vector<double> logits;
+  std::vector<double> log_scores;
+  /** Selection scores; -infinity or 0 in masked groups. */
+  std::vector<double> selection;
+  std::vector<bool> masked;
+  /** Empty: none. */
+  std::span<const float> bias;
+
+  double bias_of(size_t expert) const { return bias.empty() ? 0 : bias[expert]; }
+  bool biased() const { return std::any_of(bias.begin(), bias.end(), [](float value) { return value != 0; }); }
+  /** Without a bias logits decide; with one, selection scores, and logits between equal ones. */
+  std::pair<double, double> rank(size_t expert) const {
+    if (biased()) return {selection[expert], logits[expert]};
+    return {masked[expert] ? -infinity : logits[expert], 0};
+  }
+};
+
 /** Indices of the `count` largest values, best first; ties go to the lower index. */
-std::vector<uint32_t> largest_indices(std::span<const double> values, size_t count) {
+template <typename Value>
+std::vector<uint32_t> largest_indices(const std::vector<Value>& values, size_t count) {
   std::vector<uint32_t> indices(values.size());
   std::iota(indices.begin(), indices.end(), 0);
   std::stable_sort(indices.begin(), indices.end(), [&](uint32_t a, uint32_t b) { return values[a] > values[b]; });
@@ -34,54 +67,85 @@ std::vector<uint32_t> largest_indices(std::span<const double> values, size_t cou
   return indices;
 }
 
-void mask_groups(std::vector<double>& selection, const RoutingSpec& routing) {
-  const size_t size = selection.size() / routing.groups;
-  std::vector<double> group_scores(routing.groups);
-  for (size_t group = 0; group < routing.groups; ++group) {
-    std::vector<double> members(selection.begin() + group * size, selection.begin() + (group + 1) * size);
-    std::sort(members.begin(), members.end(), std::greater<>());
-    const bool both = routing.group_score == RoutingSpec::GroupScore::top2 && size > 1;
-    group_scores[group] = both ? members[0] + members[1] : members[0];
+/** A group's score; without a bias its logarithm. */
+double score_group(const Candidates& candidates, size_t first, size_t size, RoutingSpec::GroupScore score) {
+  const std::vector<double>& values = candidates.biased() ? candidates.selection : candidates.log_scores;
+  std::vector<double> members(values.begin() + first, values.begin() + first + size);
+  std::sort(members.begin(), members.end(), std::greater<>());
+  if (score == RoutingSpec::GroupScore::max || size == 1) return members[0];
+  if (candidates.biased()) return members[0] + members[1];
+  return members[0] + std::log1p(std::exp(members[1] - members[0]));
+}
+
+void mask_groups(Candidates& candidates, const RoutingSpec& routing) {
+  const size_t size = candidates.logits.size() / routing.groups;
+  std::vector<std::pair<double, double>> groups;
+  for (size_t first = 0; first < candidates.logits.size(); first += size) {
+    const auto begin = candidates.logits.begin() + first;
+    groups.emplace_back(score_group(candidates, first, size, routing.group_score), *std::max_element(begin, begin + size));
   }
   std::vector<bool> chosen(routing.groups);
-  for (const uint32_t group : largest_indices(group_scores, routing.groups_chosen)) chosen[group] = true;
-  const double masked = routing.masked == RoutingSpec::Masked::zero ? 0 : -infinity;
-  for (size_t expert = 0; expert < selection.size(); ++expert) {
-    if (!chosen[expert / size]) selection[expert] = masked;
+  for (const uint32_t group : largest_indices(groups, routing.groups_chosen)) chosen[group] = true;
+  const bool zero = candidates.biased() && routing.masked == RoutingSpec::Masked::zero;
+  for (size_t expert = 0; expert < candidates.logits.size(); ++expert) {
+    if (chosen[expert / size]) continue;
+    candidates.masked[expert] = true;
+    candidates.selection[expert] = zero ? 0 : -infinity;
   }
 }
 
-double regret_of(std::span<const double> selection, std::span<const uint32_t> used) {
+/** Both regrets of a choice. */
+std::pair<double, double> regret_of(const Candidates& candidates, std::span<const uint32_t> used) {
   double worst_used = infinity;
-  for (const uint32_t expert : used) worst_used = std::min(worst_used, selection[expert]);
+  for (const uint32_t expert : used) worst_used = std::min(worst_used, candidates.selection[expert]);
   double best_unused = -infinity;
-  for (size_t expert = 0; expert < selection.size(); ++expert) {
-    if (std::find(used.begin(), used.end(), expert) == used.end()) {
-      best_unused = std::max(best_unused, selection[expert]);
+  double logit_regret = -infinity;
+  for (size_t expert = 0; expert < candidates.logits.size(); ++expert) {
+    if (std::find(used.begin(), used.end(), expert) != used.end()) continue;
+    best_unused = std::max(best_unused, candidates.selection[expert]);
+    for (const uint32_t other : used) {
+      if (candidates.masked[expert] || candidates.masked[other]) continue;
+      if (candidates.bias_of(expert) != candidates.bias_of(other)) continue;
+      logit_regret = std::max(logit_regret, candidates.logits[expert] - candidates.logits[other]);
     }
   }
-  if (best_unused == -infinity) return worst_used == -infinity ? 0 : -infinity;
-  return best_unused - worst_used;
+  if (best_unused == -infinity) return {worst_used == -infinity ? 0 : -infinity, logit_regret};
+  return {best_unused - worst_used, logit_regret};
+}
+
+std::vector<double> weights_of(const Candidates& candidates, const RoutingSpec& routing,
+                               std::span<const uint32_t> used) {
+  double largest = -infinity;
+  for (const uint32_t expert : used) largest = std::max(largest, candidates.log_scores[expert]);
+  double sum = 0;
+  for (const uint32_t expert : used) sum += std::exp(candidates.log_scores[expert] - largest);
+  const double divisor = routing.renormalise ? largest + std::log(sum) : 0;
+  std::vector<double> weights;
+  for (const uint32_t expert : used) weights.push_back(std::exp(candidates.log_scores[expert] - divisor) * routing.scale);
+  return weights;
 }
 
 }  // namespace
 
 ReferenceChoice choose_experts(std::span<const double> logits, std::span<const float> selection_bias,
                                const RoutingSpec& routing, std::span<const uint32_t> given) {
-  const std::vector<double> scores = scores_of(logits, routing.score);
-  std::vector<double> selection = scores;
-  for (size_t expert = 0; expert < selection_bias.size(); ++expert) selection[expert] += selection_bias[expert];
-  if (routing.groups > 1) mask_groups(selection, routing);
+  Candidates candidates;
+  candidates.logits = settle(logits);
+  candidates.log_scores = log_scores_of(candidates.logits, routing.score);
+  candidates.masked.resize(logits.size());
+  candidates.bias = selection_bias;
+  for (size_t expert = 0; expert < logits.size(); ++expert) {
+    candidates.selection.push_back(std::exp(candidates.log_scores[expert]) + candidates.bias_of(expert));
+  }
+  if (routing.groups > 1) mask_groups(candidates, routing);
+  std::vector<std::pair<double, double>> ranks;
+  for (size_t expert = 0; expert < logits.size(); ++expert) ranks.push_back(candidates.rank(expert));
 
   ReferenceChoice choice;
-  choice.experts = largest_indices(selection, routing.top_k);
+  choice.experts = largest_indices(ranks, routing.top_k);
   const std::span<const uint32_t> used = given.empty() ? std::span<const uint32_t>(choice.experts) : given;
-  choice.regret = regret_of(selection, used);
-  double sum = 0;
-  for (const uint32_t expert : used) sum += scores[expert];
-  for (const uint32_t expert : used) {
-    choice.weights.push_back(scores[expert] / (routing.renormalise ? sum : 1) * routing.scale);
-  }
+  choice.weights = weights_of(candidates, routing, used);
+  std::tie(choice.regret, choice.logit_regret) = regret_of(candidates, used);
   return choice;
 }
 

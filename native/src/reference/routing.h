@@ -19,9 +19,17 @@ struct ReferenceChoice {
    * Infinite if a used expert is in a group that is masked with negative infinity.
    */
   double regret;
+  /**
+   * The same in logits, which tell where scores are all but equal: over pairs with the same selection bias and in groups
+   * that are not masked. Minus infinity if there is no such pair.
+   */
+  double logit_regret;
 };
 
-/** Routes one row from its logits [experts]. `selection_bias` and `given` may be empty. */
+/**
+ * Routes one row from its logits [experts]. `selection_bias` and `given` may be empty. As the gate does, it takes a logit
+ * beyond the range of floats for the largest float, and all logits for 0 if there is NaN among them.
+ */
 ReferenceChoice choose_experts(std::span<const double> logits, std::span<const float> selection_bias,
                                const RoutingSpec& routing, std::span<const uint32_t> given);
 
