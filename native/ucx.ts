@@ -48,6 +48,11 @@ export interface UcxChannel {
   transports(): Promise<string>;
   /** Flushes what was sent and forgets the channel. Idempotent. */
   close(): void;
+  /**
+   * As `close`, of a channel that was lost: later ones get a way to the peer of their own, as the one that all channels share
+   * may lead nowhere any more, after a cut of the network for example.
+   */
+  abandon(): void;
 }
 
 export interface UcxStats {

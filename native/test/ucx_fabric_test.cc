@@ -93,6 +93,82 @@ TEST_P(FabricOrder, AChannelGoesOnWhenAnotherToTheSamePeerIsClosed) {
 
 INSTANTIATE_TEST_SUITE_P(OtherIsHalfConnectedOrWhole, FabricOrder, testing::Bool());
 
+/** Channels between two fabrics, one after the other, as batches come and go. */
+struct Succession {
+  SlabArena arena{1u << 30};
+  Inbox left_inbox, right_inbox;
+  Fabric left{arena};
+  std::unique_ptr<Fabric> right = std::make_unique<Fabric>(arena);
+  uint64_t left_channel = 0, right_channel = 0;
+
+  void open() {
+    left_channel = left.open(key_of(1), {message_bytes_max}, left_inbox.events());
+    right_channel = right->open(key_of(1), {message_bytes_max}, right_inbox.events());
+  }
+  void connect_left() {
+    Completion connected;
+    left.connect(left_channel, right->address(), right_channel, connected.callback());
+    EXPECT_FALSE(connected.wait());
+  }
+  void connect_right() {
+    Completion connected;
+    right->connect(right_channel, left.address(), left_channel, connected.callback());
+    EXPECT_FALSE(connected.wait());
+  }
+  void close() {
+    left.close(left_channel, [] {});
+    right->close(right_channel, [] {});
+  }
+  void expect_both_ways(size_t row_bytes) {
+    left.send(left_channel, message_of(arena, row_bytes, 10, 1), [](auto) {});
+    right->send(right_channel, message_of(arena, row_bytes, 10, 2), [](auto) {});
+    ASSERT_TRUE(left_inbox.wait_messages(1));
+    ASSERT_TRUE(right_inbox.wait_messages(1));
+    expect_content(right_inbox.take().at(0), row_bytes, 10, 1);
+    expect_content(left_inbox.take().at(0), row_bytes, 10, 2);
+  }
+  void expect_whole() {
+    open();
+    connect_left();
+    connect_right();
+    for (const size_t row_bytes : {size_t{10}, size_t{2} << 20}) expect_both_ways(row_bytes);
+    close();
+  }
+};
+
+TEST(FabricSuccession, ChannelsThatOneEndAloneConnectedLeaveLaterOnesWhole) {
+  Succession channels;
+  for (int i = 0; i < 3 && !HasFatalFailure(); ++i) {
+    channels.open();
+    channels.connect_left();
+    channels.close();
+    channels.expect_whole();
+  }
+}
+
+TEST(FabricSuccession, ChannelsThatOneEndAloneAbandonedLeaveLaterOnesWhole) {
+  Succession channels;
+  for (int i = 0; i < 3 && !HasFatalFailure(); ++i) {
+    channels.open();
+    channels.connect_left();
+    channels.left.abandon(channels.left_channel);
+    channels.close();
+    channels.expect_whole();
+  }
+}
+
+TEST(FabricSuccession, AFabricThatEndsTakesItsChannelsWithIt) {
+  Succession channels;
+  channels.open();
+  channels.connect_left();
+  channels.connect_right();
+  channels.expect_both_ways(10);
+  channels.right.reset();
+  const auto failure = channels.left_inbox.wait_failure(5s);
+  ASSERT_TRUE(failure);
+  EXPECT_EQ(failure->code, Code::link_lost);
+}
+
 TEST(Fabric, RowsThatLieApartArriveSideBySide) {
   Pair pair;
   for (const auto& [rows, row_bytes] : {std::pair{30, 64}, std::pair{3, 5}, std::pair{900, 8192}}) {

@@ -22,6 +22,8 @@ const timerMsMax = 2 ** 31 - 1;
 const answerRowBytes = 1024 * 1024;
 /** A client that ends its call ends its channel too; its cancellation may be heard a little later. */
 const channelGraceMs = 500;
+const batchOver = new SwitchyardError('CANCELLED', 'the batch is over');
+const notReached = new SwitchyardError('LINK_LOST', 'the client sends its chunks over gRPC');
 
 /**
  * A client's Forward call. `signal` ends everything that works for it: when the client cancels or is gone, when a
@@ -150,7 +152,7 @@ export class ClientStream {
     if (request.chunk && this.channelUsed)
       throw invalidArgument('message on the stream', 'a chunk', 'half-close, as chunks come over UCX');
     // A client that cannot reach this end sends its chunks here after all.
-    if (request.chunk) this.closeChannel();
+    if (request.chunk) this.closeChannel(notReached);
     return { request, rows: rowsOfMessage(request.chunk?.rows ?? new Uint8Array(0)), taken: () => {} };
   }
 
@@ -212,9 +214,9 @@ export class ClientStream {
     for (const timer of this.timers) clearTimeout(timer);
   }
 
-  private closeChannel(): void {
+  private closeChannel(reason = batchOver): void {
     if (this.stalled !== null) clearTimeout(this.stalled);
-    this.channel?.close(new SwitchyardError('CANCELLED', 'the batch is over'));
+    this.channel?.close(reason);
     this.channelClosed();
     this.channel = null;
   }

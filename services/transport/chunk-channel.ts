@@ -179,7 +179,8 @@ export class ChunkChannel {
   close(reason: SwitchyardError): void {
     if (this.closed) return;
     this.closed = true;
-    this.port.destroy();
+    if (reason.code === 'LINK_LOST') this.port.abandon();
+    else this.port.destroy();
     this.opening.reject(reason);
     this.credits?.close(reason);
     for (const { slab } of this.arrived.splice(0)) slab.release();

@@ -171,8 +171,8 @@ class RouterLink implements Link {
     this.lost = reason;
     this.open.reject(reason);
     this.exchanges.end(this.lossOf(reason));
+    this.ucx?.abandon();
     this.port.destroy();
-    this.ucx?.destroy();
     this.call.cancel();
     this.client.close();
     this.gone.resolve(reason);

@@ -351,7 +351,7 @@ class WorkerLink {
     this.over = true;
     clearTimeout(this.helloTimer);
     this.writer.destroy();
-    this.ucx?.destroy();
+    this.ucx?.abandon();
     const { router } = this;
     if (router === null) return;
     if (this.links.get(router) === this) this.links.delete(router);

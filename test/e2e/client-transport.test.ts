@@ -144,6 +144,21 @@ describe.each(transports)('over %s', (transport) => {
   expect(grpc!.equals(ucx!)).toBe(true);
 });
 
+(native.ucx === null ? test.skip : test)(
+  'batches cancelled before their first row leave UCX whole',
+  async () => {
+    const rows = new Uint8Array(2 * 100 * hidden * 2);
+    const options = { transport: 'ucx', sequences: 2, feedback: false } as const;
+    const complete = async () => (await cluster.client.forward(rows, options)).collect();
+    await complete();
+    for (let turn = 0; turn < 5; turn += 1) {
+      const cancelled = await cluster.client.forward(rows, { ...options, signal: AbortSignal.abort() });
+      await expect(cancelled.collect()).rejects.toMatchObject({ code: 'CANCELLED' });
+      expect((await complete()).summary.routers).toMatchObject([{ transport: 'ucx' }]);
+    }
+  },
+);
+
 test('the SDK works where the native addon is missing, over gRPC alone', async () => {
   const copy = join(directory, 'package');
   for (const part of ['dist', 'proto', 'package.json', 'native/CMakeLists.txt']) {

@@ -108,6 +108,10 @@ void UcxPort::fail(Error reason) {
   if (ready) ready();
 }
 
+void UcxPort::abandon() {
+  if (const auto fabric = fabric_.lock()) fabric->abandon(id_);
+}
+
 void UcxPort::close() {
   {
     const std::lock_guard lock(mutex_);
@@ -133,6 +137,7 @@ std::vector<UcxChannelHandle::PropertyDescriptor> UcxChannelHandle::properties()
       InstanceMethod<&UcxChannelHandle::send_rows>("sendRows"),
       InstanceMethod<&UcxChannelHandle::receive>("receive"),
       InstanceMethod<&UcxChannelHandle::transports>("transports"),
+      InstanceMethod<&UcxChannelHandle::abandon>("abandon"),
       InstanceMethod<&UcxChannelHandle::close>("close"),
   };
 }
@@ -249,6 +254,11 @@ Napi::Value UcxChannelHandle::transports(const Napi::CallbackInfo& info) {
     operation.run = [port = native(), text] { *text = port->fabric()->transports(port->id()); };
     operation.result = [text](Napi::Env env) { return Napi::String::New(env, *text); };
   });
+}
+
+Napi::Value UcxChannelHandle::abandon(const Napi::CallbackInfo& info) {
+  if (!released()) native()->abandon();
+  return close(info);
 }
 
 Napi::Value UcxChannelHandle::close(const Napi::CallbackInfo& info) {

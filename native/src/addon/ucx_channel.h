@@ -43,6 +43,8 @@ class UcxPort : public std::enable_shared_from_this<UcxPort> {
   void send(ucx::Message message);
   /** Ends the channel for JavaScript: whoever waits is called, and take() throws the first reason. */
   void fail(Error reason);
+  /** As Fabric::abandon. */
+  void abandon();
   /** As fail(), and closes the fabric's channel. Idempotent. */
   void close();
   /** As fail(), for the end of the environment: the fabric's channel goes with the fabric. */
@@ -93,6 +95,7 @@ class UcxChannelHandle : public Handle<UcxChannelHandle, std::shared_ptr<UcxPort
   Napi::Value send_rows(const Napi::CallbackInfo& info);
   Napi::Value receive(const Napi::CallbackInfo& info);
   Napi::Value transports(const Napi::CallbackInfo& info);
+  Napi::Value abandon(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
   uint64_t id_;

@@ -22,20 +22,8 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   const auto found = channels_.find(id);
   if (found == channels_.end() || found->second->closing) return done(closed_channel(id));
   Channel& channel = *found->second;
-  ucp_ep_params_t params{};
-  params.field_mask =
-      UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
-  params.address = reinterpret_cast<const ucp_address_t*>(peer_address.data());
-  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
-  params.err_handler = {on_endpoint_error, this};
-  const ucs_status_t status = ucp_ep_create(worker_, &params, &channel.endpoint);
-  if (status != UCS_OK) {
-    channel.endpoint = nullptr;
-    return done(gone(status));
-  }
-  Endpoint& endpoint = endpoints_[channel.endpoint];
-  endpoint.made_here = true;
-  ++endpoint.channels;
+  const ucs_status_t status = find_endpoint(peer_address, channel.endpoint);
+  if (status != UCS_OK) return done(gone(status));
   channel.peer_channel = peer_channel;
   channel.challenge = random_mark();
   send_control(channel, Kind::challenge, 0, channel.challenge.data(), sizeof(Mark));
@@ -45,12 +33,6 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   done(std::nullopt);
 }
 
-void Fabric::Progress::on_endpoint_error(void* self, ucp_ep_h endpoint, ucs_status_t status) {
-  for (const auto& [id, channel] : static_cast<Progress*>(self)->channels_) {
-    if (channel->endpoint == endpoint || channel->answering == endpoint) channel->owner->fail(*channel, gone(status));
-  }
-}
-
 void Fabric::Progress::fail(Channel& channel, Error error) {
   if (channel.failure) return;
   channel.failure = error;
@@ -58,6 +40,14 @@ void Fabric::Progress::fail(Channel& channel, Error error) {
   if (channel.stream) end_sends(*channel.stream, error);
   if (!channel.closing) return channel.events.failed(std::move(error));
   close_if_quiet(channel);
+}
+
+void Fabric::Progress::abandon(uint64_t id) {
+  enqueue([this, id] {
+    const auto found = channels_.find(id);
+    if (found == channels_.end()) return;
+    for (Endpoint& endpoint : endpoints_) endpoint.abandoned |= endpoint.handle == found->second->endpoint;
+  });
 }
 
 void Fabric::Progress::close(uint64_t id, CloseDone done) {
@@ -91,63 +81,17 @@ void Fabric::Progress::close_if_quiet(Channel& channel) {
       return;
     }
   }
-  // The endpoint may not be closed while UCX calls one of its handlers.
+  // Whoever calls has the channel still in its hands.
   deferred_.push_back([this, id = channel.id] { finish_close(id); });
 }
 
 void Fabric::Progress::finish_close(uint64_t id) {
   const auto found = channels_.find(id);
   if (found == channels_.end()) return;
-  const std::shared_ptr<Channel> channel = std::move(found->second);
+  const std::unique_ptr<Channel> channel = std::move(found->second);
   channels_.erase(found);
-  const auto done = [channel] {
-    for (const CloseDone& closed : channel->closed) closed();
-  };
   if (channel->stream) streams_.erase(channel->stream->socket());
-  const bool failed = channel->failure.has_value();
-  leave_endpoint(channel->answering, failed && channel->under_way > 0, [] {});
-  leave_endpoint(channel->endpoint, failed, done);
-}
-
-void Fabric::Progress::answers_by(Channel& channel, ucp_ep_h endpoint) {
-  if (channel.answering == endpoint) return;
-  ++endpoints_[endpoint].channels;
-  // Nothing may be closed here, within a handler of UCX.
-  deferred_.push_back([this, left = std::exchange(channel.answering, endpoint)] { leave_endpoint(left, false, [] {}); });
-}
-
-/** `handle` may be null. `failed`: to flush the endpoint is of no use. */
-void Fabric::Progress::leave_endpoint(ucp_ep_h handle, bool failed, Command done) {
-  const auto found = endpoints_.find(handle);
-  if (found == endpoints_.end()) return done();
-  found->second.failed |= failed;
-  if (--found->second.channels > 0) return done();
-  const Endpoint endpoint = found->second;
-  endpoints_.erase(found);
-  if (!endpoint.made_here) return done();
-  close_endpoint(handle, endpoint.failed, std::move(done));
-}
-
-void Fabric::Progress::close_endpoint(ucp_ep_h endpoint, bool force, Command done) {
-  struct Closing {
-    Progress* owner;
-    Command done;
-  };
-  auto* closing = new Closing{this, std::move(done)};
-  ++endpoints_closing_;
-  const auto closed = [](void* handle, ucs_status_t, void* user_data) {
-    const std::unique_ptr<Closing> closing(static_cast<Closing*>(user_data));
-    --closing->owner->endpoints_closing_;
-    closing->done();
-    if (handle) ucp_request_free(handle);
-  };
-  ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
-  param.flags = force ? UCP_EP_CLOSE_FLAG_FORCE : 0;
-  param.cb.send = closed;
-  param.user_data = closing;
-  const ucs_status_ptr_t pending = ucp_ep_close_nbx(endpoint, &param);
-  if (!UCS_PTR_IS_PTR(pending)) closed(nullptr, UCS_PTR_RAW_STATUS(pending), closing);
+  for (const CloseDone& closed : channel->closed) closed();
 }
 
 std::string Fabric::Progress::transports(uint64_t id) {

@@ -28,6 +28,8 @@ void Fabric::send(uint64_t channel, Message message, SendDone done) {
   progress_->send(channel, std::move(message), std::move(done));
 }
 
+void Fabric::abandon(uint64_t channel) { progress_->abandon(channel); }
+
 void Fabric::close(uint64_t channel, CloseDone done) { progress_->close(channel, std::move(done)); }
 
 std::string Fabric::transports(uint64_t channel) { return progress_->transports(channel); }

@@ -101,6 +101,12 @@ class Fabric {
   /** `done` is called when the slab may be used again, with an error when the message may not have arrived. */
   void send(uint64_t channel, Message message, SendDone done);
 
+  /**
+   * Later channels to the peer of `channel` get a way of their own: the one that this channel shares with others may lead
+   * nowhere any more, as after a cut of the network.
+   */
+  void abandon(uint64_t channel);
+
   using CloseDone = std::function<void()>;
   /** Flushes what was sent unless the peer is gone, then forgets the channel. `failed` is not called. Idempotent. */
   void close(uint64_t channel, CloseDone done);

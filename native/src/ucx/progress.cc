@@ -132,7 +132,7 @@ void Fabric::Progress::set_handler(unsigned id, ucp_am_recv_callback_t callback)
 void Fabric::Progress::destroy() {
   // UCX aborts the process when a worker is destroyed under operations that never ended, which a peer that stopped
   // answering can cause. Such a worker is left to the end of the process.
-  const bool quiet = channels_.empty() && sending_.empty() && receiving_.empty() && endpoints_closing_ == 0;
+  const bool quiet = channels_.empty() && sending_.empty() && receiving_.empty() && endpoints_.empty() && endpoints_closing_ == 0;
   if (worker_ && quiet) ucp_worker_destroy(worker_);
   if (context_ && quiet) ucp_cleanup(context_);
   const Error ended(Code::cancelled, "the UCX fabric closed before the message was sent");
@@ -225,12 +225,22 @@ void Fabric::Progress::close_all() {
     close_if_quiet(*channel);
   }
   const auto deadline = std::chrono::steady_clock::now() + shutdown_wait;
-  while ((!channels_.empty() || endpoints_closing_ > 0 || !sending_.empty() || !receiving_.empty()) &&
-         std::chrono::steady_clock::now() < deadline) {
-    ucp_worker_progress(worker_);
-    serve_streams();
-    run_commands();
+  const auto progress_while = [&](const auto& busy) {
+    while (busy() && std::chrono::steady_clock::now() < deadline) {
+      ucp_worker_progress(worker_);
+      serve_streams();
+      run_commands();
+    }
+    return !busy();
+  };
+  // UCX aborts the process when an endpoint is closed under messages.
+  const bool quiet = progress_while([&] { return !channels_.empty() || !sending_.empty() || !receiving_.empty(); });
+  if (!quiet) return;
+  for (const Endpoint& endpoint : std::exchange(endpoints_, {})) {
+    if (endpoint.peer_address != address_) say_goodbye(endpoint.handle);
+    close_endpoint(endpoint.handle, false);
   }
+  progress_while([&] { return endpoints_closing_ > 0; });
 }
 
 }  // namespace switchyard::ucx

@@ -44,6 +44,7 @@ class Fabric::Progress {
   uint64_t open(const Key& key, ChannelLimits limits, ChannelEvents events);
   void connect(uint64_t id, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done);
   void send(uint64_t id, Message message, SendDone done);
+  void abandon(uint64_t id);
   void close(uint64_t id, CloseDone done);
   std::string transports(uint64_t id);
   FabricStats stats() const;
@@ -77,10 +78,14 @@ class Fabric::Progress {
   void close_now(uint64_t id, CloseDone done);
   void close_if_quiet(Channel& channel);
   void finish_close(uint64_t id);
-  void answers_by(Channel& channel, ucp_ep_h endpoint);
-  void leave_endpoint(ucp_ep_h endpoint, bool failed, Command done);
-  void close_endpoint(ucp_ep_h endpoint, bool force, Command done);
   void fail(Channel& channel, Error error);
+
+  // Endpoints: endpoints.cc.
+  ucs_status_t find_endpoint(const std::vector<uint8_t>& peer_address, ucp_ep_h& endpoint);
+  void endpoint_over(ucp_ep_h endpoint, const Error& error);
+  void close_endpoint(ucp_ep_h endpoint, bool force);
+  void say_goodbye(ucp_ep_h endpoint);
+  void receive_goodbye(std::span<const uint8_t> peer_address);
 
   // Streams: streams.cc.
   void offer_stream(Channel& channel);
@@ -149,7 +154,8 @@ class Fabric::Progress {
   std::map<uint64_t, std::unique_ptr<Channel>> channels_;
   std::unordered_set<ReceiveRequest*> receiving_;
   std::unordered_set<SendRequest*> sending_;
-  std::unordered_map<ucp_ep_h, Endpoint> endpoints_;
+  /** Those that were made here and have not ended. */
+  std::vector<Endpoint> endpoints_;
   size_t endpoints_closing_ = 0;
   /** By socket. */
   std::unordered_map<int, std::unique_ptr<Stream>> streams_;
@@ -175,14 +181,15 @@ struct Outstanding {
 };
 
 /**
- * UCX joins the endpoints of two workers in the order in which each side makes them, so the one that answers the messages
- * of a channel may have been made for another. It is closed when both are: without it, the peer would wait forever.
+ * All channels to a peer share an endpoint, which stays until the peer is gone. UCX joins the endpoints of two workers by
+ * their numbers, in the order in which each side makes them; if one side closed an endpoint for which the other has none, the
+ * other's next one would be joined with it, and what is sent there is lost without a word.
  */
 struct Fabric::Progress::Endpoint {
-  size_t channels = 0;
-  /** UCX makes endpoints for peers that nobody here has connected to, and closes them itself. */
-  bool made_here = false;
-  bool failed = false;
+  ucp_ep_h handle;
+  std::vector<uint8_t> peer_address;
+  /** Serves the channels that it has, and no others. */
+  bool abandoned = false;
 };
 
 /** What carries the messages of an endpoint. */
@@ -202,9 +209,8 @@ struct Fabric::Progress::Channel {
   Key key;
   ChannelLimits limits;
   ChannelEvents events;
+  /** Null before the channel is connected, and when the endpoint has ended. */
   ucp_ep_h endpoint = nullptr;
-  /** By which UCX answers long messages of the peer. */
-  ucp_ep_h answering = nullptr;
   uint64_t peer_channel = 0;
   uint64_t next_sent = 0;
   uint64_t next_delivered = 0;
@@ -229,7 +235,7 @@ struct Fabric::Progress::Channel {
   Stream* stream = nullptr;
 
   bool peer_closing = false;
-  /** Messages that UCX sends or receives: it aborts the process when an endpoint is closed under them. */
+  /** Messages that UCX sends or receives. */
   size_t under_way = 0;
   /** Closing ends when the peer has taken what was offered, and nothing is under way. */
   bool closing = false;

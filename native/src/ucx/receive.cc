@@ -35,13 +35,16 @@ ucs_status_t Fabric::Progress::on_stray(void* self, const void*, size_t, void*, 
 ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, size_t length,
                                        const ucp_am_recv_param_t& param) {
   if (header.magic != WireHeader::expected_magic) return refuse();
+  const bool rendezvous = (param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
+  if (header.kind == Kind::goodbye && !rendezvous) {
+    receive_goodbye({static_cast<const uint8_t*>(data), length});
+    return UCS_OK;
+  }
   const auto found = channels_.find(header.channel);
   // Both ends may close at once: then this one has forgotten the channel before it hears so.
   if (found == channels_.end() && header.kind == Kind::closing) return UCS_OK;
   if (found == channels_.end() || !same_key(found->second->key, header.key)) return refuse();
   Channel& channel = *found->second;
-  if (param.recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) answers_by(channel, param.reply_ep);
-  const bool rendezvous = (param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
   if (header.kind != Kind::message) {
     if (rendezvous) return refuse();
     receive_control(channel, header, data, length);
@@ -97,8 +100,9 @@ void Fabric::Progress::on_received(void* handle, ucs_status_t status, size_t, vo
   Progress& self = *request->owner;
   self.receiving_.erase(request.get());
   self.ended(request->channel);
-  // A failed transfer needs no word of its own: the endpoint's error handler says that the peer is gone.
+  const auto found = self.channels_.find(request->channel);
   if (status == UCS_OK) self.deliver(request->channel, request->sequence, std::move(request->message));
+  else if (found != self.channels_.end()) self.fail(*found->second, gone(status));
   if (handle) ucp_request_free(handle);
 }
 
@@ -159,6 +163,7 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
       }
       return malformed();
     case Kind::message:
+    case Kind::goodbye:
     case Kind::stream_hello:
     case Kind::stream_ready:
       break;

@@ -93,9 +93,7 @@ void Fabric::Progress::transmit(Channel& channel, std::unique_ptr<SendRequest> r
   request->header.channel = channel.peer_channel;
   request->header.key = channel.key;
   ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
-  // The peer learns which of its endpoints answers.
-  param.flags = UCP_AM_SEND_FLAG_REPLY;
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.send = on_sent;
   param.user_data = request.get();
   sending_.insert(request.get());

@@ -39,6 +39,8 @@ enum class Kind : uint32_t {
   stream_hello = 9,
   /** [] On a stream, in answer: both ends may send messages on it. */
   stream_ready = 10,
+  /** [address] The fabric of that address ends, and all its channels with it. Of no channel. */
+  goodbye = 11,
 };
 
 /** A number that proves which process holds it. */

@@ -127,6 +127,13 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     this.channel.close();
   }
 
+  /** As `destroy`, of a port that was lost: the way to the peer is made anew for later ones. */
+  abandon(): void {
+    if (this.closed) return;
+    this.closed = true;
+    this.channel.abandon();
+  }
+
   /** What cannot be sent ends the channel, and `receive` tells. */
   private transmit({ make, rows, sent }: Outgoing<Out>): void {
     try {

@@ -1,0 +1,76 @@
+#include "ucx/progress.h"
+
+namespace switchyard::ucx {
+
+/** The endpoint to a peer, made if there is none. */
+ucs_status_t Fabric::Progress::find_endpoint(const std::vector<uint8_t>& peer_address, ucp_ep_h& endpoint) {
+  for (const Endpoint& known : endpoints_) {
+    if (known.abandoned || known.peer_address != peer_address) continue;
+    endpoint = known.handle;
+    return UCS_OK;
+  }
+  ucp_ep_params_t params{};
+  params.field_mask =
+      UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.address = reinterpret_cast<const ucp_address_t*>(peer_address.data());
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler = {on_endpoint_error, this};
+  ucp_ep_h made = nullptr;
+  const ucs_status_t status = ucp_ep_create(worker_, &params, &made);
+  if (status != UCS_OK) return status;
+  endpoints_.push_back({.handle = made, .peer_address = peer_address});
+  endpoint = made;
+  return UCS_OK;
+}
+
+void Fabric::Progress::on_endpoint_error(void* self, ucp_ep_h endpoint, ucs_status_t status) {
+  static_cast<Progress*>(self)->endpoint_over(endpoint, gone(status));
+}
+
+/** Its channels fail: the peer is gone. */
+void Fabric::Progress::endpoint_over(ucp_ep_h endpoint, const Error& error) {
+  if (std::erase_if(endpoints_, [&](const Endpoint& one) { return one.handle == endpoint; }) == 0) return;
+  for (const auto& [id, channel] : channels_) {
+    if (channel->endpoint != endpoint) continue;
+    fail(*channel, error);
+    channel->endpoint = nullptr;
+  }
+  // Nothing may be closed within a handler of UCX.
+  deferred_.push_back([this, endpoint] { close_endpoint(endpoint, true); });
+}
+
+/** `force`: to flush the endpoint is of no use. */
+void Fabric::Progress::close_endpoint(ucp_ep_h endpoint, bool force) {
+  ++endpoints_closing_;
+  const auto closed = [](void* handle, ucs_status_t, void* self) {
+    --static_cast<Progress*>(self)->endpoints_closing_;
+    if (handle) ucp_request_free(handle);
+  };
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = force ? UCP_EP_CLOSE_FLAG_FORCE : 0;
+  param.cb.send = closed;
+  param.user_data = this;
+  const ucs_status_ptr_t pending = ucp_ep_close_nbx(endpoint, &param);
+  if (!UCS_PTR_IS_PTR(pending)) closed(nullptr, UCS_PTR_RAW_STATUS(pending), this);
+}
+
+/** Shared memory of a process that goes on does not tell that this fabric has ended. */
+void Fabric::Progress::say_goodbye(ucp_ep_h endpoint) {
+  static const WireHeader header{.kind = Kind::goodbye};
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK;
+  param.cb.send = [](void* handle, ucs_status_t, void*) { ucp_request_free(handle); };
+  ucp_am_send_nbx(endpoint, message_id, &header, sizeof(header), address_.data(), address_.size(), &param);
+}
+
+/** Only those know an address who were told it over the control plane. */
+void Fabric::Progress::receive_goodbye(std::span<const uint8_t> peer_address) {
+  std::vector<ucp_ep_h> over;
+  for (const Endpoint& endpoint : endpoints_) {
+    if (std::ranges::equal(endpoint.peer_address, peer_address)) over.push_back(endpoint.handle);
+  }
+  for (const ucp_ep_h endpoint : over) endpoint_over(endpoint, Error(Code::link_lost, "the UCX peer is gone: it has ended"));
+}
+
+}  // namespace switchyard::ucx
