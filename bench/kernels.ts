@@ -50,34 +50,48 @@ async function groupAndPack(rows: Slab, routed: GateResult, workerOf: Uint32Arra
   );
 }
 
+/** As many experts, of tokens as long, as DeepSeek-V3 has: what counts there is arithmetic. */
+const largeGate = { experts: 256, hidden: 7168, topK: 8, rowCount: 512 };
+
+function gateOf(weight: Slab, experts: number, hidden: number, topK: number) {
+  const routing = softmaxRouting(topK);
+  return native.createGate({ weight, experts, hidden, logitBias: null, selectionBias: null, routing });
+}
+
+function gateWeight(experts: number, hidden: number): Promise<Slab> {
+  const place = { kind: 'synthetic', seed: 1, stream: 7, scale: 0.03, center: 0 } as const;
+  return native.readFloats({ ...place, rows: experts, columns: hidden });
+}
+
+function tokens(rowCount: number, hidden: number): Promise<Slab> {
+  return native.synthesizeTokens({ seed: 1, firstToken: 0, count: rowCount, hidden, skew: 0, topics: 64 });
+}
+
+/** The gate of a large model beside the core's float32 peak. */
+async function benchLargeGate(options: BenchOptions): Promise<BenchResult> {
+  const { experts, hidden, topK, rowCount } = largeGate;
+  const [rows, weight] = [await tokens(rowCount, hidden), await gateWeight(experts, hidden)];
+  const gate = gateOf(weight, experts, hidden, topK);
+  const operations = 2 * rowCount * hidden * experts;
+  const runs = [];
+  for (let i = 0; i < options.runs; i++) {
+    const rate = await bytesPerSecond(operations, async () => {
+      await native.gateRows({ gate, rows, rowCount, bias: null });
+      return [];
+    });
+    runs.push({ value: rate / 1e9, reference: (await native.measureFma()) / 1e9 });
+  }
+  gate.release();
+  for (const slab of [rows, weight]) slab.release();
+  return summarize('kernels/gate-256x7168', 'GFLOP/s', 'float32 FMA', runs, { ...largeGate });
+}
+
 /** Gate, pack and combine of one 1,024 x 4,096 chunk, called as the router calls them, on one thread. */
 export async function benchKernels(options: BenchOptions): Promise<BenchResult[]> {
   native.configure({ slabBytesMax: slabBytes, threads: 1 });
-  const rows = await native.synthesizeTokens({
-    seed: 1,
-    firstToken: 0,
-    count: rowCount,
-    hidden,
-    skew: 0,
-    topics: 64,
-  });
-  const weight = await native.readFloats({
-    kind: 'synthetic',
-    seed: 1,
-    stream: 7,
-    rows: experts,
-    columns: hidden,
-    scale: 0.03,
-    center: 0,
-  });
-  const gate = native.createGate({
-    weight,
-    experts,
-    hidden,
-    logitBias: null,
-    selectionBias: null,
-    routing,
-  });
+  const rows = await tokens(rowCount, hidden);
+  const weight = await gateWeight(experts, hidden);
+  const gate = gateOf(weight, experts, hidden, routing.topK);
   const routed = await native.gateRows({ gate, rows, rowCount, bias: null });
   const workerOf = Uint32Array.from({ length: experts }, (_, expert) => expert % workers);
 
@@ -110,6 +124,7 @@ export async function benchKernels(options: BenchOptions): Promise<BenchResult[]
       return [combined.rows];
     }),
   ];
+  results.push(await benchLargeGate(options));
   gate.release();
   for (const slab of [rows, weight, ...parts.map((part) => part.rows)]) slab.release();
   return results;

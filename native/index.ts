@@ -376,6 +376,8 @@ export interface Addon {
 
   /** Bare copy speed of this machine: bytes per second, median of several runs over `bytes`. For benchmarks. */
   measureMemcpy(bytes: number): Promise<number>;
+  /** Float32 operations a second of one core, by fused multiply-adds that touch no memory: median of several runs. */
+  measureFma(): Promise<number>;
 }
 
 // As it is loaded, UCX hooks the calls that map memory, and tries the hooks by growing the heap by a page and shrinking it

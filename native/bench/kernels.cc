@@ -16,6 +16,7 @@
 
 #include "kernels/bf16.h"
 #include "kernels/combine.h"
+#include "kernels/fma_peak.h"
 #include "kernels/gate.h"
 #include "kernels/ingest.h"
 #include "kernels/norm.h"
@@ -83,23 +84,26 @@ void compare_to_memcpy(benchmark::State& state, double bytes, std::size_t chunk_
   state.counters["of_memcpy"] = bytes / kernel_seconds / (2.0 * chunk_bytes / memcpy_seconds);
 }
 
-/** Bytes: rows read. */
+/** Bytes: rows read. `of_fma`: operations to the core's float32 peak. */
 void gate(benchmark::State& state) {
   const auto experts = static_cast<std::size_t>(state.range(0));
+  const auto hidden = static_cast<std::size_t>(state.range(2));
+  const std::size_t chunk_rows = chunk_values / hidden;
   const RoutingSpec routing{.top_k = static_cast<std::uint32_t>(state.range(1)), .renormalise = true};
   std::vector<float> weight(experts * hidden);
-  for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = bf16_to_float(memory().target[i]);
+  for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = bf16_to_float(memory().source[i]);
   const Gate gate(weight.data(), experts, hidden, {}, {}, routing);
   std::vector<std::uint32_t> chosen(chunk_rows * routing.top_k);
   std::vector<float> weights(chosen.size());
   compare_to_memcpy(state, chunk_bytes, chunks, [&](std::size_t i) {
     gate.route(&memory().source[i * chunk_values], chunk_rows, {}, chosen.data(), weights.data());
   });
-  const double flops = 2.0 * chunk_rows * hidden * static_cast<double>(experts);
+  const double flops = 2.0 * static_cast<double>(chunk_rows * hidden * experts);
   state.counters["GFLOP/s"] = flops * state.counters["GB/s"].value / chunk_bytes;
-  state.SetLabel(scores::kernels().front().name);
+  state.counters["of_fma"] = state.counters["GFLOP/s"].value * 1e9 / measure_fma_peak();
+  state.SetLabel(scores::kernels<scores::Bf16Pair>().front().name);
 }
-BENCHMARK(gate)->Args({8, 2})->Args({16, 2})->Args({64, 8})->Args({256, 8})->UseManualTime();
+BENCHMARK(gate)->Args({8, 2, 4096})->Args({16, 2, 4096})->Args({64, 8, 4096})->Args({256, 8, 7168})->UseManualTime();
 
 /** What a gate chooses for a chunk when every choice is equally likely. */
 std::vector<std::uint32_t> random_experts(std::size_t top_k, std::size_t experts) {

@@ -47,10 +47,21 @@ Problem make_problem(std::mt19937_64& random, std::size_t rows, std::size_t pair
   return problem;
 }
 
+float half_of(std::uint32_t pair, bool odd) {
+  return bf16_to_float(static_cast<std::uint16_t>(odd ? pair >> 16 : pair));
+}
+
 template <typename Weight>
-std::vector<float> run(const Kernel& kernel, const Problem& problem, const std::vector<Weight>& weights) {
+std::vector<float> run(const Kernel<Weight>& kernel, const Problem& problem, const std::vector<Weight>& weights) {
   std::vector<float> logits = problem.logits;
-  kernel.add(Block<Weight>{.rows = problem.elements.data(),
+  std::vector<float> wide(problem.rows * wide_row_stride);
+  for (std::size_t r = 0; r < problem.rows; ++r) {
+    for (std::size_t i = 0; i < 2 * problem.pairs; ++i) {
+      wide[r * wide_row_stride + i] = half_of(problem.elements[r * row_stride + i / 2], i % 2 != 0);
+    }
+  }
+  kernel.add(Block<Weight>{.rows = kernel.wide ? nullptr : problem.elements.data(),
+                           .wide_rows = kernel.wide ? wide.data() : nullptr,
                            .row_count = problem.rows,
                            .pairs = problem.pairs,
                            .weights = weights.data(),
@@ -62,20 +73,18 @@ std::vector<float> run(const Kernel& kernel, const Problem& problem, const std::
   return logits;
 }
 
-std::vector<float> run(const Kernel& kernel, const Problem& problem) { return run(kernel, problem, problem.weights); }
+std::vector<float> run(const Kernel<float>& kernel, const Problem& problem) {
+  return run(kernel, problem, problem.weights);
+}
 
 /** With the weights, which BF16 must hold, in pairs. */
-std::vector<float> run_in_pairs(const Kernel& kernel, const Problem& problem) {
+std::vector<float> run(const Kernel<Bf16Pair>& kernel, const Problem& problem) {
   std::vector<Bf16Pair> pairs(problem.weights.size() / 2);
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const float* even = &problem.weights[i / panel_width * 2 * panel_width + i % panel_width];
     pairs[i] = std::bit_cast<std::uint32_t>(even[0]) >> 16 | std::bit_cast<std::uint32_t>(even[panel_width]);
   }
   return run(kernel, problem, pairs);
-}
-
-float half_of(std::uint32_t pair, bool odd) {
-  return bf16_to_float(static_cast<std::uint16_t>(odd ? pair >> 16 : pair));
 }
 
 /** The C library's fma ignores the flush mode on some systems; this instruction does not. */
@@ -123,8 +132,10 @@ TEST_P(ScoreKernels, GiveTheBitsOfTheDefinition) {
         const auto expected = run_definition(problem);
         const Problem precise = make_problem(random, rows, pairs, panels, GetParam(), Fraction::whole);
         const auto expected_precise = run_definition(precise);
-        for (const Kernel& kernel : kernels()) {
-          expect_same_bits(run_in_pairs(kernel, problem), expected, kernel.name);
+        for (const auto& kernel : kernels<Bf16Pair>()) {
+          expect_same_bits(run(kernel, problem), expected, kernel.name);
+        }
+        for (const auto& kernel : kernels<float>()) {
           expect_same_bits(run(kernel, problem), expected, kernel.name);
           expect_same_bits(run(kernel, precise), expected_precise, kernel.name);
         }
@@ -143,11 +154,12 @@ TEST(ScoreKernels, LeaveTheThreadsFloatingPointModeAsItWas) {
   std::mt19937_64 random(9);
   const Problem problem = make_problem(random, 2, 3, 1, {-1, 1}, Fraction::bf16);
   const unsigned before = _mm_getcsr() & 0xffc0u;
-  for (const Kernel& kernel : kernels()) {
-    run_in_pairs(kernel, problem);
+  const auto expect_mode_kept = [&](const auto& kernel) {
     run(kernel, problem);
     EXPECT_EQ(_mm_getcsr() & 0xffc0u, before) << kernel.name;
-  }
+  };
+  for (const auto& kernel : kernels<Bf16Pair>()) expect_mode_kept(kernel);
+  for (const auto& kernel : kernels<float>()) expect_mode_kept(kernel);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -14,6 +15,7 @@
 #include "addon/arguments.h"
 #include "addon/cuda.h"
 #include "addon/process.h"
+#include "kernels/fma_peak.h"
 
 #ifdef SWITCHYARD_UCX
 #include "ucx/fabric.h"
@@ -93,11 +95,20 @@ double measure_memcpy(size_t bytes) {
   return rates[memcpy_runs / 2];
 }
 
-void prepare_measure(const Napi::CallbackInfo& info, Operation& operation) {
-  const uint64_t bytes = to_integer(info[0], "bytes", 1, safe_integer_max);
+/** The promise's value is what `measure` returns on a thread of the pool. */
+void promise_rate(Operation& operation, std::function<double()> measure) {
   const auto rate = std::make_shared<double>();
-  operation.run = [=] { *rate = measure_memcpy(bytes); };
+  operation.run = [rate, measure = std::move(measure)] { *rate = measure(); };
   operation.result = [rate](Napi::Env env) { return Napi::Number::New(env, *rate); };
+}
+
+void prepare_measure_memcpy(const Napi::CallbackInfo& info, Operation& operation) {
+  const uint64_t bytes = to_integer(info[0], "bytes", 1, safe_integer_max);
+  promise_rate(operation, [bytes] { return measure_memcpy(bytes); });
+}
+
+void prepare_measure_fma(const Napi::CallbackInfo&, Operation& operation) {
+  promise_rate(operation, measure_fma_peak);
 }
 
 }  // namespace
@@ -111,7 +122,8 @@ void require_processor(Napi::Env env) {
 void export_machine(Napi::Object exports) {
   export_function(exports, "configure", configure_process);
   export_function(exports, "describe", describe);
-  export_operation(exports, "measureMemcpy", prepare_measure);
+  export_operation(exports, "measureMemcpy", prepare_measure_memcpy);
+  export_operation(exports, "measureFma", prepare_measure_fma);
 }
 
 }  // namespace switchyard::addon

@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "kernels/bf16.h"
 #include "kernels/choice.h"
 #include "kernels/lanes.h"
 #include "kernels/scores.h"
@@ -61,6 +62,23 @@ SWITCHYARD_AVX2 void copy_elements(const std::uint16_t* from, std::size_t count,
   std::memcpy(to + i / 2, from + i, (count - i) * sizeof(std::uint16_t));
 }
 
+/** Elements of a row as floats; a missing half of the last pair is zero. */
+SWITCHYARD_AVX2 void widen_elements(const std::uint16_t* from, std::size_t count, float* to) {
+  std::size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  for (; i < count; ++i) to[i] = bf16_to_float(from[i]);
+  if (count % 2 != 0) to[count] = 0;
+}
+
+/** A block of some rows in the form that a kernel reads. */
+struct RowScratch {
+  std::vector<scores::Bf16Pair> pairs;
+  std::vector<float> wide;
+};
+
 std::size_t divide_up(std::size_t value, std::size_t by) { return (value + by - 1) / by; }
 
 bool is_bf16(float value) { return (std::bit_cast<std::uint32_t>(value) & 0xffffu) == 0; }
@@ -100,29 +118,39 @@ struct Gate::Prepared {
 
   std::size_t logit_stride() const { return panels * scores::panel_width; }
   /** Logits [row_count, logit_stride] of at most rows_at_once rows. */
-  void compute_logits(const std::uint16_t* rows, std::size_t row_count, scores::Bf16Pair* row_scratch,
-                      float* logits) const {
-    std::visit([&](const auto& found) { compute_logits(found, rows, row_count, row_scratch, logits); }, weights);
+  void compute_logits(const std::uint16_t* rows, std::size_t row_count, RowScratch& scratch, float* logits) const {
+    std::visit([&](const auto& found) { compute_logits(found, rows, row_count, scratch, logits); }, weights);
   }
   template <typename Weight>
   void compute_logits(const std::vector<Weight>& weight_panels, const std::uint16_t* rows, std::size_t row_count,
-                      scores::Bf16Pair* row_scratch, float* logits) const;
+                      RowScratch& scratch, float* logits) const;
 };
 
 template <typename Weight>
 void Gate::Prepared::compute_logits(const std::vector<Weight>& weight_panels, const std::uint16_t* rows,
-                                    std::size_t row_count, scores::Bf16Pair* row_scratch, float* logits) const {
+                                    std::size_t row_count, RowScratch& scratch, float* logits) const {
   constexpr std::size_t pair_weights = scores::weights_per_pair<Weight> * scores::panel_width;
-  static const scores::Kernel kernel = scores::kernels().front();
+  static const scores::Kernel kernel = scores::kernels<Weight>().front();
+  if (kernel.wide) {
+    scratch.wide.resize(rows_at_once * scores::wide_row_stride);
+  } else {
+    scratch.pairs.resize(rows_at_once * scores::row_stride);
+  }
   const auto next = reinterpret_cast<std::uintptr_t>(rows + row_count * hidden);
   for (std::size_t r = 0; r < row_count; ++r) std::ranges::copy(logit_bias, logits + r * logit_stride());
   for (std::size_t pair = 0; pair < pairs; pair += scores::block_pairs) {
     const std::size_t block = std::min(scores::block_pairs, pairs - pair);
     const std::size_t elements = std::min(2 * block, hidden - 2 * pair);
     for (std::size_t r = 0; r < row_count; ++r) {
-      copy_elements(rows + r * hidden + 2 * pair, elements, row_scratch + r * scores::row_stride);
+      const std::uint16_t* from = rows + r * hidden + 2 * pair;
+      if (kernel.wide) {
+        widen_elements(from, elements, &scratch.wide[r * scores::wide_row_stride]);
+      } else {
+        copy_elements(from, elements, &scratch.pairs[r * scores::row_stride]);
+      }
     }
-    kernel.add(scores::Block<Weight>{.rows = row_scratch,
+    kernel.add(scores::Block<Weight>{.rows = scratch.pairs.data(),
+                                     .wide_rows = scratch.wide.data(),
                                      .row_count = row_count,
                                      .pairs = block,
                                      .weights = weight_panels.data() + pair * pair_weights,
@@ -181,11 +209,11 @@ void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<con
   Chooser chooser(gate.routing, std::move(selection_bias), stride - gate.experts);
 
   const std::size_t top_k = gate.routing.top_k;
-  std::vector<scores::Bf16Pair> row_scratch(rows_at_once * scores::row_stride);
+  RowScratch scratch;
   std::vector<float> logits(rows_at_once * stride);
   for (std::size_t first = 0; first < row_count; first += rows_at_once) {
     const std::size_t count = std::min(rows_at_once, row_count - first);
-    gate.compute_logits(rows + first * gate.hidden, count, row_scratch.data(), logits.data());
+    gate.compute_logits(rows + first * gate.hidden, count, scratch, logits.data());
     for (std::size_t r = 0; r < count; ++r) {
       const std::size_t slot = (first + r) * top_k;
       chooser.choose(logits.data() + r * stride, chosen_experts + slot, chosen_weights + slot);

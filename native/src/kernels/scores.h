@@ -12,6 +12,7 @@ inline constexpr std::size_t panel_width = 16;
 inline constexpr std::size_t block_pairs = 128;
 /** From row to row of a block; more than block_pairs, lest all rows fall into the same sets of the cache. */
 inline constexpr std::size_t row_stride = block_pairs + 16;
+inline constexpr std::size_t wide_row_stride = 2 * block_pairs + 16;
 
 /** Two elements of a row, or of an expert's weights, in BF16: the even one in the lower half. */
 using Bf16Pair = std::uint32_t;
@@ -24,7 +25,7 @@ inline constexpr std::size_t weights_per_pair<Bf16Pair> = 1;
 
 /**
  * A share of a matrix product: for some rows, all experts and at most block_pairs pairs of elements. Weight is float, or
- * Bf16Pair where BF16 holds all weights exactly: that is faster, and gives the same bits.
+ * Bf16Pair where BF16 holds all weights exactly: that takes half the memory, and gives the same bits.
  *
  * The sum of a (row, expert) is defined exactly, whatever computes it: from zero, pair after pair, first the odd
  * element, then the even one, each by a fused multiply-add in float32 that reads subnormals as zero and flushes
@@ -34,6 +35,8 @@ template <typename Weight>
 struct Block {
   /** Row r, pair p: rows[r * row_stride + p] holds the even element in its lower half, the odd one in its upper. */
   const Bf16Pair* rows;
+  /** The same elements as floats, wide_rows[r * wide_row_stride + i], for kernels that read those instead. */
+  const float* wide_rows;
   std::size_t row_count;
   std::size_t pairs;
   /**
@@ -61,19 +64,23 @@ void prefetch_next(const Block<Weight>& block, std::size_t row, std::size_t step
 }
 
 /** One implementation for one instruction set; all give the same bits. */
+template <typename Weight>
 struct Kernel {
   const char* name;
-  void (*add_bf16)(const Block<Bf16Pair>& block);
-  void (*add_float)(const Block<float>& block);
-
-  void add(const Block<Bf16Pair>& block) const { add_bf16(block); }
-  void add(const Block<float>& block) const { add_float(block); }
+  /** Whether it reads `wide_rows`, and not `rows`. */
+  bool wide;
+  void (*add)(const Block<Weight>& block);
 };
 
-/** Those that this processor runs, best first. */
-std::span<const Kernel> kernels();
+/** Those that this processor runs, fastest first. */
+template <typename Weight>
+std::span<const Kernel<Weight>> kernels();
 
-Kernel avx2_kernel();
-Kernel avx512_bf16_kernel();
+extern const Kernel<Bf16Pair> avx2_bf16;
+extern const Kernel<float> avx2_float;
+extern const Kernel<Bf16Pair> avx512_bf16;
+extern const Kernel<float> avx512_float;
+/** By VDPBF16PS. */
+extern const Kernel<Bf16Pair> avx512_dot;
 
 }  // namespace switchyard::scores

@@ -27,7 +27,7 @@ SWITCHYARD_AVX2 inline PanelPair load_pair(const float* panel, std::size_t pair)
 /** `Rows` rows times one panel: 2 * Rows of the 16 registers hold the sums. */
 template <std::size_t Rows, typename Weight>
 [[gnu::noinline]] SWITCHYARD_AVX2 void add_tile(const Block<Weight>& block, std::size_t row, std::size_t panel) {
-  const Bf16Pair* x = block.rows + row * row_stride;
+  const float* x = block.wide_rows + row * wide_row_stride;
   const Weight* weights = block.weights + panel * block.panel_stride;
   __m256 sums[Rows][2];
 #pragma GCC unroll 8
@@ -37,12 +37,12 @@ template <std::size_t Rows, typename Weight>
     const auto [low, high] = load_pair(weights, p);
 #pragma GCC unroll 8
     for (std::size_t r = 0; r < Rows; ++r) {
-      const lanes::Pair element =
-          lanes::widen(_mm256_set1_epi32(static_cast<int>(x[r * row_stride + p])));
-      sums[r][0] = _mm256_fmadd_ps(element.odd, low.odd, sums[r][0]);
-      sums[r][1] = _mm256_fmadd_ps(element.odd, high.odd, sums[r][1]);
-      sums[r][0] = _mm256_fmadd_ps(element.even, low.even, sums[r][0]);
-      sums[r][1] = _mm256_fmadd_ps(element.even, high.even, sums[r][1]);
+      const __m256 odd = _mm256_broadcast_ss(x + r * wide_row_stride + 2 * p + 1);
+      sums[r][0] = _mm256_fmadd_ps(odd, low.odd, sums[r][0]);
+      sums[r][1] = _mm256_fmadd_ps(odd, high.odd, sums[r][1]);
+      const __m256 even = _mm256_broadcast_ss(x + r * wide_row_stride + 2 * p);
+      sums[r][0] = _mm256_fmadd_ps(even, low.even, sums[r][0]);
+      sums[r][1] = _mm256_fmadd_ps(even, high.even, sums[r][1]);
     }
   }
 #pragma GCC unroll 8
@@ -65,6 +65,7 @@ void add(const Block<Weight>& block) {
 
 }  // namespace
 
-Kernel avx2_kernel() { return {"avx2", add<Bf16Pair>, add<float>}; }
+const Kernel<Bf16Pair> avx2_bf16{"avx2", true, add<Bf16Pair>};
+const Kernel<float> avx2_float{"avx2", true, add<float>};
 
 }  // namespace switchyard::scores
