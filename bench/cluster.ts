@@ -58,7 +58,6 @@ export async function compare(
       coordinator: { ...node, preset: test.preset, ...setup.coordinator },
       router: { ...node, ...setup.router },
       worker: { ...node, ...setup.worker },
-      token: null,
       readyTimeoutMs,
     });
     const rows = await repeatedRows(presets[test.preset].model.hidden, test.tokens);

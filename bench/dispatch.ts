@@ -3,9 +3,10 @@ import { createLogger } from '../services/common/log.js';
 import { prepareProcess } from '../services/common/process.js';
 import { dialLink } from '../services/transport/dial.js';
 import type { Link, TokenBatch } from '../services/transport/link.js';
+import { linkKey } from '../services/transport/link-key.js';
 import { type LinkEndOptions, startLinkEnd } from './link-process.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
-import { transportsHere } from './serve-links.js';
+import { benchSecret, transportsHere } from './serve-links.js';
 
 const hidden = 4096;
 const rowBytes = hidden * 2;
@@ -121,7 +122,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
           worker: 'bench',
           modelFingerprint: 'bench',
           epoch: 1,
-          token: null,
+          key: linkKey(benchSecret, 'bench'),
           messageBytesMax,
           transport,
           log: createLogger('router', 'bench', 'warn'),

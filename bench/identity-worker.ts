@@ -5,6 +5,7 @@ import type { ModelDescription } from '../services/common/generated/switchyard/v
 import { createLogger } from '../services/common/log.js';
 import { ControlSession } from '../services/common/session.js';
 import type { TokenBatchHandler } from '../services/transport/link.js';
+import { createLinkSecret } from '../services/transport/link-key.js';
 import { serveLinks } from './serve-links.js';
 
 export interface IdentityWorkerOptions {
@@ -13,6 +14,7 @@ export interface IdentityWorkerOptions {
 }
 
 const { coordinator, name } = JSON.parse(process.argv[2] ?? '{}') as IdentityWorkerOptions;
+const linkSecret = createLinkSecret();
 const creditBytes = 256 * 1024 ** 2;
 const messageBytesMax = 64 * 1024 ** 2;
 const log = createLogger('worker', name, 'error');
@@ -28,6 +30,7 @@ const handler: TokenBatchHandler = async ({ meta, rows }) => {
 };
 const address = await serveLinks({
   worker: name,
+  secret: linkSecret,
   model: () => model,
   creditBytes,
   messageBytesMax,
@@ -38,7 +41,7 @@ const address = await serveLinks({
 new ControlSession({
   coordinator,
   token: null,
-  hello: { role: 'WORKER', name, address, device: 'cpu', threads: 1, pid: process.pid },
+  hello: { role: 'WORKER', name, address, device: 'cpu', threads: 1, pid: process.pid, linkSecret },
   report: () => {
     const changed = readyChanged;
     readyChanged = false;

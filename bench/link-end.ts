@@ -9,8 +9,9 @@ import { createUtilizationMeter } from '../services/common/metrics.js';
 import { prepareProcess } from '../services/common/process.js';
 import { dialLink } from '../services/transport/dial.js';
 import type { Link, TokenBatch, TokenBatchResult, TransportChoice } from '../services/transport/link.js';
+import { linkKey } from '../services/transport/link-key.js';
 import { resultRowCount } from '../services/transport/messages.js';
-import { serveLinks } from './serve-links.js';
+import { benchSecret, serveLinks } from './serve-links.js';
 
 export interface LinkEndOptions {
   hidden: number;
@@ -113,6 +114,7 @@ function serve(): Promise<string> {
   const handler = answer;
   return serveLinks({
     worker: name,
+    secret: benchSecret,
     model: () => model,
     creditBytes,
     messageBytesMax,
@@ -160,7 +162,7 @@ const link =
         worker: name,
         modelFingerprint: fingerprint,
         epoch: 1,
-        token: null,
+        key: linkKey(benchSecret, name),
         messageBytesMax,
         transport,
         log,

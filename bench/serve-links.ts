@@ -1,17 +1,23 @@
 import { native } from '../native/index.js';
+import { Access } from '../services/common/access.js';
 import { startGrpcServer } from '../services/common/grpc-server.js';
+import { linkSecretBytes } from '../services/transport/link-key.js';
 import { type LinkServiceOptions, linkService } from '../services/transport/serve.js';
 
-/** Serves links on loopback, without a token; resolves with the address. */
-export async function serveLinks(options: Omit<LinkServiceOptions, 'onCancel'>): Promise<string> {
+/** Of links that are measured without a coordinator: both ends know it. */
+export const benchSecret = Buffer.alloc(linkSecretBytes);
+
+/** Serves links on loopback; resolves with the address. */
+export async function serveLinks(options: Omit<LinkServiceOptions, 'onCancel' | 'access'>): Promise<string> {
   const { messageBytesMax, log } = options;
+  const access = new Access({});
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: 0,
-    token: null,
+    access,
     insecure: false,
     messageBytesMax,
-    services: [linkService({ ...options, onCancel: () => {} })],
+    services: [linkService({ ...options, access, onCancel: () => {} })],
     log,
   });
   return server.address;

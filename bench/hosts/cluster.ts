@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto';
+import { tokenEnvironment } from '../../services/cli/local-cluster.js';
 import type { Flags } from '../../services/cli/local-process.js';
 import type { PresetName } from '../../services/model/synthetic.js';
 import { Host, joinHosts } from './host.js';
@@ -12,6 +13,7 @@ export interface HostClusterOptions {
 
 const readyTimeoutMs = 120_000;
 const stopMs = 5_000;
+const secret = () => randomBytes(16).toString('hex');
 const port = 7070;
 
 /**
@@ -19,7 +21,9 @@ const port = 7070;
  * first host's router.
  */
 export class HostCluster {
-  readonly token = randomBytes(16).toString('hex');
+  /** An operator's. */
+  readonly token = secret();
+  private readonly tokens = { client: secret(), node: secret(), operator: this.token };
 
   private constructor(readonly hosts: readonly [Host, Host]) {}
 
@@ -41,7 +45,7 @@ export class HostCluster {
 
   private async launch({ preset, flags = {}, workerB = {} }: HostClusterOptions): Promise<void> {
     const [a, b] = this.hosts;
-    const environment = { SWITCHYARD_TOKEN: this.token };
+    const environment = tokenEnvironment(this.tokens);
     const coordinator = `${a.address}:${port}`;
     const node = (host: Host) => ({ host: host.address, threads: 1, ...flags });
     const coordinatorFlags = { ...node(a), port, metricsPort: 0, preset, workers: 2 };

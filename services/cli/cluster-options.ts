@@ -1,8 +1,9 @@
 import { z } from 'zod';
-import { readToken } from '../common/access.js';
-import { decimal, humanCount, port, serverFields, text } from '../common/config.js';
+import { readTokens } from '../common/access.js';
+import { clientTokenFields, decimal, humanCount, port, serverFields, text } from '../common/config.js';
 import type { LocalClusterOptions } from './local-cluster.js';
 import type { Flags } from './local-process.js';
+import { clientTokenHelp, serverTokenHelp } from './service.js';
 
 /** A cluster of child processes: for every command that starts one. */
 export const clusterFields = {
@@ -13,8 +14,11 @@ export const clusterFields = {
   metricsPort: port().default(0),
   logLevel: serverFields.logLevel,
   logDirectory: text().nullable().default(null),
-  token: serverFields.token,
-  tokenFile: serverFields.tokenFile,
+  ...clientTokenFields,
+  nodeToken: serverFields.nodeToken,
+  nodeTokenFile: serverFields.nodeTokenFile,
+  operatorToken: serverFields.operatorToken,
+  operatorTokenFile: serverFields.operatorTokenFile,
   readyTimeout: decimal(1, 86_400).default(600),
 };
 
@@ -26,8 +30,8 @@ export const clusterHelp = {
   metricsPort: ['n', "port of the coordinator's /metrics; 0: a free one"],
   logLevel: ['level', 'trace, debug, info, warn, error or silent'],
   logDirectory: ['directory', 'write the log of each process to a file there'],
-  token: ['token', 'bearer token of the cluster; better in SWITCHYARD_TOKEN or --token-file'],
-  tokenFile: ['file', 'file that holds the bearer token'],
+  ...clientTokenHelp,
+  ...serverTokenHelp,
   readyTimeout: ['seconds', 'how long loading may take'],
 } as const;
 
@@ -52,7 +56,7 @@ export function localClusterOptions(
     coordinator: { ...node, ...model, port, metricsPort },
     router: node,
     worker: node,
-    token: readToken(config),
+    tokens: readTokens(config),
     readyTimeoutMs: config.readyTimeout * 1000,
   };
 }

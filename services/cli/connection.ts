@@ -1,18 +1,17 @@
 import { SwitchyardClient } from '../client/index.js';
 import { readToken } from '../common/access.js';
-import { address, serverFields } from '../common/config.js';
+import { address, presentedTokenFields } from '../common/config.js';
 
 /** How to reach a running cluster: for every command that talks to one. */
 export const connectionFields = {
   address: address().default('127.0.0.1:7070'),
-  token: serverFields.token,
-  tokenFile: serverFields.tokenFile,
+  ...presentedTokenFields,
 };
 
 export const connectionHelp = {
   address: ['host:port', 'the coordinator or any router of the cluster'],
-  token: ['token', 'bearer token of the cluster; better in SWITCHYARD_TOKEN or --token-file'],
-  tokenFile: ['file', 'file that holds the bearer token'],
+  token: ['token', "a client's or an operator's token; better in SWITCHYARD_TOKEN or --token-file"],
+  tokenFile: ['file', 'file that holds the token'],
 } as const;
 
 /** Connects, does the work, and closes the connection whatever happens. */

@@ -2,7 +2,7 @@ import { coordinatorSchema, type modelFields } from '../coordinator/config.js';
 import { presetNames } from '../model/synthetic.js';
 import { defineCommand, type OptionHelp } from './command.js';
 import { routerHelp } from './router.js';
-import { serve, serverHelp } from './service.js';
+import { clientTokenHelp, serve, serverHelp } from './service.js';
 
 export const modelHelp = {
   preset: ['name', `synthetic model: ${presetNames.join(', ')} (default: demo)`],
@@ -23,6 +23,7 @@ export const coordinatorCommand = defineCommand({
   schema: coordinatorSchema,
   help: {
     ...serverHelp,
+    ...clientTokenHelp,
     ...modelHelp,
     ...routerHelp,
     name: ['name', 'name in logs and metrics, and of the embedded router'],
@@ -39,7 +40,7 @@ export const coordinatorCommand = defineCommand({
   },
   examples: [
     'switchyard coordinator --preset demo --workers 4',
-    'switchyard coordinator --model ./mixtral --workers 8 --host 0.0.0.0 --token-file token',
+    'switchyard coordinator --model ./mixtral --workers 8 --host 0.0.0.0 --config cluster.yaml',
   ],
   run: (config) =>
     serve(async () => {

@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os';
 import { SwitchyardClient } from '../client/index.js';
+import { accessRoles, type Tokens } from '../common/access.js';
 import { SwitchyardError } from '../common/errors.js';
 import { sleep } from '../common/lifecycle.js';
 import { type Flags, LocalProcess } from './local-process.js';
@@ -14,8 +15,8 @@ export interface LocalClusterOptions {
   coordinator: Flags;
   router?: Flags;
   worker?: Flags;
-  /** Bearer token of the whole cluster. */
-  token: string | null;
+  /** Of the whole cluster. Default: none. */
+  tokens?: Tokens;
   readyTimeoutMs: number;
   /** Gives up starting. */
   signal?: AbortSignal;
@@ -36,14 +37,17 @@ export class LocalCluster {
     readonly address: string,
     readonly metricsUrl: string,
     readonly client: SwitchyardClient,
+    /** What this process presents: an operator's token, or a client's if there is none. */
     readonly token: string | null,
   ) {}
 
   /** Starts all processes and resolves when the cluster is ready. A failure stops what was started, and says which process failed why. */
   static async start(options: LocalClusterOptions): Promise<LocalCluster> {
-    const environment: Record<string, string> = options.token ? { SWITCHYARD_TOKEN: options.token } : {};
-    const launch = (role: 'coordinator' | 'router' | 'worker', name: string, flags: Flags) =>
-      new LocalProcess(role, name, flags, environment, options.onLine ?? (() => {}));
+    const { tokens = {} } = options;
+    const launch = (role: 'coordinator' | 'router' | 'worker', name: string, flags: Flags) => {
+      const known = role === 'worker' ? { ...tokens, client: null } : tokens;
+      return new LocalProcess(role, name, flags, tokenEnvironment(known), options.onLine ?? (() => {}));
+    };
     const coordinator = launch('coordinator', 'coordinator', {
       ...options.coordinator,
       workers: options.workers,
@@ -52,8 +56,9 @@ export class LocalCluster {
     let client: SwitchyardClient | null = null;
     try {
       const { address, metricsUrl } = await within(options.readyTimeoutMs, coordinator.listening);
-      client = await SwitchyardClient.connect(address, { token: options.token });
-      const cluster = new LocalCluster(address, metricsUrl, client, options.token);
+      const token = tokens.operator ?? tokens.client ?? null;
+      client = await SwitchyardClient.connect(address, { token });
+      const cluster = new LocalCluster(address, metricsUrl, client, token);
       cluster.processes.push(coordinator);
       const threads = options.threads ?? Math.max(1, Math.floor(availableParallelism() / options.workers));
       for (let index = 0; index < options.workers; index++) {
@@ -105,6 +110,16 @@ export class LocalCluster {
     await Promise.race([this.client.waitUntilReady(readyTimeoutMs, routersWanted, signal), ...ended]);
     await within(readyTimeoutMs, Promise.all(this.processes.map((process) => process.listening)));
   }
+}
+
+/** Tokens as servers read them from their environment. */
+export function tokenEnvironment(tokens: Tokens): Record<string, string> {
+  return Object.fromEntries(
+    accessRoles.flatMap((role) => {
+      const token = tokens[role] ?? null;
+      return token === null ? [] : [[`SWITCHYARD_${role.toUpperCase()}_TOKEN`, token]];
+    }),
+  );
 }
 
 /** Rejects with NOT_READY if `work` takes longer than `timeoutMs`. */

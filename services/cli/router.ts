@@ -1,6 +1,6 @@
 import { type routerFields, routerSchema } from '../router/config.js';
 import { defineCommand, type OptionHelp } from './command.js';
-import { serve, serverHelp } from './service.js';
+import { clientTokenHelp, serve, serverHelp } from './service.js';
 
 /** Help of the keys in `routerFields`. */
 export const routerHelp = {
@@ -23,13 +23,14 @@ export const routerCommand = defineCommand({
   schema: routerSchema,
   help: {
     ...serverHelp,
+    ...clientTokenHelp,
     coordinator: ['address', 'host:port of the coordinator'],
     name: ['name', 'stable name, unique among routers'],
     advertiseHost: ['host', 'host by which clients reach this router'],
     ...routerHelp,
   },
   examples: [
-    'switchyard router --coordinator 10.0.0.1:7070 --host 0.0.0.0 --token-file token',
+    'switchyard router --coordinator 10.0.0.1:7070 --host 0.0.0.0 --config cluster.yaml',
     'switchyard router --budget-bytes 1GiB --chunk-tokens 1024',
   ],
   run: (config) =>

@@ -1,11 +1,10 @@
 import { z } from 'zod';
 import type { ClusterDescription } from '../client/index.js';
-import { readToken } from '../common/access.js';
 import { toggle } from '../common/config.js';
+import type { DeviceFigures } from '../common/generated/switchyard/v1/DeviceFigures.js';
 import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
 import { bytes, count, percent, seconds, table } from './format.js';
-import { type NodeMetrics, readMetrics } from './node-metrics.js';
 
 export const statusCommand = defineCommand({
   name: 'status',
@@ -17,61 +16,24 @@ export const statusCommand = defineCommand({
   run: (config) =>
     withClient(config, async (client) => {
       const description = await client.describeCluster();
-      if (config.json) process.stdout.write(`${JSON.stringify(description, null, 2)}\n`);
-      else
-        process.stdout.write(
-          `${describe(description, await workerMetrics(description, readToken(config)))}\n`,
-        );
+      const text = config.json ? JSON.stringify(description, null, 2) : describe(description);
+      process.stdout.write(`${text}\n`);
     }),
 });
 
-/** What the metrics of a worker tell. */
-interface WorkerMetrics {
-  queuedRows: number;
-  /** Of a device with memory of its own: what it is doing. */
-  device: string | null;
-}
-
-/** Of each worker whose metrics can be read from here, by name. */
-async function workerMetrics(
-  { view }: ClusterDescription,
-  token: string | null,
-): Promise<Map<string, WorkerMetrics>> {
-  const found = new Map<string, WorkerMetrics>();
-  const workers = (view?.nodes ?? []).filter((node) => node.role === 'WORKER' && node.metricsUrl !== '');
-  await Promise.all(
-    workers.map(async ({ name, metricsUrl }) => {
-      const metrics = await readMetrics(metricsUrl, token).catch(() => null);
-      if (!metrics) return;
-      found.set(name, {
-        queuedRows: metrics.get('switchyard_queue_rows') ?? 0,
-        device: describeDevice(metrics),
-      });
-    }),
-  );
-  return found;
-}
-
-/** Memory, utilisation and seconds of each stream of a device that has memory of its own; null for the host. */
-export function describeDevice(metrics: NodeMetrics): string | null {
-  const total = metrics.get('switchyard_device_memory_bytes');
-  if (total === undefined) return null;
-  const used = metrics.get('switchyard_device_memory_used_bytes') ?? 0;
-  const busy = metrics.get('switchyard_device_utilization');
-  const worked = (stream: string) => metrics.get(`switchyard_device_stream_seconds{stream="${stream}"}`) ?? 0;
+/** Memory, utilisation and seconds of each stream of a device that has memory of its own. */
+export function describeDevice(figures: DeviceFigures): string {
+  const { memoryUsedBytes, memoryTotalBytes, utilization } = figures;
   return [
-    `(${bytes(used)} of ${bytes(total)}`,
-    ...(busy === undefined ? [] : [`${percent(busy)} busy`]),
-    `in ${seconds(worked('copy_in'))}`,
-    `compute ${seconds(worked('compute'))}`,
-    `out ${seconds(worked('copy_out'))})`,
+    `(${bytes(memoryUsedBytes)} of ${bytes(memoryTotalBytes)}`,
+    ...(utilization === undefined ? [] : [`${percent(utilization)} busy`]),
+    `in ${seconds(figures.copyInSeconds)}`,
+    `compute ${seconds(figures.computeSeconds)}`,
+    `out ${seconds(figures.copyOutSeconds)})`,
   ].join(', ');
 }
 
-function describe(
-  { view, model, version, uptimeSeconds }: ClusterDescription,
-  measured: ReadonlyMap<string, WorkerMetrics>,
-): string {
+function describe({ view, model, version, uptimeSeconds }: ClusterDescription): string {
   const nodes = [...(view?.nodes ?? [])].sort(
     (a, b) => a.role.localeCompare(b.role) || a.name.localeCompare(b.name),
   );
@@ -93,10 +55,10 @@ function describe(
     node.role.toLowerCase(),
     node.state.toLowerCase(),
     node.address,
-    [node.device || '-', measured.get(node.name)?.device ?? ''].join(' ').trim(),
+    node.deviceFigures ? `${node.device} ${describeDevice(node.deviceFigures)}` : node.device || '-',
     node.threads ? String(node.threads) : '-',
     node.role === 'WORKER' ? count(node.experts) : '-',
-    measured.has(node.name) ? count(measured.get(node.name)!.queuedRows) : '-',
+    node.role === 'WORKER' ? count(node.rowsQueued) : '-',
     bytes(node.rssBytes),
     percent(node.eventLoopUtilization),
     node.reason || loading(node.load),

@@ -26,7 +26,7 @@ export const workerCommand = defineCommand({
     drainMs: ['ms', 'how long token batches under way may take after SIGTERM'],
   },
   examples: [
-    'switchyard worker --coordinator 10.0.0.1:7070 --threads 8 --token-file token --host 0.0.0.0',
+    'switchyard worker --coordinator 10.0.0.1:7070 --threads 8 --host 0.0.0.0 --config cluster.yaml',
     'switchyard worker --name worker-a --slab-bytes 4GiB',
   ],
   run: (config) =>

@@ -3,6 +3,94 @@ import { readFileSync } from 'node:fs';
 import { isIPv4 } from 'node:net';
 import { SwitchyardError } from './errors.js';
 
+/** Who may call: each role has a token of its own. */
+export const accessRoles = ['client', 'node', 'operator'] as const;
+export type AccessRole = (typeof accessRoles)[number];
+
+/** The tokens that a server knows. A role without one needs none here. */
+export type Tokens = Readonly<Partial<Record<AccessRole, string | null>>>;
+
+/** What a call needs: the token of a role, the key of a link, or nothing. */
+type Need = AccessRole | 'link' | 'nothing';
+
+/** Every gRPC method, by its service, and every HTTP path that needs something else than the operator's token. */
+const needs: readonly (readonly [start: string, need: Need])[] = [
+  ['/switchyard.v1.Inference/', 'client'],
+  ['/switchyard.v1.Coordinator/', 'node'],
+  ['/switchyard.v1.Experts/', 'link'],
+  ['/grpc.health.v1.Health/', 'nothing'],
+  ['/healthz', 'nothing'],
+  ['/readyz', 'nothing'],
+];
+
+/** What a call of the gRPC method or HTTP path needs. What the table does not name is for operators. */
+export function needOf(path: string): Need {
+  return needs.find(([start]) => path.startsWith(start))?.[1] ?? 'operator';
+}
+
+/** Roles whose token a call may carry that needs that of `role`. */
+const allowedFor = (role: AccessRole): readonly AccessRole[] =>
+  role === 'client' ? ['client', 'operator'] : [role];
+
+const allowedText = (need: Need): string =>
+  need === 'link'
+    ? 'the key of a link, which the coordinator gives to routers'
+    : `the ${allowedFor(need as AccessRole).join(' or the ')} token`;
+
+const digest = (text: string) => createHash('sha256').update(text).digest();
+
+/** RFC 9110: the scheme in any case, and spaces in front of the token. */
+const bearerPattern = /^\s*bearer +([\x21-\x7e]+)\s*$/i;
+
+/** Decides who may call a server: by bearer tokens of which it keeps digests. */
+export class Access {
+  private readonly digests: ReadonlyMap<AccessRole, Buffer>;
+
+  constructor(tokens: Tokens) {
+    this.digests = new Map(
+      accessRoles.flatMap((role) => {
+        const token = tokens[role] ?? null;
+        return token === null ? [] : [[role, digest(token)] as const];
+      }),
+    );
+  }
+
+  has(role: AccessRole): boolean {
+    return this.digests.has(role);
+  }
+
+  /** Whether a call of the method or path needs no token here. A link's key is checked by the service. */
+  isOpen(path: string): boolean {
+    const need = needOf(path);
+    return need === 'nothing' || (need !== 'link' && !this.has(need));
+  }
+
+  /**
+   * Throws UNAUTHENTICATED if the `authorization` header carries no token that is known here, PERMISSION_DENIED if the
+   * token is of a role that may not call the method or path.
+   */
+  check(path: string, header: unknown): void {
+    if (this.isOpen(path)) return;
+    const need = needOf(path);
+    const role = this.roleOf(header);
+    if (role !== null && need !== 'link' && allowedFor(need as AccessRole).includes(role)) return;
+    const allowed = allowedText(need);
+    if (role === null) {
+      const text = `the call carries no valid credential; allowed: ${allowed}`;
+      throw new SwitchyardError('UNAUTHENTICATED', text, { method: path, allowed });
+    }
+    const text = `the call carries the ${role} token; allowed: ${allowed}`;
+    throw new SwitchyardError('PERMISSION_DENIED', text, { method: path, role, allowed });
+  }
+
+  /** Digests of equal length are compared in constant time, and with every role's: the time taken tells nothing about a token. */
+  private roleOf(header: unknown): AccessRole | null {
+    const given = digest((typeof header === 'string' && bearerPattern.exec(header)?.[1]) || '');
+    const equal = [...this.digests].filter(([, expected]) => timingSafeEqual(given, expected));
+    return equal[0]?.[0] ?? null;
+  }
+}
+
 /** Whether only processes of this machine can reach a server bound to `host`. */
 export function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || (isIPv4(host) && host.startsWith('127.'));
@@ -20,58 +108,66 @@ export function keepUcxWithin(host: string): void {
   process.env.UCX_NET_DEVICES ??= 'lo';
 }
 
-/** Refuses to listen for other machines without a token, unless `insecure` says so. */
-export function assertBindAllowed(host: string, token: string | null, insecure: boolean): void {
-  if (isLoopback(host) || token !== null || insecure) return;
+/** Refuses to let other machines call what `paths` name without tokens, unless `insecure` says so. Throws CONFIG_INVALID. */
+export function assertBindAllowed(
+  host: string,
+  access: Access,
+  insecure: boolean,
+  paths: readonly string[],
+): void {
+  if (isLoopback(host) || insecure) return;
+  const needed = new Set(paths.map(needOf));
+  const missing = accessRoles.filter((role) => needed.has(role) && !access.has(role));
+  if (missing.length === 0) return;
+  const files = missing.map((role) => `--${role}-token-file`).join(' and ');
+  const allowed = `a loopback address, or ${files}, or --insecure`;
   throw new SwitchyardError(
     'CONFIG_INVALID',
-    `host is ${JSON.stringify(host)}, which other machines can reach, and there is no token; ` +
-      'allowed: a loopback address, or --token-file or SWITCHYARD_TOKEN, or --insecure',
-    { key: 'host', value: host, allowed: 'a loopback address, a token, or --insecure' },
+    `host is ${JSON.stringify(host)}, which other machines can reach, and there is no ${missing.join(', no ')} token; allowed: ${allowed}`,
+    { key: 'host', value: host, allowed },
   );
 }
 
-/** The access token of a server or a client: given as it is, or as a file that holds nothing else. */
+type TokenKey = `${AccessRole}Token` | `${AccessRole}TokenFile`;
+
+/** The tokens of a server's configuration. Throws CONFIG_INVALID for a file that holds none, and for two roles with one token. */
+export function readTokens(config: Readonly<Partial<Record<TokenKey, string | null>>>): Required<Tokens> {
+  const read = (role: AccessRole) =>
+    readSecret(config[`${role}Token`] ?? null, `${role}TokenFile`, config[`${role}TokenFile`] ?? null);
+  const tokens = { client: read('client'), node: read('node'), operator: read('operator') };
+  for (const [index, role] of accessRoles.entries()) {
+    const other = accessRoles.slice(0, index).find((before) => tokens[before] === tokens[role]);
+    if (tokens[role] === null || other === undefined) continue;
+    const allowed = 'a token of its own for each role';
+    const text = `${role}Token is (hidden), which is the ${other} token too; allowed: ${allowed}`;
+    throw new SwitchyardError('CONFIG_INVALID', text, { key: `${role}Token`, allowed });
+  }
+  return tokens;
+}
+
+/** The token that a command presents: given as it is, or as a file that holds nothing else. */
 export function readToken(config: { token: string | null; tokenFile: string | null }): string | null {
-  if (config.token !== null) return config.token;
-  if (config.tokenFile === null) return null;
+  return readSecret(config.token, 'tokenFile', config.tokenFile);
+}
+
+function readSecret(given: string | null, fileKey: string, path: string | null): string | null {
+  if (given !== null || path === null) return given;
   let token: string;
   try {
-    token = readFileSync(config.tokenFile, 'utf8').trim();
+    token = readFileSync(path, 'utf8').trim();
   } catch (error) {
-    throw tokenFileError(config.tokenFile, (error as Error).message);
+    throw tokenFileError(fileKey, path, (error as Error).message);
   }
   if (!/^[\x21-\x7e]+$/.test(token))
-    throw tokenFileError(config.tokenFile, 'it holds no token, or more than one word');
+    throw tokenFileError(fileKey, path, 'it holds no token, or more than one word');
   return token;
 }
 
-function tokenFileError(path: string, reason: string): SwitchyardError {
+function tokenFileError(key: string, path: string, reason: string): SwitchyardError {
   const allowed = 'a readable file with one word of printable ASCII';
   return new SwitchyardError(
     'CONFIG_INVALID',
-    `tokenFile is ${JSON.stringify(path)}: ${reason}; allowed: ${allowed}`,
-    {
-      key: 'tokenFile',
-      value: path,
-      allowed,
-    },
+    `${key} is ${JSON.stringify(path)}: ${reason}; allowed: ${allowed}`,
+    { key, value: path, allowed },
   );
-}
-
-const digest = (text: string) => createHash('sha256').update(text).digest();
-
-/** RFC 9110: the scheme in any case, and spaces in front of the token. */
-const bearerPattern = /^\s*bearer +([\x21-\x7e]+)\s*$/i;
-
-/**
- * Returns a check of an `authorization` header. Hashes of equal length are compared in constant time,
- * so that the time taken tells nothing about the token.
- */
-export function bearerCheck(token: string): (header: unknown) => boolean {
-  const expected = digest(token);
-  return (header) => {
-    const [, given] = (typeof header === 'string' && bearerPattern.exec(header)) || [];
-    return given !== undefined && timingSafeEqual(digest(given), expected);
-  };
 }

@@ -111,17 +111,29 @@ export const advertisedHost = () =>
     .string({ error: hostAllowed })
     .refine((host) => isHost(host) && !isWildcard(host), { error: hostAllowed });
 
+const token = () =>
+  z
+    .string()
+    .regex(/^[\x21-\x7e]+$/, { error: 'one word of printable ASCII' })
+    .nullable()
+    .default(null);
+const tokenFile = () => text().nullable().default(null);
+
+/** The token that a command presents to a cluster. */
+export const presentedTokenFields = { token: token(), tokenFile: tokenFile() };
+
+/** Of servers that clients call. */
+export const clientTokenFields = { clientToken: token(), clientTokenFile: tokenFile() };
+
 /** Spread into every service's schema: where it listens, who may call, what it logs. */
 export const serverFields = {
   host: text().default('127.0.0.1'),
   port: port().default(0),
   metricsPort: port().default(0),
-  token: z
-    .string()
-    .regex(/^[\x21-\x7e]+$/, { error: 'one word of printable ASCII' })
-    .nullable()
-    .default(null),
-  tokenFile: text().nullable().default(null),
+  nodeToken: token(),
+  nodeTokenFile: tokenFile(),
+  operatorToken: token(),
+  operatorTokenFile: tokenFile(),
   insecure: toggle().default(false),
   logLevel: z.enum(logLevels).default('info'),
   /** File for what this process does and when. */
@@ -216,7 +228,11 @@ function configError(issue: z.core.$ZodIssue, found: Map<string, Found>, keys: s
 
 function invalid(key: string, origin: string, value: unknown, allowed: string): SwitchyardError {
   // A token in an error would end in a log.
-  const shown = key === 'token' ? '(hidden)' : value === undefined ? 'missing' : JSON.stringify(value);
+  const shown = /^token$|Token$/.test(key)
+    ? '(hidden)'
+    : value === undefined
+      ? 'missing'
+      : JSON.stringify(value);
   return new SwitchyardError('CONFIG_INVALID', `${origin} is ${shown}; allowed: ${allowed}`, {
     key,
     value: shown,

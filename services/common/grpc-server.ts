@@ -11,7 +11,7 @@ import {
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { HealthImplementation, protoPath as healthProtoPath } from 'grpc-health-check';
-import { assertBindAllowed, bearerCheck, keepUcxWithin } from './access.js';
+import { type Access, assertBindAllowed, keepUcxWithin, needOf } from './access.js';
 import { SwitchyardError } from './errors.js';
 import { channelOptions, windowBytes } from './grpc-channel.js';
 import { boundConnections, connectionsMax, guardCalls } from './grpc-guard.js';
@@ -30,7 +30,8 @@ export interface GrpcServerOptions {
   host: string;
   /** 0: a free one. */
   port: number;
-  token: string | null;
+  /** Who may call. */
+  access: Access;
   insecure: boolean;
   messageBytesMax: number;
   /** Calls at once that the services count and bound themselves. Default: none. */
@@ -59,21 +60,21 @@ interface ServerInternals {
   http2Servers: Map<Http2Server, unknown>;
 }
 
+const reflectionPath = '/grpc.reflection.v1.ServerReflection/ServerReflectionInfo';
+
 /**
  * Starts a gRPC server with the services given, grpc.health.v1 and reflection.
  * Throws CONFIG_INVALID for a host that needs a token and for an address that cannot be bound.
  */
 export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
-  const { host, port, token, services, log } = options;
-  assertBindAllowed(host, token, options.insecure);
+  const { host, port, access, services, log } = options;
+  const paths = services.flatMap(({ definition }) => Object.values(definition).map(({ path }) => path));
+  assertBindAllowed(host, access, options.insecure, [...paths, reflectionPath]);
   keepUcxWithin(host);
   prepareProcess();
   const server = new Server({
     ...channelOptions(options.messageBytesMax),
-    interceptors: [
-      guardCalls(callsBeside + (options.batchesMax ?? 0)),
-      ...(token === null ? [] : [bearerInterceptor(token, log)]),
-    ],
+    interceptors: [guardCalls(callsBeside + (options.batchesMax ?? 0)), accessInterceptor(access, log)],
   });
   const internals = server as unknown as ServerInternals;
   internals.commonServerOptions.settings = {
@@ -113,37 +114,33 @@ function serviceName(definition: ServiceDefinition): string {
   return path.split('/')[1] ?? '';
 }
 
-function bearerInterceptor(token: string, log: Logger): ServerInterceptor {
-  const allows = bearerCheck(token);
-  return (method, call) =>
-    new ServerInterceptingCall(call, {
+function accessInterceptor(access: Access, log: Logger): ServerInterceptor {
+  return ({ path }, call) => {
+    // Links show their key to the service, which knows it.
+    if (access.isOpen(path) || needOf(path) === 'link') return new ServerInterceptingCall(call);
+    return new ServerInterceptingCall(call, {
       start(next) {
         next({
           onReceiveMetadata(metadata, deliver) {
-            if (allows(metadata.get('authorization')[0])) {
-              metadata.remove('authorization');
-              deliver(metadata);
+            try {
+              access.check(path, metadata.get('authorization')[0]);
+            } catch (error) {
+              const { code, details, metadata: trailers } = toServiceError(error);
+              log.warn({ event: 'call-refused', method: path, peer: call.getPeer(), reason: details });
+              call.sendStatus({
+                code: code ?? status.UNAUTHENTICATED,
+                details: details ?? '',
+                metadata: trailers ?? null,
+              });
               return;
             }
-            log.warn({ event: 'call-unauthenticated', method: method.path, peer: call.getPeer() });
-            const {
-              code,
-              details,
-              metadata: trailers,
-            } = toServiceError(
-              new SwitchyardError('UNAUTHENTICATED', 'the call carries no valid bearer token', {
-                method: method.path,
-              }),
-            );
-            call.sendStatus({
-              code: code ?? status.UNAUTHENTICATED,
-              details: details ?? '',
-              metadata: trailers ?? null,
-            });
+            metadata.remove('authorization');
+            deliver(metadata);
           },
         });
       },
     });
+  };
 }
 
 function bind(server: Server, host: string, bracketed: string, port: number): Promise<number> {

@@ -1,6 +1,7 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { type AddressInfo, isIPv6 } from 'node:net';
-import { assertBindAllowed, bearerCheck } from './access.js';
+import { type Access, assertBindAllowed } from './access.js';
+import { asSwitchyardError } from './errors.js';
 import { bindError } from './grpc-server.js';
 import type { Registry } from './metrics.js';
 
@@ -8,8 +9,8 @@ export interface HttpOptions {
   host: string;
   /** 0: a free one. */
   port: number;
-  /** Asked for by /metrics and /state; probes need none. */
-  token: string | null;
+  /** Who may read /metrics and /state; probes need no token. */
+  access: Access;
   insecure: boolean;
   registry: Registry;
   ready: () => { ready: boolean; reason: string };
@@ -36,15 +37,14 @@ const json = (status: number, value: unknown): Answer => ({
  * ready) and /state (JSON). Throws CONFIG_INVALID as startGrpcServer does.
  */
 export async function startHttp(options: HttpOptions): Promise<HttpServer> {
-  const { host, port, token } = options;
-  assertBindAllowed(host, token, options.insecure);
-  const allows = token === null ? () => true : bearerCheck(token);
-  const routes: Record<string, { open: boolean; answer: () => Answer | Promise<Answer> }> = {
-    '/healthz': { open: true, answer: () => json(200, { healthy: true }) },
-    '/readyz': { open: true, answer: () => readiness(options) },
-    '/metrics': { open: false, answer: () => metrics(options.registry) },
-    '/state': { open: false, answer: () => json(200, options.state()) },
+  const { host, port, access } = options;
+  const routes: Record<string, () => Answer | Promise<Answer>> = {
+    '/healthz': () => json(200, { healthy: true }),
+    '/readyz': () => readiness(options),
+    '/metrics': () => metrics(options.registry),
+    '/state': () => json(200, options.state()),
   };
+  assertBindAllowed(host, access, options.insecure, Object.keys(routes));
 
   async function answer(request: IncomingMessage): Promise<Answer> {
     if (request.method !== 'GET' && request.method !== 'HEAD')
@@ -52,9 +52,13 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
     const path = (request.url ?? '').split('?')[0] ?? '';
     const route = Object.hasOwn(routes, path) ? routes[path] : undefined;
     if (!route) return json(404, { error: `no such path; there are ${Object.keys(routes).join(' ')}` });
-    if (!route.open && !allows(request.headers.authorization))
-      return json(401, { error: 'a bearer token is needed' });
-    return route.answer();
+    try {
+      access.check(path, request.headers.authorization);
+    } catch (error) {
+      const { code, message } = asSwitchyardError(error);
+      return json(code === 'UNAUTHENTICATED' ? 401 : 403, { error: message });
+    }
+    return route();
   }
 
   const server = createServer((request, response) => {

@@ -31,6 +31,7 @@ const finalCodes: ReadonlySet<ErrorCode> = new Set([
   'MODEL_INVALID',
   'INVALID_ARGUMENT',
   'UNAUTHENTICATED',
+  'PERMISSION_DENIED',
 ]);
 
 const backoffMsMin = 100;

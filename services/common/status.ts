@@ -23,6 +23,7 @@ const codeOfStatus: Partial<Record<status, ErrorCode>> = {
   [status.UNAVAILABLE]: 'LINK_LOST',
   [status.DATA_LOSS]: 'DATA_LOSS',
   [status.UNAUTHENTICATED]: 'UNAUTHENTICATED',
+  [status.PERMISSION_DENIED]: 'PERMISSION_DENIED',
 };
 
 /** What grpc-js says of a host name that the system's resolver does not know. */

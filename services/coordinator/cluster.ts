@@ -1,10 +1,12 @@
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { AssignmentInput } from '../common/generated/switchyard/v1/Assignment.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
+import type { LinkKeyInput } from '../common/generated/switchyard/v1/LinkKey.js';
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
 import type { ModelSpec } from '../model/spec.js';
+import { linkKey } from '../transport/link-key.js';
 import { balancedness, Feedback, type FeedbackOptions } from './balance.js';
 import { type Member, Membership } from './membership.js';
 import { assignSeats, dealExperts, type ExpertPlace, expertKey, type Seats } from './placement.js';
@@ -142,6 +144,13 @@ export class Cluster {
         .filter((place) => place.seat === seat)
         .map(({ layer, expert }) => ({ layer, expert })),
     };
+  }
+
+  /** The keys of a router for its links to every live worker. */
+  linkKeys({ hello }: Member): LinkKeyInput[] {
+    return this.membership
+      .living('WORKER')
+      .map((worker) => ({ worker: worker.hello.name, key: linkKey(worker.linkSecret, hello.name) }));
   }
 
   /** With the nodes' latest figures. */

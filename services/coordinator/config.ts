@@ -2,6 +2,7 @@ import { resolve } from 'node:path';
 import { z } from 'zod';
 import {
   advertisedHost,
+  clientTokenFields,
   decimal,
   humanCount,
   nodeName,
@@ -36,6 +37,7 @@ export const modelFields = {
 
 export const coordinatorSchema = z.object({
   ...serverFields,
+  ...clientTokenFields,
   port: port().default(7070),
   metricsPort: port().default(7071),
   name: nodeName().default('coordinator'),

@@ -93,7 +93,9 @@ export class Control implements NodeStreamOwner {
     });
     if (hello.role === 'WORKER') {
       if (this.cluster.epoch > 0) stream.say('assignment');
+      this.sayTo('ROUTER', 'keys');
     } else {
+      stream.say('keys');
       stream.say('view');
       if (this.cluster.feedback.version > 0) stream.say('bias');
     }
@@ -144,6 +146,8 @@ export class Control implements NodeStreamOwner {
         return { welcome: { model: this.options.description, feedback: this.options.feedbackOn } };
       case 'assignment':
         return { assignment: this.cluster.assignment(member) };
+      case 'keys':
+        return { keys: { keys: this.cluster.linkKeys(member) } };
       case 'view':
         return { view: this.view };
       case 'bias':

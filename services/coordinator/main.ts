@@ -1,5 +1,5 @@
 import { native } from '../../native/index.js';
-import { readToken } from '../common/access.js';
+import { Access, readTokens, type Tokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
 import { SwitchyardError } from '../common/errors.js';
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
@@ -49,7 +49,8 @@ async function readSpec(config: CoordinatorConfig): Promise<ModelSpec> {
 
 class CoordinatorService {
   private readonly log: Logger;
-  private readonly token: string | null;
+  private readonly tokens: Required<Tokens>;
+  private readonly access: Access;
   private readonly registry: Registry;
   private readonly control: Control;
   private readonly router: Router | null;
@@ -65,7 +66,8 @@ class CoordinatorService {
     private readonly model: ModelSpec,
   ) {
     this.log = createLogger('coordinator', config.name, config.logLevel);
-    this.token = readToken(config);
+    this.tokens = readTokens(config);
+    this.access = new Access(this.tokens);
     this.registry = createRegistry('coordinator', config.name);
     this.trace = Trace.open(config.trace, config.name, this.log);
     this.control = this.createControl();
@@ -74,12 +76,12 @@ class CoordinatorService {
   }
 
   async start(): Promise<Running> {
-    const { config, log, token, control, registry } = this;
+    const { config, log, access, control, registry } = this;
     const { host, insecure } = config;
     this.grpc = await startGrpcServer({
       host,
       port: config.port,
-      token,
+      access,
       insecure,
       messageBytesMax: config.messageBytesMax,
       batchesMax: config.batchesMax,
@@ -92,7 +94,7 @@ class CoordinatorService {
     this.http = await startHttp({
       host,
       port: config.metricsPort,
-      token,
+      access,
       insecure,
       registry,
       ready: () => this.readiness(),
@@ -153,12 +155,12 @@ class CoordinatorService {
   }
 
   private createRouter(): Router {
-    const { config, log, token, registry } = this;
+    const { config, log, registry } = this;
     native.configure({ slabBytesMax: routerSlabBytes(config), threads: config.threads });
     return createRouter({
       config,
       name: config.name,
-      token,
+      token: this.tokens.node,
       log,
       registry,
       trace: this.trace,

@@ -5,13 +5,20 @@ import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { isNodeName, nodeNameAllowed } from '../common/node-name.js';
+import { linkSecretBytes } from '../transport/link-key.js';
 
 /** Dead members are listed, with the reason, until so many newer ones died. */
 const deadMembersMax = 64;
 
+/** What may be shown of a hello. */
+export type Hello = Omit<NodeHello, 'linkSecret'>;
+
 /** A node from its hello to its end. A node that joins again is another member. */
 export interface Member {
-  readonly hello: Readonly<NodeHello>;
+  /** Without the secret. */
+  readonly hello: Readonly<Hello>;
+  /** Of a worker: of which the keys of its links are made. */
+  readonly linkSecret: Uint8Array;
   /** Counts the joins of the cluster: tells apart two members of one name. */
   readonly incarnation: number;
   alive: boolean;
@@ -41,8 +48,11 @@ export class Membership {
   constructor(private readonly leaseMs: number) {}
 
   /** Throws INVALID_ARGUMENT for a hello that makes no sense, NAME_TAKEN if a live node bears the name. */
-  join(hello: NodeHello, nowMs: number): Member {
+  join({ linkSecret, ...hello }: NodeHello, nowMs: number): Member {
     checkHello(hello);
+    const secretBytes = hello.role === 'WORKER' ? linkSecretBytes : 0;
+    if (linkSecret.byteLength !== secretBytes)
+      throw invalidArgument('link_secret', `${linkSecret.byteLength} bytes`, `${secretBytes} bytes`);
     const key = `${hello.role}/${hello.name}`;
     const holder = this.byKey.get(key);
     if (holder?.alive === true) {
@@ -55,6 +65,7 @@ export class Membership {
     this.joins += 1;
     const member: Member = {
       hello,
+      linkSecret,
       incarnation: this.joins,
       alive: true,
       draining: false,
@@ -113,7 +124,11 @@ export class Membership {
 
   /** Members that can be given work. */
   serving(role: 'WORKER' | 'ROUTER'): Member[] {
-    return this.all().filter((member) => member.alive && !member.draining && member.hello.role === role);
+    return this.living(role).filter((member) => !member.draining);
+  }
+
+  living(role: 'WORKER' | 'ROUTER'): Member[] {
+    return this.all().filter((member) => member.alive && member.hello.role === role);
   }
 
   find(role: 'WORKER' | 'ROUTER', name: string): Member | undefined {
@@ -126,7 +141,7 @@ export class Membership {
   }
 }
 
-function checkHello(hello: NodeHello): void {
+function checkHello(hello: Hello): void {
   if (!isNodeName(hello.name)) throw invalidArgument('name', hello.name, nodeNameAllowed);
   if (!isAddress(hello.address)) {
     throw invalidArgument('address', hello.address, 'host:port, whose host --advertise-host gives');

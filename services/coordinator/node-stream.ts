@@ -8,7 +8,7 @@ import type { Member } from './membership.js';
 type JoinCall = ServerDuplexStream<NodeMessage, CoordinatorMessageInput>;
 
 /** What the coordinator says to a node, in the order in which it is said. */
-const kinds = ['welcome', 'assignment', 'view', 'bias', 'heartbeat'] as const;
+const kinds = ['welcome', 'assignment', 'keys', 'view', 'bias', 'heartbeat'] as const;
 export type MessageKind = (typeof kinds)[number];
 
 /** The coordinator's side of what happens on a stream. */

@@ -83,6 +83,8 @@ function describeNode(member: Member, experts: readonly ExpertPlace[] | null): N
     rssBytes: report?.rssBytes ?? 0,
     eventLoopUtilization: report?.eventLoopUtilization ?? 0,
     links: member.alive ? [...member.links] : [],
+    rowsQueued: member.worker?.queues.reduce((sum, { rowsQueued }) => sum + rowsQueued, 0) ?? 0,
+    deviceFigures: member.worker?.device ?? null,
   };
 }
 

@@ -1,6 +1,14 @@
 import { availableParallelism } from 'node:os';
 import { z } from 'zod';
-import { address, advertisedHost, humanBytes, humanCount, nodeName, serverFields } from '../common/config.js';
+import {
+  address,
+  advertisedHost,
+  clientTokenFields,
+  humanBytes,
+  humanCount,
+  nodeName,
+  serverFields,
+} from '../common/config.js';
 import { defaultNodeName } from '../common/node-name.js';
 import { transportChoices } from '../transport/link.js';
 
@@ -34,6 +42,7 @@ export type RouterSettings = z.infer<z.ZodObject<typeof routerFields>>;
 
 export const routerSchema = z.object({
   ...serverFields,
+  ...clientTokenFields,
   coordinator: address().default('127.0.0.1:7070'),
   name: nodeName().default(defaultNodeName('router')),
   advertiseHost: advertisedHost().nullable().default(null),

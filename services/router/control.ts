@@ -14,6 +14,7 @@ import type { RouterReporter } from './report.js';
 import { RouterWeights } from './weights.js';
 
 export interface ControlOptions {
+  /** The node token, for the coordinator alone. */
   token: string | null;
   links: Links;
   reporter: RouterReporter;
@@ -160,6 +161,7 @@ export class Control {
 
   private receive(message: CoordinatorMessage): void {
     if (message.welcome) this.welcome(message.welcome);
+    else if (message.keys) this.options.links.setKeys(message.keys.keys);
     else if (message.view) this.receiveView(message.view);
     else if (message.bias) this.receiveBias(message.bias);
   }

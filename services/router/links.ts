@@ -1,6 +1,7 @@
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { LinkDescriptionInput } from '../common/generated/switchyard/v1/LinkDescription.js';
+import type { LinkKey } from '../common/generated/switchyard/v1/LinkKey.js';
 import { Deferred, sleep } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { dialLink } from '../transport/dial.js';
@@ -9,7 +10,6 @@ import type { Link, TransportChoice } from '../transport/link.js';
 export interface LinksOptions {
   /** This router's name, as workers see it. */
   router: string;
-  token: string | null;
   messageBytesMax: number;
   /** A worker silent for so long is lost. */
   leaseMs: number;
@@ -36,6 +36,8 @@ class Connection {
     private readonly options: LinksOptions,
     private readonly fingerprint: string,
     private readonly epoch: () => number,
+    /** Of the links of this router to the worker; it may change when the worker joins anew. */
+    private readonly key: () => Uint8Array | undefined,
   ) {
     this.reason = 'not connected yet';
     void this.keep();
@@ -79,16 +81,19 @@ class Connection {
 
   /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
   private async dial(logFailure: boolean): Promise<Link | null> {
-    const { router, token, messageBytesMax, leaseMs, transport, log } = this.options;
+    const { router, messageBytesMax, leaseMs, transport, log } = this.options;
     const { worker, address } = this;
     try {
+      const key = this.key();
+      if (key === undefined)
+        throw new SwitchyardError('LINK_LOST', `the coordinator has given no key for worker ${worker}`);
       const link = await dialLink({
         address,
         router,
         worker,
         modelFingerprint: this.fingerprint,
         epoch: this.epoch(),
-        token,
+        key,
         messageBytesMax,
         leaseMs,
         transport,
@@ -120,6 +125,7 @@ export class Links {
   private readonly connections = new Map<string, Connection>();
   private readonly options: LinksOptions;
   private epoch = 0;
+  private keys: ReadonlyMap<string, Uint8Array> = new Map();
 
   constructor(options: LinksOptions) {
     const onChange = () => {
@@ -127,6 +133,11 @@ export class Links {
       options.onChange();
     };
     this.options = { ...options, onChange };
+  }
+
+  /** Takes the keys of this router for links to workers, which come before the view that names these. */
+  setKeys(keys: readonly LinkKey[]): void {
+    this.keys = new Map(keys.map(({ worker, key }) => [worker, key]));
   }
 
   /** Connects to workers that are new in the view, drops those that are dead or gone. */
@@ -144,7 +155,14 @@ export class Links {
     }
     for (const [worker, address] of addresses) {
       if (this.connections.has(worker)) continue;
-      const connection = new Connection(worker, address, this.options, fingerprint, () => this.epoch);
+      const connection = new Connection(
+        worker,
+        address,
+        this.options,
+        fingerprint,
+        () => this.epoch,
+        () => this.keys.get(worker),
+      );
       this.connections.set(worker, connection);
       this.changes += 1;
     }

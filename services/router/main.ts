@@ -1,5 +1,5 @@
 import { native } from '../../native/index.js';
-import { readToken } from '../common/access.js';
+import { Access, readTokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
 import { startGrpcServer } from '../common/grpc-server.js';
 import { startHttp } from '../common/http.js';
@@ -15,7 +15,8 @@ const serviceName = 'switchyard.v1.Inference';
 /** Starts a router as a process of its own. Rejects with CONFIG_INVALID for an address that cannot be bound. */
 export async function startRouter(config: RouterConfig): Promise<Running> {
   const { name, host, insecure } = config;
-  const token = readToken(config);
+  const tokens = readTokens(config);
+  const access = new Access(tokens);
   native.configure({ slabBytesMax: routerSlabBytes(config), threads: config.threads });
   const log = createLogger('router', name, config.logLevel);
   const registry = createRegistry('router', name);
@@ -23,7 +24,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const router = createRouter({
     config,
     name,
-    token,
+    token: tokens.node,
     log,
     registry,
     trace,
@@ -35,7 +36,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const server = await startGrpcServer({
     host,
     port: config.port,
-    token,
+    access,
     insecure,
     messageBytesMax: config.messageBytesMax,
     batchesMax: config.batchesMax,
@@ -45,7 +46,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const http = await startHttp({
     host,
     port: config.metricsPort,
-    token,
+    access,
     insecure,
     registry,
     ready: () => router.readiness(),

@@ -23,6 +23,7 @@ export interface RouterOptions {
   config: RouterSettings;
   /** Unique among the routers of the cluster. */
   name: string;
+  /** The node token, for the coordinator alone. */
   token: string | null;
   log: Logger;
   registry: Registry;
@@ -68,7 +69,6 @@ export class Router {
     });
     this.links = new Links({
       router: name,
-      token,
       messageBytesMax: linkMessageBytesMax,
       leaseMs: config.leaseMs,
       transport: config.transport,

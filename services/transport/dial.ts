@@ -1,4 +1,4 @@
-import type { ClientDuplexStream } from '@grpc/grpc-js';
+import { type ClientDuplexStream, Metadata } from '@grpc/grpc-js';
 import { adviseAdvertiseHost } from '../common/advertise.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
@@ -23,6 +23,7 @@ import type {
   TransportChoice,
   TransportKind,
 } from './link.js';
+import { isAnswer, type LinkProof, proveLink } from './link-key.js';
 import { type ArrivedRows, dropRows, type MessagePort, rowsOfMessage } from './port.js';
 import { isUcxUnreachable, randomKey, UcxPort, ucxLoss, ucxOrNull, whyNoUcx } from './ucx/port.js';
 
@@ -35,7 +36,8 @@ export interface LinkOptions {
   worker: string;
   modelFingerprint: string;
   epoch: number;
-  token: string | null;
+  /** This router's key for links to the worker, from the coordinator. */
+  key: Uint8Array;
   messageBytesMax: number;
   /** A worker silent for so long is lost. Default: half a minute. */
   leaseMs?: number;
@@ -67,8 +69,8 @@ export async function dialLink(options: LinkOptions): Promise<Link> {
 
 /** `noUcx`: why UCX is not to be tried, if that is not what the options say. */
 async function dialOnce(options: LinkOptions, noUcx?: string): Promise<Link> {
-  const client = connect(clients.Experts, options.address, options);
-  const link = new RouterLink(options, client, client.Exchange(), noUcx);
+  const client = connect(clients.Experts, options.address, { ...options, token: null });
+  const link = new RouterLink(options, client, noUcx);
   const timer = setTimeout(() => link.giveUpOpening(welcomeMsMax), welcomeMsMax);
   try {
     await link.opened;
@@ -88,17 +90,23 @@ class RouterLink implements Link {
   private port: MessagePort<RouterMessageInput>;
   private readonly ucx: UcxPort<RouterMessageInput, WorkerMessage> | null;
   private readonly exchanges: Exchanges;
+  private readonly call: LinkCall;
+  private readonly proof: LinkProof;
   private welcomed = false;
   private lost: SwitchyardError | null = null;
 
   constructor(
     private readonly options: LinkOptions,
     private readonly client: ExpertsClient,
-    private readonly call: LinkCall,
     noUcx = whyNoUcx(options.transport, 'the router'),
   ) {
     this.worker = options.worker;
     this.reason = noUcx;
+    this.proof = proveLink(options.key, options.router, options.worker);
+    const metadata = new Metadata();
+    metadata.set('authorization', this.proof.header);
+    const call = client.Exchange(metadata);
+    this.call = call;
     this.port = new MessageWriter(call);
     this.exchanges = new Exchanges(this.worker, () => this.port);
     call.on('data', (message: WorkerMessage) => this.receive(message, rowsIn(message)));
@@ -129,8 +137,8 @@ class RouterLink implements Link {
   }
 
   private sendHello(offer: Pick<LinkHelloInput, 'ucx' | 'ucxKey'> | null): void {
-    const { router, modelFingerprint, epoch } = this.options;
-    const hello = { router, modelFingerprint, epoch, ...offer };
+    const { modelFingerprint, epoch } = this.options;
+    const hello = { modelFingerprint, epoch, ...offer };
     this.port.send({ make: () => ({ hello }), rows: null, done: () => {} });
   }
 
@@ -220,6 +228,10 @@ class RouterLink implements Link {
     if ((this.welcomed && !again) || welcome.worker !== this.worker) {
       const fault = this.welcomed ? 'a second welcome' : `a welcome of worker ${welcome.worker}`;
       this.lose(violation(`${this.options.address}, worker ${this.worker}, sent ${fault}`));
+      return;
+    }
+    if (!again && !isAnswer(this.proof, welcome.proof)) {
+      this.lose(violation(`${this.options.address} does not know the key of worker ${this.worker}`));
       return;
     }
     this.welcomed = true;

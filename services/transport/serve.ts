@@ -1,4 +1,5 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
+import type { Access } from '../common/access.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { BatchMeta } from '../common/generated/switchyard/v1/BatchMeta.js';
 import type { LinkHello } from '../common/generated/switchyard/v1/LinkHello.js';
@@ -18,6 +19,7 @@ import type {
   TransportChoice,
   TransportKind,
 } from './link.js';
+import { checkLink, isLinkProof, type LinkProof } from './link-key.js';
 import { creditCost, fromWireMeta, resultRowCount, rowsBytes, toWireFailure } from './messages.js';
 import {
   type ArrivedRows,
@@ -32,6 +34,10 @@ import { UcxPort, ucxLoss, ucxOrNull, whyNoUcx } from './ucx/port.js';
 export interface LinkServiceOptions {
   /** This worker's name. */
   worker: string;
+  /** Of which the keys of its links are made. */
+  secret: Uint8Array;
+  /** Of the server: says why a call is refused that does not even try to be a link. */
+  access: Access;
   /** What routers must serve too; null: not known yet, links are refused with NOT_READY. */
   model: () => { fingerprint: string; hidden: number } | null;
   /** Bytes of rows (received plus to be returned) that each router may have outstanding. */
@@ -72,10 +78,27 @@ export function linkService(options: LinkServiceOptions): GrpcService {
     definition: services.Experts,
     implementation: {
       Exchange: (call: LinkCall) => {
-        new WorkerLink(options, call, links);
+        try {
+          new WorkerLink(options, call, proofOf(call, options), links);
+        } catch (error) {
+          refuse(call, error, options);
+        }
       },
     },
   };
+}
+
+/** Who calls, before anything else that they say is read. Throws UNAUTHENTICATED or PERMISSION_DENIED. */
+function proofOf(call: LinkCall, { secret, worker, access }: LinkServiceOptions): LinkProof {
+  const header = call.metadata.get('authorization')[0];
+  if (!isLinkProof(header)) access.check(call.getPath(), header);
+  return checkLink(String(header), secret, worker);
+}
+
+function refuse(call: LinkCall, thrown: unknown, { log }: LinkServiceOptions): void {
+  const error = toServiceError(thrown);
+  log.warn({ event: 'call-refused', method: call.getPath(), peer: call.getPeer(), reason: error.message });
+  call.emit('error', error);
 }
 
 class WorkerLink {
@@ -94,6 +117,7 @@ class WorkerLink {
   constructor(
     private readonly options: LinkServiceOptions,
     private readonly call: LinkCall,
+    private readonly proof: LinkProof,
     /** The open links of all routers; each router has one. */
     private readonly links: Map<string, WorkerLink>,
   ) {
@@ -129,9 +153,8 @@ class WorkerLink {
 
   private async open(hello: LinkHello): Promise<void> {
     const { worker, log } = this.options;
-    const { router } = hello;
+    const { router } = this.proof;
     if (this.router !== null) throw invalidArgument('kind', 'hello', 'one hello on a link');
-    if (router === '') throw invalidArgument('router', router, 'the name of the router');
     const model = this.options.model();
     if (model === null)
       throw new SwitchyardError('NOT_READY', `worker ${worker} has no model yet`, { worker });
@@ -149,19 +172,20 @@ class WorkerLink {
       transport: this.ucx ? 'ucx' : 'grpc',
       reason: aboutUcx.ucxDeclined,
     });
-    this.sendWelcome(aboutUcx);
+    this.sendWelcome({ ...aboutUcx, proof: this.proof.answer });
   }
 
-  private checkModel({ router, modelFingerprint }: LinkHello, allowed: string): void {
+  private checkModel({ modelFingerprint }: LinkHello, allowed: string): void {
     if (modelFingerprint === allowed) return;
     const { worker } = this.options;
+    const { router } = this.proof;
     const text = `model_fingerprint of router ${router} is ${JSON.stringify(modelFingerprint)}; worker ${worker} serves ${allowed}`;
     throw new SwitchyardError('MODEL_MISMATCH', text, { worker, value: modelFingerprint, allowed });
   }
 
-  private sendWelcome(aboutUcx: AboutUcx): void {
+  private sendWelcome(also: LinkWelcomeInput): void {
     const { worker, creditBytes, messageBytesMax } = this.options;
-    const welcome = { worker, creditBytes, messageBytesMax, ...aboutUcx };
+    const welcome = { worker, creditBytes, messageBytesMax, ...also };
     this.port.send({ make: () => ({ welcome }), rows: null, done: () => {} });
   }
 

@@ -1,7 +1,7 @@
 import { totalmem } from 'node:os';
 import { resolve } from 'node:path';
 import { type ExpertBackend, native } from '../../native/index.js';
-import { readToken } from '../common/access.js';
+import { Access, readTokens, type Tokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { Assignment } from '../common/generated/switchyard/v1/Assignment.js';
@@ -16,6 +16,7 @@ import { createRegistry, type Registry } from '../common/metrics.js';
 import { ControlSession } from '../common/session.js';
 import { Trace } from '../common/trace.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
+import { createLinkSecret } from '../transport/link-key.js';
 import { linkService } from '../transport/serve.js';
 import type { WorkerConfig } from './config.js';
 import { Executor } from './executor.js';
@@ -51,7 +52,9 @@ interface Loaded {
 
 class WorkerService {
   private readonly log: Logger;
-  private readonly token: string | null;
+  private readonly tokens: Required<Tokens>;
+  private readonly access: Access;
+  private readonly linkSecret = createLinkSecret();
   private readonly registry: Registry;
   private readonly metrics: ExecutorMetrics;
   private readonly backend: ExpertBackend;
@@ -70,13 +73,14 @@ class WorkerService {
 
   constructor(private readonly config: WorkerConfig) {
     this.log = createLogger('worker', config.name, config.logLevel);
-    this.token = readToken(config);
+    this.tokens = readTokens(config);
+    this.access = new Access(this.tokens);
     this.trace = Trace.open(config.trace, config.name, this.log);
     native.configure({ slabBytesMax: config.slabBytes, threads: rowThreads });
     this.backend = createBackend(config);
     this.registry = createRegistry('worker', config.name);
     this.metrics = executorMetrics(this.registry);
-    this.reporter = new WorkerReporter(this.metrics.totals);
+    this.reporter = new WorkerReporter(this.metrics.totals, () => this.backend.figures());
     workerGauges(this.registry, {
       queued: () => this.loaded?.executor.queued() ?? [],
       bytesHeld: () => this.loaded?.executor.bytesHeld ?? 0,
@@ -91,7 +95,7 @@ class WorkerService {
   }
 
   async start(): Promise<Running> {
-    const { config, log, token } = this;
+    const { config, log, access } = this;
     const { host, insecure } = config;
     if (config.model !== null) {
       this.ownModel = await openModel(
@@ -101,7 +105,7 @@ class WorkerService {
     this.grpc = await startGrpcServer({
       host,
       port: config.port,
-      token,
+      access,
       insecure,
       messageBytesMax: config.messageBytesMax,
       services: [this.links()],
@@ -110,7 +114,7 @@ class WorkerService {
     this.http = await startHttp({
       host,
       port: config.metricsPort,
-      token,
+      access,
       insecure,
       registry: this.registry,
       ready: () => this.readiness(),
@@ -138,7 +142,7 @@ class WorkerService {
     const { config } = this;
     this.session = new ControlSession({
       coordinator: config.coordinator,
-      token: this.token,
+      token: this.tokens.node,
       hello: this.hello(),
       report: () => {
         const worker = this.reporter.report(this.loaded);
@@ -168,6 +172,7 @@ class WorkerService {
       memoryBytes: this.memoryBytes,
       metricsUrl: advertisedUrl(host, this.http!.url, advertiseHost),
       pid: process.pid,
+      linkSecret: this.linkSecret,
       // Read at every joining: a worker that holds experts joins only a coordinator of the same model.
       get modelFingerprint() {
         return own();
@@ -236,9 +241,11 @@ class WorkerService {
   }
 
   private links(): GrpcService {
-    const { config, log } = this;
+    const { config, access, log } = this;
     return linkService({
       worker: config.name,
+      secret: this.linkSecret,
+      access,
       model: () => this.loaded?.model.spec ?? null,
       creditBytes: config.linkWindowBytes,
       messageBytesMax: config.messageBytesMax,

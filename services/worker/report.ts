@@ -1,3 +1,5 @@
+import type { DeviceFigures } from '../../native/index.js';
+import type { DeviceFiguresInput } from '../common/generated/switchyard/v1/DeviceFigures.js';
 import type { WorkerReportInput } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { createUtilizationMeter } from '../common/metrics.js';
 import type { Executor } from './executor.js';
@@ -12,7 +14,10 @@ export class WorkerReporter {
   private reportedChanges: number | null = null;
   private reportedAt = Number.NEGATIVE_INFINITY;
 
-  constructor(private readonly totals: { readonly rows: number; readonly seconds: number }) {}
+  constructor(
+    private readonly totals: { readonly rows: number; readonly seconds: number },
+    private readonly device: () => DeviceFigures | null,
+  ) {}
 
   /** The next report names the experts held, changed or not. */
   forgetReported(): void {
@@ -29,6 +34,7 @@ export class WorkerReporter {
       computeSeconds: this.totals.seconds,
       eventLoopUtilization: this.meter(),
       rssBytes: process.memoryUsage.rss(),
+      device: toWire(this.device()),
     };
     if (loaded === null) return figures;
     const { executor, store } = loaded;
@@ -42,4 +48,11 @@ export class WorkerReporter {
       ready: changed ? store.ready() : [],
     };
   }
+}
+
+/** Without a utilisation that the driver does not tell. */
+function toWire(figures: DeviceFigures | null): DeviceFiguresInput | null {
+  if (figures === null) return null;
+  const { utilization, ...told } = figures;
+  return { ...told, ...(utilization !== null && { utilization }) };
 }

@@ -10,6 +10,7 @@ import {
 import { loadSync } from '@grpc/proto-loader';
 import { describe, expect, test } from '@jest/globals';
 import { protoPath as healthProtoPath, service as healthService } from 'grpc-health-check';
+import { Access } from '../../services/common/access.js';
 import { SwitchyardError } from '../../services/common/errors.js';
 import { connect, windowBytes } from '../../services/common/grpc-channel.js';
 import { Deferred } from '../../services/common/lifecycle.js';
@@ -35,19 +36,21 @@ function health(address: string, token: string | null, service = '') {
 }
 
 describe('access', () => {
-  test('a call without the token, or with another, is refused on every service', async () => {
-    const { address } = await serve({ token: 'secret' });
-    await expect(describeModel(address, 'secret')).resolves.toMatchObject({ name: 'm' });
+  const access = new Access({ client: 'secret', operator: 'other' });
+
+  test('a call without a token, or with a wrong one, is refused, and health is for everybody', async () => {
+    const { address } = await serve({ access });
+    for (const token of ['secret', 'other'])
+      await expect(describeModel(address, token)).resolves.toMatchObject({ name: 'm' });
     for (const token of [null, 'secre', 'secret2', 'Secret']) {
       expect((await errorOf(describeModel(address, token))).code).toBe('UNAUTHENTICATED');
-      expect((await errorOf(health(address, token))).code).toBe('UNAUTHENTICATED');
+      await expect(health(address, token)).resolves.toMatchObject({ status: 'NOT_SERVING' });
     }
-    await expect(health(address, 'secret')).resolves.toMatchObject({ status: 'NOT_SERVING' });
   });
 
-  test('a handler never sees a stream without the token', async () => {
+  test('a handler never sees a stream without its token', async () => {
     let calls = 0;
-    const { address } = await serve({ token: 'secret', services: [inference('m', () => calls++)] });
+    const { address } = await serve({ access, services: [inference('m', () => calls++)] });
     const call = client(address, 'wrong').Forward();
     call.on('data', () => {});
     call.write({ header: { batchId: 'b' } });
@@ -65,8 +68,8 @@ describe('access', () => {
     },
   );
 
-  test('a token, or --insecure, opens other addresses', async () => {
-    await expect(serve({ host: '0.0.0.0', token: 'secret' })).resolves.toMatchObject({
+  test('tokens, or --insecure, open other addresses', async () => {
+    await expect(serve({ host: '0.0.0.0', access })).resolves.toMatchObject({
       port: expect.any(Number),
     });
     await expect(serve({ host: '0.0.0.0', insecure: true })).resolves.toMatchObject({

@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import { Access } from '../../services/common/access.js';
 import { type HttpOptions, startHttp } from '../../services/common/http.js';
 import {
   counter,
@@ -13,7 +14,7 @@ async function serve(options: Partial<HttpOptions> = {}) {
   const server = await startHttp({
     host: '127.0.0.1',
     port: 0,
-    token: null,
+    access: new Access({}),
     insecure: false,
     registry: createRegistry('worker', 'w0'),
     ready: () => ({ ready: true, reason: '' }),
@@ -52,7 +53,7 @@ describe('the HTTP server', () => {
   });
 
   test('asks for the token where a cluster shows itself, not at the probes', async () => {
-    const { url } = await serve({ token: 'secret' });
+    const { url } = await serve({ access: new Access({ operator: 'secret' }) });
     for (const path of ['/metrics', '/state']) {
       expect(await get(url + path)).toMatchObject({ status: 401 });
       expect(await get(url + path, { headers: { authorization: 'Bearer secre' } })).toMatchObject({

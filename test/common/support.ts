@@ -1,5 +1,6 @@
 import type { UntypedHandleCall } from '@grpc/grpc-js';
 import { afterEach, jest } from '@jest/globals';
+import { Access } from '../../services/common/access.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import {
   type GrpcServerOptions,
@@ -44,7 +45,7 @@ export async function serve(options: Partial<GrpcServerOptions>) {
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: 0,
-    token: null,
+    access: new Access({}),
     insecure: false,
     messageBytesMax,
     services: [inference('m')],

@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type { ClientDuplexStream } from '@grpc/grpc-js';
 import { afterEach } from '@jest/globals';
+import { Access } from '../../services/common/access.js';
 import type { CoordinatorMessage } from '../../services/common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
 import { connect } from '../../services/common/grpc-channel.js';
@@ -13,6 +14,7 @@ import { Control } from '../../services/coordinator/control.js';
 import { describeModel } from '../../services/coordinator/describe.js';
 import type { Topology } from '../../services/coordinator/topology.js';
 import type { ModelSpec } from '../../services/model/spec.js';
+import { linkSecretBytes } from '../../services/transport/link-key.js';
 import { hello, tinyModel } from './support.js';
 
 export const log = createLogger('test', 'test', 'silent');
@@ -61,7 +63,7 @@ export async function start(
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: options.port ?? 0,
-    token: null,
+    access: new Access({}),
     insecure: false,
     messageBytesMax: 2 ** 20,
     services: [{ definition: services.Coordinator, implementation: control.implementation }],
@@ -137,7 +139,8 @@ export function spawnNode(address: string): ChildProcess {
     import { ControlSession } from './dist/services/common/session.js';
     import { createLogger } from './dist/services/common/log.js';
     new ControlSession({
-      coordinator: '${address}', token: null, hello: ${JSON.stringify(hello('child'))},
+      coordinator: '${address}', token: null,
+      hello: { ...${JSON.stringify(hello('child'))}, linkSecret: Buffer.alloc(${linkSecretBytes}) },
       report: () => ({ worker: { readyChanged: true, ready: ${JSON.stringify(allExperts)} } }),
       reportMs: 50, leaseMs: ${leaseMs}, onMessage: () => {}, log: createLogger('worker', 'child', 'silent'),
     });`;

@@ -1,6 +1,7 @@
 import type { NodeHello } from '../../services/common/generated/switchyard/v1/NodeHello.js';
 import type { ModelSpec } from '../../services/model/spec.js';
 import { presets, syntheticModel } from '../../services/model/synthetic.js';
+import { linkSecretBytes } from '../../services/transport/link-key.js';
 
 /** A worker's hello, with what a test wants otherwise. */
 export function hello(name: string, fields: Partial<NodeHello> = {}): NodeHello {
@@ -15,6 +16,7 @@ export function hello(name: string, fields: Partial<NodeHello> = {}): NodeHello 
     modelFingerprint: '',
     metricsUrl: '',
     pid: 1,
+    linkSecret: Buffer.alloc(fields.role === 'ROUTER' ? 0 : linkSecretBytes, name),
     ...fields,
   };
 }

@@ -59,7 +59,7 @@ describe('status', () => {
 describe('a cluster with a token', () => {
   test('answers nobody without it, and everybody who has it in a file or the environment', async () => {
     const token = 'a-token-of-this-test';
-    const guarded = await startCluster({ workers: 1, token });
+    const guarded = await startCluster({ workers: 1, tokens: { client: token, operator: 'another-token' } });
     const path = join(directory, 'token');
     await writeFile(path, `${token}\n`);
     const address = ['--address', guarded.address];
@@ -81,7 +81,9 @@ describe('a cluster with a token', () => {
   test('is demanded of servers that other machines can reach', async () => {
     const { status, stderr } = await switchyard(['coordinator', '--host', '0.0.0.0', '--port', '0']);
     expect(status).toBe(2);
-    expect(stderr).toMatch(/CONFIG_INVALID: host is "0\.0\.0\.0".*--token-file/);
+    expect(stderr).toMatch(
+      /CONFIG_INVALID: host is "0\.0\.0\.0".*--client-token-file and --node-token-file and --operator-token-file/,
+    );
   });
 });
 

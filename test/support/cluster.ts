@@ -2,6 +2,7 @@ import { afterAll } from '@jest/globals';
 import { LocalCluster, type LocalClusterOptions } from '../../services/cli/local-cluster.js';
 import type { Flags, LocalProcess } from '../../services/cli/local-process.js';
 import type { SwitchyardClient } from '../../services/client/index.js';
+import type { Tokens } from '../../services/common/access.js';
 import type { LinkDescription } from '../../services/common/generated/switchyard/v1/LinkDescription.js';
 
 export interface TestClusterOptions {
@@ -12,7 +13,7 @@ export interface TestClusterOptions {
   workers?: number;
   /** Router processes beside the embedded one. */
   routers?: number;
-  token?: string | null;
+  tokens?: Tokens;
 }
 
 const readyTimeoutMs = 60_000;
@@ -29,7 +30,7 @@ export async function startCluster(options: TestClusterOptions = {}): Promise<Te
     coordinator: { preset: 'tiny', ...node, ...options.coordinator },
     router: { ...node, ...options.router },
     worker: { ...node, ...options.worker },
-    token: options.token ?? null,
+    ...(options.tokens && { tokens: options.tokens }),
     readyTimeoutMs,
     onLine: (process, line) => lines.push(`${process.name} ${line}`),
   };

@@ -20,6 +20,7 @@ import {
   messageBytesMax,
   metaOf,
   never,
+  proofOf,
   rawWorker,
   rowBytes,
   startWorker,
@@ -27,7 +28,7 @@ import {
   welcome,
 } from './support.js';
 
-const hello = { hello: { router: 'bad', modelFingerprint: 'f', epoch: 1 } };
+const hello = { hello: { modelFingerprint: 'f', epoch: 1 } };
 
 function tokens(exchange: number, rowCount = 4) {
   return {
@@ -39,7 +40,7 @@ function tokens(exchange: number, rowCount = 4) {
 function rawRouter(address: string) {
   const client = connect(clients.Experts, address, { token: null, messageBytesMax: 16 * messageBytesMax });
   atEnd(() => client.close());
-  const call: ClientDuplexStream<RouterMessageInput, WorkerMessage> = client.Exchange();
+  const call: ClientDuplexStream<RouterMessageInput, WorkerMessage> = client.Exchange(proofOf('bad'));
   const received: WorkerMessage[] = [];
   call.on('data', (message: WorkerMessage) => received.push(message));
   const ended = new Promise<SwitchyardError>((resolve) =>
@@ -130,6 +131,7 @@ describe('a router that breaks the protocol loses its link, and no other router 
           ':path': '/switchyard.v1.Experts/Exchange',
           'content-type': 'application/grpc',
           te: 'trailers',
+          authorization: String(proofOf('bad').get('authorization')[0]),
         });
         const frame = Buffer.alloc(5);
         frame.writeUInt32BE(bytes.length, 1);
@@ -179,6 +181,21 @@ describe('a worker that breaks the protocol', () => {
       'answers before its welcome',
       { failure: { exchange: 1 } },
       /first message of the worker is not a welcome/,
+    ],
+    [
+      'calls itself by another name',
+      { welcome: { ...welcome.welcome, worker: 'w2' } },
+      /sent a welcome of worker w2/,
+    ],
+    [
+      'does not prove that it has the key',
+      { welcome: { ...welcome.welcome, proof: Buffer.alloc(32) } },
+      /does not know the key of worker w$/,
+    ],
+    [
+      'proves nothing',
+      { welcome: { ...welcome.welcome, proof: Buffer.alloc(0) } },
+      /does not know the key of worker w$/,
     ],
     ['gives no credit', { welcome: { ...welcome.welcome, creditBytes: 0 } }, /credit_bytes is 0; allowed/],
   ])('gets no link: it %s', async (_, first, message) => {

@@ -3,6 +3,7 @@ import { native } from '../../native/index.js';
 import { SwitchyardError } from '../../services/common/errors.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import type { TokenBatch, TokenBatchResult } from '../../services/transport/link.js';
+import { linkKey } from '../../services/transport/link-key.js';
 import { collectGarbage } from '../support/garbage.js';
 import {
   batchOf,
@@ -12,6 +13,7 @@ import {
   metaOf,
   never,
   rowBytes,
+  secret,
   startWorker,
   transports,
   until,
@@ -330,8 +332,13 @@ describe.each(transports)('over %s', (transport) => {
   describe('a link is refused', () => {
     test.each([
       ['for another model', { modelFingerprint: 'other' }, 'MODEL_MISMATCH', '"other"; worker w serves f'],
-      ['for another worker', { worker: 'w2' }, 'LINK_LOST', 'welcome of worker w'],
-      ['for a router without a name', { router: '' }, 'INVALID_ARGUMENT', 'router is ""'],
+      ['for another worker', { worker: 'w2' }, 'UNAUTHENTICATED', 'gives to a router for worker w'],
+      [
+        'to a router with the key of another',
+        { key: linkKey(secret, 'other') },
+        'UNAUTHENTICATED',
+        'no valid proof',
+      ],
     ])('%s', async (_, options, code, message) => {
       const { address } = await startWorker();
       await expect(dial(address, options)).rejects.toMatchObject({

@@ -2,9 +2,11 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import type { LinkEndOptions } from '../../bench/link-end.js';
+import { benchSecret } from '../../bench/serve-links.js';
 import { packageRoot } from '../../native/locate.js';
 import type { LinkOptions } from '../../services/transport/dial.js';
 import type { TokenBatch } from '../../services/transport/link.js';
+import { linkKey } from '../../services/transport/link-key.js';
 import { atEnd, batchOf, dial, metaOf } from './support.js';
 
 /** The shape of the token batches that workers of their own processes get here: 1 MiB of rows each. */
@@ -39,6 +41,7 @@ export const dialProcess = (address: string, options: Partial<LinkOptions> = {})
   dial(address, {
     router: 'test',
     worker: 'bench',
+    key: linkKey(benchSecret, options.router ?? 'test'),
     modelFingerprint: 'bench',
     messageBytesMax: batchBytes,
     ...options,

@@ -1,7 +1,8 @@
 import { createHash } from 'node:crypto';
-import type { ServerDuplexStream } from '@grpc/grpc-js';
+import { Metadata, type ServerDuplexStream } from '@grpc/grpc-js';
 import { afterEach, beforeAll, jest } from '@jest/globals';
 import { native, type Slab } from '../../native/index.js';
+import { Access } from '../../services/common/access.js';
 import type { RouterMessage } from '../../services/common/generated/switchyard/v1/RouterMessage.js';
 import type { UcxEndInput } from '../../services/common/generated/switchyard/v1/UcxEnd.js';
 import type { WorkerMessageInput } from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
@@ -10,11 +11,15 @@ import { createLogger } from '../../services/common/log.js';
 import { services } from '../../services/common/protocol.js';
 import { dialLink, type LinkOptions } from '../../services/transport/dial.js';
 import type { TokenBatch, TokenBatchMeta, TransportKind } from '../../services/transport/link.js';
+import { checkLink, linkKey, linkSecretBytes, proveLink } from '../../services/transport/link-key.js';
 import { type LinkServiceOptions, linkService } from '../../services/transport/serve.js';
 
 export const hidden = 8;
 export const rowBytes = hidden * 2;
 export const messageBytesMax = 64 * 1024;
+/** Of the workers of these tests. */
+export const secret = Buffer.alloc(linkSecretBytes, 'w');
+const access = new Access({});
 export const log = createLogger('test', 'test', 'silent');
 
 // Servers take long to start on a machine that is busy with other tests.
@@ -89,12 +94,14 @@ export async function startWorker(options: Partial<LinkServiceOptions> = {}) {
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: 0,
-    token: null,
+    access,
     insecure: false,
     messageBytesMax,
     services: [
       linkService({
         worker: 'w',
+        secret,
+        access,
         model: () => ({ fingerprint: 'f', hidden }),
         creditBytes: 1024 * 1024,
         messageBytesMax,
@@ -117,13 +124,14 @@ export async function startWorker(options: Partial<LinkServiceOptions> = {}) {
 }
 
 export async function dial(address: string, options: Partial<LinkOptions> = {}) {
+  const { router = 'r' } = options;
   const link = await dialLink({
     address,
-    router: 'r',
+    router,
     worker: 'w',
     modelFingerprint: 'f',
     epoch: 1,
-    token: null,
+    key: linkKey(secret, router),
     messageBytesMax,
     transport: current,
     log,
@@ -133,17 +141,27 @@ export async function dial(address: string, options: Partial<LinkOptions> = {}) 
   return link;
 }
 
-/** A worker that says whatever it likes. */
+/** What a router shows the worker `w` with its call. */
+export function proofOf(router: string): Metadata {
+  const metadata = new Metadata();
+  metadata.set('authorization', proveLink(linkKey(secret, router), router, 'w').header);
+  return metadata;
+}
+
+/** A worker that says whatever it likes; the proof that belongs into its welcome is added. */
 export async function rawWorker(
   onMessage: (message: RouterMessage, say: (message: WorkerMessageInput) => void) => void,
 ) {
   const Exchange = (call: ServerDuplexStream<RouterMessage, WorkerMessageInput>) => {
-    call.on('data', (message: RouterMessage) => onMessage(message, (answer) => call.write(answer)));
+    const { answer: proof } = checkLink(String(call.metadata.get('authorization')[0]), secret, 'w');
+    const say = ({ welcome, ...other }: WorkerMessageInput) =>
+      call.write({ ...other, ...(welcome && { welcome: { proof, ...welcome } }) });
+    call.on('data', (message: RouterMessage) => onMessage(message, say));
   };
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: 0,
-    token: null,
+    access,
     insecure: false,
     messageBytesMax,
     services: [{ definition: services.Experts, implementation: { Exchange } }],

@@ -19,6 +19,7 @@ import {
   messageBytesMax,
   metaOf,
   never,
+  proofOf,
   rawWorker,
   rowBytes,
   startWorker,
@@ -44,7 +45,7 @@ function send(channel: UcxChannel, metadata: Uint8Array, rowsBytes = 0): void {
 }
 
 const encoded = (message: RouterMessageInput) => exchangeCodec.router.serialize(message);
-const hello: RouterMessageInput = { hello: { router: 'bad', modelFingerprint: 'f', epoch: 1 } };
+const hello: RouterMessageInput = { hello: { modelFingerprint: 'f', epoch: 1 } };
 
 const tokens = (exchange: number, rowCount: number) =>
   encoded({ tokens: { meta: toWireMeta(exchange, metaOf({ rowCount })) } });
@@ -53,7 +54,7 @@ const tokens = (exchange: number, rowCount: number) =>
 function offerUcx(address: string, change: LinkHelloInput = {}) {
   const client = connect(clients.Experts, address, { token: null, messageBytesMax });
   atEnd(() => client.close());
-  const call = client.Exchange();
+  const call = client.Exchange(proofOf('bad'));
   const key = randomBytes(16);
   const channel = openChannel(key);
   const welcomed = new Promise<WorkerMessage>((resolve) => call.once('data', resolve));
