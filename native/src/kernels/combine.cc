@@ -36,8 +36,8 @@ std::vector<std::uint32_t> sort_by_target(std::span<const std::uint32_t> targets
   return offsets;
 }
 
-/** 64 bytes of a row's sum: a cache line of every row that goes into it. */
-constexpr std::size_t line = 2 * lanes::width;
+/** Registers of 16 elements whose sums are taken at once: cache lines of every row that goes into them. */
+constexpr std::size_t registers_at_once = 4;
 
 SWITCHYARD_AVX2 inline lanes::Pair add_weighted(lanes::Pair sum, __m256i bits, __m256 weight) {
   const lanes::Pair x = lanes::widen(bits);
@@ -56,32 +56,47 @@ struct Entries {
   std::size_t count;
 };
 
+/** `Registers` registers of a row from element i on. Returns `magnitudes` with what they hold, for has_non_finite. */
+template <bool streaming, std::size_t Registers>
+SWITCHYARD_AVX2 inline __m256i combine_registers(const Entries& entries, std::size_t i, const std::uint16_t* residual,
+                                                 std::uint16_t* output, __m256i magnitudes) {
+  lanes::Pair sums[Registers];
+#pragma GCC unroll 4
+  for (lanes::Pair& sum : sums) sum = lanes::zero();
+  for (std::size_t e = 0; e < entries.count; ++e) {
+    const __m256 weight = _mm256_set1_ps(entries.weights[e]);
+    const std::uint16_t* row = entries.rows[e] + i;
+#pragma GCC unroll 4
+    for (std::size_t r = 0; r < Registers; ++r) {
+      sums[r] = add_weighted(sums[r], lanes::load(row + r * lanes::width), weight);
+    }
+  }
+#pragma GCC unroll 4
+  for (std::size_t r = 0; r < Registers; ++r) {
+    const std::size_t at = i + r * lanes::width;
+    if (residual != nullptr) sums[r] = add(sums[r], lanes::load(residual + at));
+    const __m256i bits = lanes::narrow(sums[r]);
+    lanes::store<streaming>(output + at, bits);
+    magnitudes = lanes::larger_magnitude(magnitudes, bits);
+  }
+  return magnitudes;
+}
+
 /** Whether the output holds NaN or infinity. `streaming`: it is written past the caches, and is aligned to 32 bytes. */
 template <bool streaming>
 SWITCHYARD_AVX2 bool combine_row(const Entries& entries, std::size_t hidden, const std::uint16_t* residual,
                                  std::uint16_t* output) {
+  constexpr std::size_t step = registers_at_once * lanes::width;
   __m256i magnitudes = _mm256_setzero_si256();
   std::size_t i = 0;
-  for (; i + line <= hidden; i += line) {
-    lanes::Pair low = lanes::zero();
-    lanes::Pair high = lanes::zero();
-    for (std::size_t e = 0; e < entries.count; ++e) {
-      const __m256 weight = _mm256_set1_ps(entries.weights[e]);
-      low = add_weighted(low, lanes::load(entries.rows[e] + i), weight);
-      high = add_weighted(high, lanes::load(entries.rows[e] + i + lanes::width), weight);
-    }
-    if (residual != nullptr) {
-      low = add(low, lanes::load(residual + i));
-      high = add(high, lanes::load(residual + i + lanes::width));
-    }
-    const __m256i low_bits = lanes::narrow(low);
-    const __m256i high_bits = lanes::narrow(high);
-    lanes::store<streaming>(output + i, low_bits);
-    lanes::store<streaming>(output + i + lanes::width, high_bits);
-    magnitudes = lanes::larger_magnitude(lanes::larger_magnitude(magnitudes, low_bits), high_bits);
+  for (; i + step <= hidden; i += step) {
+    magnitudes = combine_registers<streaming, registers_at_once>(entries, i, residual, output, magnitudes);
   }
-  while (i < hidden) {
-    const std::size_t count = hidden - i < lanes::width ? hidden - i : lanes::width;
+  for (; i + lanes::width <= hidden; i += lanes::width) {
+    magnitudes = combine_registers<streaming, 1>(entries, i, residual, output, magnitudes);
+  }
+  if (i < hidden) {
+    const std::size_t count = hidden - i;
     lanes::Pair sum = lanes::zero();
     for (std::size_t e = 0; e < entries.count; ++e) {
       const __m256 weight = _mm256_set1_ps(entries.weights[e]);
@@ -91,7 +106,6 @@ SWITCHYARD_AVX2 bool combine_row(const Entries& entries, std::size_t hidden, con
     const __m256i bits = lanes::narrow(sum);
     lanes::store_tail(output + i, bits, count);
     magnitudes = lanes::larger_magnitude(magnitudes, bits);
-    i += count;
   }
   return lanes::has_non_finite(magnitudes);
 }
