@@ -48,7 +48,7 @@ async function makeChunk(): Promise<Chunk> {
 async function passThrough({ rows, routed }: Chunk, links: readonly Link[]): Promise<number> {
   const workerOf = Uint32Array.from({ length: experts }, (_, expert) => expert % workers);
   const { signal } = new AbortController();
-  const groups = await native.groupRows({ rowCount, topK, ...routed, workerOf, workers });
+  const groups = await native.groupRows({ rowCount, topK, ...routed, workerOf, workers, limits: null });
   const answers = await Promise.all(
     groups.map((group) => {
       const batch: TokenBatch = {
@@ -60,7 +60,7 @@ async function passThrough({ rows, routed }: Chunk, links: readonly Link[]): Pro
           epoch: 1,
           hidden,
           rowCount: group.rowCount,
-          deadlineMs: 0,
+          deadlineMs: Number.POSITIVE_INFINITY,
           combine: 'partial',
           segments: group.segments,
           rowIndices: group.rowIndices,
@@ -123,7 +123,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
           modelFingerprint: 'bench',
           epoch: 1,
           key: linkKey(benchSecret, 'bench'),
-          messageBytesMax,
+          resultBytesMax: messageBytesMax,
           transport,
           log: createLogger('router', 'bench', 'warn'),
         }),

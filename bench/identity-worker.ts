@@ -18,7 +18,8 @@ const linkSecret = createLinkSecret();
 const creditBytes = 256 * 1024 ** 2;
 const messageBytesMax = 64 * 1024 ** 2;
 const log = createLogger('worker', name, 'error');
-native.configure({ slabBytesMax: 4 * creditBytes, threads: 1 });
+const slabBytesMax = 4 * creditBytes;
+native.configure({ slabBytesMax, threads: 1 });
 
 let model: ModelDescription | null = null;
 let ready: ExpertIdInput[] = [];
@@ -32,7 +33,8 @@ const address = await serveLinks({
   worker: name,
   secret: linkSecret,
   model: () => model,
-  creditBytes,
+  linkWindowBytes: creditBytes,
+  slabBytes: slabBytesMax,
   messageBytesMax,
   transport: 'auto',
   handler,

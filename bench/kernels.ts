@@ -40,7 +40,15 @@ async function compare(
 }
 
 function group({ experts, weights }: GateResult, workerOf: Uint32Array) {
-  return native.groupRows({ rowCount, topK: routing.topK, experts, weights, workerOf, workers });
+  return native.groupRows({
+    rowCount,
+    topK: routing.topK,
+    experts,
+    weights,
+    workerOf,
+    workers,
+    limits: null,
+  });
 }
 
 async function groupAndPack(rows: Slab, routed: GateResult, workerOf: Uint32Array): Promise<Slab[]> {

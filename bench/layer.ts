@@ -64,6 +64,7 @@ class Layer {
       weights,
       workerOf,
       workers: 1,
+      limits: null,
     });
     // The one worker gets every token, so the group's rows are the tokens as they lie.
     const { segments, rowIndices, slots } = groups[0]!;

@@ -8,9 +8,9 @@ import { createLogger } from '../services/common/log.js';
 import { createUtilizationMeter } from '../services/common/metrics.js';
 import { prepareProcess } from '../services/common/process.js';
 import { dialLink } from '../services/transport/dial.js';
+import { resultRowCount } from '../services/transport/limits.js';
 import type { Link, TokenBatch, TokenBatchResult, TransportChoice } from '../services/transport/link.js';
 import { linkKey } from '../services/transport/link-key.js';
-import { resultRowCount } from '../services/transport/messages.js';
 import { benchSecret, serveLinks } from './serve-links.js';
 
 export interface LinkEndOptions {
@@ -51,7 +51,8 @@ const fingerprint = 'bench';
 const name = 'bench';
 const log = createLogger(options.worker === null ? 'worker' : 'router', name, 'warn');
 prepareProcess();
-native.configure({ slabBytesMax: 4 * creditBytes, threads: 1 });
+const slabBytesMax = 4 * creditBytes;
+native.configure({ slabBytesMax, threads: 1 });
 
 async function answer({ meta, rows }: TokenBatch): Promise<TokenBatchResult> {
   const seconds = { computeSeconds: 0, queueSeconds: 0 };
@@ -73,7 +74,7 @@ function tokenBatch({ rows, echo }: LinkTask): TokenBatch {
       epoch: 1,
       hidden,
       rowCount: rows,
-      deadlineMs: 0,
+      deadlineMs: Number.POSITIVE_INFINITY,
       combine: 'exact',
       segments: Uint32Array.of(0, entries),
       rowIndices: Uint32Array.from({ length: entries }, (_, i) => i),
@@ -116,7 +117,8 @@ function serve(): Promise<string> {
     worker: name,
     secret: benchSecret,
     model: () => model,
-    creditBytes,
+    linkWindowBytes: creditBytes,
+    slabBytes: slabBytesMax,
     messageBytesMax,
     transport,
     handler,
@@ -163,7 +165,7 @@ const link =
         modelFingerprint: fingerprint,
         epoch: 1,
         key: linkKey(benchSecret, name),
-        messageBytesMax,
+        resultBytesMax: messageBytesMax,
         transport,
         log,
       });

@@ -101,7 +101,18 @@ export interface GateResult {
   counts: Uint32Array;
 }
 
-/** One worker's share of a chunk: each row once, segments index into the rows. */
+/** What a group for each worker, [workers], may have: beyond any of these the next token begins another group. */
+export interface GroupLimits {
+  rowsMax: Float64Array;
+  /** Of row indices. */
+  entriesMax: Float64Array;
+  /** Of a group's rows times `rowCost` and its row indices times `entryCost`. */
+  costMax: Float64Array;
+  rowCost: number;
+  entryCost: number;
+}
+
+/** A token batch of a chunk for one worker: each row once, segments index into the rows. */
 export interface RowGroup {
   /** Index as used in `workerOf`. */
   worker: number;
@@ -241,8 +252,11 @@ export interface CudaDescription {
 }
 
 export interface Addon {
-  /** Bounds of the process: slab bytes, and threads for row operations. Call once, before anything else. */
-  configure(options: { slabBytesMax: number; threads: number }): void;
+  /**
+   * Bounds of the process: slab bytes, with the setting that draws them as errors name it, and threads for row operations.
+   * Call once, before anything else.
+   */
+  configure(options: { slabBytesMax: number; slabSetting?: string; threads: number }): void;
   /** Instruction sets found and libraries built in. */
   describe(): {
     cpu: string;
@@ -319,7 +333,11 @@ export interface Addon {
     rowCount: number;
     bias: Float32Array | null;
   }): Promise<GateResult>;
-  /** Groups a chunk's rows by worker: each row once per worker that has one of its experts. `workerOf`: expert -> worker index. */
+  /**
+   * Groups a chunk's rows by worker: each row once per worker that has one of its experts. `workerOf`: expert -> worker index.
+   * A worker gets as many groups as the limits ask, by worker and token in ascending order; all of a token's experts at one
+   * worker are in one group. Rejects with INVALID_ARGUMENT if a token alone is beyond a limit. Null: one group per worker.
+   */
   groupRows(options: {
     rowCount: number;
     topK: number;
@@ -327,6 +345,7 @@ export interface Addon {
     weights: Float32Array;
     workerOf: Uint32Array;
     workers: number;
+    limits: GroupLimits | null;
   }): Promise<RowGroup[]>;
   /** Copies the rows of `indices` side by side, with `tailBytes` of capacity behind them. The caller owns the slab. */
   packRows(options: { rows: Slab; hidden: number; indices: Uint32Array; tailBytes: number }): Promise<Slab>;

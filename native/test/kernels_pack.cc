@@ -87,6 +87,51 @@ TEST(Pack, EverySlotTravelsOnceAndEveryRowOncePerWorker) {
   }
 }
 
+TEST(Pack, PlansStayWithinTheLimitsOfTheirWorkersAndAreAsFewAsThoseAllow) {
+  std::mt19937_64 random(4);
+  constexpr std::size_t experts = 12;
+  constexpr std::size_t top_k = 4;
+  constexpr std::size_t rows = 150;
+  constexpr std::size_t workers = 3;
+  for (int turn = 0; turn < 200; ++turn) {
+    const Choices choices = random_choices(random, rows, top_k, experts);
+    std::vector<std::uint32_t> worker_of(experts);
+    for (auto& worker : worker_of) worker = static_cast<std::uint32_t>(random() % workers);
+    std::vector<double> rows_max(workers), entries_max(workers), cost_max(workers);
+    const double row_cost = static_cast<double>(random() % 5);
+    const double entry_cost = static_cast<double>(random() % 5);
+    for (std::size_t w = 0; w < workers; ++w) {
+      rows_max[w] = static_cast<double>(1 + random() % 60);
+      entries_max[w] = static_cast<double>(top_k + random() % 200);
+      cost_max[w] = row_cost + top_k * entry_cost + static_cast<double>(random() % 300);
+    }
+    const GroupLimits limits{rows_max, entries_max, cost_max, row_cost, entry_cost};
+    const auto plans = plan_groups(choices.experts, choices.weights, top_k, worker_of, workers, limits);
+    std::vector<int> carried(rows * top_k);
+    std::set<std::pair<std::uint32_t, std::uint32_t>> places;
+    for (std::size_t p = 0; p < plans.size(); ++p) {
+      const GroupPlan& plan = plans[p];
+      check_plan(plan, choices, top_k, worker_of, carried);
+      const std::size_t w = plan.worker;
+      const auto within = [&](std::size_t tokens, std::size_t entries) {
+        const double cost = static_cast<double>(tokens) * row_cost + static_cast<double>(entries) * entry_cost;
+        return static_cast<double>(tokens) <= rows_max[w] && static_cast<double>(entries) <= entries_max[w] &&
+               cost <= cost_max[w];
+      };
+      EXPECT_TRUE(within(plan.tokens.size(), plan.slots.size()));
+      for (const std::uint32_t token : plan.tokens) {
+        EXPECT_TRUE(places.emplace(plan.worker, token).second) << "a token is in one plan of a worker";
+      }
+      if (p + 1 == plans.size() || plans[p + 1].worker != plan.worker) continue;
+      const GroupPlan& next = plans[p + 1];
+      EXPECT_LT(plan.tokens.back(), next.tokens.front());
+      const auto more = static_cast<std::size_t>(std::ranges::count(next.row_indices, 0u));
+      EXPECT_FALSE(within(plan.tokens.size() + 1, plan.slots.size() + more)) << "the next token had room";
+    }
+    EXPECT_TRUE(std::ranges::all_of(carried, [](int times) { return times == 1; }));
+  }
+}
+
 TEST(Pack, CopiesTheRowsOfItsTokensInAnyRanges) {
   std::mt19937_64 random(2);
   for (const std::size_t hidden : {1, 17, 64, 1000}) {
@@ -143,6 +188,11 @@ TEST(Pack, RefusesChoicesThatDoNotFit) {
   EXPECT_EQ(message_of([&] { plan_groups(experts, std::vector<float>(3), 2, worker_of, 2); }),
             "weights.length is 3; allowed: 4");
   EXPECT_EQ(message_of([&] { plan_groups(experts, weights, 2, worker_of, 1); }), "workerOf is 1; allowed: below 1");
+  const std::vector<std::uint32_t> fitting = {0, 1, 2, 3};
+  const std::vector<double> plenty(2, 100), one(2, 1);
+  const GroupLimits limits{plenty, one, plenty};
+  EXPECT_EQ(message_of([&] { plan_groups(fitting, weights, 2, worker_of, 2, limits); }),
+            "limits of worker 0 is too low for token 0; allowed: a row and 2 row indices at least");
 }
 
 }  // namespace

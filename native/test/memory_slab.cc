@@ -72,6 +72,18 @@ TEST(SlabArena, RefusesAtTheLimitAndCountsTheCacheAsFree) {
   EXPECT_EQ(arena.stats().bytes_in_use, 4 * mebibyte);
 }
 
+TEST(SlabArena, NamesTheSettingThatDrawsItsLimit) {
+  SlabArena arena(4 * mebibyte);
+  arena.set_limit(mebibyte, "slabBytes of worker w");
+  try {
+    arena.allocate(2 * mebibyte);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "a slab of 2097152 bytes does not fit: 0 of 1048576 bytes are in use, by slabBytes of worker w");
+  }
+}
+
 TEST(SlabArena, RefusesZeroAndAbsurdSizes) {
   SlabArena arena(4 * mebibyte);
   EXPECT_EQ(code_of([&] { arena.allocate(0); }), Code::invalid_argument);

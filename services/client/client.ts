@@ -161,11 +161,8 @@ export class SwitchyardClient {
     const { hidden, layers, routing } = this.model;
     const description = await this.describeCluster();
     // Clients start at different routers, so that batches of few sequences spread as well.
-    const addresses = nearestFirst(openRouters(description), this.turn++).map((router) =>
-      // Where its own address leads nowhere from here, as behind a published port or a tunnel, the one that answered does.
-      router.name === description.router ? this.address : router.address,
-    );
-    if (addresses.length === 0) {
+    const routers = nearestFirst(openRouters(description), this.turn++);
+    if (routers.length === 0) {
       const reason = 'no router takes batches: none has joined, or all are leaving';
       throw new SwitchyardError('NOT_READY', `the cluster is not ready: ${reason}`, { reason });
     }
@@ -197,12 +194,15 @@ export class SwitchyardClient {
       given: options.given ?? null,
       chunkTokens: options.chunkTokens || usualChunkTokens(hidden * 2),
       routingBytes: options.given ? layers.length * (routing?.topK ?? 1) * 8 : 0,
-      routers: Math.min(options.routers ?? addresses.length, addresses.length),
+      routers: Math.min(options.routers ?? routers.length, routers.length),
       signal: options.signal ?? null,
       open: (index) => {
-        const address = addresses[index]!;
+        const { name, messageBytesMax, address: own } = routers[index]!;
+        // Where its own address leads nowhere from here, as behind a published port or a tunnel, the one that answered does.
+        const address = name === description.router ? this.address : own;
         const call = this.inference(address).forward(callOptions);
-        return new RouterStream({ router: address, call, transport, unreachable: this.unreachableByUcx });
+        const unreachable = this.unreachableByUcx;
+        return new RouterStream({ router: address, call, transport, messageBytesMax, unreachable });
       },
     });
   }

@@ -11,7 +11,7 @@ import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { Deferred } from '../common/lifecycle.js';
 import { fromServiceError } from '../common/status.js';
 import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
-import { chunkCost, tokensWithin } from '../transport/chunk-size.js';
+import { chunkCost, tokensPerMessage, tokensWithin } from '../transport/chunk-size.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
 import { RouterChunk } from './router-chunk.js';
 import { loadUcx, noWay } from './ucx.js';
@@ -21,6 +21,8 @@ export interface RouterStreamOptions {
   router: string;
   call: ClientDuplexStream<ForwardRequestInput, ForwardResponse>;
   transport: TransportChoice;
+  /** What the router takes in one message: bytes of rows and routing. */
+  messageBytesMax: number;
   /** Routers that UCX did not reach, and until when (performance.now) `auto` does not try it again. */
   unreachable: Map<string, number>;
 }
@@ -32,8 +34,8 @@ export type RouterAnswer = { chunk: RouterChunk; summary: null } | { chunk: null
 const openMsMax = 5_000;
 /** How long `auto` leaves UCX alone after that. */
 const retryMs = 60_000;
-/** About the rows of a chunk over gRPC: large enough to be cheap, small enough to flow evenly. */
-const grpcRowBytes = 1 << 20;
+/** A chunk over UCX has at least so many bytes of rows, where the tokens allow it. */
+const ucxRowBytesMin = 1 << 20;
 /** How long after the loss of a channel the call may take to say why. */
 const channelGraceMs = 500;
 
@@ -88,10 +90,10 @@ export class RouterStream {
    * UCX as it is.
    */
   chunkTokens(rowBytes: number, routingBytes: number, wished: number): number {
-    if (this.channel === null) return Math.max(1, Math.floor(grpcRowBytes / rowBytes));
+    if (this.channel === null) return tokensPerMessage(rowBytes, routingBytes, this.options.messageBytesMax);
     // Half of the window, so that the router can take one chunk while another is on its way.
     const max = tokensWithin(rowBytes, routingBytes, this.channel.peerWindowBytes / 2);
-    return wished <= max && wished * rowBytes >= grpcRowBytes ? wished : max;
+    return wished <= max && wished * rowBytes >= ucxRowBytesMin ? wished : max;
   }
 
   /** Resolves when the router has room for a chunk; false: the call is over, and `answers` tells why. */

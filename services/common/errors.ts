@@ -65,6 +65,18 @@ export function invalidArgument(field: string, value: unknown, allowed: string):
   });
 }
 
+/** Something above a limit: names it, its value, the limit, and the setting of the node that allows more. */
+export function overLimit(
+  code: 'TOO_LARGE' | 'RESOURCE_EXHAUSTED',
+  field: string,
+  value: number,
+  allowed: number,
+  { setting, node }: { setting: string; node: string },
+): SwitchyardError {
+  const text = `${field} is ${value}; allowed: at most ${allowed}, by ${setting} of ${node}`;
+  return new SwitchyardError(code, text, { field, value, allowed, setting, node });
+}
+
 /** Any thrown value as a SwitchyardError. Errors of the addon keep their code. */
 export function asSwitchyardError(thrown: unknown): SwitchyardError {
   if (thrown instanceof SwitchyardError) return thrown;

@@ -7,8 +7,8 @@ import {
   type Interceptor,
 } from '@grpc/grpc-js';
 
-/** Room for metadata beside the rows of a message: indices, weights, given routing. */
-const metadataBytesMax = 64 * 1024;
+/** Metadata beside the rows of a message, on every transport: indices, weights, routing. Senders cut what needs more. */
+export const metadataBytesMax = 1024 * 1024;
 
 /**
  * HTTP/2 flow-control window of a stream and of a connection. The default of 64 KiB makes the sender wait for the
@@ -16,12 +16,13 @@ const metadataBytesMax = 64 * 1024;
  */
 export const windowBytes = 4 * 1024 * 1024;
 
-/** Options of both ends. Rows above `messageBytesMax` are refused by the services, by name and value. */
+/**
+ * Options of both ends. Twice `messageBytesMax` may come, so that the services refuse what is above it by name and value. What
+ * is sent has the limit of the other end alone.
+ */
 export function channelOptions(messageBytesMax: number): ChannelOptions {
-  const lengthMax = 2 * messageBytesMax + metadataBytesMax;
   return {
-    'grpc.max_receive_message_length': lengthMax,
-    'grpc.max_send_message_length': lengthMax,
+    'grpc.max_receive_message_length': 2 * messageBytesMax + metadataBytesMax,
     'grpc.keepalive_time_ms': 10_000,
     'grpc.keepalive_timeout_ms': 20_000,
     'grpc.keepalive_permit_without_calls': 1,

@@ -71,7 +71,11 @@ export function fromServiceError(thrown: unknown): SwitchyardError {
   // The wording of grpc-js is the only sign that the message, and not the server, was at fault.
   const tooLarge =
     code === status.RESOURCE_EXHAUSTED && /message larger than max|size larger than/.test(message);
-  const mapped = tooLarge ? 'TOO_LARGE' : (codeOfStatus[code] ?? 'INTERNAL');
+  if (tooLarge) {
+    const text = `${message}, by messageBytesMax of the receiver`;
+    return new SwitchyardError('TOO_LARGE', text, { setting: 'messageBytesMax' }, { cause: thrown });
+  }
+  const mapped = codeOfStatus[code] ?? 'INTERNAL';
   return new SwitchyardError(mapped, message, { status: status[code] ?? code }, { cause: thrown });
 }
 

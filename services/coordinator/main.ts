@@ -12,7 +12,7 @@ import { Trace } from '../common/trace.js';
 import { version } from '../common/version.js';
 import { openModel } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
-import { routerSlabBytes } from '../router/config.js';
+import { routerSlabs } from '../router/config.js';
 import { createRouter, type Router } from '../router/router.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf } from './config.js';
 import { Control } from './control.js';
@@ -156,7 +156,7 @@ class CoordinatorService {
 
   private createRouter(): Router {
     const { config, log, registry } = this;
-    native.configure({ slabBytesMax: routerSlabBytes(config), threads: config.threads });
+    native.configure({ ...routerSlabs(config, config.name), threads: config.threads });
     return createRouter({
       config,
       name: config.name,

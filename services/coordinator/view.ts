@@ -85,6 +85,7 @@ function describeNode(member: Member, experts: readonly ExpertPlace[] | null): N
     links: member.alive ? [...member.links] : [],
     rowsQueued: member.worker?.queues.reduce((sum, { rowsQueued }) => sum + rowsQueued, 0) ?? 0,
     deviceFigures: member.worker?.device ?? null,
+    messageBytesMax: hello.messageBytesMax,
   };
 }
 

@@ -1,16 +1,16 @@
 import { asSwitchyardError } from '../common/errors.js';
 import type { BudgetShare } from './budget.js';
+import type { MessageLimit } from './check-chunk.js';
 import type { ClientStream } from './client-stream.js';
 import { Ingest, type InputChunk } from './ingest.js';
 import { type OutputChunk, type PipelineContext, runChunk } from './pipeline.js';
-import { outputBytes } from './plan.js';
+import { outputBytes, routingBytes } from './plan.js';
 import { sliceRouting } from './routing-rows.js';
 
 export interface BatchContext extends PipelineContext {
   stream: ClientStream;
   share: BudgetShare;
-  /** The largest rows field of a client's message. */
-  rowsBytesMax: number;
+  messageLimit: MessageLimit;
 }
 
 /** However small its chunks are: more would only queue. */
@@ -32,7 +32,7 @@ export async function runBatch(context: BatchContext): Promise<void> {
     plan,
     source: stream,
     share,
-    rowsBytesMax: context.rowsBytesMax,
+    messageLimit: context.messageLimit,
     busy: () => tasks.size > 0,
     signal: stream.signal,
   });
@@ -84,8 +84,7 @@ async function processChunk(chunk: InputChunk, context: BatchContext): Promise<v
 }
 
 async function answer(output: OutputChunk, { plan, stream }: BatchContext): Promise<void> {
-  const routingBytes = output.routing === null ? 0 : plan.layers.length * plan.topK * 8;
-  const tokensMax = stream.answerTokensMax(plan.rowBytes, routingBytes);
+  const tokensMax = stream.answerTokensMax(plan.rowBytes, output.routing === null ? 0 : routingBytes(plan));
   for (let first = 0; first < output.tokens; first += tokensMax) {
     const tokens = Math.min(tokensMax, output.tokens - first);
     const routing = output.routing && sliceRouting(output.routing, plan, first, tokens);

@@ -1,4 +1,4 @@
-import { SwitchyardError } from '../common/errors.js';
+import { overLimit } from '../common/errors.js';
 
 /** Bytes held for one chunk. They only become fewer. */
 export class Reservation {
@@ -80,7 +80,11 @@ export class ByteBudget {
   private waiters: Waiter[] = [];
   private usedBytes = 0;
 
-  constructor(readonly capacity: number) {}
+  /** `router`: whose budget it is, for errors. */
+  constructor(
+    readonly capacity: number,
+    private readonly router = 'this router',
+  ) {}
 
   get used(): number {
     return this.usedBytes;
@@ -109,12 +113,8 @@ export class ByteBudget {
   /** For shares alone. */
   enqueue(share: BudgetShare, bytes: number, signal: AbortSignal): Promise<Reservation> {
     if (bytes > this.capacity) {
-      return Promise.reject(
-        new SwitchyardError('TOO_LARGE', `a chunk needs ${bytes} bytes; allowed: at most ${this.capacity}`, {
-          bytes,
-          allowed: this.capacity,
-        }),
-      );
+      const by = { setting: 'budgetBytes', node: this.router };
+      return Promise.reject(overLimit('TOO_LARGE', 'bytes of a chunk', bytes, this.capacity, by));
     }
     return new Promise((resolve, reject) => {
       if (signal.aborted) {

@@ -1,4 +1,4 @@
-import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { invalidArgument, overLimit, type SwitchyardError } from '../common/errors.js';
 import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ArrivedRows } from '../transport/port.js';
@@ -12,6 +12,12 @@ export interface ClientMessage {
   rows: ArrivedRows;
   /** To be called once the rows are taken, so that the client may send more. */
   taken: () => void;
+}
+
+/** What one message of a client may carry: bytes of rows and routing, and whose messageBytesMax says so. */
+export interface MessageLimit {
+  bytesMax: number;
+  node: string;
 }
 
 /** A client's message after every check: whole tokens that follow what came before. */
@@ -32,7 +38,7 @@ export function checkChunk(
   { request, rows, taken }: ClientMessage,
   offset: number,
   plan: BatchPlan,
-  rowsBytesMax: number,
+  limit: MessageLimit,
 ): CheckedChunk {
   const { chunk } = request;
   if (!chunk) throw invalidArgument('message after the header', request.kind ?? 'empty', 'a chunk');
@@ -40,12 +46,10 @@ export function checkChunk(
   if (chunk.offset !== offset) {
     throw invalidArgument('chunk.offset', chunk.offset, `${offset} (offsets ascend without gap or overlap)`);
   }
-  if (bytes > rowsBytesMax) {
-    throw new SwitchyardError(
-      'TOO_LARGE',
-      `chunk.rows at offset ${offset} is ${bytes} bytes; allowed: at most ${rowsBytesMax} in one message`,
-      { field: 'chunk.rows', value: bytes, allowed: rowsBytesMax },
-    );
+  const bytesInAll = bytes + chunk.experts.byteLength + chunk.weights.byteLength;
+  if (bytesInAll > limit.bytesMax) {
+    const by = { setting: 'messageBytesMax', node: limit.node };
+    throw overLimit('TOO_LARGE', `bytes of the chunk at offset ${offset}`, bytesInAll, limit.bytesMax, by);
   }
   const tokens = bytes / plan.rowBytes;
   if (tokens < 1 || !Number.isInteger(tokens)) {

@@ -1,6 +1,6 @@
 import { setMaxListeners } from 'node:events';
 import type { ServerDuplexStream } from '@grpc/grpc-js';
-import type { SlabRange } from '../../native/index.js';
+import { native, type SlabRange } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
@@ -9,7 +9,7 @@ import type { ForwardResponseInput } from '../common/generated/switchyard/v1/For
 import { abortable, Deferred } from '../common/lifecycle.js';
 import { toServiceError } from '../common/status.js';
 import type { ChunkChannel } from '../transport/chunk-channel.js';
-import { chunkCost, tokensWithin } from '../transport/chunk-size.js';
+import { chunkCost, tokensPerMessage, tokensWithin } from '../transport/chunk-size.js';
 import type { TransportKind } from '../transport/link.js';
 import { rowsOfMessage } from '../transport/port.js';
 import type { ClientMessage } from './check-chunk.js';
@@ -18,8 +18,8 @@ import { type ClientChannels, channelLost } from './client-channels.js';
 export type ForwardStream = ServerDuplexStream<ForwardRequest, ForwardResponseInput>;
 
 const timerMsMax = 2 ** 31 - 1;
-/** About the rows of an answer over gRPC: every client's limits allow it, and a slow client's progress shows. */
-const answerRowBytes = 1024 * 1024;
+/** How much sooner than a deadline the timer of gRPC may end a call. */
+const timerSlackMs = 5;
 /** A client that ends its call ends its channel too; its cancellation may be heard a little later. */
 const channelGraceMs = 500;
 const batchOver = new SwitchyardError('CANCELLED', 'the batch is over');
@@ -30,8 +30,10 @@ const notReached = new SwitchyardError('LINK_LOST', 'the client sends its chunks
  * deadline passes, when it stops reading, or by `abort`. Its reason is a SwitchyardError, the first one that came.
  */
 export class ClientStream {
-  /** Unix milliseconds at which the call ends; 0: never. */
-  deadlineMs = 0;
+  /** When the call ends, as performance.now(); Infinity: never. */
+  deadlineMs = Number.POSITIVE_INFINITY;
+  /** The deadline of the call itself. */
+  private readonly callDeadlineMs: number;
   private readonly controller = new AbortController();
   private readonly timers: NodeJS.Timeout[] = [];
   private woken = new Deferred<void>();
@@ -59,9 +61,11 @@ export class ClientStream {
     });
     call.on('cancelled', () => this.cancelled());
     this.signal.addEventListener('abort', wake, { once: true });
+    // gRPC has made a date of the milliseconds that the client sent.
+    const leftMs = Number(call.getDeadline()) - Date.now();
+    this.callDeadlineMs = performance.now() + leftMs;
     if (call.cancelled) this.cancelled();
-    const deadline = Number(call.getDeadline());
-    if (Number.isFinite(deadline)) this.limit(deadline - Date.now());
+    if (Number.isFinite(leftMs)) this.limit(leftMs);
   }
 
   get signal(): AbortSignal {
@@ -79,8 +83,7 @@ export class ClientStream {
 
   /** Ends the call with DEADLINE_EXCEEDED after `ms` milliseconds. The soonest of several limits counts. */
   limit(ms: number): void {
-    const deadlineMs = Date.now() + ms;
-    if (this.deadlineMs === 0 || deadlineMs < this.deadlineMs) this.deadlineMs = deadlineMs;
+    this.deadlineMs = Math.min(this.deadlineMs, performance.now() + ms);
     const expire = () =>
       this.abort(new SwitchyardError('DEADLINE_EXCEEDED', 'the deadline of the batch passed'));
     this.timers.push(setTimeout(expire, Math.min(Math.max(ms, 0), timerMsMax)));
@@ -158,7 +161,7 @@ export class ClientStream {
 
   /** How many tokens an answer may have: as large as they are, or as their routing is. */
   answerTokensMax(rowBytes: number, routingBytes: number): number {
-    if (this.channel === null) return Math.max(1, Math.floor(answerRowBytes / rowBytes));
+    if (this.channel === null) return tokensPerMessage(rowBytes, routingBytes);
     // Half of the client's window, so that it can take one answer while another is on its way.
     return tokensWithin(rowBytes, routingBytes, this.channel.peerWindowBytes / 2);
   }
@@ -168,8 +171,11 @@ export class ClientStream {
     const { channel } = this;
     const { slab, byteOffset, byteLength } = rows;
     if (channel === null) {
-      const view = slab.view().subarray(byteOffset, byteOffset + byteLength);
-      return this.send({ chunk: { ...chunk, rows: Buffer.from(view.buffer, view.byteOffset, byteLength) } });
+      const view = slab.view();
+      await this.send({ chunk: { ...chunk, rows: Buffer.from(view.buffer, byteOffset, byteLength) } });
+      // gRPC has a copy: the memory need not wait for the garbage collector.
+      native.endView(view);
+      return;
     }
     const routingBytes = (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);
     await channel.reserve(chunkCost(byteLength, routingBytes), this.signal);
@@ -247,9 +253,8 @@ export class ClientStream {
   }
 
   private cancelled(): void {
-    const deadline = Number(this.call.getDeadline());
     const error =
-      Date.now() >= deadline
+      performance.now() >= this.callDeadlineMs - timerSlackMs
         ? new SwitchyardError('DEADLINE_EXCEEDED', 'the deadline of the call passed')
         : new SwitchyardError('CANCELLED', 'the client cancelled the call or is gone');
     this.abort(error);

@@ -22,7 +22,7 @@ export const routerFields = {
   budgetBytes: humanBytes(4 * mebibyte).default(512 * mebibyte),
   /** Tokens per chunk unless a batch says otherwise; 0: by bytes. */
   chunkTokens: humanCount(0, 8_192).default(0),
-  /** The largest rows field of a client's message. */
+  /** The largest chunk of a client's message: rows and routing. */
   messageBytesMax: humanBytes(64 * 1024, 512 * mebibyte).default(16 * mebibyte),
   /** Threads for row operations. */
   threads: humanCount(1, 1024).default(availableParallelism()),
@@ -59,7 +59,11 @@ export function channelBytesMax({ budgetBytes }: Pick<RouterSettings, 'budgetByt
 /** Beside the chunks: gates, norms, slabs whose views wait for the garbage collector. */
 const slabBytesBeside = 256 * mebibyte;
 
-/** The limit of a process's slabs when a router with these settings runs in it. */
-export function routerSlabBytes(settings: RouterSettings): number {
-  return settings.budgetBytes + channelBytesMax(settings) + slabBytesBeside;
+/** The limit of a process's slabs when a router with these settings runs in it, and what draws it. */
+export function routerSlabs(
+  settings: RouterSettings,
+  router: string,
+): { slabBytesMax: number; slabSetting: string } {
+  const slabBytesMax = settings.budgetBytes + channelBytesMax(settings) + slabBytesBeside;
+  return { slabBytesMax, slabSetting: `budgetBytes of router ${router}` };
 }

@@ -1,6 +1,7 @@
 import type { CombinePart, RowGroup, Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { type Trace, until } from '../common/trace.js';
+import { checkToken } from '../transport/limits.js';
 import type { Link, TokenBatchResult } from '../transport/link.js';
 import type { BatchAccount } from './account.js';
 import type { Links } from './links.js';
@@ -14,7 +15,7 @@ export interface DispatchContext {
   account: BatchAccount;
   metrics: RouterMetrics;
   trace: Trace | null;
-  /** Unix milliseconds; 0: none. */
+  /** As performance.now(); Infinity: none. */
   deadlineMs: number;
   signal: AbortSignal;
   /** Ends the batch. */
@@ -43,22 +44,65 @@ export function requirePlaced(placement: PlacementIndex, layer: number, experts:
   return workerOf;
 }
 
+/** How many of a token's experts each worker may have at a layer. */
+export function choicesAt(placement: PlacementIndex, layer: number, topK: number): number[] {
+  return [...placement.expertsAt.get(layer)!].map((experts) => Math.min(experts, topK));
+}
+
+/** Throws TOO_LARGE, naming a worker's setting, if there are tokens that the plan's links could not carry. */
+export function checkLinks(plan: BatchPlan, placement: PlacementIndex, links: Links): void {
+  for (const { layer } of plan.layers) {
+    for (const [worker, choices] of choicesAt(placement, layer, plan.topK).entries()) {
+      const { link } = links.find(placement.workers[worker]!);
+      if (link !== null && choices > 0) checkToken(link, choices, plan);
+    }
+  }
+}
+
+/**
+ * The link to each worker of whose experts any was chosen; null to the others. `counts`: rows per expert.
+ * @throws WORKER_LOST naming worker, layer and expert.
+ */
+export async function requireLinks(
+  counts: Uint32Array,
+  target: DispatchTarget,
+  links: Links,
+): Promise<(Link | null)[]> {
+  const { placement, layer } = target;
+  const workerOf = placement.workerOf.get(layer)!;
+  const chosen: number[][] = placement.workers.map(() => []);
+  for (const [expert, rows] of counts.entries()) if (rows > 0) chosen[workerOf[expert]!]!.push(expert);
+  const found = placement.workers.map(async (name, worker) => {
+    const experts = chosen[worker]!;
+    if (experts.length === 0) return null;
+    try {
+      return await links.require(name);
+    } catch (error) {
+      throw describeFailure(error, { worker, expert: experts[0]!, others: experts.length - 1 }, target);
+    }
+  });
+  return Promise.all(found);
+}
+
 /**
  * Sends the groups of a chunk's rows, all at once, and returns the results, in the order of the groups. The rows stay the
- * caller's. The first failure ends the batch; what the others returned is released.
+ * caller's. The first failure ends the batch; what the others returned is released. `links`: by worker.
  * @throws WORKER_LOST naming worker, layer and expert; what a worker refused with; the signal's reason.
  */
 export async function dispatch(
   groups: RowGroup[],
+  links: readonly (Link | null)[],
   rows: Slab,
   target: DispatchTarget,
   context: DispatchContext,
 ): Promise<CombinePart[]> {
   const exchanges = groups.map(async (group) => {
     try {
-      return await exchange(group, rows, target, context);
+      return await exchange(group, links[group.worker]!, rows, target, context);
     } catch (error) {
-      const failure = context.signal.aborted ? context.signal.reason : describeFailure(error, group, target);
+      const failure = context.signal.aborted
+        ? context.signal.reason
+        : describeFailure(error, placeOf(group), target);
       context.abort(failure);
       throw failure;
     }
@@ -74,13 +118,12 @@ export async function dispatch(
 
 async function exchange(
   group: RowGroup,
+  link: Link,
   rows: Slab,
   { chunk, layer, placement }: DispatchTarget,
   context: DispatchContext,
 ): Promise<CombinePart> {
   const { plan, account, metrics, signal } = context;
-  const link: Link = await context.links.require(placement.workers[group.worker]!);
-  signal.throwIfAborted();
   const started = performance.now();
   const bytesSent = group.rowCount * plan.rowBytes;
   metrics.sent(link, bytesSent);
@@ -137,14 +180,26 @@ function checkResult(result: TokenBatchResult, expected: number, plan: BatchPlan
   );
 }
 
-function describeFailure(thrown: unknown, group: RowGroup, target: DispatchTarget): SwitchyardError {
+/** What a failure is about: a worker's first expert, and how many others. */
+interface FailedPlace {
+  worker: number;
+  expert: number;
+  others: number;
+}
+
+function placeOf({ worker, segments }: RowGroup): FailedPlace {
+  return { worker, expert: segments[0]!, others: segments.length / 2 - 1 };
+}
+
+function describeFailure(
+  thrown: unknown,
+  { worker: index, expert, others }: FailedPlace,
+  target: DispatchTarget,
+): SwitchyardError {
   const error = asSwitchyardError(thrown);
-  const worker = target.placement.workers[group.worker]!;
+  const worker = target.placement.workers[index]!;
   const { layer } = target;
-  const experts = group.segments.length / 2;
-  const expert = group.segments[0]!;
-  const others = experts > 1 ? ` and ${experts - 1} more` : '';
-  const place = `worker ${worker}, layer ${layer}, expert ${expert}${others}`;
+  const place = `worker ${worker}, layer ${layer}, expert ${expert}${others > 0 ? ` and ${others} more` : ''}`;
   return new SwitchyardError(
     error.code === 'LINK_LOST' ? 'WORKER_LOST' : error.code,
     error.code === 'LINK_LOST'

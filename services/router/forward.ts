@@ -11,6 +11,7 @@ import { ClientChannels } from './client-channels.js';
 import { ClientStream, type ForwardStream } from './client-stream.js';
 import { channelBytesMax, type RouterSettings } from './config.js';
 import type { Control } from './control.js';
+import { checkLinks } from './dispatch.js';
 import type { Links } from './links.js';
 import type { RouterMetrics } from './metrics.js';
 import { type BatchPlan, planBatch } from './plan.js';
@@ -89,12 +90,20 @@ export class ForwardService {
 
   private tooMany(peer: string): SwitchyardError {
     const { max: batchesMax, free } = this.slots;
+    const { router } = this.options;
     const own = this.slots.heldBy(peer);
     return new SwitchyardError(
       'RESOURCE_EXHAUSTED',
-      `${batchesMax - free} batches are under way at this router, ${own} of them of this connection; ` +
+      `${batchesMax - free} batches are under way at router ${router}, ${own} of them of this connection; ` +
         `allowed: ${batchesMax}, as batchesMax has it, and one more for a connection that has fewer than are free`,
-      { batches: batchesMax - free, ofConnection: own, free, allowed: batchesMax },
+      {
+        batches: batchesMax - free,
+        ofConnection: own,
+        free,
+        allowed: batchesMax,
+        setting: 'batchesMax',
+        node: `router ${router}`,
+      },
     );
   }
 
@@ -144,13 +153,15 @@ export class ForwardService {
 
   /** The header is checked as soon as the model is known, which may be long before the cluster is ready. */
   private async plan(header: ForwardHeader, stream: ClientStream): Promise<BatchPlan> {
-    const { config, control, budget } = this.options;
+    const { config, control, budget, router } = this.options;
     const { spec } = await control.untilLoaded(config.readyWaitMs, stream.signal);
     return planBatch(header, {
       model: spec,
       feedback: control.feedback,
       chunkBytesMax: budget.shareBytesMax,
       chunkTokens: config.chunkTokens,
+      messageBytesMax: config.messageBytesMax,
+      node: `router ${router}`,
     });
   }
 
@@ -168,6 +179,7 @@ export class ForwardService {
     this.batchIds.add(batchId);
     try {
       await control.untilReady(config.readyWaitMs, stream.signal);
+      checkLinks(plan, control.placement!, links);
       const account = new BatchAccount(plan);
       await runBatch({
         plan,
@@ -179,7 +191,7 @@ export class ForwardService {
         metrics,
         trace,
         share: budget.open(),
-        rowsBytesMax: config.messageBytesMax,
+        messageLimit: { bytesMax: config.messageBytesMax, node: `router ${router}` },
         deadlineMs: stream.deadlineMs,
         signal: stream.signal,
         abort: (error) => stream.abort(error),

@@ -6,6 +6,7 @@ import {
   type CheckedChunk,
   type ClientMessage,
   checkChunk,
+  type MessageLimit,
   tooFewTokens,
   tooManyTokens,
 } from './check-chunk.js';
@@ -36,8 +37,7 @@ export interface IngestOptions {
   plan: BatchPlan;
   source: RequestSource;
   share: BudgetShare;
-  /** The largest rows field of one message. */
-  rowsBytesMax: number;
+  messageLimit: MessageLimit;
   /** Whether chunks of the batch are still in the pipeline. */
   busy: () => boolean;
   signal: AbortSignal;
@@ -160,13 +160,13 @@ export class Ingest {
   /** Makes `message` hold tokens to take. False if the client paused for `pause` milliseconds; null: waits. */
   private async fetch(pause: number | null): Promise<boolean> {
     if (this.message !== null) return true;
-    const { plan, rowsBytesMax } = this.options;
+    const { plan, messageLimit } = this.options;
     let request = await this.read(pause);
     while (request === 'pause' && this.options.busy()) request = await this.read(pause);
     if (request === 'pause') return false;
     if (request === null) throw tooFewTokens(this.received, plan);
     try {
-      this.message = checkChunk(request, this.received, plan, rowsBytesMax);
+      this.message = checkChunk(request, this.received, plan, messageLimit);
     } catch (error) {
       dropRows(request.rows);
       throw error;

@@ -5,12 +5,12 @@ import type { LinkKey } from '../common/generated/switchyard/v1/LinkKey.js';
 import { Deferred, sleep } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { dialLink } from '../transport/dial.js';
+import { resultBytesMax } from '../transport/limits.js';
 import type { Link, TransportChoice } from '../transport/link.js';
 
 export interface LinksOptions {
   /** This router's name, as workers see it. */
   router: string;
-  messageBytesMax: number;
   /** A worker silent for so long is lost. */
   leaseMs: number;
   transport: TransportChoice;
@@ -81,7 +81,7 @@ class Connection {
 
   /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
   private async dial(logFailure: boolean): Promise<Link | null> {
-    const { router, messageBytesMax, leaseMs, transport, log } = this.options;
+    const { router, leaseMs, transport, log } = this.options;
     const { worker, address } = this;
     try {
       const key = this.key();
@@ -94,7 +94,7 @@ class Connection {
         modelFingerprint: this.fingerprint,
         epoch: this.epoch(),
         key,
-        messageBytesMax,
+        resultBytesMax,
         leaseMs,
         transport,
         log,

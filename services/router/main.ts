@@ -7,7 +7,7 @@ import type { Running } from '../common/lifecycle.js';
 import { createLogger } from '../common/log.js';
 import { createRegistry } from '../common/metrics.js';
 import { Trace } from '../common/trace.js';
-import { type RouterConfig, routerSlabBytes } from './config.js';
+import { type RouterConfig, routerSlabs } from './config.js';
 import { createRouter } from './router.js';
 
 const serviceName = 'switchyard.v1.Inference';
@@ -17,7 +17,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const { name, host, insecure } = config;
   const tokens = readTokens(config);
   const access = new Access(tokens);
-  native.configure({ slabBytesMax: routerSlabBytes(config), threads: config.threads });
+  native.configure({ ...routerSlabs(config, name), threads: config.threads });
   const log = createLogger('router', name, config.logLevel);
   const registry = createRegistry('router', name);
   const trace = Trace.open(config.trace, name, log);

@@ -1,9 +1,10 @@
 import { type CombinePart, native, type Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { until } from '../common/trace.js';
+import { groupLimits } from '../transport/limits.js';
 import type { Stage } from './account.js';
 import type { Control } from './control.js';
-import { type DispatchContext, dispatch, requirePlaced } from './dispatch.js';
+import { choicesAt, type DispatchContext, dispatch, requireLinks, requirePlaced } from './dispatch.js';
 import type { InputChunk } from './ingest.js';
 import type { BatchPlan } from './plan.js';
 import type { RouterReporter } from './report.js';
@@ -77,6 +78,8 @@ async function runLayer(
     const workerOf = requirePlaced(placement, layer, plan.layers[layerIndex]!.experts);
     context.account.routed(chunk, layer, routing.counts, placement);
     context.metrics.routed(layer, routing.counts, placement);
+    const target = { chunk: chunk.index, layer, placement };
+    const links = await requireLinks(routing.counts, target, context.links);
     signal.throwIfAborted();
     const groups = await timed('group', chunk, layer, context, () =>
       native.groupRows({
@@ -86,9 +89,10 @@ async function runLayer(
         weights: routing.weights,
         workerOf,
         workers: placement.workers.length,
+        limits: groupLimits(links, choicesAt(placement, layer, plan.topK), plan),
       }),
     );
-    parts = await dispatch(groups, normed, { chunk: chunk.index, layer, placement }, context);
+    parts = await dispatch(groups, links, normed, target, context);
   } finally {
     if (normed !== rows) normed.release();
   }

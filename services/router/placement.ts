@@ -10,6 +10,8 @@ export interface PlacementIndex {
   workers: string[];
   /** Layer to [experts]: index of the worker, or `nowhere`. */
   workerOf: ReadonlyMap<number, Uint32Array>;
+  /** Layer to [workers]: the number of its experts there. */
+  expertsAt: ReadonlyMap<number, Uint32Array>;
 }
 
 /** Reads the placements of a view. Of several copies of an expert the first is used. */
@@ -27,5 +29,14 @@ export function indexPlacements(view: ClusterView): PlacementIndex {
     const worker = holders[0];
     if (worker !== undefined) workerOf.get(layer)![expert] = indexOf.get(worker)!;
   }
-  return { epoch: view.epoch, workers, workerOf };
+  const expertsAt = new Map(
+    [...workerOf].map(([layer, holders]) => [layer, countsOf(holders, workers.length)]),
+  );
+  return { epoch: view.epoch, workers, workerOf, expertsAt };
+}
+
+function countsOf(workerOf: Uint32Array, workers: number): Uint32Array {
+  const counts = new Uint32Array(workers);
+  for (const worker of workerOf) if (worker !== nowhere) counts[worker]! += 1;
+  return counts;
 }

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { LayerSpec, ModelSpec } from '../model/spec.js';
 import { chunkTokensMax, chunkTokensMin, usualChunkTokens } from '../transport/chunk-size.js';
@@ -40,6 +40,10 @@ export interface PlanLimits {
   chunkBytesMax: number;
   /** Tokens per chunk unless the batch says otherwise; 0: by bytes. */
   chunkTokens: number;
+  /** Bytes of rows and routing in one message of a client. */
+  messageBytesMax: number;
+  /** Whose limits these are, for errors. */
+  node: string;
 }
 
 /** Offsets and counts stay exact in every language far beyond this. */
@@ -77,6 +81,7 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
     chunkTokens: 0,
     deadlineMs: header.deadlineMs,
   };
+  checkMessage(plan, limits);
   return { ...plan, chunkTokens: chooseChunkTokens(options?.chunkTokens ?? 0, plan, limits) };
 }
 
@@ -89,6 +94,11 @@ export function chunkBytes(plan: BatchPlan, tokens: number): number {
   const rows = outputBytes(plan, tokens);
   const routing = plan.given || plan.returnRouting ? plan.layers.length : 1;
   return rows * (2 + plan.topK) + tokens * plan.topK * routing * 8;
+}
+
+/** Bytes of one token's experts and weights in a message, at all layers of the plan. */
+export function routingBytes({ layers, topK }: BatchPlan): number {
+  return layers.length * topK * 8;
 }
 
 /** Bytes that a chunk needs while its answer waits for the client. */
@@ -140,19 +150,33 @@ function checkLayers(header: ForwardHeader, model: ModelSpec): LayerSpec[] {
   return layers;
 }
 
+/** One token, with its routing if that is given, must fit into a message. */
+function checkMessage(plan: BatchPlan, { messageBytesMax, node }: PlanLimits): void {
+  const bytes = plan.rowBytes + (plan.given ? routingBytes(plan) : 0);
+  if (bytes <= messageBytesMax) return;
+  throw overLimit('TOO_LARGE', 'bytes of one token', bytes, messageBytesMax, {
+    setting: 'messageBytesMax',
+    node,
+  });
+}
+
 function chooseChunkTokens(asked: number, plan: BatchPlan, limits: PlanLimits): number {
   const perToken = chunkBytes(plan, chunkTokensMax) / chunkTokensMax;
   const fitting = Math.min(chunkTokensMax, Math.floor(limits.chunkBytesMax / perToken));
+  const by = { setting: 'budgetBytes', node: limits.node };
   if (fitting < 1) {
-    throw new SwitchyardError(
+    throw overLimit(
       'TOO_LARGE',
-      `one token needs ${Math.ceil(perToken)} bytes; allowed: ${limits.chunkBytesMax}, half of the router's byte budget`,
-      { bytes: Math.ceil(perToken), allowed: limits.chunkBytesMax },
+      'bytes of one token under way',
+      Math.ceil(perToken),
+      limits.chunkBytesMax,
+      by,
     );
   }
-  if (asked > fitting) {
+  if (asked > chunkTokensMax) {
     throw invalidArgument('options.chunk_tokens', asked, `0 (the router's choice) to ${fitting}`);
   }
+  if (asked > fitting) throw overLimit('TOO_LARGE', 'options.chunk_tokens', asked, fitting, by);
   if (asked > 0) return asked;
   if (limits.chunkTokens > 0) return Math.min(limits.chunkTokens, fitting);
   // A quarter of what a batch may hold, so that at least four chunks are under way at once.

@@ -41,9 +41,6 @@ export interface RouterAddresses {
   metrics: string;
 }
 
-/** Results of all experts of a chunk may come back in one message. */
-const linkMessageBytesMax = 128 * 1024 * 1024;
-
 /** A router without a server of its own. The native addon must be configured already. */
 export function createRouter(options: RouterOptions): Router {
   return new Router(options);
@@ -61,7 +58,7 @@ export class Router {
 
   constructor(private readonly options: RouterOptions) {
     const { config, name, token, log, registry } = options;
-    this.budget = new ByteBudget(config.budgetBytes);
+    this.budget = new ByteBudget(config.budgetBytes, `router ${name}`);
     const reporter = new RouterReporter({
       bytesInFlight: () => this.budget.used,
       links: () => this.links,
@@ -69,7 +66,6 @@ export class Router {
     });
     this.links = new Links({
       router: name,
-      messageBytesMax: linkMessageBytesMax,
       leaseMs: config.leaseMs,
       transport: config.transport,
       log,
@@ -121,6 +117,7 @@ export class Router {
       device: 'cpu',
       threads: config.threads,
       memoryBytes: config.budgetBytes,
+      messageBytesMax: config.messageBytesMax,
       metricsUrl: addresses.metrics,
       pid: process.pid,
     });

@@ -239,7 +239,10 @@ export class ChunkChannel {
       throw invalidArgument('credit.bytes', bytes, what);
     }
     if (this.credits === null) {
-      this.credits = new Credits(bytes);
+      this.credits = new Credits(bytes, {
+        setting: 'the first credit',
+        node: 'the other end of the channel',
+      });
       this.opening.resolve();
     } else this.credits.release(bytes);
   }

@@ -1,3 +1,7 @@
+import assert from 'node:assert/strict';
+import { metadataBytesMax } from '../common/grpc-channel.js';
+import { modelLimits } from '../model/limits.js';
+
 /** Bounds of a router's chunk, in tokens. */
 export const chunkTokensMax = 8_192;
 export const chunkTokensMin = 256;
@@ -7,6 +11,24 @@ const chunkRowBytes = 8 * 1024 * 1024;
 const chunkRoutingBytesMax = 512 * 1024;
 /** However few rows a chunk has, it takes a page at its receiver. */
 const chunkCostMin = 4096;
+
+/** About the rows and routing of a chunk over gRPC: every client's limits allow it, and it flows evenly. */
+const messageBytes = 1024 * 1024;
+
+assert(
+  modelLimits.layers * modelLimits.topK * 8 <= chunkRoutingBytesMax,
+  'the routing of a token fits into a chunk over UCX',
+);
+assert(chunkRoutingBytesMax < metadataBytesMax, 'the routing of a chunk fits into metadata');
+
+/** The most tokens of a chunk over gRPC, whose receiver takes `bytesMax` in a message; at least one. */
+export function tokensPerMessage(
+  rowBytes: number,
+  routingBytes: number,
+  bytesMax = Number.POSITIVE_INFINITY,
+): number {
+  return Math.max(1, Math.floor(Math.min(messageBytes, bytesMax) / (rowBytes + routingBytes)));
+}
 
 /** What a chunk costs of the receiver's credit, in bytes. */
 export function chunkCost(rowBytes: number, routingBytes: number): number {

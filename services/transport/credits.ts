@@ -1,4 +1,4 @@
-import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import { abortError } from '../common/lifecycle.js';
 
 interface Waiter {
@@ -16,7 +16,11 @@ export class Credits {
   private taken = 0;
   private closedBy: Error | null = null;
 
-  constructor(readonly capacity: number) {
+  /** `source`: the setting and node that draw the capacity, for errors. */
+  constructor(
+    readonly capacity: number,
+    private readonly source: { setting: string; node: string },
+  ) {
     if (!Number.isSafeInteger(capacity) || capacity <= 0) {
       throw invalidArgument('credit_bytes', capacity, 'a whole number above 0');
     }
@@ -41,13 +45,7 @@ export class Credits {
       return Promise.reject(invalidArgument('bytes', bytes, 'a whole number'));
     }
     if (bytes > this.capacity) {
-      return Promise.reject(
-        new SwitchyardError(
-          'TOO_LARGE',
-          `bytes is ${bytes}, rows sent plus rows to be returned; allowed: at most ${this.capacity}, the credit of the link`,
-          { field: 'bytes', value: bytes, allowed: this.capacity },
-        ),
-      );
+      return Promise.reject(overLimit('TOO_LARGE', 'bytes of credit', bytes, this.capacity, this.source));
     }
     if (this.waiters.size === 0 && this.fits(bytes)) {
       this.taken += bytes;

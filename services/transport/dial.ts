@@ -17,6 +17,7 @@ import { Exchanges } from './exchanges.js';
 import { MessageWriter } from './grpc/writer.js';
 import type {
   Link,
+  LinkLimits,
   LinkStats,
   TokenBatch,
   TokenBatchResult,
@@ -38,7 +39,8 @@ export interface LinkOptions {
   epoch: number;
   /** This router's key for links to the worker, from the coordinator. */
   key: Uint8Array;
-  messageBytesMax: number;
+  /** Rows of one answer, in bytes. */
+  resultBytesMax: number;
   /** A worker silent for so long is lost. Default: half a minute. */
   leaseMs?: number;
   transport: TransportChoice;
@@ -48,8 +50,8 @@ export interface LinkOptions {
 type LinkCall = ClientDuplexStream<RouterMessageInput, WorkerMessage>;
 
 const welcomeMsMax = 5_000;
-/** Of rows under way from the worker: more credit than any worker gives. */
-const rowBytesInFlightMax = 4 * 1024 ** 3;
+/** Of a link, whatever the worker gives: results that have arrived over UCX must not take all memory. */
+const creditBytesMax = 4 * 1024 ** 3;
 
 /**
  * Connects to a worker, over UCX where the choice allows it and both ends reach each other by it. Rejects with what the worker refuses the link with (MODEL_MISMATCH, NOT_READY), and with
@@ -69,7 +71,12 @@ export async function dialLink(options: LinkOptions): Promise<Link> {
 
 /** `noUcx`: why UCX is not to be tried, if that is not what the options say. */
 async function dialOnce(options: LinkOptions, noUcx?: string): Promise<Link> {
-  const client = connect(clients.Experts, options.address, { ...options, token: null });
+  const { address, leaseMs, resultBytesMax } = options;
+  const client = connect(clients.Experts, address, {
+    token: null,
+    messageBytesMax: resultBytesMax,
+    ...(leaseMs !== undefined && { leaseMs }),
+  });
   const link = new RouterLink(options, client, noUcx);
   const timer = setTimeout(() => link.giveUpOpening(welcomeMsMax), welcomeMsMax);
   try {
@@ -128,8 +135,12 @@ class RouterLink implements Link {
   private openUcx(key: Uint8Array): UcxPort<RouterMessageInput, WorkerMessage> | null {
     const ucx = this.options.transport === 'grpc' ? null : ucxOrNull();
     if (ucx === null) return null;
-    const rowBytesMax = this.options.messageBytesMax;
-    const port = new UcxPort(ucx, { codec: exchangeCodec.router, key, rowBytesMax, rowBytesInFlightMax });
+    const port = new UcxPort(ucx, {
+      codec: exchangeCodec.router,
+      key,
+      rowBytesMax: this.options.resultBytesMax,
+      rowBytesInFlightMax: creditBytesMax,
+    });
     port
       .receive((message, rows) => this.receive(message, rows))
       .catch((error) => this.lose(ucxLoss(asSwitchyardError(error).message)));
@@ -137,8 +148,8 @@ class RouterLink implements Link {
   }
 
   private sendHello(offer: Pick<LinkHelloInput, 'ucx' | 'ucxKey'> | null): void {
-    const { modelFingerprint, epoch } = this.options;
-    const hello = { modelFingerprint, epoch, ...offer };
+    const { modelFingerprint, epoch, resultBytesMax } = this.options;
+    const hello = { modelFingerprint, epoch, resultBytesMax, ...offer };
     this.port.send({ make: () => ({ hello }), rows: null, done: () => {} });
   }
 
@@ -153,6 +164,10 @@ class RouterLink implements Link {
 
   get stats(): LinkStats {
     return this.exchanges.stats;
+  }
+
+  get limits(): LinkLimits {
+    return this.exchanges.limits;
   }
 
   exchange(batch: TokenBatch, signal: AbortSignal): Promise<TokenBatchResult> {
@@ -241,8 +256,11 @@ class RouterLink implements Link {
         this.lanes = await this.ucx!.transports();
         this.reason = this.options.transport === 'ucx' ? 'transport is ucx' : 'both ends have UCX';
       } else {
-        const rowsBytesMax = Math.min(welcome.messageBytesMax, this.options.messageBytesMax);
-        this.exchanges.open(welcome.creditBytes, rowsBytesMax);
+        this.exchanges.open({
+          rowBytesMax: welcome.messageBytesMax,
+          resultBytesMax: this.options.resultBytesMax,
+          creditBytes: Math.min(welcome.creditBytes, creditBytesMax),
+        });
         if (await this.moveToUcx(welcome)) return;
       }
       this.open.resolve();

@@ -6,16 +6,9 @@ import type { ResultMeta } from '../common/generated/switchyard/v1/ResultMeta.js
 import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
 import { abortError, Deferred } from '../common/lifecycle.js';
 import { Credits } from './credits.js';
-import type { LinkStats, TokenBatch, TokenBatchMeta, TokenBatchResult } from './link.js';
-import {
-  creditCost,
-  fromWireFailure,
-  metadataRoom,
-  resultRowCount,
-  rowsBytes,
-  tooLarge,
-  toWireMeta,
-} from './messages.js';
+import { checkBatch, creditCost, metadataRoom, resultRowCount, rowsBytes } from './limits.js';
+import type { LinkLimits, LinkStats, TokenBatch, TokenBatchMeta, TokenBatchResult } from './link.js';
+import { fromWireFailure, toWireMeta } from './messages.js';
 import { type ArrivedRows, dropRows, intoSlab, type MessagePort, type Outgoing } from './port.js';
 
 /** A token batch that has got its credits. */
@@ -42,8 +35,8 @@ export class Exchanges {
     messagesReceived: 0,
     answersDiscarded: 0,
   };
-  private credits = new Credits(1);
-  private rowsBytesMax = 0;
+  private credits: Credits;
+  private opened: LinkLimits = { rowBytesMax: 0, resultBytesMax: 0, creditBytes: 1 };
   private lastId = 0;
   private ended: SwitchyardError | null = null;
 
@@ -51,17 +44,23 @@ export class Exchanges {
   constructor(
     private readonly worker: string,
     private readonly port: () => MessagePort<RouterMessageInput>,
-  ) {}
+  ) {
+    this.credits = this.creditsOf(this.opened);
+  }
 
   get stats(): LinkStats {
     const { outstanding, capacity } = this.credits;
     return { ...this.counts, bytesOutstanding: outstanding, creditBytes: capacity };
   }
 
-  /** What the worker allows; before it nothing can be exchanged. */
-  open(creditBytes: number, rowsBytesMax: number): void {
-    this.credits = new Credits(creditBytes);
-    this.rowsBytesMax = rowsBytesMax;
+  get limits(): LinkLimits {
+    return this.opened;
+  }
+
+  /** What both ends allow; before it nothing can be exchanged. */
+  open(limits: LinkLimits): void {
+    this.credits = this.creditsOf(limits);
+    this.opened = limits;
   }
 
   /** As Link.exchange. */
@@ -72,8 +71,7 @@ export class Exchanges {
     const ending = this.endingBy(signal);
     let acquired = 0;
     try {
-      const bytes = rowsBytes(meta.rowCount, meta.hidden);
-      if (bytes > this.rowsBytesMax) throw tooLarge(bytes, this.rowsBytesMax);
+      checkBatch(this.worker, this.opened, meta);
       await this.credits.acquire(cost, signal);
       acquired = cost;
       if (selected && !this.port().gathers) {
@@ -102,14 +100,10 @@ export class Exchanges {
 
   /** Ends the exchanges of a batch that have got their credits. True if the worker must hear of it. */
   cancel(batchId: string): boolean {
-    let sent = false;
-    for (const exchange of this.waiting.values()) {
-      if (exchange.meta.batchId !== batchId) continue;
-      if (!this.port().withdraw(exchange.outgoing)) sent = true;
-      exchange.answer.reject(new SwitchyardError('CANCELLED', `batch ${batchId} was cancelled`));
-      this.forget(exchange);
-    }
-    return sent;
+    const cancelled = new SwitchyardError('CANCELLED', `batch ${batchId} was cancelled`);
+    const own = [...this.waiting.values()].filter(({ meta }) => meta.batchId === batchId);
+    for (const exchange of own) this.abandon(exchange, cancelled);
+    return own.some(({ id }) => this.waiting.has(id));
   }
 
   /** Takes an answer. Rejects with what is wrong if it answers nothing that was sent. */
@@ -164,6 +158,10 @@ export class Exchanges {
       this.credits.release(exchange.cost);
     }
     this.waiting.clear();
+  }
+
+  private creditsOf({ creditBytes }: LinkLimits): Credits {
+    return new Credits(creditBytes, { setting: 'linkWindowBytes', node: `worker ${this.worker}` });
   }
 
   private start({ meta, rows, selected }: TokenBatch, cost: number): Exchange {

@@ -9,7 +9,7 @@ export interface TokenBatchMeta {
   epoch: number;
   hidden: number;
   rowCount: number;
-  /** Unix time in milliseconds; 0: none. */
+  /** On the monotonic clock of this process, performance.now(); Infinity: none. */
   deadlineMs: number;
   combine: 'exact' | 'partial';
   /** [expert, count] pairs. */
@@ -42,6 +42,16 @@ export type TransportKind = 'grpc' | 'ucx';
 export const transportChoices = ['auto', 'ucx', 'grpc'] as const;
 export type TransportChoice = (typeof transportChoices)[number];
 
+/** What the ends of a link have told each other when it was opened. */
+export interface LinkLimits {
+  /** Rows of one token batch, in bytes: the worker's messageBytesMax. */
+  rowBytesMax: number;
+  /** Rows of one answer, in bytes: what the router takes. */
+  resultBytesMax: number;
+  /** What may be outstanding, in bytes of credit: the worker's window for this router. */
+  creditBytes: number;
+}
+
 export interface LinkStats {
   readonly bytesSent: number;
   readonly bytesReceived: number;
@@ -65,6 +75,8 @@ export interface Link {
   /** Why this transport, in words. */
   readonly reason: string;
   readonly stats: LinkStats;
+  /** What a token batch on this link and its answer may be. */
+  readonly limits: LinkLimits;
   /** Settled when the link is gone: resolves with the reason. */
   readonly closed: Promise<Error>;
   /**
@@ -75,7 +87,7 @@ export interface Link {
   exchange(batch: TokenBatch, signal: AbortSignal): Promise<TokenBatchResult>;
   /**
    * Ends the exchanges of a batch that have got their credits, with CANCELLED, and tells the worker to drop what it
-   * has queued of them. Those that wait for credits end by their signals.
+   * has queued of them; their credit comes back when it has. Those that wait for credits end by their signals.
    */
   cancel(batchId: string): void;
   /** Refuses new exchanges, rejects the outstanding ones with LINK_LOST, ends the stream. */

@@ -13,10 +13,13 @@ import type {
 import type { SegmentInput } from '../common/generated/switchyard/v1/Segment.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { formatDetails, parseDetails } from '../common/status.js';
+import { rowsBytes, tooManyRows } from './limits.js';
 import type { TokenBatchMeta } from './link.js';
 
-/** What a token batch is checked against before memory is taken for it. */
+/** What a worker checks a token batch against before it takes memory for it. */
 export interface BatchLimits {
+  /** Its name, for errors. */
+  worker: string;
   hidden: number;
   /** Of the rows of one token batch. */
   messageBytesMax: number;
@@ -24,24 +27,8 @@ export interface BatchLimits {
 
 const batchIdCharactersMax = 256;
 
-const bytesPerElement = 2;
-
-export const rowsBytes = (rowCount: number, hidden: number): number => rowCount * hidden * bytesPerElement;
-
-/** Rows that answer a token batch. */
-export function resultRowCount({ combine, rowIndices, rowCount }: TokenBatchMeta): number {
-  return combine === 'exact' ? rowIndices.length : rowCount;
-}
-
-/** Bytes of credit that a token batch takes: its rows and those that answer it. */
-export function creditCost(meta: TokenBatchMeta): number {
-  return rowsBytes(meta.rowCount + resultRowCount(meta), meta.hidden);
-}
-
-/** Room for the metadata of a token batch in its wire form, so that a transport can send it from behind the rows. */
-export function metadataRoom({ segments, rowIndices }: TokenBatchMeta): number {
-  return 1024 + rowIndices.length * 8 + segments.length * 16;
-}
+/** Least milliseconds on the wire, where 0 is no deadline. */
+const remainingMsMin = 1;
 
 export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInput {
   const { segments } = meta;
@@ -56,7 +43,7 @@ export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInp
     epoch: meta.epoch,
     hidden: meta.hidden,
     rows: meta.rowCount,
-    deadlineMs: meta.deadlineMs,
+    remainingMs: remainingMs(meta.deadlineMs),
     combine: meta.combine === 'exact' ? 'EXACT' : 'PARTIAL',
     segments: wire,
     rowIndices: packUint32(meta.rowIndices),
@@ -74,9 +61,9 @@ export function fromWireMeta(wire: BatchMeta, bytes: number, limits: BatchLimits
     throw invalidArgument('batch_id', batchId.slice(0, 32), `1 to ${batchIdCharactersMax} characters`);
   }
   if (hidden !== limits.hidden) throw invalidArgument('hidden', hidden, `${limits.hidden}, as in the model`);
-  if (bytes > limits.messageBytesMax) throw tooLarge(bytes, limits.messageBytesMax);
+  if (bytes > limits.messageBytesMax) throw tooManyRows(bytes, limits.messageBytesMax, limits.worker);
   if (rows === 0 || rowsBytes(rows, hidden) !== bytes) {
-    const held = `${bytes} bytes / (${hidden} x ${bytesPerElement})`;
+    const held = `${bytes} bytes / (${hidden} x 2)`;
     throw invalidArgument('meta.rows', rows, `the number of rows in the message, above 0: ${held}`);
   }
   if (combine !== 'EXACT' && combine !== 'PARTIAL')
@@ -90,7 +77,7 @@ export function fromWireMeta(wire: BatchMeta, bytes: number, limits: BatchLimits
     epoch: safeInteger('epoch', wire.epoch),
     hidden,
     rowCount: rows,
-    deadlineMs: safeInteger('deadline_ms', wire.deadlineMs),
+    deadlineMs: deadlineAfter(safeInteger('remaining_ms', wire.remainingMs)),
     combine: combine === 'EXACT' ? 'exact' : 'partial',
     segments: checkedSegments(wire.segments, rowIndices.length),
     rowIndices,
@@ -98,9 +85,14 @@ export function fromWireMeta(wire: BatchMeta, bytes: number, limits: BatchLimits
   };
 }
 
-export function tooLarge(bytes: number, bytesMax: number): SwitchyardError {
-  const text = `rows is ${bytes} bytes; allowed: at most ${bytesMax} in one token batch`;
-  return new SwitchyardError('TOO_LARGE', text, { field: 'rows', value: bytes, allowed: bytesMax });
+/** Clocks of hosts differ, so what crosses between them is the time that is left. */
+function remainingMs(deadlineMs: number): number {
+  if (deadlineMs === Number.POSITIVE_INFINITY) return 0;
+  return Math.max(remainingMsMin, Math.ceil(deadlineMs - performance.now()));
+}
+
+function deadlineAfter(remaining: number): number {
+  return remaining === 0 ? Number.POSITIVE_INFINITY : performance.now() + remaining;
 }
 
 /** uint64 fields are read as numbers; beyond 2^53 they are not exact. */

@@ -2,8 +2,10 @@ import type { ComputeTime, Expert, ExpertBackend, ExpertInput, native, Slab } fr
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { Trace } from '../common/trace.js';
+import { resultMetadataBytes, rowsBytes } from '../transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../transport/link.js';
 import type { ExecutorMetrics } from './metrics.js';
+import { ExpertQueue, type Part, type Piece, type Task } from './tasks.js';
 
 export interface ExecutorOptions {
   backend: ExpertBackend;
@@ -20,59 +22,11 @@ export interface ExecutorOptions {
   onDeviceLost: (error: SwitchyardError) => void;
 }
 
-/** Room behind the rows of an answer for its metadata, which a transport may send from there. */
-const answerMetadataBytes = 256;
-
-/** A token batch from its arrival to its answer. */
-interface Task {
-  readonly batch: TokenBatch;
-  readonly router: string;
-  readonly answer: Deferred<TokenBatchResult>;
-  readonly arrivedMs: number;
-  startedMs: number;
-  /** One row per entry of rowIndices; taken when the first segment starts. */
-  output: Slab | null;
-  /** What no call has taken yet. */
-  readonly waiting: Set<Part>;
-  rowsLeft: number;
-  computeSeconds: number;
-  ended: boolean;
-}
-
-/** A segment, or what is left of it. */
-interface Part {
-  readonly task: Task;
-  readonly queue: ExpertQueue;
-  /** Into the task's rowIndices, and rows of its output. */
-  offset: number;
-  count: number;
-}
-
-/** Rows of a part that one call computes. */
-interface Piece {
-  readonly task: Task;
-  readonly offset: number;
-  readonly count: number;
-}
-
-/** An expert with the segments that wait for it, in the order of arrival. */
-class ExpertQueue {
-  readonly parts = new Set<Part>();
-  rows = 0;
-  calls = 0;
-  retired = false;
-
-  constructor(
-    readonly layer: number,
-    readonly index: number,
-    readonly expert: Expert,
-  ) {}
-}
-
 /**
  * Computes token batches. Every expert has a queue of segments; a call to the backend takes what is queued for one
  * expert, up to `maxRows`, and while it runs the other queues fill. The next expert is one that the token batch waiting
- * longest needs, so that none is overtaken forever. Memory is bounded by the credits of the links.
+ * longest needs, so that none is overtaken forever. Memory is bounded by the credits of the links: a token batch ends when
+ * nothing is held of it, and holds what `creditCost` says at most.
  */
 export class Executor {
   private readonly queues = new Map<number, Map<number, ExpertQueue>>();
@@ -139,7 +93,8 @@ export class Executor {
       waiting: new Set(),
       rowsLeft: batch.meta.rowIndices.length,
       computeSeconds: 0,
-      ended: false,
+      operations: 0,
+      failure: null,
     };
     this.tasks.add(task);
     this.heldBytes += batch.rows.byteLength;
@@ -153,7 +108,7 @@ export class Executor {
     return task.answer.promise;
   }
 
-  /** Drops what is queued of a batch of a router; what is being computed of it comes to nothing. */
+  /** Drops what is queued of a batch of a router; what is being computed of it comes to nothing, and ends first. */
   cancel(batchId: string, router: string): void {
     for (const task of this.tasks) {
       if (task.router !== router || task.batch.meta.batchId !== batchId) continue;
@@ -213,8 +168,8 @@ export class Executor {
 
   private isLate(task: Task): boolean {
     const { deadlineMs, batchId } = task.batch.meta;
-    if (deadlineMs === 0 || Date.now() <= deadlineMs) return false;
-    const lateMs = Date.now() - deadlineMs;
+    const lateMs = Math.ceil(performance.now() - deadlineMs);
+    if (lateMs <= 0) return false;
     this.fail(
       task,
       new SwitchyardError(
@@ -249,8 +204,8 @@ export class Executor {
     if (task.output !== null) return true;
     try {
       task.output = this.options.memory.allocateSlab(
-        task.rowsLeft * this.options.hidden * 2,
-        answerMetadataBytes,
+        rowsBytes(task.rowsLeft, this.options.hidden),
+        resultMetadataBytes,
       );
     } catch (error) {
       this.fail(task, error);
@@ -275,13 +230,10 @@ export class Executor {
 
   /** A call that fails is repeated piece by piece, so that only the token batch at fault fails. */
   private async compute(queue: ExpertQueue, pieces: Piece[]): Promise<void> {
-    const alive = pieces.filter(({ task }) => !task.ended);
+    const alive = pieces.filter(({ task }) => task.failure === null);
     if (alive.length === 0) return;
     try {
-      const time = await this.options.backend.forward(
-        queue.expert,
-        alive.map((piece) => this.input(piece)),
-      );
+      const time = await this.forward(queue, alive);
       this.completed(queue, alive, time);
     } catch (error) {
       const lost = asSwitchyardError(error);
@@ -290,6 +242,16 @@ export class Executor {
         this.options.onDeviceLost(lost);
       } else if (alive.length === 1) this.fail(alive[0]!.task, error);
       else for (const piece of alive) await this.compute(queue, [piece]);
+    }
+  }
+
+  private async forward(queue: ExpertQueue, pieces: Piece[]): Promise<ComputeTime> {
+    const inputs = pieces.map((piece) => this.input(piece));
+    for (const { task } of pieces) task.operations += 1;
+    try {
+      return await this.options.backend.forward(queue.expert, inputs);
+    } finally {
+      for (const { task } of pieces) this.operationEnded(task);
     }
   }
 
@@ -319,7 +281,7 @@ export class Executor {
     });
     this.options.metrics.computed(queue.layer, queue.index, rows, seconds);
     for (const { task, count } of pieces) {
-      if (task.ended) continue;
+      if (task.failure !== null) continue;
       task.computeSeconds += (seconds * count) / rows;
       task.rowsLeft -= count;
       if (task.rowsLeft === 0) void this.finish(task);
@@ -327,52 +289,69 @@ export class Executor {
   }
 
   private async finish(task: Task): Promise<void> {
-    const { meta, rows } = task.batch;
-    const answer = {
-      rows: task.output!,
-      rowCount: meta.rowIndices.length,
-      computeSeconds: task.computeSeconds,
-      // All its waiting, between segments too: what is left of an exchange is then transport.
-      queueSeconds: Math.max(0, (performance.now() - task.arrivedMs) / 1000 - task.computeSeconds),
-    };
-    if (meta.combine === 'partial') {
-      try {
-        answer.rowCount = meta.rowCount;
-        answer.rows = await this.options.memory.reduceRows({
-          rows: task.output!,
-          hidden: meta.hidden,
-          rowIndices: meta.rowIndices,
-          weights: meta.weights!,
-          outputRows: meta.rowCount,
-        });
-      } catch (error) {
-        this.fail(task, error);
-        return;
-      }
-      if (task.ended) {
-        answer.rows.release();
-        return;
-      }
-      task.output!.release();
+    const { meta } = task.batch;
+    const { computeSeconds } = task;
+    // All its waiting, between segments too: what is left of an exchange is then transport.
+    const queueSeconds = Math.max(0, (performance.now() - task.arrivedMs) / 1000 - computeSeconds);
+    if (meta.combine === 'exact') {
+      const rows = task.output!.share();
+      this.end(task);
+      task.answer.resolve({ rows, rowCount: meta.rowIndices.length, computeSeconds, queueSeconds });
+      return;
     }
-    this.heldBytes -= task.output!.byteLength;
-    task.output = null;
+    let sums: Slab;
+    try {
+      sums = await this.reduce(task);
+    } catch (error) {
+      this.fail(task, error);
+      return;
+    }
+    if (task.failure !== null) {
+      sums.release();
+      return;
+    }
     this.end(task);
-    rows.release();
-    task.answer.resolve(answer);
+    task.answer.resolve({ rows: sums, rowCount: meta.rowCount, computeSeconds, queueSeconds });
   }
 
-  /** Ends a task without an answer. Calls that run hold their slabs; what they yield is dropped. */
+  /** The weighted sums of a task's results, one for each of its rows. */
+  private async reduce(task: Task): Promise<Slab> {
+    const { hidden, rowIndices, weights, rowCount } = task.batch.meta;
+    task.operations += 1;
+    try {
+      return await this.options.memory.reduceRows({
+        rows: task.output!,
+        hidden,
+        rowIndices,
+        weights: weights!,
+        outputRows: rowCount,
+      });
+    } finally {
+      this.operationEnded(task);
+    }
+  }
+
+  /** Ends a task without an answer, as soon as no operation uses its memory; what those yield is dropped. */
   private fail(task: Task, error: unknown): void {
-    if (task.ended) return;
+    if (task.failure !== null) return;
+    task.failure = asSwitchyardError(error);
     for (const part of task.waiting) {
       part.queue.rows -= part.count;
       this.drop(part);
       this.releaseIfDone(part.queue);
     }
+    this.rejectIfFree(task);
+  }
+
+  private operationEnded(task: Task): void {
+    task.operations -= 1;
+    this.rejectIfFree(task);
+  }
+
+  private rejectIfFree(task: Task): void {
+    if (task.failure === null || task.operations > 0) return;
     this.end(task);
-    task.batch.rows.release();
-    task.answer.reject(asSwitchyardError(error));
+    task.answer.reject(task.failure);
   }
 
   private drop(part: Part): void {
@@ -381,16 +360,16 @@ export class Executor {
     if (part.task.waiting.size === 0) this.waiting.delete(part.task);
   }
 
+  /** Gives up what is held of a task. */
   private end(task: Task): void {
-    task.ended = true;
     this.tasks.delete(task);
     this.waiting.delete(task);
-    this.heldBytes -= task.batch.rows.byteLength;
-    if (task.output !== null) {
-      this.heldBytes -= task.output.byteLength;
-      task.output.release();
-      task.output = null;
+    for (const slab of [task.batch.rows, task.output]) {
+      if (slab === null) continue;
+      this.heldBytes -= slab.byteLength;
+      slab.release();
     }
+    task.output = null;
     this.tellIfIdle();
   }
 

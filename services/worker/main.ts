@@ -76,7 +76,11 @@ class WorkerService {
     this.tokens = readTokens(config);
     this.access = new Access(this.tokens);
     this.trace = Trace.open(config.trace, config.name, this.log);
-    native.configure({ slabBytesMax: config.slabBytes, threads: rowThreads });
+    native.configure({
+      slabBytesMax: config.slabBytes,
+      slabSetting: `slabBytes of worker ${config.name}`,
+      threads: rowThreads,
+    });
     this.backend = createBackend(config);
     this.registry = createRegistry('worker', config.name);
     this.metrics = executorMetrics(this.registry);
@@ -247,7 +251,8 @@ class WorkerService {
       secret: this.linkSecret,
       access,
       model: () => this.loaded?.model.spec ?? null,
-      creditBytes: config.linkWindowBytes,
+      linkWindowBytes: config.linkWindowBytes,
+      slabBytes: config.slabBytes,
       messageBytesMax: config.messageBytesMax,
       transport: config.transport,
       // A link opens only when the model, and so the executor, is there.

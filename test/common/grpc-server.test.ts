@@ -165,10 +165,9 @@ describe('messages', () => {
         call.on('error', (error) => resolve(fromServiceError(error))),
       );
     };
-    // More than the server receives; more than it sends.
-    for (const bytes of [3 * messageBytesMax, 16]) {
-      expect(await send(bytes, 8 * messageBytesMax)).toMatchObject({ grpcStatus: 8 });
-    }
+    // More than the server receives; more than the client does.
+    expect(await send(3 * messageBytesMax, 8 * messageBytesMax)).toMatchObject({ code: 'TOO_LARGE' });
+    expect(await send(16, messageBytesMax)).toMatchObject({ code: 'TOO_LARGE' });
   });
 
   test('an error of a handler reaches the client with its code and details', async () => {

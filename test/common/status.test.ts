@@ -62,7 +62,8 @@ describe('a status of gRPC itself', () => {
   ])('%d %s becomes %s %s', (code, details, expected) => {
     const error = fromServiceError({ code, details, metadata: new Metadata() });
     expect(error.code).toBe(expected);
-    expect(error.message).toBe(details);
+    expect(error.message).toContain(details);
+    if (expected === 'TOO_LARGE') expect(error.details).toMatchObject({ setting: 'messageBytesMax' });
   });
 
   test('with trailers that are no details of ours is read all the same', () => {

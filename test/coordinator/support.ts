@@ -17,6 +17,7 @@ export function hello(name: string, fields: Partial<NodeHello> = {}): NodeHello 
     metricsUrl: '',
     pid: 1,
     linkSecret: Buffer.alloc(fields.role === 'ROUTER' ? 0 : linkSecretBytes, name),
+    messageBytesMax: 0,
     ...fields,
   };
 }

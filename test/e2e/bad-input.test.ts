@@ -179,13 +179,16 @@ describe.each(transports)('over %s', (over) => {
         'rows above the limit of a message',
         [head({ length: 4096 }), chunk({ offset: 0, rows: Buffer.alloc(messageBytesMax + rowBytes) })],
         'TOO_LARGE',
-        ['chunk.rows at offset 0 is 1049088 bytes', 'at most 1048576'],
+        [
+          'bytes of the chunk at offset 0 is 1049088',
+          'at most 1048576, by messageBytesMax of router coordinator',
+        ],
       ],
       [
         'a message above what the server receives at all',
         [head({ length: 4096 }), chunk({ offset: 0, rows: Buffer.alloc(3 * messageBytesMax) })],
         ...(over === 'grpc'
-          ? (['TOO_LARGE', ['larger than max', `${2 * messageBytesMax + 65_536}`]] as [string, string[]])
+          ? (['TOO_LARGE', ['larger than max', `${2 * messageBytesMax + 2 ** 20}`]] as [string, string[]])
           : (['INVALID_ARGUMENT', ['a UCX message of', `at most ${3 * messageBytesMax}`]] as [
               string,
               string[],

@@ -63,6 +63,7 @@ async function runLayer(
     weights: chosen.weights,
     workerOf: new Uint32Array(count),
     workers: 1,
+    limits: null,
   });
   const results = native.allocateSlab(group!.rowIndices.length * hidden * 2);
   let outputRow = 0;

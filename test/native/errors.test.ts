@@ -25,6 +25,7 @@ const grouping = {
   weights: new Float32Array(4),
   workerOf: Uint32Array.of(0, 0, 1, 1),
   workers: 2,
+  limits: null,
 };
 const combine = {
   mode: 'exact' as const,
@@ -41,6 +42,10 @@ const reduce = {
   rowIndices: Uint32Array.of(0, 1),
   weights: new Float32Array(2),
   outputRows: 2,
+};
+const limitsOf = (workers: number, rowsMax = 9) => {
+  const all = new Float64Array(workers).fill(rowsMax);
+  return { rowsMax: all, entriesMax: all, costMax: all, rowCost: 1, entryCost: 1 };
 };
 const tokens = { seed: 1, firstToken: 0, count: 4, hidden: 16, skew: 0, topics: 4 };
 
@@ -144,6 +149,16 @@ describe('a call that returns a promise rejects with the field, the value and wh
       '4',
     ],
     ['a worker out of range', () => native.groupRows({ ...grouping, workers: 1 }), '1'],
+    [
+      'limits of other workers',
+      () => native.groupRows({ ...grouping, limits: limitsOf(1) }),
+      'limits.rowsMax.length is 1; allowed: 2',
+    ],
+    [
+      'limits below one token',
+      () => native.groupRows({ ...grouping, limits: limitsOf(2, 0) }),
+      'limits of worker 0 is too low for token 0; allowed: a row and 2 row indices at least',
+    ],
     [
       'a row to pack that is not there',
       () => native.packRows({ rows: slab, hidden: 16, indices: Uint32Array.of(0, 4), tailBytes: 0 }),

@@ -170,6 +170,7 @@ describe('referenceLayer', () => {
       weights: chosen.weights,
       workerOf: new Uint32Array(experts.length),
       workers: 1,
+      limits: null,
     });
     const output = native.allocateSlab(rowCount * 2 * hidden * 2);
     let entry = 0;

@@ -176,6 +176,7 @@ describe('groupRows and packRows', () => {
       weights,
       workerOf,
       workers: 3,
+      limits: null,
     });
     expect(groups.map((group) => group.worker)).toEqual([0, 2]);
     const seen = new Set<number>();

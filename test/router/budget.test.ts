@@ -49,7 +49,7 @@ describe('a byte budget', () => {
   test('refuses what it could never hold', async () => {
     await expect(new ByteBudget(1_000).open().reserve(1_001, never)).rejects.toMatchObject({
       code: 'TOO_LARGE',
-      details: { bytes: 1_001, allowed: 1_000 },
+      details: { value: 1_001, allowed: 1_000, setting: 'budgetBytes' },
     });
   });
 

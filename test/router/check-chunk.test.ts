@@ -8,7 +8,7 @@ import { arrived, options, plan } from './support.js';
 
 const gated = plan();
 const given = plan({ options: options({ routing: 'GIVEN' }) });
-const rowsBytesMax = 16 * gated.rowBytes;
+const limit = { bytesMax: 16 * gated.rowBytes, node: 'router r' };
 
 function request(fields: Partial<Chunk>): ClientMessage {
   const empty = Buffer.alloc(0);
@@ -20,7 +20,7 @@ const rows = (tokens: number) => Buffer.alloc(tokens * gated.rowBytes);
 
 function refusal(message: ClientMessage, offset = 0, of = gated): SwitchyardError {
   try {
-    checkChunk(message, offset, of, rowsBytesMax);
+    checkChunk(message, offset, of, limit);
   } catch (error) {
     return error as SwitchyardError;
   }
@@ -42,7 +42,7 @@ function routing(tokens: number, change: (experts: Uint32Array, weights: Float32
 
 describe('a chunk message', () => {
   test('with whole tokens at the next offset is accepted', () => {
-    const checked = checkChunk(request({ offset: 5, rows: rows(3) }), 5, gated, rowsBytesMax);
+    const checked = checkChunk(request({ offset: 5, rows: rows(3) }), 5, gated, limit);
     expect(checked).toMatchObject({ offset: 5, tokens: 3, given: null });
   });
 
@@ -86,7 +86,8 @@ describe('a chunk message', () => {
   test('larger than the limit is refused', () => {
     expect(refusal(request({ rows: rows(17) }))).toMatchObject({
       code: 'TOO_LARGE',
-      details: { field: 'chunk.rows', value: 544, allowed: 512 },
+      message: 'bytes of the chunk at offset 0 is 544; allowed: at most 512, by messageBytesMax of router r',
+      details: { value: 544, allowed: 512, setting: 'messageBytesMax', node: 'router r' },
     });
   });
 });
@@ -94,7 +95,7 @@ describe('a chunk message', () => {
 describe('given routing', () => {
   test('is read from any address', () => {
     const message = request({ rows: rows(2), ...routing(2) });
-    const checked = checkChunk(message, 0, given, rowsBytesMax);
+    const checked = checkChunk(message, 0, given, limit);
     expect([...checked.given!.experts]).toEqual([0, 5, 4, 3, 2, 1, 0, 5, 4, 3, 2, 1]);
     expect([...checked.given!.weights]).toEqual(new Array(12).fill(0.5));
   });
@@ -152,7 +153,7 @@ describe('given routing', () => {
         const valid = experts.every((id) => id < 6) && pairs.every(([a, b]) => a !== b);
         const fields = routing(2, (array) => array.set(experts));
         const message = request({ rows: rows(2), ...fields });
-        if (valid) checkChunk(message, 0, given, rowsBytesMax);
+        if (valid) checkChunk(message, 0, given, limit);
         else expect(refusal(message, 0, given).code).toBe('INVALID_ARGUMENT');
       }),
     );

@@ -41,6 +41,7 @@ export interface ClusterWishes {
   routers?: number;
   coordinator?: Record<string, unknown>;
   router?: Record<string, unknown>;
+  worker?: Record<string, unknown>;
 }
 
 // Clusters of real services start several times in a file, on whatever machine.
@@ -63,7 +64,7 @@ export async function startCluster(wishes: ClusterWishes = {}): Promise<TestClus
   running.push(coordinator);
   const cluster: TestCluster = { coordinator, workers: [], routers: [] };
   for (let index = 0; index < workers; index += 1) {
-    cluster.workers.push(await addWorker(cluster, `worker-${index}`));
+    cluster.workers.push(await addWorker(cluster, `worker-${index}`, wishes.worker));
   }
   for (let index = 0; index < routers; index += 1) {
     const router = await startRouter(
@@ -83,7 +84,11 @@ export async function startCluster(wishes: ClusterWishes = {}): Promise<TestClus
   return cluster;
 }
 
-export async function addWorker({ coordinator }: TestCluster, name: string): Promise<Running> {
+export async function addWorker(
+  { coordinator }: TestCluster,
+  name: string,
+  wishes: Record<string, unknown> = {},
+): Promise<Running> {
   const worker = await startWorker(
     workerSchema.parse({
       ...quiet,
@@ -92,6 +97,7 @@ export async function addWorker({ coordinator }: TestCluster, name: string): Pro
       name,
       threads: 1,
       drainMs: 500,
+      ...wishes,
     }),
   );
   running.push(worker);

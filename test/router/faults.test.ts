@@ -74,6 +74,10 @@ overEachTransport((transport) => {
       const rows = await tokens(1_000);
       const good = await forward(router, rows, off);
       const chunk = (offset: number, bytes: number) => ({ chunk: { offset, rows: rows.subarray(0, bytes) } });
+      const tooMuch = (bytes: number) => [
+        header({ length: 10_000 }),
+        { chunk: { offset: 0, rows: Buffer.alloc(bytes) } },
+      ];
       const cases: [ForwardRequestInput[], string, string][] = [
         [[header({ hidden: 65 })], 'INVALID_ARGUMENT', 'hidden is 65; allowed: 64'],
         [[header({ dtype: 'F16' })], 'INVALID_ARGUMENT', 'dtype is "F16"; allowed: BF16'],
@@ -97,13 +101,12 @@ overEachTransport((transport) => {
         [
           [header({ length: 1_000 }), chunk(0, 100_096)],
           'TOO_LARGE',
-          'chunk.rows at offset 0 is 100096 bytes',
+          'bytes of the chunk at offset 0 is 100096; allowed: at most 65536, by messageBytesMax of router router-0',
         ],
         [
-          [header({ length: 4_000 }), { chunk: { offset: 0, rows: Buffer.alloc(300_032) } }],
           ...(transport === 'grpc'
-            ? (['TOO_LARGE', 'larger than max'] as const)
-            : (['RESOURCE_EXHAUSTED', 'a chunk that costs 300032 bytes'] as const)),
+            ? ([tooMuch(1_280_000), 'TOO_LARGE', 'messageBytesMax of the receiver'] as const)
+            : ([tooMuch(300_032), 'RESOURCE_EXHAUSTED', 'a chunk that costs 300032 bytes'] as const)),
         ],
       ];
       for (const [messages, code, text] of cases) {

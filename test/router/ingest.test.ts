@@ -76,7 +76,14 @@ function ingest(
   busy = () => false,
 ) {
   const share = budget.open();
-  return new Ingest({ plan: batch, source: source(messages), share, rowsBytesMax: 1e6, busy, signal });
+  return new Ingest({
+    plan: batch,
+    source: source(messages),
+    share,
+    messageLimit: { bytesMax: 1e6, node: 'router r' },
+    busy,
+    signal,
+  });
 }
 
 /** Takes all chunks, and checks that they hold the tokens of the batch in order. */
@@ -196,7 +203,7 @@ describe.each<TransportKind>(['grpc', 'ucx'])('over %s', (transport) => {
         plan: batch,
         source: { next },
         share: budget.open(),
-        rowsBytesMax: 1e6,
+        messageLimit: { bytesMax: 1e6, node: 'router r' },
         busy: () => false,
         signal,
       });
@@ -287,7 +294,7 @@ test('a slab that is just the next chunk becomes it', async () => {
     plan: batch,
     source: { next },
     share,
-    rowsBytesMax: 1e6,
+    messageLimit: { bytesMax: 1e6, node: 'router r' },
     busy: () => false,
     signal,
   });

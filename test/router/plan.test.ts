@@ -115,7 +115,23 @@ describe('the chunk size', () => {
 
   test('is refused when a token does not fit at all', () => {
     expect(() => planBatch(header(), { ...limits, chunkBytesMax: 64 })).toThrow(
-      "half of the router's byte budget",
+      'allowed: at most 64, by budgetBytes of router r',
+    );
+  });
+
+  test('asked for beyond what the budget allows is refused by its name', () => {
+    const asked = header({ options: options({ chunkTokens: 8_192 }) });
+    expect(() => planBatch(asked, { ...limits, chunkBytesMax: 64 * 1024 })).toThrow(
+      /options.chunk_tokens is 8192; allowed: at most \d+, by budgetBytes of router r/,
+    );
+  });
+
+  test('of one token with its given routing must fit into a message', () => {
+    const given = header({ options: options({ routing: 'GIVEN' }) });
+    const of = (messageBytesMax: number) => planBatch(given, { ...limits, messageBytesMax });
+    expect(of(32 + 48).given).toBe(true);
+    expect(() => of(79)).toThrow(
+      'bytes of one token is 80; allowed: at most 79, by messageBytesMax of router r',
     );
   });
 

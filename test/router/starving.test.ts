@@ -105,7 +105,7 @@ describe('a connection', () => {
     expect(await failure).toMatchObject({
       code: 'RESOURCE_EXHAUSTED',
       message:
-        '3 batches are under way at this router, 3 of them of this connection; ' +
+        '3 batches are under way at router router-0, 3 of them of this connection; ' +
         'allowed: 6, as batchesMax has it, and one more for a connection that has fewer than are free',
       details: { batches: 3, ofConnection: 3, free: 3, allowed: 6 },
     });

@@ -26,6 +26,8 @@ export const limits: PlanLimits = {
   feedback: false,
   chunkBytesMax: 64 * 1024 * 1024,
   chunkTokens: 0,
+  messageBytesMax: 1024 * 1024,
+  node: 'router r',
 };
 
 export function options(fields: Partial<ForwardOptions> = {}): ForwardOptions {

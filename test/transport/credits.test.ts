@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { SwitchyardError } from '../../services/common/errors.js';
 import { Credits } from '../../services/transport/credits.js';
 
+const source = { setting: 'linkWindowBytes', node: 'worker w' };
 const never = new AbortController().signal;
 const settled = () => new Promise((resolve) => setImmediate(resolve));
 
@@ -16,7 +17,7 @@ describe('credits', () => {
   test('stay within the capacity, are granted in order, and are never lost', async () => {
     await fc.assert(
       fc.asyncProperty(fc.array(step, { maxLength: 60 }), async (steps) => {
-        const credits = new Credits(100);
+        const credits = new Credits(100, source);
         let waiting: { bytes: number; abort: AbortController; id: number }[] = [];
         let held: { bytes: number }[] = [];
         const grants: number[] = [];
@@ -68,7 +69,7 @@ describe('credits', () => {
   });
 
   test('close refuses those that wait and those to come; what is held can be given back', async () => {
-    const credits = new Credits(10);
+    const credits = new Credits(10, source);
     await credits.acquire(8, never);
     const waiting = credits.acquire(5, never);
     const lost = new SwitchyardError('LINK_LOST', 'gone');
@@ -80,13 +81,13 @@ describe('credits', () => {
   });
 
   test('an aborted signal takes nothing', async () => {
-    const credits = new Credits(10);
+    const credits = new Credits(10, source);
     await expect(credits.acquire(1, AbortSignal.abort())).rejects.toMatchObject({ code: 'CANCELLED' });
     expect(credits.outstanding).toBe(0);
   });
 
   test('one that gives up waiting lets smaller ones behind it through', async () => {
-    const credits = new Credits(10);
+    const credits = new Credits(10, source);
     const abort = new AbortController();
     await credits.acquire(6, never);
     const large = credits.acquire(9, abort.signal);
@@ -98,13 +99,13 @@ describe('credits', () => {
   });
 
   test('to give back more than is held is a bug', async () => {
-    const credits = new Credits(10);
+    const credits = new Credits(10, source);
     await credits.acquire(3, never);
     expect(() => credits.release(4)).toThrow('outstanding: 3');
     expect(() => credits.release(-1)).toThrow('outstanding: 3');
   });
 
   test.each([0, -1, 1.5, Number.NaN, 2 ** 60])('a capacity of %d is refused', (capacity) => {
-    expect(() => new Credits(capacity)).toThrow('credit_bytes');
+    expect(() => new Credits(capacity, source)).toThrow('credit_bytes');
   });
 });

@@ -16,6 +16,7 @@ import { toWireMeta } from '../../services/transport/messages.js';
 import {
   atEnd,
   batchOf,
+  costOf,
   dial,
   messageBytesMax,
   metaOf,
@@ -28,7 +29,7 @@ import {
   welcome,
 } from './support.js';
 
-const hello = { hello: { modelFingerprint: 'f', epoch: 1 } };
+const hello = { hello: { modelFingerprint: 'f', epoch: 1, resultBytesMax: messageBytesMax } };
 
 function tokens(exchange: number, rowCount = 4) {
   return {
@@ -84,15 +85,21 @@ describe('a router that breaks the protocol loses its link, and no other router 
   test('it sends more than its credit', async () => {
     const cancelled: string[] = [];
     const { address } = await startWorker({
-      creditBytes: 20 * rowBytes,
+      linkWindowBytes: 2 * costOf(1024),
       handler: () => new Promise(() => {}),
       onCancel: (batchId) => cancelled.push(batchId),
     });
     const { call, received, ended } = rawRouter(address);
-    for (const message of [hello, tokens(1), tokens(2), tokens(3)]) call.write(message);
+    for (const message of [hello, ...[1, 2, 3].map((exchange) => tokens(exchange, 1024))])
+      call.write(message);
     expect(await ended).toMatchObject({
       code: 'RESOURCE_EXHAUSTED',
-      details: { field: 'bytes outstanding', value: 24 * rowBytes, allowed: 20 * rowBytes },
+      details: {
+        value: 3 * costOf(1024),
+        allowed: 2 * costOf(1024),
+        setting: 'linkWindowBytes',
+        node: 'worker w',
+      },
     });
     expect(received.map(({ kind }) => kind)).toEqual(['welcome']);
     expect(cancelled).toEqual(['b']);
@@ -153,7 +160,7 @@ describe('a router that does not read its answers', () => {
       rows.release();
       throw new Error('x'.repeat(64 * 1024));
     };
-    const { address } = await startWorker({ creditBytes: 1e9, handler });
+    const { address } = await startWorker({ linkWindowBytes: 1e9, slabBytes: 4e9, handler });
     const { call, received } = rawRouter(address);
     call.write(hello);
     await until(() => received.length === 1);

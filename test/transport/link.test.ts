@@ -8,6 +8,7 @@ import { collectGarbage } from '../support/garbage.js';
 import {
   batchOf,
   bytesOf,
+  costOf,
   dial,
   messageBytesMax,
   metaOf,
@@ -20,9 +21,16 @@ import {
   useTransport,
 } from './support.js';
 
-/** A handler that keeps what it gets until the test answers. */
+/** A handler that keeps what it gets until the test answers, or its batch is cancelled and `drop` called. */
 function holding() {
   const held: { batch: TokenBatch; answer: Deferred<TokenBatchResult> }[] = [];
+  const drop = (batchId: string) => {
+    for (const { batch, answer } of held) {
+      if (batch.meta.batchId !== batchId) continue;
+      batch.rows.release();
+      answer.reject(new SwitchyardError('CANCELLED', 'dropped'));
+    }
+  };
   const handler = (batch: TokenBatch) => {
     const answer = new Deferred<TokenBatchResult>();
     held.push({ batch, answer });
@@ -32,7 +40,7 @@ function holding() {
     const { meta, rows } = batch;
     answer.resolve({ rows, rowCount: meta.rowCount, computeSeconds: 0, queueSeconds: 0 });
   };
-  return { held, handler, echo };
+  return { held, handler, echo, drop };
 }
 
 afterAll(async () => {
@@ -170,17 +178,21 @@ describe.each(transports)('over %s', (transport) => {
     });
 
     test('above the size of a message, or the credit of the link, is refused by name', async () => {
-      const { address } = await startWorker({ creditBytes: 32 * rowBytes });
+      const { address } = await startWorker({ linkWindowBytes: 128 * 1024 });
       const link = await dial(address);
       const long = batchOf({ rowCount: messageBytesMax / rowBytes + 1 });
       await expect(link.exchange(long, never)).rejects.toMatchObject({
         code: 'TOO_LARGE',
-        details: { field: 'rows' },
+        details: { allowed: messageBytesMax, setting: 'messageBytesMax', node: 'worker w' },
       });
-      const wide = batchOf({ rowCount: 4, entries: 29 });
+      // One row that many experts want costs what their results take.
+      const wide = batchOf({ rowCount: 1, entries: 4000 });
       await expect(link.exchange(wide, never)).rejects.toMatchObject({
         code: 'TOO_LARGE',
-        details: { allowed: 512 },
+        message: expect.stringContaining(
+          'by linkWindowBytes (or slabBytes, where that gives less) of worker w',
+        ),
+        details: { allowed: 128 * 1024, node: 'worker w' },
       });
       expect(long.rows.released && wide.rows.released).toBe(true);
     });
@@ -189,12 +201,11 @@ describe.each(transports)('over %s', (transport) => {
   describe('credits', () => {
     test('bound what a worker holds, whatever the router has to send', async () => {
       const { held, handler, echo } = holding();
-      // Eight rows sent plus eight returned: room for three.
-      const { address } = await startWorker({ handler, creditBytes: 3 * 16 * rowBytes });
+      const { address } = await startWorker({ handler, linkWindowBytes: 3 * costOf(512) });
       const link = await dial(address);
       const order: number[] = [];
       const answers = Array.from({ length: 12 }, (_, chunk) =>
-        link.exchange(batchOf({ rowCount: 8, chunk }), never).then(({ rows }) => {
+        link.exchange(batchOf({ rowCount: 512, chunk }), never).then(({ rows }) => {
           order.push(chunk);
           rows.release();
         }),
@@ -223,7 +234,7 @@ describe.each(transports)('over %s', (transport) => {
       await until(() => held.length === 1);
       abort.abort();
       await expect(exchange).rejects.toMatchObject({ code: 'CANCELLED' });
-      expect(link.stats.bytesOutstanding).toBe(4 * rowBytes);
+      expect(link.stats.bytesOutstanding).toBe(costOf(2));
       echo(held[0]!);
       await until(() => link.stats.answersDiscarded === 1);
       expect(link.stats.bytesOutstanding).toBe(0);
@@ -231,9 +242,9 @@ describe.each(transports)('over %s', (transport) => {
 
     test('ends an exchange that waits for credit, with the deadline as its reason', async () => {
       const { held, handler, echo } = holding();
-      const { address } = await startWorker({ handler, creditBytes: 16 * rowBytes });
+      const { address } = await startWorker({ handler, linkWindowBytes: costOf(1024) });
       const link = await dial(address);
-      const first = link.exchange(batchOf({ rowCount: 8 }), never);
+      const first = link.exchange(batchOf({ rowCount: 1024 }), never);
       const waiting = batchOf({ rowCount: 8 });
       await expect(link.exchange(waiting, AbortSignal.timeout(20))).rejects.toMatchObject({
         code: 'DEADLINE_EXCEEDED',
@@ -247,7 +258,7 @@ describe.each(transports)('over %s', (transport) => {
   });
 
   describe('cancel', () => {
-    test('ends the exchanges of the batch on both sides, and gives back their credit', async () => {
+    test('ends the exchanges of the batch on both sides; their credit is free when the worker holds nothing of them', async () => {
       const { held, handler, echo } = holding();
       const cancelled: string[] = [];
       const onCancel = (batchId: string, router: string) => cancelled.push(`${batchId} of ${router}`);
@@ -258,14 +269,16 @@ describe.each(transports)('over %s', (transport) => {
       await until(() => held.length === 4);
       link.cancel('doomed');
       for (const exchange of doomed) await expect(exchange).rejects.toMatchObject({ code: 'CANCELLED' });
-      expect(link.stats.bytesOutstanding).toBe(8 * rowBytes);
       await until(() => cancelled.length > 0);
+      expect(link.stats.bytesOutstanding).toBe(4 * costOf(4));
       // What the worker computed in spite of it is not sent.
       held.forEach(echo);
       (await other).rows.release();
+      await until(() => link.stats.bytesOutstanding === 0);
       (await Promise.all([link.exchange(batchOf({ batchId: 'next' }), never), echoNext()]))[0].rows.release();
       expect(cancelled).toEqual(['doomed of r']);
-      expect(link.stats).toMatchObject({ bytesOutstanding: 0, answersDiscarded: 0, messagesReceived: 2 });
+      await until(() => link.stats.bytesOutstanding === 0);
+      expect(link.stats).toMatchObject({ answersDiscarded: 3, messagesReceived: 2 });
 
       async function echoNext() {
         await until(() => held.length === 5);
@@ -304,8 +317,8 @@ describe.each(transports)('over %s', (transport) => {
     });
 
     test('by a router that connects anew: the worker serves the new link only', async () => {
-      const { held, handler, echo } = holding();
-      const { address } = await startWorker({ handler });
+      const { held, handler, echo, drop } = holding();
+      const { address } = await startWorker({ handler, onCancel: drop });
       const old = await dial(address);
       const lost = old.exchange(batchOf(), never);
       await until(() => held.length === 1);
@@ -314,7 +327,7 @@ describe.each(transports)('over %s', (transport) => {
       expect((await old.closed).message).toContain('router r has connected anew');
       const exchange = link.exchange(batchOf(), never);
       await until(() => held.length === 2);
-      held.forEach(echo);
+      echo(held[1]!);
       (await exchange).rows.release();
     });
 

@@ -3,9 +3,9 @@ import fc from 'fast-check';
 import { SwitchyardError } from '../../services/common/errors.js';
 import type { BatchMeta } from '../../services/common/generated/switchyard/v1/BatchMeta.js';
 import { services } from '../../services/common/protocol.js';
+import { creditCost } from '../../services/transport/limits.js';
 import type { TokenBatchMeta } from '../../services/transport/link.js';
 import {
-  creditCost,
   fromWireFailure,
   fromWireMeta,
   toWireFailure,
@@ -13,7 +13,7 @@ import {
 } from '../../services/transport/messages.js';
 import { hidden, messageBytesMax, metaOf, rowBytes } from './support.js';
 
-const limits = { hidden, messageBytesMax };
+const limits = { worker: 'w', hidden, messageBytesMax };
 const { Exchange } = services.Experts;
 
 /** Metadata as it arrives at the other side. */
@@ -29,17 +29,18 @@ const validMeta = fc
     layer: fc.integer({ min: 0, max: 2 ** 32 - 1 }),
     attempt: fc.integer({ min: 0, max: 9 }),
     epoch: fc.maxSafeNat(),
-    deadlineMs: fc.maxSafeNat(),
+    leftMs: fc.option(fc.nat({ max: 2 ** 40 })),
     combine: fc.constantFrom('exact' as const, 'partial' as const),
     rowCount: fc.integer({ min: 1, max: 40 }),
     counts: fc.array(fc.integer({ min: 1, max: 9 }), { minLength: 1, maxLength: 8 }),
     seed: fc.nat(),
     weighted: fc.boolean(),
   })
-  .map(({ counts, seed, weighted, ...rest }): TokenBatchMeta => {
+  .map(({ counts, seed, weighted, leftMs, ...rest }): TokenBatchMeta => {
     const entries = counts.reduce((sum, count) => sum + count, 0);
     return {
       ...rest,
+      deadlineMs: leftMs === null ? Number.POSITIVE_INFINITY : performance.now() + leftMs,
       hidden,
       segments: Uint32Array.from(counts.flatMap((count, expert) => [expert * 3, count])),
       rowIndices: Uint32Array.from({ length: entries }, (_, i) => (seed + i * 7) % rest.rowCount),
@@ -54,9 +55,13 @@ describe('metadata of a token batch', () => {
   test('arrives as it was sent', () => {
     fc.assert(
       fc.property(validMeta, (meta) => {
-        expect(fromWireMeta(sent(9, meta), meta.rowCount * rowBytes, limits)).toEqual(meta);
-        const results = meta.combine === 'exact' ? meta.rowIndices.length : meta.rowCount;
-        expect(creditCost(meta)).toBe((meta.rowCount + results) * rowBytes);
+        const { deadlineMs, ...arrived } = fromWireMeta(sent(9, meta), meta.rowCount * rowBytes, limits);
+        expect({ ...arrived, deadlineMs: 0 }).toEqual({ ...meta, deadlineMs: 0 });
+        // By the time that is left, whatever the clocks say; a deadline that has passed is one still.
+        const none = meta.deadlineMs === Number.POSITIVE_INFINITY;
+        expect(deadlineMs === Number.POSITIVE_INFINITY).toBe(none);
+        if (!none) expect(deadlineMs).toBeGreaterThanOrEqual(meta.deadlineMs);
+        expect(creditCost(arrived as TokenBatchMeta)).toBe(creditCost(meta));
       }),
     );
   });
@@ -70,7 +75,12 @@ describe('metadata of a token batch', () => {
     ['fewer rows than announced', () => ({}), 3, /^meta.rows is 4; allowed/],
     ['rows that are not whole', () => ({}), 4.5, /^meta.rows is 4; allowed/],
     ['no rows', () => ({ rows: 0 }), 0, /^meta.rows is 0; allowed/],
-    ['rows above the limit', () => ({ rows: 4097 }), 4097, /^rows is 65552 bytes; allowed: at most 65536/],
+    [
+      'rows above the limit',
+      () => ({ rows: 4097 }),
+      4097,
+      /^row bytes of a token batch is 65552; allowed: at most 65536, by messageBytesMax of worker w/,
+    ],
     ['an unknown combine mode', () => ({ combine: 7 as never }), 4, /^combine is 7; allowed: EXACT, PARTIAL/],
     ['no indices', () => ({ rowIndices: Buffer.alloc(0) }), 4, /^row_indices is "0 bytes"/],
     ['indices that are not whole', () => ({ rowIndices: Buffer.alloc(5) }), 4, /^row_indices is "5 bytes"/],
@@ -127,7 +137,7 @@ describe('metadata of a token batch', () => {
       epoch: fc.oneof(u32, fc.double({ noNaN: true, min: 0 })),
       hidden: fc.oneof(fc.constant(hidden), u32),
       rows: u32,
-      deadlineMs: u32,
+      remainingMs: u32,
       combine: fc.constantFrom('EXACT', 'PARTIAL', 9),
       segments: fc.array(fc.record({ expert: u32, count: u32 }), { maxLength: 4 }),
       rowIndices: bytes.map(Buffer.from),

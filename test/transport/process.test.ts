@@ -2,8 +2,9 @@ import { describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import { prepareProcess } from '../../services/common/process.js';
+import { creditCost } from '../../services/transport/limits.js';
 import { collectGarbage } from '../support/garbage.js';
-import { batchBytes, creditBytes, dialProcess, forkWorker, hidden, large } from './processes.js';
+import { batchBytes, creditBytes, dialProcess, forkWorker, hidden, large, rowCount } from './processes.js';
 import { metaOf, never, transports, until, useTransport } from './support.js';
 
 prepareProcess();
@@ -20,7 +21,7 @@ describe.each(transports)('over %s a worker process', (transport) => {
     const batches = Array.from({ length: 8 }, large);
     const ends = batches.map((batch) => link.exchange(batch, never).catch((error: SwitchyardError) => error));
     await new Promise((resolve) => setTimeout(resolve, 200));
-    expect(link.stats.bytesOutstanding).toBe(8 * 2 * batchBytes);
+    expect(link.stats.bytesOutstanding).toBe(8 * creditCost(metaOf({ rowCount, hidden })));
     const killed = performance.now();
     worker.kill('SIGKILL');
     for (const end of await Promise.all(ends)) {
@@ -43,12 +44,13 @@ describe.each(transports)('over %s a worker process', (transport) => {
     (await link.exchange(large(), never)).rows.release();
     worker.kill('SIGSTOP');
     const before = process.memoryUsage();
-    const creditBatches = creditBytes / (2 * batchBytes);
+    const cost = creditCost(metaOf({ rowCount, hidden }));
+    const creditBatches = Math.floor(creditBytes / cost);
     const ends = Array.from({ length: creditBatches }, () => link.exchange(large(), never));
     // Beyond the credits: a caller waits here with rows that are its own.
     const waiting = Array.from({ length: 8 }, () => link.exchange(large(), never));
     await new Promise((resolve) => setTimeout(resolve, 1_000));
-    expect(link.stats.bytesOutstanding).toBe(creditBytes);
+    expect(link.stats.bytesOutstanding).toBe(creditBatches * cost);
     // grpc-js holds copies of the message on its way and of the one behind it, and the kernel what its buffers take.
     const grown = process.memoryUsage().arrayBuffers - before.arrayBuffers;
     expect(grown).toBeLessThan(8 * batchBytes);

@@ -43,7 +43,7 @@ export const dialProcess = (address: string, options: Partial<LinkOptions> = {})
     worker: 'bench',
     key: linkKey(benchSecret, options.router ?? 'test'),
     modelFingerprint: 'bench',
-    messageBytesMax: batchBytes,
+    resultBytesMax: batchBytes,
     ...options,
   });
 

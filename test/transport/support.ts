@@ -10,6 +10,7 @@ import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { createLogger } from '../../services/common/log.js';
 import { services } from '../../services/common/protocol.js';
 import { dialLink, type LinkOptions } from '../../services/transport/dial.js';
+import { creditCost, metadataRoom } from '../../services/transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TransportKind } from '../../services/transport/link.js';
 import { checkLink, linkKey, linkSecretBytes, proveLink } from '../../services/transport/link-key.js';
 import { type LinkServiceOptions, linkService } from '../../services/transport/serve.js';
@@ -69,7 +70,7 @@ export function metaOf(options: Partial<TokenBatchMeta> & { entries?: number } =
     epoch: 1,
     hidden,
     rowCount,
-    deadlineMs: 0,
+    deadlineMs: Number.POSITIVE_INFINITY,
     combine: 'exact',
     segments: Uint32Array.of(0, count),
     rowIndices: Uint32Array.from({ length: count }, (_, i) => i % rowCount),
@@ -78,10 +79,13 @@ export function metaOf(options: Partial<TokenBatchMeta> & { entries?: number } =
   };
 }
 
+/** Bytes of credit of a token batch of so many rows, each with one row index. */
+export const costOf = (rowCount: number): number => creditCost(metaOf({ rowCount }));
+
 /** A token batch whose rows hold `fill`, `fill + 1`, ... byte after byte. */
 export function batchOf(options: Parameters<typeof metaOf>[0] = {}, fill = 0): TokenBatch {
   const meta = metaOf(options);
-  const rows = native.allocateSlab(meta.rowCount * meta.hidden * 2, 4096);
+  const rows = native.allocateSlab(meta.rowCount * meta.hidden * 2, metadataRoom(meta));
   const view = rows.view();
   for (let i = 0; i < view.length; i++) view[i] = (fill + i) & 0x3f;
   return { meta, rows };
@@ -103,7 +107,8 @@ export async function startWorker(options: Partial<LinkServiceOptions> = {}) {
         secret,
         access,
         model: () => ({ fingerprint: 'f', hidden }),
-        creditBytes: 1024 * 1024,
+        linkWindowBytes: 1024 * 1024,
+        slabBytes: 256 * 1024 * 1024,
         messageBytesMax,
         handler: async ({ meta, rows }) => ({
           rows,
@@ -132,7 +137,7 @@ export async function dial(address: string, options: Partial<LinkOptions> = {}) 
     modelFingerprint: 'f',
     epoch: 1,
     key: linkKey(secret, router),
-    messageBytesMax,
+    resultBytesMax: messageBytesMax,
     transport: current,
     log,
     ...options,

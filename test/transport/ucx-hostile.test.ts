@@ -15,6 +15,7 @@ import { dialProcess, forkWorker, large } from './processes.js';
 import {
   atEnd,
   batchOf,
+  costOf,
   dial,
   messageBytesMax,
   metaOf,
@@ -45,7 +46,9 @@ function send(channel: UcxChannel, metadata: Uint8Array, rowsBytes = 0): void {
 }
 
 const encoded = (message: RouterMessageInput) => exchangeCodec.router.serialize(message);
-const hello: RouterMessageInput = { hello: { modelFingerprint: 'f', epoch: 1 } };
+const hello: RouterMessageInput = {
+  hello: { modelFingerprint: 'f', epoch: 1, resultBytesMax: messageBytesMax },
+};
 
 const tokens = (exchange: number, rowCount: number) =>
   encoded({ tokens: { meta: toWireMeta(exchange, metaOf({ rowCount })) } });
@@ -117,14 +120,14 @@ onUcx.each<[string, (channel: UcxChannel) => void, string, string]>([
   [
     'sends more than its credit',
     (channel) => {
-      for (let i = 1; i <= 3; i++) send(channel, tokens(i, 4), 4 * rowBytes);
+      for (let i = 1; i <= 3; i++) send(channel, tokens(i, 1024), 1024 * rowBytes);
     },
     'RESOURCE_EXHAUSTED',
-    'bytes outstanding is',
+    'bytes of credit outstanding is',
   ],
 ])('a router that %s over UCX loses its link, and no other notices', async (_, misbehave, code, text) => {
   const handler = () => new Promise<never>(() => {});
-  const { address } = await startWorker({ handler, creditBytes: 20 * rowBytes });
+  const { address } = await startWorker({ handler, linkWindowBytes: 2 * costOf(1024) });
   const good = await dial(address, { transport: 'ucx' });
   const waiting = good.exchange(batchOf(), never);
   const { channel, ended } = await routerOnUcx(address);
@@ -132,7 +135,7 @@ onUcx.each<[string, (channel: UcxChannel) => void, string, string]>([
   const error = await ended;
   expect(error.code).toBe(code);
   expect(error.message).toContain(text);
-  expect(good.stats).toMatchObject({ answersDiscarded: 0, bytesOutstanding: 8 * rowBytes });
+  expect(good.stats).toMatchObject({ answersDiscarded: 0, bytesOutstanding: costOf(4) });
   good.close();
   await expect(waiting).rejects.toMatchObject({ message: expect.stringContaining('the router closed') });
 });

@@ -68,7 +68,7 @@ function tokenBatch({ layer, segments }: Wanted, fields: Partial<TokenBatchMeta>
     epoch: 1,
     hidden,
     rowCount: tokens.length,
-    deadlineMs: 0,
+    deadlineMs: Number.POSITIVE_INFINITY,
     combine: 'exact',
     segments: Uint32Array.from(segments.flatMap(([expert, list]) => [expert, list.length])),
     rowIndices: Uint32Array.from(segments.flatMap(([, list]) => list.map((token) => tokens.indexOf(token)))),
@@ -354,12 +354,12 @@ describe('executor', () => {
   test('rows whose deadline passed in the queue are not computed', async () => {
     const { executor, totals } = await createExecutor();
     const wants: Wanted = { layer: 0, segments: [[0, [1, 2, 3]]] };
-    const late = executor.submit(tokenBatch(wants, { deadlineMs: Date.now() - 5 }), 'r');
+    const late = executor.submit(tokenBatch(wants, { deadlineMs: performance.now() - 5 }), 'r');
     await expect(late).rejects.toMatchObject({
       code: 'DEADLINE_EXCEEDED',
       message: expect.stringMatching(/batch b passed \d+ ms ago/),
     });
-    const timely = await executor.submit(tokenBatch(wants, { deadlineMs: Date.now() + 60_000 }), 'r');
+    const timely = await executor.submit(tokenBatch(wants, { deadlineMs: performance.now() + 60_000 }), 'r');
     expectExact(wants, timely);
     expect(totals.rows).toBe(3);
   });

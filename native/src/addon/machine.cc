@@ -73,7 +73,9 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
 
 Napi::Value configure_process(const Napi::CallbackInfo& info) {
   const Fields options(info[0], "");
+  const Napi::Value setting = options.value("slabSetting");
   configure(options.integer("slabBytesMax", 1, safe_integer_max),
+            setting.IsUndefined() ? std::string() : to_text(setting, "slabSetting"),
             static_cast<int>(options.integer("threads", 1, threads_max)));
   return info.Env().Undefined();
 }

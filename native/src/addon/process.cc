@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "runtime/error.h"
 
@@ -37,7 +38,7 @@ ThreadPool& pool() {
   return *running;
 }
 
-void configure(size_t slab_bytes_max, int threads) {
+void configure(size_t slab_bytes_max, std::string slab_setting, int threads) {
   {
     const std::lock_guard lock(mutex);
     if (running && running->threads() != threads) {
@@ -45,7 +46,7 @@ void configure(size_t slab_bytes_max, int threads) {
     }
     threads_wanted = threads;
   }
-  arena().set_limit(slab_bytes_max);
+  arena().set_limit(slab_bytes_max, std::move(slab_setting));
 }
 
 }  // namespace switchyard::addon

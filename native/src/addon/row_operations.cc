@@ -143,6 +143,13 @@ Napi::Object to_group(Napi::Env env, const GroupPlan& plan) {
   return group;
 }
 
+GroupLimits to_limits(Operation& operation, const Fields& limits, uint64_t workers) {
+  const auto of = [&](const char* field) {
+    return held_span<double>(operation, limits.value(field), limits.name(field), workers);
+  };
+  return {of("rowsMax"), of("entriesMax"), of("costMax"), limits.number("rowCost"), limits.number("entryCost")};
+}
+
 /** Room for the metadata of an answer. */
 constexpr size_t answer_metadata_bytes = 256;
 
@@ -154,8 +161,10 @@ void prepare_group(const Napi::CallbackInfo& info, Operation& operation) {
   const auto experts = held_span<uint32_t>(operation, options.value("experts"), "experts", row_count * top_k);
   const auto weights = held_span<float>(operation, options.value("weights"), "weights", row_count * top_k);
   const auto worker_of = held_span<uint32_t>(operation, options.value("workerOf"), "workerOf");
+  const GroupLimits limits =
+      options.is_null("limits") ? GroupLimits() : to_limits(operation, options.fields("limits"), workers);
   const auto groups = std::make_shared<std::vector<GroupPlan>>();
-  operation.run = [=] { *groups = plan_groups(experts, weights, top_k, worker_of, workers); };
+  operation.run = [=] { *groups = plan_groups(experts, weights, top_k, worker_of, workers, limits); };
   operation.result = [groups](Napi::Env env) {
     auto result = Napi::Array::New(env, groups->size());
     for (uint32_t i = 0; i < groups->size(); ++i) result.Set(i, to_group(env, (*groups)[i]));

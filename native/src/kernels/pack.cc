@@ -1,6 +1,8 @@
 #include "kernels/pack.h"
 
+#include <algorithm>
 #include <string>
+#include <utility>
 
 #include "kernels/streaming.h"
 #include "runtime/error.h"
@@ -26,55 +28,101 @@ void check_choices(std::span<const std::uint32_t> experts, std::span<const float
   }
 }
 
-/** Where each expert's segment begins in its worker's plan, once the plans have their final sizes. */
-std::vector<std::uint32_t> lay_segments(std::span<const std::uint32_t> counts,
-                                        std::span<const std::uint32_t> worker_of, std::vector<GroupPlan>& plans) {
-  std::vector<std::uint32_t> starts(counts.size());
-  std::vector<std::uint32_t> entries(plans.size());
-  for (std::uint32_t expert = 0; expert < counts.size(); ++expert) {
-    if (counts[expert] == 0) continue;
-    const std::uint32_t worker = worker_of[expert];
-    starts[expert] = entries[worker];
-    entries[worker] += counts[expert];
-    plans[worker].segments.push_back(expert);
-    plans[worker].segments.push_back(counts[expert]);
+/** The plan that each worker's tokens go to, and the next one when it is full. */
+class Plans {
+ public:
+  Plans(std::size_t workers, const GroupLimits& limits) : limits_(limits), current_(workers, absent) {}
+
+  /** Puts a token with so many row indices into a plan of the worker. */
+  GroupPlan& add(std::uint32_t worker, std::uint32_t token, std::size_t entries) {
+    std::uint32_t& current = current_[worker];
+    if (current == absent || !within(plans_[current], entries)) {
+      current = static_cast<std::uint32_t>(plans_.size());
+      plans_.push_back({.worker = worker});
+      if (!within(plans_[current], entries)) {
+        throw_invalid("limits of worker " + std::to_string(worker), "too low for token " + std::to_string(token),
+                      "a row and " + std::to_string(entries) + " row indices at least");
+      }
+    }
+    plans_[current].tokens.push_back(token);
+    return plans_[current];
   }
-  for (std::size_t worker = 0; worker < plans.size(); ++worker) {
-    plans[worker].row_indices.resize(entries[worker]);
-    plans[worker].slots.resize(entries[worker]);
-    plans[worker].weights.resize(entries[worker]);
+
+  GroupPlan& of(std::uint32_t worker) { return plans_[current_[worker]]; }
+
+  /** All plans, those of each worker together. */
+  std::vector<GroupPlan> take() {
+    std::ranges::stable_sort(plans_, {}, &GroupPlan::worker);
+    return std::move(plans_);
   }
-  return starts;
+
+ private:
+  bool within(const GroupPlan& plan, std::size_t entries_more) const {
+    const auto rows = static_cast<double>(plan.tokens.size() + 1);
+    const auto entries = static_cast<double>(plan.slots.size() + entries_more);
+    const double cost = rows * limits_.row_cost + entries * limits_.entry_cost;
+    const auto below = [&](std::span<const double> max, double value) {
+      return max.empty() || value <= max[plan.worker];
+    };
+    return below(limits_.rows_max, rows) && below(limits_.entries_max, entries) && below(limits_.cost_max, cost);
+  }
+
+  const GroupLimits& limits_;
+  std::vector<GroupPlan> plans_;
+  std::vector<std::uint32_t> current_;
+};
+
+/** Brings slots and row indices from the order of tokens into that of segments. `next` has a zero for every expert, before and after. */
+void sort_by_expert(GroupPlan& plan, std::span<const std::uint32_t> experts, std::span<const float> weights,
+                    std::vector<std::uint32_t>& next) {
+  std::vector<std::uint32_t> used;
+  for (const std::uint32_t slot : plan.slots) {
+    if (next[experts[slot]]++ == 0) used.push_back(experts[slot]);
+  }
+  std::ranges::sort(used);
+  std::uint32_t start = 0;
+  for (const std::uint32_t expert : used) {
+    const std::uint32_t count = std::exchange(next[expert], start);
+    plan.segments.push_back(expert);
+    plan.segments.push_back(count);
+    start += count;
+  }
+  const std::vector<std::uint32_t> slots = std::exchange(plan.slots, std::vector<std::uint32_t>(start));
+  const std::vector<std::uint32_t> rows = std::exchange(plan.row_indices, std::vector<std::uint32_t>(start));
+  plan.weights.resize(start);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const std::uint32_t entry = next[experts[slots[i]]]++;
+    plan.slots[entry] = slots[i];
+    plan.row_indices[entry] = rows[i];
+    plan.weights[entry] = weights[slots[i]];
+  }
+  for (const std::uint32_t expert : used) next[expert] = 0;
 }
 
 }  // namespace
 
 std::vector<GroupPlan> plan_groups(std::span<const std::uint32_t> experts, std::span<const float> weights,
-                                   std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers) {
+                                   std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers,
+                                   const GroupLimits& limits) {
   check_choices(experts, weights, top_k, worker_of, workers);
-  std::vector<std::uint32_t> counts(worker_of.size());
-  for (const std::uint32_t expert : experts) ++counts[expert];
-
-  std::vector<GroupPlan> plans(workers);
-  for (std::uint32_t worker = 0; worker < workers; ++worker) plans[worker].worker = worker;
-  std::vector<std::uint32_t> next = lay_segments(counts, worker_of, plans);
-  // Tokens come in order, so a row is new to a worker unless the worker's last row is of the same token.
-  std::vector<std::uint32_t> last_token(workers, absent);
-  for (std::uint32_t slot = 0; slot < experts.size(); ++slot) {
+  Plans plans(workers, limits);
+  // Of the token, at each worker; zero once the token has its place there.
+  std::vector<std::uint32_t> entries(workers);
+  for (std::uint32_t slot = 0; slot < experts.size();) {
     const auto token = static_cast<std::uint32_t>(slot / top_k);
-    const std::uint32_t expert = experts[slot];
-    GroupPlan& plan = plans[worker_of[expert]];
-    if (last_token[plan.worker] != token) {
-      last_token[plan.worker] = token;
-      plan.tokens.push_back(token);
+    for (const std::uint32_t expert : experts.subspan(slot, top_k)) ++entries[worker_of[expert]];
+    for (const std::uint32_t end = slot + static_cast<std::uint32_t>(top_k); slot < end; ++slot) {
+      const std::uint32_t worker = worker_of[experts[slot]];
+      const std::uint32_t count = std::exchange(entries[worker], 0);
+      GroupPlan& plan = count > 0 ? plans.add(worker, token, count) : plans.of(worker);
+      plan.slots.push_back(slot);
+      plan.row_indices.push_back(static_cast<std::uint32_t>(plan.tokens.size() - 1));
     }
-    const std::uint32_t entry = next[expert]++;
-    plan.row_indices[entry] = static_cast<std::uint32_t>(plan.tokens.size() - 1);
-    plan.slots[entry] = slot;
-    plan.weights[entry] = weights[slot];
   }
-  std::erase_if(plans, [](const GroupPlan& plan) { return plan.tokens.empty(); });
-  return plans;
+  std::vector<GroupPlan> sorted = plans.take();
+  std::vector<std::uint32_t> next(worker_of.size());
+  for (GroupPlan& plan : sorted) sort_by_expert(plan, experts, weights, next);
+  return sorted;
 }
 
 void pack_rows(const void* rows, std::size_t row_bytes, std::span<const std::uint32_t> indices, std::size_t first,

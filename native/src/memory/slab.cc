@@ -45,7 +45,8 @@ SlabRef SlabArena::allocate(size_t size, size_t tail) {
     if (capacity > bytes_limit_ || bytes_in_use_ > bytes_limit_ - capacity) {
       throw Error(Code::resource_exhausted,
                   "a slab of " + std::to_string(size) + " bytes does not fit: " + std::to_string(bytes_in_use_) +
-                      " of " + std::to_string(bytes_limit_) + " bytes are in use");
+                      " of " + std::to_string(bytes_limit_) + " bytes are in use" +
+                      (limit_setting_.empty() ? "" : ", by " + limit_setting_));
     }
     const auto found = cached_.find(capacity);
     if (found != cached_.end() && !found->second.empty()) {
@@ -123,11 +124,12 @@ ArenaStats SlabArena::stats() const {
   return {slabs_, bytes_in_use_, bytes_cached_, bytes_limit_};
 }
 
-void SlabArena::set_limit(size_t bytes_limit) {
+void SlabArena::set_limit(size_t bytes_limit, std::string setting) {
   Evicted evicted;
   {
     const std::lock_guard lock(mutex_);
     bytes_limit_ = bytes_limit;
+    limit_setting_ = std::move(setting);
     evict_until(bytes_limit_ > bytes_in_use_ ? bytes_limit_ - bytes_in_use_ : 0, evicted);
   }
   unmap(evicted);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -97,8 +98,8 @@ class SlabArena {
    */
   SlabRef allocate(size_t size, size_t tail = 0);
   ArenaStats stats() const;
-  /** Applies to later allocations; slabs in use stay. */
-  void set_limit(size_t bytes_limit);
+  /** Applies to later allocations; slabs in use stay. `setting`: what draws the limit, for errors; empty: nothing to name. */
+  void set_limit(size_t bytes_limit, std::string setting = {});
   /** Where the slabs lie; other things that other processes are to see may lie there too. */
   MemoryFile& file() { return file_; }
   /** Hears of memory that is mapped from now on; null: nobody. */
@@ -117,6 +118,7 @@ class SlabArena {
   MemoryFile file_;
   mutable std::mutex mutex_;
   size_t bytes_limit_;
+  std::string limit_setting_;
   size_t slabs_ = 0;
   size_t bytes_in_use_ = 0;
   size_t bytes_cached_ = 0;

@@ -1,3 +1,4 @@
+import { native } from '../../../native/index.js';
 import { nowMicroseconds } from '../../common/trace.js';
 import type { MessagePort, Outgoing } from '../port.js';
 
@@ -14,6 +15,8 @@ export class MessageWriter<Message> implements MessagePort<Message> {
   readonly gathers = false;
   private readonly queue = new Set<Outgoing<Message>>();
   private inFlight: Outgoing<Message> | null = null;
+  /** Of the rows in flight. */
+  private view: Uint8Array | null = null;
   private destroyed = false;
 
   constructor(
@@ -50,6 +53,7 @@ export class MessageWriter<Message> implements MessagePort<Message> {
     this.queue.clear();
     this.inFlight?.done();
     this.inFlight = null;
+    this.view = null;
   }
 
   private pump(): void {
@@ -58,14 +62,18 @@ export class MessageWriter<Message> implements MessagePort<Message> {
     this.queue.delete(next);
     this.inFlight = next;
     const { rows } = next;
-    const message = next.make(rows === null ? undefined : rows.slab.view().subarray(0, rows.bytes));
+    this.view = rows?.slab.view() ?? null;
+    const message = next.make(this.view?.subarray(0, rows?.bytes));
     this.stream.write(message, () => this.written(next));
   }
 
+  /** gRPC has a copy of the message: its rows need not wait for the garbage collector. */
   private written(outgoing: Outgoing<Message>): void {
     if (this.inFlight !== outgoing) return;
     this.inFlight = null;
     outgoing.done();
+    if (this.view !== null) native.endView(this.view);
+    this.view = null;
     outgoing.sent?.(nowMicroseconds());
     this.pump();
     if (this.queued === 0) this.onIdle();

@@ -1,0 +1,53 @@
+import type { Expert, Slab } from '../../native/index.js';
+import type { SwitchyardError } from '../common/errors.js';
+import type { Deferred } from '../common/lifecycle.js';
+import type { TokenBatch, TokenBatchResult } from '../transport/link.js';
+
+/** A token batch from its arrival to its answer. */
+export interface Task {
+  readonly batch: TokenBatch;
+  readonly router: string;
+  readonly answer: Deferred<TokenBatchResult>;
+  readonly arrivedMs: number;
+  startedMs: number;
+  /** One row per entry of rowIndices; taken when the first segment starts. */
+  output: Slab | null;
+  /** What no call has taken yet. */
+  readonly waiting: Set<Part>;
+  rowsLeft: number;
+  computeSeconds: number;
+  /** Operations that use its slabs now. */
+  operations: number;
+  /** Why it has no answer. */
+  failure: SwitchyardError | null;
+}
+
+/** A segment, or what is left of it. */
+export interface Part {
+  readonly task: Task;
+  readonly queue: ExpertQueue;
+  /** Into the task's rowIndices, and rows of its output. */
+  offset: number;
+  count: number;
+}
+
+/** Rows of a part that one call computes. */
+export interface Piece {
+  readonly task: Task;
+  readonly offset: number;
+  readonly count: number;
+}
+
+/** An expert with the segments that wait for it, in the order of arrival. */
+export class ExpertQueue {
+  readonly parts = new Set<Part>();
+  rows = 0;
+  calls = 0;
+  retired = false;
+
+  constructor(
+    readonly layer: number,
+    readonly index: number,
+    readonly expert: Expert,
+  ) {}
+}
