@@ -42,11 +42,17 @@ export interface ArenaStats {
   bytesLimit: number;
 }
 
-/** A read-only memory-mapped file. */
-export interface MappedFile {
+/** A file of weights. What reads from it rejects with MODEL_INVALID unless it is still as it was when it was opened. */
+export interface WeightFile {
   readonly path: string;
   readonly byteLength: number;
-  /** Unmaps once no operation uses the file. Idempotent. */
+  /** Device, inode, size and times: equal texts mean the same content, unless it changed within one tick of its clock. */
+  readonly identity: string;
+  /** When its content, its name or its rights last changed, in milliseconds since 1970. */
+  readonly changedMs: number;
+  /** Throws MODEL_INVALID if the file was changed, replaced or removed. */
+  requireUnchanged(): void;
+  /** Closes it once no operation uses it. Idempotent. */
   close(): void;
 }
 
@@ -54,7 +60,16 @@ export type StoredDtype = 'BF16' | 'F16' | 'F32';
 
 /** Where a row-major [rows, columns] matrix (a vector: rows = 1) comes from. */
 export type TensorSource =
-  | { kind: 'file'; file: MappedFile; byteOffset: number; dtype: StoredDtype; rows: number; columns: number }
+  | {
+      kind: 'file';
+      file: WeightFile;
+      /** Its name in the file, for messages; the addon does not look at it. */
+      tensor: string;
+      byteOffset: number;
+      dtype: StoredDtype;
+      rows: number;
+      columns: number;
+    }
   | {
       kind: 'synthetic';
       seed: number;
@@ -154,6 +169,8 @@ export interface Expert {
   readonly bytes: number;
   readonly hidden: number;
   readonly ffn: number;
+  /** Weights that are NaN or infinite in BF16, by matrix. */
+  readonly nonFinite: { gate: number; up: number; down: number };
   release(): void;
 }
 
@@ -276,7 +293,8 @@ export interface Addon {
   endView(view: Uint8Array): void;
   arenaStats(): ArenaStats;
 
-  openMappedFile(path: string): MappedFile;
+  /** Throws MODEL_INVALID, naming the path and the reason. */
+  openWeightFile(path: string): WeightFile;
   /** BF16 values of a tensor, [rows, columns]. */
   readTensor(source: TensorSource): Promise<Slab>;
   /** The values of a tensor as they are stored, in float32, [rows, columns]. Synthetic ones are BF16. */

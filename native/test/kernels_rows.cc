@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <limits>
+#include <set>
 
 #include "kernels/ingest.h"
 #include "kernels/norm.h"
@@ -130,6 +131,21 @@ TEST(Ingest, FiniteRowsCountNothing) {
   std::vector<std::uint16_t> target(values.size());
   EXPECT_EQ(ingest_rows(reinterpret_cast<const std::byte*>(values.data()), 64, 129, target.data()), 0u);
   EXPECT_EQ(count_non_finite(values.data(), 64, 129), 0u);
+}
+
+TEST(Ingest, CountsEveryValueThatIsNotFinite) {
+  std::mt19937_64 random(7);
+  for (const std::size_t count : widths) {
+    auto values = random_bf16(random, count);
+    EXPECT_EQ(count_non_finite_values(values.data(), count), 0u) << count;
+    values.front() = 0x7fc1;
+    values.back() = 0xff80;
+    values[count / 2] = 0x7f80;
+    const std::size_t expected = std::set<std::size_t>{0, count / 2, count - 1}.size();
+    EXPECT_EQ(count_non_finite_values(values.data(), count), expected) << count;
+    std::fill(values.begin(), values.end(), std::uint16_t{0xffff});
+    EXPECT_EQ(count_non_finite_values(values.data(), count), count);
+  }
 }
 
 }  // namespace

@@ -5,34 +5,24 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "kernels/bf16.h"
 #include "model/generator.h"
+#include "model_support.h"
 #include "runtime/error.h"
 
 namespace switchyard {
 namespace {
 
-std::filesystem::path write_file(const std::string& name, const std::vector<char>& bytes) {
-  const auto path = std::filesystem::path(testing::TempDir()) / ("switchyard_" + std::to_string(::getpid()) + name);
-  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  return path;
-}
-
 template <typename Stored>
-TensorSource stored_tensor(const std::vector<Stored>& values, StoredDtype dtype, const std::string& name) {
+TensorSource stored_tensor(const std::vector<Stored>& values, StoredDtype dtype) {
   // One byte in front, so that no element is aligned.
   std::vector<char> bytes(1 + values.size() * sizeof(Stored));
   std::memcpy(bytes.data() + 1, values.data(), values.size() * sizeof(Stored));
-  const auto path = write_file(name, bytes);
-  auto file = MappedFile::open(path);
-  std::filesystem::remove(path);
-  return {.rows = 1, .columns = values.size(), .origin = FileTensor{std::move(file), 1, dtype}};
+  return {.rows = 1, .columns = values.size(), .origin = FileTensor{test::weight_file(bytes), 1, dtype}};
 }
 
 std::vector<uint16_t> read_all(const TensorSource& source) {
@@ -106,20 +96,20 @@ TEST(TensorSource, SyntheticWeightsAreCentredScaledAndRoundedOnce) {
 
 TEST(TensorSource, ReadsBf16AsItIs) {
   const std::vector<uint16_t> values{0, 0x8000, 0x3f80, 0x7f80, 0x7fc1, 0x0001, 0xff7f};
-  EXPECT_EQ(read_all(stored_tensor(values, StoredDtype::bf16, "bf16")), values);
+  EXPECT_EQ(read_all(stored_tensor(values, StoredDtype::bf16)), values);
 }
 
 TEST(TensorSource, RoundsF32ToNearestEven) {
   const std::vector<float> values{1.0f, 1.00390625f, 1.01171875f, -0.0f, 3.4e38f, 1e-45f,
                                   std::numeric_limits<float>::infinity()};
   const std::vector<uint16_t> expected{0x3f80, 0x3f80, 0x3f82, 0x8000, 0x7f80, 0x0000, 0x7f80};
-  EXPECT_EQ(read_all(stored_tensor(values, StoredDtype::f32, "f32")), expected);
+  EXPECT_EQ(read_all(stored_tensor(values, StoredDtype::f32)), expected);
 }
 
 TEST(TensorSource, ConvertsEveryF16) {
   std::vector<uint16_t> values(65536);
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint16_t>(i);
-  const auto bits = read_all(stored_tensor(values, StoredDtype::f16, "f16"));
+  const auto bits = read_all(stored_tensor(values, StoredDtype::f16));
   for (size_t i = 0; i < values.size(); ++i) {
     const int exponent = (i >> 10) & 0x1f;
     const int fraction = i & 0x3ff;
@@ -135,8 +125,37 @@ TEST(TensorSource, ConvertsEveryF16) {
   }
 }
 
+TEST(TensorSource, GivesTheStoredValuesOfEveryDtypeAsFloats) {
+  const auto floats_of = [](const TensorSource& source) {
+    std::vector<float> out(source.elements());
+    read_elements(source, 0, out.size(), out.data());
+    return out;
+  };
+  const std::vector<float> values{1.0f, 1 + 0x1p-23f, -0x1p-149f, 3.4e38f};
+  EXPECT_EQ(floats_of(stored_tensor(values, StoredDtype::f32)), values);
+  const std::vector<uint16_t> halves{0x3c01, 0x0001, 0xfbff};
+  EXPECT_EQ(floats_of(stored_tensor(halves, StoredDtype::f16)), (std::vector<float>{1 + 0x1p-10f, 0x1p-24f, -65504}));
+  const std::vector<uint16_t> bf16{0x3f81, 0xff7f};
+  EXPECT_EQ(floats_of(stored_tensor(bf16, StoredDtype::bf16)), (std::vector<float>{1 + 0x1p-7f, bf16_to_float(0xff7f)}));
+  const TensorSource synthetic{.rows = 2, .columns = 3000, .origin = SyntheticTensor{11, 4, 0.25f, 1.0f}};
+  const auto bits = read_all(synthetic);
+  const auto floats = floats_of(synthetic);
+  for (size_t i = 0; i < bits.size(); ++i) ASSERT_EQ(floats[i], bf16_to_float(bits[i])) << i;
+}
+
+TEST(TensorSource, ConvertsTensorsThatAreReadInSeveralPieces) {
+  std::vector<float> values(200'000);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  const TensorSource source = stored_tensor(values, StoredDtype::f32);
+  const auto bits = read_all(source);
+  for (size_t i = 0; i < bits.size(); ++i) ASSERT_EQ(bits[i], float_to_bf16(values[i])) << i;
+  std::vector<uint16_t> part(100'000);
+  read_elements(source, 70'001, part.size(), part.data());
+  EXPECT_TRUE(std::equal(part.begin(), part.end(), bits.begin() + 70'001));
+}
+
 TEST(TensorSource, RefusesATensorThatEndsPastItsFile) {
-  TensorSource source = stored_tensor(std::vector<float>(6), StoredDtype::f32, "short");
+  TensorSource source = stored_tensor(std::vector<float>(6), StoredDtype::f32);
   source.rows = 2;
   source.columns = 3;
   EXPECT_NO_THROW(check_tensor(source, "w"));
@@ -147,21 +166,6 @@ TEST(TensorSource, RefusesATensorThatEndsPastItsFile) {
   EXPECT_THROW(check_tensor(source, "w"), Error);
   source.rows = SIZE_MAX / 2;
   EXPECT_THROW(check_tensor(source, "w"), Error);
-}
-
-TEST(MappedFile, SaysWhichPathCannotBeMappedAndWhy) {
-  try {
-    MappedFile::open("/nonexistent/switchyard");
-    FAIL() << "nothing was thrown";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code, Code::model_invalid);
-    EXPECT_NE(std::string(error.what()).find("/nonexistent/switchyard"), std::string::npos);
-    EXPECT_NE(std::string(error.what()).find("No such file"), std::string::npos);
-  }
-  EXPECT_THROW(MappedFile::open(testing::TempDir()), Error);
-  const auto path = write_file("empty", {});
-  EXPECT_EQ(MappedFile::open(path)->size(), 0u);
-  std::filesystem::remove(path);
 }
 
 }  // namespace

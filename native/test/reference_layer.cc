@@ -4,10 +4,9 @@
 
 #include <bit>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <vector>
 
+#include "model_support.h"
 #include "reference/matrix.h"
 #include "reference/routing.h"
 #include "runtime/error.h"
@@ -19,16 +18,9 @@ TensorSource synthetic(uint64_t stream, size_t rows, size_t columns) {
   return {.rows = rows, .columns = columns, .origin = SyntheticTensor{1, stream, 0.5f, 0.0f}};
 }
 
-/** A tensor with the given values, which BF16 must hold exactly. */
+/** A tensor with the given values, which BF16 must hold exactly where they are an expert's. */
 TensorSource exact_tensor(const std::vector<float>& values, size_t rows) {
-  static int number = 0;
-  const auto path = std::filesystem::path(testing::TempDir()) /
-                    ("switchyard_reference_" + std::to_string(::getpid()) + "_" + std::to_string(number++));
-  std::ofstream(path, std::ios::binary)
-      .write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * 4));
-  auto file = MappedFile::open(path);
-  std::filesystem::remove(path);
-  return {.rows = rows, .columns = values.size() / rows, .origin = FileTensor{std::move(file), 0, StoredDtype::f32}};
+  return {.rows = rows, .columns = values.size() / rows, .origin = FileTensor{test::weight_file(values), 0, StoredDtype::f32}};
 }
 
 RoutingSpec top(uint32_t k) {
@@ -168,6 +160,14 @@ TEST(ReferenceLayer, ComputesALayerThatWasComputedByHand) {
   EXPECT_EQ(result.experts, (std::vector<uint32_t>{0, 1}));
   EXPECT_NEAR(result.rows[0], 3 + first * gelu - second * swiglu, 1e-12);
   EXPECT_NEAR(result.rows[1], 1 + first * 2 * gelu + second * 0.5 * swiglu, 1e-12);
+}
+
+TEST(ReferenceLayer, TellsApartWeightsOfAGateThatBf16DoesNot) {
+  ThreadPool pool(1);
+  ReferenceLayer layer = small_layer();
+  layer.routing.top_k = 1;
+  layer.gate = exact_tensor({1, 0, 1 + 0x1p-20f, 0}, 2);
+  EXPECT_EQ(reference_layer(std::vector<double>{3, 1}, 2, layer, pool).experts, std::vector<uint32_t>{1});
 }
 
 TEST(ReferenceLayer, NormalisesBeforeTheGateAndLeavesTheResidualAlone) {

@@ -7,6 +7,10 @@ import { clientTokenHelp, serve, serverHelp } from './service.js';
 export const modelHelp = {
   preset: ['name', `synthetic model: ${presetNames.join(', ')} (default: demo)`],
   model: ['directory', 'checkpoint: config.json and safetensors, as Hugging Face lays it out'],
+  allowNonFiniteWeights: [
+    null,
+    "serve a checkpoint's weights that are NaN or infinite, instead of refusing them",
+  ],
   hidden: ['n', "elements of a token, instead of the preset's"],
   ffn: ['n', "inner size of an expert, instead of the preset's"],
   experts: ['n', "experts of a layer, instead of the preset's"],

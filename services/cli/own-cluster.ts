@@ -45,7 +45,8 @@ const say = (line: string) => process.stdout.write(`${line}\n`);
 export async function runOnOwnCluster(config: OwnClusterConfig, file: string | null): Promise<void> {
   const signal = abortOnSignal();
   const startedMs = performance.now();
-  const { workers, routers, preset, model, hidden, ffn, experts, topK, activation } = config;
+  const { workers, routers, preset, model, allowNonFiniteWeights } = config;
+  const { hidden, ffn, experts, topK, activation } = config;
   const shape = {
     hidden,
     ffn,
@@ -58,7 +59,7 @@ export async function runOnOwnCluster(config: OwnClusterConfig, file: string | n
   const extra = routers > 0 ? `, ${count(routers)} routers` : '';
   say(`starting 1 coordinator, ${count(workers)} workers${extra} …`);
   const logs = await openLogs(config.logDirectory);
-  const options = localClusterOptions(config, { preset, model, ...shape }, file);
+  const options = localClusterOptions(config, { preset, model, allowNonFiniteWeights, ...shape }, file);
   const cluster = await LocalCluster.start({ ...options, onLine: logs.write, signal });
   try {
     await announce(cluster, (performance.now() - startedMs) / 1000);

@@ -26,6 +26,8 @@ export const modelFields = {
     .nullable()
     .default(null),
   model: text().nullable().default(null),
+  /** Null: no, unless the coordinator's own section of a file says yes. */
+  allowNonFiniteWeights: toggle().nullable().default(null),
   hidden: override(),
   ffn: override(),
   experts: override(),
@@ -73,7 +75,8 @@ export function modelSourceOf(config: ModelChoice): ModelSource {
         { key: conflict, value: String(config[conflict]) },
       );
     }
-    return parseModelSource({ kind: 'checkpoint', directory: resolve(config.model) });
+    const allowNonFiniteWeights = config.allowNonFiniteWeights ?? false;
+    return parseModelSource({ kind: 'checkpoint', directory: resolve(config.model), allowNonFiniteWeights });
   }
   const spec: SyntheticSpec = { ...presets[config.preset ?? 'demo'].model };
   return parseModelSource({

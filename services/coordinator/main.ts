@@ -31,8 +31,9 @@ const coordinatorName = 'switchyard.v1.Coordinator';
 /** Runs a coordinator until `stop`. Rejects with CONFIG_INVALID or MODEL_INVALID if it cannot be started. */
 export async function startCoordinator(config: CoordinatorConfig): Promise<Running> {
   checkTimes(config);
-  const model = await readSpec(config);
-  const coordinator = new CoordinatorService(config, model);
+  const log = createLogger('coordinator', config.name, config.logLevel);
+  const model = await readSpec(config, log);
+  const coordinator = new CoordinatorService(config, model, log);
   try {
     return await coordinator.start();
   } catch (error) {
@@ -41,14 +42,13 @@ export async function startCoordinator(config: CoordinatorConfig): Promise<Runni
   }
 }
 
-async function readSpec(config: CoordinatorConfig): Promise<ModelSpec> {
-  const model = await openModel(modelSourceOf(config));
+async function readSpec(config: CoordinatorConfig, log: Logger): Promise<ModelSpec> {
+  const model = await openModel(modelSourceOf(config), log);
   model.close();
   return model.spec;
 }
 
 class CoordinatorService {
-  private readonly log: Logger;
   private readonly tokens: Required<Tokens>;
   private readonly access: Access;
   private readonly registry: Registry;
@@ -64,8 +64,8 @@ class CoordinatorService {
   constructor(
     private readonly config: CoordinatorConfig,
     private readonly model: ModelSpec,
+    private readonly log: Logger,
   ) {
-    this.log = createLogger('coordinator', config.name, config.logLevel);
     this.tokens = readTokens(config);
     this.access = new Access(this.tokens);
     this.registry = createRegistry('coordinator', config.name);

@@ -1,15 +1,18 @@
 import { createHash } from 'node:crypto';
-import { readFile, stat } from 'node:fs/promises';
+import { lstat, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { SwitchyardError } from '../common/errors.js';
-import { missingTensor, SafetensorsFile } from './safetensors.js';
-import { fileInvalid } from './safetensors-header.js';
+import { DigestCache } from './digest-cache.js';
+import type { HashProgress } from './hash-progress.js';
+import { parseJsonFile, readJson } from './json-file.js';
+import { SafetensorsFile } from './safetensors.js';
+import { tensorMissing } from './safetensors-header.js';
 
 const singleName = 'model.safetensors';
 const indexName = 'model.safetensors.index.json';
-/** An index of the largest known checkpoints is below 20 MB. */
-const jsonBytesMax = 256 * 1024 * 1024;
+/** Of each kind of file, in an error. */
+const namesShown = 5;
 
 const indexSchema = z.object({
   weight_map: z.record(
@@ -33,43 +36,48 @@ export class CheckpointFiles {
   /** Reads the index, or the header of the only file. Rejects with MODEL_INVALID. */
   static async open(directory: string): Promise<CheckpointFiles> {
     const index = join(directory, indexName);
+    const single = join(directory, singleName);
+    const hasSingle = await exists(single);
     if (await exists(index)) {
       const { weight_map: weightMap } = parseJsonFile(index, await readJson(index), indexSchema);
+      if (hasSingle && !Object.values(weightMap).includes(singleName)) {
+        const message = `${directory}: has weights twice: in ${singleName}, and in the files that ${indexName} names; remove those that are not meant`;
+        throw new SwitchyardError('MODEL_INVALID', message, { file: single, index });
+      }
       return new CheckpointFiles(directory, new Map(Object.entries(weightMap)));
     }
-    if (!(await exists(join(directory, singleName)))) {
-      throw new SwitchyardError('MODEL_INVALID', `${directory}: has neither ${singleName} nor ${indexName}`, {
-        directory,
-      });
-    }
+    if (!hasSingle) throw await noWeights(directory);
     const files = new CheckpointFiles(directory, null);
     await files.#open(singleName);
     return files;
   }
 
   has(tensor: string): boolean {
-    if (this.weightMap !== null) return this.weightMap.has(tensor);
-    return this.#files.get(singleName)!.header.tensors.has(tensor);
+    return this.#names().has(tensor);
   }
 
   /** Opens the files that hold these tensors, and no others. A tensor in no file is MODEL_INVALID. */
   async openFor(tensors: Iterable<string>): Promise<void> {
-    for (const tensor of tensors) await this.#open(this.#fileOf(tensor));
+    for (const tensor of tensors) await this.#open(this.fileName(tensor));
   }
 
   /** The file of a tensor that was named to `openFor`. */
   file(tensor: string): SafetensorsFile {
-    const file = this.#files.get(this.#fileOf(tensor));
+    const file = this.#files.get(this.fileName(tensor));
     if (file === undefined) throw new SwitchyardError('INTERNAL', `the file of ${tensor} is not open`);
     return file;
   }
 
-  /** Over the sizes, headers and samples of the files that are open. */
-  digest(): string {
+  /** Over every byte of the files that are open. It is the same on every host that has the same files. */
+  async digest(progress: HashProgress): Promise<string> {
+    const cache = new DigestCache();
     const hash = createHash('sha256');
-    for (const name of [...this.#files.keys()].sort()) {
-      hash.update(`${name}\0${this.#files.get(name)!.digest}\n`);
+    const names = [...this.#files.keys()].sort();
+    progress.begin([...this.#files.values()].reduce((sum, { byteLength }) => sum + byteLength, 0));
+    for (const name of names) {
+      hash.update(`${name}\0${await this.#files.get(name)!.digest(cache, progress)}\n`);
     }
+    progress.end();
     return hash.digest('hex');
   }
 
@@ -77,44 +85,68 @@ export class CheckpointFiles {
     for (const file of this.#files.values()) file.close();
   }
 
-  #fileOf(tensor: string): string {
-    if (this.weightMap === null) return singleName;
-    const name = this.weightMap.get(tensor);
-    if (name === undefined) throw missingTensor(tensor, join(this.directory, indexName));
-    return name;
+  /** The name of the file that holds a tensor. Throws MODEL_INVALID if none does. */
+  fileName(tensor: string): string {
+    if (!this.has(tensor)) {
+      const file = join(this.directory, this.weightMap === null ? singleName : indexName);
+      throw tensorMissing(file, tensor, this.#names());
+    }
+    return this.weightMap?.get(tensor) ?? singleName;
+  }
+
+  #names(): Pick<ReadonlyMap<string, unknown>, 'has' | 'keys'> {
+    return this.weightMap ?? this.#files.get(singleName)!.header.tensors;
   }
 
   async #open(name: string): Promise<void> {
     if (this.#files.has(name)) return;
-    this.#files.set(name, await SafetensorsFile.open(join(this.directory, name)));
+    const path = join(this.directory, name);
+    if (this.weightMap !== null && !(await exists(path))) {
+      const message = `${path}: is missing, and ${indexName} beside it says that it holds weights`;
+      throw new SwitchyardError('MODEL_INVALID', message, { file: path });
+    }
+    this.#files.set(name, await SafetensorsFile.open(path));
   }
 }
 
+/** Whether there is something of this name, be it a link that leads nowhere. */
 async function exists(path: string): Promise<boolean> {
-  return await stat(path).then(
-    (found) => found.isFile(),
-    () => false,
-  );
-}
-
-/** The content of a JSON file of bounded size. Rejects with MODEL_INVALID. */
-export async function readJson(path: string): Promise<unknown> {
   try {
-    const { size } = await stat(path);
-    if (size > jsonBytesMax) throw new Error(`it has ${size} bytes; allowed: up to ${jsonBytesMax}`);
-    return JSON.parse(await readFile(path, 'utf8'));
+    await lstat(path);
+    return true;
   } catch (error) {
-    const message = `${path}: cannot be read as JSON: ${(error as Error).message}`;
-    throw new SwitchyardError('MODEL_INVALID', message, { file: path });
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT') return false;
+    throw new SwitchyardError('MODEL_INVALID', `${path}: cannot be read: ${message}`, { file: path });
   }
 }
 
-/** `json` checked by `schema`. Throws MODEL_INVALID that names the file, the key, the value, what is allowed. */
-export function parseJsonFile<T>(file: string, json: unknown, schema: z.ZodType<T>): T {
-  const parsed = schema.safeParse(json);
-  if (parsed.success) return parsed.data;
-  const { path, message } = parsed.error.issues[0]!;
-  let value: unknown = json;
-  for (const key of path) value = (value as Record<PropertyKey, unknown> | undefined)?.[key];
-  throw fileInvalid(file, null, path.join('.') || 'content', JSON.stringify(value), message);
+/** What a directory without the usual weight files may have instead, and what to do about it. */
+const otherWeights: readonly [pattern: RegExp, hint: string][] = [
+  [
+    /-\d+-of-\d+\.safetensors$/,
+    `are shards, and ${indexName}, which says what each of them holds, is missing: copy it from where they came from`,
+  ],
+  [
+    /^consolidated.*\.safetensors$/,
+    'has the names of another format: use the files that Hugging Face transformers reads',
+  ],
+  [/\.safetensors$/, `has another name than ${singleName}`],
+  [
+    /\.(bin|pt|pth|gguf|ckpt|h5|msgpack)$/,
+    'is no safetensors file: convert the model, or fetch it as safetensors',
+  ],
+];
+
+async function noWeights(directory: string): Promise<SwitchyardError> {
+  const names = await readdir(directory).catch(() => []);
+  let message = `${directory}: has neither ${singleName} nor ${indexName}`;
+  for (const [pattern, hint] of otherWeights) {
+    const found = names.filter((name) => pattern.test(name)).sort();
+    if (found.length === 0) continue;
+    const more = found.length > namesShown ? ` and ${found.length - namesShown} more` : '';
+    message += `; ${found.slice(0, namesShown).join(', ')}${more} ${hint}`;
+    break;
+  }
+  return new SwitchyardError('MODEL_INVALID', message, { directory });
 }

@@ -2,12 +2,15 @@ import { createHash } from 'node:crypto';
 import { basename, join, resolve } from 'node:path';
 import { z } from 'zod';
 import type { ExpertSource, TensorSource } from '../../native/index.js';
-import { CheckpointFiles, parseJsonFile, readJson } from './checkpoint-files.js';
+import { CheckpointFiles } from './checkpoint-files.js';
 import { type Family, type FamilyConfig, families, type TensorLayout } from './families.js';
+import type { HashProgress } from './hash-progress.js';
+import { parseJsonFile, readJson } from './json-file.js';
 import { expertWeightBytes, modelLimits } from './limits.js';
 import type { MatrixPart } from './safetensors.js';
 import { fileInvalid } from './safetensors-header.js';
-import type { ModelSpec, ModelTensors } from './spec.js';
+import type { CheckpointSource, ModelSpec, ModelTensors } from './spec.js';
+import { quantisedNames, refuseUnsupported } from './unsupported.js';
 
 /** A matrix by its tensor's name in the model. */
 interface NamedMatrix {
@@ -21,6 +24,9 @@ interface NamedExpert {
   down: NamedMatrix;
 }
 
+/** Changes when what a fingerprint covers does. */
+const fingerprintVersion = 2;
+
 const typeSchema = z.object({
   model_type: z.literal(Object.keys(families) as (keyof typeof families)[], {
     error: Object.keys(families).join(', '),
@@ -29,25 +35,43 @@ const typeSchema = z.object({
 
 /**
  * Opens a Hugging Face directory: config.json and the safetensors files that hold MoE tensors. Every tensor that
- * the layers need is checked to be there with its shape and dtype, before any weight is read.
+ * the layers need is checked to be there with its shape and dtype; then the files that hold them are hashed.
  * Rejects with MODEL_INVALID, which names file, tensor or key, the value, and what is allowed.
  */
-export async function openCheckpoint(directory: string): Promise<{ spec: ModelSpec; tensors: ModelTensors }> {
+export async function openCheckpoint(
+  source: CheckpointSource,
+  progress: HashProgress,
+): Promise<{ spec: ModelSpec; tensors: ModelTensors }> {
+  const { directory } = source;
   const configFile = join(directory, 'config.json');
   const json = await readJson(configFile);
+  refuseUnsupported(configFile, json);
   const { model_type: modelType } = parseJsonFile(configFile, json, typeSchema);
   const family = families[modelType];
   const config = parseJsonFile(configFile, json, family.config);
   requireSane(configFile, config);
   const files = await CheckpointFiles.open(directory);
-  const tensors = new CheckpointTensors(files, family, config);
-  await tensors.check();
-  const fingerprint = createHash('sha256')
-    .update(JSON.stringify(['checkpoint', 1, modelType, config, files.digest()]))
-    .digest('hex');
-  const spec: ModelSpec = {
-    name: basename(resolve(directory)),
-    family: modelType,
+  try {
+    const tensors = new CheckpointTensors(files, family, config);
+    await tensors.check();
+    const content = ['checkpoint', fingerprintVersion, modelType, config, await files.digest(progress)];
+    const fingerprint = createHash('sha256').update(JSON.stringify(content)).digest('hex');
+    return { spec: describe(source, modelType, config, fingerprint), tensors };
+  } catch (error) {
+    files.close();
+    throw error;
+  }
+}
+
+function describe(
+  source: CheckpointSource,
+  family: keyof typeof families,
+  config: FamilyConfig,
+  fingerprint: string,
+): ModelSpec {
+  return {
+    name: basename(resolve(source.directory)),
+    family,
     fingerprint,
     hidden: config.hidden,
     ffn: config.ffn,
@@ -55,11 +79,9 @@ export async function openCheckpoint(directory: string): Promise<{ spec: ModelSp
     routing: config.routing,
     layers: config.layers.map((layer) => ({ layer, experts: config.experts })),
     normEpsilon: config.normEpsilon,
-    source: { kind: 'checkpoint', directory },
+    source,
   };
-  return { spec, tensors };
 }
-
 function requireSane(file: string, config: FamilyConfig): void {
   const { topK } = config.routing;
   if (topK > config.experts) {
@@ -113,8 +135,27 @@ class CheckpointTensors implements ModelTensors {
         ...experts.flatMap(({ gate, up, down }) => [gate, up, down]),
       ];
     });
-    await this.files.openFor(new Set(matrices.map(({ tensor }) => tensor)));
+    const names = new Set(matrices.map(({ tensor }) => tensor));
+    this.#refuseQuantised(names);
+    await this.files.openFor(names);
     for (const { tensor, part } of matrices) this.files.file(tensor).check(tensor, part.tensorShape);
+  }
+
+  /** Values that await a scale would be served as if they were the weights. */
+  #refuseQuantised(names: Iterable<string>): void {
+    for (const name of names) {
+      const beside = quantisedNames(name).find((each) => this.files.has(each));
+      if (beside === undefined) continue;
+      const file = join(this.files.directory, this.files.fileName(beside));
+      const allowed = 'no scales or packed values beside the weights: quantised weights are not supported';
+      throw fileInvalid(
+        file,
+        beside,
+        'presence',
+        `a sign that ${JSON.stringify(name)} is quantised`,
+        allowed,
+      );
+    }
   }
 
   norm(layer: number): TensorSource {

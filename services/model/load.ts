@@ -1,7 +1,9 @@
 import { z } from 'zod';
 import type { ExpertSource, TensorSource } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import type { Logger } from '../common/log.js';
 import { openCheckpoint } from './checkpoint.js';
+import { HashProgress } from './hash-progress.js';
 import { expertWeightBytes } from './limits.js';
 import type { ModelSource, ModelSpec, ModelTensors } from './spec.js';
 import { syntheticModel, syntheticSchema } from './synthetic.js';
@@ -50,7 +52,7 @@ export class Model {
     return this.tensors.expert(layer, expert);
   }
 
-  /** Unmaps the files once no operation uses them. Idempotent. */
+  /** Closes the files once no operation uses them. Idempotent. */
   close(): void {
     this.tensors.close();
   }
@@ -75,11 +77,13 @@ function describeLayers({ layers, name }: ModelSpec): string {
   return `${numbers.join(', ')} (layers of ${name} with experts)`;
 }
 
-/** Describes and checks a model. Rejects with MODEL_INVALID. */
-export async function openModel(source: ModelSource): Promise<Model> {
+/** Describes and checks a model. Its files are hashed, which `log` tells of if it takes long. Rejects with MODEL_INVALID. */
+export async function openModel(source: ModelSource, log: Logger | null = null): Promise<Model> {
   const checked = parseModelSource(source);
   const { spec, tensors } =
-    checked.kind === 'checkpoint' ? await openCheckpoint(checked.directory) : syntheticModel(checked.spec);
+    checked.kind === 'checkpoint'
+      ? await openCheckpoint(checked, new HashProgress(log))
+      : syntheticModel(checked.spec);
   return new Model(spec, tensors);
 }
 
@@ -89,6 +93,7 @@ const sourceSchema: z.ZodType<ModelSource> = z.discriminatedUnion(
     z.strictObject({
       kind: z.literal('checkpoint'),
       directory: z.string({ error: 'a path' }).min(1, 'a path').max(4096, 'a path of up to 4096 characters'),
+      allowNonFiniteWeights: z.boolean({ error: 'true or false' }).optional(),
     }),
     z.strictObject({ kind: z.literal('synthetic'), spec: syntheticSchema }),
   ],

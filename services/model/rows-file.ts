@@ -1,7 +1,7 @@
 import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { native, type Slab } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
-import { SafetensorsFile } from './safetensors.js';
+import { readHeader } from './safetensors.js';
 import { encodeHeader, type TensorEntry } from './safetensors-header.js';
 
 /** BF16. */
@@ -50,8 +50,7 @@ export async function openRowsReader(
   options: { tensor: string | null; hidden: number },
 ): Promise<RowsReader> {
   if (isSafetensors(path)) {
-    const file = await SafetensorsFile.open(path);
-    const entry = chooseTensor(path, file, options.tensor);
+    const entry = await findTensor(path, options.tensor);
     const hidden = entry.shape.at(-1);
     if (entry.dtype !== 'BF16') {
       throw invalidArgument(
@@ -77,10 +76,11 @@ export async function openRowsReader(
   return new FileReader(path, handle, null, [size / rowBytes, options.hidden], 0);
 }
 
-function chooseTensor(path: string, file: SafetensorsFile, tensor: string | null): TensorEntry {
-  const names = [...file.header.tensors.keys()];
+async function findTensor(path: string, tensor: string | null): Promise<TensorEntry> {
+  const { tensors } = await readHeader(path);
+  const names = [...tensors.keys()];
   const name = tensor ?? (names.length === 1 ? names[0]! : null);
-  const entry = name === null ? undefined : file.header.tensors.get(name);
+  const entry = name === null ? undefined : tensors.get(name);
   if (entry !== undefined) return entry;
   const shown = names.slice(0, 10).map((each) => JSON.stringify(each));
   if (names.length > shown.length) shown.push(`${names.length - shown.length} more`);

@@ -1,6 +1,6 @@
 import { SwitchyardError } from '../common/errors.js';
 
-/** Bits per element of every dtype of the safetensors format. */
+/** Bits per element of the dtypes of the safetensors format; newer versions of it may have others. */
 const bitsOf: ReadonlyMap<string, number> = new Map([
   ['F4', 4],
   ['F6_E2M3', 6],
@@ -66,6 +66,26 @@ export function fileInvalid(
 }
 
 /**
+ * MODEL_INVALID for a tensor that a file, or an index, should name.
+ * @param names of the tensors that it does name: one that differs by its prefix alone is told.
+ */
+export function tensorMissing(
+  file: string,
+  tensor: string,
+  names: Pick<ReadonlyMap<string, unknown>, 'keys'>,
+): SwitchyardError {
+  let message = `${file}: tensor ${JSON.stringify(tensor)} is missing`;
+  const prefix = tensor.slice(0, tensor.indexOf('.') + 1);
+  const rest = tensor.slice(prefix.length);
+  for (const name of names.keys()) {
+    if (name !== rest && !name.endsWith(`.${rest}`)) continue;
+    message += `; it names ${JSON.stringify(name.slice(0, 200))}: tensors with another prefix than ${JSON.stringify(prefix)} are not supported`;
+    break;
+  }
+  return new SwitchyardError('MODEL_INVALID', message, { file, tensor });
+}
+
+/**
  * Checks the length in front of a header against the file's size, before any memory is taken for the header.
  * @param prefix the first 8 bytes of the file.
  */
@@ -82,8 +102,8 @@ export function headerLength(file: string, fileBytes: number, prefix: Uint8Array
 }
 
 /**
- * Parses a header and checks all of it: every dtype, shape and offset, that sizes agree, and that the tensors
- * fill the data without overlap or hole, as the format demands.
+ * Parses a header and checks all of it: every shape and offset, that sizes agree where the dtype is known, and that the
+ * tensors fill the data without overlap or hole, as the format demands.
  * @param text the header without the length in front of it.
  */
 export function parseHeader(file: string, fileBytes: number, text: Uint8Array): SafetensorsHeader {
@@ -167,10 +187,7 @@ function parseEntry(
     throw fileInvalid(file, name, 'entry', JSON.stringify(value), 'an object of dtype, shape, data_offsets');
   }
   const { dtype, shape, data_offsets: offsets } = value;
-  const bits = typeof dtype === 'string' ? bitsOf.get(dtype) : undefined;
-  if (bits === undefined) {
-    throw fileInvalid(file, name, 'dtype', JSON.stringify(dtype), [...bitsOf.keys()].join(', '));
-  }
+  if (typeof dtype !== 'string') throw fileInvalid(file, name, 'dtype', JSON.stringify(dtype), 'a text');
   if (!isSizes(shape)) {
     throw fileInvalid(file, name, 'shape', JSON.stringify(shape), 'a list of integers from 0 to 2^53 - 1');
   }
@@ -180,13 +197,19 @@ function parseEntry(
     throw fileInvalid(file, name, 'data_offsets', JSON.stringify(offsets), allowed);
   }
   const [begin, end] = offsets as [number, number];
+  const entry = { name, dtype, shape, byteOffset: dataStart + begin, byteLength: end - begin };
+  const bits = bitsOf.get(dtype);
+  if (bits !== undefined) requireSize(file, entry, bits, `[${begin}, ${end}]`);
+  return entry;
+}
+
+function requireSize(file: string, entry: TensorEntry, bits: number, offsets: string): void {
+  const { name, dtype, shape, byteLength } = entry;
   // A product of shapes can pass 2^53, so it is not done in floating point.
   const bitsTotal = shape.reduce((product, size) => product * BigInt(size), BigInt(bits));
-  if (bitsTotal !== BigInt(end - begin) * 8n) {
-    const needed = `the ${bitsTotal / 8n} bytes of ${dtype} ${JSON.stringify(shape)}`;
-    throw fileInvalid(file, name, 'data_offsets', `[${begin}, ${end}]: ${end - begin} bytes`, needed);
-  }
-  return { name, dtype: dtype as string, shape, byteOffset: dataStart + begin, byteLength: end - begin };
+  if (bitsTotal === BigInt(byteLength) * 8n) return;
+  const needed = `the ${bitsTotal / 8n} bytes of ${dtype} ${JSON.stringify(shape)}`;
+  throw fileInvalid(file, name, 'data_offsets', `${offsets}: ${byteLength} bytes`, needed);
 }
 
 function isSizes(value: unknown): value is number[] {

@@ -1,8 +1,10 @@
-import { createHash } from 'node:crypto';
 import { type FileHandle, open } from 'node:fs/promises';
-import type { StoredDtype, TensorSource } from '../../native/index.js';
-import { type MappedFile, native } from '../../native/index.js';
-import { SwitchyardError } from '../common/errors.js';
+import { native, type StoredDtype, type TensorSource, type WeightFile } from '../../native/index.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { DigestCache } from './digest-cache.js';
+import { digestOf } from './file-digest.js';
+import type { HashProgress } from './hash-progress.js';
+import { refuseLfsPointer } from './lfs.js';
 import {
   fileInvalid,
   headerLength,
@@ -10,8 +12,11 @@ import {
   parseHeader,
   type SafetensorsHeader,
   type TensorEntry,
+  tensorMissing,
 } from './safetensors-header.js';
 
+/** Enough to tell an LFS pointer by. */
+const startBytes = 64;
 const storedDtypes: readonly string[] = ['BF16', 'F16', 'F32'] satisfies StoredDtype[];
 
 /** Where a row-major matrix begins in its tensor: one expert's part of a fused tensor begins further in. */
@@ -24,43 +29,51 @@ export interface MatrixPart {
   elementOffset: number;
 }
 
-/**
- * One safetensors file: its checked header, and its tensors as memory-mapped sources. The file is mapped at the
- * first source taken from it; JavaScript reads nothing but the header.
- */
+/** One safetensors file: its checked header, its digest, and its tensors as sources for the addon. */
 export class SafetensorsFile {
-  #mapped: MappedFile | null = null;
-
   private constructor(
-    readonly path: string,
-    readonly byteLength: number,
+    private readonly weights: WeightFile,
     readonly header: SafetensorsHeader,
-    /** SHA-256 over size, header and samples of the data. */
-    readonly digest: string,
   ) {}
 
-  /** Reads and checks the header. Rejects with MODEL_INVALID, which names file, tensor, value and what is allowed. */
+  /**
+   * Reads and checks the header. The file is held open, so that all that is read of it later is of this file.
+   * Rejects with MODEL_INVALID, which names file, tensor, value and what is allowed.
+   */
   static async open(path: string): Promise<SafetensorsFile> {
-    const handle = await openFile(path);
+    const weights = openWeights(path);
     try {
-      const { size } = await handle.stat();
-      const prefix = await readExactly(handle, path, 0, Math.min(size, headerLengthBytes));
-      const text = await readExactly(handle, path, headerLengthBytes, headerLength(path, size, prefix));
-      const header = parseHeader(path, size, text);
-      const digest = createHash('sha256').update(`${size}\n`).update(text);
-      for (const sample of await readSamples(handle, path, headerLengthBytes + text.byteLength, size)) {
-        digest.update(sample);
-      }
-      return new SafetensorsFile(path, size, header, digest.digest('hex'));
-    } finally {
-      await handle.close();
+      return new SafetensorsFile(weights, await readHeader(path));
+    } catch (error) {
+      weights.close();
+      throw error;
     }
+  }
+
+  get path(): string {
+    return this.weights.path;
+  }
+
+  get byteLength(): number {
+    return this.weights.byteLength;
+  }
+
+  /** Over every byte. Rejects with MODEL_INVALID if the file is no longer the one that was opened. */
+  async digest(cache: DigestCache, progress: HashProgress): Promise<string> {
+    const { weights, path, byteLength } = this;
+    const known = await cache.get(weights);
+    if (known !== null) progress.add(byteLength, false);
+    const startedMs = Date.now();
+    const digest = known ?? (await hashFile(path, byteLength, (bytes) => progress.add(bytes, true)));
+    checked(() => weights.requireUnchanged());
+    if (known === null) await cache.put(weights, digest, startedMs);
+    return digest;
   }
 
   /** The entry of a tensor. Throws MODEL_INVALID if the file does not hold it. */
   entry(name: string): TensorEntry {
     const entry = this.header.tensors.get(name);
-    if (entry === undefined) throw missingTensor(name, this.path);
+    if (entry === undefined) throw tensorMissing(this.path, name, this.header.tensors);
     return entry;
   }
 
@@ -88,49 +101,73 @@ export class SafetensorsFile {
     const entry = this.check(name, part.tensorShape);
     const dtype = entry.dtype as StoredDtype;
     const byteOffset = entry.byteOffset + part.elementOffset * (dtype === 'F32' ? 4 : 2);
-    return { kind: 'file', file: this.#map(), byteOffset, dtype, rows: part.rows, columns: part.columns };
+    const { rows, columns } = part;
+    return { kind: 'file', file: this.weights, tensor: name, byteOffset, dtype, rows, columns };
   }
 
-  #map(): MappedFile {
-    if (this.#mapped !== null) return this.#mapped;
-    const mapped = native.openMappedFile(this.path);
-    if (mapped.byteLength !== this.byteLength) {
-      mapped.close();
-      const allowed = `${this.byteLength} bytes, as when it was opened`;
-      throw fileInvalid(this.path, null, 'file size', `${mapped.byteLength} bytes`, allowed);
-    }
-    this.#mapped = mapped;
-    return mapped;
-  }
-
-  /** Unmaps the file once no operation uses it. */
+  /** Closes the file once no operation uses it. */
   close(): void {
-    this.#mapped?.close();
-    this.#mapped = null;
+    this.weights.close();
   }
 }
 
-/** MODEL_INVALID for a tensor that a file, or an index, should name. */
-export function missingTensor(name: string, file: string): SwitchyardError {
-  const message = `${file}: tensor ${JSON.stringify(name)} is missing`;
-  return new SwitchyardError('MODEL_INVALID', message, { file, tensor: name });
+function openWeights(path: string): WeightFile {
+  return checked(() => native.openWeightFile(path));
 }
 
-async function openFile(path: string): Promise<FileHandle> {
+/** What the addon throws, as a SwitchyardError. */
+function checked<T>(call: () => T): T {
   try {
-    return await open(path, 'r');
+    return call();
   } catch (error) {
-    throw new SwitchyardError('MODEL_INVALID', `${path}: cannot be opened: ${(error as Error).message}`, {
-      file: path,
-    });
+    throw asSwitchyardError(error);
   }
+}
+
+/** The checked header of a file. Rejects with MODEL_INVALID, which names file, tensor, value and what is allowed. */
+export async function readHeader(path: string): Promise<SafetensorsHeader> {
+  return await withFile(path, async (handle) => {
+    const { size: byteLength } = await handle.stat();
+    const start = await readExactly(handle, path, 0, Math.min(byteLength, startBytes));
+    refuseLfsPointer(path, start);
+    const length = headerLength(path, byteLength, start.subarray(0, headerLengthBytes));
+    return parseHeader(path, byteLength, await readExactly(handle, path, headerLengthBytes, length));
+  });
+}
+
+function hashFile(path: string, byteLength: number, onBytes: (bytes: number) => void): Promise<string> {
+  return withFile(path, async (handle) => {
+    try {
+      return await digestOf(path, handle, byteLength, onBytes);
+    } catch (error) {
+      throw cannotRead(path, error);
+    }
+  });
+}
+
+async function withFile<T>(path: string, use: (handle: FileHandle) => Promise<T>): Promise<T> {
+  const handle = await open(path, 'r').catch((error) => {
+    throw cannotRead(path, error);
+  });
+  try {
+    return await use(handle);
+  } finally {
+    await handle.close();
+  }
+}
+
+function cannotRead(path: string, error: unknown): SwitchyardError {
+  const message = `${path}: cannot be read: ${(error as Error).message}`;
+  return new SwitchyardError('MODEL_INVALID', message, { file: path }, { cause: error });
 }
 
 async function readExactly(handle: FileHandle, path: string, position: number, length: number) {
   const bytes = new Uint8Array(length);
   let read = 0;
   while (read < length) {
-    const { bytesRead } = await handle.read(bytes, read, length - read, position + read);
+    const { bytesRead } = await handle.read(bytes, read, length - read, position + read).catch((error) => {
+      throw cannotRead(path, error);
+    });
     if (bytesRead === 0) {
       throw fileInvalid(
         path,
@@ -143,22 +180,4 @@ async function readExactly(handle: FileHandle, path: string, position: number, l
     read += bytesRead;
   }
   return bytes;
-}
-
-const sampleCount = 32;
-const sampleBytes = 4096;
-
-/**
- * Evenly spread samples of the data. Two checkpoints of one shape, say a model and its fine-tuned sister, have
- * equal headers; samples tell them apart without reading hundreds of gigabytes.
- */
-async function readSamples(handle: FileHandle, path: string, dataStart: number, size: number) {
-  const length = Math.min(sampleBytes, size - dataStart);
-  const span = size - dataStart - length;
-  const samples: Uint8Array[] = [];
-  for (let index = 0; index < sampleCount; index++) {
-    const position = dataStart + Math.floor((span * index) / (sampleCount - 1));
-    samples.push(await readExactly(handle, path, position, length));
-  }
-  return samples;
 }

@@ -1,9 +1,14 @@
 import type { Activation, ExpertSource, RoutingSpec, TensorSource } from '../../native/index.js';
 
+export interface CheckpointSource {
+  kind: 'checkpoint';
+  directory: string;
+  /** Serve weights that are NaN or infinite; without it they are refused. */
+  allowNonFiniteWeights?: boolean | undefined;
+}
+
 /** Where the weights come from: enough for any process on a host that sees the same files to load them. */
-export type ModelSource =
-  | { kind: 'checkpoint'; directory: string }
-  | { kind: 'synthetic'; spec: SyntheticSpec };
+export type ModelSource = CheckpointSource | { kind: 'synthetic'; spec: SyntheticSpec };
 
 export interface SyntheticSpec {
   name: string;

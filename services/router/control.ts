@@ -186,7 +186,7 @@ export class Control {
   private async load(model: ModelDescription): Promise<void> {
     try {
       const started = performance.now();
-      this.weights = await RouterWeights.load(model);
+      this.weights = await RouterWeights.load(model, this.options.log);
       const seconds = (performance.now() - started) / 1000;
       this.options.log.info({
         event: 'model-loaded',

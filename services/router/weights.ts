@@ -1,6 +1,8 @@
 import { type GateWeights, native, type Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
+import type { Logger } from '../common/log.js';
+import { countNonFiniteBf16, countNonFiniteFloats, FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
 
@@ -22,8 +24,10 @@ export class RouterWeights {
    * Loads what the coordinator's description names.
    * @throws MODEL_INVALID if it cannot be read here, MODEL_MISMATCH if it is another model than the cluster's.
    */
-  static async load(description: ModelDescription): Promise<RouterWeights> {
-    const model = await openModel(parseModelSource(description.source));
+  static async load(description: ModelDescription, log: Logger): Promise<RouterWeights> {
+    const source = parseModelSource(description.source);
+    const finite = new FiniteWeights(source, log);
+    const model = await openModel(source, log);
     try {
       if (model.spec.fingerprint !== description.fingerprint) {
         throw new SwitchyardError(
@@ -34,7 +38,7 @@ export class RouterWeights {
       }
       const layers = new Map<number, LayerWeights>();
       for (const { layer, experts } of model.spec.layers) {
-        layers.set(layer, await loadLayer(model, layer, experts));
+        layers.set(layer, await loadLayer(model, finite, layer, experts));
       }
       return new RouterWeights(model.spec, layers);
     } finally {
@@ -54,14 +58,27 @@ export class RouterWeights {
   }
 }
 
-async function loadLayer(model: Model, layer: number, experts: number): Promise<LayerWeights> {
+async function loadLayer(
+  model: Model,
+  finite: FiniteWeights,
+  layer: number,
+  experts: number,
+): Promise<LayerWeights> {
   const { hidden, routing } = model.spec;
   const { weight: source, logitBias, selectionBias } = model.gate(layer);
   const weight = await native.readFloats(source);
   try {
+    finite.check(source, countNonFiniteFloats(weight));
     const gate = native.createGate({ weight, experts, hidden, logitBias, selectionBias, routing });
-    return { experts, gate, norm: await native.readTensor(model.norm(layer)) };
+    return { experts, gate, norm: await loadNorm(model, finite, layer) };
   } finally {
     weight.release();
   }
+}
+
+async function loadNorm(model: Model, finite: FiniteWeights, layer: number): Promise<Slab> {
+  const source = model.norm(layer);
+  const norm = await native.readTensor(source);
+  finite.check(source, countNonFiniteBf16(norm));
+  return norm;
 }

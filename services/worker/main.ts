@@ -15,6 +15,7 @@ import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { ControlSession } from '../common/session.js';
 import { Trace } from '../common/trace.js';
+import { FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
 import { createLinkSecret } from '../transport/link-key.js';
 import { linkService } from '../transport/serve.js';
@@ -104,6 +105,7 @@ class WorkerService {
     if (config.model !== null) {
       this.ownModel = await openModel(
         parseModelSource({ kind: 'checkpoint', directory: resolve(config.model) }),
+        log,
       );
     }
     this.grpc = await startGrpcServer({
@@ -209,7 +211,8 @@ class WorkerService {
 
   private async load(description: ModelDescription): Promise<void> {
     const { config, backend, log, metrics } = this;
-    const model = this.ownModel ?? (await openModel(parseModelSource(description.source)));
+    const source = parseModelSource(description.source);
+    const model = this.ownModel ?? (await openModel(source, log));
     const { spec } = model;
     if (spec.fingerprint !== description.fingerprint) {
       throw new SwitchyardError(
@@ -233,6 +236,7 @@ class WorkerService {
       model,
       backend,
       executor,
+      finite: new FiniteWeights(source, log),
       memoryBytes: this.memoryBytes,
       onChange: () => this.showReadiness(),
       log,

@@ -1,9 +1,10 @@
-import type { ExpertBackend } from '../../native/index.js';
+import type { Expert, ExpertBackend } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ExpertId } from '../common/generated/switchyard/v1/ExpertId.js';
 import type { LoadProgressInput } from '../common/generated/switchyard/v1/LoadProgress.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
+import type { FiniteWeights } from '../model/finite.js';
 import type { Model } from '../model/load.js';
 import type { Executor } from './executor.js';
 
@@ -11,6 +12,7 @@ export interface StoreOptions {
   model: Model;
   backend: ExpertBackend;
   executor: Executor;
+  finite: FiniteWeights;
   /** Bytes that the weights of all experts may take. */
   memoryBytes: number;
   /** Called when an expert was loaded. */
@@ -106,10 +108,10 @@ export class ExpertStore {
   }
 
   private async load(key: string, id: ExpertId): Promise<void> {
-    const { model, backend, executor, onChange, log } = this.options;
+    const { model, executor, onChange, log } = this.options;
     this.loading.add(key);
     try {
-      const expert = await backend.load(model.expert(id.layer, id.expert));
+      const expert = await this.loadChecked(id);
       if (this.wanted.has(key) && !this.closed) {
         executor.add(id.layer, id.expert, expert);
         this.held.set(key, { id, bytes: model.expertBytes });
@@ -131,6 +133,19 @@ export class ExpertStore {
       log.info({ event: 'experts-loaded', experts: this.held.size, bytes: this.bytesHeld, seconds });
     }
     this.pump();
+  }
+
+  private async loadChecked({ layer, expert: number }: ExpertId): Promise<Expert> {
+    const { model, backend, finite } = this.options;
+    const source = model.expert(layer, number);
+    const expert = await backend.load(source);
+    try {
+      finite.checkExpert(source, expert.nonFinite);
+      return expert;
+    } catch (error) {
+      expert.release();
+      throw error;
+    }
   }
 
   private named(error: unknown, { layer, expert }: ExpertId): SwitchyardError {

@@ -1,8 +1,15 @@
-import { cp, mkdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { cp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
 import { openModel } from '../../services/model/load.js';
-import { failure, fixtures, temporaryDirectory, writeSafetensors } from './support.js';
+import {
+  failure,
+  fixtures,
+  smallNorm,
+  smallTensors,
+  temporaryDirectory,
+  writeCheckpoint,
+} from './support.js';
 
 const open = (directory: string) => openModel({ kind: 'checkpoint', directory });
 
@@ -177,16 +184,9 @@ describe('tensors of a checkpoint', () => {
   });
 
   test('of a dtype that cannot be loaded are refused', async () => {
-    const directory = join(await temporaryDirectory(), 'model');
-    await mkdir(directory);
-    await cp(join(fixtures, 'mixtral', 'config.json'), join(directory, 'config.json'));
-    await writeSafetensors(join(directory, 'model.safetensors'), {
-      'model.layers.0.post_attention_layernorm.weight': {
-        dtype: 'I16',
-        shape: [48],
-        data: new Uint8Array(96),
-      },
-    });
+    const tensors = smallTensors();
+    tensors[smallNorm]!.dtype = 'I16';
+    const directory = await writeCheckpoint(tensors);
     const error = await failure(() => open(directory));
     expect(error.message).toContain('weight": dtype is I16; allowed: BF16, F16, F32');
   });

@@ -55,7 +55,17 @@ describe('a hostile or broken file is refused before memory is taken, naming wha
       ['__metadata__'],
     ],
     ['an entry that is not an object', safetensorsBytes('{"a":3}', fourBytes), ['"a"', 'entry is 3']],
-    ['an unknown dtype', safetensorsBytes(entry('BF17', [2], [0, 4]), fourBytes), ['"a"', '"BF17"', 'BF16']],
+    ['a dtype that is no text', safetensorsBytes(entry(16, [2], [0, 4]), fourBytes), ['"a"', 'dtype is 16']],
+    [
+      'offsets past the file, of an unknown dtype',
+      safetensorsBytes(entry('F8_E4M3FNUZ', [4], [0, 8]), fourBytes),
+      ['"a"', '[0,8]', '<= 4'],
+    ],
+    [
+      'a Git LFS pointer',
+      Buffer.from('version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4976698672\n'),
+      ['is a Git LFS pointer', 'git lfs pull'],
+    ],
     ['no dtype', safetensorsBytes(entry(undefined, [2], [0, 4]), fourBytes), ['"a"', 'dtype is missing']],
     ['a negative size', safetensorsBytes(entry('BF16', [-2], [0, 4]), fourBytes), ['"a"', 'shape is [-2]']],
     ['a broken size', safetensorsBytes(entry('BF16', [1.5], [0, 4]), fourBytes), ['"a"', 'shape is [1.5]']],
@@ -212,5 +222,19 @@ describe('a valid file', () => {
     expect(error).toMatchObject({ code: 'MODEL_INVALID' });
     expect(error.message).toContain(words);
     expect(error.message).toContain(path);
+    file.close();
+  });
+
+  test('may hold tensors of dtypes that are not known, which cannot be loaded', async () => {
+    const path = join(await temporaryDirectory(), 'x.safetensors');
+    await writeSafetensors(path, {
+      m: { dtype: 'BF16', shape: [2, 2], data: new Uint8Array(8) },
+      newer: { dtype: 'F8_E4M3FNUZ', shape: [3], data: new Uint8Array(3) },
+    });
+    const file = await SafetensorsFile.open(path);
+    file.check('m', [2, 2]);
+    const error = await failure(() => file.check('newer', [3]));
+    expect(error.message).toBe(`${path}: tensor "newer": dtype is F8_E4M3FNUZ; allowed: BF16, F16, F32`);
+    file.close();
   });
 });

@@ -245,8 +245,8 @@ describe('a call that returns no promise throws', () => {
     ],
     [
       'a path that is none',
-      () => native.openMappedFile(wrong(3)),
-      'openMappedFile',
+      () => native.openWeightFile(wrong(3)),
+      'openWeightFile',
       'path is 3; allowed: a string',
     ],
   ])('%s', (_, call, operation, message) => {
@@ -261,9 +261,9 @@ describe('a call that returns no promise throws', () => {
 });
 
 describe('files', () => {
-  test('a file that is not there, or no file, cannot be mapped', () => {
+  test('a file that is not there, or no file, cannot be opened', () => {
     for (const path of [join(directory, 'missing'), directory]) {
-      expect(() => native.openMappedFile(path)).toThrow(
+      expect(() => native.openWeightFile(path)).toThrow(
         expect.objectContaining({ code: 'MODEL_INVALID', message: expect.stringContaining(path) }),
       );
     }
@@ -275,9 +275,17 @@ describe('files', () => {
       path,
       Uint8Array.from({ length: 25 }, (_, index) => index),
     );
-    const file = native.openMappedFile(path);
+    const file = native.openWeightFile(path);
     expect([file.path, file.byteLength]).toEqual([path, 25]);
-    const source = { kind: 'file', file, byteOffset: 1, dtype: 'BF16', rows: 3, columns: 4 } as const;
+    const source = {
+      kind: 'file',
+      file,
+      tensor: 'x',
+      byteOffset: 1,
+      dtype: 'BF16',
+      rows: 3,
+      columns: 4,
+    } as const;
     const pending = native.readTensor(source);
     const outside = { ...source, byteOffset: 2 };
     await expect(native.readTensor(outside)).rejects.toMatchObject({

@@ -10,7 +10,7 @@
 namespace switchyard::addon {
 
 /** The classes of objects that the addon hands out. */
-enum class HandleKind { slab, mapped_file, gate_weights, expert, expert_backend, ucx_channel };
+enum class HandleKind { slab, weight_file, gate_weights, expert, expert_backend, ucx_channel };
 
 /** What one JS environment (the main thread or a worker thread) has of its own. */
 class Environment {

@@ -7,6 +7,7 @@
 #include "addon/model_operations.h"
 #include "addon/process.h"
 #include "addon/slab_handle.h"
+#include "kernels/ingest.h"
 
 namespace switchyard::addon {
 
@@ -15,20 +16,24 @@ namespace {
 constexpr uint64_t threads_max = 1024;
 constexpr uint64_t devices_max = 1024;
 
-MatrixSource to_matrix(const Fields& fields) {
+/** `non_finite` counts while the matrix is read. */
+MatrixSource to_matrix(const Fields& fields, size_t& non_finite) {
   const TensorSource source = to_tensor(fields);
-  const auto read = [source](size_t first_row, size_t row_count, uint16_t* out) {
-    read_elements_in_parallel(source, first_row * source.columns, row_count * source.columns, out);
+  const auto read = [source, &non_finite](size_t first_row, size_t row_count, uint16_t* out) {
+    const size_t elements = row_count * source.columns;
+    read_elements_in_parallel(source, first_row * source.columns, elements, out);
+    non_finite += count_non_finite_values(out, elements);
   };
   return {source.rows, source.columns, read};
 }
 
-ExpertSource to_source(const Fields& fields) {
+/** `non_finite` must outlive what is returned. */
+ExpertSource to_source(const Fields& fields, NonFiniteWeights& non_finite) {
   ExpertSource source;
   source.activation = to_activation(fields);
-  if (!fields.is_null("gate")) source.gate = to_matrix(fields.fields("gate"));
-  source.up = to_matrix(fields.fields("up"));
-  source.down = to_matrix(fields.fields("down"));
+  if (!fields.is_null("gate")) source.gate = to_matrix(fields.fields("gate"), non_finite.gate);
+  source.up = to_matrix(fields.fields("up"), non_finite.up);
+  source.down = to_matrix(fields.fields("down"), non_finite.down);
   return source;
 }
 
@@ -86,6 +91,7 @@ std::vector<ExpertHandle::PropertyDescriptor> ExpertHandle::properties() {
       InstanceAccessor<&ExpertHandle::bytes>("bytes"),
       InstanceAccessor<&ExpertHandle::hidden>("hidden"),
       InstanceAccessor<&ExpertHandle::ffn>("ffn"),
+      InstanceAccessor<&ExpertHandle::non_finite>("nonFinite"),
       InstanceMethod("release", &ExpertHandle::release),
   };
 }
@@ -100,6 +106,17 @@ Napi::Value ExpertHandle::hidden(const Napi::CallbackInfo& info) {
 
 Napi::Value ExpertHandle::ffn(const Napi::CallbackInfo& info) {
   return guard(info, "ffn", [&] { return Napi::Number::New(info.Env(), native()->expert->ffn()); });
+}
+
+Napi::Value ExpertHandle::non_finite(const Napi::CallbackInfo& info) {
+  return guard(info, "nonFinite", [&] {
+    const NonFiniteWeights& found = native()->non_finite;
+    auto result = Napi::Object::New(info.Env());
+    result.Set("gate", static_cast<double>(found.gate));
+    result.Set("up", static_cast<double>(found.up));
+    result.Set("down", static_cast<double>(found.down));
+    return result;
+  });
 }
 
 std::vector<BackendHandle::PropertyDescriptor> BackendHandle::properties() {
@@ -129,9 +146,9 @@ Napi::Value BackendHandle::description(const Napi::CallbackInfo& info) {
 Napi::Value BackendHandle::load(const Napi::CallbackInfo& info) {
   return Operation::start(info, "load", [this](const Napi::CallbackInfo& info, Operation& operation) {
     const std::shared_ptr<Device> device = native();
-    const ExpertSource source = to_source(Fields(info[0], "source"));
     const auto loaded = std::make_shared<LoadedExpert>();
     loaded->device = device;
+    const ExpertSource source = to_source(Fields(info[0], "source"), loaded->non_finite);
     operation.executor = [device](auto task) { device->loading.submit(std::move(task)); };
     operation.run = [loaded, source] { loaded->expert = loaded->device->backend->load(source); };
     operation.result = [loaded](Napi::Env env) { return ExpertHandle::create(env, loaded); };

@@ -20,10 +20,18 @@ struct Device {
   SerialQueue loading{"loading"};
 };
 
+/** Weights that are NaN or infinite in BF16, by matrix. */
+struct NonFiniteWeights {
+  size_t gate = 0;
+  size_t up = 0;
+  size_t down = 0;
+};
+
 /** An expert's weights, and the device that must outlive them. */
 struct LoadedExpert {
   std::shared_ptr<Device> device;
   std::unique_ptr<Expert> expert;
+  NonFiniteWeights non_finite;
 };
 
 /** `Expert` of native/index.ts. */
@@ -40,6 +48,7 @@ class ExpertHandle : public Handle<ExpertHandle, std::shared_ptr<const LoadedExp
   Napi::Value bytes(const Napi::CallbackInfo& info);
   Napi::Value hidden(const Napi::CallbackInfo& info);
   Napi::Value ffn(const Napi::CallbackInfo& info);
+  Napi::Value non_finite(const Napi::CallbackInfo& info);
 };
 
 /** `ExpertBackend` of native/index.ts. */

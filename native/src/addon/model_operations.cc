@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "addon/mapped_file_handle.h"
+#include "addon/weight_file_handle.h"
 #include "addon/slab_handle.h"
 #include "model/tokens.h"
 
@@ -51,7 +51,7 @@ TensorSource to_tensor(const Fields& fields) {
   if (fields.choice("kind", {"file", "synthetic"}) == 0) {
     constexpr StoredDtype dtypes[] = {StoredDtype::bf16, StoredDtype::f16, StoredDtype::f32};
     source.origin = FileTensor{
-        .file = MappedFileHandle::of(fields.value("file"), fields.name("file")),
+        .file = WeightFileHandle::of(fields.value("file"), fields.name("file")),
         .byte_offset = fields.integer("byteOffset", 0, safe_integer_max),
         .dtype = dtypes[fields.choice("dtype", {"BF16", "F16", "F32"})],
     };
@@ -68,9 +68,9 @@ TensorSource to_tensor(const Fields& fields) {
 }
 
 void export_model_operations(Napi::Env env, Napi::Object exports) {
-  MappedFileHandle::define(env);
-  export_function(exports, "openMappedFile", [](const Napi::CallbackInfo& info) {
-    return MappedFileHandle::create(info.Env(), MappedFile::open(to_text(info[0], "path")));
+  WeightFileHandle::define(env);
+  export_function(exports, "openWeightFile", [](const Napi::CallbackInfo& info) {
+    return WeightFileHandle::create(info.Env(), WeightFile::open(to_text(info[0], "path")));
   });
   export_operation(exports, "readTensor", prepare_read<uint16_t>);
   export_operation(exports, "readFloats", prepare_read<float>);

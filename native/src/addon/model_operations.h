@@ -20,7 +20,7 @@ void read_elements_in_parallel(const TensorSource& source, size_t first, size_t 
   });
 }
 
-/** The functions openMappedFile, readTensor, readFloats and synthesizeTokens. */
+/** The functions openWeightFile, readTensor, readFloats and synthesizeTokens. */
 void export_model_operations(Napi::Env env, Napi::Object exports);
 
 }  // namespace switchyard::addon

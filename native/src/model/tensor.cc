@@ -17,6 +17,8 @@ namespace {
 constexpr size_t elements_max = size_t{1} << 44;
 /** Elements converted at a time: the buffer stays in the first-level cache. */
 constexpr size_t piece = 4096;
+/** Elements read from a file and converted at a time: the buffer stays in the second-level cache. */
+constexpr size_t read_piece = 64 * 1024;
 
 size_t bytes_of(StoredDtype dtype) { return dtype == StoredDtype::f32 ? 4 : 2; }
 
@@ -39,7 +41,7 @@ __attribute__((target("avx2"))) void round_finite(const float* values, size_t co
   }
 }
 
-/** out[i] = convert(element i of the bytes, which need no alignment). */
+/** out[i] = convert(element i of the bytes, which need no alignment). The dtype of `out` itself is read as it is. */
 template <typename Stored, typename Out, typename Convert>
 void convert_elements(const std::byte* bytes, size_t count, Out* out, const Convert& convert) {
   for (size_t i = 0; i < count; ++i) {
@@ -50,37 +52,37 @@ void convert_elements(const std::byte* bytes, size_t count, Out* out, const Conv
 }
 
 void convert_bytes(const std::byte* bytes, StoredDtype dtype, size_t count, uint16_t* out) {
-  switch (dtype) {
-    case StoredDtype::bf16:
-      std::memcpy(out, bytes, count * sizeof *out);
-      return;
-    case StoredDtype::f16:
-      convert_elements<uint16_t>(bytes, count, out, [](uint16_t half) { return float_to_bf16(f16_to_float(half)); });
-      return;
-    case StoredDtype::f32:
-      convert_elements<float>(bytes, count, out, float_to_bf16);
-      return;
+  if (dtype == StoredDtype::f32) {
+    convert_elements<float>(bytes, count, out, float_to_bf16);
+  } else {
+    convert_elements<uint16_t>(bytes, count, out, [](uint16_t half) { return float_to_bf16(f16_to_float(half)); });
   }
 }
 
 void convert_bytes(const std::byte* bytes, StoredDtype dtype, size_t count, float* out) {
-  switch (dtype) {
-    case StoredDtype::bf16:
-      convert_elements<uint16_t>(bytes, count, out, bf16_to_float);
-      return;
-    case StoredDtype::f16:
-      convert_elements<uint16_t>(bytes, count, out, f16_to_float);
-      return;
-    case StoredDtype::f32:
-      std::memcpy(out, bytes, count * sizeof *out);
-      return;
-  }
+  convert_elements<uint16_t>(bytes, count, out, dtype == StoredDtype::bf16 ? bf16_to_float : f16_to_float);
 }
+
+constexpr bool is_stored_as(StoredDtype dtype, const uint16_t*) { return dtype == StoredDtype::bf16; }
+constexpr bool is_stored_as(StoredDtype dtype, const float*) { return dtype == StoredDtype::f32; }
 
 template <typename Out>
 void read_file(const FileTensor& tensor, size_t first, size_t count, Out* out) {
-  const std::byte* bytes = tensor.file->data() + tensor.byte_offset + first * bytes_of(tensor.dtype);
-  convert_bytes(bytes, tensor.dtype, count, out);
+  const size_t element_bytes = bytes_of(tensor.dtype);
+  size_t offset = tensor.byte_offset + first * element_bytes;
+  if (is_stored_as(tensor.dtype, out)) {
+    tensor.file->read(offset, count * element_bytes, reinterpret_cast<std::byte*>(out));
+    return;
+  }
+  std::vector<std::byte> bytes(std::min(count, read_piece) * element_bytes);
+  while (count > 0) {
+    const size_t part = std::min(count, read_piece);
+    tensor.file->read(offset, part * element_bytes, bytes.data());
+    convert_bytes(bytes.data(), tensor.dtype, part, out);
+    offset += part * element_bytes;
+    out += part;
+    count -= part;
+  }
 }
 
 void read_synthetic(const SyntheticTensor& tensor, size_t first, size_t count, uint16_t* out) {

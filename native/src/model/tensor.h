@@ -6,7 +6,7 @@
 #include <string>
 #include <variant>
 
-#include "model/mapped_file.h"
+#include "model/weight_file.h"
 
 namespace switchyard {
 
@@ -14,7 +14,7 @@ enum class StoredDtype { bf16, f16, f32 };
 
 /** Little-endian elements in a file, row after row; the offset needs no alignment. */
 struct FileTensor {
-  std::shared_ptr<const MappedFile> file;
+  std::shared_ptr<const WeightFile> file;
   size_t byte_offset;
   StoredDtype dtype;
 };

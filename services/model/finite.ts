@@ -1,0 +1,50 @@
+import type { ExpertSource, Slab, TensorSource } from '../../native/index.js';
+import { SwitchyardError } from '../common/errors.js';
+import type { Logger } from '../common/log.js';
+import type { ModelSource } from './spec.js';
+
+/** What becomes of weights that are NaN or infinite. */
+export class FiniteWeights {
+  private readonly allowed: boolean;
+
+  /** @param source as the coordinator describes it: what it allows holds for the whole cluster. */
+  constructor(
+    source: ModelSource,
+    private readonly log: Logger,
+  ) {
+    this.allowed = source.kind === 'checkpoint' && source.allowNonFiniteWeights === true;
+  }
+
+  /** Throws MODEL_INVALID, which names file and tensor, if `count` values of it are not finite and that is not allowed. */
+  check(source: TensorSource, count: number): void {
+    if (count === 0 || source.kind !== 'file') return;
+    const { tensor } = source;
+    const file = source.file.path;
+    if (this.allowed) {
+      this.log.warn({ event: 'non-finite-weights', file, tensor, count });
+      return;
+    }
+    const message = `${file}: tensor ${JSON.stringify(tensor)} holds ${count} weights that are NaN or infinite in the precision in which they are served; allowed: none, unless the coordinator runs with --allow-non-finite-weights`;
+    throw new SwitchyardError('MODEL_INVALID', message, { file, tensor, count });
+  }
+
+  checkExpert({ gate, up, down }: ExpertSource, counts: { gate: number; up: number; down: number }): void {
+    if (gate !== null) this.check(gate, counts.gate);
+    this.check(up, counts.up);
+    this.check(down, counts.down);
+  }
+}
+
+/** Of BF16 values. */
+export function countNonFiniteBf16(slab: Slab): number {
+  const bytes = slab.view();
+  const bits = new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2);
+  return bits.reduce((count, value) => count + ((value & 0x7f80) === 0x7f80 ? 1 : 0), 0);
+}
+
+/** Of float32 values. */
+export function countNonFiniteFloats(slab: Slab): number {
+  const bytes = slab.view();
+  const values = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+  return values.reduce((count, value) => count + (Number.isFinite(value) ? 0 : 1), 0);
+}

@@ -1,0 +1,245 @@
+import { cp, mkdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from '@jest/globals';
+import { openModel } from '../../services/model/load.js';
+import {
+  failure,
+  fixtures,
+  small,
+  smallConfig,
+  smallGate,
+  smallTensors,
+  smallUp,
+  temporaryDirectory,
+  writeCheckpoint,
+  writeSafetensors,
+} from './support.js';
+
+const indexName = 'model.safetensors.index.json';
+const pointer =
+  'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0\nsize 4976698672\n';
+
+async function openDirectory(directory: string): Promise<void> {
+  (await openModel({ kind: 'checkpoint', directory })).close();
+}
+
+async function refusal(directory: string): Promise<string> {
+  const error = await failure(() => openDirectory(directory));
+  expect(error).toMatchObject({ code: 'MODEL_INVALID' });
+  return error.message;
+}
+
+async function sharded(): Promise<string> {
+  const directory = join(await temporaryDirectory(), 'model');
+  await cp(join(fixtures, 'qwen3_moe'), directory, { recursive: true });
+  return directory;
+}
+
+describe('a tensor that nobody needs', () => {
+  test.each(['F8_E4M3FNUZ', 'F8_E5M2FNUZ', 'of a later version'])('may have the dtype %s', async (dtype) => {
+    const tensors = smallTensors();
+    tensors['lm_head.weight'] = { dtype, shape: [3], data: new Uint8Array(7) };
+    await openDirectory(await writeCheckpoint(tensors));
+  });
+
+  test('and one that is needed may not: file, tensor and dtype are named', async () => {
+    const tensors = smallTensors();
+    const { ffn, hidden } = small;
+    tensors[smallUp] = { dtype: 'F8_E4M3FNUZ', shape: [ffn, hidden], data: new Uint8Array(ffn * hidden) };
+    const directory = await writeCheckpoint(tensors);
+    const file = join(directory, 'model.safetensors');
+    expect(await refusal(directory)).toBe(
+      `${file}: tensor "${smallUp}": dtype is F8_E4M3FNUZ; allowed: BF16, F16, F32`,
+    );
+  });
+});
+
+describe('JSON as Python writes it', () => {
+  /** The configuration with further text behind its first brace. */
+  const configWith = (text: string) => JSON.stringify(smallConfig).replace('{', `{${text},`);
+
+  test('NaN and infinities are taken where they do not matter, and left alone in texts', async () => {
+    const directory = await writeCheckpoint(smallTensors());
+    const text = '"a": NaN, "b": [Infinity, -Infinity], "NaN": "Infinity \\" NaN", "c": "\\\\"';
+    await writeFile(join(directory, 'config.json'), configWith(text));
+    await openDirectory(directory);
+  });
+
+  test.each([
+    ['"rms_norm_eps": NaN', 'rms_norm_eps is "NaN"; allowed: a number from 0 to 1'],
+    ['"rms_norm_eps": -Infinity', 'rms_norm_eps is "-Infinity"; allowed'],
+    ['"hidden_act": Infinity', 'hidden_act is "Infinity"; allowed: "silu"'],
+  ])('%s is refused by the key', async (text, words) => {
+    const directory = await writeCheckpoint(smallTensors());
+    const file = join(directory, 'config.json');
+    await writeFile(file, configWith(text));
+    expect(await refusal(directory)).toContain(`${file}: ${words}`);
+  });
+
+  test.each(['NaN', '{"a": nan}', '{"a": NaN', '{"a": "NaN}', '{"a": +Infinity}', '{"a": NaNa}', ''])(
+    '%j is refused by the name of the file',
+    async (text) => {
+      const directory = await writeCheckpoint(smallTensors());
+      const file = join(directory, 'config.json');
+      await writeFile(file, text);
+      expect(await refusal(directory)).toContain(file);
+    },
+  );
+
+  test('an index may hold them too', async () => {
+    const directory = await sharded();
+    const file = join(directory, indexName);
+    const text = await readFile(file, 'utf8');
+    await writeFile(file, text.replace('{', '{"metadata_of_training": {"loss": NaN},'));
+    await openDirectory(directory);
+  });
+});
+
+describe('which files hold the weights', () => {
+  test('a file beside an index of other files is refused, since either may be stale', async () => {
+    const directory = await sharded();
+    await writeSafetensors(join(directory, 'model.safetensors'), smallTensors());
+    const message = await refusal(directory);
+    for (const part of [directory, 'weights twice', 'model.safetensors', indexName, 'remove']) {
+      expect(message).toContain(part);
+    }
+  });
+
+  test('an index may name the single file', async () => {
+    const tensors = smallTensors();
+    const directory = await writeCheckpoint(tensors);
+    const weightMap = Object.fromEntries(Object.keys(tensors).map((name) => [name, 'model.safetensors']));
+    await writeFile(join(directory, indexName), JSON.stringify({ weight_map: weightMap }));
+    await openDirectory(directory);
+  });
+
+  test('shards without an index are named, and the index that is missing', async () => {
+    const directory = await sharded();
+    await rm(join(directory, indexName));
+    const message = await refusal(directory);
+    for (const part of [
+      directory,
+      'model-00001-of-00003.safetensors',
+      'model-00003-of-00003',
+      indexName,
+      'missing',
+    ]) {
+      expect(message).toContain(part);
+    }
+  });
+
+  test('a shard that is missing is named, with the index that names it', async () => {
+    const directory = await sharded();
+    await rm(join(directory, 'model-00002-of-00003.safetensors'));
+    const message = await refusal(directory);
+    expect(message).toContain(`${join(directory, 'model-00002-of-00003.safetensors')}: is missing`);
+    expect(message).toContain(indexName);
+  });
+
+  test.each([
+    ['pytorch_model-00001-of-00002.bin', 'convert'],
+    ['consolidated.safetensors', 'another format'],
+    ['weights.safetensors', 'another name than model.safetensors'],
+    ['model.gguf', 'convert'],
+  ])('%s alone is named, with what to do', async (name, words) => {
+    const directory = await writeCheckpoint(smallTensors());
+    await rename(join(directory, 'model.safetensors'), join(directory, name));
+    const message = await refusal(directory);
+    for (const part of [directory, name, words]) expect(message).toContain(part);
+  });
+
+  test('an empty shard, and a link that leads nowhere, are named', async () => {
+    const directory = await sharded();
+    const shard = join(directory, 'model-00001-of-00003.safetensors');
+    await writeFile(shard, '');
+    expect(await refusal(directory)).toContain(`${shard}: file size is 0 bytes`);
+    await rm(shard);
+    await symlink('nowhere', shard);
+    expect(await refusal(directory)).toContain(`${shard}: cannot be opened: No such file`);
+  });
+
+  test('a directory that is none is named', async () => {
+    const directory = join(await temporaryDirectory(), 'model');
+    expect(await refusal(directory)).toContain(join(directory, 'config.json'));
+    await writeFile(directory, '');
+    expect(await refusal(directory)).toContain(join(directory, 'config.json'));
+  });
+
+  test('links into a store of blobs are followed, as a download cache lays them out', async () => {
+    const root = await temporaryDirectory();
+    const snapshot = join(root, 'snapshots', '1a2b');
+    await mkdir(join(root, 'blobs'), { recursive: true });
+    await mkdir(snapshot, { recursive: true });
+    const names = [1, 2, 3].map((shard) => `model-0000${shard}-of-00003.safetensors`);
+    for (const [index, name] of ['config.json', indexName, ...names].entries()) {
+      await cp(join(fixtures, 'qwen3_moe', name), join(root, 'blobs', `${index}`));
+      await symlink(join('..', '..', 'blobs', `${index}`), join(snapshot, name));
+    }
+    await openDirectory(snapshot);
+  });
+});
+
+describe('what Git LFS left in place of a file is said by name', () => {
+  test.each(['config.json', 'model.safetensors', indexName])('%s', async (name) => {
+    const directory = await writeCheckpoint(smallTensors());
+    const file = join(directory, name);
+    await writeFile(file, pointer);
+    expect(await refusal(directory)).toBe(
+      `${file}: is a Git LFS pointer and not the file that it stands for; fetch it: git lfs pull`,
+    );
+  });
+
+  test('a shard', async () => {
+    const directory = await sharded();
+    await writeFile(join(directory, 'model-00002-of-00003.safetensors'), pointer);
+    expect(await refusal(directory)).toContain('model-00002-of-00003.safetensors: is a Git LFS pointer');
+  });
+});
+
+describe('checkpoints of kinds that are not supported are refused by name', () => {
+  test('a language model within a model of several parts', async () => {
+    const config = {
+      model_type: 'qwen3_vl_moe',
+      text_config: { ...smallConfig, model_type: 'qwen3_vl_moe_text' },
+    };
+    const message = await refusal(await writeCheckpoint(smallTensors(), config));
+    for (const part of ['config.json: text_config', 'qwen3_vl_moe_text', 'language model alone']) {
+      expect(message).toContain(part);
+    }
+  });
+
+  test.each(['model.language_model.', 'language_model.model.', ''])(
+    'tensors with the prefix "%s"',
+    async (prefix) => {
+      const tensors = Object.entries(smallTensors()).map(([name, tensor]) => [
+        name.replace('model.', prefix),
+        tensor,
+      ]);
+      const message = await refusal(await writeCheckpoint(Object.fromEntries(tensors)));
+      for (const part of ['is missing', `"${prefix}layers.0.`, 'another prefix than "model."']) {
+        expect(message).toContain(part);
+      }
+    },
+  );
+
+  test('quantised weights, by the configuration', async () => {
+    const config = { ...smallConfig, quantization_config: { quant_method: 'fp8' } };
+    const message = await refusal(await writeCheckpoint(smallTensors(), config));
+    for (const part of ['quantization_config', '"quant_method":"fp8"', 'not supported']) {
+      expect(message).toContain(part);
+    }
+    await openDirectory(await writeCheckpoint(smallTensors(), { ...smallConfig, quantization_config: null }));
+  });
+
+  test.each([
+    `${smallUp}_scale_inv`,
+    `${smallUp}_scale`,
+    smallUp.replace('.weight', '.scales'),
+    `${smallGate}_scales`,
+  ])('weights with scales beside them: %s', async (name) => {
+    const tensors = smallTensors();
+    tensors[name] = { dtype: 'F32', shape: [1], data: new Uint8Array(4) };
+    const message = await refusal(await writeCheckpoint(tensors));
+    for (const part of ['model.safetensors', `"${name}"`, 'quantised']) expect(message).toContain(part);
+  });
+});
