@@ -63,7 +63,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
       workers,
     });
   } finally {
-    client?.destroy();
+    client?.close();
     await coordinator.stop(stopMs);
     for (const child of children) child.kill();
   }

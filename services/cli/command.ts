@@ -66,6 +66,7 @@ function optionsOf<Shape extends z.ZodRawShape>(
     if (initial === true) return [on.hideHelp(), off];
     return initial === false ? [on, off.hideHelp()] : [on, off];
   }
-  const shown = initial === undefined || initial === null ? '' : ` (default: ${[initial].flat().join(',')})`;
+  const shown =
+    initial === undefined || initial === null || typeof initial === 'object' ? '' : ` (default: ${initial})`;
   return [new Option(`--${name} ${value.startsWith('[') ? value : `<${value}>`}`, `${text}${shown}`)];
 }

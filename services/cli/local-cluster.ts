@@ -75,7 +75,7 @@ export class LocalCluster {
       await cluster.untilReady(options);
       return cluster;
     } catch (error) {
-      client?.destroy();
+      client?.close();
       await Promise.all(started.map((process) => process.stop(stopMs)));
       throw error;
     }
@@ -93,7 +93,7 @@ export class LocalCluster {
   }
 
   private async stopAll(): Promise<void> {
-    this.client.destroy();
+    this.client.close();
     const workers = this.processes.filter((process) => process.role === 'worker');
     const others = this.processes.filter((process) => process.role !== 'worker');
     await Promise.all(others.map((process) => process.stop(drainMs)));

@@ -11,6 +11,8 @@ export interface ClientChannelsOptions {
   messageBytesMax: number;
   /** Of the windows of all channels together. */
   windowBytesMax: number;
+  /** Of one token, at all layers. */
+  routingBytesMax: () => number;
   log: Logger;
 }
 
@@ -41,7 +43,8 @@ export class ClientChannels {
     const { byteLength } = header.ucxKey;
     if (byteLength !== keyBytes) throw invalidArgument('ucx_key', `${byteLength} bytes`, `${keyBytes} bytes`);
     const windowBytes = this.nextWindow();
-    if (windowBytes < Math.max(windowBytesMin, header.hidden * 2)) return null;
+    const routingBytes = header.options?.routing === 'GIVEN' ? this.options.routingBytesMax() : 0;
+    if (windowBytes < Math.max(windowBytesMin, header.hidden * 2 + routingBytes)) return null;
     this.freeBytes -= windowBytes;
     let open = true;
     const closed = () => {

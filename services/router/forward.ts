@@ -3,6 +3,7 @@ import { FairSlots } from '../common/fair-slots.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { Logger } from '../common/log.js';
 import type { Trace } from '../common/trace.js';
+import { modelLimits } from '../model/limits.js';
 import type { TransportKind } from '../transport/link.js';
 import { BatchAccount } from './account.js';
 import { runBatch } from './batch.js';
@@ -52,6 +53,7 @@ export class ForwardService {
       transport: config.transport,
       messageBytesMax: config.messageBytesMax,
       windowBytesMax: channelBytesMax(config),
+      routingBytesMax: () => this.routingBytesMax(),
       log,
     });
   }
@@ -86,6 +88,15 @@ export class ForwardService {
   /** Ends every call under way. */
   abort(error: SwitchyardError): void {
     for (const stream of this.live.keys()) stream.abort(error);
+  }
+
+  /** Of one token; what any model may have as long as this one is not known. */
+  private routingBytesMax(): number {
+    const spec = this.options.control.weights?.spec;
+    const [layers, topK] = spec
+      ? [spec.layers.length, spec.routing.topK]
+      : [modelLimits.layers, modelLimits.topK];
+    return layers * topK * 8;
   }
 
   private tooMany(peer: string): SwitchyardError {

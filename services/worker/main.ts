@@ -233,6 +233,7 @@ class WorkerService {
       onDeviceLost: (error) => this.fail(error),
     });
     const store = new ExpertStore({
+      worker: config.name,
       model,
       backend,
       executor,

@@ -1,5 +1,5 @@
 import type { Expert, ExpertBackend } from '../../native/index.js';
-import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, overLimit, SwitchyardError } from '../common/errors.js';
 import type { ExpertId } from '../common/generated/switchyard/v1/ExpertId.js';
 import type { LoadProgressInput } from '../common/generated/switchyard/v1/LoadProgress.js';
 import { Deferred } from '../common/lifecycle.js';
@@ -9,6 +9,8 @@ import type { Model } from '../model/load.js';
 import type { Executor } from './executor.js';
 
 export interface StoreOptions {
+  /** This worker's name. */
+  worker: string;
   model: Model;
   backend: ExpertBackend;
   executor: Executor;
@@ -55,15 +57,20 @@ export class ExpertStore {
 
   /** The experts to hold from now on. The same assignment again changes nothing. */
   assign(experts: readonly ExpertId[]): void {
-    const { executor, model, memoryBytes, log } = this.options;
+    const { executor, model, memoryBytes, worker, log } = this.options;
     this.wanted = new Map(experts.map((id) => [idOf(id), id]));
     const needed = this.wanted.size * model.expertBytes;
     if (needed > memoryBytes) {
       this.failure.resolve(
-        new SwitchyardError(
+        overLimit(
           'RESOURCE_EXHAUSTED',
-          `${this.wanted.size} experts were assigned, which take ${needed} bytes; allowed (memory): ${memoryBytes} bytes`,
-          { experts: this.wanted.size, bytes: needed, allowed: memoryBytes },
+          `bytes of ${this.wanted.size} experts assigned`,
+          needed,
+          memoryBytes,
+          {
+            setting: 'memory',
+            node: `worker ${worker}`,
+          },
         ),
       );
       return;

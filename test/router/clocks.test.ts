@@ -4,8 +4,8 @@ import { forward, overEachTransport, startCluster, tokens } from './cluster.js';
 
 const processes: WorkerProcess[] = [];
 
-afterEach(() => {
-  for (const process of processes.splice(0)) process.kill();
+afterEach(async () => {
+  await Promise.all(processes.splice(0).map((process) => process.kill()));
 });
 
 overEachTransport((transport) => {

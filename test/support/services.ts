@@ -61,7 +61,7 @@ export class Service {
 
 export async function connect(address: string): Promise<SwitchyardClient> {
   const client = await SwitchyardClient.connect(address);
-  atEnd(() => client.destroy());
+  atEnd(() => client.close());
   return client;
 }
 

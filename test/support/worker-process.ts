@@ -21,9 +21,12 @@ export class WorkerProcess {
     await this.order({});
   }
 
-  /** Ends the process. */
-  kill(): void {
+  /** Resolves when the process is gone. */
+  async kill(): Promise<void> {
+    if (this.child.exitCode !== null || this.child.signalCode !== null) return;
+    const exit = once(this.child, 'exit');
     this.child.kill('SIGKILL');
+    await exit;
   }
 
   private async order(message: object): Promise<unknown> {

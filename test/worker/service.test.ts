@@ -75,7 +75,7 @@ async function forward({ address }: Service, tokens: number): Promise<Buffer> {
     const call = await client.forward(rows, { feedback: false });
     return Buffer.from((await call.collect()).rows);
   } finally {
-    await client.close();
+    client.close();
   }
 }
 
@@ -129,7 +129,7 @@ describe('a worker process', () => {
     const { code, text } = await lastWords(hand);
     expect(code).not.toBe(0);
     expect(text).toContain(
-      '16 experts were assigned, which take 12582912 bytes; allowed (memory): 1048576 bytes',
+      'bytes of 16 experts assigned is 12582912; allowed: at most 1048576, by memory of worker',
     );
     await untilReadiness(head, ({ reason }) => reason.includes('worker w0') && reason.includes('dead'));
   });
