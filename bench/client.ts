@@ -63,7 +63,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
       workers,
     });
   } finally {
-    client?.close();
+    client?.destroy();
     await coordinator.stop(stopMs);
     for (const child of children) child.kill();
   }

@@ -65,7 +65,7 @@ const calls: HostCalls = {
   },
   lines: async (name) => started(name).recentLines,
   connect: async (address, token, routers, timeoutMs) => {
-    client?.close();
+    client?.destroy();
     client = await SwitchyardClient.connect(address, { token, timeoutMs });
     await client.waitUntilReady(timeoutMs, routers);
   },

@@ -66,7 +66,6 @@ function optionsOf<Shape extends z.ZodRawShape>(
     if (initial === true) return [on.hideHelp(), off];
     return initial === false ? [on, off.hideHelp()] : [on, off];
   }
-  const shown =
-    initial === undefined || initial === null || typeof initial === 'object' ? '' : ` (default: ${initial})`;
+  const shown = initial === undefined || initial === null ? '' : ` (default: ${[initial].flat().join(',')})`;
   return [new Option(`--${name} ${value.startsWith('[') ? value : `<${value}>`}`, `${text}${shown}`)];
 }

@@ -75,7 +75,7 @@ export class LocalCluster {
       await cluster.untilReady(options);
       return cluster;
     } catch (error) {
-      client?.close();
+      client?.destroy();
       await Promise.all(started.map((process) => process.stop(stopMs)));
       throw error;
     }
@@ -93,7 +93,7 @@ export class LocalCluster {
   }
 
   private async stopAll(): Promise<void> {
-    this.client.close();
+    this.client.destroy();
     const workers = this.processes.filter((process) => process.role === 'worker');
     const others = this.processes.filter((process) => process.role !== 'worker');
     await Promise.all(others.map((process) => process.stop(drainMs)));

@@ -1,26 +1,26 @@
 import { randomInt, randomUUID } from 'node:crypto';
-import { hostname } from 'node:os';
 import type { CallOptions, Metadata } from '@grpc/grpc-js';
 import { parseAddress } from '../common/address.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterDescription } from '../common/generated/switchyard/v1/ClusterDescription.js';
+import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { ForwardOptionsInput } from '../common/generated/switchyard/v1/ForwardOptions.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
-import type { NodeDescription } from '../common/generated/switchyard/v1/NodeDescription.js';
-import { connect } from '../common/grpc-channel.js';
-import { sleep } from '../common/lifecycle.js';
-import { clients } from '../common/protocol.js';
+import { abortable, abortError } from '../common/lifecycle.js';
 import { usualChunkTokens } from '../transport/chunk-size.js';
 import { type TransportChoice, transportChoices } from '../transport/link.js';
+import { Connections } from './connections.js';
 import { ForwardCall, type ForwardPlan } from './forward.js';
 import { RouterStream, routerError } from './router-stream.js';
-import { isReader, type RowsReader, rowsInFile, rowsInMemory, StreamedRows } from './source.js';
+import { openRouters, reachRouters, whyNotReady } from './routers.js';
+import { type ForwardInput, openInput } from './source.js';
+import { ClusterWatch } from './watch.js';
 
 export interface ConnectOptions {
   /** Bearer token of the cluster; null: none. */
   token?: string | null;
-  /** How long a description may take. */
+  /** How long each address may take to answer. */
   timeoutMs?: number;
   /**
    * How rows travel to and from routers. `auto`, the default: UCX where both ends have it and reach each other by it,
@@ -28,12 +28,6 @@ export interface ConnectOptions {
    */
   transport?: TransportChoice;
 }
-
-/**
- * Rows in memory, the path of a file (raw BF16 or .safetensors), rows that can be read anywhere, or a stream of
- * bytes (then `sequences` and `length` are needed).
- */
-export type ForwardInput = Uint8Array | string | RowsReader | AsyncIterable<Uint8Array>;
 
 export interface ForwardOptions {
   batchId?: string;
@@ -59,6 +53,7 @@ export interface ForwardOptions {
   refuseNonFinite?: boolean;
   /** Tokens per chunk of the routers' pipeline. Default: the routers' choice. */
   chunkTokens?: number;
+  /** The batch ends with DEADLINE_EXCEEDED if it takes longer. */
   deadlineMs?: number;
   /** Default: the connection's. */
   transport?: TransportChoice;
@@ -67,47 +62,51 @@ export interface ForwardOptions {
   routers?: number;
 }
 
-/** Answers may come as whole chunks of a router, whatever it was told to make of them. */
-const messageBytesMax = 128 * 1024 * 1024;
+const noRouter = 'no router takes batches: none has joined, or all are leaving';
+/** How long a batch waits for news while no server tells any: then it goes on with the routers known. */
+const refreshMsMax = 1_000;
 /** The router's own deadline comes first: its error says where the time went. */
 const deadlineGraceMs = 2_000;
-const readyPollMs = 50;
 
 const toggle = (value: boolean | undefined) => (value === undefined ? 'DEFAULT' : value ? 'ON' : 'OFF');
 
-/** A connection to a cluster, by the address of its coordinator or of any router. Errors are SwitchyardErrors. */
+/**
+ * A connection to a cluster. It watches the cluster at one of the addresses given or at a router that it learned, whichever
+ * answers, and sends batches to the routers themselves; alone it keeps no process alive. Errors are SwitchyardErrors.
+ */
 export class SwitchyardClient {
-  private readonly connections = new Map<string, InferenceClient>();
+  private readonly watch: ClusterWatch;
+  private readonly connections: Connections;
   private readonly unreachableByUcx = new Map<string, number>();
-  private model: ModelDescription | null = null;
+  private readonly live = new Set<ForwardCall>();
+  private readonly over = new AbortController();
   private turn = randomInt(1 << 20);
 
   private constructor(
-    readonly address: string,
-    private readonly token: string | null,
+    readonly addresses: readonly string[],
+    token: string | null,
     private readonly timeoutMs: number,
     private readonly transport: TransportChoice,
-  ) {}
+  ) {
+    this.connections = new Connections(token, timeoutMs);
+    const onState = (state: ClusterState) => this.forgetOthers(state);
+    this.watch = new ClusterWatch({ addresses, token, timeoutMs, onState });
+  }
 
   /**
-   * Connects. Throws INVALID_ARGUMENT if `address` is not host:port, NOT_READY if nothing answers, UNAUTHENTICATED for a
-   * wrong token; the cluster may still be loading.
+   * Connects by the address of the coordinator or of any router, or by several of them, any of which may be down. Throws
+   * INVALID_ARGUMENT for what is not host:port, NOT_READY if nothing answers, UNAUTHENTICATED for a wrong token; the cluster may
+   * still be loading.
    */
   static async connect(
-    address: string,
+    addresses: string | readonly string[],
     { token = null, timeoutMs = 5_000, transport = 'auto' }: ConnectOptions = {},
   ): Promise<SwitchyardClient> {
     checkTransport(transport);
-    parseAddress(address);
-    const client = new SwitchyardClient(address, token, timeoutMs, transport);
-    try {
-      await client.describeCluster();
-    } catch (error) {
-      if (!isLoading(error)) {
-        client.close();
-        throw error;
-      }
-    }
+    const given = [addresses].flat().map((address) => parseAddress(address));
+    if (given.length === 0) throw invalidArgument('addresses', '[]', 'one or more');
+    const client = new SwitchyardClient(given, token, timeoutMs, transport);
+    await client.watch.start();
     return client;
   }
 
@@ -125,185 +124,177 @@ export class SwitchyardClient {
   }
 
   /**
-   * Resolves when every expert is on a live worker and `routers` routers are ready; throws NOT_READY with the reason
+   * Resolves when every expert is on a live worker and `routers` routers are ready; rejects with NOT_READY and the reason
    * after `timeoutMs`.
    */
-  async waitUntilReady(timeoutMs: number, routers = 1, signal?: AbortSignal): Promise<ClusterDescription> {
-    const end = performance.now() + timeoutMs;
-    for (;;) {
-      let reason: string;
-      try {
-        const description = await this.describeCluster();
-        const ready = routersThatAre('READY', description).length;
-        if (description.view?.ready && ready >= routers) return description;
-        reason = description.view?.reason || `${ready} of ${routers} routers are ready`;
-      } catch (error) {
-        if (!isLoading(error)) throw error;
-        reason = error.message;
-      }
-      if (performance.now() > end) {
-        const text = `the cluster is not ready after ${timeoutMs} ms: ${reason}`;
-        throw new SwitchyardError('NOT_READY', text, { reason });
-      }
-      await sleep(readyPollMs, signal);
+  async waitUntilReady(timeoutMs: number, routers = 1, signal?: AbortSignal): Promise<void> {
+    this.over.signal.throwIfAborted();
+    const late = new AbortController();
+    // Unlike the watch it keeps the process alive.
+    const timer = setTimeout(() => {
+      const reason = whyNotReady(this.watch.state, routers);
+      late.abort(notReady(`the cluster is not ready after ${timeoutMs} ms`, reason));
+    }, timeoutMs);
+    const end = signal ? AbortSignal.any([late.signal, signal]) : late.signal;
+    try {
+      await this.watch.until((state) => whyNotReady(state, routers) === '', end);
+    } finally {
+      clearTimeout(timer);
     }
   }
 
   /**
    * Sends a batch through the model's layers. Iterate what it returns, or take it with `into` or `collect`. While the
    * cluster is not ready the routers hold the batch, up to its deadline and their own patience; it then ends with
-   * DEADLINE_EXCEEDED or NOT_READY. Throws NOT_READY at once if there is no router.
+   * DEADLINE_EXCEEDED or NOT_READY. Rejects with NOT_READY at once if there is no router, or none that can be reached, and with
+   * CANCELLED after `close` or `destroy`.
    */
   async forward(input: ForwardInput, options: ForwardOptions = {}): Promise<ForwardCall> {
+    this.over.signal.throwIfAborted();
     const { transport = this.transport } = options;
     checkTransport(transport);
-    this.model ??= await this.describeModel();
-    const { hidden, layers, routing } = this.model;
-    const description = await this.describeCluster();
-    // Clients start at different routers, so that batches of few sequences spread as well.
-    const routers = nearestFirst(openRouters(description), this.turn++);
-    if (routers.length === 0) {
-      const reason = 'no router takes batches: none has joined, or all are leaving';
-      throw new SwitchyardError('NOT_READY', `the cluster is not ready: ${reason}`, { reason });
-    }
-    const source = await toSource(input, hidden, options);
-    const sequences = options.sequences ?? ('sequences' in source ? source.sequences : undefined) ?? 1;
-    const length = options.length ?? source.tokens / sequences;
+    const startedMs = performance.now();
+    await this.watch.refresh(Math.min(refreshMsMax, options.deadlineMs || refreshMsMax));
+    const { state } = this.watch;
+    if (!state?.model) throw notReady('the cluster is not known yet', whyNotReady(state, 1));
+    const routers = openRouters(state);
+    if (routers.length === 0) throw notReady('the cluster is not ready', noRouter);
+    const { hidden, layers, routing } = state.model;
+    const { source, sequences, length } = await openInput(input, hidden, options);
     try {
-      checkShape(source, sequences, length, hidden);
+      const wanted = Math.min(options.routers ?? routers.length, sequences);
+      // Clients start at different routers, so that batches of few sequences spread as well.
+      const reaching = reachRouters(routers, this.connections, wanted, this.turn++);
+      const reached = await this.unlessOver(reaching, options);
+      const spentMs = Math.floor(performance.now() - startedMs);
+      const deadlineMs = options.deadlineMs ? Math.max(1, options.deadlineMs - spentMs) : 0;
+      const callOptions: CallOptions =
+        deadlineMs > 0 ? { deadline: Date.now() + deadlineMs + deadlineGraceMs } : {};
+      const call = new ForwardCall({
+        header: {
+          batchId: options.batchId ?? randomUUID(),
+          sequences,
+          length,
+          hidden,
+          dtype: 'BF16',
+          firstLayer: options.layers?.first ?? 0,
+          ...(options.layers && { lastLayer: options.layers.last }),
+          options: protocolOptions(options),
+          deadlineMs,
+        },
+        input: source,
+        given: options.given ?? null,
+        chunkTokens: options.chunkTokens || usualChunkTokens(hidden * 2),
+        routingBytes: options.given ? layers.length * (routing?.topK ?? 1) * 8 : 0,
+        routers: reached.length,
+        signal: options.signal ?? null,
+        open: (index) => {
+          const { address, messageBytesMax, inference } = reached[index]!;
+          const call = inference.forward(callOptions);
+          const unreachable = this.unreachableByUcx;
+          return new RouterStream({ router: address, call, transport, messageBytesMax, unreachable });
+        },
+      });
+      this.live.add(call);
+      void call.ended.then(() => this.live.delete(call));
+      return call;
     } catch (error) {
       await source.close?.();
       throw error;
     }
-    const callOptions: CallOptions = options.deadlineMs
-      ? { deadline: Date.now() + options.deadlineMs + deadlineGraceMs }
-      : {};
-    return new ForwardCall({
-      header: {
-        batchId: options.batchId ?? randomUUID(),
-        sequences,
-        length,
-        hidden,
-        dtype: 'BF16',
-        firstLayer: options.layers?.first ?? 0,
-        ...(options.layers && { lastLayer: options.layers.last }),
-        options: protocolOptions(options),
-        deadlineMs: options.deadlineMs ?? 0,
-      },
-      input: source,
-      given: options.given ?? null,
-      chunkTokens: options.chunkTokens || usualChunkTokens(hidden * 2),
-      routingBytes: options.given ? layers.length * (routing?.topK ?? 1) * 8 : 0,
-      routers: Math.min(options.routers ?? routers.length, routers.length),
-      signal: options.signal ?? null,
-      open: (index) => {
-        const { name, messageBytesMax, address: own } = routers[index]!;
-        // Where its own address leads nowhere from here, as behind a published port or a tunnel, the one that answered does.
-        const address = name === description.router ? this.address : own;
-        const call = this.inference(address).forward(callOptions);
-        const unreachable = this.unreachableByUcx;
-        return new RouterStream({ router: address, call, transport, messageBytesMax, unreachable });
-      },
-    });
   }
 
-  /** Ends the connections; batches under way fail. */
-  close(): void {
-    for (const connection of this.connections.values()) connection.close();
-    this.connections.clear();
+  /**
+   * Takes no new batches, and ends the connections when those under way have ended: their answers are still to be taken.
+   * Idempotent; `destroy` cuts it short.
+   */
+  async close(): Promise<void> {
+    this.over.abort(new SwitchyardError('CANCELLED', 'the client was closed'));
+    await Promise.all([...this.live].map((call) => call.ended));
+    this.disconnect();
   }
 
-  private inference(address: string): InferenceClient {
-    let connection = this.connections.get(address);
-    if (!connection) {
-      connection = connect(clients.Inference, address, { token: this.token, messageBytesMax });
-      this.connections.set(address, connection);
+  /** `await using` closes the client. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** Ends all batches under way with CANCELLED, and the connections, now. Idempotent. */
+  destroy(error?: Error): void {
+    const reason = error ?? new Error('the client was destroyed');
+    this.over.abort(new SwitchyardError('CANCELLED', 'the client was destroyed', {}, { cause: error }));
+    for (const call of this.live) call.cancel(reason);
+    this.disconnect();
+  }
+
+  /** Settles as `work` does, unless the batch's deadline, its signal or the end of the client comes first. */
+  private async unlessOver<T>(work: Promise<T>, { deadlineMs, signal }: ForwardOptions): Promise<T> {
+    const end = new AbortController();
+    const text = `the deadline of ${deadlineMs} ms has passed before a router was reached`;
+    const timer = deadlineMs
+      ? setTimeout(() => end.abort(new SwitchyardError('DEADLINE_EXCEEDED', text)), deadlineMs)
+      : undefined;
+    const signals = signal ? [this.over.signal, signal] : [this.over.signal];
+    const onAbort = ({ target }: Event) => end.abort(abortError(target as AbortSignal));
+    for (const one of signals) one.addEventListener('abort', onAbort, { once: true });
+    try {
+      const done = await abortable(work, end.signal);
+      this.over.signal.throwIfAborted();
+      return done;
+    } finally {
+      clearTimeout(timer);
+      for (const one of signals) one.removeEventListener('abort', onAbort);
     }
-    return connection;
   }
 
-  private describe<T>(
-    call: (
-      inference: InferenceClient,
-      options: CallOptions & { metadata?: Metadata },
-      done: (error: Error | null, value?: T) => void,
-    ) => void,
-  ): Promise<T> {
-    return new Promise((resolve, reject) => {
-      call(this.inference(this.address), { deadline: Date.now() + this.timeoutMs }, (error, value) => {
-        if (value !== undefined) resolve(value);
-        else reject(this.unreachable(routerError(error, this.address)));
-      });
-    });
+  private disconnect(): void {
+    this.watch.end(this.over.signal.reason);
+    this.connections.retain(new Set());
   }
 
-  private unreachable(error: SwitchyardError): SwitchyardError {
-    if (error.code !== 'ROUTER_LOST') return error;
-    const text = `nothing answers at ${this.address}: ${(error.cause as Error).message}`;
-    return new SwitchyardError('NOT_READY', text, { address: this.address }, { cause: error });
+  /** What was kept of servers that are neither given nor in the state is given up: a client may outlive many routers. */
+  private forgetOthers({ routers }: ClusterState): void {
+    const known = new Set([...this.addresses, ...routers.map(({ address }) => address)]);
+    this.connections.retain(known);
+    for (const address of this.unreachableByUcx.keys()) {
+      if (!known.has(address)) this.unreachableByUcx.delete(address);
+    }
   }
+
+  /** Asks one server after the other until one answers; throws what the first one failed with. */
+  private async describe<T>(call: DescribeCall<T>): Promise<T> {
+    this.over.signal.throwIfAborted();
+    const failures: unknown[] = [];
+    for (const address of this.watch.servers()) {
+      try {
+        const inference = await this.connections.to(address, true);
+        return await new Promise<T>((resolve, reject) => {
+          call(inference, { deadline: Date.now() + this.timeoutMs }, (error, value) => {
+            if (value !== undefined) resolve(value);
+            else reject(routerError(error, address));
+          });
+        });
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    throw failures[0];
+  }
+}
+
+type DescribeCall<T> = (
+  inference: InferenceClient,
+  options: CallOptions & { metadata?: Metadata },
+  done: (error: Error | null, value?: T) => void,
+) => void;
+
+function notReady(text: string, reason: string): SwitchyardError {
+  return new SwitchyardError('NOT_READY', `${text}: ${reason}`, { reason });
 }
 
 function checkTransport(transport: TransportChoice): void {
   if (transportChoices.includes(transport)) return;
   throw invalidArgument('transport', transport, transportChoices.join(', '));
-}
-
-function routersThatAre(state: 'READY' | 'JOINING', { view }: ClusterDescription): NodeDescription[] {
-  return (view?.nodes ?? []).filter((node) => node.role === 'ROUTER' && node.state === state);
-}
-
-/** Routers that are ready; if none is, those that hold batches until they are. */
-function openRouters(description: ClusterDescription): NodeDescription[] {
-  const ready = routersThatAre('READY', description);
-  return ready.length > 0 ? ready : routersThatAre('JOINING', description);
-}
-
-/** Routers on this host, then the others, each group from its `turn`th on. */
-function nearestFirst(routers: readonly NodeDescription[], turn: number): NodeDescription[] {
-  const own = hostname();
-  return [true, false].flatMap((near) => {
-    const group = routers.filter((router) => (router.host === own) === near);
-    return group.map((_, index) => group[(turn + index) % group.length]!);
-  });
-}
-
-/** A server answered, and does not know its cluster yet; `unreachable` names the address that nothing answers at. */
-function isLoading(error: unknown): error is SwitchyardError {
-  return error instanceof SwitchyardError && error.code === 'NOT_READY' && !('address' in error.details);
-}
-
-async function toSource(
-  input: ForwardInput,
-  hidden: number,
-  { sequences, length, tensor }: ForwardOptions,
-): Promise<RowsReader | StreamedRows> {
-  if (typeof input === 'string') return rowsInFile(input, tensor ?? null, hidden);
-  if (input instanceof Uint8Array) return rowsInMemory(input, hidden);
-  if (isReader(input)) return input;
-  if (sequences === undefined || length === undefined) {
-    throw invalidArgument('sequences and length', 'not given', 'both, when the input is a stream');
-  }
-  return new StreamedRows(input, sequences * length, hidden);
-}
-
-function checkShape(
-  source: { tokens: number; hidden: number },
-  sequences: number,
-  length: number,
-  hidden: number,
-) {
-  if (source.hidden !== hidden) throw invalidArgument('hidden', source.hidden, `${hidden}, the model's`);
-  if (!Number.isSafeInteger(sequences) || sequences < 1) {
-    throw invalidArgument('sequences', sequences, 'a whole number from 1');
-  }
-  if (!Number.isSafeInteger(length) || length < 1 || sequences * length !== source.tokens) {
-    throw invalidArgument(
-      'sequences × length',
-      `${sequences} × ${length}`,
-      `the input's ${source.tokens} tokens`,
-    );
-  }
 }
 
 function protocolOptions(options: ForwardOptions): ForwardOptionsInput {

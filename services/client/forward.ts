@@ -56,9 +56,11 @@ export interface ForwardPlan {
   open(router: number): RouterStream;
 }
 
+const nowhere: RowsSink = { write: () => {} };
+
 /**
- * A batch on its way. Iterate it once to take the answers: a consumer that does not read stops the
- * routers by back-pressure, one that leaves the loop early cancels the batch. `summary` settles after the last answer.
+ * A batch on its way. Its answers have one consumer: a loop over it, `into`, `collect`, or `summary`, which drops them. A
+ * consumer that does not read stops the routers by back-pressure; one that leaves the loop early cancels the batch.
  */
 export class ForwardCall implements AsyncIterable<AnswerChunk> {
   readonly batchId: string;
@@ -66,11 +68,13 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private readonly streams: RouterStream[];
   private readonly uploads: Promise<void>;
   private readonly answers: AsyncGenerator<ShareAnswer, void, void>;
-  private readonly chunks: AsyncGenerator<AnswerChunk, void, void>;
+  /** Who takes them. */
+  private consumer: string | null = null;
   private readonly summaries: RouterSummary[] = [];
   private readonly outcome = new Deferred<BatchSummary>();
   private readonly startedMs = performance.now();
   private failure: SwitchyardError | null = null;
+  private complete = false;
 
   /** Called by SwitchyardClient.forward. */
   constructor(private readonly plan: ForwardPlan) {
@@ -80,36 +84,49 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     const { shares, runs } = splitBatch(header.sequences, header.length, plan.routers, streamed);
     this.shares = shares;
     this.streams = shares.map((_, router) => plan.open(router));
-    if (signal?.aborted) this.cancel();
-    signal?.addEventListener('abort', this.cancel, { once: true });
-    // Who only iterates sees the failure there; it must not end the process a second time.
-    this.outcome.promise.catch(() => {});
+    for (const stream of this.streams) void stream.failure.then((error) => this.fail(error));
+    const onAbort = () => this.cancel();
+    if (signal?.aborted) onAbort();
+    signal?.addEventListener('abort', onAbort, { once: true });
+    void this.ended.then(() => signal?.removeEventListener('abort', onAbort));
     // A stream is read in its own order; anything else in a lane per router.
     this.uploads = this.uploadAll(streamed ? [runs] : shares.map((share) => share.runs));
     this.answers = this.run();
-    this.chunks = this.ownChunks();
   }
 
-  /** What the batch did. Rejects with the error that ended it. */
+  /**
+   * What the batch did, after its last answer. Rejects with the error that ended the batch, as soon as it is known. Without
+   * a consumer by then, it takes the answers and drops them: for a batch that is sent for its summary alone.
+   */
   get summary(): Promise<BatchSummary> {
+    if (this.consumer === null) this.take('its summary', nowhere).catch(() => {});
     return this.outcome.promise;
   }
 
-  [Symbol.asyncIterator](): AsyncIterator<AnswerChunk> {
-    return this.chunks;
+  /** Resolves when the batch is over, however it ended. */
+  get ended(): Promise<void> {
+    return this.outcome.promise.then(
+      () => {},
+      () => {},
+    );
   }
 
-  /** Takes all answers into `sink`, without a copy, and returns the summary. */
-  async into(sink: RowsSink): Promise<BatchSummary> {
-    for await (const { answer, share, count } of this.answers) {
-      this.checkTaken(answer);
-      await answer.lend(async (rows) => {
-        for (const part of cut(share, count, answer, rows)) {
-          await sink.write(part.first, part.rows, part.routing);
-        }
-      });
-    }
-    return this.summary;
+  /** For `for await`. Throws INVALID_ARGUMENT if the answers have a consumer. */
+  [Symbol.asyncIterator](): AsyncIterator<AnswerChunk> {
+    const chunks = this.ownChunks(this.claim('a loop'));
+    return {
+      next: () => chunks.next(),
+      return: () => {
+        // First of all: an answer that the loop still waits for may never come.
+        this.cancel();
+        return chunks.return();
+      },
+    };
+  }
+
+  /** Takes all answers into `sink`, without a copy, and returns the summary. Rejects as a loop does, and as the sink does. */
+  into(sink: RowsSink): Promise<BatchSummary> {
+    return this.take('a sink', sink);
   }
 
   /** All answers in memory: [tokens, hidden] BF16 in the order of the batch. */
@@ -120,20 +137,51 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     return { rows, summary };
   }
 
-  /** Ends the batch on all routers; the iteration throws CANCELLED. */
-  readonly cancel = (): void => {
-    this.fail(new SwitchyardError('CANCELLED', `batch ${this.batchId} was cancelled by the client`));
-  };
+  /** Ends the batch on all routers: consumer and summary get CANCELLED, now. Does nothing for one that is over. */
+  cancel(reason?: Error): void {
+    const text = `batch ${this.batchId} was cancelled by the client${reason ? `: ${reason.message}` : ''}`;
+    this.fail(new SwitchyardError('CANCELLED', text, {}, { cause: reason }));
+  }
 
   /** The first failure is the batch's; what follows from it is not. */
   private fail(error: SwitchyardError): void {
-    this.failure ??= error;
+    if (this.complete || this.failure !== null) return;
+    this.failure = error;
     for (const stream of this.streams) stream.cancel();
+    this.outcome.reject(error);
+  }
+
+  private claim(consumer: string): AsyncGenerator<ShareAnswer, void, void> {
+    if (this.consumer !== null)
+      throw invalidArgument(
+        `consumer of batch ${this.batchId}`,
+        consumer,
+        `one, and ${this.consumer} has taken the answers`,
+      );
+    this.consumer = consumer;
+    return this.answers;
+  }
+
+  private async take(consumer: string, sink: RowsSink): Promise<BatchSummary> {
+    for await (const { answer, share, count } of this.claim(consumer)) {
+      this.checkTaken(answer);
+      try {
+        await answer.lend(async (rows) => {
+          for (const part of cut(share, count, answer, rows)) {
+            await sink.write(part.first, part.rows, part.routing);
+          }
+        });
+      } catch (error) {
+        this.fail(asSwitchyardError(error));
+        throw error;
+      }
+    }
+    return this.outcome.promise;
   }
 
   /** Answers whose rows are the consumer's for good. */
-  private async *ownChunks(): AsyncGenerator<AnswerChunk, void, void> {
-    for await (const { answer, share, count } of this.answers) {
+  private async *ownChunks(answers: AsyncIterable<ShareAnswer>): AsyncGenerator<AnswerChunk, void, void> {
+    for await (const { answer, share, count } of answers) {
       this.checkTaken(answer);
       yield* cut(share, count, answer, await answer.own());
     }
@@ -147,23 +195,21 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   }
 
   private async *run(): AsyncGenerator<ShareAnswer, void, void> {
-    let complete = false;
     try {
+      if (this.failure !== null) throw this.failure;
       yield* merge(this.streams.map((stream, index) => this.answersOf(stream, this.shares[index]!)));
-      complete = true;
+      // A failure comes first: the input may be a stream that never yields again.
+      await Promise.race([this.uploads, this.outcome.promise]);
+      if (this.failure !== null) throw this.failure;
+      this.complete = true;
+      this.outcome.resolve(mergeSummaries(this.summaries, (performance.now() - this.startedMs) / 1000));
     } catch (error) {
       this.fail(asSwitchyardError(error));
+      throw this.failure;
     } finally {
-      if (!complete) this.cancel();
-      this.plan.signal?.removeEventListener('abort', this.cancel);
-      const closed = this.uploads.then(() => this.plan.input.close?.());
-      closed.catch((error) => this.fail(asSwitchyardError(error)));
-      // After a failure nobody waits for the input: it may be a stream that never yields again.
-      if (!this.failure) await closed.catch(() => {});
-      if (this.failure) this.outcome.reject(this.failure);
+      // The consumer left early; otherwise the batch is over already.
+      this.cancel();
     }
-    if (this.failure) throw this.failure;
-    this.outcome.resolve(mergeSummaries(this.summaries, (performance.now() - this.startedMs) / 1000));
   }
 
   private async *answersOf(stream: RouterStream, share: Share): AsyncGenerator<ShareAnswer, void, void> {
@@ -213,6 +259,16 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
       await Promise.all(lanes.map((lane) => this.upload(lane)));
       if (input instanceof StreamedRows && !this.failure) await input.expectEnd();
       await Promise.all(this.streams.map((stream) => stream.end()));
+    } catch (error) {
+      this.fail(asSwitchyardError(error));
+    } finally {
+      await this.closeInput();
+    }
+  }
+
+  private async closeInput(): Promise<void> {
+    try {
+      await this.plan.input.close?.();
     } catch (error) {
       this.fail(asSwitchyardError(error));
     }

@@ -47,6 +47,7 @@ export class RouterStream {
   private channel: ChunkChannel | null = null;
   private readonly over = new AbortController();
   private status: StatusObject | null = null;
+  private readonly failed = new Deferred<SwitchyardError>();
   private ended = false;
   /** Answers whose rows nobody has taken yet. */
   private readonly untaken = new Set<RouterChunk>();
@@ -72,6 +73,11 @@ export class RouterStream {
   /** host:port, for errors. */
   get router(): string {
     return this.options.router;
+  }
+
+  /** Resolves with what the call ended with, unless that is OK, also when nobody reads. */
+  get failure(): Promise<SwitchyardError> {
+    return this.failed.promise;
   }
 
   /** Sends the header and opens the way for chunks. Rejects with LINK_LOST if it must be UCX and cannot be. */
@@ -234,6 +240,7 @@ export class RouterStream {
     const reason = new SwitchyardError('CANCELLED', 'the call is over');
     this.over.abort(reason);
     const lost = result.code === status.OK ? reason : routerError(result, this.router);
+    if (result.code !== status.OK) this.failed.resolve(lost);
     for (const chunk of this.untaken) chunk.drop(lost);
     // Before an OK the router has seen that every answer was taken.
     this.channel?.close(reason);

@@ -1,6 +1,12 @@
 import type { Slab } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 
+/**
+ * Rows in memory, the path of a file (raw BF16 or .safetensors), rows that can be read anywhere, or a stream of
+ * bytes (then `sequences` and `length` are needed).
+ */
+export type ForwardInput = Uint8Array | string | RowsReader | AsyncIterable<Uint8Array>;
+
 /** Rows that can be read anywhere, in any order. Rows are `hidden` BF16 values, little-endian. */
 export interface RowsReader {
   readonly tokens: number;
@@ -133,5 +139,62 @@ export async function copied(rows: Promise<Slab>): Promise<Uint8Array> {
     return Buffer.from(slab.view());
   } finally {
     slab.release();
+  }
+}
+
+export interface InputShape {
+  sequences?: number;
+  length?: number;
+  tensor?: string;
+}
+
+/** What a batch is made of. Throws INVALID_ARGUMENT unless the input is `sequences` × `length` tokens of `hidden` elements. */
+export async function openInput(
+  input: ForwardInput,
+  hidden: number,
+  shape: InputShape,
+): Promise<{ source: RowsReader | StreamedRows; sequences: number; length: number }> {
+  const source = await toSource(input, hidden, shape);
+  const sequences = shape.sequences ?? ('sequences' in source ? source.sequences : undefined) ?? 1;
+  const length = shape.length ?? source.tokens / sequences;
+  try {
+    checkShape(source, sequences, length, hidden);
+  } catch (error) {
+    await source.close?.();
+    throw error;
+  }
+  return { source, sequences, length };
+}
+
+async function toSource(
+  input: ForwardInput,
+  hidden: number,
+  { sequences, length, tensor }: InputShape,
+): Promise<RowsReader | StreamedRows> {
+  if (typeof input === 'string') return rowsInFile(input, tensor ?? null, hidden);
+  if (input instanceof Uint8Array) return rowsInMemory(input, hidden);
+  if (isReader(input)) return input;
+  if (sequences === undefined || length === undefined) {
+    throw invalidArgument('sequences and length', 'not given', 'both, when the input is a stream');
+  }
+  return new StreamedRows(input, sequences * length, hidden);
+}
+
+function checkShape(
+  source: { tokens: number; hidden: number },
+  sequences: number,
+  length: number,
+  hidden: number,
+) {
+  if (source.hidden !== hidden) throw invalidArgument('hidden', source.hidden, `${hidden}, the model's`);
+  if (!Number.isSafeInteger(sequences) || sequences < 1) {
+    throw invalidArgument('sequences', sequences, 'a whole number from 1');
+  }
+  if (!Number.isSafeInteger(length) || length < 1 || sequences * length !== source.tokens) {
+    throw invalidArgument(
+      'sequences × length',
+      `${sequences} × ${length}`,
+      `the input's ${source.tokens} tokens`,
+    );
   }
 }

@@ -105,6 +105,17 @@ export const address = () => z.string({ error: addressAllowed }).refine(isAddres
 export const nodeName = () =>
   z.string({ error: nodeNameAllowed }).refine(isNodeName, { error: nodeNameAllowed });
 
+const addressesAllowed = `${addressAllowed}; several are joined by commas, or are a list in YAML`;
+
+/** One address or several, any of which may do. */
+export const addresses = () =>
+  z.preprocess(
+    (value) => (typeof value === 'string' ? value.split(',').map((part) => part.trim()) : value),
+    z
+      .array(z.string({ error: addressesAllowed }), { error: addressesAllowed })
+      .refine((all) => all.length > 0 && all.every(isAddress), { error: addressesAllowed }),
+  );
+
 /** The host part of an address that others are given. */
 export const advertisedHost = () =>
   z

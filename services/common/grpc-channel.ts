@@ -1,4 +1,6 @@
+import type { Socket } from 'node:net';
 import {
+  type ChannelCredentials,
   type ChannelOptions,
   type Client,
   type ClientOptions,
@@ -64,6 +66,31 @@ function bearerInterceptor(token: string): Interceptor {
     });
 }
 
+/** grpc-js keeps the sockets of a channel to itself; only its credentials see them. */
+function channelCredentials(onSocket: ((socket: Socket) => void) | undefined): ChannelCredentials {
+  const plain = credentials.createInsecure();
+  if (onSocket === undefined) return plain;
+  const createConnector = plain._createSecureConnector.bind(plain);
+  plain._createSecureConnector = (...target) => {
+    const connector = createConnector(...target);
+    const secure = connector.connect.bind(connector);
+    connector.connect = (socket) => {
+      onSocket(socket);
+      return secure(socket);
+    };
+    return connector;
+  };
+  return plain;
+}
+
+export interface ConnectionOptions {
+  token: string | null;
+  messageBytesMax: number;
+  leaseMs?: number;
+  /** Gets the socket of every connection that the client makes. */
+  onSocket?: (socket: Socket) => void;
+}
+
 /**
  * A client of one of `clients` on a connection of its own to `address` (host:port). Every call carries
  * the token. With `leaseMs` the connection breaks when the server is silent for so long. Connecting happens on the
@@ -76,9 +103,9 @@ export function connect<C extends Client>(
     options: ClientOptions,
   ) => C,
   address: string,
-  { token, messageBytesMax, leaseMs }: { token: string | null; messageBytesMax: number; leaseMs?: number },
+  { token, messageBytesMax, leaseMs, onSocket }: ConnectionOptions,
 ): C {
-  return new ClientType(address, credentials.createInsecure(), {
+  return new ClientType(address, channelCredentials(onSocket), {
     ...channelOptions(messageBytesMax),
     ...clientOptions,
     ...(leaseMs === undefined ? {} : keepalive(leaseMs)),

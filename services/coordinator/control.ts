@@ -16,6 +16,8 @@ export interface ControlOptions extends ClusterOptions {
   feedbackOn: boolean;
   description: ModelDescriptionInput;
   log: Logger;
+  /** Called when the view may have changed. */
+  onView: () => void;
   /** Called when the cluster becomes ready, or no longer is. */
   onReady: (ready: boolean) => void;
 }
@@ -176,6 +178,7 @@ export class Control implements NodeStreamOwner {
     this.viewTimer ??= setTimeout(() => {
       this.viewTimer = null;
       this.sayTo('ROUTER', 'view');
+      this.options.onView();
       this.logView();
     }, viewDelayMs);
   }

@@ -3,15 +3,17 @@ import type { ClusterViewInput } from '../common/generated/switchyard/v1/Cluster
 import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import { toServiceError } from '../common/status.js';
+import type { Watchers } from '../common/watchers.js';
 
 export interface DescribeOptions {
   description: ModelDescriptionInput;
   view: () => ClusterViewInput;
   version: string;
+  watchers: Watchers;
 }
 
 /** The client API of a coordinator that embeds no router: describes the cluster, and names its routers to who asks for more. */
-export function describeOnly({ description, view, version }: DescribeOptions): InferenceHandlers {
+export function describeOnly({ description, view, version, watchers }: DescribeOptions): InferenceHandlers {
   const startedMs = performance.now();
   return {
     DescribeModel: (_call, answer) => answer(null, description),
@@ -23,6 +25,7 @@ export function describeOnly({ description, view, version }: DescribeOptions): I
         uptimeSeconds: (performance.now() - startedMs) / 1000,
         router: '',
       }),
+    WatchCluster: (call) => watchers.accept(call),
     Forward: (call) => {
       const routers = (view().nodes ?? []).filter(
         ({ role, state }) => role === 'ROUTER' && (state === 'READY' || state === 'JOINING'),

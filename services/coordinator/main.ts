@@ -10,6 +10,7 @@ import { createRegistry, type Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
 import { Trace } from '../common/trace.js';
 import { version } from '../common/version.js';
+import { clusterState, Watchers } from '../common/watchers.js';
 import { openModel } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
 import { routerSlabs } from '../router/config.js';
@@ -53,6 +54,8 @@ class CoordinatorService {
   private readonly access: Access;
   private readonly registry: Registry;
   private readonly control: Control;
+  /** Of a coordinator without a router. */
+  private readonly watchers = new Watchers(() => clusterState(this.control.view, describeModel(this.model)));
   private readonly router: Router | null;
   /** Of the embedded router. */
   private readonly trace: Trace | null;
@@ -128,6 +131,7 @@ class CoordinatorService {
   private async drain(reason: string): Promise<void> {
     this.log.info({ event: 'stopping', reason });
     for (const name of ['', inferenceName, coordinatorName]) this.grpc?.setServing(name, false);
+    this.watchers.end();
     // The workers stay members meanwhile: batches under way need them.
     await this.router?.stop(reason);
     await this.close();
@@ -150,6 +154,7 @@ class CoordinatorService {
         windowRowsPerExpert: config.feedbackWindow,
       },
       log,
+      onView: () => this.watchers.notify(),
       onReady: () => this.showReadiness(),
     });
   }
@@ -183,8 +188,9 @@ class CoordinatorService {
   }
 
   private describeOnly(): GrpcService {
+    const { watchers } = this;
     const view = () => this.control.view;
-    const implementation = describeOnly({ description: describeModel(this.model), view, version });
+    const implementation = describeOnly({ description: describeModel(this.model), view, version, watchers });
     return { definition: services.Inference, implementation };
   }
 

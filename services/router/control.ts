@@ -21,6 +21,8 @@ export interface ControlOptions {
   /** A coordinator silent for so long is lost. */
   leaseMs: number;
   log: Logger;
+  /** Called when what the router knows of its cluster may have changed. */
+  onChange: () => void;
   /** Called when the router becomes ready, or no longer is. */
   onReady: (ready: boolean) => void;
 }
@@ -100,6 +102,7 @@ export class Control {
   notify(): void {
     this.changed.resolve();
     this.changed = new Deferred();
+    this.options.onChange();
     const { ready } = this.readiness();
     if (ready === this.wasReady) return;
     this.wasReady = ready;

@@ -2,6 +2,7 @@ import { hostname } from 'node:os';
 import { native } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ClusterDescriptionInput } from '../common/generated/switchyard/v1/ClusterDescription.js';
+import type { ClusterStateInput } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { GrpcService } from '../common/grpc-server.js';
@@ -11,6 +12,7 @@ import { services } from '../common/protocol.js';
 import { toServiceError } from '../common/status.js';
 import type { Trace } from '../common/trace.js';
 import { version } from '../common/version.js';
+import { clusterState, Watchers } from '../common/watchers.js';
 import { ByteBudget } from './budget.js';
 import type { RouterSettings } from './config.js';
 import { Control } from './control.js';
@@ -53,6 +55,7 @@ export class Router {
   private readonly links: Links;
   private readonly control: Control;
   private readonly forward: ForwardService;
+  private readonly watchers = new Watchers(() => this.clusterState());
   private readonly startedMs = performance.now();
   private stopping: Promise<void> | null = null;
 
@@ -77,6 +80,7 @@ export class Router {
       reporter,
       leaseMs: config.leaseMs,
       log,
+      onChange: () => this.watchers.notify(),
       onReady: (ready) => {
         reporter.flush();
         options.onReady?.(ready);
@@ -157,6 +161,7 @@ export class Router {
   private async shutDown(reason: string): Promise<void> {
     const { drainMs } = this.options.config;
     const drained = this.forward.drain(reason);
+    this.watchers.end();
     // Told early, the coordinator sends nobody here any more.
     this.control.leaving(reason);
     const timer = setTimeout(() => {
@@ -189,6 +194,23 @@ export class Router {
         const router = this.options.name;
         answer(null, { view, model, version, uptimeSeconds, router } satisfies ClusterDescriptionInput);
       },
+      WatchCluster: (call) => this.watchers.accept(call),
+    };
+  }
+
+  /** A router that stops says so itself: nobody else may be left to say it. */
+  private clusterState(): ClusterStateInput {
+    const { view, model } = this.control;
+    const { name } = this.options;
+    const own = { ...this.readiness(), router: name };
+    if (view === null || model === null) return own;
+    const { routers = [] } = clusterState(view, model);
+    const state = { model, ...own };
+    if (this.stopping === null) return { routers, ...state };
+    const leaving = { state: 'DRAINING' } as const;
+    return {
+      routers: routers.map((router) => (router.name === name ? { ...router, ...leaving } : router)),
+      ...state,
     };
   }
 

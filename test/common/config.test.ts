@@ -4,7 +4,14 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { z } from 'zod';
-import { humanBytes, humanCount, loadConfig, serverFields, toggle } from '../../services/common/config.js';
+import {
+  addresses,
+  humanBytes,
+  humanCount,
+  loadConfig,
+  serverFields,
+  toggle,
+} from '../../services/common/config.js';
 import { SwitchyardError } from '../../services/common/errors.js';
 import { coordinatorSchema } from '../../services/coordinator/config.js';
 import { routerSchema } from '../../services/router/config.js';
@@ -220,6 +227,29 @@ describe('humanBytes and humanCount', () => {
         expect(result.data).toBeGreaterThanOrEqual(1);
         expect(result.data).toBeLessThanOrEqual(1e9);
       }),
+    );
+  });
+});
+
+describe('addresses of which any will do', () => {
+  const several = z.object({ address: addresses().default(['127.0.0.1:7070']) });
+
+  test('are one, several joined by commas, or a list', () => {
+    const from = (text: string) =>
+      loadConfig(several, { file: { ...yaml(`worker: { address: ${text} }`), section: 'worker' } }).address;
+    expect(loadConfig(several, {}).address).toEqual(['127.0.0.1:7070']);
+    expect(loadConfig(several, { flags: { address: 'a:1' } }).address).toEqual(['a:1']);
+    expect(loadConfig(several, { env: { SWITCHYARD_ADDRESS: 'a:1, [::1]:2' } }).address).toEqual([
+      'a:1',
+      '[::1]:2',
+    ]);
+    expect(from('"a:1,b:2"')).toEqual(['a:1', 'b:2']);
+    expect(from('["a:1", "b:2"]')).toEqual(['a:1', 'b:2']);
+  });
+
+  test.each([['a:1,,b:2'], [','], ['a:1;b:2'], ['http://a:1'], ['a:1,b']])('refuse %s', (address) => {
+    expect(() => loadConfig(several, { flags: { address } })).toThrow(
+      `--address is ${JSON.stringify(address)}; allowed: host:port without a scheme`,
     );
   });
 });

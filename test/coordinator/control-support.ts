@@ -57,6 +57,7 @@ export async function start(
     feedbackOn: true,
     feedback: { rate: 0.01, limit: 1, windowRowsPerExpert: 4 },
     log,
+    onView: () => {},
     onReady: () => {},
   });
   cleanups.push(() => control.close());

@@ -222,7 +222,7 @@ describe('a cluster that lacks workers', () => {
   });
 
   afterAll(async () => {
-    client.close();
+    await client.close();
     await Promise.all([...processes.values()].map((process) => process.stop(10_000)));
   });
 

@@ -12,12 +12,12 @@ const hidden = 256;
 const block = testRows(256, hidden);
 
 /** A batch that takes a while: rows are made of one block, and `onRead` sees every read. */
-function longRows(tokens: number, onRead: (first: number) => void = () => {}): RowsReader {
+function longRows(tokens: number, onRead: (first: number) => unknown = () => {}): RowsReader {
   return {
     tokens,
     hidden,
-    read: (first, count) => {
-      onRead(first);
+    read: async (first, count) => {
+      await onRead(first);
       const rows = new Uint8Array(count * hidden * 2);
       for (let at = 0; at < rows.length; at += block.length) {
         rows.set(block.subarray(0, Math.min(block.length, rows.length - at)), at);
@@ -37,9 +37,17 @@ async function expectServing(client: SwitchyardClient): Promise<void> {
   expect(summary.tokens).toBe(600);
 }
 
+/** After the first half of a batch's rows no more can be read, so that it does not end by itself. */
+const stuck = (first: number) => (first % (longTokens / 2) > longTokens / 4 ? new Promise(() => {}) : null);
+
 /** Runs a long batch, calls `disturb` after its first answers, and returns how it ended. */
-async function disturbed(client: SwitchyardClient, disturb: () => unknown, options: ForwardOptions = {}) {
-  const call = await client.forward(longRows(longTokens), { ...long, ...options });
+async function disturbed(
+  client: SwitchyardClient,
+  disturb: () => unknown,
+  options: ForwardOptions = {},
+  onRead: (first: number) => unknown = stuck,
+) {
+  const call = await client.forward(longRows(longTokens, onRead), { ...long, ...options });
   let chunks = 0;
   try {
     for await (const _ of call) if (++chunks === 3) await disturb();
@@ -54,6 +62,21 @@ describe('a cluster', () => {
   beforeAll(async () => {
     cluster = await startCluster({ workers: 2, routers: 1 });
   });
+
+  /** The routers have forgotten every batch. */
+  async function untilNoBatches(): Promise<void> {
+    const urls = [cluster.metricsUrl, (await cluster.process('router-0').listening).metricsUrl];
+    for (const url of urls) {
+      for (;;) {
+        const state = (await (await fetch(`${url}/state`)).json()) as {
+          batches?: number;
+          router?: { batches: number };
+        };
+        if ((state.router?.batches ?? state.batches) === 0) break;
+        await sleep(20);
+      }
+    }
+  }
 
   test('serves 64 clients at once, to each its own answers', async () => {
     const alone = await Promise.all(
@@ -71,7 +94,7 @@ describe('a cluster', () => {
         const seed = (index % 4) + 1;
         const call = await client.forward(testRows(300, hidden, seed), { sequences: 3, feedback: false });
         const { rows } = await call.collect();
-        client.close();
+        await client.close();
         expect(alone[seed - 1]!.equals(rows)).toBe(true);
       }),
     );
@@ -96,15 +119,16 @@ describe('a cluster', () => {
     expect(read).toBeLessThan(longTokens / 2048);
     const other = await SwitchyardClient.connect(cluster.address);
     await expectServing(other);
-    other.close();
+    await other.close();
     await answers.return?.();
     await expect(call.summary).rejects.toMatchObject({ code: 'CANCELLED' });
   });
 
   test('forgets a client that disconnects in the middle of a batch', async () => {
     const client = await SwitchyardClient.connect(cluster.address);
-    const { error } = await disturbed(client, () => client.close());
-    expect(error?.code).toMatch(/CANCELLED|ROUTER_LOST/);
+    const { error } = await disturbed(client, () => client.destroy());
+    expect(error?.code).toBe('CANCELLED');
+    await untilNoBatches();
     await expectServing(cluster.client);
   });
 
@@ -173,7 +197,13 @@ describe('a cluster', () => {
 describe('a process that dies in the middle of a batch', () => {
   test('a worker: the batch ends with its name, layer and expert, and others do not hang', async () => {
     const cluster = await startCluster({ workers: 2 });
-    const { error } = await disturbed(cluster.client, () => cluster.kill('worker-1'));
+    // Rows that are read later need the worker.
+    const { error } = await disturbed(
+      cluster.client,
+      () => cluster.kill('worker-1'),
+      {},
+      () => null,
+    );
     expect(error).toMatchObject({ code: 'WORKER_LOST', details: { worker: 'worker-1' } });
     expect(error?.details).toHaveProperty('layer');
     expect(error?.details).toHaveProperty('expert');
@@ -207,7 +237,7 @@ test('a coordinator told to end drains its batches, refuses new ones, and exits 
     answered += chunk.count;
     if (refusal) continue;
     coordinator.kill('SIGTERM');
-    await sleep(300);
+    while (!cluster.lines.some((line) => line.includes('"event":"stopping"'))) await sleep(10);
     refusal = cluster.client.forward(block).then((other) => other.collect());
     refusal.catch(() => {});
   }
@@ -231,7 +261,8 @@ test('a batch for a cluster that never gets its workers ends within its deadline
   const started = performance.now();
   const refused = client.forward(block, { deadlineMs: 1_000 }).then((call) => call.collect());
   await expect(refused).rejects.toMatchObject({ code: expect.stringMatching(/NOT_READY|DEADLINE_EXCEEDED/) });
-  expect(performance.now() - started).toBeLessThan(5_000);
-  client.close();
+  // The router's own patience would be 30 s.
+  expect(performance.now() - started).toBeLessThan(20_000);
+  await client.close();
   expect(await coordinator.stop(5_000)).toEqual({ code: 0, signal: null });
 });

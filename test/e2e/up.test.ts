@@ -65,7 +65,7 @@ test.each(['SIGINT', 'SIGTERM'] as const)(
     const client = await SwitchyardClient.connect(address);
     const { summary } = await (await client.forward(new Uint8Array(4 * 256 * 2), { sequences: 4 })).collect();
     expect(summary.routers).toHaveLength(2);
-    client.close();
+    await client.close();
     const exited = once(up!, 'exit');
     up!.kill(signal);
     expect(await exited).toEqual([0, null]);

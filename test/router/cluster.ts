@@ -265,7 +265,7 @@ export async function stateOf({ metricsUrl }: Running): Promise<RouterState> {
 export async function until<T>(
   read: () => Promise<T>,
   check: (value: T) => boolean,
-  withinMs = 5_000,
+  withinMs = 30_000,
 ): Promise<T> {
   const end = performance.now() + withinMs;
   for (;;) {

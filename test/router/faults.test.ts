@@ -173,7 +173,7 @@ overEachTransport((transport) => {
 
     test('that stops reading is ended, and meanwhile takes nothing from others', async () => {
       const { routers } = await startCluster({
-        router: { clientStallMs: 1_500, budgetBytes: 4 * 1024 * 1024 },
+        router: { clientStallMs: 4_000, budgetBytes: 4 * 1024 * 1024 },
       });
       const router = routers[0]!;
       const rows = await tokens(4_000);
@@ -201,11 +201,11 @@ overEachTransport((transport) => {
       expect(other.summary.tokens).toBe(4_000);
       expect(sent).toBeLessThan(count / 2);
       await untilIdle(router);
-      expect(await failureOf(stalled)).toMatchObject({ code: 'CLIENT_STALLED', details: { stallMs: 1_500 } });
+      expect(await failureOf(stalled)).toMatchObject({ code: 'CLIENT_STALLED', details: { stallMs: 4_000 } });
     });
 
     test('that never half-closes is ended', async () => {
-      const { routers } = await startCluster({ router: { clientStallMs: 1_000 } });
+      const { routers } = await startCluster({ router: { clientStallMs: 3_000 } });
       const rows = await tokens(10);
       const call = await underWay(routers[0]!, rows, 10);
       expect(await failureOf(call)).toMatchObject({ code: 'CLIENT_STALLED' });
@@ -313,7 +313,7 @@ overEachTransport((transport) => {
 
   describe('a router that stops', () => {
     test('finishes what is under way and refuses what is new', async () => {
-      const { routers } = await startCluster();
+      const { routers } = await startCluster({ router: { drainMs: 30_000 } });
       const router = routers[0]!;
       const rows = await tokens(100);
       const call = await underWay(router, rows.subarray(0, 50 * rowBytes), 100);

@@ -61,7 +61,7 @@ export class Service {
 
 export async function connect(address: string): Promise<SwitchyardClient> {
   const client = await SwitchyardClient.connect(address);
-  atEnd(() => client.close());
+  atEnd(() => client.destroy());
   return client;
 }
 

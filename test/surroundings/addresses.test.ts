@@ -19,7 +19,8 @@ describe('a node that advertises a name which does not resolve', () => {
     const address = await new Service('coordinator', flags).address;
     new Service('worker', { coordinator: address });
     const client = await connect(address);
-    const { view } = await client.waitUntilReady(60_000);
+    await client.waitUntilReady(60_000);
+    const { view } = await client.describeCluster();
     expect(view?.nodes.find(({ role }) => role === 'ROUTER')?.address).toMatch(/^node-a\.invalid:\d+$/);
     const call = await client.forward(testRows(8, hidden), { sequences: 2 });
     expect((await call.collect()).summary).toMatchObject({ tokens: 8 });
@@ -32,7 +33,7 @@ describe('a node that advertises a name which does not resolve', () => {
     await (await connect(address)).waitUntilReady(60_000);
     const { status, stderr } = await switchyard(['forward', '--address', address, '--length', '8']);
     expect(stderr).toMatch(
-      /^switchyard: ROUTER_LOST: router node-a\.invalid:\d+ was lost: the name in node-a\.invalid:\d+ does not resolve on this machine; start that node with --advertise-host and a host that this machine can reach\n$/,
+      /^switchyard: NOT_READY: no router can be reached: nothing answers at node-a\.invalid:\d+: the name in node-a\.invalid:\d+ does not resolve on this machine; router router-\S+ advertises this address: .* another --advertise-host\n$/,
     );
     expect(status).toBe(1);
   });
@@ -86,7 +87,9 @@ const namespaces = works('default names', 'unshare', '-fp', '--mount-proc', 'tru
       });
     };
     for (const role of ['worker', 'worker', 'router', 'router'] as const) isolated(role);
-    const { view } = await (await connect(address)).waitUntilReady(60_000, 2);
+    const client = await connect(address);
+    await client.waitUntilReady(60_000, 2);
+    const { view } = await client.describeCluster();
     const live = view!.nodes.filter(({ state }) => state === 'READY');
     expect(live.map(({ role, pid }) => [role, pid]).sort()).toEqual([
       ['ROUTER', 1],

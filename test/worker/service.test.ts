@@ -75,7 +75,7 @@ async function forward({ address }: Service, tokens: number): Promise<Buffer> {
     const call = await client.forward(rows, { feedback: false });
     return Buffer.from((await call.collect()).rows);
   } finally {
-    client.close();
+    await client.close();
   }
 }
 

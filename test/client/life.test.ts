@@ -1,0 +1,177 @@
+import { afterEach, describe, expect, test } from '@jest/globals';
+import { type ForwardOptions, type RowsReader, SwitchyardClient } from '../../services/client/index.js';
+import { Deferred, type Running } from '../../services/common/lifecycle.js';
+import { overEachTransport, rowBytes, shape, startCluster, tokens, untilIdle } from '../router/cluster.js';
+
+const { hidden } = shape;
+const count = 100_000;
+const clients: SwitchyardClient[] = [];
+
+afterEach(() => {
+  for (const client of clients.splice(0)) client.destroy();
+});
+
+async function connected(): Promise<{ client: SwitchyardClient; router: Running }> {
+  const { routers } = await startCluster();
+  const client = await SwitchyardClient.connect(routers[0]!.address);
+  clients.push(client);
+  await client.waitUntilReady(30_000);
+  return { client, router: routers[0]! };
+}
+
+/** Rows of which only the first part can be read until `open` is called: a batch of them does not end before. */
+async function gated(): Promise<{ input: RowsReader; open: () => void }> {
+  const block = await tokens(100);
+  const gate = new Deferred<void>();
+  const read = async (first: number, rows: number) => {
+    if (first > 0) await gate.promise;
+    const bytes = Buffer.alloc(rows * rowBytes);
+    for (let at = 0; at < bytes.length; at += block.length) block.copy(bytes, at);
+    return bytes;
+  };
+  return { input: { tokens: count, hidden, read }, open: gate.resolve };
+}
+
+const cancelled = { code: 'CANCELLED' };
+
+overEachTransport((transport) => {
+  const options: ForwardOptions = { transport, feedback: false };
+
+  describe('close', () => {
+    test('lets batches under way end, refuses new ones, and then ends the connections', async () => {
+      const { client, router } = await connected();
+      const { input, open } = await gated();
+      const whole = (await client.forward(input, options)).collect();
+      let over = false;
+      const closed = client.close().then(() => {
+        over = true;
+      });
+      const refused = { code: 'CANCELLED', message: 'the client was closed' };
+      await expect(client.forward(await tokens(1), options)).rejects.toMatchObject(refused);
+      await expect(client.describeCluster()).rejects.toMatchObject(refused);
+      await expect(client.waitUntilReady(60_000)).rejects.toMatchObject(refused);
+      expect(over).toBe(false);
+      open();
+      expect((await whole).summary.tokens).toBe(count);
+      await closed;
+      await client.close();
+      await untilIdle(router);
+    });
+
+    test('is what `await using` does', async () => {
+      const { client } = await connected();
+      await client[Symbol.asyncDispose]();
+      await expect(client.forward(await tokens(1))).rejects.toMatchObject(cancelled);
+    });
+  });
+
+  describe('destroy', () => {
+    test('ends batches under way at once, here and at the routers', async () => {
+      const { client, router } = await connected();
+      const { input } = await gated();
+      const calls = await Promise.all([1, 2, 3].map(() => client.forward(input, options)));
+      const taken = calls[0]!.collect();
+      const loop = (async () => {
+        for await (const _ of calls[1]!);
+      })();
+      client.destroy(new Error('the user left'));
+      const text = expect.stringMatching(/^batch .* was cancelled by the client: the user left$/);
+      for (const end of [taken, loop, ...calls.map(({ summary }) => summary)]) {
+        await expect(end).rejects.toMatchObject({ code: 'CANCELLED', message: text });
+      }
+      client.destroy();
+      await client.close();
+      const refused = { code: 'CANCELLED', message: 'the client was destroyed' };
+      await expect(client.forward(await tokens(1), options)).rejects.toMatchObject(refused);
+      await untilIdle(router);
+    });
+
+    test('cuts a close short', async () => {
+      const { client } = await connected();
+      const { input } = await gated();
+      const taken = (await client.forward(input, options)).collect();
+      const closed = client.close();
+      client.destroy();
+      await expect(taken).rejects.toMatchObject(cancelled);
+      await closed;
+    });
+  });
+
+  describe('the summary of a batch', () => {
+    test('comes without a consumer too: the answers are dropped', async () => {
+      const { client, router } = await connected();
+      const call = await client.forward(await tokens(5_000), options);
+      const summary = call.summary;
+      await expect(call.collect()).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message: expect.stringMatching(/is "a sink"; allowed: one, and its summary has taken the answers$/),
+      });
+      expect(await summary).toMatchObject({ tokens: 5_000, routers: [{ transport }] });
+      expect(await call.summary).toBe(await summary);
+      await untilIdle(router);
+    });
+
+    test('rejects as soon as the batch is cancelled, whoever takes the answers', async () => {
+      const { client, router } = await connected();
+      const { input } = await gated();
+      const call = await client.forward(input, options);
+      call.cancel();
+      await expect(call.summary).rejects.toMatchObject(cancelled);
+      const late = await client.forward(input, options);
+      late.cancel();
+      await expect(late.collect()).rejects.toMatchObject(cancelled);
+      await expect(late.summary).rejects.toMatchObject(cancelled);
+      const controller = new AbortController();
+      const aborted = await client.forward(input, { ...options, signal: controller.signal });
+      controller.abort();
+      await aborted.ended;
+      await expect(aborted.summary).rejects.toMatchObject(cancelled);
+      await untilIdle(router);
+    });
+
+    test('rejects when the deadline passes, though nobody reads', async () => {
+      const { client, router } = await connected();
+      const { input } = await gated();
+      const call = await client.forward(input, { ...options, deadlineMs: 300 });
+      await call.ended;
+      await expect(call.summary).rejects.toMatchObject({ code: 'DEADLINE_EXCEEDED' });
+      await untilIdle(router);
+    });
+
+    test('rejects when the consumer leaves: early, before its first answer, or by an error of its sink', async () => {
+      const { client, router } = await connected();
+      const { input } = await gated();
+      const early = await client.forward(input, { ...options, chunkTokens: 1_000 });
+      for await (const _ of early) break;
+      await expect(early.summary).rejects.toMatchObject(cancelled);
+      const unread = await client.forward(input, options);
+      await unread[Symbol.asyncIterator]().return!();
+      await expect(unread.summary).rejects.toMatchObject(cancelled);
+      const failing = await client.forward(input, { ...options, chunkTokens: 1_000 });
+      const full = { message: 'the disk is full' };
+      const write = () => Promise.reject(new Error('the disk is full'));
+      await expect(failing.into({ write })).rejects.toMatchObject(full);
+      await expect(failing.summary).rejects.toMatchObject(full);
+      await untilIdle(router);
+    });
+
+    test('is not harmed by a second consumer, which is refused', async () => {
+      const { client } = await connected();
+      const call = await client.forward(await tokens(5_000), options);
+      const whole = call.collect();
+      expect(() => call[Symbol.asyncIterator]()).toThrow(/is "a loop"; allowed: one, and a sink has taken/);
+      expect((await whole).summary.tokens).toBe(5_000);
+      call.cancel();
+      expect((await call.summary).tokens).toBe(5_000);
+    });
+
+    test('stays what it was when the batch is cancelled after its end', async () => {
+      const { client } = await connected();
+      const call = await client.forward(await tokens(10), options);
+      let taken = 0;
+      for await (const chunk of call) taken += chunk.count;
+      call.cancel();
+      expect([taken, (await call.summary).tokens]).toEqual([10, 10]);
+    });
+  });
+});
