@@ -76,8 +76,10 @@ export class LocalCluster {
       return cluster;
     } catch (error) {
       client?.destroy();
-      await Promise.all(started.map((process) => process.stop(stopMs)));
-      throw error;
+      const exits = await Promise.all(started.map((process) => process.stop(stopMs)));
+      // A process that failed tells more than what could not reach it.
+      const failed = exits.findIndex(({ code }) => code !== null && code !== 0);
+      throw failed < 0 ? error : started[failed]!.exitError(exits[failed]!);
     }
   }
 

@@ -1,8 +1,22 @@
-import { copyFile, cp, readdir, readFile, rename, stat, truncate, utimes, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  copyFile,
+  cp,
+  open as openFile,
+  readdir,
+  readFile,
+  rename,
+  stat,
+  truncate,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
+import { pino } from 'pino';
 import { native, type TensorSource } from '../../native/index.js';
+import { digestOf } from '../../services/model/file-digest.js';
 import { blockBytes } from '../../services/model/hash-blocks.js';
 import { type Model, openModel } from '../../services/model/load.js';
 import { failure, smallConfig, smallTensors, temporaryDirectory, writeCheckpoint } from './support.js';
@@ -73,13 +87,38 @@ describe('a fingerprint', () => {
   });
 });
 
+describe('hashing', () => {
+  test('of a file that ends early fails by its name, with one thread or several', async () => {
+    const file = weightsOf(await largeCheckpoint());
+    const handle = await openFile(file);
+    const { size } = await handle.stat();
+    for (const byteLength of [size + 1, size + 5 * blockBytes]) {
+      const error = await failure(() => digestOf(file, handle, byteLength, () => {}));
+      expect(error.message).toContain(`${file} ends at byte ${size}`);
+    }
+    await handle.close();
+  });
+
+  test('is told in the log, unless the digests were known', async () => {
+    const directory = await largeCheckpoint();
+    await settled(weightsOf(directory));
+    const lines: Record<string, unknown>[] = [];
+    const log = pino({}, { write: (line: string) => void lines.push(JSON.parse(line)) });
+    for (const _ of ['hashed', 'remembered']) {
+      (await openModel({ kind: 'checkpoint', directory }, log)).close();
+    }
+    const { size } = await stat(weightsOf(directory));
+    expect(lines).toEqual([expect.objectContaining({ event: 'weights-hashed', bytes: size })]);
+  });
+});
+
+/** Waits until a file is so old that its times tell whether it was changed. */
+async function settled(file: string): Promise<void> {
+  while ((await stat(file)).ctimeMs > Date.now() - 2_100) await sleep(50);
+}
+
 describe('digests are remembered', () => {
   const entries = async () => (await readdir(join(cache, 'switchyard', 'digests')).catch(() => [])).sort();
-
-  /** Waits until a file is so old that its times tell whether it was changed. */
-  async function settled(file: string): Promise<void> {
-    while ((await stat(file)).ctimeMs > Date.now() - 2_100) await sleep(50);
-  }
 
   /** Puts another digest into the only entry: what is opened next shows whether it was believed. */
   async function falsify(): Promise<void> {
@@ -110,6 +149,8 @@ describe('digests are remembered', () => {
 
   test('but not of a file that has only just changed', async () => {
     const directory = await writeCheckpoint(smallTensors());
+    const now = Date.now() / 1000 + 60;
+    await utimes(weightsOf(directory), now, now);
     await fingerprint(directory);
     expect(await entries()).toEqual([]);
   });
@@ -124,7 +165,6 @@ describe('digests are remembered', () => {
       expect(await fingerprint(directory)).toBe(original);
     }
     await falsify();
-    const { chmod } = await import('node:fs/promises');
     await chmod(path, 0o666);
     expect(await fingerprint(directory)).toBe(original);
     process.env.XDG_CACHE_HOME = weightsOf(directory);
