@@ -1,7 +1,3 @@
-// What native/index.ts sets before UCX is loaded, which a test file cannot: Jest gives it a copy of the environment.
-process.env.UCX_MEM_EVENTS ??= 'n';
-process.env.UCX_HANDLE_ERRORS ??= 'none';
-
 const { native } = await import('./dist/native/index.js');
 
 /**

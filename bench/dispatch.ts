@@ -119,6 +119,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
         dialLink({
           address: (await end.started).address,
           router: 'bench',
+          host: '127.0.0.1',
           worker: 'bench',
           modelFingerprint: 'bench',
           epoch: 1,

@@ -32,6 +32,7 @@ const handler: TokenBatchHandler = async ({ meta, rows }) => {
 const address = await serveLinks({
   worker: name,
   secret: linkSecret,
+  host: '127.0.0.1',
   model: () => model,
   linkWindowBytes: creditBytes,
   slabBytes: slabBytesMax,

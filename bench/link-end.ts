@@ -116,6 +116,7 @@ function serve(): Promise<string> {
   return serveLinks({
     worker: name,
     secret: benchSecret,
+    host: '127.0.0.1',
     model: () => model,
     linkWindowBytes: creditBytes,
     slabBytes: slabBytesMax,
@@ -161,6 +162,7 @@ const link =
     : await dialLink({
         address: options.worker,
         router: name,
+        host: '127.0.0.1',
         worker: name,
         modelFingerprint: fingerprint,
         epoch: 1,

@@ -11,7 +11,7 @@
  */
 import { createRequire } from 'node:module';
 import { addonPath } from './locate.js';
-import type { Ucx } from './ucx.js';
+import type { Ucx, UcxDescription } from './ucx.js';
 
 export type * from './ucx.js';
 
@@ -278,7 +278,8 @@ export interface Addon {
   describe(): {
     cpu: string;
     isa: string[];
-    ucx: string | null;
+    /** Null when the addon was built without UCX. */
+    ucx: UcxDescription | null;
     /** Null when the addon was built without CUDA. */
     cuda: CudaDescription | null;
     cores: number;
@@ -416,15 +417,6 @@ export interface Addon {
   /** Float32 operations a second of one core, by fused multiply-adds that touch no memory: median of several runs. */
   measureFma(): Promise<number>;
 }
-
-// As it is loaded, UCX hooks the calls that map memory, and tries the hooks by growing the heap by a page and shrinking it
-// again, whether it grew or not. Where it cannot grow, because V8 mapped something behind it, that takes a page in use,
-// and the process crashes later. Links need no such hooks.
-process.env.UCX_MEM_EVENTS ??= 'n';
-// UCX's own handler of fatal signals allocates memory: a process that crashed could hang in it instead of ending.
-process.env.UCX_HANDLE_ERRORS ??= 'none';
-// The addon sets options of transports that UCX may not use here; UCX would warn of each.
-process.env.UCX_WARN_UNUSED_ENV_VARS ??= 'n';
 
 /** Loaded on first import; a missing or unloadable build says how to make it. */
 export const native: Addon = createRequire(import.meta.url)(addonPath());

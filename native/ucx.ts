@@ -80,10 +80,30 @@ export interface UcxChannelOptions {
   reportSends?: boolean;
 }
 
-/** The process's UCX worker. It starts with the first use and ends with the environment. */
-export interface Ucx {
+/**
+ * Whom UCX can reach. `machine`: processes of this machine, by shared memory, which the system keeps to one user; no port is
+ * opened. `network`: other machines too; UCX opens ports on every network device. The environment's UCX_TLS and
+ * UCX_NET_DEVICES come before it.
+ */
+export type UcxReach = 'machine' | 'network';
+
+/** The process's UCX worker for a reach, shared by all threads. It starts with the first use and ends with the environment. */
+export interface UcxFabric {
   address(): Uint8Array;
   openChannel(options: UcxChannelOptions): UcxChannel;
-  /** Zeros while UCX has not been used. */
+}
+
+/** Loaded when a fabric is first used, which throws LINK_LOST where it cannot be. */
+export interface Ucx {
+  fabric(reach: UcxReach): UcxFabric;
+  /** Of all fabrics that this environment uses. */
   stats(): UcxStats;
+}
+
+/** What this machine has of UCX, as a build with UCX finds it. */
+export interface UcxDescription {
+  /** Null if UCX cannot be loaded. */
+  version: string | null;
+  /** Why it cannot be loaded; null if it can. */
+  problem: string | null;
 }

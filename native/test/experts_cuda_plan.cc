@@ -9,7 +9,6 @@
 
 #include "experts/cuda/calls.h"
 #include "experts/cuda/layout.h"
-#include "experts/cuda/module.h"
 #include "experts/cuda/nvml.h"
 #include "experts/cuda/pinned_regions.h"
 #include "experts/cuda/plan.h"
@@ -308,16 +307,6 @@ TEST(CudaLayout, ActivatesAsFloat64Does) {
 TEST(CudaNvml, IsLeftOutWhereItDoesNotKnowTheDevice) {
   EXPECT_EQ(Nvml::open("ffff:ff:ff.7"), nullptr);
   EXPECT_EQ(Nvml::open(""), nullptr);
-}
-
-TEST(CudaModule, SaysWhyItCannotBeLoaded) {
-  const ModuleFile absent("/nonexistent/switchyard_cuda.so");
-  EXPECT_FALSE(absent.present());
-  EXPECT_EQ(absent.module(), nullptr);
-  const ModuleFile wrong("/proc/self/cmdline");
-  EXPECT_TRUE(wrong.present());
-  EXPECT_EQ(wrong.module(), nullptr);
-  EXPECT_FALSE(wrong.problem().empty());
 }
 
 }  // namespace

@@ -3,7 +3,7 @@ import { createServer } from 'node:net';
 import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { z } from 'zod';
-import type { Addon, CudaDescription } from '../../native/index.js';
+import type { Addon, CudaDescription, UcxDescription } from '../../native/index.js';
 import { addonPath } from '../../native/locate.js';
 import { toggle } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
@@ -60,9 +60,7 @@ async function software(): Promise<Finding[]> {
     const about = addon.describe();
     found.push({ name: 'native addon', state: 'ok', detail: addonPath() });
     found.push(instructionSet(about.cpu, about.isa));
-    const getUcx =
-      'token batches travel over gRPC; to have it: apt-get install libucx-dev, then npm run bootstrap';
-    found.push(library('UCX', about.ucx, getUcx));
+    found.push(ucx(about.ucx));
     found.push(...cuda(about.cuda));
   }
   const prometheus = onPath('prometheus');
@@ -96,6 +94,13 @@ function library(name: string, version: string | null, without: string): Finding
   return version === null
     ? { name, state: 'absent', detail: `not built in; ${without}` }
     : { name, state: 'ok', detail: version };
+}
+
+function ucx(found: UcxDescription | null): Finding {
+  const without = 'token batches travel over gRPC; to have it: apt-get install';
+  if (found === null) return library('UCX', null, `${without} libucx-dev, then npm run bootstrap`);
+  if (found.version !== null) return { name: 'UCX', state: 'ok', detail: found.version };
+  return { name: 'UCX', state: 'absent', detail: `${without} libucx0: ${found.problem}` };
 }
 
 /** What the build has of CUDA, and every device that workers can use. */

@@ -1,5 +1,4 @@
 import { randomBytes } from 'node:crypto';
-import { keepUcxWithin } from '../common/access.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ChunkChannel } from '../transport/chunk-channel.js';
 
@@ -10,23 +9,15 @@ export type OpenChannel = (onChange: () => void) => { channel: ChunkChannel; key
 const windowBytes = 32 * 1024 * 1024;
 const keyBytes = 16;
 
-let loading: Promise<OpenChannel> | null = null;
-
 /**
- * UCX for a client, loaded when a batch first wants it: the SDK works without the addon. `host`: where the first router is;
- * as long as that is this machine, UCX opens its ports there alone. Rejects with LINK_LOST and why there is none.
+ * UCX for a client of a router at `host`, loaded when a batch first wants it: the SDK works without the addon. Rejects with
+ * LINK_LOST and why there is none.
  */
-export function loadUcx(host: string): Promise<OpenChannel> {
-  loading ??= load(host);
-  return loading;
-}
-
-async function load(host: string): Promise<OpenChannel> {
-  keepUcxWithin(host);
+export async function loadUcx(host: string): Promise<OpenChannel> {
   try {
     const { ChunkChannel } = await import('../transport/chunk-channel.js');
     const { ucxOrNull } = await import('../transport/ucx/port.js');
-    const ucx = ucxOrNull();
+    const ucx = ucxOrNull(host);
     if (ucx === null) throw noWay('the native addon was built without UCX');
     return (onChange) => {
       const key = randomBytes(keyBytes);

@@ -96,18 +96,6 @@ export function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || (isIPv4(host) && host.startsWith('127.'));
 }
 
-/**
- * UCX opens ports of its own on every network device, unless it is told which, and believes whoever speaks its handshake
- * there: what follows can end the process. A process whose server stays on loopback reaches its peers by shared memory,
- * which the system keeps to one user, and opens no port. The environment's own UCX_TLS and UCX_NET_DEVICES are left as
- * they are.
- */
-export function keepUcxWithin(host: string): void {
-  if (!isLoopback(host)) return;
-  process.env.UCX_TLS ??= '^tcp';
-  process.env.UCX_NET_DEVICES ??= 'lo';
-}
-
 /** Refuses to let other machines call what `paths` name without tokens, unless `insecure` says so. Throws CONFIG_INVALID. */
 export function assertBindAllowed(
   host: string,

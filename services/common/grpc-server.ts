@@ -11,7 +11,7 @@ import {
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { HealthImplementation, protoPath as healthProtoPath } from 'grpc-health-check';
-import { type Access, assertBindAllowed, keepUcxWithin, needOf } from './access.js';
+import { type Access, assertBindAllowed, needOf } from './access.js';
 import { SwitchyardError } from './errors.js';
 import { channelOptions, windowBytes } from './grpc-channel.js';
 import { boundConnections, connectionsMax, guardCalls } from './grpc-guard.js';
@@ -70,7 +70,6 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
   const { host, port, access, services, log } = options;
   const paths = services.flatMap(({ definition }) => Object.values(definition).map(({ path }) => path));
   assertBindAllowed(host, access, options.insecure, [...paths, reflectionPath]);
-  keepUcxWithin(host);
   prepareProcess();
   const server = new Server({
     ...channelOptions(options.messageBytesMax),

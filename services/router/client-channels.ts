@@ -6,6 +6,8 @@ import type { TransportChoice } from '../transport/link.js';
 import { ucxOrNull } from '../transport/ucx/port.js';
 
 export interface ClientChannelsOptions {
+  /** Where this router serves. */
+  host: string;
   transport: TransportChoice;
   /** The largest rows field of a client's message. */
   messageBytesMax: number;
@@ -38,7 +40,7 @@ export class ClientChannels {
     header: ForwardHeader,
     onChange: () => void,
   ): Promise<{ channel: ChunkChannel; closed: () => void } | null> {
-    const ucx = this.options.transport === 'grpc' ? null : ucxOrNull();
+    const ucx = this.options.transport === 'grpc' ? null : ucxOrNull(this.options.host);
     if (header.ucx === null || ucx === null) return null;
     const { byteLength } = header.ucxKey;
     if (byteLength !== keyBytes) throw invalidArgument('ucx_key', `${byteLength} bytes`, `${keyBytes} bytes`);

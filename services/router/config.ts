@@ -38,7 +38,8 @@ export const routerFields = {
   drainMs: humanCount(0, 3_600_000).default(10_000),
 };
 
-export type RouterSettings = z.infer<z.ZodObject<typeof routerFields>>;
+/** With the address at which the process listens. */
+export type RouterSettings = z.infer<z.ZodObject<typeof routerFields>> & { host: string };
 
 export const routerSchema = z.object({
   ...serverFields,

@@ -50,6 +50,7 @@ export class ForwardService {
     const { config, log } = options;
     this.slots = new FairSlots(config.batchesMax);
     this.channels = new ClientChannels({
+      host: config.host,
       transport: config.transport,
       messageBytesMax: config.messageBytesMax,
       windowBytesMax: channelBytesMax(config),

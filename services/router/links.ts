@@ -11,6 +11,8 @@ import type { Link, TransportChoice } from '../transport/link.js';
 export interface LinksOptions {
   /** This router's name, as workers see it. */
   router: string;
+  /** Where this router serves. */
+  host: string;
   /** A worker silent for so long is lost. */
   leaseMs: number;
   transport: TransportChoice;
@@ -81,7 +83,7 @@ class Connection {
 
   /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
   private async dial(logFailure: boolean): Promise<Link | null> {
-    const { router, leaseMs, transport, log } = this.options;
+    const { router, host, leaseMs, transport, log } = this.options;
     const { worker, address } = this;
     try {
       const key = this.key();
@@ -90,6 +92,7 @@ class Connection {
       const link = await dialLink({
         address,
         router,
+        host,
         worker,
         modelFingerprint: this.fingerprint,
         epoch: this.epoch(),

@@ -70,6 +70,7 @@ export class Router {
     this.links = new Links({
       router: name,
       leaseMs: config.leaseMs,
+      host: config.host,
       transport: config.transport,
       log,
       onChange: () => this.control.notify(),

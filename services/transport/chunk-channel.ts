@@ -1,4 +1,4 @@
-import { native, type Slab, type Ucx } from '../../native/index.js';
+import { native, type Slab, type UcxFabric } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type {
   ChannelMessage,
@@ -57,7 +57,7 @@ export class ChunkChannel {
 
   /** Throws INVALID_ARGUMENT for a key of another length. */
   constructor(
-    ucx: Ucx,
+    ucx: UcxFabric,
     private readonly options: ChunkChannelOptions,
   ) {
     const { key, windowBytes } = options;

@@ -33,6 +33,8 @@ export interface LinkOptions {
   address: string;
   /** This router's name. */
   router: string;
+  /** Where this router serves. */
+  host: string;
   /** The name that the worker must have. */
   worker: string;
   modelFingerprint: string;
@@ -133,7 +135,7 @@ class RouterLink implements Link {
   }
 
   private openUcx(key: Uint8Array): UcxPort<RouterMessageInput, WorkerMessage> | null {
-    const ucx = this.options.transport === 'grpc' ? null : ucxOrNull();
+    const ucx = this.options.transport === 'grpc' ? null : ucxOrNull(this.options.host);
     if (ucx === null) return null;
     const port = new UcxPort(ucx, {
       codec: exchangeCodec.router,

@@ -22,6 +22,8 @@ import { LinkWindows } from './windows.js';
 export interface LinkServiceOptions {
   /** This worker's name. */
   worker: string;
+  /** Where this worker serves. */
+  host: string;
   /** Of which the keys of its links are made. */
   secret: Uint8Array;
   /** Of the server: says why a call is refused that does not even try to be a link. */
@@ -210,7 +212,7 @@ class WorkerLink {
   private async openUcx({ ucx: end, ucxKey }: LinkHello): Promise<AboutUcx> {
     if (!end) return {};
     const { transport, worker, messageBytesMax } = this.options;
-    const ucx = transport === 'grpc' ? null : ucxOrNull();
+    const ucx = transport === 'grpc' ? null : ucxOrNull(this.options.host);
     if (ucx === null) return { ucxDeclined: whyNoUcx(transport, `worker ${worker}`) };
     try {
       const port = new UcxPort(ucx, {

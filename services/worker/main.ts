@@ -259,6 +259,7 @@ class WorkerService {
       linkWindowBytes: config.linkWindowBytes,
       slabBytes: config.slabBytes,
       messageBytesMax: config.messageBytesMax,
+      host: config.host,
       transport: config.transport,
       // A link opens only when the model, and so the executor, is there.
       handler: (batch, router) => this.loaded!.executor.submit(batch, router),

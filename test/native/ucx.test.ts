@@ -5,10 +5,11 @@ import { runScript } from './support.js';
 /** Two ends of one channel in this process, and slabs with room for metadata. */
 const prelude = `
   const key = new Uint8Array(16).fill(1);
-  const open = () => native.ucx.openChannel({ key, messageBytesMax: 1 << 24, inboxBytesMax: 1 << 30 });
+  const fabric = native.ucx.fabric('machine');
+  const open = () => fabric.openChannel({ key, messageBytesMax: 1 << 24, inboxBytesMax: 1 << 30 });
   async function pair() {
     const [left, right] = [open(), open()];
-    await Promise.all([left.connect(native.ucx.address(), right.id), right.connect(native.ucx.address(), left.id)]);
+    await Promise.all([left.connect(fabric.address(), right.id), right.connect(fabric.address(), left.id)]);
     return [left, right];
   }
   const slabOf = (bytes, fill = 0) => {
@@ -35,7 +36,7 @@ describeUcx('a process', () => {
       native.arenaStats();
       const before = tasks();
       console.log(Object.values(native.ucx.stats()).every((figure) => figure === 0), tasks() - before);
-      native.ucx.address();
+      fabric.address();
       console.log(tasks() > before);
     `);
     expect(output).toBe('true 0\ntrue\n');
@@ -80,7 +81,7 @@ describeUcx('a channel', () => {
       left.close();
       console.log(await receiving);
       const slab = slabOf(10);
-      const calls = [left.receive(), left.connect(native.ucx.address(), 1), left.transports()];
+      const calls = [left.receive(), left.connect(fabric.address(), 1), left.transports()];
       console.log(codes(await Promise.allSettled(calls)), codeOf(() => left.send(slab, 10, metadata)), left.id > 0);
       slab.release();
       const [another, other] = await pair();
@@ -130,9 +131,9 @@ describeUcx('a channel', () => {
   test('tells in order when messages have left, if asked to', async () => {
     const output = await run(`
       const now = () => Number(process.hrtime.bigint()) / 1000;
-      const left = native.ucx.openChannel({ key, messageBytesMax: 1 << 24, inboxBytesMax: 1 << 30, reportSends: true });
+      const left = fabric.openChannel({ key, messageBytesMax: 1 << 24, inboxBytesMax: 1 << 30, reportSends: true });
       const right = open();
-      await left.connect(native.ucx.address(), right.id);
+      await left.connect(fabric.address(), right.id);
       const started = now();
       // Long and short messages end by different ways, and not in their order.
       for (let i = 0; i < 32; i += 1) left.send(slabOf(1 << 20), i % 2 ? 1 << 20 : 10, metadata);
@@ -171,7 +172,7 @@ describeUcx('a channel', () => {
         () => left.sendRows(slab, 4096, Uint32Array.of(1), metadata), () => left.sendRows(slab, 0, Uint32Array.of(0), metadata),
       ];
       console.log([...new Set(refused.map(codeOf))].join());
-      const peers = [left.connect(new Uint8Array(0), 1), left.connect(native.ucx.address(), 0)];
+      const peers = [left.connect(new Uint8Array(0), 1), left.connect(fabric.address(), 0)];
       console.log(codes(await Promise.allSettled(peers)));
       left.send(slab, 100, metadata);
       console.log((await right.receive()).messages[0][1]);
@@ -190,8 +191,8 @@ describeUcx('a channel', () => {
 
   test('ends when more has arrived than it may hold', async () => {
     const output = await run(`
-      const [left, right] = [open(), native.ucx.openChannel({ key, messageBytesMax: 1 << 20, inboxBytesMax: 1 << 20 })];
-      await left.connect(native.ucx.address(), right.id);
+      const [left, right] = [open(), fabric.openChannel({ key, messageBytesMax: 1 << 20, inboxBytesMax: 1 << 20 })];
+      await left.connect(fabric.address(), right.id);
       const slab = native.allocateSlab(1 << 19, 64);
       for (let i = 0; i < 3; i += 1) left.send(slab, 1 << 19, metadata);
       slab.release();
@@ -211,7 +212,7 @@ describeUcx('a channel', () => {
       const collect = require('node:vm').runInNewContext('gc');
       const kept = open();
       let forgotten = open();
-      await kept.connect(native.ucx.address(), forgotten.id);
+      await kept.connect(fabric.address(), forgotten.id);
       forgotten = null;
       const slab = native.allocateSlab(10, 64);
       for (let i = 0; i < 200 && native.ucx.stats().messagesRefused === 0; i += 1) {

@@ -17,6 +17,8 @@ const total = 64;
 const metadataBytesMax = 2 * 1024 * 1024;
 
 /** A client that sends over its channel whatever it likes, right or wrong. */
+const fabric = () => native.ucx!.fabric('machine');
+
 class RawChannel {
   readonly channel;
   /** Credit, then chunks, as the router sent them. */
@@ -29,14 +31,14 @@ class RawChannel {
     readonly call: GrpcCall,
     readonly key: Uint8Array,
   ) {
-    this.channel = native.ucx!.openChannel({ key, messageBytesMax: 1 << 24, inboxBytesMax: 1 << 28 });
+    this.channel = fabric().openChannel({ key, messageBytesMax: 1 << 24, inboxBytesMax: 1 << 28 });
     this.error = new Promise((resolve) => call.once('error', (error) => resolve(fromServiceError(error))));
   }
 
   /** Sends a header with an offer; `say`: whether it also says its credit, as it must. */
   static async open(router: Running, { creditBytes = 1 << 20, say = true } = {}): Promise<RawChannel> {
     const raw = new RawChannel(clientOf(router).Forward(), randomBytes(16));
-    const address = Buffer.from(native.ucx!.address());
+    const address = Buffer.from(fabric().address());
     const end = { address, channel: raw.channel.id, seal: sealOf(address) };
     raw.call.write(header({ length: total, ...off, ucx: end, ucxKey: Buffer.from(raw.key) }));
     const welcome = await new Promise<UcxEnd>((resolve, reject) => {
@@ -227,7 +229,7 @@ afterEach(async () => expect(await slabBytesHeld()).toBeLessThan(8 * 1024 * 1024
   test('is refused for a key of another length', async () => {
     const { routers } = await startCluster();
     const call = clientOf(routers[0]!).Forward();
-    const end = { address: Buffer.from(native.ucx!.address()), channel: 1 };
+    const end = { address: Buffer.from(fabric().address()), channel: 1 };
     const failure = new Promise((resolve) => call.once('error', (error) => resolve(fromServiceError(error))));
     call.write(header({ length: 1, ...off, ucx: end, ucxKey: Buffer.alloc(15) }));
     call.resume();
@@ -243,7 +245,7 @@ afterEach(async () => expect(await slabBytesHeld()).toBeLessThan(8 * 1024 * 1024
     const expected = await forward(router, await rows, off);
     const refused = native.ucx!.stats().messagesRefused;
     const raw = await RawChannel.open(router, { say: false });
-    const wrong = native.ucx!.openChannel({
+    const wrong = fabric().openChannel({
       key: randomBytes(16),
       messageBytesMax: 1 << 20,
       inboxBytesMax: 1 << 24,

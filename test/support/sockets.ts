@@ -6,14 +6,9 @@ export interface ListeningSocket {
   port: number;
 }
 
-/** The TCP sockets that a child process listens on, without those of UCX in this process, which pass to its children. */
+/** The TCP sockets that a process listens on. */
 export function listeningSockets(pid: number): ListeningSocket[] {
-  const own = new Set(openFiles(process.pid));
-  const inodes = new Set(
-    openFiles(pid)
-      .filter((target) => !own.has(target))
-      .map((target) => /^socket:\[(\d+)\]$/.exec(target)?.[1]),
-  );
+  const inodes = new Set(openFiles(pid).map((target) => /^socket:\[(\d+)\]$/.exec(target)?.[1]));
   const rows = ['tcp', 'tcp6'].flatMap((table) =>
     readFileSync(`/proc/${pid}/net/${table}`, 'utf8').split('\n').slice(1),
   );

@@ -40,7 +40,11 @@ export class UcxCall extends Duplex {
   ) {
     super({ objectMode: true, highWaterMark: 1, autoDestroy: false });
     if (native.ucx === null) throw new Error('built without UCX');
-    this.channel = new ChunkChannel(native.ucx, { key: this.key, windowBytes, onChange: () => this.wake() });
+    this.channel = new ChunkChannel(native.ucx.fabric('machine'), {
+      key: this.key,
+      windowBytes,
+      onChange: () => this.wake(),
+    });
     call.on('readable', () => this.wake());
     call.on('end', () => {
       this.callEnded = true;

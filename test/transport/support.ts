@@ -106,6 +106,7 @@ export async function startWorker(options: Partial<LinkServiceOptions> = {}) {
         worker: 'w',
         secret,
         access,
+        host: '127.0.0.1',
         model: () => ({ fingerprint: 'f', hidden }),
         linkWindowBytes: 1024 * 1024,
         slabBytes: 256 * 1024 * 1024,
@@ -133,6 +134,7 @@ export async function dial(address: string, options: Partial<LinkOptions> = {}) 
   const link = await dialLink({
     address,
     router,
+    host: '127.0.0.1',
     worker: 'w',
     modelFingerprint: 'f',
     epoch: 1,
@@ -180,7 +182,7 @@ export const welcome = { welcome: { worker: 'w', creditBytes: 1e6, messageBytesM
 
 /** This process's end of a channel as a hello or welcome names it. */
 export function ucxEnd(channel: number): UcxEndInput {
-  const address = Buffer.from(native.ucx!.address());
+  const address = Buffer.from(native.ucx!.fabric('machine').address());
   return { address, channel, seal: createHash('sha256').update(address).digest().subarray(0, 8) };
 }
 

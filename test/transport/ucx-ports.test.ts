@@ -4,11 +4,12 @@ import { listeningSockets } from '../support/sockets.js';
 import { dialProcess, forkWorker } from './processes.js';
 
 const loopback = '0100007F';
+const loopbackHost = '127.0.0.1';
 
 /** The sockets that a worker, whose server is on 127.0.0.1, listens on once it has a link over UCX. */
-async function socketsOf(environment: Record<string, string>) {
+async function socketsOf(environment: Record<string, string>, host = loopbackHost) {
   const { worker, address } = await forkWorker(environment);
-  const link = await dialProcess(address, { transport: 'ucx' });
+  const link = await dialProcess(address, { transport: 'ucx', host });
   return { lanes: link.lanes, addresses: listeningSockets(worker.pid!).map((socket) => socket.address) };
 }
 
@@ -21,7 +22,7 @@ onUcx('beside a server on loopback UCX opens no port', async () => {
 });
 
 onUcx('beside a server on loopback UCX that is told to use TCP opens ports on loopback alone', async () => {
-  const { lanes, addresses } = await socketsOf({ UCX_TLS: 'tcp' });
+  const { lanes, addresses } = await socketsOf({ UCX_TLS: 'tcp' }, '0.0.0.0');
   expect(lanes).toBe('stream tcp');
   expect(addresses.length).toBeGreaterThan(1);
   expect(new Set(addresses)).toEqual(new Set([loopback]));

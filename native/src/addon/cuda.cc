@@ -1,41 +1,34 @@
 #include "addon/cuda.h"
 
-#include <dlfcn.h>
-
 #include <string>
 
+#include "addon/module_path.h"
 #include "runtime/error.h"
+#include "runtime/module_file.h"
 
 namespace switchyard::addon {
 namespace {
 
-/** The folder of this addon, which the module lies in too. */
-std::string own_folder() {
-  Dl_info info;
-  if (dladdr(reinterpret_cast<const void*>(&own_folder), &info) == 0) return ".";
-  const std::string path = info.dli_fname;
-  return path.substr(0, path.rfind('/'));
-}
-
-const cuda::ModuleFile& module_file() {
-  static const cuda::ModuleFile file(own_folder() + "/switchyard_cuda.so");
+const ModuleFile& module_file() {
+  static const ModuleFile file(module_path("switchyard_cuda.so"), "switchyard_cuda");
   return file;
 }
 
 }  // namespace
 
 const cuda::Module& cuda_module() {
-  const cuda::ModuleFile& file = module_file();
+  const ModuleFile& file = module_file();
   if (!file.present()) throw_invalid("device", std::string("cuda"), "cpu, because this build is without CUDA");
-  if (file.module() == nullptr) throw_invalid("device", std::string("cuda"), "cpu, because CUDA cannot be loaded: " + file.problem());
-  return *file.module();
+  const auto* const module = file.module<cuda::Module>();
+  if (!module) throw_invalid("device", std::string("cuda"), "cpu, because CUDA cannot be loaded: " + file.problem());
+  return *module;
 }
 
 Napi::Value describe_cuda(Napi::Env env) {
-  const cuda::ModuleFile& file = module_file();
+  const ModuleFile& file = module_file();
   if (!file.present()) return env.Null();
-  const cuda::Description found =
-      file.module() != nullptr ? file.module()->describe() : cuda::Description{.problem = file.problem()};
+  const auto* const module = file.module<cuda::Module>();
+  const cuda::Description found = module ? module->describe() : cuda::Description{.problem = file.problem()};
   auto result = Napi::Object::New(env);
   const auto text = [env](const std::string& value) -> Napi::Value {
     return value.empty() ? env.Null() : Napi::String::New(env, value).As<Napi::Value>();

@@ -15,11 +15,8 @@
 #include "addon/arguments.h"
 #include "addon/cuda.h"
 #include "addon/process.h"
+#include "addon/ucx.h"
 #include "kernels/fma_peak.h"
-
-#ifdef SWITCHYARD_UCX
-#include "ucx/fabric.h"
-#endif
 
 namespace switchyard::addon {
 
@@ -61,11 +58,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   auto result = Napi::Object::New(env);
   result.Set("cpu", processor_name());
   result.Set("isa", isa);
-#ifdef SWITCHYARD_UCX
-  result.Set("ucx", ucx::Fabric::version());
-#else
-  result.Set("ucx", env.Null());
-#endif
+  result.Set("ucx", describe_ucx(env));
   result.Set("cuda", describe_cuda(env));
   result.Set("cores", std::thread::hardware_concurrency());
   return result;

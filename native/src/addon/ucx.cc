@@ -1,58 +1,117 @@
 #include "addon/ucx.h"
 
-#ifdef SWITCHYARD_UCX
-
 #include <algorithm>
+#include <array>
+#include <filesystem>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include "addon/module_path.h"
 #include "addon/process.h"
 #include "addon/slab_handle.h"
 #include "addon/ucx_channel.h"
+#include "runtime/module_file.h"
+#include "runtime/temporary_variables.h"
+#include "ucx/module.h"
 
 namespace switchyard::addon {
 namespace {
 
-/** What an environment has of UCX: its share of the process's fabric, and the ports that must end before it. */
-struct UcxEnvironment {
-  std::shared_ptr<ucx::Fabric> fabric;
-  std::vector<std::weak_ptr<UcxPort>> ports;
+using ucx::Reach;
 
-  void add(const std::shared_ptr<UcxPort>& port) {
-    std::erase_if(ports, [](const auto& old) { return old.expired(); });
-    ports.push_back(port);
+std::string file_path() { return module_path("switchyard_ucx.so"); }
+
+/** What UCX reads as it is loaded. */
+constexpr Variable load_variables[] = {
+    // UCX hooks the calls that map memory, and tries the hooks by growing the heap by a page and shrinking it again, whether it
+    // grew or not. Where it cannot grow, because V8 mapped something behind it, that takes a page in use, and the process
+    // crashes later. Nothing here needs such hooks.
+    {"UCX_MEM_EVENTS", "n"},
+    // UCX's own handler of fatal signals allocates memory: a process that crashed could hang in it instead of ending.
+    {"UCX_HANDLE_ERRORS", "none"},
+    // UCX waits for a debugger at SIGHUP: a closed terminal would not end the process any more.
+    {"UCX_DEBUG_SIGNO", "0"},
+    // Standard output is the program's, for JSON lines and reports.
+    {"UCX_LOG_FILE", "stderr"},
+    // Options of transports that are not used here are no mistake of the user's.
+    {"UCX_WARN_UNUSED_ENV_VARS", "n"},
+};
+
+const ModuleFile& module_file() {
+  static const ModuleFile file = [] {
+    const TemporaryVariables options(load_variables);
+    return ModuleFile(file_path(), "switchyard_ucx");
+  }();
+  return file;
+}
+
+const ucx::Module& ucx_module() {
+  const ModuleFile& file = module_file();
+  const auto* const module = file.module<ucx::Module>();
+  if (!module) throw Error(Code::link_lost, "UCX cannot be loaded: " + file.problem());
+  return *module;
+}
+
+/** The fabric of the process for each reach; it ends with the last environment that uses it. */
+std::shared_ptr<ucx::Fabric> shared_fabric(Reach reach) {
+  static std::mutex mutex;
+  static std::array<std::weak_ptr<ucx::Fabric>, 2> all;
+  const std::lock_guard lock(mutex);
+  auto& current = all[static_cast<size_t>(reach)];
+  auto fabric = current.lock();
+  if (!fabric) current = fabric = ucx_module().open(arena(), reach);
+  return fabric;
+}
+
+/** What an environment has of UCX: its share of the process's fabrics, and the ports that must end before them. */
+class UcxEnvironment : public std::enable_shared_from_this<UcxEnvironment> {
+ public:
+  const std::shared_ptr<ucx::Fabric>& fabric(Napi::Env env, Reach reach) {
+    auto& fabric = fabrics_[static_cast<size_t>(reach)];
+    if (fabric) return fabric;
+    fabric = shared_fabric(reach);
+    // Runs before the hook that waits for operations: those that receive end here.
+    if (!std::exchange(hooked_, true)) env.AddCleanupHook([self = shared_from_this()] { self->end(); });
+    return fabric;
   }
+  void add(const std::shared_ptr<UcxPort>& port) {
+    std::erase_if(ports_, [](const auto& old) { return old.expired(); });
+    ports_.push_back(port);
+  }
+  /** Of all fabrics that are in use. */
+  ucx::FabricStats stats() const {
+    ucx::FabricStats sum;
+    for (const auto& fabric : fabrics_) {
+      if (fabric) sum += fabric->stats();
+    }
+    return sum;
+  }
+
+ private:
   void end() {
-    for (const auto& weak : ports) {
+    for (const auto& weak : ports_) {
       if (const auto port = weak.lock()) port->end();
     }
-    ports.clear();
-    fabric.reset();
+    ports_.clear();
+    fabrics_ = {};
   }
+
+  std::array<std::shared_ptr<ucx::Fabric>, 2> fabrics_;
+  std::vector<std::weak_ptr<UcxPort>> ports_;
+  bool hooked_ = false;
 };
 
 using Shared = std::shared_ptr<UcxEnvironment>;
 
-/** The fabric of the process; it ends with the last environment that uses it, while UCX is still loaded. */
-std::shared_ptr<ucx::Fabric> shared_fabric() {
-  static std::mutex mutex;
-  static std::weak_ptr<ucx::Fabric> current;
-  const std::lock_guard lock(mutex);
-  auto fabric = current.lock();
-  if (!fabric) current = fabric = std::make_shared<ucx::Fabric>(arena());
-  return fabric;
+Reach to_reach(const Napi::Value& value) {
+  const std::string text = to_text(value, "reach");
+  if (text == "machine") return Reach::machine;
+  if (text == "network") return Reach::network;
+  throw_invalid("reach", text, "machine, network");
 }
 
-ucx::Fabric& fabric_of(Napi::Env env, UcxEnvironment& own, const Shared& shared) {
-  if (!own.fabric) {
-    own.fabric = shared_fabric();
-    // Runs before the hook that waits for operations: those that receive end here.
-    env.AddCleanupHook([shared] { shared->end(); });
-  }
-  return *own.fabric;
-}
-
-Napi::Value open_channel(const Napi::CallbackInfo& info, const Shared& shared) {
+Napi::Value open_channel(const Napi::CallbackInfo& info, const Shared& shared, Reach reach) {
   const Fields options(info[0], "");
   const auto bytes = to_span<uint8_t>(options.value("key"), "key");
   UcxPortOptions wanted;
@@ -61,10 +120,19 @@ Napi::Value open_channel(const Napi::CallbackInfo& info, const Shared& shared) {
   wanted.message_bytes_max = options.integer("messageBytesMax", 1, safe_integer_max);
   wanted.inbox_bytes_max = options.integer("inboxBytesMax", 1, safe_integer_max);
   wanted.report_sends = options.value("reportSends").ToBoolean();
-  fabric_of(info.Env(), *shared, shared);
-  auto port = UcxPort::open(shared->fabric, wanted);
+  auto port = UcxPort::open(shared->fabric(info.Env(), reach), wanted);
   shared->add(port);
   return UcxChannelHandle::create(info.Env(), std::move(port));
+}
+
+Napi::Value to_fabric(Napi::Env env, const Shared& shared, Reach reach) {
+  auto face = Napi::Object::New(env);
+  export_function(face, "address", [shared, reach](const Napi::CallbackInfo& info) -> Napi::Value {
+    return to_array<uint8_t>(info.Env(), std::span(shared->fabric(info.Env(), reach)->address()));
+  });
+  export_function(face, "openChannel",
+                  [shared, reach](const Napi::CallbackInfo& info) { return open_channel(info, shared, reach); });
+  return face;
 }
 
 Napi::Value to_stats(Napi::Env env, const ucx::FabricStats& stats) {
@@ -85,27 +153,28 @@ Napi::Value to_stats(Napi::Env env, const ucx::FabricStats& stats) {
 
 void export_ucx(Napi::Env env, Napi::Object exports) {
   UcxChannelHandle::define(env);
+  if (!std::filesystem::exists(file_path())) {
+    exports.Set("ucx", env.Null());
+    return;
+  }
   const Shared shared = std::make_shared<UcxEnvironment>();
   auto face = Napi::Object::New(env);
-  export_function(face, "address", [shared](const Napi::CallbackInfo& info) -> Napi::Value {
-    return to_array<uint8_t>(info.Env(), std::span(fabric_of(info.Env(), *shared, shared).address()));
+  export_function(face, "fabric", [shared](const Napi::CallbackInfo& info) {
+    return to_fabric(info.Env(), shared, to_reach(info[0]));
   });
-  export_function(face, "openChannel", [shared](const Napi::CallbackInfo& info) { return open_channel(info, shared); });
-  export_function(face, "stats", [shared](const Napi::CallbackInfo& info) {
-    // Whoever reads figures must not start UCX in a process that keeps to gRPC.
-    return to_stats(info.Env(), shared->fabric ? shared->fabric->stats() : ucx::FabricStats{});
-  });
+  export_function(face, "stats",
+                  [shared](const Napi::CallbackInfo& info) { return to_stats(info.Env(), shared->stats()); });
   exports.Set("ucx", face);
 }
 
+Napi::Value describe_ucx(Napi::Env env) {
+  if (!std::filesystem::exists(file_path())) return env.Null();
+  const ModuleFile& file = module_file();
+  const auto* const module = file.module<ucx::Module>();
+  auto result = Napi::Object::New(env);
+  result.Set("version", module ? Napi::String::New(env, module->version()).As<Napi::Value>() : env.Null());
+  result.Set("problem", module ? env.Null() : Napi::String::New(env, file.problem()).As<Napi::Value>());
+  return result;
+}
+
 }  // namespace switchyard::addon
-
-#else
-
-namespace switchyard::addon {
-
-void export_ucx(Napi::Env env, Napi::Object exports) { exports.Set("ucx", env.Null()); }
-
-}  // namespace switchyard::addon
-
-#endif

@@ -19,8 +19,16 @@ ucs_status_t Fabric::Progress::find_endpoint(const std::vector<uint8_t>& peer_ad
   const ucs_status_t status = ucp_ep_create(worker_, &params, &made);
   if (status != UCS_OK) return status;
   endpoints_.push_back({.handle = made, .peer_address = peer_address});
+  descriptors_.keep_connections_from_children();
   endpoint = made;
   return UCS_OK;
+}
+
+/** The first word of a peer: its connections have been accepted meanwhile. `endpoint` may be null. */
+void Fabric::Progress::hear(ucp_ep_h endpoint) {
+  const auto found = std::ranges::find(endpoints_, endpoint, &Endpoint::handle);
+  if (found == endpoints_.end() || std::exchange(found->heard, true)) return;
+  descriptors_.keep_connections_from_children();
 }
 
 void Fabric::Progress::on_endpoint_error(void* self, ucp_ep_h endpoint, ucs_status_t status) {

@@ -4,7 +4,7 @@
 
 namespace switchyard::ucx {
 
-Fabric::Fabric(SlabArena& arena) : progress_(std::make_unique<Progress>(arena)) {}
+Fabric::Fabric(SlabArena& arena, Reach reach) : progress_(std::make_unique<Progress>(arena, reach)) {}
 Fabric::~Fabric() = default;
 
 const std::vector<uint8_t>& Fabric::address() const { return progress_->address(); }

@@ -69,6 +69,26 @@ struct FabricStats {
   uint64_t bytes_streamed = 0;
   /** Messages dropped for an unknown channel, a wrong key or a size over the limit. */
   uint64_t messages_refused = 0;
+
+  FabricStats& operator+=(const FabricStats& other) {
+    messages_sent += other.messages_sent;
+    messages_received += other.messages_received;
+    bytes_sent += other.bytes_sent;
+    bytes_received += other.bytes_received;
+    bytes_copied += other.bytes_copied;
+    bytes_taken += other.bytes_taken;
+    bytes_streamed += other.bytes_streamed;
+    messages_refused += other.messages_refused;
+    return *this;
+  }
+};
+
+/** Whom a fabric can reach. The environment's UCX_TLS and UCX_NET_DEVICES come before it. */
+enum class Reach {
+  /** Processes of this machine, by shared memory, which the system keeps to one user. No port is opened. */
+  machine,
+  /** Other machines too. UCX opens ports on every network device. */
+  network,
 };
 
 /**
@@ -76,45 +96,46 @@ struct FabricStats {
  * the sender's slab, is announced, and is copied from there by the receiver, where the system lets it map the sender's
  * slabs. Messages travel on channels. A channel is opened for receiving first, which yields its number; number, key and worker address go to the peer over the control plane, and
  * `connect` then makes it a sending channel too. All members are thread-safe; work is handed to the progress thread,
- * which polls while messages flow and sleeps on an event descriptor otherwise.
+ * which polls while messages flow and sleeps on an event descriptor otherwise. They are virtual because the addon loads
+ * the library with their code when it is first used.
  */
 class Fabric {
  public:
   /** Throws INTERNAL with UCX's words when no context can be made. `arena` must outlive the fabric. */
-  explicit Fabric(SlabArena& arena);
+  explicit Fabric(SlabArena& arena, Reach reach = Reach::network);
   /** Closes every channel (bounded wait), then the worker. Events may be called until it returns. */
-  ~Fabric();
+  virtual ~Fabric();
   Fabric(const Fabric&) = delete;
   Fabric& operator=(const Fabric&) = delete;
 
   /** The worker's address, for `connect` at a peer. */
-  const std::vector<uint8_t>& address() const;
+  virtual const std::vector<uint8_t>& address() const;
 
   /** Accepts messages that carry this key from now on. */
-  uint64_t open(const Key& key, ChannelLimits limits, ChannelEvents events);
+  virtual uint64_t open(const Key& key, ChannelLimits limits, ChannelEvents events);
 
   using ConnectDone = std::function<void(std::optional<Error>)>;
   /** Makes `channel` send to `peer_channel` of the fabric at `peer_address`. */
-  void connect(uint64_t channel, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done);
+  virtual void connect(uint64_t channel, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done);
 
   using SendDone = std::function<void(std::optional<Error>)>;
   /** `done` is called when the slab may be used again, with an error when the message may not have arrived. */
-  void send(uint64_t channel, Message message, SendDone done);
+  virtual void send(uint64_t channel, Message message, SendDone done);
 
   /**
    * Later channels to the peer of `channel` get a way of their own: the one that this channel shares with others may lead
    * nowhere any more, as after a cut of the network.
    */
-  void abandon(uint64_t channel);
+  virtual void abandon(uint64_t channel);
 
   using CloseDone = std::function<void()>;
   /** Flushes what was sent unless the peer is gone, then forgets the channel. `failed` is not called. Idempotent. */
-  void close(uint64_t channel, CloseDone done);
+  virtual void close(uint64_t channel, CloseDone done);
 
   /** The transports that carry the channel's messages, for example "mapped sysv posix" or "stream tcp", or empty before `connect`. */
-  std::string transports(uint64_t channel);
+  virtual std::string transports(uint64_t channel);
 
-  FabricStats stats() const;
+  virtual FabricStats stats() const;
 
   /** The library's version, for example "1.13.1". */
   static std::string version();

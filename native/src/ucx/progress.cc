@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "runtime/temporary_variables.h"
 #include "runtime/thread_name.h"
 
 namespace switchyard::ucx {
@@ -34,6 +35,22 @@ void check(ucs_status_t status, const char* call) {
   if (status != UCS_OK) throw Error(Code::internal, std::string(call) + ": " + ucs_status_string(status));
 }
 
+constexpr Variable variables[] = {
+    // Without it, endpoints with peer error handling leave shared memory for TCP without a word.
+    {"UCX_MM_ERROR_HANDLING", "y"},
+    // How soon a peer on this host is found dead when nothing is sent to it. UCX would take 20 s.
+    {"UCX_KEEPALIVE_INTERVAL", "500ms"},
+    // How much of a message travels at once over TCP, and the size of the buffer that it is copied out of at the receiver:
+    // long enough that few system calls move it, short enough that a core's cache keeps it. UCX would take 8 and 64 KiB.
+    {"UCX_TCP_TX_SEG_SIZE", "512k"},
+    {"UCX_TCP_RX_SEG_SIZE", "512k"},
+};
+constexpr Variable machine_variables[] = {{"UCX_TLS", "^tcp"}, {"UCX_NET_DEVICES", "lo"}};
+
+std::span<const Variable> variables_of(Reach reach) {
+  return reach == Reach::machine ? std::span<const Variable>(machine_variables) : std::span<const Variable>();
+}
+
 void wake_on(int poll, int descriptor) {
   epoll_event event{};
   event.events = EPOLLIN;
@@ -43,11 +60,13 @@ void wake_on(int poll, int descriptor) {
 
 }  // namespace
 
-Fabric::Progress::Progress(SlabArena& arena)
+Fabric::Progress::Progress(SlabArena& arena, Reach reach)
     : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))) {
   try {
+    const TemporaryVariables options(variables), reach_options(variables_of(reach));
     create_context();
     create_worker();
+    descriptors_.keep_from_children();
   } catch (...) {
     destroy();
     throw;
@@ -69,24 +88,12 @@ Fabric::Progress::~Progress() {
 }
 
 void Fabric::Progress::create_context() {
-  // Without it, endpoints with peer error handling leave shared memory for TCP without a word.
-  setenv("UCX_MM_ERROR_HANDLING", "y", 0);
-  // How soon a peer on this host is found dead when nothing is sent to it. UCX would take 20 s.
-  setenv("UCX_KEEPALIVE_INTERVAL", "500ms", 0);
-  // How much of a message travels at once over TCP, and the size of the buffer that it is copied out of at the receiver:
-  // long enough that few system calls move it, short enough that a core's cache keeps it. UCX would take 8 and 64 KiB.
-  setenv("UCX_TCP_TX_SEG_SIZE", "512k", 0);
-  setenv("UCX_TCP_RX_SEG_SIZE", "512k", 0);
-  ucp_config_t* config = nullptr;
-  check(ucp_config_read(nullptr, nullptr, &config), "ucp_config_read");
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
   params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
   params.mt_workers_shared = 1;
   params.name = "switchyard";
-  const ucs_status_t status = ucp_init(&params, config, &context_);
-  ucp_config_release(config);
-  check(status, "ucp_init");
+  check(ucp_init(&params, nullptr, &context_), "ucp_init");
 }
 
 void Fabric::Progress::create_worker() {

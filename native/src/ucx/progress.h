@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "ucx/descriptors.h"
 #include "ucx/fabric.h"
 #include "ucx/peer_memory.h"
 #include "ucx/stream.h"
@@ -37,7 +38,7 @@ inline Error closed_channel(uint64_t id) {
  */
 class Fabric::Progress {
  public:
-  explicit Progress(SlabArena& arena);
+  Progress(SlabArena& arena, Reach reach);
   ~Progress();
 
   const std::vector<uint8_t>& address() const { return address_; }
@@ -82,6 +83,7 @@ class Fabric::Progress {
 
   // Endpoints: endpoints.cc.
   ucs_status_t find_endpoint(const std::vector<uint8_t>& peer_address, ucp_ep_h& endpoint);
+  void hear(ucp_ep_h endpoint);
   void endpoint_over(ucp_ep_h endpoint, const Error& error);
   void close_endpoint(ucp_ep_h endpoint, bool force);
   void say_goodbye(ucp_ep_h endpoint);
@@ -135,6 +137,7 @@ class Fabric::Progress {
   static void on_endpoint_error(void* self, ucp_ep_h endpoint, ucs_status_t status);
 
   SlabArena& arena_;
+  const Descriptors descriptors_;
   const bool peer_memory_allowed_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
@@ -190,6 +193,8 @@ struct Fabric::Progress::Endpoint {
   std::vector<uint8_t> peer_address;
   /** Serves the channels that it has, and no others. */
   bool abandoned = false;
+  /** The peer has said something. */
+  bool heard = false;
 };
 
 /** What carries the messages of an endpoint. */

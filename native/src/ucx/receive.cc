@@ -174,6 +174,7 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
 void Fabric::Progress::receive_challenge(Channel& channel, const Mark& mark) {
   if (channel.failure || channel.closing) return;
   channel.peer_challenge = mark;
+  hear(channel.endpoint);
   offer_stream(channel);
   if (!peer_memory_allowed_) return;
   try {

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
-import { native, type Ucx, type UcxArrivals, type UcxChannel } from '../../../native/index.js';
+import { native, type UcxArrivals, type UcxChannel, type UcxFabric } from '../../../native/index.js';
+import { isLoopback } from '../../common/access.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
 import type { StreamCodec } from '../../common/protocol.js';
@@ -29,9 +30,13 @@ const metadataBytesMax = 1024 * 1024;
 /** Messages without rows, and metadata, beside what credits count. */
 const inboxBytesBeside = 16 * 1024 * 1024;
 
-/** The process's UCX; null if the addon was built without it. */
-export function ucxOrNull(): Ucx | null {
-  return native.ucx;
+/**
+ * UCX for a process that serves at `host`, or for a client of a server there; null if the addon was built without it. Who
+ * stays on loopback reaches its peers by shared memory and opens no port: UCX believes whoever speaks its handshake at a
+ * port, and what follows can end the process.
+ */
+export function ucxOrNull(host: string): UcxFabric | null {
+  return native.ucx?.fabric(isLoopback(host) ? 'machine' : 'network') ?? null;
 }
 
 /** In words, why an end whose transport is `choice` keeps to gRPC. */
@@ -53,7 +58,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   private failure: SwitchyardError | null = null;
 
   constructor(
-    private readonly ucx: Ucx,
+    private readonly ucx: UcxFabric,
     private readonly options: UcxPortOptions<Out, In>,
   ) {
     this.channel = ucx.openChannel({

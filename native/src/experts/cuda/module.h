@@ -27,7 +27,7 @@ struct Description {
   std::string problem;
 };
 
-/** What the module offers. */
+/** What switchyard_cuda.so offers. */
 struct Module {
   Description (*describe)();
   /**
@@ -35,26 +35,6 @@ struct Module {
    * has no memory, DEVICE_LOST if it does not work.
    */
   std::unique_ptr<ExpertBackend> (*create)(int device);
-};
-
-/**
- * The CUDA backend as a shared library of its own, so that everything else loads on machines without CUDA's libraries.
- * It must come from the same build. Once loaded it stays, because CUDA's threads run until the process ends.
- */
-class ModuleFile {
- public:
-  explicit ModuleFile(const std::string& path);
-
-  bool present() const { return present_; }
-  /** Null if the file is absent or cannot be loaded. */
-  const Module* module() const { return module_; }
-  /** Why it cannot be loaded. */
-  const std::string& problem() const { return problem_; }
-
- private:
-  bool present_;
-  const Module* module_ = nullptr;
-  std::string problem_;
 };
 
 }  // namespace switchyard::cuda
