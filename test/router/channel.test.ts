@@ -9,7 +9,7 @@ import { channelCodec } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import { sealOf } from '../../services/transport/ucx/port.js';
 import type { GrpcCall } from '../support/ucx-call.js';
-import { clientOf, forward, header, rowBytes, startCluster, tokens, untilIdle } from './cluster.js';
+import { clientOf, forward, header, rowBytes, startCluster, tokens, until, untilIdle } from './cluster.js';
 import { slabBytesHeld } from './support.js';
 
 const off = { options: { feedback: 'OFF' } } as const;
@@ -86,7 +86,7 @@ class RawChannel {
   }
 }
 
-afterEach(async () => expect(await slabBytesHeld()).toBeLessThan(8 * 1024 * 1024));
+afterEach(() => until(slabBytesHeld, (held) => held < 8 * 1024 * 1024));
 
 (native.ucx === null ? describe.skip : describe)('a client that breaks the rules of its channel', () => {
   const rows = tokens(total);

@@ -79,9 +79,13 @@ export function arrived(
 
 /** Slab bytes that somebody still holds. Views keep memory until they are collected, so that is done first. */
 export async function slabBytesHeld(): Promise<number> {
-  for (let turn = 0; turn < 20 && native.arenaStats().bytesInUse > 0; turn += 1) {
+  let held = native.arenaStats().bytesInUse;
+  for (let unchanged = 0; unchanged < 4 && held > 0; unchanged += 1) {
     collectGarbage();
     await new Promise((resolve) => setTimeout(resolve, 5));
+    const { bytesInUse } = native.arenaStats();
+    if (bytesInUse !== held) unchanged = 0;
+    held = bytesInUse;
   }
-  return native.arenaStats().bytesInUse;
+  return held;
 }
