@@ -51,7 +51,7 @@ export const batchFields = {
 export const batchHelp = {
   input: ['file', 'rows to send: .safetensors, or raw little-endian BF16 (default: synthetic rows)'],
   tensor: ['name', 'tensor of a .safetensors input (default: its only one)'],
-  output: ['file', 'where the answers go: .safetensors, or raw little-endian BF16'],
+  output: ['file', 'where the answers go: .safetensors, or raw little-endian BF16; -: standard output'],
   sequences: ['n', "sequences of the batch (default: the input's shape, or the preset's)"],
   length: ['n', "tokens per sequence (default: the input's shape, or the preset's)"],
   skew: ['exponent', "Zipf exponent of synthetic rows, 0 is even (default: the preset's)"],

@@ -1,4 +1,5 @@
 import { type BatchSummary, SwitchyardError } from '../client/index.js';
+import { isStandardOutput } from '../common/output-file.js';
 import type { BatchReport } from './batch.js';
 import { bytes, count, percent, seconds } from './format.js';
 import { relativeErrorAllowed, relativeErrorMaxAllowed, type Verification } from './verify.js';
@@ -73,10 +74,15 @@ function describeVerification(verification: Verification): string {
   return parts.join(', ');
 }
 
-/** Two columns, names aligned. */
-export function printFigures(lines: readonly [string, string][]): void {
+/** Two columns, names aligned, as lines. */
+export function formatFigures(lines: readonly [string, string][]): string {
   const width = Math.max(...lines.map(([name]) => name.length));
-  for (const [name, value] of lines) process.stdout.write(`${name.padEnd(width)}  ${value}\n`);
+  return lines.map(([name, value]) => `${name.padEnd(width)}  ${value}\n`).join('');
+}
+
+/** Where a command reports: to standard error if standard output takes one of its outputs. */
+export function reportStream(...outputs: (string | null)[]): NodeJS.WriteStream {
+  return outputs.some(isStandardOutput) ? process.stderr : process.stdout;
 }
 
 /** The figures of a batch for programs; `verified` is null if it was not verified. */

@@ -1,4 +1,3 @@
-import { open } from 'node:fs/promises';
 import {
   type AnswerChunk,
   type BatchSummary,
@@ -8,6 +7,7 @@ import {
   rowsInFile,
   type SwitchyardClient,
 } from '../client/index.js';
+import { assertApart, OutputFile } from '../common/output-file.js';
 import { type BatchConfig, forwardOptions, syntheticBatch } from './batch-options.js';
 import { Progress } from './progress.js';
 import { syntheticRows } from './synthetic-rows.js';
@@ -31,12 +31,14 @@ export async function runBatch(
   signal: AbortSignal,
   onAnswered: () => Promise<void> = async () => {},
 ): Promise<BatchReport> {
+  const { output: outputPath, returnRouting } = config;
+  assertApart({ output: outputPath, returnRouting });
   const model = await client.describeModel();
   const rows = await openInput(config, model);
   const outputs: Output[] = [];
   try {
-    if (config.output !== null) outputs.push(await rowsOutput(config.output, rows));
-    if (config.returnRouting !== null) outputs.push(await routingOutput(config.returnRouting, model));
+    if (outputPath !== null) outputs.push(await rowsOutput(outputPath, rows, signal));
+    if (returnRouting !== null) outputs.push(await routingOutput(returnRouting, model, signal));
     const sample = config.verify === null ? null : Sample.choose(rows.tokens, config.verify, config.seed);
     const summary = await stream(client, config, rows, outputs, sample, signal);
     await onAnswered();
@@ -96,12 +98,12 @@ interface Output {
 }
 
 /** The output has the input's shape; a tensor keeps its name. */
-async function rowsOutput(path: string, rows: RowsReader | FileRows): Promise<Output> {
+async function rowsOutput(path: string, rows: RowsReader | FileRows, signal: AbortSignal): Promise<Output> {
   const { createRowsWriter } = await import('../model/rows-file.js');
   const file = 'shape' in rows ? rows : null;
   const sequences = rows.sequences ?? 1;
   const shape = file?.shape ?? [sequences, rows.tokens / sequences, rows.hidden];
-  const writer = await createRowsWriter(path, { tensor: file?.tensor ?? 'rows', shape });
+  const writer = await createRowsWriter(path, { tensor: file?.tensor ?? 'rows', shape }, signal);
   return {
     write: ({ first, rows: part }) => writer.write(first, part),
     close: () => writer.close(),
@@ -110,8 +112,8 @@ async function rowsOutput(path: string, rows: RowsReader | FileRows): Promise<Ou
 }
 
 /** One line per chunk: its first token, and experts and weights as [tokens][layers][topK]. */
-async function routingOutput(path: string, model: ModelDescription): Promise<Output> {
-  const file = await open(path, 'w');
+async function routingOutput(path: string, model: ModelDescription, signal: AbortSignal): Promise<Output> {
+  const file = await OutputFile.open('returnRouting', path, signal);
   const topK = model.routing?.topK ?? 1;
   const nested = (values: Uint32Array | Float32Array, tokens: number) => {
     const layers = values.length / tokens / topK;
@@ -130,9 +132,9 @@ async function routingOutput(path: string, model: ModelDescription): Promise<Out
         experts: nested(routing.experts, count),
         weights: nested(routing.weights, count),
       };
-      await file.write(`${JSON.stringify(line)}\n`);
+      await file.write(Buffer.from(`${JSON.stringify(line)}\n`));
     },
     close: () => file.close(),
-    abort: () => file.close(),
+    abort: () => file.abort(),
   };
 }

@@ -1,7 +1,8 @@
-import { writeFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { humanCount, text } from '../common/config.js';
+import { OutputFile } from '../common/output-file.js';
 import { workerSchema } from '../worker/config.js';
+import { reportStream } from './batch-report.js';
 import { defineCommand } from './command.js';
 import { table } from './format.js';
 
@@ -31,14 +32,20 @@ export const benchCommand = defineCommand({
   run: async ({ group, runs, json, timeline, device }) => {
     const { runBench } = await import('../../bench/index.js');
     const log = (line: string) => process.stderr.write(`${line}\n`);
-    const report = await runBench(group, { runs, timeline, device, log });
+    // Opened before anything is measured: hours of work must not end at a path that cannot be written.
+    const file = json === null ? null : await OutputFile.open('json', json);
+    const report = await runBench(group, { runs, timeline, device, log }).catch(async (error) => {
+      await file?.abort();
+      throw error;
+    });
     const rows = report.results.map(({ id, value, unit, reference, referenceName, ratio }) => [
       id,
       `${value.toPrecision(4)} ${unit}`,
       `${reference.toPrecision(4)} ${unit} (${referenceName})`,
       ratio.toFixed(3),
     ]);
-    process.stdout.write(`${table([['FIGURE', 'MEASURED', 'BESIDE', 'RATIO'], ...rows])}\n`);
-    if (json !== null) await writeFile(json, `${JSON.stringify(report, null, 2)}\n`);
+    reportStream(json).write(`${table([['FIGURE', 'MEASURED', 'BESIDE', 'RATIO'], ...rows])}\n`);
+    await file?.write(Buffer.from(`${JSON.stringify(report, null, 2)}\n`));
+    await file?.close();
   },
 });

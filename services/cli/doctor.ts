@@ -7,6 +7,7 @@ import type { Addon, CudaDescription, UcxDescription } from '../../native/index.
 import { addonPath } from '../../native/locate.js';
 import { toggle } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
+import { type Bound, coreBound, memoryBound } from '../common/machine.js';
 import { defineCommand } from './command.js';
 import { bytes, table } from './format.js';
 
@@ -128,13 +129,22 @@ function cuda(found: CudaDescription | null): Finding[] {
 }
 
 function machine(): Finding[] {
-  const memoryMax = Number(read('/sys/fs/cgroup/memory.max'));
-  const limit = memoryMax > 0 && memoryMax < totalmem() ? `, limited to ${bytes(memoryMax)}` : '';
+  const memory = memoryBound();
+  const cores = coreBound();
+  const limited = (limit: string, { by }: Bound) => (by === null ? '' : `, limited to ${limit} by ${by}`);
   const huge = /^HugePages_Total:\s+(\d+)/m.exec(read('/proc/meminfo'))?.[1] ?? '0';
   const transparent = /\[(\w+)\]/.exec(read('/sys/kernel/mm/transparent_hugepage/enabled'))?.[1] ?? 'unknown';
   return [
-    { name: 'cores', state: 'ok', detail: `${availableParallelism()} usable of ${cpus().length}` },
-    { name: 'memory', state: 'ok', detail: `${bytes(freemem())} free of ${bytes(totalmem())}${limit}` },
+    {
+      name: 'cores',
+      state: 'ok',
+      detail: `${availableParallelism()} usable of ${cpus().length}${limited(cores.value.toFixed(2), cores)}`,
+    },
+    {
+      name: 'memory',
+      state: 'ok',
+      detail: `${bytes(freemem())} free of ${bytes(totalmem())}${limited(bytes(memory.value), memory)}`,
+    },
     { name: 'huge pages', state: 'ok', detail: `${huge} reserved, transparent: ${transparent}` },
     sharedMemory(),
     {

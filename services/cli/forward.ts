@@ -2,7 +2,7 @@ import { z } from 'zod';
 import { toggle } from '../common/config.js';
 import { runBatch } from './batch.js';
 import { batchFields, batchHelp } from './batch-options.js';
-import { assertVerified, batchJson, describeBatch, printFigures } from './batch-report.js';
+import { assertVerified, batchJson, describeBatch, formatFigures, reportStream } from './batch-report.js';
 import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
 import { abortOnSignal } from './signals.js';
@@ -22,8 +22,10 @@ export const forwardCommand = defineCommand({
     const { address, token, tokenFile, json, ...batch } = config;
     await withClient({ address, token, tokenFile }, async (client) => {
       const report = await runBatch(client, batch, abortOnSignal());
-      if (json) process.stdout.write(`${JSON.stringify(batchJson(report), null, 2)}\n`);
-      else printFigures(describeBatch(report));
+      const text = json
+        ? `${JSON.stringify(batchJson(report), null, 2)}\n`
+        : formatFigures(describeBatch(report));
+      reportStream(batch.output, batch.returnRouting).write(text);
       assertVerified(report.verification);
     });
   },

@@ -1,8 +1,8 @@
-import { availableParallelism } from 'node:os';
 import { SwitchyardClient } from '../client/index.js';
 import { accessRoles, type Tokens } from '../common/access.js';
 import { SwitchyardError } from '../common/errors.js';
 import { sleep } from '../common/lifecycle.js';
+import { usableCores } from '../common/machine.js';
 import { type Flags, LocalProcess } from './local-process.js';
 
 export interface LocalClusterOptions {
@@ -60,7 +60,7 @@ export class LocalCluster {
       client = await SwitchyardClient.connect(address, { token });
       const cluster = new LocalCluster(address, metricsUrl, client, token);
       cluster.processes.push(coordinator);
-      const threads = options.threads ?? Math.max(1, Math.floor(availableParallelism() / options.workers));
+      const threads = options.threads ?? Math.max(1, Math.floor(usableCores() / options.workers));
       for (let index = 0; index < options.workers; index++) {
         const name = `worker-${index}`;
         cluster.processes.push(

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { packageRoot } from '../../native/locate.js';
-import { SwitchyardError } from '../common/errors.js';
+import { isErrorCode, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
 
 export type ProcessRole = 'coordinator' | 'router' | 'worker';
@@ -20,6 +20,9 @@ export interface Exit {
 }
 
 export type Flags = Readonly<Record<string, string | number | boolean | null | undefined>>;
+
+/** What a command says last when it fails. */
+const errorLine = /^switchyard: ([A-Z_]+): (.*)$/;
 
 /** Lines kept of each process, to show when it fails. */
 const recentLinesMax = 40;
@@ -91,9 +94,14 @@ export class LocalProcess {
     return !this.ended;
   }
 
-  /** The end of this process as an error, with the last thing it said. */
+  /** The end of this process as an error: the one that it ended with, or INTERNAL with the last thing it said. */
   exitError({ code, signal }: Exit): SwitchyardError {
     const how = signal ? `was ended by ${signal}` : `exited with status ${code}`;
+    const [, own, message] = this.recentLines.map((line) => errorLine.exec(line)).findLast(Boolean) ?? [];
+    if (isErrorCode(own)) {
+      const details = { process: this.name, exitCode: code, signal };
+      return new SwitchyardError(own, `${this.name} ${how}: ${message}`, details);
+    }
     const last = this.recentLines.findLast((line) => !line.startsWith('{')) ?? lastReason(this.recentLines);
     return new SwitchyardError('INTERNAL', `${this.name} ${how}${last ? `: ${last}` : ''}`, {
       process: this.name,

@@ -1,6 +1,7 @@
-import { createWriteStream, type WriteStream } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
+import { constants, createWriteStream, type WriteStream } from 'node:fs';
+import { access, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { invalidArgument } from '../common/errors.js';
 import { type LocalProcess, parseLine } from './local-process.js';
 
 export interface ProcessLogs {
@@ -11,7 +12,16 @@ export interface ProcessLogs {
 /** A file per process in `directory`; null: the lines are dropped (the last ones are kept by each process). */
 export async function openLogs(directory: string | null): Promise<ProcessLogs> {
   if (directory === null) return { write: () => {}, close: async () => {} };
-  await mkdir(directory, { recursive: true });
+  try {
+    await mkdir(directory, { recursive: true });
+    await access(directory, constants.W_OK);
+  } catch (error) {
+    throw invalidArgument(
+      'logDirectory',
+      directory,
+      `a directory that can be written (${(error as Error).message})`,
+    );
+  }
   const files = new Map<string, WriteStream>();
   return {
     write: ({ name }, line) => {

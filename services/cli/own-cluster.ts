@@ -1,10 +1,10 @@
-import { writeFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { text } from '../common/config.js';
+import { assertApart, OutputFile } from '../common/output-file.js';
 import { modelFields } from '../coordinator/config.js';
 import { runBatch } from './batch.js';
 import { batchFields, batchHelp } from './batch-options.js';
-import { assertVerified, batchJson, describeBatch, printFigures } from './batch-report.js';
+import { assertVerified, batchJson, describeBatch, formatFigures, reportStream } from './batch-report.js';
 import { clusterFields, clusterHelp, localClusterOptions } from './cluster-options.js';
 import { describeUsage, type ProcessUsage, UsageMeter } from './cluster-usage.js';
 import { modelHelp } from './coordinator.js';
@@ -39,11 +39,33 @@ export const ownClusterHelp = {
 const ownClusterSchema = z.object(ownClusterFields);
 export type OwnClusterConfig = z.infer<typeof ownClusterSchema>;
 
-const say = (line: string) => process.stdout.write(`${line}\n`);
-
 /** Starts the cluster, sends the batch, prints and writes the report, stops the cluster whatever happened. */
 export async function runOnOwnCluster(config: OwnClusterConfig, file: string | null): Promise<void> {
   const signal = abortOnSignal();
+  const { output, returnRouting, json } = config;
+  assertApart({ output, returnRouting, json });
+  const run: Run = {
+    config,
+    json: json === null ? null : await OutputFile.open('json', json, signal),
+    say: (text) => reportStream(output, returnRouting, json).write(text),
+    signal,
+  };
+  try {
+    await onOwnCluster(run, file);
+  } finally {
+    await run.json?.abort();
+  }
+}
+
+interface Run {
+  config: OwnClusterConfig;
+  json: OutputFile | null;
+  say: (text: string) => void;
+  signal: AbortSignal;
+}
+
+async function onOwnCluster(run: Run, file: string | null): Promise<void> {
+  const { config, say, signal } = run;
   const startedMs = performance.now();
   const { workers, routers, preset, model, allowNonFiniteWeights } = config;
   const { hidden, ffn, experts, topK, activation } = config;
@@ -57,40 +79,40 @@ export async function runOnOwnCluster(config: OwnClusterConfig, file: string | n
     seed: config.modelSeed,
   };
   const extra = routers > 0 ? `, ${count(routers)} routers` : '';
-  say(`starting 1 coordinator, ${count(workers)} workers${extra} …`);
+  say(`starting 1 coordinator, ${count(workers)} workers${extra} …\n`);
   const logs = await openLogs(config.logDirectory);
   const options = localClusterOptions(config, { preset, model, allowNonFiniteWeights, ...shape }, file);
   const cluster = await LocalCluster.start({ ...options, onLine: logs.write, signal });
   try {
-    await announce(cluster, (performance.now() - startedMs) / 1000);
-    await report(cluster, config, signal);
+    say(await announcement(cluster, (performance.now() - startedMs) / 1000));
+    await report(cluster, run);
   } finally {
     await cluster.stop();
     await logs.close();
   }
-  say(`\nstopped; ${seconds((performance.now() - startedMs) / 1000)} in all`);
+  say(`\nstopped; ${seconds((performance.now() - startedMs) / 1000)} in all\n`);
 }
 
-async function announce(cluster: LocalCluster, readySeconds: number): Promise<void> {
+async function announcement(cluster: LocalCluster, readySeconds: number): Promise<string> {
   const { view, model } = await cluster.client.describeCluster();
   const experts = count(view?.placements.length ?? 0);
-  say(
+  return [
     `ready in ${seconds(readySeconds)}: model ${model?.name}, ${experts} experts in ${model?.layers.length} layers`,
-  );
-  say(`metrics while it runs: ${cluster.metricsUrl}/metrics\n`);
+    `metrics while it runs: ${cluster.metricsUrl}/metrics`,
+    '\n',
+  ].join('\n');
 }
 
-async function report(cluster: LocalCluster, config: OwnClusterConfig, signal: AbortSignal): Promise<void> {
+async function report(cluster: LocalCluster, { config, json, say, signal }: Run): Promise<void> {
   const meter = await UsageMeter.begin(cluster);
   let usage: ProcessUsage[] = [];
   const result = await runBatch(cluster.client, config, signal, async () => {
     usage = await meter.end();
   });
-  printFigures(describeBatch(result));
-  say(`\n${describeUsage(usage)}`);
-  if (config.json !== null) {
-    const content = { ...batchJson(result), processes: usage };
-    await writeFile(config.json, `${JSON.stringify(content, null, 2)}\n`);
-  }
+  say(formatFigures(describeBatch(result)));
+  say(`\n${describeUsage(usage)}\n`);
+  const content = { ...batchJson(result), processes: usage };
+  await json?.write(Buffer.from(`${JSON.stringify(content, null, 2)}\n`));
+  await json?.close();
   assertVerified(result.verification);
 }

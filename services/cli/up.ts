@@ -88,7 +88,7 @@ async function watch(cluster: LocalCluster): Promise<never> {
         if (cluster.stopped) return;
         const error = child.exitError(exit);
         if (child.role === 'coordinator') reject(error);
-        else process.stderr.write(`switchyard: ${error.message}\n`);
+        else process.stderr.write(`switchyard: ${error.code}: ${error.message}\n`);
       });
     }
   });

@@ -34,6 +34,8 @@ const finalCodes: ReadonlySet<ErrorCode> = new Set([
   'PERMISSION_DENIED',
 ]);
 
+/** A coordinator that starts later, or anew, is back within this. */
+const absentMsUsual = 30_000;
 const backoffMsMin = 100;
 const backoffMsMax = 2_000;
 const messageBytesMax = 64 * 1024 * 1024;
@@ -54,7 +56,8 @@ export class ControlSession {
   private writable = false;
   private heardAt = 0;
   private lostAt = 0;
-  private lossLogged = false;
+  /** How loudly the present loss was told. */
+  private lossTold: 'not' | 'info' | 'warn' = 'not';
   /** From the goodbye on: a stream that is lost is not joined again. */
   private ending = false;
 
@@ -134,7 +137,7 @@ export class ControlSession {
       this.joined = true;
       this.joinedBefore = true;
       this.attempts = 0;
-      this.lossLogged = false;
+      this.lossTold = 'not';
       this.options.log.info({ event: 'coordinator-joined', coordinator: this.options.coordinator });
     }
     try {
@@ -172,18 +175,27 @@ export class ControlSession {
       this.finish(error);
       return;
     }
-    if (!this.lossLogged) {
-      this.lossLogged = true;
-      this.options.log.warn({
-        event: this.joinedBefore ? 'coordinator-lost' : 'coordinator-unreachable',
-        coordinator: this.options.coordinator,
-        code: error.code,
-        reason: error.message,
-      });
-    }
+    this.tellLoss(error);
     const backoffMs = Math.min(backoffMsMax, backoffMsMin * 2 ** Math.min(this.attempts, 10));
     this.attempts += 1;
     this.retry = setTimeout(() => this.open(), backoffMs * (0.5 + Math.random() / 2));
+  }
+
+  /**
+   * That a coordinator which stops sends its nodes away is no fault, nor that nodes start before it does, as long as it comes.
+   */
+  private tellLoss(error: SwitchyardError): void {
+    const absentMs = performance.now() - this.lostAt;
+    const orderly = error.code === 'DRAINING' || !this.joinedBefore || this.lossTold === 'info';
+    const level = orderly && absentMs < absentMsUsual ? 'info' : 'warn';
+    if (this.lossTold === level || this.lossTold === 'warn') return;
+    this.lossTold = level;
+    this.options.log[level]({
+      event: this.joinedBefore ? 'coordinator-lost' : 'coordinator-unreachable',
+      coordinator: this.options.coordinator,
+      code: error.code,
+      reason: error.message,
+    });
   }
 
   /** A name stays taken until the lease of a node's own broken stream has run out, so a member tries again for that long. */

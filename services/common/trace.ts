@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { createWriteStream, openSync, type WriteStream } from 'node:fs';
+import { constants, createWriteStream, openSync, type WriteStream } from 'node:fs';
 import { SwitchyardError } from './errors.js';
 import type { Logger } from './log.js';
 
@@ -8,6 +8,8 @@ export interface Interval {
   start: number;
   end: number;
 }
+
+const { O_WRONLY, O_CREAT, O_TRUNC, O_NONBLOCK } = constants;
 
 type Details = Record<string, string | number>;
 
@@ -51,7 +53,8 @@ export class Trace {
     if (path === null) return null;
     let descriptor: number;
     try {
-      descriptor = openSync(path, 'w');
+      // A pipe that nobody reads is an error, and not a process that stands still.
+      descriptor = openSync(path, O_WRONLY | O_CREAT | O_TRUNC | O_NONBLOCK);
     } catch (error) {
       const text = `trace is "${path}", which cannot be written: ${(error as Error).message}`;
       throw new SwitchyardError('CONFIG_INVALID', text, { key: 'trace', value: path });

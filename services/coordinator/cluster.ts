@@ -153,6 +153,14 @@ export class Cluster {
       .map((worker) => ({ worker: worker.hello.name, key: linkKey(worker.linkSecret, hello.name) }));
   }
 
+  /** Whether a worker that holds experts is dead without having said goodbye. */
+  lostHolder(): boolean {
+    return this.seats.some((name) => {
+      const member = name === null ? undefined : this.membership.find('WORKER', name);
+      return member?.alive === false && !member.draining;
+    });
+  }
+
   /** With the nodes' latest figures. */
   freshView(): ClusterViewInput {
     this.view = clusterView({

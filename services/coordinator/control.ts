@@ -202,7 +202,7 @@ export class Control implements NodeStreamOwner {
     if (ready === this.wasReady) return;
     this.wasReady = ready === true;
     if (this.wasReady) log.info({ event: 'ready', epoch });
-    else log.warn({ event: 'not-ready', epoch, reason });
+    else log[this.cluster.lostHolder() ? 'warn' : 'info']({ event: 'not-ready', epoch, reason });
     onReady(this.wasReady);
   }
 

@@ -135,7 +135,7 @@ class CoordinatorService {
     // The workers stay members meanwhile: batches under way need them.
     await this.router?.stop(reason);
     await this.close();
-    this.log.info({ event: 'stopped' });
+    this.log.info({ event: 'stopped', reason });
   }
 
   private createControl(): Control {
@@ -180,10 +180,11 @@ class CoordinatorService {
     const metrics = advertisedUrl(host, this.http!.url, advertiseHost);
     this.router?.start({ coordinator: this.grpc!.address, own, metrics }).then(async (error) => {
       if (error === null || this.stopping !== null) return;
+      const reason = `the embedded router: ${error.message}`;
+      this.log.info({ event: 'stopping', reason });
       await this.close();
-      this.stopped.reject(
-        new SwitchyardError(error.code, `the embedded router: ${error.message}`, error.details),
-      );
+      this.log.info({ event: 'stopped', reason });
+      this.stopped.reject(new SwitchyardError(error.code, reason, error.details));
     });
   }
 

@@ -1,6 +1,7 @@
-import { type FileHandle, open, rename, rm } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { native, type Slab } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { OutputFile } from '../common/output-file.js';
 import { readHeader } from './safetensors.js';
 import { encodeHeader, type TensorEntry } from './safetensors-header.js';
 
@@ -25,7 +26,7 @@ export interface RowsReader {
   close(): Promise<void>;
 }
 
-/** Takes the rows of a file in any order. The file appears under its name at `close`, whole or not at all. */
+/** Takes the rows of a file in any order. The file is there at `close`, whole or not at all, as of any `OutputFile`. */
 export interface RowsWriter {
   /** Writes whole rows; each token once. What is passed in stays the caller's and must not change until it is written. */
   write(firstToken: number, rows: Slab | Uint8Array): Promise<void>;
@@ -157,10 +158,12 @@ function requireTokens(first: number, count: number, tokens: number): void {
  * Creates a file of BF16 rows, by extension.
  * @param options.tensor name of the tensor in a .safetensors file.
  * @param options.shape [..., hidden]
+ * @param signal ends the wait for the reader of a pipe.
  */
 export async function createRowsWriter(
   path: string,
   options: { tensor: string; shape: readonly number[] },
+  signal?: AbortSignal,
 ): Promise<RowsWriter> {
   const { tensor, shape } = options;
   if (shape.length === 0 || shape.some((size) => !Number.isSafeInteger(size) || size < 1)) {
@@ -169,16 +172,9 @@ export async function createRowsWriter(
   const header = isSafetensors(path)
     ? encodeHeader([{ name: tensor, dtype: 'BF16', shape }])
     : new Uint8Array(0);
-  const partial = `${path}.partial-${process.pid}`;
-  let handle: FileHandle;
-  try {
-    handle = await open(partial, 'w');
-  } catch (error) {
-    throw invalidArgument('output', path, `a file that can be written (${(error as Error).message})`);
-  }
-  const writer = new FileWriter(path, partial, handle, shape, header.byteLength);
-  await writer.begin(header);
-  return writer;
+  const file = await OutputFile.open('output', path, signal);
+  await file.write(header, 0);
+  return new FileWriter(file, shape, header.byteLength);
 }
 
 class FileWriter implements RowsWriter {
@@ -186,22 +182,15 @@ class FileWriter implements RowsWriter {
   readonly #rowBytes: number;
   /** Ranges [first, end) of tokens that are written or being written: ascending, apart from each other. */
   #ranges: [number, number][] = [];
-  #open = true;
   #failure: unknown = null;
 
   constructor(
-    private readonly path: string,
-    private readonly partial: string,
-    private readonly handle: FileHandle,
+    private readonly file: OutputFile,
     shape: readonly number[],
     private readonly dataStart: number,
   ) {
     this.#tokens = shape.slice(0, -1).reduce((product, size) => product * size, 1);
     this.#rowBytes = shape.at(-1)! * elementBytes;
-  }
-
-  async begin(header: Uint8Array): Promise<void> {
-    await this.#writeAt(header, 0);
   }
 
   async write(firstToken: number, rows: Slab | Uint8Array): Promise<void> {
@@ -210,7 +199,7 @@ class FileWriter implements RowsWriter {
     requireTokens(firstToken, count, this.#tokens);
     this.#take(firstToken, firstToken + count);
     try {
-      await this.#writeAt(bytes, this.dataStart + firstToken * this.#rowBytes);
+      await this.file.write(bytes, this.dataStart + firstToken * this.#rowBytes);
     } catch (error) {
       this.#failure = error;
       throw error;
@@ -226,20 +215,15 @@ class FileWriter implements RowsWriter {
     if (this.#ranges.length !== 1 || first![0] !== 0 || first![1] !== this.#tokens) {
       const missing = first === undefined || first[0] > 0 ? 0 : first[1];
       await this.abort();
-      const message = `${this.path}: token ${missing} of ${this.#tokens} was never written`;
-      throw new SwitchyardError('DATA_LOSS', message, { file: this.path, token: missing });
+      const { path } = this.file;
+      const message = `${path}: token ${missing} of ${this.#tokens} was never written`;
+      throw new SwitchyardError('DATA_LOSS', message, { file: path, token: missing });
     }
-    this.#open = false;
-    await this.handle.sync();
-    await this.handle.close();
-    await rename(this.partial, this.path);
+    await this.file.close();
   }
 
-  async abort(): Promise<void> {
-    if (!this.#open) return;
-    this.#open = false;
-    await this.handle.close();
-    await rm(this.partial, { force: true });
+  abort(): Promise<void> {
+    return this.file.abort();
   }
 
   /** Adds a range and joins it with its neighbours; a token given twice is an error. */
@@ -257,13 +241,5 @@ class FileWriter implements RowsWriter {
     if (before.at(-1)?.[1] === first) joined[0] = before.pop()![0];
     if (after[0]?.[0] === end) joined[1] = after.shift()![1];
     this.#ranges = [...before, joined, ...after];
-  }
-
-  async #writeAt(bytes: Uint8Array, position: number): Promise<void> {
-    let done = 0;
-    while (done < bytes.byteLength) {
-      const { bytesWritten } = await this.handle.write(bytes, done, bytes.byteLength - done, position + done);
-      done += bytesWritten;
-    }
   }
 }

@@ -1,4 +1,3 @@
-import { availableParallelism } from 'node:os';
 import { z } from 'zod';
 import {
   address,
@@ -9,23 +8,37 @@ import {
   nodeName,
   serverFields,
 } from '../common/config.js';
+import { SwitchyardError } from '../common/errors.js';
+import { describeMemory, memoryBound, processBytes, usableCores } from '../common/machine.js';
 import { defaultNodeName } from '../common/node-name.js';
 import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
+/** Beside the chunks: gates, norms, slabs whose views wait for the garbage collector. More than the least if there is room. */
+const slabBytesBeside = { min: 64 * mebibyte, max: 256 * mebibyte };
+const budgetBytesMin = 4 * mebibyte;
+
+/** Bytes that slabs may take here. */
+const slabRoom = () => memoryBound().value - processBytes;
+
+/** What a router may have in flight unless told otherwise: it leaves half of a small memory to what is beside the chunks. */
+function defaultBudgetBytes(): number {
+  const room = Math.floor((slabRoom() - slabBytesBeside.min) / 2);
+  return Math.min(Math.max(room, budgetBytesMin), 512 * mebibyte);
+}
 
 /** What a router is told wherever it runs: in a process of its own, or embedded in the coordinator. */
 export const routerFields = {
   /** How token batches travel to workers. */
   transport: z.enum(transportChoices).default('auto'),
   /** Bytes of all chunks in flight. */
-  budgetBytes: humanBytes(4 * mebibyte).default(512 * mebibyte),
+  budgetBytes: humanBytes(budgetBytesMin).default(defaultBudgetBytes()),
   /** Tokens per chunk unless a batch says otherwise; 0: by bytes. */
   chunkTokens: humanCount(0, 8_192).default(0),
   /** The largest chunk of a client's message: rows and routing. */
   messageBytesMax: humanBytes(64 * 1024, 512 * mebibyte).default(16 * mebibyte),
   /** Threads for row operations. */
-  threads: humanCount(1, 1024).default(availableParallelism()),
+  threads: humanCount(1, 1024).default(usableCores()),
   /** A client that takes no answer for so long has stalled, and its batch ends. */
   clientStallMs: humanCount(100, 3_600_000).default(30_000),
   /** How long a batch waits for a cluster that is not ready. */
@@ -57,14 +70,27 @@ export function channelBytesMax({ budgetBytes }: Pick<RouterSettings, 'budgetByt
   return Math.floor(budgetBytes / 4);
 }
 
-/** Beside the chunks: gates, norms, slabs whose views wait for the garbage collector. */
-const slabBytesBeside = 256 * mebibyte;
-
-/** The limit of a process's slabs when a router with these settings runs in it, and what draws it. */
+/**
+ * The limit of a process's slabs when a router with these settings runs in it, and what draws it. Throws RESOURCE_EXHAUSTED
+ * if they do not fit.
+ */
 export function routerSlabs(
   settings: RouterSettings,
   router: string,
 ): { slabBytesMax: number; slabSetting: string } {
-  const slabBytesMax = settings.budgetBytes + channelBytesMax(settings) + slabBytesBeside;
-  return { slabBytesMax, slabSetting: `budgetBytes of router ${router}` };
+  const { budgetBytes } = settings;
+  const chunks = budgetBytes + channelBytesMax(settings);
+  const room = slabRoom();
+  if (chunks + slabBytesBeside.min <= room) {
+    const slabBytesMax = Math.min(chunks + slabBytesBeside.max, room);
+    return { slabBytesMax, slabSetting: `budgetBytes of router ${router}` };
+  }
+  const allowed = Math.floor((room - slabBytesBeside.min) / 1.25);
+  throw new SwitchyardError(
+    'RESOURCE_EXHAUSTED',
+    `budgetBytes is ${budgetBytes}; allowed: ${allowed < budgetBytesMin ? 'no router' : `at most ${allowed}`}, ` +
+      `within ${describeMemory(memoryBound())}: the process itself takes ${processBytes}, and slabs take a quarter more ` +
+      `than budgetBytes and ${slabBytesBeside.min}`,
+    { key: 'budgetBytes', value: budgetBytes, allowed },
+  );
 }

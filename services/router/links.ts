@@ -68,10 +68,13 @@ class Connection {
         const { transport, lanes, reason } = link;
         log.info({ event: 'link-open', worker, address, transport, lanes, reason });
         onChange();
-        this.reason = (await link.closed).message;
+        const { code, message } = asSwitchyardError(await link.closed);
+        this.reason = message;
         this.link = null;
+        // A worker that stops says so.
+        const level = code === 'DRAINING' ? 'info' : 'warn';
         if (!this.closing.signal.aborted)
-          log.warn({ event: 'link-lost', worker, address, reason: this.reason });
+          log[level]({ event: 'link-lost', worker, address, code, reason: message });
         onChange();
       }
       failures += 1;
@@ -114,7 +117,9 @@ class Connection {
         this.options.onChange();
       }
       if (logFailure && !this.closing.signal.aborted) {
-        log.warn({ event: 'link-failed', worker, address, code, reason: message });
+        // A worker that has just joined opens its model first.
+        const level = code === 'NOT_READY' ? 'info' : 'warn';
+        log[level]({ event: 'link-failed', worker, address, code, reason: message });
       }
       return null;
     }

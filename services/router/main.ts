@@ -62,9 +62,10 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     own: address,
     metrics: advertisedUrl(host, metricsUrl, config.advertiseHost),
   });
-  log.info({ event: 'listening', role: 'router', name, address, metricsUrl, pid: process.pid });
+  log.info({ event: 'listening', address, metricsUrl });
 
   const end = async (reason: string): Promise<void> => {
+    log.info({ event: 'stopping', reason });
     server.setServing('', false);
     server.setServing(serviceName, false);
     await router.stop(reason);

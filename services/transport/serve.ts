@@ -1,6 +1,6 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import type { Access } from '../common/access.js';
-import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, type ErrorCode, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { LinkHello } from '../common/generated/switchyard/v1/LinkHello.js';
 import type { LinkWelcomeInput } from '../common/generated/switchyard/v1/LinkWelcome.js';
 import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMessage.js';
@@ -41,6 +41,8 @@ export interface LinkServiceOptions {
   /** No answers are wanted any more for this batch of this router: it was cancelled, or its link is gone. */
   onCancel: (batchId: string, router: string) => void;
   trace?: Trace | null;
+  /** Ends all links, and tells the routers that the worker stops. */
+  stopping?: AbortSignal;
   log: Logger;
 }
 
@@ -51,6 +53,9 @@ type LinkCall = ServerDuplexStream<RouterMessage, WorkerMessageInput>;
 
 const helloMsMax = 5_000;
 
+/** The worker has not opened its model yet, or it stops. */
+const orderlyCodes: ReadonlySet<ErrorCode> = new Set(['NOT_READY', 'DRAINING']);
+
 /** Answers that may wait for a router that does not read, before nothing more is read from it. */
 const answersQueuedMax = 64;
 
@@ -58,6 +63,10 @@ const answersQueuedMax = 64;
 export function linkService(options: LinkServiceOptions): GrpcService {
   const links = new Map<string, WorkerLink>();
   const windows = new LinkWindows(options);
+  options.stopping?.addEventListener('abort', () => {
+    const error = new SwitchyardError('DRAINING', `worker ${options.worker} is stopping`);
+    for (const link of links.values()) link.fail(error);
+  });
   return {
     definition: services.Experts,
     implementation: {
@@ -259,15 +268,12 @@ class WorkerLink {
   }
 
   /** Ends the link with an error that the router sees as its reason. */
-  private fail(thrown: unknown): void {
+  fail(thrown: unknown): void {
     if (this.over) return;
     const error = asSwitchyardError(thrown);
-    this.options.log.warn({
-      event: 'link-failed',
-      router: this.router,
-      code: error.code,
-      reason: error.message,
-    });
+    const { code, message } = error;
+    const level = orderlyCodes.has(code) ? 'info' : 'warn';
+    this.options.log[level]({ event: 'link-failed', router: this.router, code, reason: message });
     this.close();
     this.call.emit('error', toServiceError(error));
   }

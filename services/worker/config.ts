@@ -1,4 +1,4 @@
-import { availableParallelism, hostname } from 'node:os';
+import { hostname } from 'node:os';
 import { z } from 'zod';
 import {
   address,
@@ -9,10 +9,17 @@ import {
   serverFields,
   text,
 } from '../common/config.js';
+import { SwitchyardError } from '../common/errors.js';
+import { describeMemory, memoryBound, processBytes, usableCores } from '../common/machine.js';
 import { defaultNodeName } from '../common/node-name.js';
 import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
+
+/** A quarter of a small memory: most of it is for weights. */
+function defaultSlabBytes(): number {
+  return Math.min(Math.floor(memoryBound().value / 4), 2048 * mebibyte);
+}
 
 export const workerSchema = z.object({
   ...serverFields,
@@ -26,15 +33,44 @@ export const workerSchema = z.object({
     .string()
     .regex(/^(cpu|cuda:\d{1,3})$/, { error: 'cpu, or cuda:N for device number N' })
     .default('cpu'),
-  threads: humanCount(1, 1024).default(availableParallelism()),
+  threads: humanCount(1, 1024).default(usableCores()),
   memory: humanBytes(1).nullable().default(null),
   model: text().nullable().default(null),
   linkWindowBytes: humanBytes(64 * 1024).default(256 * mebibyte),
   messageBytesMax: humanBytes(64 * 1024, 512 * mebibyte).default(64 * mebibyte),
-  slabBytes: humanBytes(mebibyte).default(2048 * mebibyte),
+  slabBytes: humanBytes(mebibyte).default(defaultSlabBytes()),
   maxRows: humanCount(1, 1_048_576).default(1024),
   leaseMs: humanCount(100, 600_000).default(3_000),
   drainMs: humanCount(0, 3_600_000).default(5_000),
 });
 
 export type WorkerConfig = z.infer<typeof workerSchema>;
+
+/** What the weights of a worker may take, and in words what sets it. */
+export interface WeightBound {
+  bytes: number;
+  /** The setting, and what it is by default. */
+  by: string;
+}
+
+/**
+ * What is left for weights beside slabs and the process, or less if `memory` says so. `deviceBytes`: the memory of a device
+ * that has its own; null: weights lie in that of the process. Throws RESOURCE_EXHAUSTED if the slabs alone do not fit.
+ */
+export function weightBound({ memory, slabBytes }: WorkerConfig, deviceBytes: number | null): WeightBound {
+  const bound = memoryBound();
+  const room = bound.value - processBytes;
+  if (slabBytes >= room) {
+    throw new SwitchyardError(
+      'RESOURCE_EXHAUSTED',
+      `slabBytes is ${slabBytes}; allowed: less than ${room}, within ${describeMemory(bound)}: the process itself takes ${processBytes}`,
+      { key: 'slabBytes', value: slabBytes, allowed: room },
+    );
+  }
+  if (deviceBytes !== null)
+    return { bytes: memory ?? deviceBytes, by: memory === null ? 'memory (of the device)' : 'memory' };
+  const left = room - slabBytes;
+  if (memory !== null && memory <= left) return { bytes: memory, by: 'memory' };
+  const by = `memory (${describeMemory(bound)}, less slabBytes, ${slabBytes}, and ${processBytes} for the process)`;
+  return { bytes: left, by };
+}

@@ -1,4 +1,3 @@
-import { totalmem } from 'node:os';
 import { resolve } from 'node:path';
 import { type ExpertBackend, native } from '../../native/index.js';
 import { Access, readTokens, type Tokens } from '../common/access.js';
@@ -19,7 +18,7 @@ import { FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
 import { createLinkSecret } from '../transport/link-key.js';
 import { linkService } from '../transport/serve.js';
-import type { WorkerConfig } from './config.js';
+import { type WeightBound, type WorkerConfig, weightBound } from './config.js';
 import { Executor } from './executor.js';
 import { type ExecutorMetrics, executorMetrics, workerGauges } from './metrics.js';
 import { WorkerReporter } from './report.js';
@@ -59,6 +58,8 @@ class WorkerService {
   private readonly registry: Registry;
   private readonly metrics: ExecutorMetrics;
   private readonly backend: ExpertBackend;
+  /** How much the experts may take. */
+  private readonly weights: WeightBound;
   private readonly reporter: WorkerReporter;
   private readonly stopped = new Deferred<void>();
   private ownModel: Model | null = null;
@@ -71,6 +72,7 @@ class WorkerService {
   private http: HttpServer | null = null;
   private readonly trace: Trace | null;
   private stopping: Promise<void> | null = null;
+  private readonly linksEnd = new AbortController();
 
   constructor(private readonly config: WorkerConfig) {
     this.log = createLogger('worker', config.name, config.logLevel);
@@ -83,6 +85,7 @@ class WorkerService {
       threads: rowThreads,
     });
     this.backend = createBackend(config);
+    this.weights = weightBound(config, this.backend.description.memoryBytes);
     this.registry = createRegistry('worker', config.name);
     this.metrics = executorMetrics(this.registry);
     this.reporter = new WorkerReporter(this.metrics.totals, () => this.backend.figures());
@@ -136,6 +139,7 @@ class WorkerService {
   /** Closes what is open, without a drain. */
   async close(): Promise<void> {
     this.loaded?.store.close();
+    this.linksEnd.abort();
     await this.grpc?.close(closeGraceMs);
     await this.http?.close();
     this.backend.close();
@@ -175,7 +179,7 @@ class WorkerService {
       host: config.topologyHost,
       device: config.device,
       threads: this.backend.description.threads,
-      memoryBytes: this.memoryBytes,
+      memoryBytes: this.weights.bytes,
       metricsUrl: advertisedUrl(host, this.http!.url, advertiseHost),
       pid: process.pid,
       linkSecret: this.linkSecret,
@@ -184,10 +188,6 @@ class WorkerService {
         return own();
       },
     };
-  }
-
-  private get memoryBytes(): number {
-    return this.config.memory ?? this.backend.description.memoryBytes ?? totalmem();
   }
 
   private receive(message: CoordinatorMessage): void {
@@ -238,7 +238,7 @@ class WorkerService {
       backend,
       executor,
       finite: new FiniteWeights(source, log),
-      memoryBytes: this.memoryBytes,
+      weights: this.weights,
       onChange: () => this.showReadiness(),
       log,
     });
@@ -265,21 +265,22 @@ class WorkerService {
       handler: (batch, router) => this.loaded!.executor.submit(batch, router),
       onCancel: (batchId, router) => this.loaded!.executor.cancel(batchId, router),
       trace: this.trace,
+      stopping: this.linksEnd.signal,
       log,
     });
   }
 
   private fail(error: SwitchyardError): void {
     if (this.stopping !== null) return;
-    this.log.error({
-      event: 'worker-failed',
-      code: error.code,
-      reason: error.message,
-      details: error.details,
-    });
-    this.stopping = this.session!.leave(error.message)
+    const { code, message: reason, details } = error;
+    this.log.error({ event: 'worker-failed', code, reason, details });
+    this.log.info({ event: 'stopping', reason });
+    this.stopping = this.session!.leave(reason)
       .then(() => this.close())
-      .then(() => this.stopped.reject(error));
+      .then(() => {
+        this.log.info({ event: 'stopped', reason });
+        this.stopped.reject(error);
+      });
     this.showReadiness();
   }
 
@@ -298,7 +299,7 @@ class WorkerService {
       this.log.warn({ event: 'drain-cut', drainMs, bytesHeld: this.loaded?.executor.bytesHeld ?? 0 });
     await this.session?.leave(reason);
     await this.close();
-    this.log.info({ event: 'stopped' });
+    this.log.info({ event: 'stopped', reason });
   }
 
   private readiness(): { ready: boolean; reason: string } {

@@ -4,8 +4,10 @@ import type { ExpertId } from '../common/generated/switchyard/v1/ExpertId.js';
 import type { LoadProgressInput } from '../common/generated/switchyard/v1/LoadProgress.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
+import { describeMemory, memoryBound, memoryLeft } from '../common/machine.js';
 import type { FiniteWeights } from '../model/finite.js';
 import type { Model } from '../model/load.js';
+import type { WeightBound } from './config.js';
 import type { Executor } from './executor.js';
 
 export interface StoreOptions {
@@ -15,8 +17,8 @@ export interface StoreOptions {
   backend: ExpertBackend;
   executor: Executor;
   finite: FiniteWeights;
-  /** Bytes that the weights of all experts may take. */
-  memoryBytes: number;
+  /** What the weights of all experts may take. */
+  weights: WeightBound;
   /** Called when an expert was loaded. */
   onChange: () => void;
   log: Logger;
@@ -24,6 +26,8 @@ export interface StoreOptions {
 
 /** Experts loaded at a time: one is read from the disk while another is brought into the backend's order. */
 const loadsMax = 2;
+/** What stays free of the memory of a control group while experts are loaded. */
+const roomBytesMin = 48 * 1024 * 1024;
 
 const idOf = ({ layer, expert }: ExpertId) => `${layer}/${expert}`;
 
@@ -57,18 +61,18 @@ export class ExpertStore {
 
   /** The experts to hold from now on. The same assignment again changes nothing. */
   assign(experts: readonly ExpertId[]): void {
-    const { executor, model, memoryBytes, worker, log } = this.options;
+    const { executor, model, weights, worker, log } = this.options;
     this.wanted = new Map(experts.map((id) => [idOf(id), id]));
     const needed = this.wanted.size * model.expertBytes;
-    if (needed > memoryBytes) {
+    if (needed > weights.bytes) {
       this.failure.resolve(
         overLimit(
           'RESOURCE_EXHAUSTED',
           `bytes of ${this.wanted.size} experts assigned`,
           needed,
-          memoryBytes,
+          weights.bytes,
           {
-            setting: 'memory',
+            setting: weights.by,
             node: `worker ${worker}`,
           },
         ),
@@ -118,6 +122,7 @@ export class ExpertStore {
     const { model, executor, onChange, log } = this.options;
     this.loading.add(key);
     try {
+      this.checkRoom();
       const expert = await this.loadChecked(id);
       if (this.wanted.has(key) && !this.closed) {
         executor.add(id.layer, id.expert, expert);
@@ -153,6 +158,22 @@ export class ExpertStore {
       expert.release();
       throw error;
     }
+  }
+
+  /** Others in the control group take of its memory too: whoever would go beyond it ends with an error, and not by the system. */
+  private checkRoom(): void {
+    const { expertBytes } = this.options.model;
+    const bound = memoryBound();
+    const left = memoryLeft(bound);
+    if (left === null) return;
+    // Each of them may be loading as much at this moment.
+    const needed = left.processes * loadsMax * expertBytes + roomBytesMin;
+    if (left.bytes >= needed) return;
+    throw new SwitchyardError(
+      'RESOURCE_EXHAUSTED',
+      `it takes ${expertBytes} bytes, and ${needed} must be left while ${left.processes} processes load; left: ${left.bytes} of ${describeMemory(bound)}`,
+      { bytes: needed, allowed: left.bytes },
+    );
   }
 
   private named(error: unknown, { layer, expert }: ExpertId): SwitchyardError {

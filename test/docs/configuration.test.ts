@@ -1,9 +1,10 @@
 import { readFileSync } from 'node:fs';
-import { availableParallelism, hostname } from 'node:os';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
 import type { ZodType } from 'zod';
 import { packageRoot } from '../../native/locate.js';
+import { memoryBound, usableCores } from '../../services/common/machine.js';
 import { coordinatorSchema } from '../../services/coordinator/config.js';
 import { presets } from '../../services/model/synthetic.js';
 import { routerSchema } from '../../services/router/config.js';
@@ -27,10 +28,15 @@ const server = keysOf('Keys of every server');
 const model = keysOf('Keys of the model');
 const routing = keysOf('Keys of routing');
 
+/** What makes the defaults less is told elsewhere. */
+const large = memoryBound().value >= 2 ** 33;
+
 /** Defaults that the page gives in words. */
 const inWords: Readonly<Record<string, unknown>> = {
   none: null,
-  'the number of cores': availableParallelism(),
+  'the number of cores': usableCores(),
+  '`512MiB`, less in a small memory': large ? 512 * 2 ** 20 : expect.any(Number),
+  '`2GiB`, less in a small memory': large ? 2 ** 31 : expect.any(Number),
   "the machine's name": hostname(),
   "`router-`, the machine's name and chance": expect.stringMatching(/^router-(.+-)?[0-9a-f]{8}$/),
   "`worker-`, the machine's name and chance": expect.stringMatching(/^worker-(.+-)?[0-9a-f]{8}$/),

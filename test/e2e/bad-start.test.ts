@@ -130,9 +130,9 @@ describe('a configuration file', () => {
       path(),
     ]);
     expect(stderr).toMatch(
-      /worker-0 exited with status 2: .*worker\.maxRows is "none"; allowed: a whole number/,
+      /^switchyard: CONFIG_INVALID: worker-0 exited with status 2: .*worker\.maxRows is "none"; allowed: a whole number/m,
     );
-    expect(status).toBe(1);
+    expect(status).toBe(2);
   });
 });
 
@@ -188,9 +188,9 @@ describe('a port in use', () => {
     const args = ['up', '--preset', 'tiny', '--workers', '1', '--port', String(port), '--metrics-port', '0'];
     const { status, stderr } = await switchyard(args);
     expect(stderr).toContain(
-      `coordinator exited with status 2: switchyard: CONFIG_INVALID: port is ${port}: in use`,
+      `switchyard: CONFIG_INVALID: coordinator exited with status 2: port is ${port}: in use`,
     );
-    expect(status).toBe(1);
+    expect(status).toBe(2);
   });
 });
 
@@ -249,9 +249,10 @@ describe('a cluster that lacks workers', () => {
     const stranger = startWorker('stranger', { model: join('test', 'fixtures', 'mixtral') });
     const exit = await stranger.exited;
     expect(exit).toEqual({ code: 1, signal: null });
-    const { message } = stranger.exitError(exit);
+    const { code, message } = stranger.exitError(exit);
+    expect(code).toBe('MODEL_MISMATCH');
     expect(message).toMatch(
-      /MODEL_MISMATCH: worker stranger has model [0-9a-f]{64}; this cluster serves tiny, [0-9a-f]{64}/,
+      /status 1: worker stranger has model [0-9a-f]{64}; this cluster serves tiny, [0-9a-f]{64}/,
     );
     const { view } = await client.describeCluster();
     expect(view?.nodes.map(({ name }) => name)).not.toContain('stranger');

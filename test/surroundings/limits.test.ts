@@ -1,0 +1,160 @@
+import { afterAll, describe, expect, jest, test } from '@jest/globals';
+import { parseLine, toArguments } from '../../services/cli/local-process.js';
+import { ControlGroup, type GroupedProcess } from '../support/cgroup.js';
+import { atEnd, connect, Service, until } from '../support/services.js';
+
+jest.setTimeout(240_000);
+
+const mebibyte = 1024 * 1024;
+const limit = 512 * mebibyte;
+const memory = ControlGroup.create('memory', {
+  v1: ['memory.limit_in_bytes', String(limit)],
+  v2: ['memory.max', String(limit)],
+});
+const cpu = ControlGroup.create('cpu', {
+  v1: ['cpu.cfs_quota_us', '100000'],
+  v2: ['cpu.max', '100000 100000'],
+});
+
+afterAll(() => {
+  memory?.remove();
+  cpu?.remove();
+});
+
+const listening = ({ lines }: GroupedProcess) =>
+  lines.map(parseLine).find((line) => line?.event === 'listening');
+
+/** What the command said when it failed. */
+const errorOf = ({ lines }: GroupedProcess) => lines.find((line) => line.startsWith('switchyard: '));
+
+/** Starts a role in a group; the address that it listens on. */
+async function start(
+  group: ControlGroup,
+  args: string[],
+): Promise<{ process: GroupedProcess; address: string }> {
+  const process = group.switchyard([...args, '--port', '0', '--metrics-port', '0']);
+  atEnd(() => process.stop());
+  const said = await until(
+    () => listening(process),
+    (line) => line !== undefined,
+  );
+  return { process, address: String(said!.address) };
+}
+
+(memory === null ? describe.skip : describe)('under a memory limit of 512 MiB', () => {
+  const group = memory!;
+
+  test('a worker whose share does not fit ends with the numbers and the settings, not by the OOM killer', async () => {
+    // 8 experts of 256 MiB.
+    const model = { preset: 'reference', experts: 8, router: false };
+    const coordinator = await new Service('coordinator', model).address;
+    const { process } = await start(group, ['worker', '--coordinator', coordinator, '--threads', '1']);
+    expect(await process.exited).toEqual({ code: 1, signal: null });
+    const said = errorOf(process);
+    expect(said).toMatch(
+      /^switchyard: RESOURCE_EXHAUSTED: bytes of 8 experts assigned is 2147483648; allowed: at most 201326592, by memory \(536870912 bytes, which \/sys\/fs\/cgroup\/.*memory\.\S+ allows, less slabBytes, 134217728, and 201326592 for the process\) of worker /,
+    );
+    expect(group.oomKills()).toBe(0);
+  });
+
+  test('a worker ends in the same way when others of its group have taken what it needs', async () => {
+    // Three shares of 160 MiB, of which each would fit alone.
+    const model = {
+      preset: 'tiny',
+      hidden: 1024,
+      ffn: 2048,
+      experts: 40,
+      layers: 1,
+      workers: 3,
+      router: false,
+    };
+    const head = new Service('coordinator', model);
+    const coordinator = await head.address;
+    const args = ['worker', '--coordinator', coordinator, '--threads', '1', '--slab-bytes', '64MiB'];
+    const workers = [await start(group, args), await start(group, args), await start(group, args)];
+    const { process } = await Promise.race(
+      workers.map(async (worker) => {
+        expect(await worker.process.exited).toEqual({ code: 1, signal: null });
+        return worker;
+      }),
+    );
+    expect(errorOf(process)).toMatch(
+      /^switchyard: RESOURCE_EXHAUSTED: layer 0 expert \d+ cannot be loaded: it takes 12582912 bytes, and \d+ must be left while \d processes load; left: \d+ of 536870912 bytes, which \/sys/,
+    );
+    expect(group.oomKills()).toBe(0);
+  });
+
+  test.each([
+    ['worker', '--slab-bytes', 'slabBytes'],
+    ['router', '--budget-bytes', 'budgetBytes'],
+    ['coordinator', '--budget-bytes', 'budgetBytes'],
+  ])('a %s with too large a %s does not start', async (role, flag, key) => {
+    const process = group.switchyard([role, flag, '500MiB', '--port', '0', '--metrics-port', '0']);
+    expect(await process.exited).toEqual({ code: 1, signal: null });
+    expect(process.lines).toEqual([
+      expect.stringMatching(
+        new RegExp(
+          `^switchyard: RESOURCE_EXHAUSTED: ${key} is 524288000; allowed: .*within 536870912 bytes, which /sys`,
+        ),
+      ),
+    ]);
+  });
+
+  /** Wide rows and small experts: a batch of 1 GiB that is soon computed. */
+  const model = { preset: 'tiny', hidden: 2048, ffn: 32, layers: 1 };
+  const rowBytes = 2 * model.hidden;
+  const tokens = 2 ** 30 / rowBytes;
+
+  async function* rows(): AsyncGenerator<Uint8Array> {
+    const block = new Uint8Array(2 ** 24);
+    for (let sent = 0; sent < tokens * rowBytes; sent += block.byteLength) yield block;
+  }
+
+  async function forward(address: string): Promise<void> {
+    const client = await connect(address);
+    await client.waitUntilReady(120_000);
+    const call = await client.forward(rows(), { sequences: 64, length: tokens / 64 });
+    let answered = 0;
+    for await (const { count } of call) answered += count;
+    expect(answered).toBe(tokens);
+    expect(group.oomKills()).toBe(0);
+  }
+
+  test('a coordinator with its router stays within it, by its defaults, whatever the batch', async () => {
+    const { address } = await start(group, ['coordinator', ...toArguments(model)]);
+    new Service('worker', { coordinator: address });
+    await forward(address);
+  });
+
+  test('a worker stays within it, by its defaults, whatever the batch', async () => {
+    const address = await new Service('coordinator', model).address;
+    await start(group, ['worker', '--coordinator', address]);
+    await forward(address);
+  });
+
+  test('doctor says what is limited, and by what', async () => {
+    const process = group.switchyard(['doctor']);
+    await process.exited;
+    expect(process.lines.join('\n')).toMatch(/limited to 512\.0 MiB by \/sys\/fs\/cgroup\/.*memory\./);
+  });
+});
+
+(cpu === null ? describe.skip : describe)('under a quota of one core', () => {
+  const group = cpu!;
+
+  test('a worker computes with one thread', async () => {
+    const { process } = await start(group, ['worker', '--coordinator', '127.0.0.1:1']);
+    expect(listening(process)).toMatchObject({ backend: { threads: 1 } });
+  });
+
+  test('routers and coordinators work with one thread, and doctor says why', async () => {
+    for (const role of ['router', 'coordinator']) {
+      const process = group.switchyard([role, '--help']);
+      await process.exited;
+      expect(process.lines.join('\n')).toMatch(/--threads <n>\s+threads for row operations \(default: 1\)/);
+    }
+    const doctor = group.switchyard(['doctor']);
+    await doctor.exited;
+    expect(doctor.lines.join('\n')).toMatch(/limited to 1\.00 by \/sys\/fs\/cgroup\/.*cpu\./);
+  });
+});
