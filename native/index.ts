@@ -236,8 +236,10 @@ export interface ReferenceLayer {
   gateBias: Float32Array | null;
   selectionBias: Float32Array | null;
   routing: RoutingSpec;
-  /** Use these experts (weights are computed here) instead of choosing; for rounding ties and feedback. [rows, topK] */
+  /** Use these experts instead of choosing; for rounding ties and feedback. [rows, topK] */
   given: Uint32Array | null;
+  /** Sum with these weights instead of those computed here: a steep gate makes much of how rows were rounded. [rows, topK] */
+  givenWeights: Float32Array | null;
   experts: ExpertSource[];
   residual: boolean;
 }

@@ -49,7 +49,7 @@ export interface ForwardOptions {
   /** The experts and weights of the tokens asked for, instead of gating; reads ascend within a router's share. */
   given?: NonNullable<ForwardPlan['given']>;
   returnRouting?: boolean;
-  /** End the batch at the first token that holds NaN or infinity, instead of counting them. */
+  /** End the batch at the first token that holds NaN or infinity, as it comes or after a layer, instead of counting them. */
   refuseNonFinite?: boolean;
   /** Tokens per chunk of the routers' pipeline. Default: the routers' choice. */
   chunkTokens?: number;

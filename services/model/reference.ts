@@ -13,6 +13,8 @@ export interface ReferenceOptions {
   residual: boolean;
   /** For every layer the experts to use, [tokens, topK], or null: the reference chooses. */
   given: readonly (Uint32Array | null)[];
+  /** For layers with given experts their weights, [tokens, topK]; without, the reference's own. */
+  givenWeights?: readonly Float32Array[];
 }
 
 /** What a layer's gate chose, and how good that is. */
@@ -42,6 +44,7 @@ export async function referenceForward(
       epsilon: model.spec.normEpsilon,
       ...gateOf(model, layer),
       given: options.given[index] ?? null,
+      givenWeights: options.givenWeights?.[index] ?? null,
       experts: expertsOf(model, layer),
       residual: options.residual,
     });
@@ -117,7 +120,7 @@ const errorFloor = 2 ** -112;
 /** Relative error of a normalised value before it is rounded to BF16: some float32 roundings. */
 const normError = 4e-7;
 
-/** Recomputes a sample in float64 with the experts that the cluster chose, and checks the choice itself. */
+/** Recomputes a sample in float64 with the experts and weights that the cluster chose, and checks these by themselves. */
 export async function verifySample(model: Model, sample: Sample): Promise<Verification> {
   const { hidden, routing } = model.spec;
   const inputs = decodeBf16(sample.inputs);
@@ -128,7 +131,8 @@ export async function verifySample(model: Model, sample: Sample): Promise<Verifi
   requireShape('weights', sample.weights.length, sample.experts.length);
 
   const given = sample.layers.map((_, index) => layerOf(sample, sample.experts, index, routing.topK));
-  const reference = await referenceForward(model, inputs, { ...sample, given });
+  const givenWeights = sample.layers.map((_, index) => layerOf(sample, sample.weights, index, routing.topK));
+  const reference = await referenceForward(model, inputs, { ...sample, given, givenWeights });
   const first = await firstGate(model, sample, inputs, given[0]!);
   const { kept, ...leftOut } = sortTokens(inputs, outputs, reference.rows, hidden);
   const result: Verification = {
@@ -144,10 +148,11 @@ export async function verifySample(model: Model, sample: Sample): Promise<Verifi
   };
   for (const index of sample.layers.keys()) {
     const gate = index === 0 ? first : reference.layers[index]!;
-    const weights = layerOf(sample, sample.weights, index, routing.topK);
-    for (const token of kept) {
-      const allowed = index === 0 ? firstTolerance(first, token) : laterTolerance(gate, token);
-      checkWeights(result, weights, gate.weights, token, allowed, routing);
+    for (let token = 0; token < tokens; token++) {
+      // What is not finite before the gate has no choice to be checked.
+      if (!Number.isFinite(gate.logitScale[token])) continue;
+      const allowed = index === 0 ? firstTolerance(first, token) : laterTolerance(gate, token, hidden);
+      checkWeights(result, givenWeights[index]!, gate.weights, token, allowed, routing);
       if (!sample.feedback) checkChoice(result, gate, token, allowed);
     }
   }
@@ -222,6 +227,7 @@ async function firstGate(model: Model, sample: Sample, inputs: Float64Array, giv
     epsilon: normEpsilon,
     ...gateOf(model, layer),
     given,
+    givenWeights: null,
     experts: expertsOf(model, layer).map(() => idle),
     residual: false,
   });
@@ -240,8 +246,11 @@ function firstTolerance({ logitScale, slack }: Gate & { slack: Float64Array }, t
   return { score: tolerance.first.score + logit / 4, logit };
 }
 
-function laterTolerance({ logitScale }: Gate, token: number): Tolerance {
-  return { score: tolerance.later.score, logit: tolerance.later.logit * logitScale[token]! + logitFloor };
+function laterTolerance({ logitScale }: Gate, token: number, hidden: number): Tolerance {
+  const logit = tolerance.later.logit * logitScale[token]! + logitFloor;
+  // A logit is seldom off by more than this: errors of a row point any way. It counts where logits are large.
+  const usual = logit / Math.sqrt(hidden);
+  return { score: Math.max(tolerance.later.score, usual / 2), logit };
 }
 
 async function readValues(source: TensorSource): Promise<Float64Array> {

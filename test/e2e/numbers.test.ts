@@ -85,7 +85,7 @@ describe('tokens that are not finite, or become so', () => {
     expect(line(stdout, 'tokens with NaN or infinity').split(/\s{2,}/)[1]).toBe('2');
     expect(line(stdout, 'answers with NaN or infinity').split(/\s{2,}/)[1]).toBe('5');
     expect(line(stdout, 'verified')).toMatch(
-      /yes: .* over 59 tokens, 118 of 118 gate choices equal, 2 left out that held NaN or infinity, 3 left out that overflowed$/,
+      /yes: .* over 59 tokens, 121 of 121 gate choices equal, 2 left out that held NaN or infinity, 3 left out that overflowed$/,
     );
     const after = await readMetrics(cluster.metricsUrl, null);
     const answered = 'switchyard_non_finite_outputs_total';

@@ -46,12 +46,12 @@ async function run(
 const spec = presets.tiny.model;
 const open = () => openModel({ kind: 'synthetic', spec });
 
-/** The tiny model with a gate whose logits are hundreds apart: most scores are too small for a float. */
-function openSteep(): Model {
+/** The tiny model with gate weights of this size: where logits are hundreds apart, most scores are too small for a float. */
+function openSteep(scale: number): Model {
   const { spec: shape, tensors } = syntheticModel(spec);
   return new Model(shape, {
     norm: (layer) => tensors.norm(layer),
-    gate: (layer) => ({ ...tensors.gate(layer), scale: 40 }) as TensorSource,
+    gate: (layer) => ({ ...tensors.gate(layer), scale }) as TensorSource,
     expert: (layer, expert) => tensors.expert(layer, expert),
     close: () => tensors.close(),
   });
@@ -72,6 +72,15 @@ describe('a sample that the kernels computed', () => {
     expect(result.relativeError).toBeGreaterThan(0);
     expect(result.relativeError).toBeLessThan(1e-2);
     expect(result.relativeErrorMax).toBeLessThan(2e-2);
+  });
+
+  test.each([1e-30, 40, 1e6, 1e36])('is verified with gate weights up to %d', async (scale) => {
+    const model = openSteep(scale);
+    for (const norm of [true, false]) {
+      const result = await verifySample(model, await run(model, { ...plain, norm }));
+      expect(result).toMatchObject({ tokens, choicesChecked: tokens * 2, choicesWrong: 0, weightsWrong: 0 });
+      expect(result.relativeErrorMax).toBeLessThan(2e-2);
+    }
   });
 
   test('is verified under a selection bias, apart from the choice', async () => {
@@ -115,12 +124,12 @@ describe('a wrong answer is found', () => {
     weights.subarray(0, 2).reverse();
     expect((await verifySample(model, { ...sample, weights })).weightsWrong).toBe(2);
     const unknown = sample.weights.slice();
-    unknown[5] = Number.NaN;
+    unknown[7] = Number.NaN;
     expect((await verifySample(model, { ...sample, weights: unknown })).weightsWrong).toBe(1);
   });
 
   test('an expert whose logit is lower where the scores of both are too small for a float', async () => {
-    const model = openSteep();
+    const model = openSteep(40);
     const sample = await run(model, plain);
     expect(await verifySample(model, sample)).toMatchObject({ choicesWrong: 0, weightsWrong: 0 });
     const experts = sample.experts.slice();
@@ -172,7 +181,12 @@ describe('tokens that are not finite', () => {
     });
     const result = await verifySample(model, sample);
     expect(result).toMatchObject({ tokens: 46, nonFiniteInputs: 0, nonFiniteOutputs: 2, choicesWrong: 0 });
+    expect(result).toMatchObject({ choicesChecked: 48 + 46, weightsWrong: 0 });
     expect(result.relativeErrorMax).toBeLessThan(2e-2);
+    const weights = sample.weights.slice();
+    weights[4 * 4] = 3e38;
+    weights[5 * 4] = Number.NaN;
+    expect((await verifySample(model, { ...sample, weights })).weightsWrong).toBe(2);
   });
 
   test('may be all there are', async () => {

@@ -35,6 +35,7 @@ async function reference(expert: ExpertSource): Promise<Float64Array> {
     selectionBias: null,
     routing: { ...routing, topK: 1 },
     given: null,
+    givenWeights: null,
     experts: [expert],
     residual: false,
   };
@@ -147,6 +148,7 @@ describe('referenceLayer', () => {
       selectionBias: null,
       routing,
       given: null,
+      givenWeights: null,
       experts,
       residual: true,
     };

@@ -48,6 +48,7 @@ ReferenceLayer to_layer(const Fields& fields, Operation& operation) {
       .selection_bias = span_or_null<float>(fields, "selectionBias", operation),
       .routing = to_routing(fields.fields("routing")),
       .given = span_or_null<uint32_t>(fields, "given", operation),
+      .given_weights = span_or_null<float>(fields, "givenWeights", operation),
       .experts = to_experts(fields.value("experts"), fields.name("experts")),
       .residual = fields.boolean("residual"),
   };

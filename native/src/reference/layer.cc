@@ -58,6 +58,9 @@ void check_layer(std::span<const double> rows, size_t hidden, const ReferenceLay
       if (expert >= experts) throw_invalid("given", expert, "below " + std::to_string(experts));
     }
   }
+  if (!layer.given_weights.empty() && layer.given_weights.size() != layer.given.size()) {
+    throw_invalid("givenWeights.length", layer.given_weights.size(), std::to_string(layer.given.size()));
+  }
   for (const ReferenceExpert& expert : layer.experts) {
     const size_t ffn = expert.up.rows;
     check_shape(expert.up, ffn, hidden, "experts.up");
@@ -159,7 +162,10 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
     const auto given = layer.given.empty() ? layer.given : layer.given.subspan(row * top_k, top_k);
     const ReferenceChoice choice = choose_experts({own, experts}, layer.selection_bias, layer.routing, given);
     const auto used = given.empty() ? std::span<const uint32_t>(choice.experts) : given;
-    for (size_t i = 0; i < top_k; ++i) uses[used[i]].push_back({row, choice.weights[i]});
+    for (size_t i = 0; i < top_k; ++i) {
+      const double weight = layer.given_weights.empty() ? choice.weights[i] : layer.given_weights[row * top_k + i];
+      uses[used[i]].push_back({row, weight});
+    }
     result.experts.insert(result.experts.end(), choice.experts.begin(), choice.experts.end());
     result.weights.insert(result.weights.end(), choice.weights.begin(), choice.weights.end());
     result.regret.push_back(choice.regret);

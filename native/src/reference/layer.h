@@ -32,6 +32,7 @@ struct ReferenceLayer {
   std::span<const float> selection_bias;
   RoutingSpec routing;
   std::span<const uint32_t> given;
+  std::span<const float> given_weights;
   std::vector<ReferenceExpert> experts;
   bool residual = true;
 };
