@@ -63,3 +63,32 @@ describe('the wire form of UCX messages in PROTOCOL.md', () => {
     expect(shown.map(([, number, name]) => `${number} ${name}`)).toEqual(kinds);
   });
 });
+
+describe('the fixed numbers of PROTOCOL.md', () => {
+  const units: Readonly<Record<string, number>> = { B: 1, KiB: 2 ** 10, MiB: 2 ** 20, ms: 1, s: 1000, '': 1 };
+  const rows = [
+    ...read('docs/PROTOCOL.md').matchAll(/^\| ([^|]+) \| (\d+) ?(\w*) \| `([\w/.-]+)`: `(\w+)` \|$/gm),
+  ].map(([, what, value, unit, path, name]) => ({
+    what: what!,
+    shown: Number(value) * units[unit!]!,
+    path: path!,
+    name: name!,
+  }));
+
+  /** A constant that is a number, a product or a power of numbers. */
+  function constantOf(path: string, name: string): number {
+    const found = new RegExp(`\\b${name} = ([\\d_ *]+);`).exec(read(path));
+    if (found === null) throw new Error(`${path} has no constant ${name}`);
+    const number = (text: string) => Number(text.replaceAll('_', ''));
+    const factors = found[1]!.replaceAll('**', '^').split('*');
+    return factors
+      .map((factor) => factor.split('^').map(number))
+      .reduce((product, [base, exponent = 1]) => product * base! ** exponent, 1);
+  }
+
+  test('are many', () => expect(rows.length).toBeGreaterThan(20));
+
+  test.each(rows)('$what: $name', ({ shown, path, name }) => {
+    expect(constantOf(path, name)).toBe(shown);
+  });
+});
