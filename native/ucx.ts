@@ -46,13 +46,16 @@ export interface UcxChannel {
   receive(): Promise<UcxArrivals>;
   /** What UCX says of the channel's lanes, for example "mapped sysv posix". */
   transports(): Promise<string>;
-  /** Flushes what was sent and forgets the channel. Idempotent. */
-  close(): void;
   /**
-   * As `close`, of a channel that was lost: later ones get a way to the peer of their own, as the one that all channels share
+   * Forgets the channel once what was sent has left, but after `flushMs` milliseconds (default: 5 s) at the latest: a peer that
+   * stands still takes nothing. Resolves when no message of the channel uses memory any more. Idempotent.
+   */
+  close(flushMs?: number): Promise<void>;
+  /**
+   * As `close(0)`, of a channel that was lost: later ones get a way to the peer of their own, as the one that all channels share
    * may lead nowhere any more, after a cut of the network for example.
    */
-  abandon(): void;
+  abandon(): Promise<void>;
 }
 
 export interface UcxStats {

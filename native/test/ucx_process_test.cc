@@ -194,6 +194,34 @@ TEST(FabricProcess, OffersThatAStoppedPeerDoesNotTakeEndWhenItGoesOnOrDies) {
   }
 }
 
+/** Long messages stay here or wait for a stream; short ones are UCX's, which does not take them back. */
+class Flush : public testing::TestWithParam<std::tuple<size_t, int>> {};
+
+TEST_P(Flush, IsAllThatAStoppedPeerCanDelay) {
+  const auto [row_bytes, flush_ms] = GetParam();
+  ToChild to;
+  to.echo(100, 10, 1);
+  to.settle();
+  kill(to.child.pid, SIGSTOP);
+  waitpid(to.child.pid, nullptr, WUNTRACED);  // It runs on until the signal has reached it.
+  const size_t count = (32u << 20) / row_bytes;
+  // They outlive the fabric.
+  const auto ended = std::make_shared<std::atomic<size_t>>(0);
+  const auto closed = std::make_shared<std::promise<void>>();
+  for (size_t i = 0; i < count; ++i) {
+    to.fabric.send(to.channel, message_of(to.arena, row_bytes, 16, 1), [ended](auto) { ++*ended; });
+  }
+  to.fabric.close(to.channel, [closed] { closed->set_value(); }, std::chrono::milliseconds(flush_ms));
+  // The last of the wait is for what UCX has in its hands.
+  EXPECT_EQ(closed->get_future().wait_for(2 * Fabric::flush_wait + 10s), std::future_status::ready);
+  EXPECT_EQ(*ended, count);
+  EXPECT_EQ(to.arena.stats().slabs, 0u);
+  kill(to.child.pid, SIGCONT);
+}
+
+INSTANTIATE_TEST_SUITE_P(FabricProcess, Flush,
+                         testing::Combine(testing::Values(size_t{12'000}, size_t{1} << 20), testing::Values(0, 100)));
+
 TEST(FabricProcess, OffersToAPeerThatClosedTheChannelEndWithAnError) {
   ToChild to;
   to.echo(100, 10, 1);

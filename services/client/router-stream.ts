@@ -7,7 +7,7 @@ import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/Forwa
 import type { ForwardRequestInput } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ForwardResponse } from '../common/generated/switchyard/v1/ForwardResponse.js';
 import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
-import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
+import type { ForwardWelcome } from '../common/generated/switchyard/v1/ForwardWelcome.js';
 import { Deferred } from '../common/lifecycle.js';
 import { fromServiceError } from '../common/status.js';
 import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
@@ -186,9 +186,9 @@ export class RouterStream {
       expired.reject(noWay(`router ${this.router} was not reached by it within ${openMsMax} ms`));
     }, openMsMax);
     try {
-      const end = await Promise.race([this.welcome(), expired.promise]);
-      if (end === null) throw noWay(`router ${this.router} takes chunks over gRPC alone`);
-      await channel.connect(end);
+      const { ucx, ucxDeclined } = await Promise.race([this.welcome(), expired.promise]);
+      if (ucx === null) throw noWay(`router ${this.router} takes chunks over gRPC alone: ${ucxDeclined}`);
+      await channel.connect(ucx);
       channel.grant();
       await Promise.race([channel.opened, expired.promise]);
       this.lanes = await channel.lanes();
@@ -200,12 +200,13 @@ export class RouterStream {
     }
   }
 
-  /** The router's end of the channel; null: it takes none, or the call is over. */
-  private async welcome(): Promise<UcxEnd | null> {
+  /** What the router answers to the offer. */
+  private async welcome(): Promise<ForwardWelcome> {
     for (;;) {
       const response = this.options.call.read() as ForwardResponse | null;
-      if (response !== null) return response.welcome?.ucx ?? null;
-      if (this.status !== null) return null;
+      if (response?.welcome) return response.welcome;
+      if (response !== null) return { ucx: null, ucxDeclined: 'it does not answer the offer' };
+      if (this.status !== null) return { ucx: null, ucxDeclined: 'the call is over' };
       await this.woken.promise;
     }
   }

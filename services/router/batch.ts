@@ -1,5 +1,5 @@
 import { asSwitchyardError } from '../common/errors.js';
-import type { BudgetShare } from './budget.js';
+import type { BudgetShare, Reservation } from './budget.js';
 import type { MessageLimit } from './check-chunk.js';
 import type { ClientStream } from './client-stream.js';
 import { Ingest, type InputChunk } from './ingest.js';
@@ -61,7 +61,7 @@ export async function runBatch(context: BatchContext): Promise<void> {
 }
 
 async function processChunk(chunk: InputChunk, context: BatchContext): Promise<void> {
-  const { plan, account, metrics, reporter } = context;
+  const { account, metrics, reporter } = context;
   account.nonFiniteTokens += chunk.nonFinite;
   metrics.nonFiniteTokens.inc(chunk.nonFinite);
   metrics.tokens.inc(chunk.tokens);
@@ -69,9 +69,7 @@ async function processChunk(chunk: InputChunk, context: BatchContext): Promise<v
   try {
     const output = await runChunk(chunk, context);
     try {
-      // What waits for the client needs no more than itself.
-      chunk.reservation.shrink(outputBytes(plan, chunk.tokens));
-      await answer(output, context);
+      await answer(output, chunk.reservation, context);
       account.tokens += chunk.tokens;
       account.nonFiniteOutputs += output.nonFinite;
       metrics.nonFiniteOutputs.inc(output.nonFinite);
@@ -83,7 +81,12 @@ async function processChunk(chunk: InputChunk, context: BatchContext): Promise<v
   }
 }
 
-async function answer(output: OutputChunk, { plan, stream }: BatchContext): Promise<void> {
+/** Sends a chunk's answers. What waits for the client is counted by `reservation` until it has left. */
+async function answer(
+  output: OutputChunk,
+  reservation: Reservation,
+  { plan, stream }: BatchContext,
+): Promise<void> {
   const tokensMax = stream.answerTokensMax(plan.rowBytes, output.routing === null ? 0 : routingBytes(plan));
   for (let first = 0; first < output.tokens; first += tokensMax) {
     const tokens = Math.min(tokensMax, output.tokens - first);
@@ -94,7 +97,11 @@ async function answer(output: OutputChunk, { plan, stream }: BatchContext): Prom
     };
     const byteOffset = first * plan.rowBytes;
     const rows = { slab: output.rows, byteOffset, byteLength: tokens * plan.rowBytes };
-    await stream.answer(chunk, rows, plan.hidden);
+    // Beside the sums there are copies of them on their way, unless the sums themselves go out.
+    const copies = stream.answersInPlace(chunk, rows) ? 0 : 1;
+    if (first === 0) reservation.shrink(outputBytes(plan, output.tokens) * (1 + copies));
+    const held = reservation.split(outputBytes(plan, tokens));
+    await stream.answer(chunk, rows, plan.hidden, held);
   }
 }
 

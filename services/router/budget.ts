@@ -23,6 +23,13 @@ export class Reservation {
     this.share.giveBack(freed);
   }
 
+  /** Makes `bytes` of it, or all if it holds fewer, a reservation of their own. */
+  split(bytes: number): Reservation {
+    const part = Math.min(bytes, this.held);
+    this.held -= part;
+    return new Reservation(this.share, part);
+  }
+
   /** Gives everything back. Idempotent. */
   release(): void {
     this.shrink(0);

@@ -6,22 +6,21 @@ import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ForwardResponseInput } from '../common/generated/switchyard/v1/ForwardResponse.js';
-import { abortable, Deferred } from '../common/lifecycle.js';
+import { Deferred } from '../common/lifecycle.js';
 import { toServiceError } from '../common/status.js';
-import type { ChunkChannel } from '../transport/chunk-channel.js';
-import { chunkCost, tokensPerMessage, tokensWithin } from '../transport/chunk-size.js';
+import { tokensPerMessage } from '../transport/chunk-size.js';
 import type { TransportKind } from '../transport/link.js';
 import { rowsOfMessage } from '../transport/port.js';
+import type { Reservation } from './budget.js';
 import type { ClientMessage } from './check-chunk.js';
-import { type ClientChannels, channelLost } from './client-channels.js';
+import { type ClientChannel, takesNothing } from './client-channel.js';
+import type { ClientChannels } from './client-channels.js';
 
 export type ForwardStream = ServerDuplexStream<ForwardRequest, ForwardResponseInput>;
 
 const timerMsMax = 2 ** 31 - 1;
 /** How much sooner than a deadline the timer of gRPC may end a call. */
 const timerSlackMs = 5;
-/** A client that ends its call ends its channel too; its cancellation may be heard a little later. */
-const channelGraceMs = 500;
 const batchOver = new SwitchyardError('CANCELLED', 'the batch is over');
 const notReached = new SwitchyardError('LINK_LOST', 'the client sends its chunks over gRPC');
 
@@ -42,10 +41,7 @@ export class ClientStream {
   /** Runs while a message of the client is awaited. */
   private awaiting: NodeJS.Timeout | null = null;
   /** Offered by the client and accepted here; null: chunks travel over gRPC. */
-  private channel: ChunkChannel | null = null;
-  private channelClosed: () => void = () => {};
-  private channelUsed = false;
-  private stalled: NodeJS.Timeout | null = null;
+  private channel: ClientChannel | null = null;
 
   constructor(
     private readonly call: ForwardStream,
@@ -92,17 +88,19 @@ export class ClientStream {
   /** Answers a header's offer of a channel, if it has one. */
   async welcome(header: ForwardHeader, channels: ClientChannels): Promise<void> {
     if (header.ucx === null) return;
-    const accepted = await channels.accept(header, () => this.channelChanged());
-    if (accepted !== null) {
-      this.channel = accepted.channel;
-      this.channelClosed = accepted.closed;
-    }
-    await this.send({ welcome: { ucx: this.channel?.end ?? null } });
+    const { channel, declined } = await channels.accept(header, {
+      stallMs: this.stallMs,
+      onChange: () => this.wake(),
+      onFailure: (error) => this.abort(error),
+    });
+    if (channel === null) return this.send({ welcome: { ucxDeclined: declined } });
+    this.channel = channel;
+    await this.send({ welcome: { ucx: channel.end } });
   }
 
   /** What carries the chunks, and its lanes. It is known from the first chunk on. */
   async transport(): Promise<{ transport: TransportKind; lanes: string }> {
-    if (this.channel === null || !this.channelUsed) return { transport: 'grpc', lanes: 'http2' };
+    if (!this.channel?.used) return { transport: 'grpc', lanes: 'http2' };
     return { transport: 'ucx', lanes: await this.channel.lanes() };
   }
 
@@ -120,7 +118,8 @@ export class ClientStream {
     try {
       for (;;) {
         this.signal.throwIfAborted();
-        const message = this.nextOfChannel() ?? this.nextOfCall();
+        if (this.channel?.useless) this.closeChannel(batchOver);
+        const message = this.channel?.take() ?? this.nextOfCall();
         if (message !== null) return message;
         if (this.ended) return null;
         await this.woken.promise;
@@ -136,23 +135,10 @@ export class ClientStream {
     this.awaiting?.refresh();
   }
 
-  private nextOfChannel(): ClientMessage | null {
-    const { channel } = this;
-    const arrived = channel?.take() ?? null;
-    if (channel === null || arrived === null) return null;
-    this.channelUsed = true;
-    const { chunk, slab, rowBytes, cost } = arrived;
-    return {
-      request: { kind: 'chunk', chunk },
-      rows: { kind: 'slab', slab, byteLength: rowBytes },
-      taken: () => channel.giveBack(cost),
-    };
-  }
-
   private nextOfCall(): ClientMessage | null {
     const request = this.call.read() as ForwardRequest | null;
     if (request === null) return null;
-    if (request.chunk && this.channelUsed)
+    if (request.chunk && this.channel?.used)
       throw invalidArgument('message on the stream', 'a chunk', 'half-close, as chunks come over UCX');
     // A client that cannot reach this end sends its chunks here after all.
     if (request.chunk) this.closeChannel(notReached);
@@ -162,28 +148,29 @@ export class ClientStream {
   /** How many tokens an answer may have: as large as they are, or as their routing is. */
   answerTokensMax(rowBytes: number, routingBytes: number): number {
     if (this.channel === null) return tokensPerMessage(rowBytes, routingBytes);
-    // Half of the client's window, so that it can take one answer while another is on its way.
-    return tokensWithin(rowBytes, routingBytes, this.channel.peerWindowBytes / 2);
+    return this.channel.answerTokensMax(rowBytes, routingBytes);
   }
 
-  /** Sends an answer: rows [, hidden] of a slab that nobody writes to any more. Resolves when it may be released. */
-  async answer(chunk: ChunkInput, rows: SlabRange, hidden: number): Promise<void> {
-    const { channel } = this;
+  /** Whether an answer goes out from the slab that its rows are in, or is copied first. */
+  answersInPlace(chunk: ChunkInput, rows: SlabRange): boolean {
+    return this.channel?.sendsInPlace(chunk, rows) ?? false;
+  }
+
+  /**
+   * Sends an answer: rows [, hidden] of a slab that nobody writes to any more. Resolves when it may be released. `held` counts
+   * what leaves after that, and is released when it has left.
+   */
+  async answer(chunk: ChunkInput, rows: SlabRange, hidden: number, held: Reservation): Promise<void> {
+    if (this.channel !== null) return this.channel.answer(chunk, rows, hidden, held, this.signal);
     const { slab, byteOffset, byteLength } = rows;
-    if (channel === null) {
-      const view = slab.view();
+    const view = slab.view();
+    try {
       await this.send({ chunk: { ...chunk, rows: Buffer.from(view.buffer, byteOffset, byteLength) } });
-      // gRPC has a copy: the memory need not wait for the garbage collector.
+    } finally {
+      // What was written has been copied behind its frame header; what was not never will be.
       native.endView(view);
-      return;
+      held.release();
     }
-    const routingBytes = (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);
-    await channel.reserve(chunkCost(byteLength, routingBytes), this.signal);
-    this.watchAnswers();
-    // Sums have room behind them for an offset, and for no routing.
-    const whole = routingBytes === 0 && byteOffset === 0 && byteLength === slab.byteLength;
-    if (whole) channel.send(chunk, { slab, bytes: byteLength });
-    else await abortable(channel.sendCopy(chunk, rows, hidden), this.signal);
   }
 
   /** Resolves when the client has taken every answer. */
@@ -205,7 +192,7 @@ export class ClientStream {
   finish(): void {
     this.clear();
     this.call.end();
-    this.closeChannel();
+    this.closeChannel(batchOver, { flush: true });
   }
 
   /** Ends the call with an error. A client that stalled learns of it when it reads again. */
@@ -213,38 +200,16 @@ export class ClientStream {
     this.clear();
     this.abort(error);
     this.call.emit('error', toServiceError(error));
-    this.closeChannel();
+    this.closeChannel(batchOver);
   }
 
   private clear(): void {
     for (const timer of this.timers) clearTimeout(timer);
   }
 
-  private closeChannel(reason = batchOver): void {
-    if (this.stalled !== null) clearTimeout(this.stalled);
-    this.channel?.close(reason);
-    this.channelClosed();
+  private closeChannel(reason: SwitchyardError, { flush } = { flush: false }): void {
+    this.channel?.close(reason, { flush });
     this.channel = null;
-  }
-
-  private channelChanged(): void {
-    const failure = this.channel?.failure ?? null;
-    if (failure === null) this.watchAnswers(true);
-    else if (failure.code !== 'LINK_LOST') this.abort(failure);
-    else if (this.channelUsed)
-      this.timers.push(setTimeout(() => this.abort(channelLost(failure)), channelGraceMs));
-    else this.closeChannel();
-    this.wake();
-  }
-
-  /** The client has stalled if it takes none of the answers that are outstanding for `stallMs`. */
-  private watchAnswers(progress = false): void {
-    const waiting = this.channel !== null && this.channel.outstandingBytes > 0;
-    if (this.stalled !== null && (progress || !waiting)) {
-      clearTimeout(this.stalled);
-      this.stalled = null;
-    }
-    if (waiting) this.stalled ??= setTimeout(() => this.abort(takesNothing(this.stallMs)), this.stallMs);
   }
 
   private wake(): void {
@@ -277,11 +242,6 @@ export class ClientStream {
       this.signal.removeEventListener('abort', onAbort);
     }
   }
-}
-
-function takesNothing(stallMs: number): SwitchyardError {
-  const message = `the client has taken no answer for ${stallMs} ms; allowed: less, as clientStallMs has it`;
-  return new SwitchyardError('CLIENT_STALLED', message, { stallMs });
 }
 
 function sendsNothing(stallMs: number): SwitchyardError {

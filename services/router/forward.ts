@@ -55,6 +55,7 @@ export class ForwardService {
       messageBytesMax: config.messageBytesMax,
       windowBytesMax: channelBytesMax(config),
       routingBytesMax: () => this.routingBytesMax(),
+      batchesMax: config.batchesMax,
       log,
     });
   }

@@ -28,6 +28,8 @@ export interface ChunkChannelOptions {
   key: Uint8Array;
   /** Bytes of chunks that the peer may have outstanding towards this end. */
   windowBytes: number;
+  /** Whether those who send hear when messages have left. Default: no. */
+  reportSends?: boolean;
   /** Called when chunks or credit have come, and when the channel has failed. */
   onChange: () => void;
 }
@@ -54,15 +56,22 @@ export class ChunkChannel {
   /** What the peer may send now. */
   private allowedBytes = 0;
   private closed = false;
+  /** Of messages whose memory is in use, if the channel tells. */
+  private readonly leaving = new Set<() => void>();
 
   /** Throws INVALID_ARGUMENT for a key of another length. */
   constructor(
     ucx: UcxFabric,
     private readonly options: ChunkChannelOptions,
   ) {
-    const { key, windowBytes } = options;
-    const rowBytesInFlightMax = windowBytes;
-    this.port = new UcxPort(ucx, { codec: channelCodec, key, rowBytesMax: windowBytes, rowBytesInFlightMax });
+    const { key, windowBytes, reportSends = false } = options;
+    this.port = new UcxPort(ucx, {
+      codec: channelCodec,
+      key,
+      rowBytesMax: windowBytes,
+      rowBytesInFlightMax: windowBytes,
+      reportSends,
+    });
     this.port
       .receive((message, rows, metadataBytes) => this.receive(message, rows, metadataBytes))
       .catch((error) => this.fail(asSwitchyardError(error)));
@@ -116,10 +125,20 @@ export class ChunkChannel {
 
   /**
    * Sends a chunk whose credit is reserved. The slab must have room for the chunk's metadata behind the rows; its memory may
-   * not be written to any more. The caller releases it, at once if it likes.
+   * not be written to any more. The caller releases it, at once if it likes. `left` is called once, when the message uses
+   * no memory any more, by a channel that tells.
    */
-  send(chunk: ChunkInput, rows: OutgoingRows): void {
-    this.port.send({ make: () => ({ chunk }), rows, done: () => {} });
+  send(chunk: ChunkInput, rows: OutgoingRows, left?: () => void): void {
+    const sent = left && this.whenLeft(left);
+    this.port.send({ make: () => ({ chunk }), rows, done: () => {}, sent });
+  }
+
+  private whenLeft(left: () => void): () => void {
+    const once = () => {
+      if (this.leaving.delete(once)) left();
+    };
+    this.leaving.add(once);
+    return once;
   }
 
   /** As `send`, of rows [, hidden] that are copied once, off the JS thread. Resolves when they are copied. */
@@ -127,12 +146,13 @@ export class ChunkChannel {
     chunk: ChunkInput,
     rows: Parameters<typeof native.ingestRows>[0],
     hidden: number,
+    left?: () => void,
   ): Promise<void> {
     const bytes = rows.byteLength;
     const slab = native.allocateSlab(bytes, chunkHeadBytes + routingBytesOf(chunk));
     try {
       await native.ingestRows(rows, slab, 0, hidden);
-      this.send(chunk, { slab, bytes });
+      this.send(chunk, { slab, bytes }, left);
     } finally {
       slab.release();
     }
@@ -175,15 +195,20 @@ export class ChunkChannel {
     return rows;
   }
 
-  /** Ends the channel: what waits for credit rejects with `reason`, chunks that nobody took are dropped. Idempotent. */
-  close(reason: SwitchyardError): void {
+  /**
+   * Ends the channel: what waits for credit rejects with `reason`, chunks that nobody took are dropped. `flush`: what was sent
+   * may still leave; otherwise it is given up. Idempotent.
+   */
+  close(reason: SwitchyardError, { flush } = { flush: false }): void {
     if (this.closed) return;
     this.closed = true;
-    if (reason.code === 'LINK_LOST') this.port.abandon();
-    else this.port.destroy();
     this.opening.reject(reason);
     this.credits?.close(reason);
     for (const { slab } of this.arrived.splice(0)) slab.release();
+    const over = reason.code === 'LINK_LOST' ? this.port.abandon() : this.port.destroy({ flush });
+    void over.then(() => {
+      for (const left of this.leaving) left();
+    });
   }
 
   private fail(error: SwitchyardError): void {

@@ -15,7 +15,7 @@ export interface Outgoing<Message> {
   /** Called once: the slab may be released, because the port holds what it needs or the message will never be sent. */
   done: () => void;
   /** Called with the time when the message has left, in microseconds, by a port that tells. */
-  sent?: (microseconds: number) => void;
+  sent?: ((microseconds: number) => void) | undefined;
 }
 
 /** The sending half of a stream of messages that may carry rows. Messages arrive in the order of sending. */
@@ -26,7 +26,7 @@ export interface MessagePort<Message> {
   /** Takes a message back; false if it is on its way already. */
   withdraw(outgoing: Outgoing<Message>): boolean;
   /** Sends nothing more. Idempotent. */
-  destroy(): void;
+  destroy(): void | Promise<void>;
 }
 
 /**

@@ -41,16 +41,16 @@ describe('the process', () => {
     );
   });
 
-  test('settles thousands of operations begun in one turn, each once', async () => {
+  test('settles however many operations were begun in one turn, each once', async () => {
     const output = await runScript(`
       const source = new Uint8Array(8);
       const target = native.allocateSlab(8);
       let settled = 0;
-      const pending = Array.from({ length: 4096 }, () =>
+      const pending = Array.from({ length: 50_000 }, () =>
         native.ingestRows(source, target, 0, 4).then((count) => { settled += 1; return count; }));
       Promise.all(pending).then((counts) => console.log(counts.length, settled));
     `);
-    expect(output).toBe('4096 4096\n');
+    expect(output).toBe('50000 50000\n');
   });
 
   test('reports what is thrown after an operation as an uncaught exception, and goes on', async () => {
@@ -63,19 +63,6 @@ describe('the process', () => {
     expect(output.split('\n').sort().join()).toBe(
       ',2048,rejected unhandledRejection,thrown uncaughtException',
     );
-  });
-
-  test('refuses more operations than it can keep pending', async () => {
-    const output = await runScript(`
-      const source = new Uint8Array(8);
-      const target = native.allocateSlab(8);
-      const pending = Array.from({ length: 4097 }, () => native.ingestRows(source, target, 0, 4));
-      Promise.allSettled(pending).then(async (results) => {
-        const refused = results.filter((result) => result.status === 'rejected');
-        console.log(refused.length, refused[0].reason.code, await native.ingestRows(source, target, 0, 4));
-      });
-    `);
-    expect(output).toBe('1 RESOURCE_EXHAUSTED 0\n');
   });
 });
 

@@ -36,13 +36,10 @@ std::shared_ptr<CompletionQueue> CompletionQueue::create(Napi::Env env) {
   return queue;
 }
 
-void CompletionQueue::begin() {
+void CompletionQueue::begin(bool keeps_process) {
   if (closed()) throw Error(Code::cancelled, "the environment is ending");
-  if (pending_ >= pending_max) {
-    throw Error(Code::resource_exhausted, std::to_string(pending_) + " operations are pending; allowed: " +
-                                              std::to_string(pending_max));
-  }
-  if (pending_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(&ended_event_));
+  ++pending_;
+  if (keeps_process && keeping_++ == 0) uv_ref(reinterpret_cast<uv_handle_t*>(&ended_event_));
 }
 
 void CompletionQueue::complete(std::unique_ptr<Operation> operation) {
@@ -68,11 +65,12 @@ void CompletionQueue::settle_all() {
   }
   for (auto& operation : ended) {
     const Napi::HandleScope scope(env_);
+    if (operation->keeps_process) --keeping_;
     operation->settle(env_);
     operation.reset();
   }
   pending_ -= ended.size();
-  if (pending_ == 0) uv_unref(reinterpret_cast<uv_handle_t*>(&ended_event_));
+  if (keeping_ == 0) uv_unref(reinterpret_cast<uv_handle_t*>(&ended_event_));
 }
 
 void CompletionQueue::close(napi_async_cleanup_hook_handle hook) {

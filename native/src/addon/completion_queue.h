@@ -16,19 +16,16 @@ class Operation;
 
 /**
  * Brings ended operations of one environment back to its JS thread: a handle of its event loop, and one call that
- * settles everything that has ended by then. It keeps the process alive only while operations are pending.
+ * settles everything that has ended by then. It keeps the process alive only while operations are pending that ask for it.
  */
 class CompletionQueue : public std::enable_shared_from_this<CompletionQueue> {
  public:
-  /** Operations pending at a time. */
-  static constexpr size_t pending_max = 4096;
-
   /** JS thread. The queue closes when the environment ends, after the hooks that were added later. */
   static std::shared_ptr<CompletionQueue> create(Napi::Env env);
   ~CompletionQueue();
 
-  /** JS thread. Throws RESOURCE_EXHAUSTED when `pending_max` operations are pending. */
-  void begin();
+  /** JS thread. Whoever starts operations bounds how many there are. */
+  void begin(bool keeps_process);
   /** Any thread, once for every begin(). The last use of the operation by its thread. */
   void complete(std::unique_ptr<Operation> operation);
   /** True once the environment ends: operations not begun are skipped. Any thread. */
@@ -49,6 +46,8 @@ class CompletionQueue : public std::enable_shared_from_this<CompletionQueue> {
   std::optional<Napi::AsyncContext> context_;
   uv_async_t ended_event_{};
   size_t pending_ = 0;
+  /** Of those, the ones that keep the process. */
+  size_t keeping_ = 0;
   std::atomic<bool> closed_{false};
   /** Threads that may use the handle, which close() closes. */
   std::atomic<size_t> signalling_{0};

@@ -41,7 +41,7 @@ Napi::Value Operation::start(const Napi::CallbackInfo& info, const char* name, c
   const Napi::Promise promise = operation->deferred_.Promise();
   try {
     prepare(info, *operation);
-    operation->completions_->begin();
+    operation->completions_->begin(operation->keeps_process);
   } catch (...) {
     operation->deferred_.Reject(to_js_error(info.Env(), name, std::current_exception()).Value());
     return promise;

@@ -35,6 +35,8 @@ class Operation {
   std::function<Napi::Value(Napi::Env)> result;
   /** Hands a task to the thread that shall run it; by default the pool for row operations. */
   std::function<void(std::function<void()>)> executor;
+  /** Whether the process stays for it, if nothing else keeps it. */
+  bool keeps_process = true;
 
   /** Keeps a JS value from collection until the operation ends. */
   void hold(const Napi::Value& value);

@@ -19,7 +19,7 @@ std::shared_ptr<UcxPort> UcxPort::open(const std::shared_ptr<ucx::Fabric>& fabri
   events.failed = [weak](Error error) {
     if (const auto self = weak.lock()) self->fail(std::move(error));
   };
-  port->id_ = fabric->open(options.key, {options.message_bytes_max}, std::move(events));
+  port->id_ = fabric->open(options.key, {options.message_bytes_max, options.inbox_bytes_max}, std::move(events));
   return port;
 }
 
@@ -112,13 +112,19 @@ void UcxPort::abandon() {
   if (const auto fabric = fabric_.lock()) fabric->abandon(id_);
 }
 
-void UcxPort::close() {
-  {
+void UcxPort::close(std::chrono::milliseconds flush, std::function<void()> done) {
+  const bool first = [this] {
     const std::lock_guard lock(mutex_);
-    if (std::exchange(closed_, true)) return;
+    return !std::exchange(closed_, true);
+  }();
+  if (first) fail(Error(Code::cancelled, "the UCX channel was closed"));
+  const auto fabric = first ? fabric_.lock() : nullptr;
+  if (!fabric) return done();
+  try {
+    fabric->close(id_, done, flush);
+  } catch (const Error&) {
+    done();  // The fabric is ending.
   }
-  fail(Error(Code::cancelled, "the UCX channel was closed"));
-  if (const auto fabric = fabric_.lock()) fabric->close(id_, [] {});
 }
 
 void UcxPort::end() {
@@ -144,6 +150,7 @@ std::vector<UcxChannelHandle::PropertyDescriptor> UcxChannelHandle::properties()
 
 namespace {
 
+constexpr int64_t flush_ms_max = 3'600'000;
 using Task = std::function<void()>;
 using Failure = std::optional<Error>;
 
@@ -256,14 +263,33 @@ Napi::Value UcxChannelHandle::transports(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value UcxChannelHandle::abandon(const Napi::CallbackInfo& info) {
-  if (!released()) native()->abandon();
-  return close(info);
+Napi::Value UcxChannelHandle::close(const Napi::CallbackInfo& info) {
+  using std::chrono::milliseconds;
+  return end(info, "close", [&] {
+    if (info[0].IsUndefined()) return ucx::Fabric::flush_wait;
+    return milliseconds(to_integer(info[0], "flushMs", 0, flush_ms_max));
+  });
 }
 
-Napi::Value UcxChannelHandle::close(const Napi::CallbackInfo& info) {
-  if (!released()) native()->close();
-  return release(info);
+Napi::Value UcxChannelHandle::abandon(const Napi::CallbackInfo& info) {
+  return end(info, "abandon", [&] {
+    if (!released()) native()->abandon();
+    return std::chrono::milliseconds(0);
+  });
+}
+
+Napi::Value UcxChannelHandle::end(const Napi::CallbackInfo& info, const char* name,
+                                  const std::function<std::chrono::milliseconds()>& flush_wait) {
+  return Operation::start(info, name, [&](const Napi::CallbackInfo& info, Operation& operation) {
+    const std::chrono::milliseconds flush = flush_wait();
+    operation.run = [] {};
+    operation.result = [](Napi::Env env) { return env.Undefined(); };
+    // Its fabric ends with the process.
+    operation.keeps_process = false;
+    if (released()) return;
+    operation.executor = [port = native(), flush](Task task) { port->close(flush, task); };
+    release(info);
+  });
 }
 
 }  // namespace switchyard::addon

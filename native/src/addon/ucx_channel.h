@@ -45,8 +45,8 @@ class UcxPort : public std::enable_shared_from_this<UcxPort> {
   void fail(Error reason);
   /** As Fabric::abandon. */
   void abandon();
-  /** As fail(), and closes the fabric's channel. Idempotent. */
-  void close();
+  /** As fail(), and closes the fabric's channel, as Fabric::close has it. Idempotent: `done` is then called at once. */
+  void close(std::chrono::milliseconds flush, std::function<void()> done);
   /** As fail(), for the end of the environment: the fabric's channel goes with the fabric. */
   void end();
 
@@ -85,7 +85,7 @@ class UcxChannelHandle : public Handle<UcxChannelHandle, std::shared_ptr<UcxPort
   explicit UcxChannelHandle(const Napi::CallbackInfo& info) : Handle(info), id_(native()->id()) {}
   /** A handle that is collected without having been closed closes its channel. */
   ~UcxChannelHandle() {
-    if (!released()) native()->close();
+    if (!released()) native()->close(ucx::Fabric::flush_wait, [] {});
   }
 
  private:
@@ -97,6 +97,8 @@ class UcxChannelHandle : public Handle<UcxChannelHandle, std::shared_ptr<UcxPort
   Napi::Value transports(const Napi::CallbackInfo& info);
   Napi::Value abandon(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
+  Napi::Value end(const Napi::CallbackInfo& info, const char* name,
+                  const std::function<std::chrono::milliseconds()>& flush_wait);
 
   uint64_t id_;
 };

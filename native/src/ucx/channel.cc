@@ -50,11 +50,11 @@ void Fabric::Progress::abandon(uint64_t id) {
   });
 }
 
-void Fabric::Progress::close(uint64_t id, CloseDone done) {
-  enqueue([this, id, done = std::move(done)] { close_now(id, done); });
+void Fabric::Progress::close(uint64_t id, CloseDone done, std::chrono::milliseconds flush) {
+  enqueue([this, id, done = std::move(done), flush] { close_now(id, done, flush); });
 }
 
-void Fabric::Progress::close_now(uint64_t id, CloseDone done) {
+void Fabric::Progress::close_now(uint64_t id, CloseDone done, std::chrono::milliseconds flush) {
   const auto found = channels_.find(id);
   if (found == channels_.end()) {
     if (done) done();
@@ -66,13 +66,40 @@ void Fabric::Progress::close_now(uint64_t id, CloseDone done) {
   channel.closing = true;
   if (channel.endpoint && !channel.failure) send_control(channel, Kind::closing);
   if (channel.stream) watch(*channel.stream);
+  if (flush.count() == 0) return give_up(channel);
+  flushing_.emplace(std::chrono::steady_clock::now() + flush, id);
   close_if_quiet(channel);
 }
 
-/** Ends the closing of a channel as soon as nothing is under way on it, or its failure has made that void. */
+/** Takes back what a closing channel has sent and the peer has not taken. */
+void Fabric::Progress::give_up(Channel& channel) {
+  channel.given_up = true;
+  if (!channel.failure) channel.failure = closed_channel(channel.id);
+  end_offers(channel, *channel.failure);
+  if (channel.stream) end_sends(*channel.stream, *channel.failure);
+  // UCX does not take messages back, but most have left by then.
+  if (channel.holding > 0) flushing_.emplace(std::chrono::steady_clock::now() + flush_wait, channel.id);
+  close_if_quiet(channel);
+}
+
+void Fabric::Progress::give_up_late() {
+  const auto now = std::chrono::steady_clock::now();
+  while (!flushing_.empty() && flushing_.begin()->first <= now) {
+    const auto late = flushing_.extract(flushing_.begin());
+    const auto found = channels_.find(late.mapped());
+    if (found == channels_.end()) continue;
+    Channel& channel = *found->second;
+    if (!channel.given_up) give_up(channel);
+    else if (channel.endpoint) endpoint_over(channel.endpoint, gone(UCS_ERR_TIMED_OUT));
+  }
+}
+
+/** Ends the closing of a channel as soon as nothing is under way on it, or nothing that holds memory once it has failed. */
 void Fabric::Progress::close_if_quiet(Channel& channel) {
   if (!channel.closing) return;
-  if (!channel.failure) {
+  if (channel.failure) {
+    if (channel.holding > 0) return;
+  } else {
     const Stream* stream = channel.stream;
     if (!channel.offers.empty() || channel.under_way > 0 || (stream && stream->ready && !stream->idle())) return;
     if (stream && !channel.peer_closing && !ending_) {

@@ -30,7 +30,9 @@ void Fabric::send(uint64_t channel, Message message, SendDone done) {
 
 void Fabric::abandon(uint64_t channel) { progress_->abandon(channel); }
 
-void Fabric::close(uint64_t channel, CloseDone done) { progress_->close(channel, std::move(done)); }
+void Fabric::close(uint64_t channel, CloseDone done, std::chrono::milliseconds flush) {
+  progress_->close(channel, std::move(done), flush);
+}
 
 std::string Fabric::transports(uint64_t channel) { return progress_->transports(channel); }
 

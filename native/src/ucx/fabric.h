@@ -54,6 +54,8 @@ struct ChannelEvents {
 struct ChannelLimits {
   /** Rows plus metadata of one incoming message. */
   size_t message_bytes_max;
+  /** Messages that have come before one that was sent earlier, which they wait for. */
+  size_t early_bytes_max = size_t{1} << 30;
 };
 
 struct FabricStats {
@@ -129,8 +131,13 @@ class Fabric {
   virtual void abandon(uint64_t channel);
 
   using CloseDone = std::function<void()>;
-  /** Flushes what was sent unless the peer is gone, then forgets the channel. `failed` is not called. Idempotent. */
-  virtual void close(uint64_t channel, CloseDone done);
+  static constexpr std::chrono::milliseconds flush_wait{5000};
+  /**
+   * Forgets the channel once what was sent has left, or the peer is gone, and gives up what has not left within `flush`: a peer
+   * that stands still takes nothing. `done` is called when no message of the channel uses memory any more; `failed` is not
+   * called. Idempotent.
+   */
+  virtual void close(uint64_t channel, CloseDone done, std::chrono::milliseconds flush = flush_wait);
 
   /** The transports that carry the channel's messages, for example "mapped sysv posix" or "stream tcp", or empty before `connect`. */
   virtual std::string transports(uint64_t channel);

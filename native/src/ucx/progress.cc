@@ -27,8 +27,6 @@ std::chrono::microseconds poll_time() {
   return std::chrono::microseconds(known && CPU_COUNT(&cores) == 1 ? 0 : 20);
 }
 
-/** Commands that wait for the thread. Credits keep real use far below; beyond it something is broken. */
-constexpr size_t commands_max = 1 << 16;
 constexpr auto shutdown_wait = std::chrono::seconds(2);
 
 void check(ucs_status_t status, const char* call) {
@@ -147,7 +145,10 @@ void Fabric::Progress::destroy() {
     if (request->done) request->done(ended);
     delete request;
   }
-  for (auto& [id, channel] : channels_) end_offers(*channel, ended);
+  for (auto& [id, channel] : channels_) {
+    end_offers(*channel, ended);
+    for (const CloseDone& closed : channel->closed) closed();
+  }
   for (ReceiveRequest* request : receiving_) delete request;
   close_streams();
   if (command_events_ >= 0) ::close(command_events_);
@@ -159,7 +160,6 @@ void Fabric::Progress::enqueue(Command command) {
   {
     std::lock_guard lock(mutex_);
     if (closing_) throw Error(Code::cancelled, "the UCX fabric is closing");
-    if (commands_.size() >= commands_max) throw Error(Code::resource_exhausted, "too many UCX operations are waiting");
     commands_.push_back(std::move(command));
     // A thread that is awake looks for commands by itself, and one that was woken takes them all.
     if (!sleeping_ || commands_.size() > 1) return;
@@ -185,6 +185,7 @@ void Fabric::Progress::run() {
   auto last_work = Clock::now();
   for (;;) {
     bool busy = run_commands();
+    if (!flushing_.empty()) give_up_late();
     {
       std::lock_guard lock(mutex_);
       if (closing_ && commands_.empty()) break;
@@ -213,8 +214,13 @@ void Fabric::Progress::wait_for_events() {
     if (!commands_.empty() || !deferred_.empty() || closing_) return;
     sleeping_ = true;
   }
+  int wait_ms = -1;
+  if (!flushing_.empty()) {
+    using std::chrono::ceil, std::chrono::milliseconds, std::chrono::steady_clock;
+    wait_ms = std::max<int>(0, ceil<milliseconds>(flushing_.begin()->first - steady_clock::now()).count());
+  }
   epoll_event events[3];
-  const int count = epoll_wait(poll_events_, events, 3, -1);
+  const int count = epoll_wait(poll_events_, events, 3, wait_ms);
   {
     std::lock_guard lock(mutex_);
     sleeping_ = false;
@@ -228,7 +234,7 @@ void Fabric::Progress::wait_for_events() {
 void Fabric::Progress::close_all() {
   ending_ = true;
   for (const auto& [id, channel] : channels_) {
-    close_now(id, nullptr);
+    close_now(id, nullptr, flush_wait);
     close_if_quiet(*channel);
   }
   const auto deadline = std::chrono::steady_clock::now() + shutdown_wait;

@@ -46,7 +46,7 @@ class Fabric::Progress {
   void connect(uint64_t id, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done);
   void send(uint64_t id, Message message, SendDone done);
   void abandon(uint64_t id);
-  void close(uint64_t id, CloseDone done);
+  void close(uint64_t id, CloseDone done, std::chrono::milliseconds flush);
   std::string transports(uint64_t id);
   FabricStats stats() const;
 
@@ -76,7 +76,9 @@ class Fabric::Progress {
 
   // Everything below runs on the progress thread. Channels: channel.cc.
   void connect_now(uint64_t id, const std::vector<uint8_t>& peer_address, uint64_t peer_channel, ConnectDone done);
-  void close_now(uint64_t id, CloseDone done);
+  void close_now(uint64_t id, CloseDone done, std::chrono::milliseconds flush);
+  void give_up(Channel& channel);
+  void give_up_late();
   void close_if_quiet(Channel& channel);
   void finish_close(uint64_t id);
   void fail(Channel& channel, Error error);
@@ -112,7 +114,7 @@ class Fabric::Progress {
   void offer(Channel& channel, Message message, SendDone done);
   void send_control(Channel& channel, Kind kind, uint64_t sequence = 0, const void* data = nullptr, size_t length = 0);
   void transmit(Channel& channel, std::unique_ptr<SendRequest> request, const void* data, size_t length);
-  void ended(uint64_t id);
+  void ended(uint64_t id, bool held);
   void end_offers(Channel& channel, const Error& error);
 
   // What comes in: receive.cc.
@@ -168,6 +170,8 @@ class Fabric::Progress {
   std::map<std::string, Listener> listeners_;
   /** The fabric ends: nothing is waited for that a peer may never do. */
   bool ending_ = false;
+  /** Channels that close, by the time at which they give up what has not left. Those that have closed by then are gone. */
+  std::multimap<std::chrono::steady_clock::time_point, uint64_t> flushing_;
   /** What a callback of UCX must not do itself. */
   std::deque<Command> deferred_;
 
@@ -221,6 +225,8 @@ struct Fabric::Progress::Channel {
   uint64_t next_delivered = 0;
   /** Complete, but a message sent before is not. */
   std::map<uint64_t, Message> early{};
+  /** Of their slabs. */
+  size_t early_bytes = 0;
   std::optional<Error> failure{};
 
   /** The number that this side chose, and, once the peer has shown that it holds it, the peer's memory. */
@@ -242,8 +248,12 @@ struct Fabric::Progress::Channel {
   bool peer_closing = false;
   /** Messages that UCX sends or receives. */
   size_t under_way = 0;
+  /** Of those, the ones with a slab. */
+  size_t holding = 0;
   /** Closing ends when the peer has taken what was offered, and nothing is under way. */
   bool closing = false;
+  /** Nothing of it is waited for but what UCX holds. */
+  bool given_up = false;
   std::vector<CloseDone> closed{};
 };
 

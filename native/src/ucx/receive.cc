@@ -6,9 +6,6 @@
 namespace switchyard::ucx {
 namespace {
 
-/** Messages that may wait for one that was sent before them. */
-constexpr size_t early_max = 4096;
-
 template <typename T>
 std::optional<T> read_as(const void* data, size_t length) {
   if (length != sizeof(T)) return std::nullopt;
@@ -63,6 +60,7 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
   auto* request = new ReceiveRequest{this, channel.id, header.sequence, std::move(*message)};
   receiving_.insert(request);
   ++channel.under_way;
+  ++channel.holding;
   ucp_request_param_t transfer{};
   transfer.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
   transfer.cb.recv_am = on_received;
@@ -99,7 +97,7 @@ void Fabric::Progress::on_received(void* handle, ucs_status_t status, size_t, vo
   const std::unique_ptr<ReceiveRequest> request(static_cast<ReceiveRequest*>(user_data));
   Progress& self = *request->owner;
   self.receiving_.erase(request.get());
-  self.ended(request->channel);
+  self.ended(request->channel, true);
   const auto found = self.channels_.find(request->channel);
   if (status == UCS_OK) self.deliver(request->channel, request->sequence, std::move(request->message));
   else if (found != self.channels_.end()) self.fail(*found->second, gone(status));
@@ -111,12 +109,9 @@ void Fabric::Progress::deliver(uint64_t id, uint64_t sequence, Message message) 
   if (found == channels_.end() || found->second->failure || found->second->closing) return;
   Channel& channel = *found->second;
   message.arrived = std::chrono::steady_clock::now();
+  channel.early_bytes += message.slab->capacity();
   if (sequence < channel.next_delivered || !channel.early.emplace(sequence, std::move(message)).second) {
     fail(channel, Error(Code::invalid_argument, "UCX message " + std::to_string(sequence) + " came twice"));
-    return;
-  }
-  if (channel.early.size() > early_max) {
-    fail(channel, Error(Code::data_loss, "UCX message " + std::to_string(channel.next_delivered) + " is missing"));
     return;
   }
   for (auto next = channel.early.begin(); next != channel.early.end() && next->first == channel.next_delivered;
@@ -124,7 +119,11 @@ void Fabric::Progress::deliver(uint64_t id, uint64_t sequence, Message message) 
     ++channel.next_delivered;
     ++messages_received_;
     bytes_received_ += next->second.row_bytes + next->second.meta_bytes;
+    channel.early_bytes -= next->second.slab->capacity();
     channel.events.received(std::move(next->second));
+  }
+  if (channel.early_bytes > channel.limits.early_bytes_max) {
+    fail(channel, Error(Code::data_loss, "UCX message " + std::to_string(channel.next_delivered) + " is missing"));
   }
 }
 

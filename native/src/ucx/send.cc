@@ -93,11 +93,14 @@ void Fabric::Progress::transmit(Channel& channel, std::unique_ptr<SendRequest> r
   request->header.channel = channel.peer_channel;
   request->header.key = channel.key;
   ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
+  // Short messages are copied out at once, or can be given up: UCX never gives up those that it leaves for the peer to fetch.
+  param.flags = length < offer_bytes_min ? UCP_AM_SEND_FLAG_EAGER : 0;
   param.cb.send = on_sent;
   param.user_data = request.get();
   sending_.insert(request.get());
   ++channel.under_way;
+  if (request->header.kind == Kind::message) ++channel.holding;
   const ucs_status_ptr_t pending =
       ucp_am_send_nbx(channel.endpoint, message_id, &request->header, sizeof(WireHeader), data, length, &param);
   SendRequest* sent = request.release();  // on_sent owns it now.
@@ -108,7 +111,7 @@ void Fabric::Progress::on_sent(void* handle, ucs_status_t status, void* user_dat
   const std::unique_ptr<SendRequest> request(static_cast<SendRequest*>(user_data));
   Progress& self = *request->owner;
   self.sending_.erase(request.get());
-  self.ended(request->channel);
+  self.ended(request->channel, request->header.kind == Kind::message);
   std::optional<Error> error;
   if (status != UCS_OK) error = gone(status);
   if (request->header.kind == Kind::message) {
@@ -126,11 +129,12 @@ void Fabric::Progress::on_sent(void* handle, ucs_status_t status, void* user_dat
   if (handle) ucp_request_free(handle);
 }
 
-/** A message of the channel is no longer under way. */
-void Fabric::Progress::ended(uint64_t id) {
+/** A message of the channel, which `held` a slab or not, is no longer under way. */
+void Fabric::Progress::ended(uint64_t id, bool held) {
   const auto found = channels_.find(id);
   if (found == channels_.end()) return;
   --found->second->under_way;
+  if (held) --found->second->holding;
   close_if_quiet(*found->second);
 }
 

@@ -126,17 +126,18 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     return false;
   }
 
-  destroy(): void {
+  /** `flush`: what was sent may still leave. Resolves when no message uses memory any more. */
+  async destroy({ flush } = { flush: true }): Promise<void> {
     if (this.closed) return;
     this.closed = true;
-    this.channel.close();
+    await (flush ? this.channel.close() : this.channel.close(0));
   }
 
   /** As `destroy`, of a port that was lost: the way to the peer is made anew for later ones. */
-  abandon(): void {
+  async abandon(): Promise<void> {
     if (this.closed) return;
     this.closed = true;
-    this.channel.abandon();
+    await this.channel.abandon();
   }
 
   /** What cannot be sent ends the channel, and `receive` tells. */
@@ -149,7 +150,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
       if (this.options.reportSends) this.sending.push(sent);
     } catch (thrown) {
       this.failure ??= asSwitchyardError(thrown);
-      this.channel.close();
+      void this.channel.close(0);
     }
   }
 
