@@ -35,7 +35,7 @@ export interface ForwardOptions {
   tensor?: string;
   /** Default: as the input's shape says, otherwise one sequence of all tokens. A batch is split over routers by sequences. */
   sequences?: number;
-  /** Tokens per sequence. Default: the input's tokens / sequences. */
+  /** Tokens per sequence. Default: the input's tokens / sequences, so bytes tell nothing of rows of another size. */
   length?: number;
   /** Model layers, both included. Default: all. */
   layers?: { first: number; last: number };
