@@ -76,7 +76,7 @@ describe('a cluster with tokens that listens on every address', () => {
     const stranger = start(role, { coordinator: cluster.address, name: 'stranger', nodeToken });
     expect(await stranger.exited).toEqual({ code: 1, signal: null });
     const error = stranger.exitError(await stranger.exited);
-    expect(error.message).toMatch(reason);
+    expect(`${error.code}: ${error.message}`).toMatch(reason);
     const { view } = await cluster.client.describeCluster();
     expect(view?.nodes.map(({ name }) => name)).not.toContain('stranger');
   });
