@@ -57,7 +57,7 @@ export function isErrorCode(value: unknown): value is ErrorCode {
 
 /** An argument outside what is allowed: names the field, the value and the allowed values. */
 export function invalidArgument(field: string, value: unknown, allowed: string): SwitchyardError {
-  const shown = typeof value === 'string' ? JSON.stringify(value) : String(value);
+  const shown = typeof value === 'string' ? quoted(value) : String(value);
   return new SwitchyardError('INVALID_ARGUMENT', `${field} is ${shown}; allowed: ${allowed}`, {
     field,
     value: shown,
@@ -75,6 +75,15 @@ export function overLimit(
 ): SwitchyardError {
   const text = `${field} is ${value}; allowed: at most ${allowed}, by ${setting} of ${node}`;
   return new SwitchyardError(code, text, { field, value, allowed, setting, node });
+}
+
+const quotedCharactersMax = 200;
+
+/** A text as errors show it, which may come from anybody: in quotes, and cut. */
+export function quoted(text: string): string {
+  return text.length > quotedCharactersMax
+    ? `${JSON.stringify(text.slice(0, quotedCharactersMax))}… (${text.length} characters)`
+    : JSON.stringify(text);
 }
 
 /** Any thrown value as a SwitchyardError. Errors of the addon keep their code. */

@@ -1,7 +1,9 @@
 import type { Http2Server, ServerHttp2Session } from 'node:http2';
 import { ServerInterceptingCall, type ServerInterceptor, type StatusObject, status } from '@grpc/grpc-js';
+import { controlLimits } from './control-limits.js';
 import { invalidArgument, SwitchyardError } from './errors.js';
 import { FairSlots } from './fair-slots.js';
+import { services } from './protocol.js';
 import { toServiceError } from './status.js';
 
 /** HTTP/2 connections of a server at once. */
@@ -27,8 +29,7 @@ export function guardCalls(callsMax: number): ServerInterceptor {
   const slots = new FairSlots(callsMax);
   return (method, call) => {
     const { incomingEncoding, decoder } = call as unknown as CallInternals;
-    const small = !method.requestStream || method.path.startsWith('/grpc.');
-    if (small) decoder.maxReadMessageLength = Math.min(decoder.maxReadMessageLength, smallRequestBytes);
+    decoder.maxReadMessageLength = Math.min(decoder.maxReadMessageLength, requestBytesMax(method));
     let giveBack: (() => void) | null = null;
     let late: NodeJS.Timeout | undefined;
     return new ServerInterceptingCall(call, {
@@ -61,6 +62,11 @@ export function guardCalls(callsMax: number): ServerInterceptor {
       },
     });
   };
+}
+
+function requestBytesMax({ path, requestStream }: { path: string; requestStream: boolean }): number {
+  if (!requestStream || path.startsWith('/grpc.')) return smallRequestBytes;
+  return path === services.Coordinator.Join.path ? controlLimits.messageBytesMax : Number.POSITIVE_INFINITY;
 }
 
 /**

@@ -1,4 +1,5 @@
 import type { ClientDuplexStream } from '@grpc/grpc-js';
+import { plainText } from './control-limits.js';
 import { asSwitchyardError, type ErrorCode, SwitchyardError } from './errors.js';
 import type { CoordinatorClient } from './generated/switchyard/v1/Coordinator.js';
 import type { CoordinatorMessage } from './generated/switchyard/v1/CoordinatorMessage.js';
@@ -9,6 +10,7 @@ import { Deferred } from './lifecycle.js';
 import type { Logger } from './log.js';
 import { clients } from './protocol.js';
 import { fromServiceError } from './status.js';
+import type { OnUnknown } from './unknown-kinds.js';
 
 export interface ControlSessionOptions {
   /** host:port of the coordinator. */
@@ -22,6 +24,7 @@ export interface ControlSessionOptions {
   /** A coordinator silent for so long is lost, and joined again. */
   leaseMs: number;
   onMessage: (message: CoordinatorMessage) => void;
+  onUnknown?: OnUnknown;
   log: Logger;
 }
 
@@ -92,7 +95,7 @@ export class ControlSession {
   leaving(reason: string): void {
     if (this.ending) return;
     this.ending = true;
-    if (this.joined) this.call?.write({ leaving: { reason } });
+    if (this.joined) this.call?.write({ leaving: { reason: plainText(reason) } });
   }
 
   /** Says goodbye, ends the stream, waits until the coordinator has ended it too (at most `waitMs`). */
@@ -141,7 +144,8 @@ export class ControlSession {
       this.options.log.info({ event: 'coordinator-joined', coordinator: this.options.coordinator });
     }
     try {
-      this.options.onMessage(message);
+      if (message.kind === undefined) this.options.onUnknown?.('control');
+      else this.options.onMessage(message);
     } catch (error) {
       this.finish(asSwitchyardError(error));
     }

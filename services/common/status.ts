@@ -37,6 +37,9 @@ export function formatDetails(details: ErrorDetails): string {
   );
 }
 
+/** A text of another process, which is sent on, as far as that goes. */
+export const cutMessage = (text: string): string => wellFormed(text, messageCharactersMax);
+
 /** Cut to `length`; lone surrogates, which cannot be percent-encoded, become U+FFFD. */
 function wellFormed(text: string, length: number): string {
   return Buffer.from(text.length > length ? `${text.slice(0, length)}…` : text).toString();
@@ -49,7 +52,7 @@ export function toServiceError(thrown: unknown): Partial<StatusObject> & Error {
   metadata.set(codeKey, error.code);
   const details = formatDetails(error.details);
   if (details.length <= detailsCharactersMax) metadata.set(detailsKey, details);
-  const message = wellFormed(error.message, messageCharactersMax);
+  const message = cutMessage(error.message);
   return Object.assign(new Error(message), { code: error.grpcStatus, details: message, metadata });
 }
 
@@ -81,7 +84,7 @@ export function fromServiceError(thrown: unknown): SwitchyardError {
 
 /** The details in a text of `formatDetails`; none in any other. */
 export function parseDetails(text: unknown): ErrorDetails {
-  if (typeof text !== 'string') return {};
+  if (typeof text !== 'string' || text.length > detailsCharactersMax) return {};
   try {
     const parsed: unknown = JSON.parse(text);
     if (parsed === null || typeof parsed !== 'object' || Array.isArray(parsed)) return {};

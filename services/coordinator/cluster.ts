@@ -8,6 +8,7 @@ import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerRepor
 import type { ModelSpec } from '../model/spec.js';
 import { linkKey } from '../transport/link-key.js';
 import { balancedness, Feedback, type FeedbackOptions } from './balance.js';
+import { checkHello, checkRouterReport, checkText, checkWorkerReport } from './check.js';
 import { type Member, Membership } from './membership.js';
 import { assignSeats, dealExperts, type ExpertPlace, expertKey, type Seats } from './placement.js';
 import { checkPlace, orderWorkers, type Topology } from './topology.js';
@@ -19,6 +20,8 @@ export interface ClusterOptions {
   workers: number;
   topology: Topology | null;
   leaseMs: number;
+  leftKeptMs: number;
+  deadKeptMs: number;
   feedback: FeedbackOptions;
 }
 
@@ -46,7 +49,7 @@ export class Cluster {
     readonly options: ClusterOptions,
     private readonly events: ClusterEvents,
   ) {
-    this.membership = new Membership(options.leaseMs);
+    this.membership = new Membership(options);
     this.places = dealExperts(options.model.layers, options.workers);
     this.seats = new Array<null>(options.workers).fill(null);
     this.expertsOf = new Map(options.model.layers.map(({ layer, experts }) => [layer, experts]));
@@ -61,9 +64,10 @@ export class Cluster {
     return this.membership.all();
   }
 
-  /** Throws NAME_TAKEN, MODEL_MISMATCH or INVALID_ARGUMENT; the cluster is then as before. */
+  /** Throws NAME_TAKEN, MODEL_MISMATCH, RESOURCE_EXHAUSTED or INVALID_ARGUMENT; the cluster is then as before. */
   join(hello: NodeHello, nowMs: number): Member {
     const { model, topology } = this.options;
+    checkHello(hello);
     if (hello.modelFingerprint !== '' && hello.modelFingerprint !== model.fingerprint) {
       throw new SwitchyardError(
         'MODEL_MISMATCH',
@@ -84,55 +88,46 @@ export class Cluster {
   workerReport(member: Member, report: WorkerReport): void {
     if (member.hello.role !== 'WORKER')
       throw invalidArgument('kind', 'worker', 'router reports from a router');
+    checkWorkerReport(report, this.expertsOf);
     member.worker = report;
     if (!report.readyChanged) return;
-    const ready = new Set<number>();
-    for (const { layer, expert } of report.ready) {
-      if (expert >= (this.expertsOf.get(layer) ?? 0))
-        throw invalidArgument('ready', `layer ${layer} expert ${expert}`, 'experts of the model');
-      ready.add(expertKey(layer, expert));
-    }
-    member.ready = ready;
+    member.ready = new Set(report.ready.map(({ layer, expert }) => expertKey(layer, expert)));
     this.viewChanged();
   }
 
   routerReport(member: Member, report: RouterReport): void {
     if (member.hello.role !== 'ROUTER')
       throw invalidArgument('kind', 'router', 'worker reports from a worker');
+    checkRouterReport(report, this.expertsOf);
     const readinessChanged = member.router?.notReady !== report.notReady;
     member.router = report;
     if (report.linksChanged) member.links = report.links;
     if (report.linksChanged || readinessChanged) this.viewChanged();
     let changed = false;
-    for (const { layer, rows } of report.loads) {
-      const experts = this.expertsOf.get(layer);
-      if (experts !== rows.length)
-        throw invalidArgument(
-          'loads',
-          `${rows.length} experts of layer ${layer}`,
-          `${experts ?? 'no'} experts`,
-        );
-      changed = this.feedback.observe(layer, rows) || changed;
-    }
+    for (const { layer, rows } of report.loads) changed = this.feedback.observe(layer, rows) || changed;
     if (changed) this.events.onBias();
   }
 
   leave(member: Member, reason: string): void {
+    checkText('reason', reason);
     this.membership.leave(member, reason);
     this.place();
   }
 
   /** The member's stream is gone. Returns whether it lived until now. */
-  end(member: Member, reason: string): boolean {
-    if (!this.membership.end(member, reason)) return false;
+  end(member: Member, reason: string, nowMs: number): boolean {
+    if (!this.membership.end(member, reason, nowMs)) return false;
     this.place();
     return true;
   }
 
-  /** Ends the members that have been silent for too long, and returns them. */
+  /** Ends the members that have been silent for too long, and returns them. Forgets those that are long dead. */
   expire(nowMs: number, everyMs: number): Member[] {
     const expired = this.membership.expire(nowMs, everyMs);
     if (expired.length > 0) this.place();
+    // The holder of a seat is named by errors until its experts are somewhere else.
+    const isNeeded = ({ hello }: Member) => hello.role === 'WORKER' && this.seats.includes(hello.name);
+    if (this.membership.forget(nowMs, isNeeded)) this.viewChanged();
     return expired;
   }
 

@@ -1,3 +1,4 @@
+import { controlLimits } from '../common/control-limits.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { CoordinatorHandlers } from '../common/generated/switchyard/v1/Coordinator.js';
@@ -5,9 +6,11 @@ import type { CoordinatorMessageInput } from '../common/generated/switchyard/v1/
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { NodeMessage } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { Logger } from '../common/log.js';
+import type { OnUnknown } from '../common/unknown-kinds.js';
 import { Cluster, type ClusterOptions } from './cluster.js';
 import type { Member } from './membership.js';
 import { type MessageKind, NodeStream, type NodeStreamOwner } from './node-stream.js';
+import { Pace, type PaceOptions } from './pace.js';
 
 export interface ControlOptions extends ClusterOptions {
   /** How often every node hears from the coordinator. Well below the lease, after which nodes take it for lost. */
@@ -16,6 +19,9 @@ export interface ControlOptions extends ClusterOptions {
   feedbackOn: boolean;
   description: ModelDescriptionInput;
   log: Logger;
+  /** Messages of one node; beyond them it is cut off. */
+  pace: PaceOptions;
+  onUnknown: OnUnknown;
   /** Called when the view may have changed. */
   onView: () => void;
   /** Called when the cluster becomes ready, or no longer is. */
@@ -29,8 +35,6 @@ const viewDelayMs = 20;
 export class Control implements NodeStreamOwner {
   readonly cluster: Cluster;
   readonly implementation: CoordinatorHandlers;
-  /** Messages received by role: for metrics. */
-  readonly reports = { WORKER: 0, ROUTER: 0 };
   private readonly streams = new Map<Member, NodeStream>();
   /** All streams, also those that have not said hello. */
   private readonly open = new Set<NodeStream>();
@@ -48,9 +52,10 @@ export class Control implements NodeStreamOwner {
     });
     this.implementation = {
       Join: (call) => {
-        const stream = new NodeStream(call, this, options.leaseMs);
+        const stream = new NodeStream(call, this, options.leaseMs, new Pace(options.pace, performance.now()));
         this.open.add(stream);
         if (this.closing) stream.fail(this.draining());
+        else if (this.strangers > controlLimits.strangersMax) stream.fail(tooManyStrangers());
       },
     };
     const sweepMs = Math.max(10, Math.min(options.leaseMs / 10, 100));
@@ -64,6 +69,11 @@ export class Control implements NodeStreamOwner {
 
   get view(): ClusterViewInput {
     return this.cluster.lastView();
+  }
+
+  /** Streams that have not said hello. */
+  get strangers(): number {
+    return this.open.size - this.streams.size;
   }
 
   readiness(): { ready: boolean; reason: string } {
@@ -108,24 +118,25 @@ export class Control implements NodeStreamOwner {
     this.cluster.heard(member, performance.now());
     switch (message.kind) {
       case 'worker':
-        this.reports.WORKER += 1;
         this.cluster.workerReport(member, message.worker!);
         break;
       case 'router':
-        this.reports.ROUTER += 1;
         this.cluster.routerReport(member, message.router!);
         break;
       case 'leaving':
+        this.cluster.leave(member, message.leaving!.reason);
         this.options.log.info({
           event: 'node-leaving',
           node: member.hello.name,
           nodeRole: member.hello.role,
           reason: message.leaving!.reason,
         });
-        this.cluster.leave(member, message.leaving!.reason.slice(0, 256));
         break;
+      case 'hello':
+        throw invalidArgument('kind', 'hello', 'worker, router or leaving, after the hello');
       default:
-        throw invalidArgument('kind', message.kind ?? '', 'worker, router or leaving, after the hello');
+        // A newer node may say more than this version understands.
+        this.options.onUnknown('control');
     }
   }
 
@@ -139,7 +150,7 @@ export class Control implements NodeStreamOwner {
   gone(stream: NodeStream, member: Member, reason: string): void {
     this.open.delete(stream);
     this.streams.delete(member);
-    if (this.cluster.end(member, reason) && !this.closing) this.logGone(member);
+    if (this.cluster.end(member, reason, performance.now()) && !this.closing) this.logGone(member);
   }
 
   compose(kind: MessageKind, member: Member): CoordinatorMessageInput {
@@ -155,7 +166,7 @@ export class Control implements NodeStreamOwner {
       case 'bias':
         return { bias: { version: this.cluster.feedback.version, layers: this.cluster.feedback.layers() } };
       case 'heartbeat':
-        return {};
+        return { heartbeat: {} };
     }
   }
 
@@ -216,4 +227,10 @@ export class Control implements NodeStreamOwner {
   private draining(): SwitchyardError {
     return new SwitchyardError('DRAINING', 'the coordinator is stopping');
   }
+}
+
+function tooManyStrangers(): SwitchyardError {
+  const { strangersMax } = controlLimits;
+  const text = `${strangersMax} streams have not said hello yet; allowed: at most ${strangersMax}`;
+  return new SwitchyardError('RESOURCE_EXHAUSTED', text, { allowed: strangersMax });
 }

@@ -1,6 +1,7 @@
 import { native } from '../../native/index.js';
 import { Access, readTokens, type Tokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
+import { controlLimits } from '../common/control-limits.js';
 import { SwitchyardError } from '../common/errors.js';
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
@@ -9,6 +10,7 @@ import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
 import { Trace } from '../common/trace.js';
+import { type OnUnknown, unknownKinds } from '../common/unknown-kinds.js';
 import { version } from '../common/version.js';
 import { clusterState, Watchers } from '../common/watchers.js';
 import { openModel } from '../model/load.js';
@@ -26,6 +28,9 @@ import { readTopology } from './topology.js';
 const biasLimit = 1;
 /** Streams that are still open after the drain are cut. */
 const closeGraceMs = 1_000;
+/** Operators see who left, and who died, for so long. */
+const leftKeptMs = 60_000;
+const deadKeptMs = 15 * 60_000;
 const inferenceName = 'switchyard.v1.Inference';
 const coordinatorName = 'switchyard.v1.Coordinator';
 
@@ -53,6 +58,7 @@ class CoordinatorService {
   private readonly tokens: Required<Tokens>;
   private readonly access: Access;
   private readonly registry: Registry;
+  private readonly onUnknown: OnUnknown;
   private readonly control: Control;
   /** Of a coordinator without a router. */
   private readonly watchers = new Watchers(() => clusterState(this.control.view, describeModel(this.model)));
@@ -72,6 +78,7 @@ class CoordinatorService {
     this.tokens = readTokens(config);
     this.access = new Access(this.tokens);
     this.registry = createRegistry('coordinator', config.name);
+    this.onUnknown = unknownKinds(this.registry, this.log);
     this.trace = Trace.open(config.trace, config.name, this.log);
     this.control = this.createControl();
     coordinatorMetrics(this.registry, this.control);
@@ -146,6 +153,8 @@ class CoordinatorService {
       workers: config.workers,
       topology: config.topology === null ? null : readTopology(config.topology),
       leaseMs: config.leaseMs,
+      leftKeptMs,
+      deadKeptMs,
       heartbeatMs: config.heartbeatMs,
       feedbackOn: config.feedback ?? model.family === 'synthetic',
       feedback: {
@@ -154,6 +163,8 @@ class CoordinatorService {
         windowRowsPerExpert: config.feedbackWindow,
       },
       log,
+      pace: { atOnce: controlLimits.messagesAtOnce, perSecond: controlLimits.messagesPerSecond },
+      onUnknown: this.onUnknown,
       onView: () => this.watchers.notify(),
       onReady: () => this.showReadiness(),
     });
@@ -169,6 +180,7 @@ class CoordinatorService {
       log,
       registry,
       trace: this.trace,
+      onUnknown: this.onUnknown,
       onReady: () => this.showReadiness(),
     });
   }

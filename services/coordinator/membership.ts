@@ -1,14 +1,20 @@
-import { isAddress } from '../common/address.js';
-import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { controlLimits, plainText } from '../common/control-limits.js';
+import { SwitchyardError } from '../common/errors.js';
 import type { LinkDescription } from '../common/generated/switchyard/v1/LinkDescription.js';
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
-import { isNodeName, nodeNameAllowed } from '../common/node-name.js';
-import { linkSecretBytes } from '../transport/link-key.js';
 
-/** Dead members are listed, with the reason, until so many newer ones died. */
+/** However many die, no more of them are listed than the newest, and those that are kept for their seats. */
 const deadMembersMax = 64;
+
+export interface MembershipOptions {
+  /** A member silent for so long is dead. */
+  leaseMs: number;
+  /** How long a member that left is listed, and one that died. */
+  leftKeptMs: number;
+  deadKeptMs: number;
+}
 
 /** What may be shown of a hello. */
 export type Hello = Omit<NodeHello, 'linkSecret'>;
@@ -28,6 +34,8 @@ export interface Member {
   reason: string;
   /** Monotonic milliseconds of the last message. */
   heardAtMs: number;
+  /** Monotonic milliseconds of its death; 0 while it lives. */
+  endedAtMs: number;
   /** Keys (`expertKey`) of the experts it has reported ready. */
   ready: ReadonlySet<number>;
   worker: WorkerReport | null;
@@ -45,14 +53,10 @@ export class Membership {
   private joins = 0;
   private sweptAtMs: number | null = null;
 
-  constructor(private readonly leaseMs: number) {}
+  constructor(private readonly options: MembershipOptions) {}
 
-  /** Throws INVALID_ARGUMENT for a hello that makes no sense, NAME_TAKEN if a live node bears the name. */
+  /** Throws NAME_TAKEN if a live node bears the name, RESOURCE_EXHAUSTED if there are too many. */
   join({ linkSecret, ...hello }: NodeHello, nowMs: number): Member {
-    checkHello(hello);
-    const secretBytes = hello.role === 'WORKER' ? linkSecretBytes : 0;
-    if (linkSecret.byteLength !== secretBytes)
-      throw invalidArgument('link_secret', `${linkSecret.byteLength} bytes`, `${secretBytes} bytes`);
     const key = `${hello.role}/${hello.name}`;
     const holder = this.byKey.get(key);
     if (holder?.alive === true) {
@@ -61,6 +65,11 @@ export class Membership {
         `${hello.role.toLowerCase()} name is "${hello.name}", which the live node at ${holder.hello.address} (pid ${holder.hello.pid}) bears; allowed: a name that no live ${hello.role.toLowerCase()} has`,
         { name: hello.name, address: holder.hello.address },
       );
+    }
+    const { membersMax } = controlLimits;
+    if (this.all().filter(({ alive }) => alive).length >= membersMax) {
+      const text = `the cluster has ${membersMax} live nodes; allowed: at most ${membersMax}`;
+      throw new SwitchyardError('RESOURCE_EXHAUSTED', text, { name: hello.name, allowed: membersMax });
     }
     this.joins += 1;
     const member: Member = {
@@ -71,6 +80,7 @@ export class Membership {
       draining: false,
       reason: '',
       heardAtMs: nowMs,
+      endedAtMs: 0,
       ready: new Set(),
       worker: null,
       router: null,
@@ -85,17 +95,32 @@ export class Membership {
   /** A goodbye. The member lives, for its stream stands, and can be given nothing new. */
   leave(member: Member, reason: string): void {
     member.draining = true;
-    member.reason = `leaving: ${reason}`;
+    member.reason = plainText(`leaving: ${reason}`);
   }
 
   /** Ends a member's life; does nothing for one that is dead already. Returns whether it lived. */
-  end(member: Member, reason: string): boolean {
+  end(member: Member, reason: string, nowMs: number): boolean {
     if (!member.alive) return false;
     member.alive = false;
-    member.reason = member.draining ? member.reason.replace('leaving', 'left') : reason;
+    member.endedAtMs = nowMs;
+    member.reason = member.draining ? member.reason.replace('leaving', 'left') : plainText(reason);
     member.ready = new Set();
-    this.forgetOldDead();
     return true;
+  }
+
+  /**
+   * Forgets members that have been dead for long enough, or for longest where there are too many, and returns whether there
+   * were any. Those for which `isNeeded` holds stay.
+   */
+  forget(nowMs: number, isNeeded: (member: Member) => boolean): boolean {
+    const { leftKeptMs, deadKeptMs } = this.options;
+    const dead = this.all().filter((member) => !member.alive && !isNeeded(member));
+    dead.sort((a, b) => b.endedAtMs - a.endedAtMs);
+    const old = dead.filter(({ draining, endedAtMs }, index) => {
+      return index >= deadMembersMax || nowMs - endedAtMs > (draining ? leftKeptMs : deadKeptMs);
+    });
+    for (const { hello } of old) this.byKey.delete(`${hello.role}/${hello.name}`);
+    return old.length > 0;
   }
 
   /**
@@ -103,6 +128,7 @@ export class Membership {
    * when the calls themselves were late, this process stood still, and the members get that time on top.
    */
   expire(nowMs: number, everyMs: number): Member[] {
+    const { leaseMs } = this.options;
     const lateMs = this.sweptAtMs === null ? 0 : nowMs - this.sweptAtMs - everyMs;
     this.sweptAtMs = nowMs;
     const expired: Member[] = [];
@@ -110,8 +136,8 @@ export class Membership {
       if (!member.alive) continue;
       if (lateMs > everyMs) member.heardAtMs = Math.min(nowMs, member.heardAtMs + lateMs);
       const silentMs = nowMs - member.heardAtMs;
-      if (silentMs <= this.leaseMs) continue;
-      this.end(member, `silent for ${Math.round(silentMs)} ms; allowed: ${this.leaseMs} ms`);
+      if (silentMs <= leaseMs) continue;
+      this.end(member, `silent for ${Math.round(silentMs)} ms; allowed: ${leaseMs} ms`, nowMs);
       expired.push(member);
     }
     return expired;
@@ -133,21 +159,5 @@ export class Membership {
 
   find(role: 'WORKER' | 'ROUTER', name: string): Member | undefined {
     return this.byKey.get(`${role}/${name}`);
-  }
-
-  private forgetOldDead(): void {
-    const dead = [...this.byKey].filter(([, member]) => !member.alive);
-    for (const [key] of dead.slice(0, Math.max(0, dead.length - deadMembersMax))) this.byKey.delete(key);
-  }
-}
-
-function checkHello(hello: Hello): void {
-  if (!isNodeName(hello.name)) throw invalidArgument('name', hello.name, nodeNameAllowed);
-  if (!isAddress(hello.address)) {
-    throw invalidArgument('address', hello.address, 'host:port, whose host --advertise-host gives');
-  }
-  for (const field of ['host', 'device', 'metricsUrl', 'modelFingerprint'] as const) {
-    if (hello[field].length > 1024)
-      throw invalidArgument(field, `${hello[field].slice(0, 32)}…`, 'at most 1024 characters');
   }
 }

@@ -4,6 +4,7 @@ import type { CoordinatorMessageInput } from '../common/generated/switchyard/v1/
 import type { NodeMessage } from '../common/generated/switchyard/v1/NodeMessage.js';
 import { toServiceError } from '../common/status.js';
 import type { Member } from './membership.js';
+import type { Pace, PaceOptions } from './pace.js';
 
 type JoinCall = ServerDuplexStream<NodeMessage, CoordinatorMessageInput>;
 
@@ -38,6 +39,7 @@ export class NodeStream {
     private readonly call: JoinCall,
     private readonly owner: NodeStreamOwner,
     helloMs: number,
+    private readonly pace: Pace,
   ) {
     this.helloTimer = setTimeout(() => {
       this.fail(new SwitchyardError('DEADLINE_EXCEEDED', `no hello within ${helloMs} ms`));
@@ -77,6 +79,7 @@ export class NodeStream {
   private receive(message: NodeMessage): void {
     if (this.closed) return;
     try {
+      if (!this.pace.take(performance.now())) throw tooManyMessages(this.pace.options);
       if (this.member !== null) {
         this.owner.receive(this.member, message);
         return;
@@ -113,4 +116,9 @@ export class NodeStream {
     if (this.flushing !== null) clearImmediate(this.flushing);
     this.due.clear();
   }
+}
+
+function tooManyMessages({ atOnce, perSecond }: PaceOptions): SwitchyardError {
+  const text = `the node sends more messages than allowed: ${perSecond} a second, ${atOnce} at once`;
+  return new SwitchyardError('RESOURCE_EXHAUSTED', text, { perSecond, atOnce });
 }

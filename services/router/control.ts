@@ -8,6 +8,7 @@ import type { NodeWelcome } from '../common/generated/switchyard/v1/NodeWelcome.
 import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { ControlSession } from '../common/session.js';
+import type { OnUnknown } from '../common/unknown-kinds.js';
 import type { Links } from './links.js';
 import { indexPlacements, type PlacementIndex } from './placement.js';
 import type { RouterReporter } from './report.js';
@@ -20,6 +21,7 @@ export interface ControlOptions {
   reporter: RouterReporter;
   /** A coordinator silent for so long is lost. */
   leaseMs: number;
+  onUnknown: OnUnknown;
   log: Logger;
   /** Called when what the router knows of its cluster may have changed. */
   onChange: () => void;
@@ -53,7 +55,7 @@ export class Control {
 
   /** Joins the coordinator at host:port. Resolves when the router's membership is over: null after `leave`, otherwise why it cannot be a member. */
   async run(coordinator: string, hello: NodeHelloInput): Promise<SwitchyardError | null> {
-    const { token, reporter, leaseMs, log } = this.options;
+    const { token, reporter, leaseMs, onUnknown, log } = this.options;
     this.coordinator = coordinator;
     const session = new ControlSession({
       coordinator,
@@ -63,6 +65,7 @@ export class Control {
       reportMs: Math.min(heartbeatMsMax, leaseMs / 5),
       leaseMs,
       onMessage: (message) => this.receive(message),
+      onUnknown,
       log,
     });
     this.session = session;

@@ -1,9 +1,11 @@
+import { plainText } from '../common/control-limits.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { LinkDescriptionInput } from '../common/generated/switchyard/v1/LinkDescription.js';
 import type { LinkKey } from '../common/generated/switchyard/v1/LinkKey.js';
 import { Deferred, sleep } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
+import type { OnUnknown } from '../common/unknown-kinds.js';
 import { dialLink } from '../transport/dial.js';
 import { resultBytesMax } from '../transport/limits.js';
 import type { Link, TransportChoice } from '../transport/link.js';
@@ -16,6 +18,7 @@ export interface LinksOptions {
   /** A worker silent for so long is lost. */
   leaseMs: number;
   transport: TransportChoice;
+  onUnknown: OnUnknown;
   log: Logger;
   /** Called when a link was made or lost. */
   onChange: () => void;
@@ -86,7 +89,7 @@ class Connection {
 
   /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
   private async dial(logFailure: boolean): Promise<Link | null> {
-    const { router, host, leaseMs, transport, log } = this.options;
+    const { router, host, leaseMs, transport, onUnknown, log } = this.options;
     const { worker, address } = this;
     try {
       const key = this.key();
@@ -103,6 +106,7 @@ class Connection {
         resultBytesMax,
         leaseMs,
         transport,
+        onUnknown,
         log,
       });
       if (this.closing.signal.aborted) {
@@ -198,12 +202,12 @@ export class Links {
   describe(): LinkDescriptionInput[] {
     return [...this.connections.values()].map(({ worker, link, reason }) =>
       link === null
-        ? { worker, transport: 'NO_LINK', lanes: '', reason }
+        ? { worker, transport: 'NO_LINK', lanes: '', reason: plainText(reason) }
         : {
             worker,
             transport: link.transport === 'ucx' ? 'UCX' : 'GRPC',
-            lanes: link.lanes,
-            reason: link.reason,
+            lanes: plainText(link.lanes),
+            reason: plainText(link.reason),
           },
     );
   }

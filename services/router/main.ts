@@ -7,6 +7,7 @@ import type { Running } from '../common/lifecycle.js';
 import { createLogger } from '../common/log.js';
 import { createRegistry } from '../common/metrics.js';
 import { Trace } from '../common/trace.js';
+import { unknownKinds } from '../common/unknown-kinds.js';
 import { type RouterConfig, routerSlabs } from './config.js';
 import { createRouter } from './router.js';
 
@@ -28,6 +29,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     log,
     registry,
     trace,
+    onUnknown: unknownKinds(registry, log),
     onReady: (ready) => {
       server.setServing('', ready);
       server.setServing(serviceName, ready);

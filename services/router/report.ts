@@ -1,3 +1,4 @@
+import { plainText } from '../common/control-limits.js';
 import type { NodeMessageInput } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { RouterReportInput } from '../common/generated/switchyard/v1/RouterReport.js';
 import { createUtilizationMeter } from '../common/metrics.js';
@@ -15,9 +16,6 @@ export interface ReportSources {
   /** Why the router is not ready; empty if it is. */
   notReady: () => string;
 }
-
-/** A reason may name many things; its beginning names the first. */
-const reasonCharactersMax = 512;
 
 /**
  * The router's reports: rows chosen per expert soon after they were chosen, and a heartbeat with the
@@ -99,7 +97,7 @@ export class RouterReporter {
       bytesInFlight: this.sources.bytesInFlight(),
       eventLoopUtilization: this.utilization,
       rssBytes: this.rssBytes,
-      notReady: this.sources.notReady().slice(0, reasonCharactersMax),
+      notReady: plainText(this.sources.notReady()),
     };
   }
 

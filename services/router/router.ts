@@ -11,6 +11,7 @@ import type { Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
 import { toServiceError } from '../common/status.js';
 import type { Trace } from '../common/trace.js';
+import type { OnUnknown } from '../common/unknown-kinds.js';
 import { version } from '../common/version.js';
 import { clusterState, Watchers } from '../common/watchers.js';
 import { ByteBudget } from './budget.js';
@@ -30,6 +31,7 @@ export interface RouterOptions {
   log: Logger;
   registry: Registry;
   trace: Trace | null;
+  onUnknown: OnUnknown;
   /** Called when every expert can be reached from here, and when no longer. */
   onReady?: (ready: boolean) => void;
 }
@@ -72,6 +74,7 @@ export class Router {
       leaseMs: config.leaseMs,
       host: config.host,
       transport: config.transport,
+      onUnknown: options.onUnknown,
       log,
       onChange: () => this.control.notify(),
     });
@@ -80,6 +83,7 @@ export class Router {
       links: this.links,
       reporter,
       leaseMs: config.leaseMs,
+      onUnknown: options.onUnknown,
       log,
       onChange: () => this.watchers.notify(),
       onReady: (ready) => {

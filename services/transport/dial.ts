@@ -1,5 +1,6 @@
 import { type ClientDuplexStream, Metadata } from '@grpc/grpc-js';
 import { adviseAdvertiseHost } from '../common/advertise.js';
+import { plainText } from '../common/control-limits.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import type { ExpertsClient } from '../common/generated/switchyard/v1/Experts.js';
@@ -13,6 +14,7 @@ import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { clients, exchangeCodec } from '../common/protocol.js';
 import { fromServiceError } from '../common/status.js';
+import type { OnUnknown } from '../common/unknown-kinds.js';
 import { Exchanges } from './exchanges.js';
 import { MessageWriter } from './grpc/writer.js';
 import type {
@@ -46,6 +48,7 @@ export interface LinkOptions {
   /** A worker silent for so long is lost. Default: half a minute. */
   leaseMs?: number;
   transport: TransportChoice;
+  onUnknown?: OnUnknown;
   log: Logger;
 }
 
@@ -220,6 +223,7 @@ class RouterLink implements Link {
     else if (!this.welcomed) this.lose(violation('the first message of the worker is not a welcome'));
     else if (message.result) void this.result(message.result, rows);
     else if (message.failure) this.failure(message.failure);
+    else this.options.onUnknown?.('link');
   }
 
   private async result({ meta }: ResultBatch, rows: ArrivedRows): Promise<void> {
@@ -282,7 +286,7 @@ class RouterLink implements Link {
       this.sendHello(null);
       return true;
     }
-    if (this.ucx) this.reason = ucxDeclined || `worker ${this.worker} declined UCX`;
+    if (this.ucx) this.reason = plainText(ucxDeclined) || `worker ${this.worker} declined UCX`;
     if (this.options.transport === 'ucx') throw ucxLoss(this.reason);
     this.ucx?.destroy();
     return false;

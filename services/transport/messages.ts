@@ -12,7 +12,7 @@ import type {
 } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import type { SegmentInput } from '../common/generated/switchyard/v1/Segment.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
-import { formatDetails, parseDetails } from '../common/status.js';
+import { cutMessage, formatDetails, parseDetails } from '../common/status.js';
 import { rowsBytes, tooManyRows } from './limits.js';
 import type { TokenBatchMeta } from './link.js';
 
@@ -143,6 +143,7 @@ export function toWireFailure(exchange: number, thrown: unknown): ExchangeFailur
 
 /** The worker's error as the router throws it, with the name of the worker added. */
 export function fromWireFailure(failure: ExchangeFailure, worker: string): SwitchyardError {
+  const code = isErrorCode(failure.code) ? failure.code : 'INTERNAL';
   const details: ErrorDetails = { worker, ...parseDetails(failure.details) };
-  return new SwitchyardError(isErrorCode(failure.code) ? failure.code : 'INTERNAL', failure.message, details);
+  return new SwitchyardError(code, cutMessage(failure.message), details);
 }

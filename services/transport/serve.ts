@@ -1,6 +1,6 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import type { Access } from '../common/access.js';
-import { asSwitchyardError, type ErrorCode, invalidArgument, SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, type ErrorCode, invalidArgument, quoted, SwitchyardError } from '../common/errors.js';
 import type { LinkHello } from '../common/generated/switchyard/v1/LinkHello.js';
 import type { LinkWelcomeInput } from '../common/generated/switchyard/v1/LinkWelcome.js';
 import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMessage.js';
@@ -11,6 +11,7 @@ import type { Logger } from '../common/log.js';
 import { exchangeCodec, services } from '../common/protocol.js';
 import { toServiceError } from '../common/status.js';
 import type { Trace } from '../common/trace.js';
+import type { OnUnknown } from '../common/unknown-kinds.js';
 import { Answers } from './answers.js';
 import { MessageWriter } from './grpc/writer.js';
 import type { TokenBatchHandler, TransportChoice, TransportKind } from './link.js';
@@ -40,6 +41,7 @@ export interface LinkServiceOptions {
   handler: TokenBatchHandler;
   /** No answers are wanted any more for this batch of this router: it was cancelled, or its link is gone. */
   onCancel: (batchId: string, router: string) => void;
+  onUnknown?: OnUnknown;
   trace?: Trace | null;
   /** Ends all links, and tells the routers that the worker stops. */
   stopping?: AbortSignal;
@@ -145,7 +147,7 @@ class WorkerLink {
         throw invalidArgument('kind', message.kind ?? 'none', 'hello as the first message, then the welcome');
       else if (message.tokens) this.answers.receive(message.tokens.meta, rows, metadataBytes);
       else if (message.cancel) this.answers.cancel(message.cancel.batchId);
-      else throw invalidArgument('kind', 'none', 'hello, tokens, cancel');
+      else this.options.onUnknown?.('link');
     } catch (error) {
       dropRows(rows);
       this.fail(error);
@@ -207,8 +209,9 @@ class WorkerLink {
     if (modelFingerprint === allowed) return;
     const { worker } = this.options;
     const { router } = this.proof;
-    const text = `model_fingerprint of router ${router} is ${JSON.stringify(modelFingerprint)}; worker ${worker} serves ${allowed}`;
-    throw new SwitchyardError('MODEL_MISMATCH', text, { worker, value: modelFingerprint, allowed });
+    const value = quoted(modelFingerprint);
+    const text = `model_fingerprint of router ${router} is ${value}; worker ${worker} serves ${allowed}`;
+    throw new SwitchyardError('MODEL_MISMATCH', text, { worker, value, allowed });
   }
 
   private sendWelcome(also: LinkWelcomeInput): void {

@@ -14,6 +14,7 @@ import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { ControlSession } from '../common/session.js';
 import { Trace } from '../common/trace.js';
+import { type OnUnknown, unknownKinds } from '../common/unknown-kinds.js';
 import { FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
 import { createLinkSecret } from '../transport/link-key.js';
@@ -56,6 +57,7 @@ class WorkerService {
   private readonly access: Access;
   private readonly linkSecret = createLinkSecret();
   private readonly registry: Registry;
+  private readonly onUnknown: OnUnknown;
   private readonly metrics: ExecutorMetrics;
   private readonly backend: ExpertBackend;
   /** How much the experts may take. */
@@ -87,6 +89,7 @@ class WorkerService {
     this.backend = createBackend(config);
     this.weights = weightBound(config, this.backend.description.memoryBytes);
     this.registry = createRegistry('worker', config.name);
+    this.onUnknown = unknownKinds(this.registry, this.log);
     this.metrics = executorMetrics(this.registry);
     this.reporter = new WorkerReporter(this.metrics.totals, () => this.backend.figures());
     workerGauges(this.registry, {
@@ -161,6 +164,7 @@ class WorkerService {
       reportMs,
       leaseMs: config.leaseMs,
       onMessage: (message) => this.receive(message),
+      onUnknown: this.onUnknown,
       log: this.log,
     });
     this.session.ended.then((error) => {
@@ -264,6 +268,7 @@ class WorkerService {
       // A link opens only when the model, and so the executor, is there.
       handler: (batch, router) => this.loaded!.executor.submit(batch, router),
       onCancel: (batchId, router) => this.loaded!.executor.cancel(batchId, router),
+      onUnknown: this.onUnknown,
       trace: this.trace,
       stopping: this.linksEnd.signal,
       log,

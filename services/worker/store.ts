@@ -95,7 +95,8 @@ export class ExpertStore {
   progress(): LoadProgressInput {
     const bytesTotal = this.wanted.size * this.options.model.expertBytes;
     const seconds = (performance.now() - this.startedMs) / 1000;
-    const rate = this.held.size < this.wanted.size ? (this.bytesHeld - this.bytesAtStart) / seconds : 0;
+    const loading = this.held.size < this.wanted.size && seconds > 0;
+    const rate = loading ? (this.bytesHeld - this.bytesAtStart) / seconds : 0;
     return {
       expertsLoaded: this.held.size,
       expertsTotal: this.wanted.size,

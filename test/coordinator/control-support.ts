@@ -12,6 +12,7 @@ import { clients, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import { Control } from '../../services/coordinator/control.js';
 import { describeModel } from '../../services/coordinator/describe.js';
+import type { PaceOptions } from '../../services/coordinator/pace.js';
 import type { Topology } from '../../services/coordinator/topology.js';
 import type { ModelSpec } from '../../services/model/spec.js';
 import { linkSecretBytes } from '../../services/transport/link-key.js';
@@ -44,6 +45,11 @@ export async function start(
     heartbeatMs?: number;
     model?: ModelSpec;
     leaseMs?: number;
+    leftKeptMs?: number;
+    deadKeptMs?: number;
+    pace?: PaceOptions;
+    onUnknown?: () => void;
+    messageBytesMax?: number;
   } = {},
 ): Promise<Started> {
   const model = options.model ?? tinyModel;
@@ -53,6 +59,10 @@ export async function start(
     workers: options.workers ?? 1,
     topology: options.topology ?? null,
     leaseMs: options.leaseMs ?? leaseMs,
+    leftKeptMs: options.leftKeptMs ?? 60_000,
+    deadKeptMs: options.deadKeptMs ?? 60_000,
+    pace: options.pace ?? { atOnce: 5_000, perSecond: 500 },
+    onUnknown: options.onUnknown ?? (() => {}),
     heartbeatMs: options.heartbeatMs ?? 100,
     feedbackOn: true,
     feedback: { rate: 0.01, limit: 1, windowRowsPerExpert: 4 },
@@ -66,7 +76,7 @@ export async function start(
     port: options.port ?? 0,
     access: new Access({}),
     insecure: false,
-    messageBytesMax: 2 ** 20,
+    messageBytesMax: options.messageBytesMax ?? 2 ** 20,
     services: [{ definition: services.Coordinator, implementation: control.implementation }],
     log,
   });
@@ -83,7 +93,7 @@ export class RawNode {
   private timer: NodeJS.Timeout | null = null;
 
   constructor({ server }: Started) {
-    this.client = connect(clients.Coordinator, server.address, { token: null, messageBytesMax: 2 ** 20 });
+    this.client = connect(clients.Coordinator, server.address, { token: null, messageBytesMax: 2 ** 24 });
     this.call = this.client.Join();
     this.call.on('data', (message: CoordinatorMessage) => this.received.push(message));
     this.call.on('error', (error) => {

@@ -1,10 +1,14 @@
 import { describe, expect, test } from '@jest/globals';
+import { controlLimits } from '../../services/common/control-limits.js';
 import { Membership } from '../../services/coordinator/membership.js';
 import { hello } from './support.js';
 
+const options = { leaseMs: 1000, leftKeptMs: 60_000, deadKeptMs: 900_000 };
+const never = () => false;
+
 describe('membership', () => {
   test('a name belongs to a live node, in its role', () => {
-    const membership = new Membership(1000);
+    const membership = new Membership(options);
     membership.join(hello('w'), 0);
     expect(() => membership.join(hello('w'), 1)).toThrow(
       expect.objectContaining({ code: 'NAME_TAKEN', message: expect.stringContaining('"w"') }),
@@ -13,10 +17,10 @@ describe('membership', () => {
   });
 
   test('a dead node leaves its name to the next', () => {
-    const membership = new Membership(1000);
+    const membership = new Membership(options);
     const first = membership.join(hello('w'), 0);
-    expect(membership.end(first, 'its stream broke')).toBe(true);
-    expect(membership.end(first, 'again')).toBe(false);
+    expect(membership.end(first, 'its stream broke', 3)).toBe(true);
+    expect(membership.end(first, 'again', 4)).toBe(false);
     expect(first.reason).toBe('its stream broke');
     const second = membership.join(hello('w'), 5);
     expect(second.incarnation).not.toBe(first.incarnation);
@@ -24,7 +28,7 @@ describe('membership', () => {
   });
 
   test('silence longer than the lease ends a life, silence of the lease does not', () => {
-    const membership = new Membership(1000);
+    const membership = new Membership(options);
     const member = membership.join(hello('w'), 0);
     membership.expire(900, 100);
     expect(membership.expire(1000, 100)).toEqual([]);
@@ -33,7 +37,7 @@ describe('membership', () => {
   });
 
   test('time in which the coordinator itself stood still is not held against the nodes', () => {
-    const membership = new Membership(1000);
+    const membership = new Membership(options);
     const member = membership.join(hello('w'), 0);
     membership.expire(100, 100);
     expect(membership.expire(60_100, 100)).toEqual([]);
@@ -43,32 +47,56 @@ describe('membership', () => {
   });
 
   test('a node that said goodbye takes no work, and is remembered as having left', () => {
-    const membership = new Membership(1000);
+    const membership = new Membership(options);
     const member = membership.join(hello('w'), 0);
     membership.leave(member, 'SIGTERM');
     expect(membership.serving('WORKER')).toEqual([]);
     expect(member).toMatchObject({ alive: true, draining: true, reason: 'leaving: SIGTERM' });
-    membership.end(member, 'the node ended its stream');
+    membership.end(member, 'the node ended its stream', 5);
     expect(member).toMatchObject({ alive: false, reason: 'left: SIGTERM' });
   });
 
-  test('the dead are listed up to a bound, the living all', () => {
-    const membership = new Membership(1000);
+  test('a node that left is listed for a minute, one that died for a quarter of an hour', () => {
+    const membership = new Membership(options);
+    const names = () => membership.all().map((member) => member.hello.name);
+    const [alive, left, died] = ['alive', 'left', 'died'].map((name) => membership.join(hello(name), 0));
+    membership.leave(left!, 'SIGTERM');
+    for (const member of [left!, died!]) membership.end(member, 'gone', 1_000);
+    expect(membership.forget(61_000, never)).toBe(false);
+    expect(names()).toEqual(['alive', 'left', 'died']);
+    expect(membership.forget(61_001, never)).toBe(true);
+    expect(names()).toEqual(['alive', 'died']);
+    expect(membership.forget(901_000, never)).toBe(false);
+    expect(membership.forget(901_001, (member) => member === died)).toBe(false);
+    expect(membership.forget(901_001, never)).toBe(true);
+    expect(membership.all()).toEqual([alive]);
+  });
+
+  test('the dead are listed up to a bound, the newest, those that are needed and the living all', () => {
+    const membership = new Membership(options);
     const alive = membership.join(hello('alive'), 0);
-    for (let index = 0; index < 200; index += 1)
-      membership.end(membership.join(hello(`w${index}`), 0), 'gone');
-    expect(membership.all().length).toBe(65);
-    expect(membership.all()[0]).toBe(alive);
+    const needed = membership.join(hello('needed'), 0);
+    membership.end(needed, 'gone', 0);
+    for (let index = 0; index < 200; index += 1) {
+      membership.end(membership.join(hello(`w${index}`), 0), 'gone', index);
+      membership.forget(index, (member) => member === needed);
+    }
+    expect(membership.all().length).toBe(66);
+    expect(membership.all().slice(0, 2)).toEqual([alive, needed]);
     expect(membership.all().at(-1)!.hello.name).toBe('w199');
   });
 
-  test.each([
-    [{ name: '' }, /name is ""/],
-    [{ name: 'a b' }, /name is "a b"/],
-    [{ name: 'x'.repeat(64) }, /name is "x+"; allowed: .*at most 63/],
-    [{ address: 'nowhere' }, /address is "nowhere"; allowed: host:port/],
-    [{ host: 'h'.repeat(2000) }, /host is "h+…"; allowed: at most 1024/],
-  ])('a hello that makes no sense is refused: %j', (fields, message) => {
-    expect(() => new Membership(1000).join(hello('w', fields), 0)).toThrow(message);
+  test('there are no more live nodes than a bound, and a place is free when one ends', () => {
+    const membership = new Membership(options);
+    const first = membership.join(hello('first'), 0);
+    for (let index = 1; index < controlLimits.membersMax; index += 1) membership.join(hello(`w${index}`), 0);
+    expect(() => membership.join(hello('late'), 0)).toThrow(
+      expect.objectContaining({
+        code: 'RESOURCE_EXHAUSTED',
+        message: expect.stringContaining('4096 live nodes'),
+      }),
+    );
+    membership.end(first, 'gone', 1);
+    membership.join(hello('late'), 1);
   });
 });

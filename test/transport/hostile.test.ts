@@ -54,7 +54,6 @@ describe('a router that breaks the protocol loses its link, and no other router 
   test.each<[string, RouterMessageInput[], string, string]>([
     ['sends tokens before its hello', [tokens(1)], 'INVALID_ARGUMENT', 'hello as the first message'],
     ['says hello twice', [hello, hello], 'INVALID_ARGUMENT', 'one hello on a link'],
-    ['says nothing in a message', [hello, {}], 'INVALID_ARGUMENT', 'hello, tokens, cancel'],
     [
       'sends rows without metadata',
       [hello, { tokens: { rows: Buffer.alloc(16) } }],
@@ -110,6 +109,17 @@ describe('a router that breaks the protocol loses its link, and no other router 
     const { ended } = rawRouter(address);
     expect(await ended).toMatchObject({ code: 'DEADLINE_EXCEEDED', message: 'no hello within 5000 ms' });
   }, 15_000);
+
+  test('but not one that says what only a newer version knows: it is counted, and the link goes on', async () => {
+    const unknown: string[] = [];
+    const { address } = await startWorker({ onUnknown: (stream) => unknown.push(stream) });
+    const { call, received } = rawRouter(address);
+    for (const message of [hello, {}, {}, tokens(1)]) call.write(message);
+    await until(() => received.length === 2);
+    expect(received.map(({ kind }) => kind)).toEqual(['welcome', 'result']);
+    expect(unknown).toEqual(['link', 'link']);
+    call.cancel();
+  });
 
   test('it sends random bytes', async () => {
     const { address } = await startWorker();
@@ -254,6 +264,18 @@ describe('a worker that breaks the protocol', () => {
       message: `worker w answered ${rows} rows in ${bytes} bytes; expected: 4 rows in 64`,
     });
     expect(link.stats.bytesOutstanding).toBe(0);
+  });
+
+  test('says what only a newer version knows: it is counted, and the link goes on', async () => {
+    const unknown: string[] = [];
+    const address = await rawWorker(({ hello, tokens }, say) => {
+      if (hello) say(welcome);
+      const answer = { meta: { exchange: tokens?.meta?.exchange ?? 0, rows: 4 }, rows: Buffer.alloc(64) };
+      if (tokens) for (const message of [{}, { result: answer }]) say(message);
+    });
+    const link = await dial(address, { onUnknown: (stream) => unknown.push(stream) });
+    (await link.exchange(batchOf(), never)).rows.release();
+    expect(unknown).toEqual(['link']);
   });
 
   test('answers twice: the second answer is discarded', async () => {

@@ -1,0 +1,100 @@
+import { isAddress } from '../common/address.js';
+import { controlLimits, isPlainText } from '../common/control-limits.js';
+import { invalidArgument } from '../common/errors.js';
+import type { ExpertId } from '../common/generated/switchyard/v1/ExpertId.js';
+import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
+import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
+import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
+import { isNodeName, nodeNameAllowed } from '../common/node-name.js';
+import { linkSecretBytes } from '../transport/link-key.js';
+
+/** Experts of each layer of the model. */
+export type ExpertCounts = ReadonlyMap<number, number>;
+
+const urlCharactersMax = 1024;
+
+/** Throws INVALID_ARGUMENT for a hello that makes no sense. */
+export function checkHello(hello: NodeHello): void {
+  const { role, name, address, metricsUrl, linkSecret } = hello;
+  if (role !== 'WORKER' && role !== 'ROUTER') throw invalidArgument('role', role, 'WORKER, ROUTER');
+  if (!isNodeName(name)) throw invalidArgument('name', name, nodeNameAllowed);
+  if (!isAddress(address))
+    throw invalidArgument('address', address, 'host:port, whose host --advertise-host gives');
+  for (const field of ['host', 'device', 'modelFingerprint'] as const) checkText(field, hello[field]);
+  if (
+    metricsUrl !== '' &&
+    (metricsUrl.length > urlCharactersMax || !/^https?:\/\/[\x21-\x7e]+$/.test(metricsUrl))
+  )
+    throw invalidArgument('metricsUrl', metricsUrl, `an http URL of at most ${urlCharactersMax} characters`);
+  checkCount('memoryBytes', hello.memoryBytes);
+  const secretBytes = role === 'WORKER' ? linkSecretBytes : 0;
+  if (linkSecret.byteLength !== secretBytes)
+    throw invalidArgument('link_secret', `${linkSecret.byteLength} bytes`, `${secretBytes} bytes`);
+}
+
+/** Throws INVALID_ARGUMENT for what no worker of this model can say of itself. */
+export function checkWorkerReport(report: WorkerReport, experts: ExpertCounts): void {
+  checkExperts('queues', report.queues, experts);
+  checkExperts('ready', report.ready, experts);
+  for (const field of ['rowsComputed', 'bytesInFlight', 'rssBytes'] as const)
+    checkCount(field, report[field]);
+  for (const field of ['computeSeconds', 'eventLoopUtilization'] as const) checkFigure(field, report[field]);
+  for (const part of ['load', 'device'] as const) {
+    for (const [field, value] of Object.entries(report[part] ?? {}))
+      if (typeof value === 'number') checkFigure(`${part}.${field}`, value);
+  }
+}
+
+/** Throws INVALID_ARGUMENT for what no router of this model can say of itself. */
+export function checkRouterReport(report: RouterReport, experts: ExpertCounts): void {
+  const { loads, links, notReady } = report;
+  if (loads.length > experts.size)
+    throw invalidArgument('loads', `${loads.length} layers`, atMost(experts.size));
+  for (const { layer, rows } of loads) {
+    const allowed = experts.get(layer);
+    if (allowed !== rows.length)
+      throw invalidArgument(
+        'loads',
+        `${rows.length} experts of layer ${layer}`,
+        `${allowed ?? 'no'} experts`,
+      );
+    for (const count of rows) checkCount('loads', count);
+  }
+  for (const field of ['tokens', 'bytesInFlight', 'rssBytes'] as const) checkCount(field, report[field]);
+  checkFigure('eventLoopUtilization', report.eventLoopUtilization);
+  checkText('notReady', notReady);
+  const { membersMax } = controlLimits;
+  if (links.length > membersMax) throw invalidArgument('links', `${links.length} links`, atMost(membersMax));
+  for (const { worker, lanes, reason } of links) {
+    if (!isNodeName(worker)) throw invalidArgument('links.worker', worker, nodeNameAllowed);
+    checkText('links.lanes', lanes);
+    checkText('links.reason', reason);
+  }
+}
+
+/** Throws INVALID_ARGUMENT for a text that is not one line of bounded length. */
+export function checkText(field: string, text: string): void {
+  if (isPlainText(text)) return;
+  const allowed = `one line of at most ${controlLimits.textCharactersMax} characters`;
+  throw invalidArgument(field, text, allowed);
+}
+
+function checkExperts(field: string, named: readonly ExpertId[], experts: ExpertCounts): void {
+  const all = [...experts.values()].reduce((sum, count) => sum + count, 0);
+  if (named.length > all) throw invalidArgument(field, `${named.length} experts`, atMost(all));
+  for (const { layer, expert } of named) {
+    if (expert >= (experts.get(layer) ?? 0))
+      throw invalidArgument(field, `layer ${layer} expert ${expert}`, 'experts of the model');
+  }
+}
+
+/** Counts come as 64-bit integers; beyond 2^53 they are not exact. */
+function checkCount(field: string, value: number): void {
+  if (!Number.isSafeInteger(value) || value < 0) throw invalidArgument(field, value, '0 to 2^53 - 1');
+}
+
+function checkFigure(field: string, value: number): void {
+  if (!(value >= 0 && value <= Number.MAX_SAFE_INTEGER)) throw invalidArgument(field, value, '0 to 2^53 - 1');
+}
+
+const atMost = (count: number) => `at most ${count}`;
