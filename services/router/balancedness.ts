@@ -10,6 +10,9 @@ export class WorkerLoad {
       this.layers.set(layer, load);
     }
     for (const worker of workers) if (!load.has(worker)) load.set(worker, 0);
+    // Whoever holds no expert any more would count as an idle worker.
+    if (load.size > workers.length)
+      for (const worker of load.keys()) if (!workers.includes(worker)) load.delete(worker);
     for (let expert = 0; expert < rows.length; expert += 1) {
       const worker = workers[workerOf[expert]!];
       if (worker !== undefined) load.set(worker, load.get(worker)! + rows[expert]!);

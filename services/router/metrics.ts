@@ -1,6 +1,6 @@
 import { native } from '../../native/index.js';
 import { counter, gauge, histogram, type Registry } from '../common/metrics.js';
-import type { Link } from '../transport/link.js';
+import { type Link, transportKinds } from '../transport/link.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 import { WorkerLoad } from './balancedness.js';
 import type { PlacementIndex } from './placement.js';
@@ -42,7 +42,9 @@ export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
   const labels = ['worker', 'direction', 'transport'] as const;
   const messages = counter(registry, 'link_messages_total', 'Token batches and results on a link.', labels);
   const bytes = counter(registry, 'link_bytes_total', 'Bytes of rows on a link.', labels);
+  const counted = new Set<string>();
   const onLink = ({ worker, transport }: Link, direction: 'sent' | 'returned', rowBytes: number) => {
+    counted.add(worker);
     messages.inc({ worker, direction, transport });
     bytes.inc({ worker, direction, transport }, rowBytes);
   };
@@ -64,6 +66,18 @@ export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
     },
     sent: (link: Link, rowBytes: number) => onLink(link, 'sent', rowBytes),
     returned: (link: Link, rowBytes: number) => onLink(link, 'returned', rowBytes),
+    /** The series of every other worker end. */
+    keepWorkers(workers: ReadonlySet<string>): void {
+      for (const worker of counted) {
+        if (workers.has(worker)) continue;
+        counted.delete(worker);
+        for (const direction of ['sent', 'returned'])
+          for (const transport of transportKinds) {
+            messages.remove({ worker, direction, transport });
+            bytes.remove({ worker, direction, transport });
+          }
+      }
+    },
     /** Counts a chunk's rows per expert of a layer. */
     routed(layer: number, counts: Uint32Array, placement: PlacementIndex): void {
       for (let expert = 0; expert < counts.length; expert += 1) {

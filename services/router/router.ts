@@ -85,7 +85,10 @@ export class Router {
       leaseMs: config.leaseMs,
       onUnknown: options.onUnknown,
       log,
-      onChange: () => this.watchers.notify(),
+      onChange: () => {
+        this.watchers.notify();
+        metrics.keepWorkers(new Set(this.control.view?.nodes.map(({ name }) => name)));
+      },
       onReady: (ready) => {
         reporter.flush();
         options.onReady?.(ready);

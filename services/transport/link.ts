@@ -36,7 +36,8 @@ export interface TokenBatchResult {
   queueSeconds: number;
 }
 
-export type TransportKind = 'grpc' | 'ucx';
+export const transportKinds = ['grpc', 'ucx'] as const;
+export type TransportKind = (typeof transportKinds)[number];
 
 /** auto: UCX where both ends have it and reach each other by it, otherwise gRPC. */
 export const transportChoices = ['auto', 'ucx', 'grpc'] as const;

@@ -1,6 +1,12 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import type { Access } from '../common/access.js';
-import { asSwitchyardError, type ErrorCode, invalidArgument, quoted, SwitchyardError } from '../common/errors.js';
+import {
+  asSwitchyardError,
+  type ErrorCode,
+  invalidArgument,
+  quoted,
+  SwitchyardError,
+} from '../common/errors.js';
 import type { LinkHello } from '../common/generated/switchyard/v1/LinkHello.js';
 import type { LinkWelcomeInput } from '../common/generated/switchyard/v1/LinkWelcome.js';
 import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMessage.js';

@@ -4,6 +4,7 @@ import type { z } from 'zod';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { isHost, parseAddress } from '../../services/common/address.js';
 import { loadConfig } from '../../services/common/config.js';
+import { quoted } from '../../services/common/errors.js';
 import { coordinatorSchema } from '../../services/coordinator/config.js';
 import { routerSchema } from '../../services/router/config.js';
 import { workerSchema } from '../../services/worker/config.js';
@@ -65,7 +66,7 @@ describe('an address', () => {
     expect(() => parseAddress(address, 'peer')).toThrow(
       expect.objectContaining({
         code: 'INVALID_ARGUMENT',
-        message: expect.stringContaining(`peer is ${JSON.stringify(address)}; allowed: host:port without`),
+        message: expect.stringContaining(`peer is ${quoted(address)}; allowed: host:port without`),
         details: expect.objectContaining({ field: 'peer' }),
       }),
     );

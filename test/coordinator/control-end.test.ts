@@ -5,6 +5,7 @@ import {
   atEnd,
   leaseMs,
   log,
+  RawNode,
   type Started,
   spawnNode,
   start,
@@ -68,6 +69,27 @@ describe('the end of a node', () => {
     );
     expect(stateOf(started, 'w0')!.reason).toBe('left: SIGTERM');
     expect(node.error).toBeNull();
+  });
+
+  test('it is forgotten after a while, and a cluster whose nodes return under new names does not grow', async () => {
+    const started = await start({ leftKeptMs: 100, deadKeptMs: 200, leaseMs: 5_000 });
+    const holder = await ready(started, 'holder');
+    holder.close();
+    for (let index = 0; index < 20; index += 1) {
+      const router = new RawNode(started).say({ hello: hello(`pod-${index}`, { role: 'ROUTER' }) });
+      await until(() => stateOf(started, `pod-${index}`)?.state, Boolean);
+      if (index % 2 === 0) router.say({ leaving: { reason: 'SIGTERM' } });
+      router.call.end();
+    }
+    const states = () => started.control.view.nodes!.map(({ name, state }) => `${name} ${state}`);
+    // Its experts are needed and nowhere else, so errors go on to name it.
+    await until(states, (all) => all.length === 1);
+    expect(states()).toEqual(['holder DEAD']);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    expect(states()).toEqual(['holder DEAD']);
+    const heir = worker(started, 'heir').report(allExperts);
+    await until(states, (all) => all.length === 1 && all[0] === 'heir READY');
+    expect(heir.error).toBeNull();
   });
 
   test('it gets its experts back when it returns, in a new epoch', async () => {
