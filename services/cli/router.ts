@@ -7,7 +7,7 @@ export const routerHelp = {
   transport: ['name', 'how token batches travel: auto, ucx or grpc'],
   budgetBytes: ['bytes', 'rows of all chunks in flight'],
   chunkTokens: ['n', 'tokens per chunk unless a batch says otherwise; 0: by bytes'],
-  messageBytesMax: ['bytes', "largest rows field of a client's message"],
+  messageBytesMax: ['bytes', "largest chunk of a client's message: rows and routing"],
   threads: ['n', 'threads for row operations'],
   clientStallMs: ['ms', 'a client that takes no answer for so long has stalled'],
   readyWaitMs: ['ms', 'how long a batch waits for a cluster that is not ready'],

@@ -18,7 +18,7 @@ import { type ForwardInput, openInput } from './source.js';
 import { ClusterWatch } from './watch.js';
 
 export interface ConnectOptions {
-  /** A client's or an operator's token; null: none. */
+  /** Bearer token of the cluster; null: none. */
   token?: string | null;
   /** How long each address may take to answer. */
   timeoutMs?: number;

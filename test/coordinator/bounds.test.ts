@@ -1,21 +1,12 @@
-import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
-import { Access } from '../../services/common/access.js';
 import { controlLimits, plainText } from '../../services/common/control-limits.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
-import type { CoordinatorMessageInput } from '../../services/common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeHello } from '../../services/common/generated/switchyard/v1/NodeHello.js';
-import type {
-  NodeMessage,
-  NodeMessageInput,
-} from '../../services/common/generated/switchyard/v1/NodeMessage.js';
-import { startGrpcServer } from '../../services/common/grpc-server.js';
-import { services } from '../../services/common/protocol.js';
-import { ControlSession } from '../../services/common/session.js';
+import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
 import { checkHello } from '../../services/coordinator/check.js';
 import { Pace } from '../../services/coordinator/pace.js';
-import { allExperts, atEnd, log, RawNode, type Started, start, stateOf, worker } from './control-support.js';
+import { allExperts, RawNode, type Started, start, stateOf, worker } from './control-support.js';
 import { hello, tinyModel, until } from './support.js';
 
 const long = 'x'.repeat(controlLimits.textCharactersMax + 1);
@@ -194,51 +185,6 @@ describe('what a node may do to the coordinator is bounded', () => {
     expect(unknown).toBe(2);
     expect(node.error).toBeNull();
   });
-});
-
-test('a kind of message that only a newer coordinator knows is counted, and the node stays a member', async () => {
-  const Join = (call: ServerDuplexStream<NodeMessage, CoordinatorMessageInput>) => {
-    call.on('end', () => call.end());
-    call.on('data', ({ hello, worker }: NodeMessage) => {
-      if (hello) call.write({ welcome: { feedback: true } });
-      // Another end would never say anything, and the node would lose it.
-      if (worker) for (const message of [{}, { heartbeat: {} }]) call.write(message);
-    });
-  };
-  const server = await startGrpcServer({
-    host: '127.0.0.1',
-    port: 0,
-    access: new Access({}),
-    insecure: false,
-    messageBytesMax: 2 ** 20,
-    services: [{ definition: services.Coordinator, implementation: { Join } }],
-    log,
-  });
-  atEnd(() => server.close(0));
-  const heard: string[] = [];
-  let unknown = 0;
-  const session = new ControlSession({
-    coordinator: server.address,
-    token: null,
-    hello: hello('w0'),
-    report: () => ({ worker: {} }),
-    reportMs: 20,
-    leaseMs: 20_000,
-    onMessage: ({ kind }) => heard.push(String(kind)),
-    onUnknown: () => {
-      unknown += 1;
-    },
-    log,
-  });
-  atEnd(() => session.leave('the test is over'));
-  await until(
-    () => unknown,
-    (count) => count >= 2,
-    20_000,
-  );
-  expect(heard.slice(0, 2)).toEqual(['welcome', 'heartbeat']);
-  expect(heard).not.toContain('undefined');
-  expect(session.connected).toBe(true);
 });
 
 test('a pace lets a number through at once, and then so many a second', () => {

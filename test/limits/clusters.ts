@@ -11,6 +11,7 @@ import { type BatchWishes, type ClusterWishes, lengthOf, models } from './extrem
 
 const quiet = { port: 0, metricsPort: 0, logLevel: 'silent', threads: 2 } as const;
 const readyMsMax = 30_000;
+const routerTimes = { drainMs: 1_000, readyWaitMs: 2_000 };
 /** One for each worker that a cluster may have: its slabs are limited as it is told, and it is started but once. */
 const hosts: WorkerProcess[] = [];
 
@@ -60,7 +61,7 @@ export async function withCluster<T>(
       cluster.workersAt.push((await host.start(config)).metricsUrl);
     }
     for (let index = 0; index < wishes.routers; index += 1) {
-      const config = { ...of, drainMs: 1_000, ...wishes.router, name: `router-${index}` };
+      const config = { ...of, ...routerTimes, ...wishes.router, name: `router-${index}` };
       cluster.routers.push(await startRouter(routerSchema.parse(config)));
     }
     await untilReady(cluster);

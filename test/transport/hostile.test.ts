@@ -104,6 +104,20 @@ describe('a router that breaks the protocol loses its link, and no other router 
     expect(cancelled).toEqual(['b']);
   });
 
+  test('it asks for more results than it takes, and is told before anything is computed', async () => {
+    const { address } = await startWorker({ handler: () => new Promise(() => {}) });
+    const { call, received } = rawRouter(address);
+    call.write({ hello: { ...hello.hello, resultBytesMax: 3 * rowBytes } });
+    await until(() => received.length === 1);
+    call.write(tokens(1, 4));
+    await until(() => received.length === 2);
+    expect(received[1]!.failure).toMatchObject({
+      exchange: 1,
+      code: 'TOO_LARGE',
+      message: 'result bytes of a token batch is 64; allowed: at most 48, by result_bytes_max of router bad',
+    });
+  });
+
   test('it says nothing at all', async () => {
     const { address } = await startWorker();
     const { ended } = rawRouter(address);

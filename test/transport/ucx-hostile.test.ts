@@ -161,6 +161,22 @@ onUcx.each<[string, number, number]>([
   expect(received.find(({ result }) => result)!.result).toMatchObject({ meta: { exchange: 2, rows: 4 } });
 });
 
+onUcx('metadata that nobody pays for fails its exchange alone', async () => {
+  const { address } = await startWorker();
+  const { channel, received } = await routerOnUcx(address);
+  // A field that no message has: protobuf skips it.
+  const padding = Buffer.concat([Buffer.from([0xc2, 0x3e, 0x80, 0x80, 0x04]), Buffer.alloc(65_536)]);
+  send(channel, Buffer.concat([tokens(1, 4), padding]), 4 * rowBytes);
+  send(channel, tokens(2, 4), 4 * rowBytes);
+  await until(() => received.length === 3);
+  expect(received.find(({ failure }) => failure)!.failure).toMatchObject({
+    exchange: 1,
+    code: 'INVALID_ARGUMENT',
+    message: expect.stringMatching(/^bytes of metadata is \d+; allowed: 1120 for 4 row indices/),
+  });
+  expect(received.find(({ result }) => result)!.result).toMatchObject({ meta: { exchange: 2 } });
+});
+
 onUcx('a wrong key, and a channel that is closed or never was, are refused and counted', async () => {
   const { address } = await startWorker();
   const good = await dial(address, { transport: 'ucx' });

@@ -364,6 +364,37 @@ describe('executor', () => {
     expect(totals.rows).toBe(3);
   });
 
+  test('a token batch that is cancelled while it is computed ends when nothing is held of it', async () => {
+    const { executor } = await createExecutor();
+    const rowCount = 4_000;
+    const held = () => native.arenaStats().bytesInUse;
+    const before = held();
+    for (const combine of ['exact', 'partial'] as const) {
+      for (let turns = 0; turns < 6; turns += 1) {
+        const batch: TokenBatch = {
+          meta: {
+            ...{ batchId: 'b', chunk: 0, layer: 0, attempt: 0, epoch: 1, hidden },
+            deadlineMs: Number.POSITIVE_INFINITY,
+            combine,
+            rowCount,
+            segments: Uint32Array.of(0, rowCount, 1, rowCount),
+            rowIndices: Uint32Array.from({ length: 2 * rowCount }, (_, i) => i % rowCount),
+            weights: new Float32Array(2 * rowCount),
+          },
+          rows: native.allocateSlab(rowCount * rowBytes),
+        };
+        const answer = executor.submit(batch, 'r');
+        for (let turn = 0; turn < turns; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+        expect(executor.bytesHeld).toBeGreaterThan(0);
+        executor.cancel('b', 'r');
+        await expect(answer).rejects.toMatchObject({ code: 'CANCELLED' });
+        expect(executor.bytesHeld).toBe(0);
+        // Views of other tests may be collected meanwhile.
+        expect(held()).toBeLessThanOrEqual(before);
+      }
+    }
+  });
+
   test('a token batch that the backend refuses fails alone', async () => {
     const { executor } = await createExecutor();
     const wants: Wanted = { layer: 0, segments: [[0, [1, 2, 3]]] };

@@ -31,7 +31,8 @@ void check_choices(std::span<const std::uint32_t> experts, std::span<const float
 /** The plan that each worker's tokens go to, and the next one when it is full. */
 class Plans {
  public:
-  Plans(std::size_t workers, const GroupLimits& limits) : limits_(limits), current_(workers, absent) {}
+  Plans(std::size_t workers, std::size_t slots_usual, const GroupLimits& limits)
+      : limits_(limits), slots_usual_(slots_usual), current_(workers, absent) {}
 
   /** Puts a token with so many row indices into a plan of the worker. */
   GroupPlan& add(std::uint32_t worker, std::uint32_t token, std::size_t entries) {
@@ -39,6 +40,7 @@ class Plans {
     if (current == absent || !within(plans_[current], entries)) {
       current = static_cast<std::uint32_t>(plans_.size());
       plans_.push_back({.worker = worker});
+      plans_.back().slots.reserve(slots_usual_);
       if (!within(plans_[current], entries)) {
         throw_invalid("limits of worker " + std::to_string(worker), "too low for token " + std::to_string(token),
                       "a row and " + std::to_string(entries) + " row indices at least");
@@ -68,13 +70,14 @@ class Plans {
   }
 
   const GroupLimits& limits_;
+  const std::size_t slots_usual_;
   std::vector<GroupPlan> plans_;
   std::vector<std::uint32_t> current_;
 };
 
-/** Brings slots and row indices from the order of tokens into that of segments. `next` has a zero for every expert, before and after. */
+/** Brings slots from the order of tokens into that of segments. `next` has a zero for every expert, before and after. */
 void sort_by_expert(GroupPlan& plan, std::span<const std::uint32_t> experts, std::span<const float> weights,
-                    std::vector<std::uint32_t>& next) {
+                    std::size_t top_k, std::vector<std::uint32_t>& next) {
   std::vector<std::uint32_t> used;
   for (const std::uint32_t slot : plan.slots) {
     if (next[experts[slot]]++ == 0) used.push_back(experts[slot]);
@@ -88,13 +91,15 @@ void sort_by_expert(GroupPlan& plan, std::span<const std::uint32_t> experts, std
     start += count;
   }
   const std::vector<std::uint32_t> slots = std::exchange(plan.slots, std::vector<std::uint32_t>(start));
-  const std::vector<std::uint32_t> rows = std::exchange(plan.row_indices, std::vector<std::uint32_t>(start));
+  plan.row_indices.resize(start);
   plan.weights.resize(start);
-  for (std::size_t i = 0; i < slots.size(); ++i) {
-    const std::uint32_t entry = next[experts[slots[i]]]++;
-    plan.slots[entry] = slots[i];
-    plan.row_indices[entry] = rows[i];
-    plan.weights[entry] = weights[slots[i]];
+  std::uint32_t row = 0;
+  for (const std::uint32_t slot : slots) {
+    if (slot >= (plan.tokens[row] + std::size_t{1}) * top_k) ++row;
+    const std::uint32_t entry = next[experts[slot]]++;
+    plan.slots[entry] = slot;
+    plan.row_indices[entry] = row;
+    plan.weights[entry] = weights[slot];
   }
   for (const std::uint32_t expert : used) next[expert] = 0;
 }
@@ -105,23 +110,22 @@ std::vector<GroupPlan> plan_groups(std::span<const std::uint32_t> experts, std::
                                    std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers,
                                    const GroupLimits& limits) {
   check_choices(experts, weights, top_k, worker_of, workers);
-  Plans plans(workers, limits);
+  Plans plans(workers, workers == 0 ? 0 : experts.size() / workers, limits);
   // Of the token, at each worker; zero once the token has its place there.
   std::vector<std::uint32_t> entries(workers);
-  for (std::uint32_t slot = 0; slot < experts.size();) {
-    const auto token = static_cast<std::uint32_t>(slot / top_k);
+  std::uint32_t token = 0;
+  for (std::uint32_t slot = 0; slot < experts.size(); ++token) {
     for (const std::uint32_t expert : experts.subspan(slot, top_k)) ++entries[worker_of[expert]];
     for (const std::uint32_t end = slot + static_cast<std::uint32_t>(top_k); slot < end; ++slot) {
       const std::uint32_t worker = worker_of[experts[slot]];
       const std::uint32_t count = std::exchange(entries[worker], 0);
       GroupPlan& plan = count > 0 ? plans.add(worker, token, count) : plans.of(worker);
       plan.slots.push_back(slot);
-      plan.row_indices.push_back(static_cast<std::uint32_t>(plan.tokens.size() - 1));
     }
   }
   std::vector<GroupPlan> sorted = plans.take();
   std::vector<std::uint32_t> next(worker_of.size());
-  for (GroupPlan& plan : sorted) sort_by_expert(plan, experts, weights, next);
+  for (GroupPlan& plan : sorted) sort_by_expert(plan, experts, weights, top_k, next);
   return sorted;
 }
 

@@ -4,6 +4,7 @@ import { native, type UcxArrivals, type UcxChannel, type UcxFabric } from '../..
 import { isLoopback } from '../../common/access.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
+import { metadataBytesMax } from '../../common/grpc-channel.js';
 import type { StreamCodec } from '../../common/protocol.js';
 import type { TransportChoice } from '../link.js';
 import type { ArrivedRows, MessagePort, Outgoing } from '../port.js';
@@ -25,8 +26,6 @@ const streamMsMax = 1000;
 const streamMsBetween = 10;
 const keyBytes = 16;
 const sealBytes = 8;
-/** Metadata of a token batch grows with its rows, which are at least 64 times as long. */
-const metadataBytesMax = 1024 * 1024;
 /** Messages without rows, and metadata, beside what credits count. */
 const inboxBytesBeside = 16 * 1024 * 1024;
 
