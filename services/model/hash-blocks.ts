@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { readSync } from 'node:fs';
+import { fstatSync, readSync } from 'node:fs';
 
 /** Part of what a digest is: another size gives other digests. */
 export const blockBytes = 4 * 1024 * 1024;
@@ -26,7 +26,11 @@ export function hashBlocks({ path, descriptor, byteLength, next, digests }: Hash
     const length = Math.min(blockBytes, byteLength - begin);
     for (let read = 0; read < length; ) {
       const count = readSync(descriptor, buffer, read, length - read, begin + read);
-      if (count === 0) throw new Error(`${path} ends at byte ${begin + read}; it had ${byteLength} bytes`);
+      if (count === 0) {
+        // A block may lie wholly behind the end.
+        const { size } = fstatSync(descriptor);
+        throw new Error(`${path} ends at byte ${size}; it had ${byteLength} bytes`);
+      }
       read += count;
     }
     const digest = createHash('sha256').update(buffer.subarray(0, length)).digest();
