@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
-import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { packageRoot } from '../../native/locate.js';
+import { usableCores } from '../common/machine.js';
 import { blockBytes, digestBytes, type HashJob, hashBlocks } from './hash-blocks.js';
 
 /** More threads than this read no disk faster. */
@@ -16,14 +16,12 @@ const progressMs = 200;
  * @param onBytes called now and then with the bytes hashed since the last call.
  */
 export async function digestOf(
-  path: string,
   { fd }: FileHandle,
   byteLength: number,
   onBytes: (bytes: number) => void,
 ): Promise<string> {
   const blocks = Math.ceil(byteLength / blockBytes);
   const job: HashJob = {
-    path,
     descriptor: fd,
     byteLength,
     next: new Int32Array(new SharedArrayBuffer(4)),
@@ -31,7 +29,7 @@ export async function digestOf(
   };
   // One block takes less time than a thread takes to start.
   if (blocks === 1) hashBlocks(job);
-  else await hashInThreads(job, Math.min(blocks, threadsMax, availableParallelism()), onBytes);
+  else await hashInThreads(job, Math.min(blocks, threadsMax, usableCores()), onBytes);
   return createHash('sha256').update(job.digests).digest('hex');
 }
 

@@ -1,4 +1,4 @@
-import type { ExpertSource, Slab, TensorSource } from '../../native/index.js';
+import { type ExpertSource, native, type Slab, type TensorSource } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { Logger } from '../common/log.js';
 import type { ModelSource } from './spec.js';
@@ -37,14 +37,23 @@ export class FiniteWeights {
 
 /** Of BF16 values. */
 export function countNonFiniteBf16(slab: Slab): number {
-  const bytes = slab.view();
-  const bits = new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2);
-  return bits.reduce((count, value) => count + ((value & 0x7f80) === 0x7f80 ? 1 : 0), 0);
+  return viewed(slab, ({ buffer, byteOffset, byteLength }) => {
+    const bits = new Uint16Array(buffer, byteOffset, byteLength / 2);
+    return bits.reduce((count, value) => count + ((value & 0x7f80) === 0x7f80 ? 1 : 0), 0);
+  });
 }
 
 /** Of float32 values. */
 export function countNonFiniteFloats(slab: Slab): number {
+  return viewed(slab, ({ buffer, byteOffset, byteLength }) => {
+    const values = new Float32Array(buffer, byteOffset, byteLength / 4);
+    return values.reduce((count, value) => count + (Number.isFinite(value) ? 0 : 1), 0);
+  });
+}
+
+function viewed(slab: Slab, count: (bytes: Uint8Array) => number): number {
   const bytes = slab.view();
-  const values = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
-  return values.reduce((count, value) => count + (Number.isFinite(value) ? 0 : 1), 0);
+  const counted = count(bytes);
+  native.endView(bytes);
+  return counted;
 }

@@ -7,7 +7,6 @@ export const digestBytes = 32;
 
 /** A file that any number of threads hash together, block by block. */
 export interface HashJob {
-  path: string;
   /** Of this process. */
   descriptor: number;
   byteLength: number;
@@ -18,7 +17,7 @@ export interface HashJob {
 }
 
 /** Hashes blocks until none is left. Throws if the file cannot be read or is shorter than it was. */
-export function hashBlocks({ path, descriptor, byteLength, next, digests }: HashJob): void {
+export function hashBlocks({ descriptor, byteLength, next, digests }: HashJob): void {
   const buffer = new Uint8Array(Math.min(blockBytes, byteLength));
   const blocks = digests.byteLength / digestBytes;
   for (let block = Atomics.add(next, 0, 1); block < blocks; block = Atomics.add(next, 0, 1)) {
@@ -29,7 +28,7 @@ export function hashBlocks({ path, descriptor, byteLength, next, digests }: Hash
       if (count === 0) {
         // A block may lie wholly behind the end.
         const { size } = fstatSync(descriptor);
-        throw new Error(`${path} ends at byte ${size}; it had ${byteLength} bytes`);
+        throw new Error(`it ends at byte ${size}, and had ${byteLength} bytes`);
       }
       read += count;
     }

@@ -138,7 +138,7 @@ export async function readHeader(path: string): Promise<SafetensorsHeader> {
 function hashFile(path: string, byteLength: number, onBytes: (bytes: number) => void): Promise<string> {
   return withFile(path, async (handle) => {
     try {
-      return await digestOf(path, handle, byteLength, onBytes);
+      return await digestOf(handle, byteLength, onBytes);
     } catch (error) {
       throw cannotRead(path, error);
     }

@@ -79,6 +79,11 @@ async function loadLayer(
 async function loadNorm(model: Model, finite: FiniteWeights, layer: number): Promise<Slab> {
   const source = model.norm(layer);
   const norm = await native.readTensor(source);
-  finite.check(source, countNonFiniteBf16(norm));
-  return norm;
+  try {
+    finite.check(source, countNonFiniteBf16(norm));
+    return norm;
+  } catch (error) {
+    norm.release();
+    throw error;
+  }
 }

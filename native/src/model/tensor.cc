@@ -18,7 +18,7 @@ constexpr size_t elements_max = size_t{1} << 44;
 /** Elements converted at a time: the buffer stays in the first-level cache. */
 constexpr size_t piece = 4096;
 /** Elements read from a file and converted at a time: the buffer stays in the second-level cache. */
-constexpr size_t read_piece = 64 * 1024;
+constexpr size_t read_piece = 32 * 1024;
 
 size_t bytes_of(StoredDtype dtype) { return dtype == StoredDtype::f32 ? 4 : 2; }
 
@@ -74,7 +74,8 @@ void read_file(const FileTensor& tensor, size_t first, size_t count, Out* out) {
     tensor.file->read(offset, count * element_bytes, reinterpret_cast<std::byte*>(out));
     return;
   }
-  std::vector<std::byte> bytes(std::min(count, read_piece) * element_bytes);
+  // Kept by the thread: memory that is new for every read costs more than the reading.
+  thread_local std::vector<std::byte> bytes(read_piece * sizeof(float));
   while (count > 0) {
     const size_t part = std::min(count, read_piece);
     tensor.file->read(offset, part * element_bytes, bytes.data());
