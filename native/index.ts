@@ -414,6 +414,12 @@ export interface Addon {
   /** Null when the addon was built without UCX. */
   ucx: Ucx | null;
 
+  /**
+   * Ends the process with this exit status if it still runs after `milliseconds`, whatever its threads are at. A later call takes
+   * the place of an earlier one.
+   */
+  endWithin(milliseconds: number, exitStatus: number): void;
+
   /** Bare copy speed of this machine: bytes per second, median of several runs over `bytes`. For benchmarks. */
   measureMemcpy(bytes: number): Promise<number>;
   /** Float32 operations a second of one core, by fused multiply-adds that touch no memory: median of several runs. */

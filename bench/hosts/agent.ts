@@ -55,13 +55,10 @@ const calls: HostCalls = {
   },
   stop: async (name, graceMs) => {
     const process = started(name);
-    if (graceMs === null) {
-      process.kill('SIGKILL');
-      await process.exited;
-    } else {
-      await process.stop(graceMs);
-    }
     processes.delete(name);
+    if (graceMs !== null) return process.stop(graceMs);
+    process.kill('SIGKILL');
+    return process.exited;
   },
   lines: async (name) => started(name).recentLines,
   connect: async (address, token, routers, timeoutMs) => {

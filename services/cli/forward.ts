@@ -7,6 +7,9 @@ import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
 import { abortOnSignal } from './signals.js';
 
+/** What is left of a batch that is given up: its calls and its output. */
+const endMsMax = 3_000;
+
 export const forwardCommand = defineCommand({
   name: 'forward',
   summary: 'Submit a batch, from a file or synthetic, to a running cluster',
@@ -21,7 +24,7 @@ export const forwardCommand = defineCommand({
   run: async (config) => {
     const { address, token, tokenFile, json, ...batch } = config;
     await withClient({ address, token, tokenFile }, async (client) => {
-      const report = await runBatch(client, batch, abortOnSignal());
+      const report = await runBatch(client, batch, abortOnSignal(endMsMax));
       const text = json
         ? `${JSON.stringify(batchJson(report), null, 2)}\n`
         : formatFigures(describeBatch(report));

@@ -24,9 +24,12 @@ export interface LocalClusterOptions {
   onLine?: (process: LocalProcess, line: string) => void;
 }
 
-/** Routers finish their batches within this; longer batches are cut. */
-const drainMs = 15_000;
-const stopMs = 5_000;
+/** Coordinator and routers finish their batches within this; longer batches are cut. */
+const drainMs = 7_500;
+/** Then workers have nothing left to do. */
+const stopMs = 1_500;
+/** How long `stop` takes at most. A container is ended after 10 s. */
+export const clusterEndMsMax = drainMs + stopMs + 500;
 
 /** A coordinator, workers and routers as child processes on this machine. */
 export class LocalCluster {
@@ -55,9 +58,9 @@ export class LocalCluster {
     const started = [coordinator];
     let client: SwitchyardClient | null = null;
     try {
-      const { address, metricsUrl } = await within(options.readyTimeoutMs, coordinator.listening);
+      const { address, metricsUrl } = await within(options, coordinator.listening);
       const token = tokens.operator ?? tokens.client ?? null;
-      client = await SwitchyardClient.connect(address, { token });
+      client = await within(options, SwitchyardClient.connect(address, { token }));
       const cluster = new LocalCluster(address, metricsUrl, client, token);
       cluster.processes.push(coordinator);
       const threads = options.threads ?? Math.max(1, Math.floor(usableCores() / options.workers));
@@ -102,7 +105,8 @@ export class LocalCluster {
     await Promise.all(workers.map((process) => process.stop(stopMs)));
   }
 
-  private async untilReady({ readyTimeoutMs, coordinator, signal }: LocalClusterOptions): Promise<void> {
+  private async untilReady(options: LocalClusterOptions): Promise<void> {
+    const { readyTimeoutMs, coordinator, signal } = options;
     const ended = this.processes.map(async (process) => {
       throw process.exitError(await process.exited);
     });
@@ -110,7 +114,7 @@ export class LocalCluster {
     const routers = this.processes.filter((process) => process.role === 'router').length;
     const routersWanted = routers + (coordinator.router === false ? 0 : 1);
     await Promise.race([this.client.waitUntilReady(readyTimeoutMs, routersWanted, signal), ...ended]);
-    await within(readyTimeoutMs, Promise.all(this.processes.map((process) => process.listening)));
+    await within(options, Promise.all(this.processes.map((process) => process.listening)));
   }
 }
 
@@ -124,11 +128,16 @@ export function tokenEnvironment(tokens: Tokens): Record<string, string> {
   );
 }
 
-/** Rejects with NOT_READY if `work` takes longer than `timeoutMs`. */
-async function within<T>(timeoutMs: number, work: Promise<T>): Promise<T> {
+/** Rejects with NOT_READY if `work` takes too long, and with the signal's reason. */
+async function within<T>(
+  { readyTimeoutMs, signal }: Pick<LocalClusterOptions, 'readyTimeoutMs' | 'signal'>,
+  work: Promise<T>,
+): Promise<T> {
   const done = new AbortController();
-  const late = sleep(timeoutMs, done.signal).then(() => {
-    throw new SwitchyardError('NOT_READY', `a process of the cluster does not listen after ${timeoutMs} ms`);
+  const givenUp = signal ? AbortSignal.any([done.signal, signal]) : done.signal;
+  const late = sleep(readyTimeoutMs, givenUp).then(() => {
+    const text = `a process of the cluster does not listen after ${readyTimeoutMs} ms`;
+    throw new SwitchyardError('NOT_READY', text);
   });
   late.catch(() => {});
   try {

@@ -9,7 +9,7 @@ import { clusterFields, clusterHelp, localClusterOptions } from './cluster-optio
 import { describeUsage, type ProcessUsage, UsageMeter } from './cluster-usage.js';
 import { modelHelp } from './coordinator.js';
 import { count, seconds } from './format.js';
-import { LocalCluster } from './local-cluster.js';
+import { clusterEndMsMax, LocalCluster } from './local-cluster.js';
 import { openLogs } from './logs.js';
 import { abortOnSignal } from './signals.js';
 
@@ -41,7 +41,7 @@ export type OwnClusterConfig = z.infer<typeof ownClusterSchema>;
 
 /** Starts the cluster, sends the batch, prints and writes the report, stops the cluster whatever happened. */
 export async function runOnOwnCluster(config: OwnClusterConfig, file: string | null): Promise<void> {
-  const signal = abortOnSignal();
+  const signal = abortOnSignal(clusterEndMsMax);
   const { output, returnRouting, json } = config;
   assertApart({ output, returnRouting, json });
   const run: Run = {

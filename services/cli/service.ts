@@ -1,4 +1,4 @@
-import { type Running, untilSignal } from '../common/lifecycle.js';
+import { processMs, type Running, untilSignal } from '../common/lifecycle.js';
 import type { OptionHelp } from './command.js';
 
 const better = 'better in a file, where ps cannot see it';
@@ -28,17 +28,49 @@ export const serverHelp = {
   trace: ['file', 'write what this process does and when, for Perfetto (Chrome trace-event JSON)'],
 } as const satisfies Record<string, OptionHelp>;
 
-/** Runs a service until a signal, the end of the parent process that supervises it, or its own end. */
+/** Before a process is ended that takes too long. */
+const overdueMs = 250;
+
+/**
+ * Runs a service until a signal, the end of the parent process that supervises it, or its own end. From then on the process
+ * ends within what the service says it takes, whatever holds it up.
+ */
 export async function serve(start: () => Promise<Running>): Promise<void> {
-  const orphaned = new Promise<string>((resolve) => {
+  const asked = Promise.race([untilSignal(), orphaned()]);
+  const running = await Promise.race([start(), asked]);
+  // Nothing is served before the start is over that would have to end in order.
+  if (typeof running === 'string') process.exit(0);
+  const { native } = await import('../../native/index.js');
+  let exitStatus = 1;
+  try {
+    const reason = await Promise.race([asked, running.stopped.then(() => null)]);
+    if (reason !== null) {
+      native.endWithin(running.endMsMax, exitStatus);
+      sayWhenOverdue(running.endMsMax);
+      await running.stop(reason);
+    }
+    await running.stopped;
+    exitStatus = 0;
+  } finally {
+    // All is closed; connections to peers that do not read, or what runs on native threads, may still be open.
+    native.endWithin(processMs, exitStatus);
+  }
+}
+
+/** Resolves with the reason when the parent process is gone that supervises this one. */
+function orphaned(): Promise<string> {
+  return new Promise((resolve) => {
     if (!process.connected) return;
     process.once('disconnect', () => resolve('the parent process ended'));
     // Waiting for the parent alone must not keep this process alive.
     process.channel?.unref();
   });
-  const signalled = untilSignal();
-  const running = await start();
-  const reason = await Promise.race([signalled, orphaned, running.stopped.then(() => null)]);
-  if (reason !== null) await running.stop(reason);
-  await running.stopped;
+}
+
+function sayWhenOverdue(endMsMax: number): void {
+  const say = () => {
+    const open = process.getActiveResourcesInfo().join(' ');
+    process.stderr.write(`switchyard: still running after ${endMsMax - overdueMs} ms, with ${open}\n`);
+  };
+  setTimeout(say, endMsMax - overdueMs).unref();
 }

@@ -1,9 +1,18 @@
 import { SwitchyardError } from '../common/errors.js';
 import { untilSignal } from '../common/lifecycle.js';
 
-/** Aborts at the first SIGINT or SIGTERM, so that what was begun is ended in order; a second one ends the process. */
-export function abortOnSignal(): AbortSignal {
+/**
+ * Aborts at the first SIGINT, SIGTERM or SIGHUP, so that what was begun is ended in order; a second one ends the process, as
+ * does the time that the order may take.
+ */
+export function abortOnSignal(endMsMax: number): AbortSignal {
   const controller = new AbortController();
-  untilSignal().then((name) => controller.abort(new SwitchyardError('CANCELLED', `interrupted by ${name}`)));
+  untilSignal().then((name) => {
+    // The terminal may be gone, and what has no reader any more must not cut the order short.
+    for (const output of [process.stdout, process.stderr])
+      output.removeAllListeners('error').on('error', () => {});
+    setTimeout(() => process.exit(1), endMsMax).unref();
+    controller.abort(new SwitchyardError('CANCELLED', `interrupted by ${name}`));
+  });
   return controller.signal;
 }

@@ -5,7 +5,7 @@ import { clusterFields, clusterHelp, localClusterOptions } from './cluster-optio
 import { defineCommand } from './command.js';
 import { modelHelp } from './coordinator.js';
 import { count, seconds, table } from './format.js';
-import { LocalCluster } from './local-cluster.js';
+import { clusterEndMsMax, LocalCluster } from './local-cluster.js';
 import type { LocalProcess } from './local-process.js';
 import { openLogs, readable } from './logs.js';
 import { abortOnSignal } from './signals.js';
@@ -35,7 +35,7 @@ export const upCommand = defineCommand({
     'switchyard up --model ./mixtral --workers 2 --routers 1 --log-directory logs',
   ],
   run: async (config, file) => {
-    const signal = abortOnSignal();
+    const signal = abortOnSignal(clusterEndMsMax);
     const { feedback, feedbackRate } = config;
     const model = Object.fromEntries(
       Object.keys(modelFields).map((key) => [key, config[key as keyof typeof modelFields]]),

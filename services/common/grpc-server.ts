@@ -1,5 +1,5 @@
 import type { Http2Server, ServerOptions } from 'node:http2';
-import { isIPv6 } from 'node:net';
+import { isIPv6, type Socket } from 'node:net';
 import {
   Server,
   ServerCredentials,
@@ -10,11 +10,12 @@ import {
   type UntypedServiceImplementation,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
-import { HealthImplementation, protoPath as healthProtoPath } from 'grpc-health-check';
+import { protoPath as healthProtoPath } from 'grpc-health-check';
 import { type Access, assertBindAllowed, needOf } from './access.js';
 import { SwitchyardError } from './errors.js';
 import { channelOptions, windowBytes } from './grpc-channel.js';
 import { boundConnections, connectionsMax, guardCalls } from './grpc-guard.js';
+import { Health } from './health.js';
 import type { Logger } from './log.js';
 import { prepareProcess } from './process.js';
 import { packageDefinition } from './protocol.js';
@@ -46,7 +47,7 @@ export interface GrpcServer {
   readonly port: number;
   /** What grpc.health.v1 answers for a service's full name; '' is the whole server. Not serving until told so. */
   setServing(service: string, serving: boolean): void;
-  /** Refuses new calls, waits up to `graceMs` for those that run, then cuts them. Idempotent. */
+  /** Refuses new calls, waits up to `graceMs` for those that run, then cuts them, whatever their peers do. Idempotent. */
   close(graceMs: number): Promise<void>;
 }
 
@@ -82,17 +83,20 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
   };
   for (const { definition, implementation } of services) server.addService(definition, implementation);
   const names = services.map(({ definition }) => serviceName(definition));
-  const health = new HealthImplementation(
-    Object.fromEntries(['', ...names].map((name) => [name, 'NOT_SERVING'])),
-  );
-  health.addToServer(server);
+  const health = new Health(names);
+  health.addTo(server);
   // The protocols describe more services than this server has; reflection lists those that it has.
   const definitions = { ...packageDefinition, ...loadSync(healthProtoPath) };
   createReflection(definitions, [...names, 'grpc.health.v1.Health']).addToServer(server);
 
   const bracketed = isIPv6(host) ? `[${host}]` : host;
   const boundPort = await bind(server, host, bracketed, port);
+  const sockets = new Set<Socket>();
   for (const http2Server of internals.http2Servers.keys()) {
+    http2Server.on('connection', (socket) => {
+      sockets.add(socket);
+      socket.once('close', () => sockets.delete(socket));
+    });
     http2Server.on('session', (session) => session.setLocalWindowSize(windowBytes));
     boundConnections(http2Server, connectionsMax);
   }
@@ -100,9 +104,10 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
   return {
     address: `${bracketed}:${boundPort}`,
     port: boundPort,
-    setServing: (name, serving) => health.setStatus(name, serving ? 'SERVING' : 'NOT_SERVING'),
+    setServing: (name, serving) => health.setServing(name, serving),
     close: (graceMs) => {
-      closing ??= shutDown(server, graceMs);
+      health.endWatches();
+      closing ??= shutDown(server, sockets, graceMs);
       return closing;
     },
   };
@@ -175,9 +180,14 @@ export function bindError(
   );
 }
 
-function shutDown(server: Server, graceMs: number): Promise<void> {
+/** A connection whose peer does not read is never flushed, and so never over by itself: its socket is closed. */
+function shutDown(server: Server, sockets: ReadonlySet<Socket>, graceMs: number): Promise<void> {
   return new Promise((resolve) => {
-    const timer = setTimeout(() => server.forceShutdown(), graceMs);
+    const timer = setTimeout(() => {
+      server.forceShutdown();
+      for (const socket of sockets) socket.destroy();
+      resolve();
+    }, graceMs);
     server.tryShutdown(() => {
       clearTimeout(timer);
       resolve();

@@ -43,19 +43,20 @@ export function abortable<T>(promise: Promise<T>, signal: AbortSignal): Promise<
   });
 }
 
+/** What asks a process to end: Ctrl-C, a supervisor, and a terminal that is closed. */
+const endSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+
 /**
- * Resolves with the first SIGINT or SIGTERM. A second one ends the process at once, so that an
+ * Resolves with the first SIGINT, SIGTERM or SIGHUP. A second one ends the process at once, so that an
  * operator can always cut an orderly shutdown short.
  */
 export function untilSignal(): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
     const onSignal = (signal: NodeJS.Signals) => {
-      process.off('SIGINT', onSignal);
-      process.off('SIGTERM', onSignal);
+      for (const name of endSignals) process.off(name, onSignal);
       resolve(signal);
     };
-    process.on('SIGINT', onSignal);
-    process.on('SIGTERM', onSignal);
+    for (const name of endSignals) process.on(name, onSignal);
   });
 }
 
@@ -69,6 +70,19 @@ export function abortError(signal: AbortSignal): SwitchyardError {
     : new SwitchyardError('CANCELLED', 'the operation was cancelled');
 }
 
+/**
+ * What the end of a service may take, in this order: its drain (`drainMs` of its configuration); the goodbye to the coordinator;
+ * the streams that are still open, which are then cut; the process itself.
+ */
+export const goodbyeMs = 500;
+export const cutMs = 500;
+export const processMs = 2_000;
+
+/** How long a service with this drain takes to end at most. A process that exceeds it is ended. */
+export function endMsMax(drainMs: number): number {
+  return drainMs + goodbyeMs + cutMs + processMs;
+}
+
 /** A started service, as the main.ts of each gives it. */
 export interface Running {
   /** host:port of its gRPC server. */
@@ -77,6 +91,8 @@ export interface Running {
   readonly metricsUrl: string;
   /** Resolves when the service has ended as asked; rejects with why it ended by itself. */
   readonly stopped: Promise<void>;
+  /** How long `stop` and the end of the process take at most. */
+  readonly endMsMax: number;
   /** Drains and ends. Resolves when all is closed. Idempotent. */
   stop(reason: string): Promise<void>;
 }

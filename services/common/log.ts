@@ -11,11 +11,17 @@ export type LogLevel = (typeof logLevels)[number];
  * code and the details of a SwitchyardError.
  */
 export function createLogger(role: string, name: string, level: LogLevel = 'info'): Logger {
-  return pino({
-    level,
-    base: { role, name, pid: process.pid },
-    timestamp: pino.stdTimeFunctions.isoTime,
-    formatters: { level: (label) => ({ level: label }) },
-    serializers: { err: pino.stdSerializers.errWithCause },
-  });
+  const output = pino.destination({ fd: 1, sync: true });
+  // Whoever read it, or the terminal, may be gone: what is left is to be ended in order all the same.
+  output.on('error', () => {});
+  return pino(
+    {
+      level,
+      base: { role, name, pid: process.pid },
+      timestamp: pino.stdTimeFunctions.isoTime,
+      formatters: { level: (label) => ({ level: label }) },
+      serializers: { err: pino.stdSerializers.errWithCause },
+    },
+    output,
+  );
 }

@@ -6,7 +6,7 @@ import type { CoordinatorMessage } from './generated/switchyard/v1/CoordinatorMe
 import type { NodeHelloInput } from './generated/switchyard/v1/NodeHello.js';
 import type { NodeMessageInput } from './generated/switchyard/v1/NodeMessage.js';
 import { connect } from './grpc-channel.js';
-import { Deferred } from './lifecycle.js';
+import { Deferred, goodbyeMs } from './lifecycle.js';
 import type { Logger } from './log.js';
 import { clients } from './protocol.js';
 import { fromServiceError } from './status.js';
@@ -98,14 +98,14 @@ export class ControlSession {
     if (this.joined) this.call?.write({ leaving: { reason: plainText(reason) } });
   }
 
-  /** Says goodbye, ends the stream, waits until the coordinator has ended it too (at most `waitMs`). */
-  async leave(reason: string, waitMs = 1_000): Promise<void> {
+  /** Says goodbye, ends the stream, waits a moment until the coordinator has ended it too. */
+  async leave(reason: string): Promise<void> {
     this.leaving(reason);
     const call = this.call;
     if (call !== null && this.joined) {
       const gone = new Promise<void>((resolve) => {
         call.once('status', () => resolve());
-        setTimeout(resolve, waitMs).unref();
+        setTimeout(resolve, goodbyeMs).unref();
       });
       call.end();
       await gone;

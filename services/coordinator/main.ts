@@ -5,7 +5,7 @@ import { controlLimits } from '../common/control-limits.js';
 import { SwitchyardError } from '../common/errors.js';
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
-import { Deferred, type Running } from '../common/lifecycle.js';
+import { cutMs, Deferred, endMsMax, type Running } from '../common/lifecycle.js';
 import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
@@ -26,8 +26,6 @@ import { readTopology } from './topology.js';
 
 /** A bias of 1 outweighs any score, so nothing beyond it makes a difference. */
 const biasLimit = 1;
-/** Streams that are still open after the drain are cut. */
-const closeGraceMs = 1_000;
 /** Operators see who left, and who died, for so long. */
 const leftKeptMs = 60_000;
 const deadKeptMs = 15 * 60_000;
@@ -118,6 +116,7 @@ class CoordinatorService {
       address: this.grpc.address,
       metricsUrl,
       stopped: this.stopped.promise,
+      endMsMax: endMsMax(this.router === null ? 0 : config.drainMs),
       stop: (reason) => this.stop(reason),
     };
   }
@@ -125,7 +124,7 @@ class CoordinatorService {
   /** Closes what is open, without a drain. */
   async close(): Promise<void> {
     this.control.close();
-    await this.grpc?.close(closeGraceMs);
+    await this.grpc?.close(cutMs);
     await this.http?.close();
     await this.trace?.close();
   }

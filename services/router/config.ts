@@ -48,7 +48,7 @@ export const routerFields = {
   /** A coordinator silent for so long is lost, and joined again. */
   leaseMs: humanCount(100, 600_000).default(3_000),
   /** How long batches under way may take once the router stops. */
-  drainMs: humanCount(0, 3_600_000).default(10_000),
+  drainMs: humanCount(0, 3_600_000).default(6_000),
 };
 
 /** With the address at which the process listens. */

@@ -3,7 +3,7 @@ import { Access, readTokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
 import { startGrpcServer } from '../common/grpc-server.js';
 import { startHttp } from '../common/http.js';
-import type { Running } from '../common/lifecycle.js';
+import { cutMs, endMsMax, type Running } from '../common/lifecycle.js';
 import { createLogger } from '../common/log.js';
 import { createRegistry } from '../common/metrics.js';
 import { Trace } from '../common/trace.js';
@@ -71,7 +71,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     server.setServing('', false);
     server.setServing(serviceName, false);
     await router.stop(reason);
-    await server.close(config.drainMs);
+    await server.close(cutMs);
     await http.close();
     await trace?.close();
     log.info({ event: 'stopped', reason });
@@ -87,5 +87,5 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   });
   // Whoever waits for `stopped` hears of the error; one that only calls `stop` need not.
   stopped.catch(() => {});
-  return { address, metricsUrl, stopped, stop };
+  return { address, metricsUrl, stopped, endMsMax: endMsMax(config.drainMs), stop };
 }

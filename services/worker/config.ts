@@ -41,7 +41,7 @@ export const workerSchema = z.object({
   slabBytes: humanBytes(mebibyte).default(defaultSlabBytes()),
   maxRows: humanCount(1, 1_048_576).default(1024),
   leaseMs: humanCount(100, 600_000).default(3_000),
-  drainMs: humanCount(0, 3_600_000).default(5_000),
+  drainMs: humanCount(0, 3_600_000).default(6_500),
 });
 
 export type WorkerConfig = z.infer<typeof workerSchema>;

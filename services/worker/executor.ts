@@ -36,8 +36,13 @@ export class Executor {
   private calls = 0;
   private heldBytes = 0;
   private idleWaiters: (() => void)[] = [];
+  /** What the backend takes at once. */
+  private readonly callsMax: number;
+  private closed: SwitchyardError | null = null;
 
-  constructor(private readonly options: ExecutorOptions) {}
+  constructor(private readonly options: ExecutorOptions) {
+    this.callsMax = options.backend.description.calls;
+  }
 
   /** Bytes of rows and results held. */
   get bytesHeld(): number {
@@ -80,7 +85,7 @@ export class Executor {
 
   /**
    * Takes over `batch.rows`. Resolves when all segments are computed; rejects with EXPERT_NOT_HERE, INVALID_ARGUMENT,
-   * CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED or what the backend throws. Other token batches are unharmed.
+   * CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, DRAINING or what the backend throws. Other token batches are unharmed.
    */
   submit(batch: TokenBatch, router: string): Promise<TokenBatchResult> {
     const task: Task = {
@@ -99,6 +104,7 @@ export class Executor {
     this.tasks.add(task);
     this.heldBytes += batch.rows.byteLength;
     try {
+      if (this.closed !== null) throw this.closed;
       this.check(batch.meta);
       this.enqueue(task);
       this.pump();
@@ -114,6 +120,12 @@ export class Executor {
       if (task.router !== router || task.batch.meta.batchId !== batchId) continue;
       this.fail(task, new SwitchyardError('CANCELLED', `batch ${batchId} was cancelled`));
     }
+  }
+
+  /** Gives up what is queued, and takes nothing more. Calls that the backend has begun end by themselves. */
+  close(): void {
+    this.closed = new SwitchyardError('DRAINING', `worker ${this.options.worker} is stopping`);
+    for (const task of this.tasks) this.fail(task, this.closed);
   }
 
   /** What the transport cannot know: it has checked the rest. */
@@ -157,7 +169,7 @@ export class Executor {
 
   /** Gives the backend calls, as long as it takes them and there are rows. */
   private pump(): void {
-    while (this.calls < this.options.backend.description.calls) {
+    while (this.calls < this.callsMax) {
       const [oldest] = this.waiting;
       if (oldest === undefined) break;
       if (this.isLate(oldest)) continue;

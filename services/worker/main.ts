@@ -9,7 +9,7 @@ import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDe
 import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
-import { Deferred, type Running, sleep } from '../common/lifecycle.js';
+import { cutMs, Deferred, endMsMax, type Running, sleep } from '../common/lifecycle.js';
 import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { ControlSession } from '../common/session.js';
@@ -26,7 +26,6 @@ import { WorkerReporter } from './report.js';
 import { ExpertStore } from './store.js';
 
 const reportMs = 100;
-const closeGraceMs = 1_000;
 /** Threads for copies of rows beside the compute threads. */
 const rowThreads = 2;
 /** Batches under way come back with their next layer within this. */
@@ -136,15 +135,22 @@ class WorkerService {
     const metricsUrl = this.http.url;
     log.info({ event: 'listening', address, metricsUrl, backend: this.backend.description });
     this.join();
-    return { address, metricsUrl, stopped: this.stopped.promise, stop: (reason) => this.stop(reason) };
+    return {
+      address,
+      metricsUrl,
+      stopped: this.stopped.promise,
+      endMsMax: endMsMax(config.drainMs),
+      stop: (reason) => this.stop(reason),
+    };
   }
 
   /** Closes what is open, without a drain. */
   async close(): Promise<void> {
     this.loaded?.store.close();
     this.linksEnd.abort();
-    await this.grpc?.close(closeGraceMs);
+    await this.grpc?.close(cutMs);
     await this.http?.close();
+    this.loaded?.executor.close();
     this.backend.close();
     this.loaded?.model.close();
     this.ownModel?.close();

@@ -113,4 +113,19 @@ interface Ending {
     }
     await expectRecovery();
   }, 240_000);
+
+  test('the processes of a host that is cut off end in order, and in time', async () => {
+    const [a, b] = cluster.hosts;
+    const running = batches();
+    await sleep(1_000);
+    await plugCable(a, 'down');
+    const stopMs = 10_000;
+    const exits = await Promise.all([
+      a.call('stop', 'router-a', stopMs),
+      b.call('stop', 'router-b', stopMs),
+      b.call('stop', 'worker-b', stopMs),
+    ]);
+    expect(exits).toEqual(exits.map(() => ({ code: 0, signal: null })));
+    await running;
+  }, 60_000);
 });

@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, expect, jest, test } from '@jest/globals';
@@ -29,13 +30,17 @@ async function startUp(args: readonly string[]): Promise<Started> {
       stdio: ['ignore', 'pipe', 'inherit'],
     },
   );
+  return untilReady(up);
+}
+
+async function untilReady({ stdout }: ChildProcess): Promise<Started> {
   const pids: number[] = [];
-  for await (const line of createInterface({ input: up.stdout! })) {
+  for await (const line of createInterface({ input: stdout! })) {
     const listed = /^(?:coordinator|worker-\d+|router-\d+) +(\d+) +127/.exec(line);
     if (listed) pids.push(Number(listed[1]));
     const ready = /^ready in .* at (\S+);/.exec(line);
     if (ready) {
-      up.stdout!.resume();
+      stdout!.resume();
       return { address: ready[1]!, pids };
     }
   }
@@ -57,7 +62,7 @@ async function untilGone(pids: readonly number[], timeoutMs: number): Promise<nu
   return pids.filter(alive);
 }
 
-test.each(['SIGINT', 'SIGTERM'] as const)(
+test.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)(
   'up serves a cluster until %s, then ends all processes and exits with 0',
   async (signal) => {
     const { address, pids } = await startUp(['--workers', '2', '--routers', '1']);
@@ -77,6 +82,29 @@ test('the processes of an up that is killed end by themselves', async () => {
   const { pids } = await startUp(['--workers', '1']);
   up!.kill('SIGKILL');
   expect(await untilGone(pids, 15_000)).toEqual([]);
+});
+
+test('an up whose processes stand still ends them, and itself, in time', async () => {
+  const { pids } = await startUp(['--workers', '2', '--routers', '1']);
+  for (const pid of pids) process.kill(pid, 'SIGSTOP');
+  const exited = once(up!, 'exit');
+  up!.kill('SIGHUP');
+  expect(await exited).toEqual([0, null]);
+  expect(await untilGone(pids, 0)).toEqual([]);
+});
+
+test('an up whose terminal is closed ends with all its processes', async () => {
+  // `script` gives it a terminal, which goes with it.
+  const args = ['up', '--preset', 'tiny', '--port', '0', '--metrics-port', '0', '--workers', '2'];
+  const command = [process.execPath, program, ...args].join(' ');
+  const terminal = spawn('script', ['--quiet', '--return', '--command', command, '/dev/null'], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  up = terminal;
+  const { pids } = await untilReady(terminal);
+  const children = readFileSync(`/proc/${terminal.pid}/task/${terminal.pid}/children`, 'utf8');
+  terminal.kill('SIGKILL');
+  expect(await untilGone([...pids, ...children.trim().split(/\s+/).map(Number)], 30_000)).toEqual([]);
 });
 
 test('up goes on without a worker that died, and ends with an error when the coordinator dies', async () => {

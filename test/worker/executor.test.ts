@@ -29,10 +29,13 @@ async function loadExpert(layer: number, expert: number) {
   return backend.load(model.expert(layer, expert));
 }
 
-async function createExecutor(maxRows = 1024): Promise<{ executor: Executor; totals: { rows: number } }> {
+async function createExecutor(
+  maxRows = 1024,
+  computing = backend,
+): Promise<{ executor: Executor; totals: { rows: number } }> {
   const metrics = executorMetrics(createRegistry('worker', 'test'));
   const executor = new Executor({
-    backend,
+    backend: computing,
     memory: native,
     worker: 'w7',
     hidden,
@@ -321,6 +324,20 @@ describe('executor', () => {
     for (const result of await Promise.all(kept)) expectExact(wants, result);
     expect(executor.bytesHeld).toBe(0);
     await executor.whenIdle();
+  });
+
+  test('closing gives up what is queued and what comes later, whether the backend is still there or not', async () => {
+    const own = native.createCpuBackend({ threads: 1 });
+    const { executor } = await createExecutor(1, own);
+    const wants: Wanted = { layer: 0, segments: [[0, [1, 2]]] };
+    const answers = Array.from({ length: 8 }, () => executor.submit(tokenBatch(wants), 'r'));
+    for (const answer of answers) answer.catch(() => {});
+    executor.close();
+    own.close();
+    answers.push(executor.submit(tokenBatch(wants), 'r'));
+    for (const answer of answers) await expect(answer).rejects.toMatchObject({ code: 'DRAINING' });
+    await executor.whenIdle();
+    expect(executor.bytesHeld).toBe(0);
   });
 
   test('cancelling in the middle of a computation loses nobody else a row', async () => {

@@ -5,6 +5,7 @@
 #include "addon/gate_handle.h"
 #include "addon/machine.h"
 #include "addon/model_operations.h"
+#include "addon/process_end.h"
 #include "addon/reference_operation.h"
 #include "addon/row_operations.h"
 #include "addon/slab_handle.h"
@@ -26,6 +27,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   export_experts(env, exports);
   export_reference(exports);
   export_ucx(env, exports);
+  export_process_end(exports);
   return exports;
 }
 

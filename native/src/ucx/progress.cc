@@ -27,7 +27,7 @@ std::chrono::microseconds poll_time() {
   return std::chrono::microseconds(known && CPU_COUNT(&cores) == 1 ? 0 : 20);
 }
 
-constexpr auto shutdown_wait = std::chrono::seconds(2);
+constexpr auto shutdown_wait = std::chrono::seconds(1);
 
 void check(ucs_status_t status, const char* call) {
   if (status != UCS_OK) throw Error(Code::internal, std::string(call) + ": " + ucs_status_string(status));
