@@ -1,4 +1,6 @@
+import { spawnSync } from 'node:child_process';
 import { describe, expect, test } from '@jest/globals';
+import { addonPath } from '../../native/locate.js';
 import { runScript } from './support.js';
 
 const tensor = (rows: number) =>
@@ -24,6 +26,20 @@ describe('the process', () => {
       setTimeout(() => { console.log('leaving'); process.exit(0); }, 5);
     `);
     expect(output).toBe('leaving\n');
+  });
+
+  test('can be made to end in time, even while its event loop is blocked', () => {
+    const script = `
+      const native = require(${JSON.stringify(addonPath())});
+      native.endWithin(60_000, 1);
+      native.endWithin(200, 3);
+      for (;;);`;
+    const { status, stderr } = spawnSync(process.execPath, ['-e', script], {
+      encoding: 'utf8',
+      timeout: 30_000,
+    });
+    expect(status).toBe(3);
+    expect(stderr).toBe('switchyard: the process has not ended within 200 ms and is cut\n');
   });
 
   test('refuses to change the number of threads once they run', async () => {
