@@ -295,6 +295,8 @@ export interface Addon {
   /** Empties a view of a slab, for whoever has it still, and gives its memory up before the garbage collector would. */
   endView(view: Uint8Array): void;
   arenaStats(): ArenaStats;
+  /** Gives memory back to the system that released slabs left and nobody needed since the last call. */
+  trimSlabs(): void;
 
   /** Throws MODEL_INVALID, naming the path and the reason. */
   openWeightFile(path: string): WeightFile;

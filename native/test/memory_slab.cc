@@ -59,6 +59,23 @@ TEST(SlabArena, KeepsMemoryUntilTheLastReferenceAndThenReusesIt) {
   EXPECT_EQ(arena.allocate(mebibyte)->data(), address);
 }
 
+TEST(SlabArena, TrimsWhatWasNotNeededSinceTheLastTime) {
+  SlabArena arena(64 * mebibyte);
+  {
+    std::vector<SlabRef> busy;
+    for (int i = 0; i < 8; ++i) busy.push_back(arena.allocate(mebibyte));
+  }
+  arena.trim();
+  EXPECT_EQ(arena.stats().bytes_cached, 8 * mebibyte) << "it was needed a moment ago";
+  for (int i = 0; i < 3; ++i) {
+    const std::vector<SlabRef> quiet{arena.allocate(mebibyte), arena.allocate(mebibyte)};
+  }
+  arena.trim();
+  EXPECT_EQ(arena.stats().bytes_cached, 2 * mebibyte);
+  arena.trim();
+  EXPECT_EQ(arena.stats().bytes_cached, 0u);
+}
+
 TEST(SlabArena, RefusesAtTheLimitAndCountsTheCacheAsFree) {
   SlabArena arena(4 * mebibyte);
   {

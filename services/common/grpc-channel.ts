@@ -18,13 +18,18 @@ export const metadataBytesMax = 1024 * 1024;
  */
 export const windowBytes = 4 * 1024 * 1024;
 
+/** The longest message that comes in where rows have at most `messageBytesMax`. */
+export function messageLengthMax(messageBytesMax: number): number {
+  return 2 * messageBytesMax + metadataBytesMax;
+}
+
 /**
  * Options of both ends. Twice `messageBytesMax` may come, so that the services refuse what is above it by name and value. What
  * is sent has the limit of the other end alone.
  */
 export function channelOptions(messageBytesMax: number): ChannelOptions {
   return {
-    'grpc.max_receive_message_length': 2 * messageBytesMax + metadataBytesMax,
+    'grpc.max_receive_message_length': messageLengthMax(messageBytesMax),
     'grpc.keepalive_time_ms': 10_000,
     'grpc.keepalive_timeout_ms': 20_000,
     'grpc.keepalive_permit_without_calls': 1,

@@ -1,8 +1,9 @@
-import type { Http2Server, ServerHttp2Session } from 'node:http2';
+import type { Http2Server, ServerHttp2Session, ServerHttp2Stream } from 'node:http2';
 import { ServerInterceptingCall, type ServerInterceptor, type StatusObject, status } from '@grpc/grpc-js';
 import { controlLimits } from './control-limits.js';
 import { invalidArgument, SwitchyardError } from './errors.js';
 import { FairSlots } from './fair-slots.js';
+import { type CallDecoder, MessageGate, type MessageRoom } from './message-gate.js';
 import { services } from './protocol.js';
 import { toServiceError } from './status.js';
 
@@ -17,21 +18,26 @@ const acceptEncoding = 'grpc-accept-encoding';
 /** Where grpc-js keeps what it would do with a call's messages before anybody is asked. */
 interface CallInternals {
   incomingEncoding: string;
-  decoder: { maxReadMessageLength: number };
+  stream: ServerHttp2Stream;
+  decoder: CallDecoder;
 }
 
 /**
  * The interceptor next to the wire: what a call may cost before a service hears of it. Compressed messages are refused, because
  * a few bytes of them become as many as they like; requests of small methods are small, and do not take forever; a
- * connection has a share of `callsMax` calls at once.
+ * connection has a share of `callsMax` calls at once. `roomOf`: where the messages of a method get their room, if it is bounded.
  */
-export function guardCalls(callsMax: number): ServerInterceptor {
+export function guardCalls(
+  callsMax: number,
+  roomOf: (path: string) => MessageRoom | null,
+): ServerInterceptor {
   const slots = new FairSlots(callsMax);
   return (method, call) => {
-    const { incomingEncoding, decoder } = call as unknown as CallInternals;
+    const { incomingEncoding, stream, decoder } = call as unknown as CallInternals;
     decoder.maxReadMessageLength = Math.min(decoder.maxReadMessageLength, requestBytesMax(method));
     let giveBack: (() => void) | null = null;
     let late: NodeJS.Timeout | undefined;
+    let gate: MessageGate | null = null;
     return new ServerInterceptingCall(call, {
       start(next) {
         next({
@@ -43,6 +49,8 @@ export function guardCalls(callsMax: number): ServerInterceptor {
             if (!method.requestStream) {
               late = setTimeout(() => call.sendStatus(statusOf(incomplete(method.path))), smallRequestMs);
             }
+            const room = roomOf(method.path);
+            if (room !== null) gate = new MessageGate(metadata, stream, decoder, room);
             deliver(metadata);
           },
           onReceiveHalfClose(deliver) {
@@ -52,6 +60,7 @@ export function guardCalls(callsMax: number): ServerInterceptor {
           // However the call ends.
           onCancel() {
             clearTimeout(late);
+            gate?.close();
             giveBack?.();
           },
         });

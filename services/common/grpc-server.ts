@@ -17,6 +17,7 @@ import { channelOptions, windowBytes } from './grpc-channel.js';
 import { boundConnections, connectionsMax, guardCalls } from './grpc-guard.js';
 import { Health } from './health.js';
 import type { Logger } from './log.js';
+import type { MessageRoom } from './message-gate.js';
 import { prepareProcess } from './process.js';
 import { packageDefinition } from './protocol.js';
 import { createReflection } from './reflection.js';
@@ -25,6 +26,8 @@ import { toServiceError } from './status.js';
 export interface GrpcService {
   definition: ServiceDefinition;
   implementation: UntypedServiceImplementation;
+  /** Where messages of its streams get their room. Default: they are bounded by their size alone. */
+  messageRoom?: MessageRoom;
 }
 
 export interface GrpcServerOptions {
@@ -37,6 +40,8 @@ export interface GrpcServerOptions {
   messageBytesMax: number;
   /** Calls at once that the services count and bound themselves. Default: none. */
   batchesMax?: number;
+  /** What a stream may have sent that nobody reads. Default: as a connection. */
+  streamWindowBytes?: number;
   services: GrpcService[];
   log: Logger;
 }
@@ -74,12 +79,15 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
   prepareProcess();
   const server = new Server({
     ...channelOptions(options.messageBytesMax),
-    interceptors: [guardCalls(callsBeside + (options.batchesMax ?? 0)), accessInterceptor(access, log)],
+    interceptors: [
+      guardCalls(callsBeside + (options.batchesMax ?? 0), roomsOf(services)),
+      accessInterceptor(access, log),
+    ],
   });
   const internals = server as unknown as ServerInternals;
   internals.commonServerOptions.settings = {
     maxConcurrentStreams: concurrentStreamsMax,
-    initialWindowSize: windowBytes,
+    initialWindowSize: options.streamWindowBytes ?? windowBytes,
   };
   for (const { definition, implementation } of services) server.addService(definition, implementation);
   const names = services.map(({ definition }) => serviceName(definition));
@@ -116,6 +124,17 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
 function serviceName(definition: ServiceDefinition): string {
   const path = Object.values(definition)[0]?.path ?? '';
   return path.split('/')[1] ?? '';
+}
+
+/** Where the messages of a method's streams get their room. */
+function roomsOf(services: GrpcService[]): (path: string) => MessageRoom | null {
+  const rooms = services.flatMap(({ definition, messageRoom = null }) =>
+    Object.values(definition).map(
+      ({ path, requestStream }) => [path, requestStream ? messageRoom : null] as const,
+    ),
+  );
+  const byPath = new Map(rooms);
+  return (path) => byPath.get(path) ?? null;
 }
 
 function accessInterceptor(access: Access, log: Logger): ServerInterceptor {

@@ -1,4 +1,3 @@
-import { native } from '../../native/index.js';
 import { Access, readTokens, type Tokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
 import { controlLimits } from '../common/control-limits.js';
@@ -9,13 +8,14 @@ import { cutMs, Deferred, endMsMax, type Running } from '../common/lifecycle.js'
 import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
+import { boundSlabs } from '../common/slabs.js';
 import { Trace } from '../common/trace.js';
 import { type OnUnknown, unknownKinds } from '../common/unknown-kinds.js';
 import { version } from '../common/version.js';
 import { clusterState, Watchers } from '../common/watchers.js';
 import { openModel } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
-import { routerSlabs } from '../router/config.js';
+import { clientWindowBytes, routerSlabs } from '../router/config.js';
 import { createRouter, type Router } from '../router/router.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf } from './config.js';
 import { Control } from './control.js';
@@ -93,6 +93,7 @@ class CoordinatorService {
       insecure,
       messageBytesMax: config.messageBytesMax,
       batchesMax: config.batchesMax,
+      streamWindowBytes: clientWindowBytes(config),
       services: [
         { definition: services.Coordinator, implementation: control.implementation },
         this.router?.service ?? this.describeOnly(),
@@ -171,7 +172,7 @@ class CoordinatorService {
 
   private createRouter(): Router {
     const { config, log, registry } = this;
-    native.configure({ ...routerSlabs(config, config.name), threads: config.threads });
+    boundSlabs({ ...routerSlabs(config, config.name), threads: config.threads });
     return createRouter({
       config,
       name: config.name,

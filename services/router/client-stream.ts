@@ -7,6 +7,7 @@ import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHea
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ForwardResponseInput } from '../common/generated/switchyard/v1/ForwardResponse.js';
 import { Deferred } from '../common/lifecycle.js';
+import { gateOf, type MessageGate } from '../common/message-gate.js';
 import { toServiceError } from '../common/status.js';
 import { tokensPerMessage } from '../transport/chunk-size.js';
 import type { TransportKind } from '../transport/link.js';
@@ -21,6 +22,8 @@ export type ForwardStream = ServerDuplexStream<ForwardRequest, ForwardResponseIn
 const timerMsMax = 2 ** 31 - 1;
 /** How much sooner than a deadline the timer of gRPC may end a call. */
 const timerSlackMs = 5;
+/** How long what a client has not read of an ended call is kept for it. */
+const unreadMsMax = 5_000;
 const batchOver = new SwitchyardError('CANCELLED', 'the batch is over');
 const notReached = new SwitchyardError('LINK_LOST', 'the client sends its chunks over gRPC');
 
@@ -38,6 +41,8 @@ export class ClientStream {
   private woken = new Deferred<void>();
   private ended = false;
   private lastSend: Promise<void> = Promise.resolve();
+  /** By which its messages over gRPC come in. */
+  private readonly gate: MessageGate | null;
   /** Runs while a message of the client is awaited. */
   private awaiting: NodeJS.Timeout | null = null;
   /** Offered by the client and accepted here; null: chunks travel over gRPC. */
@@ -49,6 +54,8 @@ export class ClientStream {
     private readonly stallMs: number,
   ) {
     setMaxListeners(0, this.signal);
+    this.gate = gateOf(call);
+    if (this.gate !== null) this.gate.onAdmitted = () => this.idle();
     const wake = () => this.wake();
     call.on('readable', wake);
     call.on('end', () => {
@@ -107,11 +114,11 @@ export class ClientStream {
   /**
    * The next message; null once the client has half-closed. Nothing is read ahead beyond one message, and the credit of
    * a channel. A client that sends no whole message for `stallMs` has stalled, unless the batch is `busy` with what it
-   * sent before: that time does not count.
+   * sent before, or the message waits for room: that time does not count.
    */
   async next(busy: () => boolean): Promise<ClientMessage | null> {
     const awaiting = setTimeout(() => {
-      if (busy()) awaiting.refresh();
+      if (busy() || this.gate?.waiting) awaiting.refresh();
       else this.abort(sendsNothing(this.stallMs));
     }, this.stallMs);
     this.awaiting = awaiting;
@@ -138,11 +145,16 @@ export class ClientStream {
   private nextOfCall(): ClientMessage | null {
     const request = this.call.read() as ForwardRequest | null;
     if (request === null) return null;
+    if (request.header) this.gate?.taken();
     if (request.chunk && this.channel?.used)
       throw invalidArgument('message on the stream', 'a chunk', 'half-close, as chunks come over UCX');
     // A client that cannot reach this end sends its chunks here after all.
     if (request.chunk) this.closeChannel(notReached);
-    return { request, rows: rowsOfMessage(request.chunk?.rows ?? new Uint8Array(0)), taken: () => {} };
+    return {
+      request,
+      rows: rowsOfMessage(request.chunk?.rows ?? new Uint8Array(0)),
+      taken: () => this.gate?.taken(),
+    };
   }
 
   /** How many tokens an answer may have: as large as they are, or as their routing is. */
@@ -195,11 +207,12 @@ export class ClientStream {
     this.closeChannel(batchOver, { flush: true });
   }
 
-  /** Ends the call with an error. A client that stalled learns of it when it reads again. */
+  /** Ends the call with an error. A client that stalled learns of it if it reads again soon: what it does not take is dropped. */
   fail(error: SwitchyardError): void {
     this.clear();
     this.abort(error);
     this.call.emit('error', toServiceError(error));
+    setTimeout(() => this.gate?.cut(), unreadMsMax).unref();
     this.closeChannel(batchOver);
   }
 

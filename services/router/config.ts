@@ -9,11 +9,29 @@ import {
   serverFields,
 } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
+import { messageLengthMax, windowBytes } from '../common/grpc-channel.js';
 import { describeMemory, memoryBound, processBytes, usableCores } from '../common/machine.js';
 import { defaultNodeName } from '../common/node-name.js';
 import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
+/** Of messages of clients over gRPC that are here, or on their way in, and are in no chunk yet: the largest has room. */
+export function messageRoomBytes(settings: Pick<RouterSettings, 'budgetBytes' | 'messageBytesMax'>): number {
+  return Math.max(Math.floor(settings.budgetBytes / 4), messageLengthMax(settings.messageBytesMax));
+}
+
+/** HTTP/2's own limit before it knows another. */
+const streamWindowBytesMin = 64 * 1024;
+
+/** What a batch over gRPC may have sent that the router does not read: all batches together as much as they have room. */
+export function clientWindowBytes({
+  budgetBytes,
+  batchesMax,
+}: Pick<RouterSettings, 'budgetBytes' | 'batchesMax'>): number {
+  const share = Math.floor(budgetBytes / 4 / batchesMax);
+  return Math.min(windowBytes, Math.max(streamWindowBytesMin, share));
+}
+
 /** Beside the chunks: gates, norms, slabs whose views wait for the garbage collector. More than the least if there is room. */
 const slabBytesBeside = { min: 64 * mebibyte, max: 256 * mebibyte };
 const budgetBytesMin = 4 * mebibyte;

@@ -1,4 +1,3 @@
-import { native } from '../../native/index.js';
 import { Access, readTokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
 import { startGrpcServer } from '../common/grpc-server.js';
@@ -6,9 +5,10 @@ import { startHttp } from '../common/http.js';
 import { cutMs, endMsMax, type Running } from '../common/lifecycle.js';
 import { createLogger } from '../common/log.js';
 import { createRegistry } from '../common/metrics.js';
+import { boundSlabs } from '../common/slabs.js';
 import { Trace } from '../common/trace.js';
 import { unknownKinds } from '../common/unknown-kinds.js';
-import { type RouterConfig, routerSlabs } from './config.js';
+import { clientWindowBytes, type RouterConfig, routerSlabs } from './config.js';
 import { createRouter } from './router.js';
 
 const serviceName = 'switchyard.v1.Inference';
@@ -18,7 +18,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const { name, host, insecure } = config;
   const tokens = readTokens(config);
   const access = new Access(tokens);
-  native.configure({ ...routerSlabs(config, name), threads: config.threads });
+  boundSlabs({ ...routerSlabs(config, name), threads: config.threads });
   const log = createLogger('router', name, config.logLevel);
   const registry = createRegistry('router', name);
   const trace = Trace.open(config.trace, name, log);
@@ -42,6 +42,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     insecure,
     messageBytesMax: config.messageBytesMax,
     batchesMax: config.batchesMax,
+    streamWindowBytes: clientWindowBytes(config),
     services: [router.service],
     log,
   });

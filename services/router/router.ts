@@ -15,7 +15,7 @@ import type { OnUnknown } from '../common/unknown-kinds.js';
 import { version } from '../common/version.js';
 import { clusterState, Watchers } from '../common/watchers.js';
 import { ByteBudget } from './budget.js';
-import type { RouterSettings } from './config.js';
+import { messageRoomBytes, type RouterSettings } from './config.js';
 import { Control } from './control.js';
 import { ForwardService } from './forward.js';
 import { Links } from './links.js';
@@ -54,6 +54,8 @@ export class Router {
   /** To be added to a gRPC server. */
   readonly service: GrpcService;
   private readonly budget: ByteBudget;
+  /** Of clients' messages that are in no chunk yet. */
+  private readonly messages: ByteBudget;
   private readonly links: Links;
   private readonly control: Control;
   private readonly forward: ForwardService;
@@ -112,7 +114,12 @@ export class Router {
       trace: options.trace,
       log,
     });
-    this.service = { definition: services.Inference, implementation: this.handlers() };
+    this.messages = new ByteBudget(messageRoomBytes(config));
+    this.service = {
+      definition: services.Inference,
+      implementation: this.handlers(),
+      messageRoom: this.messages,
+    };
   }
 
   /**
@@ -148,7 +155,8 @@ export class Router {
       joined: this.control.connected,
       epoch: this.control.view?.epoch ?? 0,
       batches: this.forward.liveCount,
-      budget: { bytes: this.budget.capacity, used: this.budget.used, waiting: this.budget.waiting },
+      budget: stateOf(this.budget),
+      messages: stateOf(this.messages),
       links: this.links.open().map(({ worker, transport, lanes, reason, stats }) => ({
         worker,
         transport,
@@ -228,4 +236,8 @@ export class Router {
       reason,
     });
   }
+}
+
+function stateOf({ capacity, used, waiting }: ByteBudget): { bytes: number; used: number; waiting: number } {
+  return { bytes: capacity, used, waiting };
 }

@@ -55,7 +55,11 @@ export async function intoSlab(rows: ArrivedRows, hidden: number): Promise<Slab>
   }
 }
 
-/** Gives up rows that nobody wants. */
+/**
+ * Gives up rows that nobody wants any more, and with those in a gRPC message the whole message: its memory need not wait for
+ * the garbage collector. Short messages share theirs.
+ */
 export function dropRows(rows: ArrivedRows): void {
   if (rows.kind === 'slab') rows.slab.release();
+  else if (rows.byteLength > Buffer.poolSize) native.endView(rows.bytes);
 }

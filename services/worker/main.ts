@@ -13,6 +13,7 @@ import { cutMs, Deferred, endMsMax, type Running, sleep } from '../common/lifecy
 import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { ControlSession } from '../common/session.js';
+import { boundSlabs } from '../common/slabs.js';
 import { Trace } from '../common/trace.js';
 import { type OnUnknown, unknownKinds } from '../common/unknown-kinds.js';
 import { FiniteWeights } from '../model/finite.js';
@@ -80,7 +81,7 @@ class WorkerService {
     this.tokens = readTokens(config);
     this.access = new Access(this.tokens);
     this.trace = Trace.open(config.trace, config.name, this.log);
-    native.configure({
+    boundSlabs({
       slabBytesMax: config.slabBytes,
       slabSetting: `slabBytes of worker ${config.name}`,
       threads: rowThreads,

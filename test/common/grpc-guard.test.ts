@@ -117,7 +117,7 @@ describe('small requests', () => {
 
 describe('calls', () => {
   test('of one connection leave some to others, and come back', async () => {
-    const server = new Server({ interceptors: [guardCalls(8)] });
+    const server = new Server({ interceptors: [guardCalls(8, () => null)] });
     const { definition, implementation } = inference('m', (call: ServerDuplexStream<object, object>) =>
       call.on('data', () => call.write({})),
     );

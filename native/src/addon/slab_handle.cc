@@ -68,6 +68,10 @@ void export_slabs(Napi::Env env, Napi::Object exports) {
     info[0].As<Napi::Uint8Array>().ArrayBuffer().Detach();
     return info.Env().Undefined();
   });
+  export_function(exports, "trimSlabs", [](const Napi::CallbackInfo& info) {
+    arena().trim();
+    return info.Env().Undefined();
+  });
   export_function(exports, "arenaStats", [](const Napi::CallbackInfo& info) {
     const ArenaStats stats = arena().stats();
     auto result = Napi::Object::New(info.Env());

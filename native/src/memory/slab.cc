@@ -1,5 +1,6 @@
 #include "memory/slab.h"
 
+#include <algorithm>
 #include <bit>
 #include <optional>
 #include <string>
@@ -53,6 +54,7 @@ SlabRef SlabArena::allocate(size_t size, size_t tail) {
       block = found->second.back();
       found->second.pop_back();
       bytes_cached_ -= capacity;
+      bytes_cached_min_ = std::min(bytes_cached_min_, bytes_cached_);
     } else {
       evict_until(bytes_limit_ - bytes_in_use_ - capacity, evicted);
     }
@@ -98,6 +100,17 @@ void SlabArena::evict_until(size_t bytes_allowed, Evicted& evicted) {
       bytes_cached_ -= capacity;
     }
   }
+  bytes_cached_min_ = std::min(bytes_cached_min_, bytes_cached_);
+}
+
+void SlabArena::trim() {
+  Evicted evicted;
+  {
+    const std::lock_guard lock(mutex_);
+    evict_until(bytes_cached_ - bytes_cached_min_, evicted);
+    bytes_cached_min_ = bytes_cached_;
+  }
+  unmap(evicted);
 }
 
 void SlabArena::unmap(const Evicted& evicted) {

@@ -97,6 +97,8 @@ class SlabArena {
    * Throws INVALID_ARGUMENT for 0 bytes, RESOURCE_EXHAUSTED at the limit.
    */
   SlabRef allocate(size_t size, size_t tail = 0);
+  /** Gives memory back to the system that was kept for reuse and not needed since the last call. */
+  void trim();
   ArenaStats stats() const;
   /** Applies to later allocations; slabs in use stay. `setting`: what draws the limit, for errors; empty: nothing to name. */
   void set_limit(size_t bytes_limit, std::string setting = {});
@@ -122,6 +124,8 @@ class SlabArena {
   size_t slabs_ = 0;
   size_t bytes_in_use_ = 0;
   size_t bytes_cached_ = 0;
+  /** The least of that since the last trim. */
+  size_t bytes_cached_min_ = 0;
   std::unordered_map<size_t, std::vector<Block>> cached_;
   std::shared_ptr<MemoryListener> listener_;
 };
