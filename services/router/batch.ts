@@ -1,14 +1,14 @@
 import { asSwitchyardError } from '../common/errors.js';
+import type { BatchCall } from './batch-call.js';
 import type { BudgetShare, Reservation } from './budget.js';
 import type { MessageLimit } from './check-chunk.js';
-import type { ClientStream } from './client-stream.js';
 import { Ingest, type InputChunk } from './ingest.js';
 import { type OutputChunk, type PipelineContext, runChunk } from './pipeline.js';
 import { outputBytes, routingBytes } from './plan.js';
 import { sliceRouting } from './routing-rows.js';
 
 export interface BatchContext extends PipelineContext {
-  stream: ClientStream;
+  call: BatchCall;
   share: BudgetShare;
   messageLimit: MessageLimit;
 }
@@ -19,43 +19,43 @@ const chunksInFlightMax = 64;
 /**
  * Takes a batch's chunks through the pipeline as they come and its answers to the client as they are done.
  * Whatever happens, it settles after all that worked for the batch has ended, with everything released; it rejects with
- * the reason of the stream's signal.
+ * the reason of the batch's signal.
  */
 export async function runBatch(context: BatchContext): Promise<void> {
-  const { plan, stream, links, share } = context;
+  const { plan, call, links, share, signal } = context;
   const tasks = new Set<Promise<void>>();
   const cancelAtWorkers = () => {
     for (const link of links.open()) link.cancel(plan.batchId);
   };
-  stream.signal.addEventListener('abort', cancelAtWorkers, { once: true });
+  signal.addEventListener('abort', cancelAtWorkers, { once: true });
   const ingest = new Ingest({
     plan,
-    source: stream,
+    source: call,
     share,
     messageLimit: context.messageLimit,
     busy: () => tasks.size > 0,
-    signal: stream.signal,
+    signal,
   });
   try {
     for await (const chunk of ingest.chunks()) {
       const task = processChunk(chunk, context)
-        .catch((error) => stream.abort(asSwitchyardError(error)))
+        .catch((error) => call.end.abort(asSwitchyardError(error)))
         .finally(() => {
           tasks.delete(task);
-          if (tasks.size === 0) stream.idle();
+          if (tasks.size === 0) call.idle();
         });
       tasks.add(task);
       while (tasks.size >= chunksInFlightMax) await Promise.race(tasks);
     }
     await Promise.all(tasks);
-    stream.signal.throwIfAborted();
+    signal.throwIfAborted();
     await ingest.expectEnd();
   } catch (error) {
-    stream.abort(asSwitchyardError(error));
-    throw stream.signal.reason;
+    call.end.abort(asSwitchyardError(error));
+    throw signal.reason;
   } finally {
     await Promise.all(tasks);
-    stream.signal.removeEventListener('abort', cancelAtWorkers);
+    signal.removeEventListener('abort', cancelAtWorkers);
     share.close();
   }
 }
@@ -85,9 +85,9 @@ async function processChunk(chunk: InputChunk, context: BatchContext): Promise<v
 async function answer(
   output: OutputChunk,
   reservation: Reservation,
-  { plan, stream }: BatchContext,
+  { plan, call }: BatchContext,
 ): Promise<void> {
-  const tokensMax = stream.answerTokensMax(plan.rowBytes, output.routing === null ? 0 : routingBytes(plan));
+  const tokensMax = call.answerTokensMax(plan.rowBytes, output.routing === null ? 0 : routingBytes(plan));
   for (let first = 0; first < output.tokens; first += tokensMax) {
     const tokens = Math.min(tokensMax, output.tokens - first);
     const routing = output.routing && sliceRouting(output.routing, plan, first, tokens);
@@ -98,10 +98,10 @@ async function answer(
     const byteOffset = first * plan.rowBytes;
     const rows = { slab: output.rows, byteOffset, byteLength: tokens * plan.rowBytes };
     // Beside the sums there are copies of them on their way, unless the sums themselves go out.
-    const copies = stream.answersInPlace(chunk, rows) ? 0 : 1;
+    const copies = call.answersInPlace(chunk, rows) ? 0 : 1;
     if (first === 0) reservation.shrink(outputBytes(plan, output.tokens) * (1 + copies));
     const held = reservation.split(outputBytes(plan, tokens));
-    await stream.answer(chunk, rows, plan.hidden, held);
+    await call.answer(chunk, rows, plan.hidden, held);
   }
 }
 

@@ -9,6 +9,7 @@ import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { ControlSession } from '../common/session.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
+import { modelLimits } from '../model/limits.js';
 import type { Links } from './links.js';
 import { indexPlacements, type PlacementIndex } from './placement.js';
 import type { RouterReporter } from './report.js';
@@ -89,6 +90,15 @@ export class Control {
   release(): void {
     this.weights?.release();
     this.weights = null;
+  }
+
+  /** Of one token's routing at all layers; what any model may have as long as this one is not known. */
+  get routingBytesMax(): number {
+    const spec = this.weights?.spec;
+    const [layers, topK] = spec
+      ? [spec.layers.length, spec.routing.topK]
+      : [modelLimits.layers, modelLimits.topK];
+    return layers * topK * 8;
   }
 
   get connected(): boolean {

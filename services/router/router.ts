@@ -14,12 +14,14 @@ import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { version } from '../common/version.js';
 import { clusterState, Watchers } from '../common/watchers.js';
+import { Batches } from './batches.js';
 import { ByteBudget } from './budget.js';
-import { messageRoomBytes, type RouterSettings } from './config.js';
+import { ClientChannels } from './client-channels.js';
+import { channelBytesMax, messageRoomBytes, type RouterSettings } from './config.js';
 import { Control } from './control.js';
-import { ForwardService } from './forward.js';
 import { Links } from './links.js';
 import { createRouterMetrics } from './metrics.js';
+import { OneShotCall } from './one-shot-call.js';
 import { RouterReporter } from './report.js';
 
 export interface RouterOptions {
@@ -58,7 +60,8 @@ export class Router {
   private readonly messages: ByteBudget;
   private readonly links: Links;
   private readonly control: Control;
-  private readonly forward: ForwardService;
+  private readonly batches: Batches;
+  private readonly channels: ClientChannels;
   private readonly watchers = new Watchers(() => this.clusterState());
   private readonly startedMs = performance.now();
   private stopping: Promise<void> | null = null;
@@ -97,13 +100,13 @@ export class Router {
       },
     });
     const metrics = createRouterMetrics(registry, {
-      batchesLive: () => this.forward.liveCount,
+      batchesLive: () => this.batches.liveCount,
       bytesInFlight: () => this.budget.used,
       bytesMax: config.budgetBytes,
       links: () => this.links.open(),
     });
     const { budget, links, control } = this;
-    this.forward = new ForwardService({
+    this.batches = new Batches({
       config,
       router: name,
       control,
@@ -112,6 +115,15 @@ export class Router {
       reporter,
       metrics,
       trace: options.trace,
+      log,
+    });
+    this.channels = new ClientChannels({
+      host: config.host,
+      transport: config.transport,
+      messageBytesMax: config.messageBytesMax,
+      windowBytesMax: channelBytesMax(config),
+      routingBytesMax: () => this.control.routingBytesMax,
+      batchesMax: config.batchesMax,
       log,
     });
     this.messages = new ByteBudget(messageRoomBytes(config));
@@ -154,7 +166,7 @@ export class Router {
       ...this.readiness(),
       joined: this.control.connected,
       epoch: this.control.view?.epoch ?? 0,
-      batches: this.forward.liveCount,
+      batches: this.batches.liveCount,
       budget: stateOf(this.budget),
       messages: stateOf(this.messages),
       links: this.links.open().map(({ worker, transport, lanes, reason, stats }) => ({
@@ -176,13 +188,13 @@ export class Router {
 
   private async shutDown(reason: string): Promise<void> {
     const { drainMs } = this.options.config;
-    const drained = this.forward.drain(reason);
+    const drained = this.batches.drain(reason);
     this.watchers.end();
     // Told early, the coordinator sends nobody here any more.
     this.control.leaving(reason);
     const timer = setTimeout(() => {
       const message = `the router is stopping (${reason}) and waited ${drainMs} ms for this batch`;
-      this.forward.abort(new SwitchyardError('DRAINING', message, { reason, drainMs }));
+      this.batches.abort(new SwitchyardError('DRAINING', message, { reason, drainMs }));
     }, drainMs);
     await drained;
     clearTimeout(timer);
@@ -193,7 +205,11 @@ export class Router {
 
   private handlers(): InferenceHandlers {
     return {
-      Forward: (call) => this.forward.accept(call),
+      Forward: (call) => {
+        const { channels, options } = this;
+        const { clientStallMs: stallMs } = options.config;
+        this.batches.accept(new OneShotCall(call, { stallMs, channels }));
+      },
       DescribeModel: (_call, answer) => {
         const model = this.control.model;
         if (model === null) answer(toServiceError(this.unknownCluster()));

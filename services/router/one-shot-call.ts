@@ -1,4 +1,3 @@
-import { setMaxListeners } from 'node:events';
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { native, type SlabRange } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
@@ -6,12 +5,14 @@ import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ForwardResponseInput } from '../common/generated/switchyard/v1/ForwardResponse.js';
+import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import { Deferred } from '../common/lifecycle.js';
 import { gateOf, type MessageGate } from '../common/message-gate.js';
 import { toServiceError } from '../common/status.js';
 import { tokensPerMessage } from '../transport/chunk-size.js';
-import type { TransportKind } from '../transport/link.js';
 import { rowsOfMessage } from '../transport/port.js';
+import type { BatchCall, RowsWay } from './batch-call.js';
+import { BatchEnd } from './batch-end.js';
 import type { Reservation } from './budget.js';
 import type { ClientMessage } from './check-chunk.js';
 import { type ClientChannel, takesNothing } from './client-channel.js';
@@ -19,7 +20,13 @@ import type { ClientChannels } from './client-channels.js';
 
 export type ForwardStream = ServerDuplexStream<ForwardRequest, ForwardResponseInput>;
 
-const timerMsMax = 2 ** 31 - 1;
+export interface OneShotOptions {
+  /** `clientStallMs`: a client that takes no answer, or owes a message, for so long has stalled. */
+  stallMs: number;
+  /** For clients that offer to send their chunks over UCX. */
+  channels: ClientChannels;
+}
+
 /** How much sooner than a deadline the timer of gRPC may end a call. */
 const timerSlackMs = 5;
 /** How long what a client has not read of an ended call is kept for it. */
@@ -28,18 +35,14 @@ const batchOver = new SwitchyardError('CANCELLED', 'the batch is over');
 const notReached = new SwitchyardError('LINK_LOST', 'the client sends its chunks over gRPC');
 
 /**
- * A client's Forward call. `signal` ends everything that works for it: when the client cancels or is gone, when a
- * deadline passes, when it stops reading, or by `abort`. Its reason is a SwitchyardError, the first one that came.
+ * A batch that is a Forward call of its own. It ends early when the client cancels or is gone, when a deadline passes, and
+ * when the client neither sends nor reads what it must.
  */
-export class ClientStream {
-  /** When the call ends, as performance.now(); Infinity: never. */
-  deadlineMs = Number.POSITIVE_INFINITY;
-  /** The deadline of the call itself. */
+export class OneShotCall implements BatchCall {
+  readonly end = new BatchEnd();
   private readonly callDeadlineMs: number;
-  private readonly controller = new AbortController();
-  private readonly timers: NodeJS.Timeout[] = [];
   private woken = new Deferred<void>();
-  private ended = false;
+  private halfClosed = false;
   private lastSend: Promise<void> = Promise.resolve();
   /** By which its messages over gRPC come in. */
   private readonly gate: MessageGate | null;
@@ -50,63 +53,41 @@ export class ClientStream {
 
   constructor(
     private readonly call: ForwardStream,
-    /** `clientStallMs`: a client that takes no answer, or owes a message, for so long has stalled. */
-    private readonly stallMs: number,
+    private readonly options: OneShotOptions,
   ) {
-    setMaxListeners(0, this.signal);
     this.gate = gateOf(call);
     if (this.gate !== null) this.gate.onAdmitted = () => this.idle();
     const wake = () => this.wake();
     call.on('readable', wake);
     call.on('end', () => {
-      this.ended = true;
+      this.halfClosed = true;
       wake();
     });
     call.on('cancelled', () => this.cancelled());
-    this.signal.addEventListener('abort', wake, { once: true });
+    this.end.signal.addEventListener('abort', wake, { once: true });
     // gRPC has made a date of the milliseconds that the client sent.
     const leftMs = Number(call.getDeadline()) - Date.now();
     this.callDeadlineMs = performance.now() + leftMs;
     if (call.cancelled) this.cancelled();
-    if (Number.isFinite(leftMs)) this.limit(leftMs);
-  }
-
-  get signal(): AbortSignal {
-    return this.controller.signal;
+    if (Number.isFinite(leftMs)) this.end.limit(leftMs);
   }
 
   get peer(): string {
     return this.call.getPeer();
   }
 
-  /** The first error stays. */
-  abort(error: SwitchyardError): void {
-    if (!this.signal.aborted) this.controller.abort(error);
+  async header(): Promise<ForwardHeader> {
+    const first = (await this.next(() => false))?.request ?? null;
+    if (!first?.header) {
+      const came = first?.kind ?? (first === null ? 'half-close' : 'empty');
+      throw invalidArgument('first message', came, 'a header');
+    }
+    if (first.header.deadlineMs > 0) this.end.limit(first.header.deadlineMs);
+    await this.welcome(first.header);
+    return first.header;
   }
 
-  /** Ends the call with DEADLINE_EXCEEDED after `ms` milliseconds. The soonest of several limits counts. */
-  limit(ms: number): void {
-    this.deadlineMs = Math.min(this.deadlineMs, performance.now() + ms);
-    const expire = () =>
-      this.abort(new SwitchyardError('DEADLINE_EXCEEDED', 'the deadline of the batch passed'));
-    this.timers.push(setTimeout(expire, Math.min(Math.max(ms, 0), timerMsMax)));
-  }
-
-  /** Answers a header's offer of a channel, if it has one. */
-  async welcome(header: ForwardHeader, channels: ClientChannels): Promise<void> {
-    if (header.ucx === null) return;
-    const { channel, declined } = await channels.accept(header, {
-      stallMs: this.stallMs,
-      onChange: () => this.wake(),
-      onFailure: (error) => this.abort(error),
-    });
-    if (channel === null) return this.send({ welcome: { ucxDeclined: declined } });
-    this.channel = channel;
-    await this.send({ welcome: { ucx: channel.end } });
-  }
-
-  /** What carries the chunks, and its lanes. It is known from the first chunk on. */
-  async transport(): Promise<{ transport: TransportKind; lanes: string }> {
+  async way(): Promise<RowsWay> {
     if (!this.channel?.used) return { transport: 'grpc', lanes: 'http2' };
     return { transport: 'ucx', lanes: await this.channel.lanes() };
   }
@@ -117,18 +98,19 @@ export class ClientStream {
    * sent before, or the message waits for room: that time does not count.
    */
   async next(busy: () => boolean): Promise<ClientMessage | null> {
+    const { stallMs } = this.options;
     const awaiting = setTimeout(() => {
       if (busy() || this.gate?.waiting) awaiting.refresh();
-      else this.abort(sendsNothing(this.stallMs));
-    }, this.stallMs);
+      else this.end.abort(sendsNothing(stallMs));
+    }, stallMs);
     this.awaiting = awaiting;
     try {
       for (;;) {
-        this.signal.throwIfAborted();
+        this.end.signal.throwIfAborted();
         if (this.channel?.useless) this.closeChannel(batchOver);
         const message = this.channel?.take() ?? this.nextOfCall();
         if (message !== null) return message;
-        if (this.ended) return null;
+        if (this.halfClosed) return null;
         await this.woken.promise;
       }
     } finally {
@@ -137,7 +119,6 @@ export class ClientStream {
     }
   }
 
-  /** The batch is no longer busy: its client has its whole time from now on. */
   idle(): void {
     this.awaiting?.refresh();
   }
@@ -157,23 +138,17 @@ export class ClientStream {
     };
   }
 
-  /** How many tokens an answer may have: as large as they are, or as their routing is. */
   answerTokensMax(rowBytes: number, routingBytes: number): number {
     if (this.channel === null) return tokensPerMessage(rowBytes, routingBytes);
     return this.channel.answerTokensMax(rowBytes, routingBytes);
   }
 
-  /** Whether an answer goes out from the slab that its rows are in, or is copied first. */
   answersInPlace(chunk: ChunkInput, rows: SlabRange): boolean {
     return this.channel?.sendsInPlace(chunk, rows) ?? false;
   }
 
-  /**
-   * Sends an answer: rows [, hidden] of a slab that nobody writes to any more. Resolves when it may be released. `held` counts
-   * what leaves after that, and is released when it has left.
-   */
   async answer(chunk: ChunkInput, rows: SlabRange, hidden: number, held: Reservation): Promise<void> {
-    if (this.channel !== null) return this.channel.answer(chunk, rows, hidden, held, this.signal);
+    if (this.channel !== null) return this.channel.answer(chunk, rows, hidden, held, this.end.signal);
     const { slab, byteOffset, byteLength } = rows;
     const view = slab.view();
     try {
@@ -185,39 +160,46 @@ export class ClientStream {
     }
   }
 
-  /** Resolves when the client has taken every answer. */
-  async answersTaken(): Promise<void> {
+  async complete(summary: ForwardSummaryInput): Promise<void> {
+    // The summary must not overtake an answer.
     while (this.channel !== null && this.channel.outstandingBytes > 0) {
-      this.signal.throwIfAborted();
+      this.end.signal.throwIfAborted();
       await this.woken.promise;
     }
-  }
-
-  /** Sends one message after the other; resolves when it is on its way to the client. */
-  send(response: ForwardResponseInput): Promise<void> {
-    const sent = this.lastSend.then(() => this.write(response));
-    this.lastSend = sent.catch(() => {});
-    return sent;
-  }
-
-  /** Ends the call well. */
-  finish(): void {
-    this.clear();
+    await this.send({ summary });
+    this.end.clear();
     this.call.end();
     this.closeChannel(batchOver, { flush: true });
   }
 
-  /** Ends the call with an error. A client that stalled learns of it if it reads again soon: what it does not take is dropped. */
+  /** A client that stalled learns of it if it reads again soon: what it does not take is dropped. */
   fail(error: SwitchyardError): void {
-    this.clear();
-    this.abort(error);
+    this.end.clear();
+    this.end.abort(error);
     this.call.emit('error', toServiceError(error));
     setTimeout(() => this.gate?.cut(), unreadMsMax).unref();
     this.closeChannel(batchOver);
   }
 
-  private clear(): void {
-    for (const timer of this.timers) clearTimeout(timer);
+  /** Answers a header's offer of a channel, if it has one. */
+  private async welcome(header: ForwardHeader): Promise<void> {
+    if (header.ucx === null) return;
+    const { channels, stallMs } = this.options;
+    const { channel, declined } = await channels.accept(header, {
+      stallMs,
+      onChange: () => this.wake(),
+      onFailure: (error) => this.end.abort(error),
+    });
+    if (channel === null) return this.send({ welcome: { ucxDeclined: declined } });
+    this.channel = channel;
+    await this.send({ welcome: { ucx: channel.end } });
+  }
+
+  /** Sends one message after the other; resolves when it is on its way to the client. */
+  private send(response: ForwardResponseInput): Promise<void> {
+    const sent = this.lastSend.then(() => this.write(response));
+    this.lastSend = sent.catch(() => {});
+    return sent;
   }
 
   private closeChannel(reason: SwitchyardError, { flush } = { flush: false }): void {
@@ -235,24 +217,24 @@ export class ClientStream {
       performance.now() >= this.callDeadlineMs - timerSlackMs
         ? new SwitchyardError('DEADLINE_EXCEEDED', 'the deadline of the call passed')
         : new SwitchyardError('CANCELLED', 'the client cancelled the call or is gone');
-    this.abort(error);
+    this.end.abort(error);
   }
 
   private async write(response: ForwardResponseInput): Promise<void> {
-    this.signal.throwIfAborted();
+    this.end.signal.throwIfAborted();
     const stalled = setTimeout(() => {
-      this.abort(takesNothing(this.stallMs));
-    }, this.stallMs);
+      this.end.abort(takesNothing(this.options.stallMs));
+    }, this.options.stallMs);
     // The callback never comes if the stream ends meanwhile, so the signal ends the wait too.
     const written = new Deferred<void>();
-    const onAbort = () => written.reject(this.signal.reason);
-    this.signal.addEventListener('abort', onAbort, { once: true });
+    const onAbort = () => written.reject(this.end.signal.reason);
+    this.end.signal.addEventListener('abort', onAbort, { once: true });
     try {
       this.call.write(response, () => written.resolve());
       await written.promise;
     } finally {
       clearTimeout(stalled);
-      this.signal.removeEventListener('abort', onAbort);
+      this.end.signal.removeEventListener('abort', onAbort);
     }
   }
 }

@@ -1,16 +1,13 @@
-import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { FairSlots } from '../common/fair-slots.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { Logger } from '../common/log.js';
 import type { Trace } from '../common/trace.js';
-import { modelLimits } from '../model/limits.js';
-import type { TransportKind } from '../transport/link.js';
 import { BatchAccount } from './account.js';
 import { runBatch } from './batch.js';
+import type { BatchCall, RowsWay } from './batch-call.js';
 import type { ByteBudget } from './budget.js';
-import { ClientChannels } from './client-channels.js';
-import { ClientStream, type ForwardStream } from './client-stream.js';
-import { channelBytesMax, type RouterSettings } from './config.js';
+import type { RouterSettings } from './config.js';
 import type { Control } from './control.js';
 import { checkLinks } from './dispatch.js';
 import type { Links } from './links.js';
@@ -18,7 +15,7 @@ import type { RouterMetrics } from './metrics.js';
 import { type BatchPlan, planBatch } from './plan.js';
 import type { RouterReporter } from './report.js';
 
-export interface ForwardOptions {
+export interface BatchesOptions {
   config: RouterSettings;
   router: string;
   control: Control;
@@ -31,74 +28,50 @@ export interface ForwardOptions {
 }
 
 /** For the log. */
-interface BatchDone {
-  tokens: number;
-  transport: TransportKind;
-  lanes: string;
-}
+type BatchDone = RowsWay & { tokens: number };
 
-/** The Forward calls of a router: admits them, runs them, and says how each ended. */
-export class ForwardService {
-  /** Every call under way, and its end. */
-  private readonly live = new Map<ClientStream, Promise<void>>();
+/** The batches of a router: admits them, whatever protocol they come by, runs them, and says how each ended. */
+export class Batches {
+  /** Every batch under way, and its end. */
+  private readonly live = new Map<BatchCall, Promise<void>>();
   private readonly batchIds = new Set<string>();
   private readonly slots: FairSlots;
-  private readonly channels: ClientChannels;
   private draining: SwitchyardError | null = null;
 
-  constructor(private readonly options: ForwardOptions) {
-    const { config, log } = options;
-    this.slots = new FairSlots(config.batchesMax);
-    this.channels = new ClientChannels({
-      host: config.host,
-      transport: config.transport,
-      messageBytesMax: config.messageBytesMax,
-      windowBytesMax: channelBytesMax(config),
-      routingBytesMax: () => this.routingBytesMax(),
-      batchesMax: config.batchesMax,
-      log,
-    });
+  constructor(private readonly options: BatchesOptions) {
+    this.slots = new FairSlots(options.config.batchesMax);
   }
 
   get liveCount(): number {
     return this.live.size;
   }
 
-  accept(call: ForwardStream): void {
-    const stream = new ClientStream(call, this.options.config.clientStallMs);
-    const { peer } = stream;
+  /** Takes the batch, or refuses it. */
+  accept(call: BatchCall): void {
+    const { peer } = call;
     const giveBack = this.draining === null ? this.slots.take(peer) : null;
     if (giveBack === null) {
       const refusal = this.draining ?? this.tooMany(peer);
       this.options.metrics.batches.inc({ outcome: refusal.code });
-      stream.fail(refusal);
+      call.fail(refusal);
       return;
     }
-    const run = this.run(stream).finally(() => {
-      this.live.delete(stream);
+    const run = this.run(call).finally(() => {
+      this.live.delete(call);
       giveBack();
     });
-    this.live.set(stream, run);
+    this.live.set(call, run);
   }
 
-  /** From now on calls are refused. Resolves when those under way have ended; call `abort` to make them. */
+  /** From now on batches are refused. Resolves when those under way have ended; call `abort` to make them. */
   async drain(reason: string): Promise<void> {
     this.draining ??= new SwitchyardError('DRAINING', `the router is stopping: ${reason}`, { reason });
     await Promise.all(this.live.values());
   }
 
-  /** Ends every call under way. */
+  /** Ends every batch under way. */
   abort(error: SwitchyardError): void {
-    for (const stream of this.live.keys()) stream.abort(error);
-  }
-
-  /** Of one token; what any model may have as long as this one is not known. */
-  private routingBytesMax(): number {
-    const spec = this.options.control.weights?.spec;
-    const [layers, topK] = spec
-      ? [spec.layers.length, spec.routing.topK]
-      : [modelLimits.layers, modelLimits.topK];
-    return layers * topK * 8;
+    for (const { end } of this.live.keys()) end.abort(error);
   }
 
   private tooMany(peer: string): SwitchyardError {
@@ -121,28 +94,25 @@ export class ForwardService {
   }
 
   /** Never rejects: how it ends is what the client gets. */
-  private async run(stream: ClientStream): Promise<void> {
+  private async run(call: BatchCall): Promise<void> {
     const { metrics, log } = this.options;
     const started = performance.now();
     let plan: BatchPlan | null = null;
     try {
-      const header = await this.receiveHeader(stream);
-      await stream.welcome(header, this.channels);
-      plan = await this.plan(header, stream);
-      const done = await this.runPlan(plan, stream);
-      stream.finish();
+      plan = await this.plan(await call.header(), call);
+      const done = await this.runPlan(plan, call);
       metrics.batches.inc({ outcome: 'complete' });
       const seconds = (performance.now() - started) / 1000;
       log.info({ event: 'batch-complete', batch: plan.batchId, ...done, seconds });
     } catch (thrown) {
-      const error = endedBy(stream.signal, asSwitchyardError(thrown));
-      stream.fail(error);
+      const error = endedBy(call.end.signal, asSwitchyardError(thrown));
+      call.fail(error);
       metrics.batches.inc({ outcome: error.code });
       const level = error.code === 'INTERNAL' ? 'error' : 'warn';
       log[level]({
         event: 'batch-failed',
         batch: plan?.batchId ?? '',
-        client: stream.peer,
+        client: call.peer,
         code: error.code,
         reason: error.message,
         details: error.details,
@@ -151,23 +121,10 @@ export class ForwardService {
     }
   }
 
-  private async receiveHeader(stream: ClientStream): Promise<ForwardHeader> {
-    const first = (await stream.next(() => false))?.request ?? null;
-    if (!first?.header) {
-      throw invalidArgument(
-        'first message',
-        first?.kind ?? (first === null ? 'half-close' : 'empty'),
-        'a header',
-      );
-    }
-    if (first.header.deadlineMs > 0) stream.limit(first.header.deadlineMs);
-    return first.header;
-  }
-
   /** The header is checked as soon as the model is known, which may be long before the cluster is ready. */
-  private async plan(header: ForwardHeader, stream: ClientStream): Promise<BatchPlan> {
+  private async plan(header: ForwardHeader, { end }: BatchCall): Promise<BatchPlan> {
     const { config, control, budget, router } = this.options;
-    const { spec } = await control.untilLoaded(config.readyWaitMs, stream.signal);
+    const { spec } = await control.untilLoaded(config.readyWaitMs, end.signal);
     return planBatch(header, {
       model: spec,
       feedback: control.feedback,
@@ -179,9 +136,10 @@ export class ForwardService {
   }
 
   /** Returns the tokens answered, and how they travelled. */
-  private async runPlan(plan: BatchPlan, stream: ClientStream): Promise<BatchDone> {
+  private async runPlan(plan: BatchPlan, call: BatchCall): Promise<BatchDone> {
     const { config, control, links, budget, reporter, metrics, trace, router } = this.options;
     const { batchId } = plan;
+    const { end } = call;
     if (this.batchIds.has(batchId)) {
       throw new SwitchyardError(
         'NAME_TAKEN',
@@ -191,12 +149,12 @@ export class ForwardService {
     }
     this.batchIds.add(batchId);
     try {
-      await control.untilReady(config.readyWaitMs, stream.signal);
+      await control.untilReady(config.readyWaitMs, end.signal);
       checkLinks(plan, control.placement!, links);
       const account = new BatchAccount(plan);
       await runBatch({
         plan,
-        stream,
+        call,
         control,
         links,
         account,
@@ -205,13 +163,12 @@ export class ForwardService {
         trace,
         share: budget.open(),
         messageLimit: { bytesMax: config.messageBytesMax, node: `router ${router}` },
-        deadlineMs: stream.deadlineMs,
-        signal: stream.signal,
-        abort: (error) => stream.abort(error),
+        deadlineMs: end.deadlineMs,
+        signal: end.signal,
+        abort: (error) => end.abort(error),
       });
-      const way = await stream.transport();
-      await stream.answersTaken();
-      await stream.send({ summary: account.summary(router) });
+      const way = await call.way();
+      await call.complete(account.summary(router));
       return { tokens: account.tokens, ...way };
     } finally {
       this.batchIds.delete(batchId);
