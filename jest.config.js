@@ -1,10 +1,13 @@
+import { availableParallelism } from 'node:os';
+
 const { native } = await import('./dist/native/index.js');
 
 /**
  * The tests whose outcome a transport could change, as regular expressions of paths: they run over each transport that the
- * addon has. Where a cluster does not come up, no token batch travels; tests of what clients send bring both ways themselves.
+ * addon has. Credentials travel over gRPC alone, and so does what starts and ends a cluster; numbers are the kernels'; tests
+ * of what clients send bring both ways themselves.
  */
-const overEachTransport = ['/test/e2e/(?!bad-files|bad-start|bad-input|client-transport|numbers)'];
+const overEachTransport = ['/test/e2e/(?!access|backends|bad-|cli|client-transport|demo|numbers|trust|up)'];
 const transports = native.ucx === null ? ['grpc'] : ['grpc', 'ucx'];
 if (native.ucx === null)
   process.stderr.write('\n*** NOT TESTED: the addon is built without UCX, so nothing runs over it. ***\n\n');
@@ -28,6 +31,10 @@ const common = {
 export default {
   // The addon has one arena and one pool per process: every test file gets a process of its own, as any limit ends it.
   workerIdleMemoryLimit: '1MB',
+  // Such a process may still be starting when the last test has ended.
+  workerGracefulExitTimeout: 30_000,
+  // Much of the time of tests is waiting: for processes, leases, deadlines. More than a dozen of them gain nothing.
+  maxWorkers: Math.min(12, Math.ceil(availableParallelism() * 1.5)),
   projects: [
     {
       ...common,

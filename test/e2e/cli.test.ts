@@ -2,6 +2,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { native } from '../../native/index.js';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 
@@ -13,7 +14,7 @@ let directory: string;
 
 beforeAll(async () => {
   directory = await mkdtemp(join(tmpdir(), 'switchyard-e2e-'));
-  cluster = await startCluster({ workers: 2, routers: 1 });
+  cluster = await startCluster({ workers: 2, routers: 1, router: { transport: 'grpc' } });
 });
 
 afterAll(() => rm(directory, { recursive: true }));
@@ -40,10 +41,10 @@ describe('status', () => {
       expect(stdout).toMatch(new RegExp(`^${name} .*ready`, 'm'));
     }
     expect(stdout).toMatch(/^ready; 16 experts of tiny/m);
-    const transport = process.env.SWITCHYARD_TRANSPORT;
-    for (const router of ['coordinator', 'router-0']) {
-      for (const worker of ['worker-0', 'worker-1'])
-        expect(stdout).toMatch(new RegExp(`^${router} +${worker} +${transport} +\\S.*transport is`, 'm'));
+    const best = native.ucx === null ? 'grpc' : 'ucx';
+    for (const worker of ['worker-0', 'worker-1']) {
+      expect(stdout).toMatch(new RegExp(`^coordinator +${worker} +${best} +\\S`, 'm'));
+      expect(stdout).toMatch(new RegExp(`^router-0 +${worker} +grpc +\\S.*transport is grpc`, 'm'));
     }
   });
 
