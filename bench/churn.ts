@@ -25,6 +25,8 @@ export interface ChurnOptions {
 
 /** What a process of the cluster has. */
 export interface Holdings {
+  /** Under way; of a worker none. */
+  batches: number;
   /** Resident, in MiB. */
   rssMiB: number;
   /** Of slabs in use, in MiB. */
@@ -46,8 +48,8 @@ export interface ChurnReport {
 
 /** Tokens of a batch. */
 const tokens = 256;
-/** What was under way when the last client was killed has ended by then. */
-const quietMs = 3_000;
+/** How long batches may take to end once their clients have been killed. */
+const endMsMax = 60_000;
 /** Beside clientStallMs: the server's pings find out that a stopped client's connection is dead. */
 const pingsMs = 45_000;
 
@@ -74,8 +76,7 @@ export async function runChurn(options: ChurnOptions): Promise<ChurnReport> {
     const small = { ...options, batches: some(options.batches), stopped: some(options.stopped) };
     await churn(cluster, { ...small, killed: some(options.killed) }, children);
     for (const child of children.splice(0)) child.kill('SIGKILL');
-    await sleep(quietMs);
-    const before = await holdings(cluster);
+    const before = await quietHoldings(cluster);
     log('churning …');
     const started = performance.now();
     const { done, failed } = await churn(cluster, options, children);
@@ -114,6 +115,18 @@ async function churn(
   };
 }
 
+/** What the cluster holds once no batch is under way. */
+async function quietHoldings(cluster: LocalCluster): Promise<Holdings[]> {
+  const end = performance.now() + endMsMax;
+  for (;;) {
+    const all = await holdings(cluster);
+    const batches = all.reduce((sum, held) => sum + held.batches, 0);
+    if (batches === 0) return all;
+    if (performance.now() > end) throw new Error(`${batches} batches of killed clients do not end`);
+    await sleep(100);
+  }
+}
+
 function start(task: ChurnTask, children: ChildProcess[]): { child: ChildProcess; word: Promise<ChurnWord> } {
   const child = fork(join(packageRoot(), 'dist', 'bench', 'churn-client.js'));
   children.push(child);
@@ -144,8 +157,9 @@ async function settle(
 }
 
 /** What counts as back: heaps and caches are never just as large again. */
-function limitOf({ rssMiB, slabsMiB, descriptors, series }: Holdings): Holdings {
+function limitOf({ batches, rssMiB, slabsMiB, descriptors, series }: Holdings): Holdings {
   return {
+    batches,
     rssMiB: rssMiB * 1.25 + 64,
     slabsMiB: slabsMiB + 2,
     descriptors: descriptors + 8,
@@ -166,13 +180,16 @@ async function holdingsOf(process: LocalProcess): Promise<Holdings> {
   const { metricsUrl } = await process.listening;
   const text = await (await fetch(`${metricsUrl}/metrics`)).text();
   const lines = text.split('\n').filter((line) => line.startsWith('switchyard_'));
-  const used = lines.find(
-    (line) => line.startsWith('switchyard_slab_bytes') && line.includes('state="used"'),
-  );
+  const sample = (name: RegExp) =>
+    lines
+      .find((line) => name.test(line))
+      ?.split(' ')
+      .at(-1);
   const status = readFileSync(`/proc/${process.pid}/status`, 'utf8');
   return {
+    batches: Number(sample(/^switchyard_batches_live/) ?? 0),
     rssMiB: Number(/VmRSS:\s+(\d+)/.exec(status)![1]) / 1024,
-    slabsMiB: Number(used!.split(' ').at(-1)) / 1024 ** 2,
+    slabsMiB: Number(sample(/^switchyard_slab_bytes.*state="used"/)!) / 1024 ** 2,
     descriptors: readdirSync(`/proc/${process.pid}/fd`).length,
     series: lines.length,
   };

@@ -11,11 +11,11 @@ declare const transport: TransportKind;
 test('clients that come and go, are stopped or are killed leave memory, descriptors and series as they were', async () => {
   const report = await runChurn({
     transport,
-    clients: 8,
-    processes: 2,
+    clients: 4,
+    processes: 1,
     batches: 160,
-    stopped: 2,
-    killed: 2,
+    stopped: 1,
+    killed: 1,
     clientStallMs: 1_000,
     log: () => {},
   });
