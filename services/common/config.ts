@@ -1,10 +1,10 @@
 import { readFileSync } from 'node:fs';
-import { parse } from 'yaml';
 import { z } from 'zod';
 import { addressAllowed, hostAllowed, isAddress, isHost, isWildcard } from './address.js';
 import { SwitchyardError } from './errors.js';
 import { logLevels } from './log.js';
 import { isNodeName, nodeNameAllowed } from './node-name.js';
+import { parseYaml } from './yaml.js';
 
 /** Top-level keys of the YAML file, one for each command. */
 export const configSections = [
@@ -202,7 +202,7 @@ export function loadConfig<Shape extends z.ZodRawShape>(
 function readSection({ path, section }: { path: string; section: ConfigSection }): Record<string, unknown> {
   let parsed: unknown;
   try {
-    parsed = parse(readFileSync(path, 'utf8'));
+    parsed = parseYaml(readFileSync(path, 'utf8'));
   } catch (error) {
     throw invalid('config', path, path, `a readable YAML file (${(error as Error).message.split('\n')[0]})`);
   }

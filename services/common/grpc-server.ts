@@ -20,7 +20,7 @@ import type { Logger } from './log.js';
 import type { MessageRoom } from './message-gate.js';
 import { prepareProcess } from './process.js';
 import { packageDefinition } from './protocol.js';
-import { createReflection } from './reflection.js';
+import { addReflection } from './reflection.js';
 import { toServiceError } from './status.js';
 
 export interface GrpcService {
@@ -94,8 +94,8 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
   const health = new Health(names);
   health.addTo(server);
   // The protocols describe more services than this server has; reflection lists those that it has.
-  const definitions = { ...packageDefinition, ...loadSync(healthProtoPath) };
-  createReflection(definitions, [...names, 'grpc.health.v1.Health']).addToServer(server);
+  const definitions = () => ({ ...packageDefinition, ...loadSync(healthProtoPath) });
+  addReflection(server, definitions, [...names, 'grpc.health.v1.Health']);
 
   const bracketed = isIPv6(host) ? `[${host}]` : host;
   const boundPort = await bind(server, host, bracketed, port);

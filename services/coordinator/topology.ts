@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
-import { parse } from 'yaml';
 import { z } from 'zod';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { parseYaml } from '../common/yaml.js';
 
 const bitsOf: Readonly<Record<string, number>> = { '': 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12 };
 
@@ -75,7 +75,7 @@ export function readTopology(path: string): Topology {
 export function parseTopology(text: string, path: string): Topology {
   let value: unknown;
   try {
-    value = parse(text);
+    value = parseYaml(text);
   } catch (error) {
     throw configInvalid(path, 'topology', `is not YAML: ${(error as Error).message}`);
   }
