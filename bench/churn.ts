@@ -89,7 +89,7 @@ export async function runChurn(options: ChurnOptions): Promise<ChurnReport> {
   }
 }
 
-/** Resolves when the clients that come and go are done. The others are in `children`. */
+/** Resolves when the clients that come and go are done, and the others, one after the other, stopped or killed. All are in `children`. */
 async function churn(
   cluster: LocalCluster,
   { transport, clients, processes, batches, stopped, killed }: ChurnOptions,
@@ -100,19 +100,24 @@ async function churn(
     const task = { ...to, kind: 'crowd', clients: clients / processes, tokens } as const;
     return start({ ...task, batchesOfClient: Math.ceil(batches / clients) }, children);
   });
-  const lone = Array.from({ length: stopped + killed }, async (_, index) => {
+  const failures: string[] = [];
+  const count = stopped + killed;
+  for (let index = 0; index < count; index += 1) {
     const { child, word } = start({ ...to, kind: 'lone' }, children);
-    const { failed } = await word;
-    child.kill(index < stopped ? 'SIGSTOP' : 'SIGKILL');
-    return failed;
-  });
+    failures.push(...(await word).failed);
+    child.kill(isStopped(index, stopped, count) ? 'SIGSTOP' : 'SIGKILL');
+  }
   const words = await Promise.all(crowd.map(({ word }) => word));
-  const failures = (await Promise.all(lone)).flat();
   for (const { child } of crowd) child.kill();
   return {
     done: words.reduce((sum, { done }) => sum + done, 0),
     failed: [...failures, ...words.flatMap(({ failed }) => failed)],
   };
+}
+
+/** Spreads `stopped` evenly over `count`; the last is one of them, so that its batch is still under way at the end. */
+function isStopped(index: number, stopped: number, count: number): boolean {
+  return Math.floor(((index + 1) * stopped) / count) > Math.floor((index * stopped) / count);
 }
 
 /** What the cluster holds once no batch is under way. */
