@@ -1,4 +1,4 @@
-import { describe, expect, jest, test } from '@jest/globals';
+import { beforeAll, describe, expect, jest, test } from '@jest/globals';
 import type { ForwardOptions, RoutingRows, SwitchyardClient } from '../../services/client/index.js';
 import { startCluster, type TestClusterOptions } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
@@ -46,14 +46,18 @@ async function expectEqual(rows: Buffer): Promise<void> {
 describe('with feedback off the answers are the same to the bit', () => {
   test.each([
     { workers: 2, routers: 0 },
-    { workers: 4, routers: 1 },
     { workers: 8, routers: 2 },
   ])('for $workers workers and $routers routers beside the embedded one', async (size) => {
     await withCluster(size, async (client) => expectEqual(await forward(client)));
   });
 
-  test('for any size of chunks, way of input, number of routers, and company', async () => {
-    await withCluster({ workers: 3, routers: 2 }, async (client) => {
+  describe('for 3 workers and 2 routers beside the embedded one', () => {
+    let client: SwitchyardClient;
+    beforeAll(async () => {
+      ({ client } = await startCluster({ workers: 3, routers: 2 }));
+    });
+
+    test('and any size of chunks, way of input, number of routers, and company', async () => {
       await expectEqual(await forward(client, { chunkTokens: 256 }));
       await expectEqual(await forward(client, { chunkTokens: 4096, routers: 1 }));
       async function* pieces() {
@@ -65,10 +69,8 @@ describe('with feedback off the answers are the same to the bit', () => {
       await expectEqual(await forward(client));
       for (const other of company) await expectEqual(await other);
     });
-  });
 
-  test('for the experts and weights that the gate chose, given back to it', async () => {
-    await withCluster({ workers: 2, routers: 1 }, async (client) => {
+    test('and the experts and weights that the gate chose, given back to it', async () => {
       const perToken = layers * topK;
       const routing = {
         experts: new Uint32Array(tokens * perToken),

@@ -1,10 +1,10 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
-import { describe, expect, jest, test } from '@jest/globals';
+import { beforeAll, describe, expect, jest, test } from '@jest/globals';
 import { packageRoot } from '../../native/locate.js';
 import type { RowsReader, SwitchyardClient } from '../../services/client/index.js';
-import { startCluster } from '../support/cluster.js';
+import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
 import { connect, Service, until } from '../support/services.js';
 
@@ -78,6 +78,11 @@ test('a client outlives its coordinator, a router, and the model', async () => {
 });
 
 describe('a program that uses the SDK ends by itself', () => {
+  let cluster: TestCluster;
+  beforeAll(async () => {
+    cluster = await startCluster({ workers: 1 });
+  });
+
   const begin = 'const batch = await client.forward(rows, { feedback: false });';
   test.each([
     [
@@ -88,7 +93,6 @@ describe('a program that uses the SDK ends by itself', () => {
     ['when its batches have ended and it forgot to close its client', `${begin} await batch.collect();`],
     ['when it did nothing with its client', ''],
   ])('%s', async (_, body) => {
-    const cluster = await startCluster({ workers: 1 });
     const sdk = join(packageRoot(), 'dist', 'services', 'client', 'index.js');
     const script = `
       import { SwitchyardClient } from '${sdk}';
@@ -107,6 +111,5 @@ describe('a program that uses the SDK ends by itself', () => {
     });
     expect(await once(child, 'close')).toEqual([0, null]);
     expect(said).toBe('done\n');
-    await cluster.stop();
   });
 });

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { beforeAll, describe, expect, jest, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { SwitchyardClient, type SwitchyardError } from '../../services/client/index.js';
 import type { TransportKind } from '../../services/transport/link.js';
@@ -52,14 +52,14 @@ describe('128 batches at once', () => {
   });
 
   test('with a chunk for every token all complete: no number of operations is too many', async () => {
-    expect(reasons(await batchesAtOnce(cluster, 128, 96, 1))).toEqual([]);
+    expect(reasons(await batchesAtOnce(cluster, 128, 64, 1))).toEqual([]);
   });
 });
 
 (native.ucx !== null && transport === 'ucx' ? describe : describe.skip)('more batches than windows', () => {
   test('are told which setting bounds them, and by how much', async () => {
     const small = await startCluster({ coordinator: { budgetBytes: '4MiB' }, workers: 1 });
-    const errors = reasons(await batchesAtOnce(small, 40, 8_192, 0));
+    const errors = reasons(await batchesAtOnce(small, 40, 4_096, 0));
     expect(errors.length).toBeGreaterThan(0);
     for (const { code, message } of errors) {
       expect(code).toBe('LINK_LOST');
@@ -70,5 +70,3 @@ describe('128 batches at once', () => {
     expect(errors.length).toBeLessThan(40);
   });
 });
-
-afterAll(() => cluster.stop());

@@ -100,10 +100,10 @@ async function start(
     ]);
   });
 
-  /** Wide rows and small experts: a batch of 1 GiB that is soon computed. */
+  /** Wide rows and small experts: a batch larger than the limit that is soon computed. */
   const model = { preset: 'tiny', hidden: 2048, ffn: 32, layers: 1 };
   const rowBytes = 2 * model.hidden;
-  const tokens = 2 ** 30 / rowBytes;
+  const tokens = (1.25 * limit) / rowBytes;
 
   async function* rows(): AsyncGenerator<Uint8Array> {
     const block = new Uint8Array(2 ** 24);
