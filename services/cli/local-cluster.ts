@@ -18,7 +18,7 @@ export interface LocalClusterOptions {
   /** Of the whole cluster. Default: none. */
   tokens?: Tokens;
   readyTimeoutMs: number;
-  /** Gives up starting. */
+  /** Gives up starting, and stops what has started, whatever its user is at. */
   signal?: AbortSignal;
   /** Called with every line a process prints. */
   onLine?: (process: LocalProcess, line: string) => void;
@@ -27,9 +27,9 @@ export interface LocalClusterOptions {
 /** Coordinator and routers finish their batches within this; longer batches are cut. */
 const drainMs = 7_500;
 /** Then workers have nothing left to do. */
-const stopMs = 1_500;
+const stopMs = 1_000;
 /** How long `stop` takes at most. A container is ended after 10 s. */
-export const clusterEndMsMax = drainMs + stopMs + 500;
+export const clusterEndMsMax = drainMs + stopMs + 1_000;
 
 /** A coordinator, workers and routers as child processes on this machine. */
 export class LocalCluster {
@@ -76,6 +76,8 @@ export class LocalCluster {
       }
       started.push(...cluster.processes.slice(1));
       await cluster.untilReady(options);
+      options.signal?.throwIfAborted();
+      options.signal?.addEventListener('abort', () => cluster.stop(), { once: true });
       return cluster;
     } catch (error) {
       client?.destroy();

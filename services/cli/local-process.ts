@@ -8,7 +8,7 @@ import { Deferred } from '../common/lifecycle.js';
 
 export type ProcessRole = 'coordinator' | 'router' | 'worker';
 
-/** What a process says of itself once it listens. */
+/** What a process tells its parent once it listens. */
 export interface Listening {
   address: string;
   metricsUrl: string;
@@ -54,7 +54,7 @@ export class LocalProcess {
   ) {
     const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
     // A session of its own keeps a terminal's Ctrl-C from it, so that the parent decides the order of shutdown;
-    // the channel tells it when the parent is gone.
+    // the channel tells it when the parent is gone, and the parent where it listens.
     this.child = spawn(process.execPath, [program, role, ...toArguments(flags)], {
       stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
       env: { ...process.env, ...environment },
@@ -63,13 +63,10 @@ export class LocalProcess {
     const listening = new Deferred<Listening>();
     this.listening = listening.promise;
     this.listening.catch(() => {});
+    this.child.once('message', (said) => listening.resolve(said as Listening));
     const take = (line: string) => {
       this.recentLines.push(line);
       if (this.recentLines.length > recentLinesMax) this.recentLines.shift();
-      const said = parseLine(line);
-      if (said?.event === 'listening' && said.role === role) {
-        listening.resolve({ address: String(said.address), metricsUrl: String(said.metricsUrl) });
-      }
       onLine(this, line);
     };
     createInterface({ input: this.child.stdout! }).on('line', take);

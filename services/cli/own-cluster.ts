@@ -52,6 +52,9 @@ export async function runOnOwnCluster(config: OwnClusterConfig, file: string | n
   };
   try {
     await onOwnCluster(run, file);
+  } catch (error) {
+    // What failed because of the signal tells less.
+    throw signal.aborted ? signal.reason : error;
   } finally {
     await run.json?.abort();
   }

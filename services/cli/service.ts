@@ -1,5 +1,6 @@
 import { processMs, type Running, untilSignal } from '../common/lifecycle.js';
 import type { OptionHelp } from './command.js';
+import type { Listening } from './local-process.js';
 
 const better = 'better in a file, where ps cannot see it';
 
@@ -40,6 +41,7 @@ export async function serve(start: () => Promise<Running>): Promise<void> {
   const running = await Promise.race([start(), asked]);
   // Nothing is served before the start is over that would have to end in order.
   if (typeof running === 'string') process.exit(0);
+  tellParent({ address: running.address, metricsUrl: running.metricsUrl });
   const { native } = await import('../../native/index.js');
   let exitStatus = 1;
   try {
@@ -55,6 +57,11 @@ export async function serve(start: () => Promise<Running>): Promise<void> {
     // All is closed; connections to peers that do not read, or what runs on native threads, may still be open.
     native.endWithin(processMs, exitStatus);
   }
+}
+
+/** To a parent that supervises this process, whatever the log says. One that is gone needs no answer. */
+function tellParent(listening: Listening): void {
+  process.send?.(listening, undefined, undefined, () => {});
 }
 
 /** Resolves with the reason when the parent process is gone that supervises this one. */

@@ -11,8 +11,9 @@ export function abortOnSignal(endMsMax: number): AbortSignal {
     // The terminal may be gone, and what has no reader any more must not cut the order short.
     for (const output of [process.stdout, process.stderr])
       output.removeAllListeners('error').on('error', () => {});
-    setTimeout(() => process.exit(1), endMsMax).unref();
     controller.abort(new SwitchyardError('CANCELLED', `interrupted by ${name}`));
+    // Only native code ends a process whose threads wait for a reader of its output.
+    return import('../../native/index.js').then(({ native }) => native.endWithin(endMsMax, 1));
   });
   return controller.signal;
 }

@@ -50,8 +50,11 @@ export const upCommand = defineCommand({
       signal,
     });
     try {
-      if (!config.json) await announce(cluster, (performance.now() - startedMs) / 1000);
-      await Promise.race([aborted(signal), watch(cluster)]);
+      const readySeconds = (performance.now() - startedMs) / 1000;
+      const serving = config.json
+        ? watch(cluster)
+        : announce(cluster, readySeconds).then(() => watch(cluster));
+      await Promise.race([aborted(signal), serving]);
     } finally {
       await cluster.stop();
       await logs.close();

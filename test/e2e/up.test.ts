@@ -56,6 +56,11 @@ const alive = (pid: number) => {
   }
 };
 
+function childrenOf(pid: number): number[] {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8');
+  return children.trim().split(/\s+/).map(Number);
+}
+
 async function untilGone(pids: readonly number[], timeoutMs: number): Promise<number[]> {
   const end = performance.now() + timeoutMs;
   while (pids.some(alive) && performance.now() < end) await new Promise((resolve) => setTimeout(resolve, 50));
@@ -90,7 +95,28 @@ test('an up whose processes stand still ends them, and itself, in time', async (
   const exited = once(up!, 'exit');
   up!.kill('SIGHUP');
   expect(await exited).toEqual([0, null]);
-  expect(await untilGone(pids, 0)).toEqual([]);
+  expect(await untilGone(pids, 5_000)).toEqual([]);
+});
+
+test('a run whose processes stand still ends them, and itself, in time', async () => {
+  const args = ['run', '--preset', 'tiny', '--workers', '1', '--sequences', '1', '--length', '8000000'];
+  const run = spawn(process.execPath, [program, ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
+  up = run;
+  for await (const line of createInterface({ input: run.stdout })) if (line.startsWith('ready in')) break;
+  const pids = childrenOf(run.pid!);
+  expect(pids).toHaveLength(2);
+  for (const pid of pids) process.kill(pid, 'SIGSTOP');
+  const exited = once(run, 'exit');
+  run.kill('SIGTERM');
+  expect(await exited).toEqual([1, null]);
+  expect(await untilGone(pids, 5_000)).toEqual([]);
+});
+
+test('a cluster that logs nothing comes up', async () => {
+  await startUp(['--log-level', 'silent', '--workers', '1', '--routers', '1']);
+  const exited = once(up!, 'exit');
+  up!.kill('SIGTERM');
+  expect(await exited).toEqual([0, null]);
 });
 
 test('an up whose terminal is closed ends with all its processes', async () => {
@@ -102,9 +128,9 @@ test('an up whose terminal is closed ends with all its processes', async () => {
   });
   up = terminal;
   const { pids } = await untilReady(terminal);
-  const children = readFileSync(`/proc/${terminal.pid}/task/${terminal.pid}/children`, 'utf8');
+  const all = [...pids, ...childrenOf(terminal.pid!)];
   terminal.kill('SIGKILL');
-  expect(await untilGone([...pids, ...children.trim().split(/\s+/).map(Number)], 30_000)).toEqual([]);
+  expect(await untilGone(all, 30_000)).toEqual([]);
 });
 
 test('up goes on without a worker that died, and ends with an error when the coordinator dies', async () => {

@@ -1,5 +1,6 @@
 #include "addon/process_end.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -35,11 +36,16 @@ class ProcessEnd {
     name_thread("end");
     std::unique_lock lock(mutex_);
     while (std::chrono::steady_clock::now() < deadline_) changed_.wait_until(lock, deadline_);
-    if (status_ != 0) {
-      std::fprintf(stderr, "switchyard: the process has not ended within %ju ms and is cut\n",
-                   static_cast<uintmax_t>(milliseconds_));
-    }
+    if (status_ != 0) say();
     _exit(status_);
+  }
+
+  /** Only what a pipe takes at once: its reader may be what does not end. */
+  void say() const {
+    pollfd output{.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
+    if (poll(&output, 1, 0) != 1 || (output.revents & POLLOUT) == 0) return;
+    dprintf(STDERR_FILENO, "switchyard: the process has not ended within %ju ms and is cut\n",
+            static_cast<uintmax_t>(milliseconds_));
   }
 
   std::mutex mutex_;
