@@ -1,4 +1,4 @@
-import { type GateResult, native, type Slab } from '../native/index.js';
+import { native, type RoutingTable, type Slab } from '../native/index.js';
 import { createLogger } from '../services/common/log.js';
 import { prepareProcess } from '../services/common/process.js';
 import { dialLink } from '../services/transport/dial.js';
@@ -24,7 +24,7 @@ const creditBytes = 2 * chunksInFlight * messageBytesMax;
 /** A chunk and the experts of its tokens: spread evenly, so that both workers get about as many rows. */
 interface Chunk {
   rows: Slab;
-  routed: Pick<GateResult, 'experts' | 'weights'>;
+  routing: RoutingTable;
 }
 
 async function makeChunk(): Promise<Chunk> {
@@ -41,14 +41,30 @@ async function makeChunk(): Promise<Chunk> {
     const token = i >> 1;
     return i % 2 === 0 ? (token * 5) % experts : (token * 5 + 1 + ((token * 7) % (experts - 1))) % experts;
   });
-  return { rows, routed: { experts: chosen, weights: new Float32Array(rowCount * topK).fill(0.5) } };
+  const weights = new Float32Array(rowCount * topK).fill(0.5);
+  const routing = native.createRoutingTable({ tokens: rowCount, topK, experts: Uint32Array.of(experts) });
+  const given = { experts: new Uint8Array(chosen.buffer), weights: new Uint8Array(weights.buffer) };
+  await native.writeRouting({ table: routing, first: 0, ...given });
+  return { rows, routing };
 }
 
 /** What a router does with a gated chunk: group, one token batch a worker, combine. Resolves with the bytes of rows that travelled. */
-async function passThrough({ rows, routed }: Chunk, links: readonly Link[]): Promise<number> {
+async function passThrough({ rows, routing }: Chunk, links: readonly Link[]): Promise<number> {
   const workerOf = Uint32Array.from({ length: experts }, (_, expert) => expert % workers);
   const { signal } = new AbortController();
-  const groups = await native.groupRows({ rowCount, topK, ...routed, workerOf, workers, limits: null });
+  const routed = await native.routeRows({
+    rows,
+    rowCount,
+    hidden,
+    norm: null,
+    gate: null,
+    table: { routing, layer: 0 },
+    workerOf,
+    workers,
+    limits: null,
+    weighted: true,
+  });
+  const { groups } = routed;
   const answers = await Promise.all(
     groups.map((group) => {
       const batch: TokenBatch = {
@@ -73,15 +89,14 @@ async function passThrough({ rows, routed }: Chunk, links: readonly Link[]): Pro
     }),
   );
   const combined = await native.combineRows({
+    routed,
     mode: 'partial',
-    rowCount,
     hidden,
-    topK,
-    weights: null,
+    weighted: false,
     residual: rows,
-    parts: answers.map((answer, i) => ({ rows: answer.rows, targets: groups[i]!.tokens })),
+    parts: answers.map((answer) => answer.rows),
   });
-  for (const slab of [combined.rows, ...answers.map((answer) => answer.rows)]) slab.release();
+  for (const held of [combined.rows, routed, ...answers.map((answer) => answer.rows)]) held.release();
   return 2 * rowBytes * groups.reduce((sum, group) => sum + group.rowCount, 0);
 }
 
@@ -145,6 +160,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
     return summarize(`link/dispatch-combine-${transport}`, 'GB/s a core', 'memcpy', runs, details);
   } finally {
     chunk.rows.release();
+    chunk.routing.release();
     for (const end of ends) end.close();
   }
 }

@@ -1,4 +1,4 @@
-import { type GateResult, native, type Slab } from '../native/index.js';
+import { type GateWeights, native, type RoutedRows, type Slab } from '../native/index.js';
 import { softmaxRouting } from '../services/model/synthetic.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
 
@@ -11,12 +11,17 @@ const callsPerRun = 12;
 const slabBytes = 4 * 1024 ** 3;
 
 const routing = softmaxRouting(2);
+const weightPlace = { kind: 'synthetic', seed: 1, stream: 7, scale: 0.03, center: 0 } as const;
+
+interface Held {
+  release(): void;
+}
 
 /** Bytes read plus bytes written a second by `call`, which touches `bytes` each time. */
-async function bytesPerSecond(bytes: number, call: () => Promise<Slab[]>): Promise<number> {
-  for (const slab of await call()) slab.release();
+async function bytesPerSecond(bytes: number, call: () => Promise<Held[]>): Promise<number> {
+  for (const held of await call()) held.release();
   const start = performance.now();
-  for (let i = 0; i < callsPerRun; i++) for (const slab of await call()) slab.release();
+  for (let i = 0; i < callsPerRun; i++) for (const held of await call()) held.release();
   return (bytes * callsPerRun) / ((performance.now() - start) / 1000);
 }
 
@@ -29,7 +34,7 @@ async function compare(
   id: string,
   options: BenchOptions,
   bytes: number,
-  call: () => Promise<Slab[]>,
+  call: () => Promise<Held[]>,
 ): Promise<BenchResult> {
   const runs = [];
   for (let i = 0; i < options.runs; i++) {
@@ -39,23 +44,40 @@ async function compare(
   return summarize(id, 'GB/s', 'memcpy', runs, { bytesPerCall: bytes });
 }
 
-function group({ experts, weights }: GateResult, workerOf: Uint32Array) {
-  return native.groupRows({
+interface Routing {
+  rows: Slab;
+  rowCount: number;
+  gate: GateWeights;
+  /** Its RMSNorm's weight; null: none. */
+  norm: Slab | null;
+  workers: number;
+}
+
+function route({ rows, rowCount, gate, norm, workers }: Routing): Promise<RoutedRows> {
+  return native.routeRows({
+    rows,
     rowCount,
-    topK: routing.topK,
-    experts,
-    weights,
-    workerOf,
+    hidden: gate.hidden,
+    norm: norm && { weight: norm, epsilon: 1e-6 },
+    gate: { weights: gate, bias: null },
+    table: null,
+    workerOf: Uint32Array.from({ length: gate.experts }, (_, expert) => expert % workers),
     workers,
     limits: null,
+    weighted: false,
   });
 }
 
-async function groupAndPack(rows: Slab, routed: GateResult, workerOf: Uint32Array): Promise<Slab[]> {
-  const groups = await group(routed, workerOf);
+function pack(rows: Slab, { groups }: RoutedRows): Promise<Slab[]> {
   return Promise.all(
     groups.map(({ tokens: indices }) => native.packRows({ rows, hidden, indices, tailBytes: 0 })),
   );
+}
+
+/** Routes once; returns what is to be released. */
+async function routeOnce(routing: Routing): Promise<Held[]> {
+  const routed = await route(routing);
+  return routed.normed === null ? [routed] : [routed, routed.normed];
 }
 
 /** As many experts, of tokens as long, as DeepSeek-V3 has: what counts there is arithmetic. */
@@ -67,8 +89,7 @@ function gateOf(weight: Slab, experts: number, hidden: number, topK: number) {
 }
 
 function gateWeight(experts: number, hidden: number): Promise<Slab> {
-  const place = { kind: 'synthetic', seed: 1, stream: 7, scale: 0.03, center: 0 } as const;
-  return native.readFloats({ ...place, rows: experts, columns: hidden });
+  return native.readFloats({ ...weightPlace, rows: experts, columns: hidden });
 }
 
 function tokens(rowCount: number, hidden: number): Promise<Slab> {
@@ -83,10 +104,9 @@ async function benchLargeGate(options: BenchOptions): Promise<BenchResult> {
   const operations = 2 * rowCount * hidden * experts;
   const runs = [];
   for (let i = 0; i < options.runs; i++) {
-    const rate = await bytesPerSecond(operations, async () => {
-      await native.gateRows({ gate, rows, rowCount, bias: null });
-      return [];
-    });
+    const rate = await bytesPerSecond(operations, () =>
+      routeOnce({ rows, rowCount, gate, norm: null, workers }),
+    );
     runs.push({ value: rate / 1e9, reference: (await native.measureFma()) / 1e9 });
   }
   gate.release();
@@ -94,46 +114,32 @@ async function benchLargeGate(options: BenchOptions): Promise<BenchResult> {
   return summarize('kernels/gate-256x7168', 'GFLOP/s', 'float32 FMA', runs, { ...largeGate });
 }
 
-/** Gate, pack and combine of one 1,024 x 4,096 chunk, called as the router calls them, on one thread. */
+/** What a router does with one chunk of 1,024 x 4,096, called as it calls them, on one thread. */
 export async function benchKernels(options: BenchOptions): Promise<BenchResult[]> {
   native.configure({ slabBytesMax: slabBytes, threads: 1 });
   const rows = await tokens(rowCount, hidden);
   const weight = await gateWeight(experts, hidden);
+  const norm = await native.readTensor({ ...weightPlace, rows: 1, columns: hidden, center: 1 });
   const gate = gateOf(weight, experts, hidden, routing.topK);
-  const routed = await native.gateRows({ gate, rows, rowCount, bias: null });
-  const workerOf = Uint32Array.from({ length: experts }, (_, expert) => expert % workers);
-
-  const groups = await group(routed, workerOf);
-  const packedBytes = groups.reduce((sum, group) => sum + group.rowCount * rowBytes, 0);
-  const parts = groups.map((group) => ({
-    rows: native.allocateSlab(Math.max(1, group.slots.length) * rowBytes),
-    targets: group.slots,
-  }));
-  for (const part of parts) part.rows.view().fill(0x3f);
+  const routed = await route({ rows, rowCount, gate, norm: null, workers });
+  const packedBytes = routed.groups.reduce((sum, group) => sum + group.rowCount * rowBytes, 0);
+  const parts = routed.groups.map(({ rowIndices }) => native.allocateSlab(rowIndices.length * rowBytes));
+  for (const part of parts) part.view().fill(0x3f);
 
   const chunkBytes = rowCount * rowBytes;
+  const combine = { routed, mode: 'exact', hidden, weighted: true, residual: rows, parts } as const;
   const results = [
-    await compare('kernels/gate', options, chunkBytes + experts * rowBytes, async () => {
-      await native.gateRows({ gate, rows, rowCount, bias: null });
-      return [];
-    }),
-    await compare('kernels/pack', options, 2 * packedBytes, () => groupAndPack(rows, routed, workerOf)),
+    // Reads the rows and writes them normalised.
+    await compare('kernels/route', options, 2 * chunkBytes, () =>
+      routeOnce({ rows, rowCount, gate, norm, workers }),
+    ),
+    await compare('kernels/pack', options, 2 * packedBytes, () => pack(rows, routed)),
     // Reads topK result rows and the residual of each token, writes one row.
-    await compare('kernels/combine', options, chunkBytes * (routing.topK + 2), async () => {
-      const combined = await native.combineRows({
-        mode: 'exact',
-        rowCount,
-        hidden,
-        topK: routing.topK,
-        weights: routed.weights,
-        residual: rows,
-        parts,
-      });
-      return [combined.rows];
-    }),
+    await compare('kernels/combine', options, chunkBytes * (routing.topK + 2), async () => [
+      (await native.combineRows(combine)).rows,
+    ]),
   ];
   results.push(await benchLargeGate(options));
-  gate.release();
-  for (const slab of [rows, weight, ...parts.map((part) => part.rows)]) slab.release();
+  for (const held of [gate, rows, weight, norm, routed, ...parts]) held.release();
   return results;
 }

@@ -55,19 +55,20 @@ class Layer {
   /** The first `rowCount` tokens: gate, group, experts, combine. */
   async forward(rowCount: number): Promise<void> {
     const { hidden, topK, tokens: rows } = this;
-    const { experts, weights } = await native.gateRows({ gate: this.gate, rows, rowCount, bias: null });
-    const workerOf = new Uint32Array(expertCount);
-    const groups = await native.groupRows({
+    const routed = await native.routeRows({
+      rows,
       rowCount,
-      topK,
-      experts,
-      weights,
-      workerOf,
+      hidden,
+      norm: null,
+      gate: { weights: this.gate, bias: null },
+      table: null,
+      workerOf: new Uint32Array(expertCount),
       workers: 1,
       limits: null,
+      weighted: false,
     });
     // The one worker gets every token, so the group's rows are the tokens as they lie.
-    const { segments, rowIndices, slots } = groups[0]!;
+    const { segments, rowIndices } = routed.groups[0]!;
     const output = native.allocateSlab(rowCount * topK * hidden * 2);
     for (let segment = 0, outputRow = 0; segment < segments.length; segment += 2) {
       const indices = rowIndices.subarray(outputRow, outputRow + segments[segment + 1]!);
@@ -75,17 +76,15 @@ class Layer {
       await this.backend.forward(this.experts[segments[segment]!]!, [input]);
       outputRow += indices.length;
     }
-    const parts = [{ rows: output, targets: slots }];
     const combined = await native.combineRows({
+      routed,
       mode: 'exact',
-      rowCount,
       hidden,
-      topK,
-      weights,
+      weighted: true,
       residual: null,
-      parts,
+      parts: [output],
     });
-    for (const slab of [output, combined.rows]) slab.release();
+    for (const held of [output, routed, combined.rows]) held.release();
   }
 
   close(): void {

@@ -88,7 +88,7 @@ function tokenBatch({ rows, echo }: LinkTask): TokenBatch {
 async function fillSlabs({ rows, inFlight }: LinkTask): Promise<void> {
   const bytes = Buffer.alloc(rows * hidden * 2, 0x3f);
   const slabs = Array.from({ length: inFlight }, () => native.allocateSlab(bytes.byteLength, batchTailBytes));
-  for (const slab of slabs) await native.ingestRows(bytes, slab, 0, hidden);
+  for (const slab of slabs) await native.copyIn(bytes, slab, 0);
   for (const slab of slabs) slab.release();
 }
 

@@ -107,13 +107,25 @@ export interface GateWeights {
   release(): void;
 }
 
-export interface GateResult {
-  /** [rows, topK], best first; ties go to the lower expert. */
-  experts: Uint32Array;
-  /** [rows, topK], from unbiased scores. */
-  weights: Float32Array;
-  /** Rows per expert. */
-  counts: Uint32Array;
+/** Experts and weights of a chunk's tokens at all layers of a batch, [tokens, layers, topK], in native memory. */
+export interface RoutingTable {
+  release(): void;
+}
+
+/** Routing of consecutive tokens as messages carry it: little-endian uint32 and float32, [tokens, layers, topK]. */
+export interface RoutingBytes {
+  experts: Uint8Array;
+  weights: Uint8Array;
+}
+
+/** The first entry of given routing that is wrong. */
+export interface RoutingFault {
+  field: keyof RoutingBytes;
+  /** In what was given. */
+  index: number;
+  value: number;
+  /** The expert is in range, and a second time among those of its token. */
+  repeated: boolean;
 }
 
 /** What a group for each worker, [workers], may have: beyond any of these the next token begins another group. */
@@ -136,19 +148,25 @@ export interface RowGroup {
   segments: Uint32Array;
   /** Segment after segment: index of an entry of `tokens`. */
   rowIndices: Uint32Array;
-  /** One per entry of rowIndices: token * topK + position in the gate's choice. */
-  slots: Uint32Array;
-  /** One per entry of rowIndices: the gate's weight. */
-  weights: Float32Array;
+  /** One per entry of rowIndices: the gate's weight; null unless asked for. */
+  weights: Float32Array | null;
   /** One per row of the group, ascending: its token in the chunk. */
   tokens: Uint32Array;
 }
 
-/** Rows that came back from one worker. */
-export interface CombinePart {
-  rows: Slab;
-  /** exact: the slot of each row (RowGroup.slots). partial: the token of each row (RowGroup.tokens). */
-  targets: Uint32Array;
+/** A chunk's rows on their way to the experts. Experts, weights and slots stay in native memory until `release`. */
+export interface RoutedRows {
+  /** What goes to the experts, to be released apart; null without norm: the rows themselves. */
+  readonly normed: Slab | null;
+  /** Of the rows that came, those that hold NaN or infinity. */
+  readonly nonFinite: number;
+  /** Rows per expert. */
+  readonly counts: Uint32Array;
+  /** By worker and token in ascending order. */
+  readonly groups: readonly RowGroup[];
+  readonly seconds: { readonly norm: number; readonly gate: number; readonly group: number };
+  /** Idempotent. An operation in flight keeps what it uses. */
+  release(): void;
 }
 
 export type Activation = 'swiglu' | 'gelu';
@@ -317,27 +335,12 @@ export interface Addon {
     topics: number;
   }): Promise<Slab>;
 
-  /** Copies `source` to `target` at `byteOffset`. Resolves with the number of rows that hold NaN or infinity. */
-  ingestRows(
-    source: Uint8Array | SlabRange,
-    target: Slab,
-    byteOffset: number,
-    hidden: number,
-  ): Promise<number>;
-  /** The number of rows that hold NaN or infinity. */
-  countNonFinite(rows: Slab, rowCount: number, hidden: number): Promise<number>;
+  /** Copies `source` to `target` at `byteOffset`. */
+  copyIn(source: Uint8Array | SlabRange, target: Slab, byteOffset: number): Promise<void>;
   /** The first of `rowCount` rows from `firstRow` on that holds NaN or infinity; null if none does. */
   findNonFinite(rows: Slab, firstRow: number, rowCount: number, hidden: number): Promise<number | null>;
   /** Fills `target` with the slab's bytes from `byteOffset` on. */
   copyOut(source: Slab, byteOffset: number, target: Uint8Array): Promise<void>;
-  /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * weight, float32 inside, BF16 out. */
-  normalizeRows(options: {
-    rows: Slab;
-    rowCount: number;
-    hidden: number;
-    weight: Slab;
-    epsilon: number;
-  }): Promise<Slab>;
   createGate(options: {
     /** float32 [experts, hidden], as readFloats gives it; not kept. */
     weight: Slab;
@@ -349,43 +352,56 @@ export interface Addon {
     selectionBias: Float32Array | null;
     routing: RoutingSpec;
   }): GateWeights;
-  /** `bias`: the feedback loop's, [experts], added for selection only. */
-  gateRows(options: {
-    gate: GateWeights;
+  /** Throws RESOURCE_EXHAUSTED at the limit of slabs. `experts`: their number at each layer. Contents are undefined. */
+  createRoutingTable(options: { tokens: number; topK: number; experts: Uint32Array }): RoutingTable;
+  /**
+   * Takes the routing of tokens from `first` on. Resolves with the first entry that is wrong, experts before weights: experts must
+   * be in range and distinct within a token, weights finite.
+   */
+  writeRouting(options: { table: RoutingTable; first: number } & RoutingBytes): Promise<RoutingFault | null>;
+  /** Fills `experts` and `weights` with the routing of tokens from `first` on. */
+  readRouting(options: { table: RoutingTable; first: number } & RoutingBytes): Promise<void>;
+  /**
+   * Takes a chunk's rows from a layer's input to the messages for its workers: norm, scores, choice, groups. Rows are read
+   * once from memory and stay in a core's cache from norm to choice.
+   */
+  routeRows(options: {
     rows: Slab;
     rowCount: number;
-    bias: Float32Array | null;
-  }): Promise<GateResult>;
-  /**
-   * Groups a chunk's rows by worker: each row once per worker that has one of its experts. `workerOf`: expert -> worker index.
-   * A worker gets as many groups as the limits ask, by worker and token in ascending order; all of a token's experts at one
-   * worker are in one group. Rejects with INVALID_ARGUMENT if a token alone is beyond a limit. Null: one group per worker.
-   */
-  groupRows(options: {
-    rowCount: number;
-    topK: number;
-    experts: Uint32Array;
-    weights: Float32Array;
+    hidden: number;
+    /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * weight, float32 inside, BF16 out. Null: none. */
+    norm: { weight: Slab; epsilon: number } | null;
+    /** `bias`: the feedback loop's, [experts], added for selection only. Null: the table has the choice. */
+    gate: { weights: GateWeights; bias: Float32Array | null } | null;
+    /** Where the choice for the layer, an index, is taken from; with a gate, where it is put. Null: nowhere. */
+    table: { routing: RoutingTable; layer: number } | null;
+    /** Expert -> worker index. */
     workerOf: Uint32Array;
     workers: number;
+    /**
+     * A worker gets as many groups as these ask; all of a token's experts at one worker are in one group. Rejects with
+     * INVALID_ARGUMENT if a token alone is beyond a limit. Null: one group per worker.
+     */
     limits: GroupLimits | null;
-  }): Promise<RowGroup[]>;
+    /** Whether groups carry weights. */
+    weighted: boolean;
+  }): Promise<RoutedRows>;
   /** Copies the rows of `indices` side by side, with `tailBytes` of capacity behind them. The caller owns the slab. */
   packRows(options: { rows: Slab; hidden: number; indices: Uint32Array; tailBytes: number }): Promise<Slab>;
   /**
-   * exact: y[t] = residual[t] + sum over j of weights[t, j] * part row of slot (t, j), in the order of j.
-   * partial: y[t] = residual[t] + sum of the part rows of token t, in the order of parts.
-   * Float32 sums, rounded once to BF16. `weights` null: every weight is 1.
-   * Throws if a slot is missing or given twice: no row may be lost or counted twice.
+   * exact: y[t] = residual[t] + sum over j of weights[t, j] * result of (t, j), in the order of j.
+   * partial: y[t] = residual[t] + sum of the results of token t, in the order of parts.
+   * Float32 sums, rounded once to BF16. `weighted` false: every weight is 1; partial sums are weighted already.
+   * Throws DATA_LOSS if a part is missing: no row may be lost.
    */
   combineRows(options: {
+    routed: RoutedRows;
     mode: 'exact' | 'partial';
-    rowCount: number;
     hidden: number;
-    topK: number;
-    weights: Float32Array | null;
+    weighted: boolean;
     residual: Slab | null;
-    parts: CombinePart[];
+    /** The results of each of the groups: one row per entry of its rowIndices, or for partial one per row of the group. */
+    parts: readonly Slab[];
   }): Promise<{
     rows: Slab;
     /** The number of rows that hold NaN or infinity. */

@@ -18,8 +18,8 @@
 #include "kernels/combine.h"
 #include "kernels/fma_peak.h"
 #include "kernels/gate.h"
-#include "kernels/ingest.h"
 #include "kernels/norm.h"
+#include "kernels/group.h"
 #include "kernels/pack.h"
 #include "kernels/scores.h"
 
@@ -172,16 +172,6 @@ void normalize(benchmark::State& state) {
   });
 }
 BENCHMARK(normalize)->UseManualTime();
-
-/** Bytes: rows read and written. */
-void ingest(benchmark::State& state) {
-  compare_to_memcpy(state, 2.0 * chunk_bytes, chunks, [&](std::size_t i) {
-    const std::size_t at = i * chunk_values;
-    const auto* source = reinterpret_cast<const std::byte*>(&memory().source[at]);
-    benchmark::DoNotOptimize(ingest_rows(source, chunk_rows, hidden, &memory().target[at]));
-  });
-}
-BENCHMARK(ingest)->UseManualTime();
 
 }  // namespace
 }  // namespace switchyard

@@ -1,136 +1,14 @@
-// Grouping and packing.
+// Packing.
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <functional>
-#include <numeric>
-#include <set>
 
 #include "kernels/pack.h"
 #include "kernels/streaming.h"
 #include "kernels_support.h"
-#include "runtime/error.h"
 
 namespace switchyard {
 namespace {
-
-struct Choices {
-  std::vector<std::uint32_t> experts;
-  std::vector<float> weights;
-};
-
-Choices random_choices(std::mt19937_64& random, std::size_t rows, std::size_t top_k, std::size_t experts) {
-  Choices choices;
-  std::vector<std::uint32_t> all(experts);
-  std::iota(all.begin(), all.end(), 0u);
-  for (std::size_t t = 0; t < rows; ++t) {
-    std::ranges::shuffle(all, random);
-    choices.experts.insert(choices.experts.end(), all.begin(), all.begin() + static_cast<std::ptrdiff_t>(top_k));
-  }
-  choices.weights = test::random_floats(random, rows * top_k, 0, 1);
-  return choices;
-}
-
-/** Checks one plan against the definition, and marks the slots that it carries. */
-void check_plan(const GroupPlan& plan, const Choices& choices, std::size_t top_k,
-                const std::vector<std::uint32_t>& worker_of, std::vector<int>& carried) {
-  EXPECT_TRUE(std::ranges::is_sorted(plan.tokens, std::less_equal<>())) << "each token once, ascending";
-  ASSERT_EQ(plan.slots.size(), plan.row_indices.size());
-  ASSERT_EQ(plan.weights.size(), plan.row_indices.size());
-  std::size_t entry = 0;
-  std::int64_t last_expert = -1;
-  std::set<std::uint32_t> used;
-  for (std::size_t s = 0; s < plan.segments.size(); s += 2) {
-    const std::uint32_t expert = plan.segments[s];
-    EXPECT_GT(static_cast<std::int64_t>(expert), last_expert);
-    last_expert = expert;
-    EXPECT_EQ(worker_of[expert], plan.worker);
-    EXPECT_GT(plan.segments[s + 1], 0u);
-    std::int64_t last_slot = -1;
-    for (std::uint32_t i = 0; i < plan.segments[s + 1]; ++i, ++entry) {
-      ASSERT_LT(entry, plan.slots.size());
-      const std::uint32_t slot = plan.slots[entry];
-      EXPECT_GT(static_cast<std::int64_t>(slot), last_slot) << "token order within a segment";
-      last_slot = slot;
-      EXPECT_EQ(choices.experts[slot], expert);
-      EXPECT_EQ(choices.weights[slot], plan.weights[entry]);
-      EXPECT_EQ(plan.tokens.at(plan.row_indices[entry]), slot / top_k);
-      used.insert(plan.row_indices[entry]);
-      ++carried[slot];
-    }
-  }
-  EXPECT_EQ(entry, plan.slots.size());
-  EXPECT_EQ(used.size(), plan.tokens.size()) << "no row without use";
-}
-
-TEST(Pack, EverySlotTravelsOnceAndEveryRowOncePerWorker) {
-  std::mt19937_64 random(1);
-  for (const std::size_t top_k : {1, 2, 3, 8, 12}) {
-    for (const std::size_t workers : {1, 2, 5, 16}) {
-      for (const std::size_t rows : {0, 1, 7, 200}) {
-        const std::size_t experts = 16;
-        const Choices choices = random_choices(random, rows, top_k, experts);
-        std::vector<std::uint32_t> worker_of(experts);
-        for (auto& worker : worker_of) worker = static_cast<std::uint32_t>(random() % workers);
-        const auto plans = plan_groups(choices.experts, choices.weights, top_k, worker_of, workers);
-        std::vector<int> carried(rows * top_k);
-        std::int64_t last_worker = -1;
-        for (const GroupPlan& plan : plans) {
-          EXPECT_GT(static_cast<std::int64_t>(plan.worker), last_worker);
-          last_worker = plan.worker;
-          EXPECT_FALSE(plan.tokens.empty());
-          check_plan(plan, choices, top_k, worker_of, carried);
-        }
-        EXPECT_TRUE(std::ranges::all_of(carried, [](int times) { return times == 1; }));
-      }
-    }
-  }
-}
-
-TEST(Pack, PlansStayWithinTheLimitsOfTheirWorkersAndAreAsFewAsThoseAllow) {
-  std::mt19937_64 random(4);
-  constexpr std::size_t experts = 12;
-  constexpr std::size_t top_k = 4;
-  constexpr std::size_t rows = 150;
-  constexpr std::size_t workers = 3;
-  for (int turn = 0; turn < 200; ++turn) {
-    const Choices choices = random_choices(random, rows, top_k, experts);
-    std::vector<std::uint32_t> worker_of(experts);
-    for (auto& worker : worker_of) worker = static_cast<std::uint32_t>(random() % workers);
-    std::vector<double> rows_max(workers), entries_max(workers), cost_max(workers);
-    const double row_cost = static_cast<double>(random() % 5);
-    const double entry_cost = static_cast<double>(random() % 5);
-    for (std::size_t w = 0; w < workers; ++w) {
-      rows_max[w] = static_cast<double>(1 + random() % 60);
-      entries_max[w] = static_cast<double>(top_k + random() % 200);
-      cost_max[w] = row_cost + top_k * entry_cost + static_cast<double>(random() % 300);
-    }
-    const GroupLimits limits{rows_max, entries_max, cost_max, row_cost, entry_cost};
-    const auto plans = plan_groups(choices.experts, choices.weights, top_k, worker_of, workers, limits);
-    std::vector<int> carried(rows * top_k);
-    std::set<std::pair<std::uint32_t, std::uint32_t>> places;
-    for (std::size_t p = 0; p < plans.size(); ++p) {
-      const GroupPlan& plan = plans[p];
-      check_plan(plan, choices, top_k, worker_of, carried);
-      const std::size_t w = plan.worker;
-      const auto within = [&](std::size_t tokens, std::size_t entries) {
-        const double cost = static_cast<double>(tokens) * row_cost + static_cast<double>(entries) * entry_cost;
-        return static_cast<double>(tokens) <= rows_max[w] && static_cast<double>(entries) <= entries_max[w] &&
-               cost <= cost_max[w];
-      };
-      EXPECT_TRUE(within(plan.tokens.size(), plan.slots.size()));
-      for (const std::uint32_t token : plan.tokens) {
-        EXPECT_TRUE(places.emplace(plan.worker, token).second) << "a token is in one plan of a worker";
-      }
-      if (p + 1 == plans.size() || plans[p + 1].worker != plan.worker) continue;
-      const GroupPlan& next = plans[p + 1];
-      EXPECT_LT(plan.tokens.back(), next.tokens.front());
-      const auto more = static_cast<std::size_t>(std::ranges::count(next.row_indices, 0u));
-      EXPECT_FALSE(within(plan.tokens.size() + 1, plan.slots.size() + more)) << "the next token had room";
-    }
-    EXPECT_TRUE(std::ranges::all_of(carried, [](int times) { return times == 1; }));
-  }
-}
 
 TEST(Pack, CopiesTheRowsOfItsTokensInAnyRanges) {
   std::mt19937_64 random(2);
@@ -166,33 +44,6 @@ TEST(Pack, CopiesManyRowsPastTheCachesFromAndToAnyAlignment) {
       }
     }
   }
-}
-
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code, Code::invalid_argument);
-    return error.what();
-  }
-  return "no error";
-}
-
-TEST(Pack, RefusesChoicesThatDoNotFit) {
-  const std::vector<std::uint32_t> experts = {0, 1, 2, 7};
-  const std::vector<float> weights(4, 0.5f);
-  const std::vector<std::uint32_t> worker_of = {0, 0, 1, 1};
-  EXPECT_EQ(message_of([&] { plan_groups(experts, weights, 2, worker_of, 2); }), "experts is 7; allowed: below 4");
-  EXPECT_EQ(message_of([&] { plan_groups(experts, weights, 3, worker_of, 2); }),
-            "topK is 3; allowed: a divisor of the number of experts given, 4");
-  EXPECT_EQ(message_of([&] { plan_groups(experts, std::vector<float>(3), 2, worker_of, 2); }),
-            "weights.length is 3; allowed: 4");
-  EXPECT_EQ(message_of([&] { plan_groups(experts, weights, 2, worker_of, 1); }), "workerOf is 1; allowed: below 1");
-  const std::vector<std::uint32_t> fitting = {0, 1, 2, 3};
-  const std::vector<double> plenty(2, 100), one(2, 1);
-  const GroupLimits limits{plenty, one, plenty};
-  EXPECT_EQ(message_of([&] { plan_groups(fitting, weights, 2, worker_of, 2, limits); }),
-            "limits of worker 0 is too low for token 0; allowed: a row and 2 row indices at least");
 }
 
 }  // namespace

@@ -306,7 +306,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     if (stream.transport === 'ucx' && 'readSlab' in input && input.readSlab) {
       const slab = await input.readSlab(first, count);
       try {
-        return await stream.send(chunk, { slab, byteOffset: 0, byteLength: bytes }, header.hidden);
+        return await stream.send(chunk, { slab, byteOffset: 0, byteLength: bytes });
       } finally {
         slab.release();
       }
@@ -315,7 +315,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     if (rows.byteLength !== bytes) {
       throw invalidArgument(`bytes read at token ${first}`, rows.byteLength, `${bytes}`);
     }
-    return stream.send(chunk, rows, header.hidden);
+    return stream.send(chunk, rows);
   }
 }
 

@@ -114,9 +114,9 @@ export class RouterStream {
   }
 
   /** Sends a chunk that has room. Resolves when its rows may be changed; false: the call is over. */
-  async send(chunk: ChunkInput, rows: Uint8Array | SlabRange, hidden: number): Promise<boolean> {
+  async send(chunk: ChunkInput, rows: Uint8Array | SlabRange): Promise<boolean> {
     if (!this.going) return false;
-    if (this.channel !== null) await this.channel.sendCopy(chunk, rows, hidden);
+    if (this.channel !== null) await this.channel.sendCopy(chunk, rows);
     else await this.write({ chunk: { ...chunk, rows: bufferOf(rows as Uint8Array) } });
     return this.going;
   }

@@ -32,10 +32,10 @@ export interface BatchCall extends RequestSource {
   /** Whether an answer goes out from the slab that its rows are in, or is copied first. */
   answersInPlace(chunk: ChunkInput, rows: SlabRange): boolean;
   /**
-   * Sends an answer: rows [, hidden] of a slab that nobody writes to any more. Resolves when the slab may be released. `held`
+   * Sends an answer: rows of a slab that nobody writes to any more. Resolves when the slab may be released. `held`
    * counts what leaves after that, and is released when it has left.
    */
-  answer(chunk: ChunkInput, rows: SlabRange, hidden: number, held: Reservation): Promise<void>;
+  answer(chunk: ChunkInput, rows: SlabRange, held: Reservation): Promise<void>;
   /** Known from the first chunk on. */
   way(): Promise<RowsWay>;
   /** Ends it well. Rejects, without having ended it, with the reason of `end` if that comes first. */

@@ -5,7 +5,7 @@ import type { MessageLimit } from './check-chunk.js';
 import { Ingest, type InputChunk } from './ingest.js';
 import { type OutputChunk, type PipelineContext, runChunk } from './pipeline.js';
 import { outputBytes, routingBytes } from './plan.js';
-import { sliceRouting } from './routing-rows.js';
+import { readRouting } from './routing-table.js';
 
 export interface BatchContext extends PipelineContext {
   call: BatchCall;
@@ -62,8 +62,6 @@ export async function runBatch(context: BatchContext): Promise<void> {
 
 async function processChunk(chunk: InputChunk, context: BatchContext): Promise<void> {
   const { account, metrics, reporter } = context;
-  account.nonFiniteTokens += chunk.nonFinite;
-  metrics.nonFiniteTokens.inc(chunk.nonFinite);
   metrics.tokens.inc(chunk.tokens);
   reporter.countTokens(chunk.tokens);
   try {
@@ -75,6 +73,7 @@ async function processChunk(chunk: InputChunk, context: BatchContext): Promise<v
       metrics.nonFiniteOutputs.inc(output.nonFinite);
     } finally {
       output.rows.release();
+      output.routing?.release();
     }
   } finally {
     chunk.reservation.release();
@@ -90,21 +89,14 @@ async function answer(
   const tokensMax = call.answerTokensMax(plan.rowBytes, output.routing === null ? 0 : routingBytes(plan));
   for (let first = 0; first < output.tokens; first += tokensMax) {
     const tokens = Math.min(tokensMax, output.tokens - first);
-    const routing = output.routing && sliceRouting(output.routing, plan, first, tokens);
-    const chunk = {
-      offset: output.offset + first,
-      ...(routing && { experts: bytesOf(routing.experts), weights: bytesOf(routing.weights) }),
-    };
+    const routing = output.routing && (await readRouting(output.routing, first, tokens, plan));
+    const chunk = { offset: output.offset + first, ...routing };
     const byteOffset = first * plan.rowBytes;
     const rows = { slab: output.rows, byteOffset, byteLength: tokens * plan.rowBytes };
     // Beside the sums there are copies of them on their way, unless the sums themselves go out.
     const copies = call.answersInPlace(chunk, rows) ? 0 : 1;
     if (first === 0) reservation.shrink(outputBytes(plan, output.tokens) * (1 + copies));
     const held = reservation.split(outputBytes(plan, tokens));
-    await call.answer(chunk, rows, plan.hidden, held);
+    await call.answer(chunk, rows, held);
   }
-}
-
-function bytesOf(array: Uint32Array | Float32Array): Buffer {
-  return Buffer.from(array.buffer, array.byteOffset, array.byteLength);
 }

@@ -1,9 +1,9 @@
+import type { RoutingBytes } from '../../native/index.js';
 import { invalidArgument, overLimit, type SwitchyardError } from '../common/errors.js';
 import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ArrivedRows } from '../transport/port.js';
 import type { BatchPlan } from './plan.js';
-import { allocateRouting, type RoutingRows } from './routing-rows.js';
 
 /** A message of a client. */
 export interface ClientMessage {
@@ -20,14 +20,15 @@ export interface MessageLimit {
   node: string;
 }
 
-/** A client's message after every check: whole tokens that follow what came before. */
+/** A client's message of whole tokens that follow what came before. */
 export interface CheckedChunk {
   offset: number;
   tokens: number;
   /** Still as they arrived. */
   rows: ArrivedRows;
   taken: () => void;
-  given: RoutingRows | null;
+  /** Of the right size, not looked at yet. */
+  given: RoutingBytes | null;
 }
 
 /**
@@ -60,7 +61,7 @@ export function checkChunk(
     const allowed = `at most the ${plan.tokens} tokens that the header announced`;
     throw invalidArgument(`chunk at offset ${offset}`, `up to token ${offset + tokens}`, allowed);
   }
-  return { offset, tokens, rows, taken, given: checkRouting(chunk, tokens, plan) };
+  return { offset, tokens, rows, taken, given: sizedRouting(chunk, tokens, plan) };
 }
 
 /** The error for a client that half-closed early. */
@@ -74,7 +75,7 @@ export function tooManyTokens(plan: BatchPlan): SwitchyardError {
   return invalidArgument('message after the last token', 'another message', allowed);
 }
 
-function checkRouting(chunk: Chunk, tokens: number, plan: BatchPlan): RoutingRows | null {
+function sizedRouting(chunk: Chunk, tokens: number, plan: BatchPlan): RoutingBytes | null {
   const perToken = plan.layers.length * plan.topK;
   const expected = plan.given ? tokens * perToken * 4 : 0;
   for (const field of ['experts', 'weights'] as const) {
@@ -88,48 +89,5 @@ function checkRouting(chunk: Chunk, tokens: number, plan: BatchPlan): RoutingRow
       allowed,
     );
   }
-  if (!plan.given) return null;
-  const { experts, weights } = allocateRouting(plan, tokens);
-  new Uint8Array(experts.buffer).set(chunk.experts);
-  new Uint8Array(weights.buffer).set(chunk.weights);
-  checkExperts(experts, chunk.offset, plan);
-  checkWeights(weights, chunk.offset, plan);
-  return { experts, weights };
-}
-
-function checkExperts(experts: Uint32Array, offset: number, plan: BatchPlan): void {
-  const { layers, topK } = plan;
-  for (let start = 0, layer = 0; start < experts.length; start += topK) {
-    const limit = layers[layer]!.experts;
-    for (let choice = start; choice < start + topK; choice += 1) {
-      const expert = experts[choice]!;
-      if (expert >= limit) {
-        throw invalidArgument(place('experts', choice, offset, plan), expert, `0 to ${limit - 1}`);
-      }
-      for (let other = start; other < choice; other += 1) {
-        if (experts[other] !== expert) continue;
-        throw invalidArgument(
-          place('experts', choice, offset, plan),
-          expert,
-          'experts distinct within a token',
-        );
-      }
-    }
-    layer = layer + 1 === layers.length ? 0 : layer + 1;
-  }
-}
-
-function checkWeights(weights: Float32Array, offset: number, plan: BatchPlan): void {
-  for (let index = 0; index < weights.length; index += 1) {
-    const weight = weights[index]!;
-    if (!Number.isFinite(weight)) {
-      throw invalidArgument(place('weights', index, offset, plan), weight, 'finite numbers');
-    }
-  }
-}
-
-function place(field: string, index: number, offset: number, { layers, topK }: BatchPlan): string {
-  const token = offset + Math.floor(index / (layers.length * topK));
-  const layer = layers[Math.floor(index / topK) % layers.length]!.layer;
-  return `chunk.${field} of token ${token}, layer ${layer}, choice ${index % topK}`;
+  return plan.given ? { experts: chunk.experts, weights: chunk.weights } : null;
 }

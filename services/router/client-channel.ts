@@ -106,13 +106,7 @@ export class ClientChannel {
    * Sends an answer once the client has credit for it. Resolves when the slab may be released. `held` is released when the
    * answer uses no memory here any more.
    */
-  async answer(
-    chunk: ChunkInput,
-    rows: SlabRange,
-    hidden: number,
-    held: Reservation,
-    signal: AbortSignal,
-  ): Promise<void> {
+  async answer(chunk: ChunkInput, rows: SlabRange, held: Reservation, signal: AbortSignal): Promise<void> {
     const left = () => held.release();
     try {
       const routingBytes = (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);
@@ -120,7 +114,7 @@ export class ClientChannel {
       this.watchAnswers(false);
       if (this.sendsInPlace(chunk, rows)) {
         this.channel.send(chunk, { slab: rows.slab, bytes: rows.byteLength }, left);
-      } else await abortable(this.channel.sendCopy(chunk, rows, hidden, left), signal);
+      } else await abortable(this.channel.sendCopy(chunk, rows, left), signal);
     } catch (error) {
       left();
       throw error;

@@ -1,4 +1,4 @@
-import type { CombinePart, RowGroup, Slab } from '../../native/index.js';
+import type { RowGroup, Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { type Trace, until } from '../common/trace.js';
 import { checkToken } from '../transport/limits.js';
@@ -59,50 +59,36 @@ export function checkLinks(plan: BatchPlan, placement: PlacementIndex, links: Li
   }
 }
 
-/**
- * The link to each worker of whose experts any was chosen; null to the others. `counts`: rows per expert.
- * @throws WORKER_LOST naming worker, layer and expert.
- */
-export async function requireLinks(
-  counts: Uint32Array,
-  target: DispatchTarget,
-  links: Links,
-): Promise<(Link | null)[]> {
-  const { placement, layer } = target;
-  const workerOf = placement.workerOf.get(layer)!;
-  const chosen: number[][] = placement.workers.map(() => []);
-  for (const [expert, rows] of counts.entries()) if (rows > 0) chosen[workerOf[expert]!]!.push(expert);
-  const found = placement.workers.map(async (name, worker) => {
-    const experts = chosen[worker]!;
-    if (experts.length === 0) return null;
-    try {
-      return await links.require(name);
-    } catch (error) {
-      throw describeFailure(error, { worker, expert: experts[0]!, others: experts.length - 1 }, target);
-    }
-  });
-  return Promise.all(found);
+/** A worker's link, or why it has none. */
+export type FoundLink = Awaited<ReturnType<Links['settled']>>;
+
+/** The links to the workers of a placement; those without experts of the layer need none. */
+export function findLinks(placement: PlacementIndex, layer: number, links: Links): Promise<FoundLink[]> {
+  const experts = placement.expertsAt.get(layer)!;
+  const none = { link: null, reason: 'the worker has no experts of the layer' };
+  return Promise.all(
+    placement.workers.map((name, worker) => (experts[worker]! > 0 ? links.settled(name) : none)),
+  );
 }
 
 /**
  * Sends the groups of a chunk's rows, all at once, and returns the results, in the order of the groups. The rows stay the
- * caller's. The first failure ends the batch; what the others returned is released. `links`: by worker.
+ * caller's. The first failure ends the batch; what the others returned is released. `links`: by worker, as found before.
  * @throws WORKER_LOST naming worker, layer and expert; what a worker refused with; the signal's reason.
  */
 export async function dispatch(
-  groups: RowGroup[],
-  links: readonly (Link | null)[],
+  groups: readonly RowGroup[],
+  links: readonly FoundLink[],
   rows: Slab,
   target: DispatchTarget,
   context: DispatchContext,
-): Promise<CombinePart[]> {
-  const exchanges = groups.map(async (group) => {
+): Promise<Slab[]> {
+  const ready = groups.map((group) => ({ group, link: linkOf(group, links, target) }));
+  const exchanges = ready.map(async ({ group, link }) => {
     try {
-      return await exchange(group, links[group.worker]!, rows, target, context);
+      return await exchange(group, link, rows, target, context);
     } catch (error) {
-      const failure = context.signal.aborted
-        ? context.signal.reason
-        : describeFailure(error, placeOf(group), target);
+      const failure = context.signal.aborted ? context.signal.reason : describeFailure(error, group, target);
       context.abort(failure);
       throw failure;
     }
@@ -110,9 +96,9 @@ export async function dispatch(
   const outcomes = await Promise.allSettled(exchanges);
   const failed = outcomes.find((outcome) => outcome.status === 'rejected');
   if (failed === undefined) {
-    return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<CombinePart>).value);
+    return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<Slab>).value);
   }
-  for (const outcome of outcomes) if (outcome.status === 'fulfilled') outcome.value.rows.release();
+  for (const outcome of outcomes) if (outcome.status === 'fulfilled') outcome.value.release();
   throw failed.reason;
 }
 
@@ -122,7 +108,7 @@ async function exchange(
   rows: Slab,
   { chunk, layer, placement }: DispatchTarget,
   context: DispatchContext,
-): Promise<CombinePart> {
+): Promise<Slab> {
   const { plan, account, metrics, signal } = context;
   const started = performance.now();
   const bytesSent = group.rowCount * plan.rowBytes;
@@ -141,15 +127,14 @@ async function exchange(
         combine: plan.combine,
         segments: group.segments,
         rowIndices: group.rowIndices,
-        weights: plan.combine === 'partial' || plan.weighsInput ? group.weights : null,
+        weights: group.weights,
       },
       rows: rows.share(),
       selected: group.tokens,
     },
     signal,
   );
-  const targets = plan.combine === 'exact' ? group.slots : group.tokens;
-  checkResult(result, targets.length, plan);
+  checkResult(result, plan.combine === 'exact' ? group.rowIndices.length : group.rowCount, plan);
   const seconds = (performance.now() - started) / 1000;
   const bytesReturned = result.rowCount * plan.rowBytes;
   metrics.returned(link, bytesReturned);
@@ -165,7 +150,7 @@ async function exchange(
     computeSeconds,
     queueSeconds,
   });
-  return { rows: result.rows, targets };
+  return result.rows;
 }
 
 /** A worker that returned other rows than it was asked for must not turn into wrong sums. */
@@ -180,22 +165,20 @@ function checkResult(result: TokenBatchResult, expected: number, plan: BatchPlan
   );
 }
 
-/** What a failure is about: a worker's first expert, and how many others. */
-interface FailedPlace {
-  worker: number;
-  expert: number;
-  others: number;
+function linkOf(group: RowGroup, links: readonly FoundLink[], target: DispatchTarget): Link {
+  const { link, reason } = links[group.worker]!;
+  if (link !== null) return link;
+  throw describeFailure(new SwitchyardError('LINK_LOST', reason), group, target);
 }
 
-function placeOf({ worker, segments }: RowGroup): FailedPlace {
-  return { worker, expert: segments[0]!, others: segments.length / 2 - 1 };
-}
-
+/** A failure is about a worker's first expert, and says how many others. */
 function describeFailure(
   thrown: unknown,
-  { worker: index, expert, others }: FailedPlace,
+  { worker: index, segments }: RowGroup,
   target: DispatchTarget,
 ): SwitchyardError {
+  const expert = segments[0]!;
+  const others = segments.length / 2 - 1;
   const error = asSwitchyardError(thrown);
   const worker = target.placement.workers[index]!;
   const { layer } = target;

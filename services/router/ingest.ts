@@ -1,4 +1,4 @@
-import { native, type Slab, type SlabRange } from '../../native/index.js';
+import { native, type RoutingTable, type Slab, type SlabRange } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { type ArrivedRows, dropRows } from '../transport/port.js';
 import type { BudgetShare, Reservation } from './budget.js';
@@ -11,9 +11,9 @@ import {
   tooManyTokens,
 } from './check-chunk.js';
 import { type BatchPlan, chunkBytes } from './plan.js';
-import { allocateRouting, type RoutingRows, sliceRouting } from './routing-rows.js';
+import { createRoutingTable, sliceRouting, writeRouting } from './routing-table.js';
 
-/** A run of consecutive tokens on its way through the layers. The receiver owns rows and reservation. */
+/** A run of consecutive tokens on its way through the layers. The receiver owns rows, given routing and reservation. */
 export interface InputChunk {
   /** Counts the chunks of the batch. */
   index: number;
@@ -22,9 +22,7 @@ export interface InputChunk {
   tokens: number;
   /** [tokens, hidden] BF16; a chunk that ended early has room behind. */
   rows: Slab;
-  given: RoutingRows | null;
-  /** Tokens that hold NaN or infinity. */
-  nonFinite: number;
+  given: RoutingTable | null;
   reservation: Reservation;
 }
 
@@ -106,14 +104,18 @@ export class Ingest {
   private async adopt(reservation: Reservation): Promise<InputChunk> {
     const { plan } = this.options;
     const message = this.message!;
-    const { offset, tokens, rows, given, taken } = message;
+    const { offset, tokens, rows, taken } = message;
     if (rows.kind !== 'slab') throw new SwitchyardError('INTERNAL', 'rows without a slab were adopted');
-    const nonFinite = await native.countNonFinite(rows.slab, tokens, plan.hidden);
-    if (nonFinite > 0 && plan.refuseNonFinite)
-      await refuseNonFinite(rows.slab, 0, tokens, offset, plan.hidden);
+    const given = plan.given ? createRoutingTable(plan, tokens) : null;
+    try {
+      if (given !== null) await this.copyRouting(given, 0, tokens);
+    } catch (error) {
+      given?.release();
+      throw error;
+    }
     this.message = null;
     taken();
-    return { index: this.chunkCount++, offset, tokens, rows: rows.slab, given, nonFinite, reservation };
+    return { index: this.chunkCount++, offset, tokens, rows: rows.slab, given, reservation };
   }
 
   /** Gives up what was read and is not part of a chunk. */
@@ -125,36 +127,29 @@ export class Ingest {
     );
   }
 
-  /** Takes tokens until the chunk is full or the client pauses. Releases the slab if it throws. */
+  /** Takes tokens until the chunk is full or the client pauses. Releases what it made if it throws. */
   private async fill(capacity: number, reservation: Reservation): Promise<InputChunk> {
     const { plan } = this.options;
     const offset = this.message!.offset + this.taken;
     const rows = native.allocateSlab(capacity * plan.rowBytes);
-    const given = plan.given ? allocateRouting(plan, capacity) : null;
+    let given: RoutingTable | null = null;
     let tokens = 0;
-    let nonFinite = 0;
     try {
+      if (plan.given) given = createRoutingTable(plan, capacity);
       do {
         const count = Math.min(capacity - tokens, this.message!.tokens - this.taken);
-        nonFinite += await this.copyRows(rows, tokens, count);
-        if (given !== null) this.copyRouting(given, tokens, count);
+        await this.copyRows(rows, tokens, count);
+        if (given !== null) await this.copyRouting(given, tokens, count);
         tokens += count;
         this.taken += count;
         if (this.taken === this.message!.tokens) this.release();
       } while (tokens < capacity && (await this.fetch(pauseMs)));
     } catch (error) {
       rows.release();
+      given?.release();
       throw error;
     }
-    return {
-      index: this.chunkCount++,
-      offset,
-      tokens,
-      rows,
-      given: given && sliceRouting(given, plan, 0, tokens),
-      nonFinite,
-      reservation,
-    };
+    return { index: this.chunkCount++, offset, tokens, rows, given, reservation };
   }
 
   /** Makes `message` hold tokens to take. False if the client paused for `pause` milliseconds; null: waits. */
@@ -195,45 +190,23 @@ export class Ingest {
     this.message = null;
   }
 
-  private async copyRows(target: Slab, targetToken: number, count: number): Promise<number> {
-    const { plan } = this.options;
-    const source = part(this.message!.rows, this.taken * plan.rowBytes, count * plan.rowBytes);
-    const nonFinite = await native.ingestRows(source, target, targetToken * plan.rowBytes, plan.hidden);
-    if (nonFinite > 0 && plan.refuseNonFinite) {
-      const offset = this.message!.offset + this.taken;
-      await refuseNonFinite(target, targetToken, count, offset, plan.hidden);
-    }
-    return nonFinite;
+  private copyRows(target: Slab, targetToken: number, count: number): Promise<void> {
+    const { rowBytes } = this.options.plan;
+    const source = part(this.message!.rows, this.taken * rowBytes, count * rowBytes);
+    return native.copyIn(source, target, targetToken * rowBytes);
   }
 
-  private copyRouting(target: RoutingRows, targetToken: number, count: number): void {
+  private copyRouting(target: RoutingTable, targetToken: number, count: number): Promise<void> {
     const { plan } = this.options;
-    const source = sliceRouting(this.message!.given!, plan, this.taken, count);
-    const place = sliceRouting(target, plan, targetToken, count);
-    place.experts.set(source.experts);
-    place.weights.set(source.weights);
+    const { given, offset } = this.message!;
+    const source = sliceRouting(given!, plan, this.taken, count);
+    return writeRouting(target, targetToken, source, offset + this.taken, plan);
   }
 }
 
 function part(rows: ArrivedRows, byteOffset: number, byteLength: number): Uint8Array | SlabRange {
   if (rows.kind === 'slab') return { slab: rows.slab, byteOffset, byteLength };
   return rows.bytes.subarray(byteOffset, byteOffset + byteLength);
-}
-
-/** Throws NON_FINITE for the first of `count` rows from row `from` on, which is token `offset`, that is not finite. */
-async function refuseNonFinite(
-  rows: Slab,
-  from: number,
-  count: number,
-  offset: number,
-  hidden: number,
-): Promise<never> {
-  const token = offset + (await native.findNonFinite(rows, from, count, hidden))! - from;
-  throw new SwitchyardError(
-    'NON_FINITE',
-    `chunk.rows of token ${token} holds NaN or infinity; allowed: finite values, as options.refuse_non_finite is set`,
-    { field: 'chunk.rows', token, allowed: 'finite values' },
-  );
 }
 
 async function orPause<T>(awaited: Promise<T>, pause: number): Promise<T | 'pause'> {

@@ -188,14 +188,12 @@ export class Links {
     return { link: connection.link, reason: connection.reason };
   }
 
-  /** Waits while a first attempt to connect is under way. Throws LINK_LOST if the worker cannot be reached. */
-  async require(worker: string): Promise<Link> {
+  /** As `find`, once a first attempt to connect that is under way has ended. */
+  async settled(worker: string): Promise<{ link: Link | null; reason: string }> {
     const now = this.find(worker);
-    if (now.link !== null) return now.link;
+    if (now.link !== null) return now;
     await this.connections.get(worker)?.attemptedOnce;
-    const { link, reason } = this.find(worker);
-    if (link === null) throw new SwitchyardError('LINK_LOST', reason, { worker });
-    return link;
+    return this.find(worker);
   }
 
   /** How each live worker is reached, or why it is not. */

@@ -147,8 +147,8 @@ export class OneShotCall implements BatchCall {
     return this.channel?.sendsInPlace(chunk, rows) ?? false;
   }
 
-  async answer(chunk: ChunkInput, rows: SlabRange, hidden: number, held: Reservation): Promise<void> {
-    if (this.channel !== null) return this.channel.answer(chunk, rows, hidden, held, this.end.signal);
+  async answer(chunk: ChunkInput, rows: SlabRange, held: Reservation): Promise<void> {
+    if (this.channel !== null) return this.channel.answer(chunk, rows, held, this.end.signal);
     const { slab, byteOffset, byteLength } = rows;
     const view = slab.view();
     try {

@@ -1,27 +1,29 @@
-import { type CombinePart, native, type Slab } from '../../native/index.js';
+import { native, type RoutedRows, type RoutingTable, type Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { until } from '../common/trace.js';
 import { groupLimits } from '../transport/limits.js';
 import type { Stage } from './account.js';
 import type { Control } from './control.js';
-import { choicesAt, type DispatchContext, dispatch, requireLinks, requirePlaced } from './dispatch.js';
+import {
+  choicesAt,
+  type DispatchContext,
+  dispatch,
+  type FoundLink,
+  findLinks,
+  requirePlaced,
+} from './dispatch.js';
 import type { InputChunk } from './ingest.js';
+import type { PlacementIndex } from './placement.js';
 import type { BatchPlan } from './plan.js';
 import type { RouterReporter } from './report.js';
-import {
-  allocateRouting,
-  gatherRouting,
-  type LayerRouting,
-  type RoutingRows,
-  scatterRouting,
-} from './routing-rows.js';
+import { createRoutingTable } from './routing-table.js';
 
 export interface PipelineContext extends DispatchContext {
   control: Control;
   reporter: RouterReporter;
 }
 
-/** A chunk that passed all layers. The receiver owns the rows. */
+/** A chunk that passed all layers. The receiver owns rows and routing. */
 export interface OutputChunk {
   offset: number;
   tokens: number;
@@ -29,153 +31,194 @@ export interface OutputChunk {
   /** Rows that hold NaN or infinity. */
   nonFinite: number;
   /** If the batch asked for it. */
-  routing: RoutingRows | null;
+  routing: RoutingTable | null;
 }
 
 /**
- * The way of one chunk through the layers: norm, gate, group, dispatch, combine, and on to the next layer at once.
+ * The way of one chunk through the layers: route, dispatch, combine, and on to the next layer at once.
  * Chunks know nothing of each other, so there is no barrier between layers or chunks.
- * Takes over `chunk.rows`; its reservation stays with the caller.
+ * Takes over rows and given routing of the chunk; its reservation stays with the caller.
  */
 export async function runChunk(chunk: InputChunk, context: PipelineContext): Promise<OutputChunk> {
-  const { plan, signal } = context;
-  const returned = plan.returnRouting ? (chunk.given ?? allocateRouting(plan, chunk.tokens)) : null;
-  let { rows, nonFinite } = chunk;
+  const { plan } = context;
+  let table = chunk.given;
   try {
-    for (let index = 0; index < plan.layers.length; index += 1) {
-      signal.throwIfAborted();
-      const next = await runLayer(chunk, rows, index, returned, context);
-      rows.release();
-      ({ rows, nonFinite } = next);
-      if (nonFinite > 0 && plan.refuseNonFinite) await refuseNonFinite(chunk, rows, nonFinite, index, plan);
-    }
-  } catch (error) {
-    rows.release();
-    throw error;
+    if (table === null && plan.returnRouting) table = createRoutingTable(plan, chunk.tokens);
+    const { rows, nonFinite } = await runLayers(chunk, table, context);
+    const routing = plan.returnRouting ? table : null;
+    if (routing !== null) table = null;
+    return { offset: chunk.offset, tokens: chunk.tokens, rows, nonFinite, routing };
+  } finally {
+    table?.release();
   }
-  return { offset: chunk.offset, tokens: chunk.tokens, rows, nonFinite, routing: returned };
 }
 
-async function runLayer(
+/** Rows that passed a layer. */
+interface LayerOutput {
+  rows: Slab;
+  nonFinite: number;
+}
+
+/** A chunk on its way through one layer. */
+interface LayerPass {
+  chunk: InputChunk;
+  table: RoutingTable | null;
+  /** The input of the layer. */
+  rows: Slab;
+  layer: number;
+  /** The layer's place among those of the batch. */
+  index: number;
+  /** The map that is used from start to end. */
+  placement: PlacementIndex;
+}
+
+async function runLayers(
   chunk: InputChunk,
-  rows: Slab,
-  layerIndex: number,
-  returned: RoutingRows | null,
+  table: RoutingTable | null,
   context: PipelineContext,
-): Promise<{ rows: Slab; nonFinite: number }> {
-  const { plan, signal } = context;
-  const { layer } = plan.layers[layerIndex]!;
-  const normed = plan.norm ? await normalize(chunk, rows, layer, context) : rows;
-  let routing: LayerRouting;
-  let parts: CombinePart[];
-  const placement = context.control.placement!;
+): Promise<LayerOutput> {
+  const { plan, signal, control } = context;
+  let output: LayerOutput = { rows: chunk.rows, nonFinite: 0 };
   try {
-    signal.throwIfAborted();
-    routing = chunk.given
-      ? gatherRouting(chunk.given, plan, layerIndex)
-      : await gate(chunk, normed, layer, context);
-    if (returned !== null && chunk.given === null) scatterRouting(routing, returned, plan, layerIndex);
-    const workerOf = requirePlaced(placement, layer, plan.layers[layerIndex]!.experts);
-    context.account.routed(chunk, layer, routing.counts, placement);
-    context.metrics.routed(layer, routing.counts, placement);
-    const target = { chunk: chunk.index, layer, placement };
-    const links = await requireLinks(routing.counts, target, context.links);
-    signal.throwIfAborted();
-    const groups = await timed('group', chunk, layer, context, () =>
-      native.groupRows({
-        rowCount: chunk.tokens,
-        topK: plan.topK,
-        experts: routing.experts,
-        weights: routing.weights,
-        workerOf,
-        workers: placement.workers.length,
-        limits: groupLimits(links, choicesAt(placement, layer, plan.topK), plan),
-      }),
-    );
-    parts = await dispatch(groups, links, normed, target, context);
-  } finally {
-    if (normed !== rows) normed.release();
+    for (const [index, { layer }] of plan.layers.entries()) {
+      signal.throwIfAborted();
+      const { rows } = output;
+      const pass: LayerPass = { chunk, table, rows, layer, index, placement: control.placement! };
+      output = await runLayer(pass, context);
+      rows.release();
+      if (output.nonFinite > 0 && plan.refuseNonFinite) await refuseOutput(pass, output, plan);
+    }
+  } catch (error) {
+    output.rows.release();
+    throw error;
   }
+  return output;
+}
+
+async function runLayer(pass: LayerPass, context: PipelineContext): Promise<LayerOutput> {
+  const { chunk, rows, layer, placement } = pass;
+  const links = await findLinks(placement, layer, context.links);
+  const routed = await route(pass, links, context);
   try {
-    return await timed('combine', chunk, layer, context, () =>
-      native.combineRows({
-        mode: plan.combine,
-        rowCount: chunk.tokens,
-        hidden: plan.hidden,
-        topK: plan.topK,
-        weights: plan.combine === 'exact' && !plan.weighsInput ? routing.weights : null,
-        residual: plan.residual ? rows : null,
-        parts,
-      }),
-    );
+    let parts: Slab[];
+    try {
+      await account(routed, pass, context);
+      context.signal.throwIfAborted();
+      const target = { chunk: chunk.index, layer, placement };
+      parts = await dispatch(routed.groups, links, routed.normed ?? rows, target, context);
+    } finally {
+      routed.normed?.release();
+    }
+    return await combine(routed, parts, pass, context);
   } finally {
-    for (const part of parts) part.rows.release();
+    routed.release();
   }
+}
+
+function route(
+  { chunk, table, rows, layer, index, placement }: LayerPass,
+  links: readonly FoundLink[],
+  { plan, control }: PipelineContext,
+): Promise<RoutedRows> {
+  const weights = control.weights!.layer(layer);
+  const open = links.map(({ link }) => link);
+  return native.routeRows({
+    rows,
+    rowCount: chunk.tokens,
+    hidden: plan.hidden,
+    norm: plan.norm ? { weight: weights.norm, epsilon: control.weights!.spec.normEpsilon } : null,
+    gate: plan.given
+      ? null
+      : { weights: weights.gate, bias: plan.feedback ? (control.bias.get(layer) ?? null) : null },
+    table: table && { routing: table, layer: index },
+    workerOf: requirePlaced(placement, layer, plan.layers[index]!.experts),
+    workers: placement.workers.length,
+    limits: groupLimits(open, choicesAt(placement, layer, plan.topK), plan),
+    weighted: plan.combine === 'partial' || plan.weighsInput,
+  });
+}
+
+/** Counts what was routed. Throws NON_FINITE for tokens that came with NaN or infinity, if the batch refuses them. */
+async function account(routed: RoutedRows, pass: LayerPass, context: PipelineContext): Promise<void> {
+  const { plan, metrics, reporter } = context;
+  const { chunk, layer, placement } = pass;
+  const { counts, nonFinite, seconds } = routed;
+  context.account.routed(chunk, layer, counts, placement);
+  metrics.routed(layer, counts, placement);
+  // Only what the bias can steer counts in the loop that makes it.
+  if (plan.feedback) reporter.countRows(layer, counts);
+  if (plan.norm) spend('norm', seconds.norm, context);
+  if (!plan.given) spend('gate', seconds.gate, context);
+  spend('group', seconds.group, context);
+  draw('route', seconds.norm + seconds.gate + seconds.group, pass, context);
+  if (pass.index > 0) return;
+  context.account.nonFiniteTokens += nonFinite;
+  metrics.nonFiniteTokens.inc(nonFinite);
+  if (nonFinite > 0 && plan.refuseNonFinite) await refuseInput(pass, plan);
+}
+
+/** Takes over the parts. */
+async function combine(
+  routed: RoutedRows,
+  parts: Slab[],
+  pass: LayerPass,
+  context: PipelineContext,
+): Promise<LayerOutput> {
+  const { plan } = context;
+  const started = performance.now();
+  try {
+    return await native.combineRows({
+      routed,
+      mode: plan.combine,
+      hidden: plan.hidden,
+      weighted: !plan.weighsInput,
+      residual: plan.residual ? pass.rows : null,
+      parts,
+    });
+  } finally {
+    const seconds = (performance.now() - started) / 1000;
+    spend('combine', seconds, context);
+    draw('combine', seconds, pass, context);
+    for (const part of parts) part.release();
+  }
+}
+
+/** Throws NON_FINITE for the first token of a chunk that came with NaN or infinity. */
+async function refuseInput({ chunk, rows }: LayerPass, { hidden }: BatchPlan): Promise<never> {
+  const token = chunk.offset + (await native.findNonFinite(rows, 0, chunk.tokens, hidden))!;
+  throw new SwitchyardError(
+    'NON_FINITE',
+    `chunk.rows of token ${token} holds NaN or infinity; allowed: finite values, as options.refuse_non_finite is set`,
+    { field: 'chunk.rows', token, allowed: 'finite values' },
+  );
 }
 
 /** Throws NON_FINITE for the first row that a layer made NaN or infinite; what came in was finite. */
-async function refuseNonFinite(
-  { offset, tokens }: InputChunk,
-  rows: Slab,
-  count: number,
-  layerIndex: number,
-  { layers, hidden }: BatchPlan,
+async function refuseOutput(
+  { chunk: { offset, tokens }, layer }: LayerPass,
+  { rows, nonFinite }: LayerOutput,
+  { hidden }: BatchPlan,
 ): Promise<never> {
-  const { layer } = layers[layerIndex]!;
   const token = offset + (await native.findNonFinite(rows, 0, tokens, hidden))!;
   throw new SwitchyardError(
     'NON_FINITE',
-    `the output of layer ${layer} holds NaN or infinity in token ${token}, the first of ${count} among tokens ${offset} to ${offset + tokens - 1}; allowed: finite values, as options.refuse_non_finite is set`,
+    `the output of layer ${layer} holds NaN or infinity in token ${token}, the first of ${nonFinite} among tokens ${offset} to ${offset + tokens - 1}; allowed: finite values, as options.refuse_non_finite is set`,
     { token, layer, allowed: 'finite values' },
   );
 }
 
-function normalize(chunk: InputChunk, rows: Slab, layer: number, context: PipelineContext): Promise<Slab> {
-  const weights = context.control.weights!;
-  return timed('norm', chunk, layer, context, () =>
-    native.normalizeRows({
-      rows,
-      rowCount: chunk.tokens,
-      hidden: context.plan.hidden,
-      weight: weights.layer(layer).norm,
-      epsilon: weights.spec.normEpsilon,
-    }),
-  );
-}
-
-async function gate(
-  chunk: InputChunk,
-  rows: Slab,
-  layer: number,
-  context: PipelineContext,
-): Promise<LayerRouting> {
-  const { plan, control } = context;
-  const result = await timed('gate', chunk, layer, context, () =>
-    native.gateRows({
-      gate: control.weights!.layer(layer).gate,
-      rows,
-      rowCount: chunk.tokens,
-      bias: plan.feedback ? (control.bias.get(layer) ?? null) : null,
-    }),
-  );
-  // Only what the bias can steer counts in the loop that makes it.
-  if (plan.feedback) context.reporter.countRows(layer, result.counts);
-  return result;
-}
-
-async function timed<T>(
+function spend(
   stage: Stage & keyof PipelineContext['metrics']['seconds'],
-  chunk: InputChunk,
-  layer: number,
-  { plan, account, metrics, trace }: PipelineContext,
-  run: () => Promise<T>,
-): Promise<T> {
-  const started = performance.now();
-  const result = await run();
-  const seconds = (performance.now() - started) / 1000;
+  seconds: number,
+  { account, metrics }: PipelineContext,
+): void {
   account.spend(stage, seconds);
   metrics.seconds[stage].observe(seconds);
+}
+
+/** Puts what has just ended into the trace. */
+function draw(name: string, seconds: number, pass: LayerPass, { plan, trace }: PipelineContext): void {
+  const { chunk, layer } = pass;
   const details = { batch: plan.batchId, chunk: chunk.index, layer, rows: chunk.tokens };
-  trace?.beside(stage, stage, until(seconds), details);
-  return result;
+  trace?.beside(name, name, until(seconds), details);
 }

@@ -145,7 +145,7 @@ export class Answers {
     meta: TokenBatchMeta,
     arrived: ArrivedRows,
   ): Promise<TokenBatchResult> {
-    const rows = await intoSlab(arrived, meta.hidden);
+    const rows = await intoSlab(arrived);
     if (pending.dropped) {
       rows.release();
       throw cancelled(pending.batchId);

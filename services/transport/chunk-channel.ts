@@ -141,17 +141,16 @@ export class ChunkChannel {
     return once;
   }
 
-  /** As `send`, of rows [, hidden] that are copied once, off the JS thread. Resolves when they are copied. */
+  /** As `send`, of rows that are copied once, off the JS thread. Resolves when they are copied. */
   async sendCopy(
     chunk: ChunkInput,
-    rows: Parameters<typeof native.ingestRows>[0],
-    hidden: number,
+    rows: Parameters<typeof native.copyIn>[0],
     left?: () => void,
   ): Promise<void> {
     const bytes = rows.byteLength;
     const slab = native.allocateSlab(bytes, chunkHeadBytes + routingBytesOf(chunk));
     try {
-      await native.ingestRows(rows, slab, 0, hidden);
+      await native.copyIn(rows, slab, 0);
       this.send(chunk, { slab, bytes }, left);
     } finally {
       slab.release();

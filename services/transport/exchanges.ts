@@ -123,7 +123,7 @@ export class Exchanges {
         throw this.wrongShape(meta.rows, rows.byteLength, expected, bytes);
       this.counts.messagesReceived += 1;
       this.counts.bytesReceived += bytes;
-      slab = await intoSlab(rows, exchange.meta.hidden);
+      slab = await intoSlab(rows);
     } catch (error) {
       dropRows(rows);
       exchange.answer.reject(asSwitchyardError(error));

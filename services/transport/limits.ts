@@ -11,8 +11,8 @@ type Form = Pick<TokenBatchMeta, 'hidden' | 'combine'>;
 const bytesPerElement = 2;
 /** Names and numbers of a token batch's metadata. */
 const metadataBytesBase = 1024;
-/** A row index and its weight, 4 bytes each, and a segment, which has at least one of them: 14 bytes on the wire. */
-const metadataBytesPerEntry = 24;
+/** A row index and its weight, 4 bytes each, and a segment, which has at least one of them: 8 bytes. */
+const metadataBytesPerEntry = 16;
 const entriesMax = Math.floor((metadataBytesMax - metadataBytesBase) / metadataBytesPerEntry);
 /** Room behind the rows of an answer for its metadata, which a transport may send from there. */
 export const resultMetadataBytes = 256;
@@ -64,7 +64,7 @@ function costs({ hidden, combine }: Form): { base: number; row: number; entry: n
 }
 
 /**
- * What token batches may have so that they and their answers fit on the links, for each worker; null: it gets none.
+ * What token batches may have so that they and their answers fit on the links, for each worker; null: no limit.
  * `choices`: experts of one token at each worker, at most. Half of a link's credit is the most of one, so that another travels
  * meanwhile. Throws as `checkToken`.
  */
@@ -75,9 +75,9 @@ export function groupLimits(
 ): GroupLimits {
   const { base, row, entry } = costs(form);
   const all: GroupLimits = {
-    rowsMax: new Float64Array(links.length),
-    entriesMax: new Float64Array(links.length),
-    costMax: new Float64Array(links.length),
+    rowsMax: new Float64Array(links.length).fill(Infinity),
+    entriesMax: new Float64Array(links.length).fill(Infinity),
+    costMax: new Float64Array(links.length).fill(Infinity),
     rowCost: row,
     entryCost: entry,
   };

@@ -10,7 +10,6 @@ import type {
   ExchangeFailure,
   ExchangeFailureInput,
 } from '../common/generated/switchyard/v1/ExchangeFailure.js';
-import type { SegmentInput } from '../common/generated/switchyard/v1/Segment.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { cutMessage, formatDetails, parseDetails } from '../common/status.js';
 import { rowsBytes, tooManyRows } from './limits.js';
@@ -31,9 +30,6 @@ const batchIdCharactersMax = 256;
 const remainingMsMin = 1;
 
 export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInput {
-  const { segments } = meta;
-  const wire: SegmentInput[] = [];
-  for (let i = 0; i < segments.length; i += 2) wire.push({ expert: segments[i]!, count: segments[i + 1]! });
   return {
     exchange,
     batchId: meta.batchId,
@@ -45,7 +41,7 @@ export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInp
     rows: meta.rowCount,
     remainingMs: remainingMs(meta.deadlineMs),
     combine: meta.combine === 'exact' ? 'EXACT' : 'PARTIAL',
-    segments: wire,
+    segments: packUint32(meta.segments),
     rowIndices: packUint32(meta.rowIndices),
     ...(meta.weights ? { weights: packFloat32(meta.weights) } : {}),
   };
@@ -111,14 +107,16 @@ function checkedIndices(bytes: Uint8Array, rows: number): Uint32Array {
   return indices;
 }
 
-function checkedSegments(wire: BatchMeta['segments'], entries: number): Uint32Array {
-  const segments = new Uint32Array(2 * wire.length);
+function checkedSegments(bytes: Uint8Array, entries: number): Uint32Array {
+  if (bytes.byteLength % 8 !== 0) {
+    throw invalidArgument('segments', `${bytes.byteLength} bytes`, 'a multiple of 8 bytes');
+  }
+  const segments = unpackUint32(bytes);
   let sum = 0;
-  for (const [i, { expert, count }] of wire.entries()) {
-    if (count === 0) throw invalidArgument(`segments[${i}].count`, count, '1 or more');
+  for (let i = 1; i < segments.length; i += 2) {
+    const count = segments[i]!;
+    if (count === 0) throw invalidArgument(`segments[${(i - 1) / 2}].count`, count, '1 or more');
     sum += count;
-    segments[2 * i] = expert;
-    segments[2 * i + 1] = count;
   }
   if (sum !== entries) throw invalidArgument('segments', `${sum} rows`, `${entries} rows, as in row_indices`);
   return segments;

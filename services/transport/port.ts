@@ -43,11 +43,11 @@ export function rowsOfMessage(bytes: Uint8Array): ArrivedRows {
 }
 
 /** The rows in a slab that the caller owns; bytes of a message are copied once, off the JS thread. */
-export async function intoSlab(rows: ArrivedRows, hidden: number): Promise<Slab> {
+export async function intoSlab(rows: ArrivedRows): Promise<Slab> {
   if (rows.kind === 'slab') return rows.slab;
   const slab = native.allocateSlab(rows.byteLength);
   try {
-    await native.ingestRows(rows.bytes, slab, 0, hidden);
+    await native.copyIn(rows.bytes, slab, 0);
     return slab;
   } catch (error) {
     slab.release();

@@ -35,7 +35,7 @@ test('router and worker write what they did with every token batch', async () =>
   for (const { start, end } of worker) expect(end).toBeGreaterThanOrEqual(start);
 
   const stages = readTrace(readFileSync(files.router, 'utf8'));
-  for (const name of ['norm', 'gate', 'group', 'exchange', 'combine'])
+  for (const name of ['route', 'exchange', 'combine'])
     expect(stages.filter((span) => span.name === name)).toHaveLength(4);
   // One clock for all: what the worker computed lies in the router's exchanges.
   const exchanges = union(stages.filter(({ name }) => name === 'exchange'));

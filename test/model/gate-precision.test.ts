@@ -1,8 +1,9 @@
 import { afterAll, describe, expect, test } from '@jest/globals';
-import { type GateResult, native } from '../../native/index.js';
+import { native } from '../../native/index.js';
 import { decodeBf16, roundToBf16 } from '../../services/model/bf16.js';
 import { type Model, openModel } from '../../services/model/load.js';
 import { referenceForward } from '../../services/model/reference.js';
+import { type Choice, gateRows } from '../support/routing.js';
 import { small, smallGate, smallTensors, writeCheckpoint } from './support.js';
 
 const { hidden, experts } = small;
@@ -41,12 +42,12 @@ async function open(dtype: string, data: Uint8Array): Promise<Model> {
   return await openModel({ kind: 'checkpoint', directory: await writeCheckpoint(tensors) });
 }
 
-async function choose(model: Model): Promise<GateResult> {
+async function choose(model: Model): Promise<Choice> {
   const { weight, logitBias, selectionBias } = model.gate(0);
   const floats = await native.readFloats(weight);
   const { routing } = model.spec;
   const gate = native.createGate({ weight: floats, experts, hidden, logitBias, selectionBias, routing });
-  return await native.gateRows({ gate, rows, rowCount, bias: null });
+  return (await gateRows({ gate, rows, rowCount, topK: routing.topK })).choice;
 }
 
 const f32 = () => new Uint8Array(Float32Array.from(weights).buffer);

@@ -1,5 +1,6 @@
-import { type ExpertBackend, type GateResult, native, type Slab } from '../../native/index.js';
+import { type ExpertBackend, native, type Slab } from '../../native/index.js';
 import type { Model } from '../../services/model/load.js';
+import { type Choice, gateRows } from '../support/routing.js';
 
 export interface KernelOptions {
   layers: readonly number[];
@@ -13,9 +14,9 @@ export async function runKernels(
   model: Model,
   start: Slab,
   options: KernelOptions,
-): Promise<{ rows: Slab; routing: GateResult[] }> {
+): Promise<{ rows: Slab; routing: Choice[] }> {
   const backend = native.createCpuBackend({ threads: 1 });
-  const routing: GateResult[] = [];
+  const routing: Choice[] = [];
   let rows = start;
   for (const layer of options.layers) {
     const { output, chosen } = await runLayer(model, backend, layer, rows, options);
@@ -32,7 +33,7 @@ async function runLayer(
   layer: number,
   rows: Slab,
   options: KernelOptions,
-): Promise<{ output: Slab; chosen: GateResult }> {
+): Promise<{ output: Slab; chosen: Choice }> {
   const { hidden, routing, normEpsilon } = model.spec;
   const rowCount = rows.byteLength / (hidden * 2);
   const { weight, logitBias, selectionBias } = model.gate(layer);
@@ -45,31 +46,18 @@ async function runLayer(
     selectionBias,
     routing,
   });
-  const normWeight = await native.readTensor(model.norm(layer));
-  const inputs = options.norm
-    ? await native.normalizeRows({
-        rows,
-        rowCount,
-        hidden,
-        weight: normWeight,
-        epsilon: normEpsilon,
-      })
-    : rows;
-  const chosen = await native.gateRows({ gate, rows: inputs, rowCount, bias: options.bias });
-  const [group] = await native.groupRows({
-    rowCount,
-    topK: routing.topK,
-    experts: chosen.experts,
-    weights: chosen.weights,
-    workerOf: new Uint32Array(count),
-    workers: 1,
-    limits: null,
-  });
-  const results = native.allocateSlab(group!.rowIndices.length * hidden * 2);
+  const norm = options.norm
+    ? { weight: await native.readTensor(model.norm(layer)), epsilon: normEpsilon }
+    : null;
+  const { topK } = routing;
+  const { routed, choice } = await gateRows({ rows, rowCount, gate, topK, norm, bias: options.bias });
+  const inputs = routed.normed ?? rows;
+  const group = routed.groups[0]!;
+  const results = native.allocateSlab(group.rowIndices.length * hidden * 2);
   let outputRow = 0;
-  for (let segment = 0; segment < group!.segments.length; segment += 2) {
-    const expert = await backend.load(model.expert(layer, group!.segments[segment]!));
-    const indices = group!.rowIndices.slice(outputRow, outputRow + group!.segments[segment + 1]!);
+  for (let segment = 0; segment < group.segments.length; segment += 2) {
+    const expert = await backend.load(model.expert(layer, group.segments[segment]!));
+    const indices = group.rowIndices.slice(outputRow, outputRow + group.segments[segment + 1]!);
     await backend.forward(expert, [
       { rows: inputs, indices, output: results, outputRow, inputWeights: null },
     ]);
@@ -77,13 +65,13 @@ async function runLayer(
     expert.release();
   }
   const { rows: output } = await native.combineRows({
+    routed,
     mode: 'exact',
-    rowCount,
     hidden,
-    topK: routing.topK,
-    weights: chosen.weights,
+    weighted: true,
     residual: options.residual ? rows : null,
-    parts: [{ rows: results, targets: group!.slots }],
+    parts: [results],
   });
-  return { output, chosen };
+  routed.release();
+  return { output, chosen: choice };
 }

@@ -17,24 +17,31 @@ const gateOptions = {
   routing,
 };
 const gate = native.createGate(gateOptions);
-const norm = { rows: slab, rowCount: 4, hidden: 16, weight: slab, epsilon: 0 };
-const grouping = {
+const table = native.createRoutingTable({ tokens: 2, topK: 2, experts: Uint32Array.of(4) });
+const route = {
+  rows: slab,
   rowCount: 2,
-  topK: 2,
-  experts: Uint32Array.of(0, 1, 2, 3),
-  weights: new Float32Array(4),
+  hidden: 16,
+  norm: { weight: slab, epsilon: 0 },
+  gate: { weights: gate, bias: null },
+  table: null,
   workerOf: Uint32Array.of(0, 0, 1, 1),
   workers: 2,
   limits: null,
+  weighted: false,
 };
+const given = { ...route, gate: null, table: { routing: table, layer: 0 } };
+const words = (...values: number[]) => new Uint8Array(Uint32Array.from(values).buffer);
+const writing = { table, first: 0, experts: words(0, 1, 2, 3), weights: words(0, 0, 0, 0) };
+await native.writeRouting(writing);
+const routed = await native.routeRows(given);
 const combine = {
+  routed,
   mode: 'exact' as const,
-  rowCount: 2,
   hidden: 16,
-  topK: 1,
-  weights: null,
+  weighted: true,
   residual: null,
-  parts: [{ rows: slab, targets: Uint32Array.of(0, 1) }],
+  parts: [slab, slab],
 };
 const reduce = {
   rows: slab,
@@ -61,71 +68,104 @@ const wrong = (value: unknown): any => value;
 
 describe('a call that returns a promise rejects with the field, the value and what is allowed', () => {
   test.each<[string, () => Promise<unknown>, string]>([
-    ['no object', () => native.normalizeRows(wrong(undefined)), 'options is undefined; allowed: an object'],
-    ['no slab', () => native.normalizeRows({ ...norm, rows: wrong(7) }), 'rows is 7; allowed: a Slab'],
+    ['no object', () => native.routeRows(wrong(undefined)), 'options is undefined; allowed: an object'],
+    ['no slab', () => native.routeRows({ ...route, rows: wrong(7) }), 'rows is 7; allowed: a Slab'],
     [
       'another handle',
-      () => native.normalizeRows({ ...norm, rows: wrong(gate) }),
+      () => native.routeRows({ ...route, rows: wrong(gate) }),
       'rows is an object; allowed: a Slab',
     ],
     [
       'too many rows',
-      () => native.normalizeRows({ ...norm, rowCount: 5 }),
+      () => native.routeRows({ ...route, rowCount: 5 }),
       'rows.byteLength is 128; allowed: 160 or more, for 5 rows of 16 elements',
     ],
     [
       'half a row',
-      () => native.normalizeRows({ ...norm, rowCount: 1.5 }),
+      () => native.routeRows({ ...route, rowCount: 1.5 }),
       'rowCount is 1.5; allowed: integers 1 to 16777216',
     ],
     [
       'no rows',
-      () => native.normalizeRows({ ...norm, rowCount: 0 }),
+      () => native.routeRows({ ...route, rowCount: 0 }),
       'rowCount is 0; allowed: integers 1 to 16777216',
     ],
     [
       'an absurd width',
-      () => native.normalizeRows({ ...norm, hidden: 1e300 }),
+      () => native.routeRows({ ...route, hidden: 1e300 }),
       'hidden is 1e+300; allowed: integers 1 to 1048576',
     ],
     [
+      'rows of another width than the gate',
+      () => native.routeRows({ ...route, hidden: 8 }),
+      'hidden is 8; allowed: 16',
+    ],
+    [
       'epsilon that is no number',
-      () => native.normalizeRows({ ...norm, epsilon: Number.NaN }),
-      'epsilon is NaN; allowed: finite numbers',
+      () => native.routeRows({ ...route, norm: { weight: slab, epsilon: Number.NaN } }),
+      'norm.epsilon is NaN; allowed: finite numbers',
     ],
     [
-      'part of a row',
-      () => native.ingestRows(new Uint8Array(33), slab, 0, 16),
-      "source.length is 33; allowed: multiples of a row's 32 bytes",
+      'neither gate nor given routing',
+      () => native.routeRows({ ...route, gate: null }),
+      'gate is null; allowed: a gate, or a table with the choice',
     ],
     [
-      'an odd offset',
-      () => native.ingestRows(new Uint8Array(32), slab, 1, 16),
-      'byteOffset is 1; allowed: even',
+      'a layer beyond the table',
+      () => native.routeRows({ ...route, table: { routing: table, layer: 1 } }),
+      'table.layer is 1; allowed: integers 0 to 0',
+    ],
+    [
+      'more rows than the table has tokens',
+      () => native.routeRows({ ...route, rowCount: 3, table: { routing: table, layer: 0 } }),
+      "rowCount is 3; allowed: at most the table's 2 tokens",
+    ],
+    [
+      'a table of other experts than the gate',
+      () => {
+        const other = native.createRoutingTable({ tokens: 2, topK: 2, experts: Uint32Array.of(5) });
+        return native.routeRows({ ...route, table: { routing: other, layer: 0 } });
+      },
+      'table.routing is a table of another shape; allowed: one with the topK and the experts of the gate',
+    ],
+    [
+      'routing of part of a token',
+      () => native.writeRouting({ ...writing, experts: words(0) }),
+      "experts.length is 4; allowed: multiples of a token's 8 bytes",
+    ],
+    [
+      'experts without weights',
+      () => native.writeRouting({ ...writing, weights: new Uint8Array(0) }),
+      'weights.length is 0; allowed: 16',
+    ],
+    [
+      'routing beyond the table',
+      () => native.readRouting({ ...writing, first: 1 }),
+      "first is 1; allowed: tokens that leave room for 2 of the table's 2",
     ],
     [
       'bytes past the end',
-      () => native.ingestRows(new Uint8Array(32), slab, 98, 16),
+      () => native.copyIn(new Uint8Array(32), slab, 98),
       'byteOffset is 98; allowed: offsets that leave room for 32 bytes in the 128 of the slab',
     ],
     [
       'an offset that overflows',
-      () => native.ingestRows(new Uint8Array(32), slab, Number.MAX_SAFE_INTEGER - 1, 16),
+      () => native.copyIn(new Uint8Array(32), slab, Number.MAX_SAFE_INTEGER - 1),
       'byteOffset is',
     ],
     [
       'another array type',
-      () => native.ingestRows(wrong(new Float32Array(16)), slab, 0, 16),
+      () => native.copyIn(wrong(new Float32Array(16)), slab, 0),
       'source is a typed array of another type; allowed: a Uint8Array',
     ],
     [
       'a range that leaves the slab',
-      () => native.ingestRows({ slab, byteOffset: 96, byteLength: 64 }, slab, 0, 16),
+      () => native.copyIn({ slab, byteOffset: 96, byteLength: 64 }, slab, 0),
       'source.byteOffset is 96; allowed: offsets that leave room for 64 bytes in the 128 of the slab',
     ],
     [
-      'more rows to count than there are',
-      () => native.countNonFinite(slab, 5, 16),
+      'more rows to look at than there are',
+      () => native.findNonFinite(slab, 0, 5, 16),
       'rows.byteLength is 128; allowed: 160 or more',
     ],
     [
@@ -135,28 +175,27 @@ describe('a call that returns a promise rejects with the field, the value and wh
     ],
     [
       'bias of another length',
-      () => native.gateRows({ gate, rows: slab, rowCount: 1, bias: new Float32Array(3) }),
-      'bias.length is 3; allowed: 4',
+      () => native.routeRows({ ...route, gate: { weights: gate, bias: new Float32Array(3) } }),
+      'gate.bias.length is 3; allowed: 4',
     ],
     [
-      'too few choices',
-      () => native.groupRows({ ...grouping, experts: new Uint32Array(3) }),
-      'experts.length is 3; allowed: 4',
+      'workers of other experts',
+      () => native.routeRows({ ...route, workerOf: new Uint32Array(3) }),
+      'workerOf.length is 3; allowed: 4',
     ],
     [
-      'an expert out of range',
-      () => native.groupRows({ ...grouping, experts: Uint32Array.of(0, 1, 2, 4) }),
-      '4',
+      'a worker out of range',
+      () => native.routeRows({ ...route, workers: 1 }),
+      'workerOf is 1; allowed: below 1',
     ],
-    ['a worker out of range', () => native.groupRows({ ...grouping, workers: 1 }), '1'],
     [
       'limits of other workers',
-      () => native.groupRows({ ...grouping, limits: limitsOf(1) }),
+      () => native.routeRows({ ...route, limits: limitsOf(1) }),
       'limits.rowsMax.length is 1; allowed: 2',
     ],
     [
       'limits below one token',
-      () => native.groupRows({ ...grouping, limits: limitsOf(2, 0) }),
+      () => native.routeRows({ ...given, limits: limitsOf(2, 0) }),
       'limits of worker 0 is too low for token 0; allowed: a row and 2 row indices at least',
     ],
     [
@@ -170,14 +209,14 @@ describe('a call that returns a promise rejects with the field, the value and wh
       'mode is "both"; allowed: exact, partial',
     ],
     [
-      'a part with fewer rows than targets',
-      () => native.combineRows({ ...combine, parts: [{ rows: slab, targets: new Uint32Array(5) }] }),
-      'parts[0].rows.byteLength is 128; allowed: 160 or more',
+      'a part with fewer rows than its group',
+      () => native.combineRows({ ...combine, parts: [slab, native.allocateSlab(32)] }),
+      'parts[1].byteLength is 32; allowed: 64 or more',
     ],
     [
-      'a target out of range',
-      () => native.combineRows({ ...combine, parts: [{ rows: slab, targets: Uint32Array.of(0, 2) }] }),
-      'targets is 2; allowed: below 2',
+      'something else than routed rows',
+      () => native.combineRows({ ...combine, routed: wrong(slab) }),
+      'routed is an object; allowed: a RoutedRows',
     ],
     [
       'more output rows than entries',

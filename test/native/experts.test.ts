@@ -1,6 +1,7 @@
 import { afterAll, describe, expect, test } from '@jest/globals';
 import { type ExpertSource, native, type ReferenceLayer, type Slab } from '../../native/index.js';
 import { nowMicroseconds } from '../../services/common/trace.js';
+import { gateRows } from '../support/routing.js';
 import { allRows, routing, slabOf, someValues, synthetic, valuesOf } from './support.js';
 
 const [hidden, ffn, rowCount] = [32, 48, 70];
@@ -154,8 +155,6 @@ describe('referenceLayer', () => {
     };
     const expected = await native.referenceLayer(Float64Array.from(values), hidden, layer);
 
-    const weight = await native.readTensor(normSource);
-    const normed = await native.normalizeRows({ rows, rowCount, hidden, weight, epsilon: 1e-5 });
     const gate = native.createGate({
       weight: await native.readFloats(gateSource),
       experts: experts.length,
@@ -164,22 +163,16 @@ describe('referenceLayer', () => {
       selectionBias: null,
       routing,
     });
-    const chosen = await native.gateRows({ gate, rows: normed, rowCount, bias: null });
-    const [group] = await native.groupRows({
-      rowCount,
-      topK: 2,
-      experts: chosen.experts,
-      weights: chosen.weights,
-      workerOf: new Uint32Array(experts.length),
-      workers: 1,
-      limits: null,
-    });
+    const norm = { weight: await native.readTensor(normSource), epsilon: 1e-5 };
+    const { routed, choice } = await gateRows({ rows, rowCount, gate, topK: 2, norm });
+    const normed = routed.normed!;
+    const group = routed.groups[0]!;
     const output = native.allocateSlab(rowCount * 2 * hidden * 2);
     let entry = 0;
-    for (let i = 0; i < group!.segments.length; i += 2) {
-      const expert = await backend.load(experts[group!.segments[i]!]!);
-      const end = entry + group!.segments[i + 1]!;
-      const indices = group!.rowIndices.slice(entry, end);
+    for (let i = 0; i < group.segments.length; i += 2) {
+      const expert = await backend.load(experts[group.segments[i]!]!);
+      const end = entry + group.segments[i + 1]!;
+      const indices = group.rowIndices.slice(entry, end);
       await backend.forward(expert, [
         { rows: normed, indices, output, outputRow: entry, inputWeights: null },
       ]);
@@ -187,17 +180,16 @@ describe('referenceLayer', () => {
       entry = end;
     }
     const { rows: combined } = await native.combineRows({
+      routed,
       mode: 'exact',
-      rowCount,
       hidden,
-      topK: 2,
-      weights: chosen.weights,
+      weighted: true,
       residual: rows,
-      parts: [{ rows: output, targets: group!.slots }],
+      parts: [output],
     });
     expect(relativeError(valuesOf(combined), expected.rows)).toBeLessThan(5e-3);
-    const sameChoice = chosen.experts.filter((expert, index) => expert === expected.experts[index]).length;
-    expect(sameChoice).toBeGreaterThanOrEqual(chosen.experts.length - 4);
+    const sameChoice = choice.experts.filter((expert, index) => expert === expected.experts[index]).length;
+    expect(sameChoice).toBeGreaterThanOrEqual(choice.experts.length - 4);
     expect(Math.max(...expected.regret)).toBeLessThanOrEqual(0);
   });
 });

@@ -63,7 +63,7 @@ describe('the process', () => {
       const target = native.allocateSlab(8);
       let settled = 0;
       const pending = Array.from({ length: 50_000 }, () =>
-        native.ingestRows(source, target, 0, 4).then((count) => { settled += 1; return count; }));
+        native.copyIn(source, target, 0).then(() => { settled += 1; }));
       Promise.all(pending).then((counts) => console.log(counts.length, settled));
     `);
     expect(output).toBe('50000 50000\n');
@@ -87,7 +87,7 @@ describe('a worker thread', () => {
     const body = `
       const rows = new Uint8Array(64 * 8192);
       const target = native.allocateSlab(rows.length);
-      const again = () => native.ingestRows(rows, target, 0, 4096).then(again);
+      const again = () => native.copyIn(rows, target, 0).then(again);
       for (let i = 0; i < 32; i += 1) again();
       for (let i = 0; i < 8; i += 1) native.readTensor(${tensor(2048)});
       parentPort.postMessage('busy');

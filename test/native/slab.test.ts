@@ -1,7 +1,43 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
-import { native } from '../../native/index.js';
+import { type GateWeights, native, type Slab } from '../../native/index.js';
 import { floatsOf, routing, runScript, slabOf, someValues, valuesOf } from './support.js';
+
+type RouteOptions = Parameters<typeof native.routeRows>[0];
+
+function route(options: Pick<RouteOptions, 'rows' | 'rowCount' | 'hidden'> & Partial<RouteOptions>) {
+  return native.routeRows({
+    norm: null,
+    gate: null,
+    table: null,
+    workerOf: new Uint32Array(4),
+    workers: 1,
+    limits: null,
+    weighted: false,
+    ...options,
+  });
+}
+
+function gateOf(experts: number, hidden: number): GateWeights {
+  const weight = floatsOf(someValues(experts * hidden, 1));
+  const gate = native.createGate({
+    weight,
+    experts,
+    hidden,
+    logitBias: null,
+    selectionBias: null,
+    routing,
+  });
+  weight.release();
+  return gate;
+}
+
+async function normalise(rows: Slab, rowCount: number, weight: Slab, gate: GateWeights): Promise<Slab> {
+  const { hidden } = gate;
+  const norm = { weight, epsilon: 0 };
+  const pending = route({ rows, rowCount, hidden, norm, gate: { weights: gate, bias: null } });
+  return (await pending).normed!;
+}
 
 describe('a slab', () => {
   test('is released any number of times, and refuses every later use', async () => {
@@ -21,9 +57,9 @@ describe('a slab', () => {
         message: 'this Slab was released',
       }),
     );
-    await expect(native.ingestRows(new Uint8Array(4), slab, 0, 2)).rejects.toMatchObject({
+    await expect(native.copyIn(new Uint8Array(4), slab, 0)).rejects.toMatchObject({
       code: 'SLAB_RELEASED',
-      operation: 'ingestRows',
+      operation: 'copyIn',
     });
   });
 
@@ -74,8 +110,9 @@ describe('a slab', () => {
     } as const;
     const rows = await native.readTensor(source);
     const weight = await native.readTensor({ ...source, rows: 1 });
+    const gate = gateOf(4, 64);
     const before = native.arenaStats().slabs;
-    const pending = native.normalizeRows({ rows, rowCount: 512, hidden: 64, weight, epsilon: 0 });
+    const pending = normalise(rows, 512, weight, gate);
     rows.release();
     weight.release();
     const output = await pending;
@@ -88,7 +125,8 @@ describe('a slab', () => {
     const values = someValues(512 * 64, 3);
     const rows = slabOf(values);
     const weight = slabOf(new Array(64).fill(1));
-    const pending = native.normalizeRows({ rows, rowCount: 512, hidden: 64, weight, epsilon: 0 });
+    const gate = gateOf(4, 64);
+    const pending = normalise(rows, 512, weight, gate);
     rows.release();
     weight.release();
     const output = await pending;
@@ -177,23 +215,14 @@ describe('a slab', () => {
 
 describe('other handles', () => {
   test('a released gate is refused, one in flight works on', async () => {
-    const weight = floatsOf(someValues(4 * 8, 1));
-    const gate = native.createGate({
-      weight,
-      experts: 4,
-      hidden: 8,
-      logitBias: null,
-      selectionBias: null,
-      routing,
-    });
-    weight.release();
+    const gate = gateOf(4, 8);
     const rows = slabOf(someValues(3 * 8, 2));
-    const call = () => native.gateRows({ gate, rows, rowCount: 3, bias: null });
+    const call = () => route({ rows, rowCount: 3, hidden: 8, gate: { weights: gate, bias: null } });
     const pending = call();
     gate.release();
     gate.release();
-    expect((await pending).experts).toHaveLength(6);
-    await expect(call()).rejects.toMatchObject({ code: 'SLAB_RELEASED', operation: 'gateRows' });
+    expect((await pending).counts.reduce((sum, count) => sum + count, 0)).toBe(6);
+    await expect(call()).rejects.toMatchObject({ code: 'SLAB_RELEASED', operation: 'routeRows' });
     rows.release();
   });
 
@@ -203,9 +232,10 @@ describe('other handles', () => {
     expect(() => new Slab()).toThrow('Slab is made by the addon alone');
     expect(() => new Slab({})).toThrow('Slab is made by the addon alone');
     const weight = Object.create(slab) as typeof slab;
-    await expect(
-      native.normalizeRows({ rows: slab, rowCount: 1, hidden: 4, weight, epsilon: 0 }),
-    ).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', message: 'weight is an object; allowed: a Slab' });
+    await expect(normalise(slab, 1, weight, gateOf(4, 4))).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: 'norm.weight is an object; allowed: a Slab',
+    });
     slab.release();
   });
 });

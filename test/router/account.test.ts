@@ -2,7 +2,6 @@ import { describe, expect, test } from '@jest/globals';
 import { BatchAccount } from '../../services/router/account.js';
 import { WorkerLoad } from '../../services/router/balancedness.js';
 import { indexPlacements, nowhere } from '../../services/router/placement.js';
-import { gatherRouting, scatterRouting, sliceRouting } from '../../services/router/routing-rows.js';
 import { plan, smallModel } from './support.js';
 
 const view = {
@@ -112,33 +111,5 @@ describe('the account of a batch', () => {
       balancednessFirst: expect.closeTo(1 / 3),
       balancednessLast: expect.closeTo(1 / 3),
     });
-  });
-});
-
-describe('routing rows', () => {
-  test('of one layer are taken out of all, and put back', () => {
-    const batch = plan();
-    const length = 4 * batch.layers.length * batch.topK;
-    const all = {
-      experts: Uint32Array.from({ length }, (_, index) => index % 6),
-      weights: Float32Array.from({ length }, (_, index) => index),
-    };
-    const copy = { experts: new Uint32Array(length), weights: new Float32Array(length) };
-    for (let layer = 0; layer < 3; layer += 1) {
-      const one = gatherRouting(all, batch, layer);
-      expect(one.experts).toHaveLength(8);
-      expect([...one.weights.subarray(0, 4)]).toEqual([
-        2 * layer,
-        2 * layer + 1,
-        6 + 2 * layer,
-        7 + 2 * layer,
-      ]);
-      expect([...one.counts]).toEqual(
-        Array.from({ length: 6 }, (_, expert) => one.experts.filter((id) => id === expert).length),
-      );
-      scatterRouting(one, copy, batch, layer);
-    }
-    expect(copy).toEqual(all);
-    expect([...sliceRouting(all, batch, 1, 2).weights]).toEqual([6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]);
   });
 });

@@ -1,9 +1,11 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
+import type { RoutingTable } from '../../native/index.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
 import { type ClientMessage, checkChunk } from '../../services/router/check-chunk.js';
+import { createRoutingTable, readRouting, writeRouting } from '../../services/router/routing-table.js';
 import { arrived, options, plan } from './support.js';
 
 const gated = plan();
@@ -92,12 +94,31 @@ describe('a chunk message', () => {
   });
 });
 
+/** Takes a message's routing, as its chunk does. */
+async function take(fields: Partial<Chunk>, offset = 0): Promise<RoutingTable> {
+  const { given: bytes, tokens } = checkChunk(
+    request({ offset, rows: rows(2), ...fields }),
+    offset,
+    given,
+    limit,
+  );
+  const table = createRoutingTable(given, tokens);
+  try {
+    await writeRouting(table, 0, bytes!, offset, given);
+    return table;
+  } catch (error) {
+    table.release();
+    throw error;
+  }
+}
+
 describe('given routing', () => {
-  test('is read from any address', () => {
-    const message = request({ rows: rows(2), ...routing(2) });
-    const checked = checkChunk(message, 0, given, limit);
-    expect([...checked.given!.experts]).toEqual([0, 5, 4, 3, 2, 1, 0, 5, 4, 3, 2, 1]);
-    expect([...checked.given!.weights]).toEqual(new Array(12).fill(0.5));
+  test('is read from any address, in parts', async () => {
+    const table = await take(routing(2));
+    const { experts, weights } = await readRouting(table, 1, 1, given);
+    table.release();
+    expect([...new Uint32Array(new Uint8Array(experts).buffer)]).toEqual([0, 5, 4, 3, 2, 1]);
+    expect([...new Float32Array(new Uint8Array(weights).buffer)]).toEqual(new Array(6).fill(0.5));
   });
 
   test.each([
@@ -111,6 +132,13 @@ describe('given routing', () => {
       { experts: Buffer.alloc(0) },
       'allowed: 48 bytes: 2 tokens x 3 layers x 2 experts x 4',
     ],
+  ])('%s is refused', (_, fields, text) => {
+    const error = refusal(request({ rows: rows(2), ...routing(2), ...fields }), 0, given);
+    expect(error.code).toBe('INVALID_ARGUMENT');
+    expect(error.message).toContain(text);
+  });
+
+  test.each([
     [
       'with an expert out of range',
       routing(2, (experts) => {
@@ -139,22 +167,32 @@ describe('given routing', () => {
       }),
       'chunk.weights of token 1, layer 2, choice 1 is -Infinity',
     ],
-  ])('%s is refused', (_, fields, text) => {
-    const error = refusal(request({ rows: rows(2), ...routing(2), ...fields }), 0, given);
-    expect(error.code).toBe('INVALID_ARGUMENT');
-    expect(error.message).toContain(text);
+  ])('%s is refused, naming it', async (_, fields, text) => {
+    await expect(take(fields)).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining(text),
+    });
   });
 
-  test('of random ids is accepted exactly if all are in range and distinct', () => {
+  test('names the token by its place in the batch', async () => {
+    const wrong = routing(2, (experts) => {
+      experts[9] = 6;
+    });
+    await expect(take(wrong, 30)).rejects.toMatchObject({
+      message: 'chunk.experts of token 31, layer 1, choice 1 is 6; allowed: 0 to 5',
+      details: { field: 'chunk.experts of token 31, layer 1, choice 1', allowed: '0 to 5' },
+    });
+  });
+
+  test('of random ids is accepted exactly if all are in range and distinct', async () => {
     const ids = fc.array(fc.integer({ min: 0, max: 7 }), { minLength: 12, maxLength: 12 });
-    fc.assert(
-      fc.property(ids, (experts) => {
+    await fc.assert(
+      fc.asyncProperty(ids, async (experts) => {
         const pairs = Array.from({ length: 6 }, (_, index) => experts.slice(2 * index, 2 * index + 2));
         const valid = experts.every((id) => id < 6) && pairs.every(([a, b]) => a !== b);
-        const fields = routing(2, (array) => array.set(experts));
-        const message = request({ rows: rows(2), ...fields });
-        if (valid) checkChunk(message, 0, given, limit);
-        else expect(refusal(message, 0, given).code).toBe('INVALID_ARGUMENT');
+        const taken = take(routing(2, (array) => array.set(experts)));
+        if (valid) (await taken).release();
+        else await expect(taken).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
       }),
     );
   });

@@ -9,6 +9,7 @@ import { ByteBudget } from '../../services/router/budget.js';
 import type { ClientMessage } from '../../services/router/check-chunk.js';
 import { Ingest, type InputChunk } from '../../services/router/ingest.js';
 import type { BatchPlan } from '../../services/router/plan.js';
+import { readRouting } from '../../services/router/routing-table.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { arrived, options, plan, slabBytesHeld } from './support.js';
 
@@ -96,9 +97,11 @@ async function collect(batch: BatchPlan, from: Ingest): Promise<Pick<InputChunk,
     expect(Buffer.compare(held, tokenRows(next, chunk.tokens, batch.hidden))).toBe(0);
     const perToken = batch.layers.length * batch.topK;
     if (batch.given) {
-      expect([...chunk.given!.weights]).toEqual(
+      const { weights } = await readRouting(chunk.given!, 0, chunk.tokens, batch);
+      expect([...new Float32Array(new Uint8Array(weights).buffer)]).toEqual(
         Array.from({ length: chunk.tokens * perToken }, (_, index) => next * perToken + index),
       );
+      chunk.given!.release();
     } else expect(chunk.given).toBeNull();
     next += chunk.tokens;
     seen.push({ offset: chunk.offset, tokens: chunk.tokens });
@@ -116,6 +119,7 @@ async function refusal(batch: BatchPlan, messages: ForwardRequest[]): Promise<Sw
   try {
     for await (const chunk of from.chunks()) {
       chunk.rows.release();
+      chunk.given?.release();
       chunk.reservation.release();
     }
     await from.expectEnd();
@@ -254,32 +258,14 @@ describe.each<TransportKind>(['grpc', 'ucx'])('over %s', (transport) => {
     });
   });
 
-  describe('tokens that are not finite', () => {
-    const spoil = (request: ForwardRequest, token: number, bits: number) => {
-      request.chunk!.rows.writeUInt16LE(bits, token * 32 + 6);
-      return request;
-    };
-
-    test('are counted', async () => {
-      const batch = plan({}, { chunkTokens: 20 });
-      const messages = [message(batch, 0, 32)];
-      spoil(spoil(spoil(messages[0]!, 3, 0x7f80), 5, 0xffc0), 25, 0x7fff);
-      const counts: number[] = [];
-      for await (const chunk of ingest(batch, messages).chunks()) {
-        counts.push(chunk.nonFinite);
-        chunk.rows.release();
-      }
-      expect(counts).toEqual([2, 1]);
-    });
-
-    test('end a batch that refuses them, naming the first one', async () => {
-      const batch = plan({}, { chunkTokens: 20, refuseNonFinite: true });
-      for (let token = 0; token < 24; token += 1) {
-        const later = spoil(message(batch, 8, 24), 23, 0x7f80);
-        const error = await refusal(batch, [message(batch, 0, 8), spoil(later, token, 0xff80)]);
-        expect(error).toMatchObject({ code: 'NON_FINITE', details: { token: 8 + token } });
-      }
-    });
+  test('is refused at the first routing that is wrong, wherever chunks are cut', async () => {
+    const batch = plan({ options: options({ routing: 'GIVEN' }) }, { chunkTokens: 10 });
+    for (let token = 0; token < 24; token += 1) {
+      const wrong = message(batch, 8, 24);
+      wrong.chunk!.experts.writeUInt32LE(6, token * 24 + 12);
+      const error = await refusal(batch, [message(batch, 0, 8), wrong]);
+      expect(error.details.field).toBe(`chunk.experts of token ${8 + token}, layer 1, choice 1`);
+    }
   });
 });
 

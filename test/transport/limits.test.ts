@@ -13,6 +13,7 @@ import {
 import type { Link, LinkLimits, TokenBatchMeta } from '../../services/transport/link.js';
 import { toWireMeta } from '../../services/transport/messages.js';
 import { LinkWindows } from '../../services/transport/windows.js';
+import { expertsOf, tableOf } from '../support/routing.js';
 import { batchOf, costOf, dial, metaOf, never, startWorker, until } from './support.js';
 
 /** Slab bytes that a worker takes for a token batch: what arrives, results, and sums for `partial`. */
@@ -60,7 +61,7 @@ describe('the credit of a token batch', () => {
         expect(taken).toBeLessThanOrEqual(creditCost(meta));
         const rowsHeld = (meta.combine === 'partial' ? 2 : 1) * rowCount + entries;
         expect(creditCost(meta)).toBeLessThanOrEqual(
-          (9 / 8) * (rowsHeld * hidden * 2 + 24 * entries + 2048) + 4 * 4096,
+          (9 / 8) * (rowsHeld * hidden * 2 + 16 * entries + 2048) + 4 * 4096,
         );
       }),
     );
@@ -108,20 +109,30 @@ describe('the groups of a chunk', () => {
           if (at >= 0) expect(() => checkToken(links[at]!, choices[at]!, { hidden, combine })).toThrow();
           return;
         }
-        const groups = await native.groupRows({
-          rowCount,
+        const chosen = Uint32Array.from({ length: rowCount * topK }, (_, slot) => {
+          const token = Math.floor(slot / topK);
+          return (token * 5 + seed + (slot % topK)) % experts;
+        });
+        const routing = await tableOf(
+          [experts],
+          { experts: chosen, weights: new Float32Array(chosen.length) },
           topK,
-          experts: Uint32Array.from({ length: rowCount * topK }, (_, slot) => {
-            const token = Math.floor(slot / topK);
-            return (token * 5 + seed + (slot % topK)) % experts;
-          }),
-          weights: new Float32Array(rowCount * topK),
+        );
+        const rows = native.allocateSlab(rowCount * hidden * 2);
+        const routed = await native.routeRows({
+          rows,
+          rowCount,
+          hidden,
+          norm: null,
+          gate: null,
+          table: { routing, layer: 0 },
           workerOf,
           workers: links.length,
           limits: cuts,
+          weighted: false,
         });
         const seen = new Set<number>();
-        for (const { worker, rowCount, rowIndices, segments, slots } of groups) {
+        for (const { worker, rowCount, rowIndices, segments, tokens } of routed.groups) {
           const meta = metaOf({ hidden, combine, rowCount, rowIndices, segments });
           const { limits } = links[worker]!;
           checkBatch('w', limits, meta);
@@ -129,9 +140,11 @@ describe('the groups of a chunk', () => {
           const token = creditCost(metaOf({ hidden, combine, rowCount: 1, entries: choices[worker]! }));
           const cutWell = creditCost(meta) <= Math.max(token, limits.creditBytes / 2);
           if (!cutWell || metadataRoom(meta) > 1024 * 1024) throw new Error(`cost ${creditCost(meta)}`);
-          for (const slot of slots) seen.add(slot);
+          const chosen = expertsOf(segments);
+          for (const [i, row] of rowIndices.entries()) seen.add(tokens[row]! * experts + chosen[i]!);
         }
         expect(seen.size).toBe(rowCount * topK);
+        for (const held of [routing, rows, routed]) held.release();
       }),
       { numRuns: 150 },
     );

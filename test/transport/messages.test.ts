@@ -66,6 +66,7 @@ describe('metadata of a token batch', () => {
     );
   });
 
+  const segmentsOf = (...pairs: number[]) => Buffer.from(Uint32Array.from(pairs).buffer);
   const good = () => sent(1, metaOf({ rowCount: 4, weights: new Float32Array(4) }));
   test.each<[string, (meta: BatchMeta) => Partial<BatchMeta>, number, RegExp]>([
     ['no batch id', () => ({ batchId: '' }), 4, /^batch_id is ""; allowed: 1 to 256/],
@@ -92,14 +93,20 @@ describe('metadata of a token batch', () => {
     ],
     [
       'segments of other rows',
-      () => ({ segments: [{ expert: 0, count: 3 }] }),
+      () => ({ segments: segmentsOf(0, 3) }),
       4,
       /^segments is "3 rows"; allowed: 4 rows/,
     ],
-    ['no segments', () => ({ segments: [] }), 4, /^segments is "0 rows"/],
+    ['no segments', () => ({ segments: Buffer.alloc(0) }), 4, /^segments is "0 rows"/],
+    [
+      'segments that are not whole',
+      () => ({ segments: Buffer.alloc(12) }),
+      4,
+      /^segments is "12 bytes"; allowed: a multiple of 8/,
+    ],
     [
       'an empty segment',
-      ({ segments }) => ({ segments: [...segments, { expert: 1, count: 0 }] }),
+      ({ segments }) => ({ segments: Buffer.concat([segments, segmentsOf(1, 0)]) }),
       4,
       /^segments\[1\].count is 0/,
     ],
@@ -139,7 +146,7 @@ describe('metadata of a token batch', () => {
       rows: u32,
       remainingMs: u32,
       combine: fc.constantFrom('EXACT', 'PARTIAL', 9),
-      segments: fc.array(fc.record({ expert: u32, count: u32 }), { maxLength: 4 }),
+      segments: fc.array(u32, { maxLength: 8 }).map((pairs) => segmentsOf(...pairs)),
       rowIndices: bytes.map(Buffer.from),
       weights: bytes.map(Buffer.from),
     });

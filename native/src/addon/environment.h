@@ -10,7 +10,16 @@
 namespace switchyard::addon {
 
 /** The classes of objects that the addon hands out. */
-enum class HandleKind { slab, weight_file, gate_weights, expert, expert_backend, ucx_channel };
+enum class HandleKind {
+  slab,
+  weight_file,
+  gate_weights,
+  routing_table,
+  routed_rows,
+  expert,
+  expert_backend,
+  ucx_channel,
+};
 
 /** What one JS environment (the main thread or a worker thread) has of its own. */
 class Environment {
@@ -26,7 +35,7 @@ class Environment {
 
  private:
   std::shared_ptr<CompletionQueue> completions_;
-  std::array<Napi::FunctionReference, 6> constructors_;
+  std::array<Napi::FunctionReference, 8> constructors_;
 };
 
 }  // namespace switchyard::addon

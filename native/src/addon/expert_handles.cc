@@ -7,7 +7,7 @@
 #include "addon/model_operations.h"
 #include "addon/process.h"
 #include "addon/slab_handle.h"
-#include "kernels/ingest.h"
+#include "kernels/non_finite.h"
 
 namespace switchyard::addon {
 

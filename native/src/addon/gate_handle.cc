@@ -1,6 +1,5 @@
 #include "addon/gate_handle.h"
 
-#include "addon/parallel.h"
 #include "addon/slab_handle.h"
 
 namespace switchyard::addon {
@@ -22,38 +21,6 @@ Napi::Value create_gate(const Napi::CallbackInfo& info) {
       info.Env(), std::make_shared<const Gate>(floats_of(weight), experts, hidden, bias_of(options, "logitBias"),
                                                bias_of(options, "selectionBias"),
                                                to_routing(options.fields("routing"))));
-}
-
-void prepare_gate_rows(const Napi::CallbackInfo& info, Operation& operation) {
-  struct Choice {
-    std::vector<uint32_t> experts;
-    std::vector<float> weights;
-    std::vector<uint32_t> counts;
-  };
-  const Fields options(info[0], "");
-  const std::shared_ptr<const Gate> gate = GateHandle::of(options.value("gate"), "gate");
-  const uint64_t row_count = options.integer("rowCount", 1, rows_max);
-  const SlabRef rows = slab_of_rows(options.value("rows"), "rows", row_count, gate->hidden());
-  const auto bias = held_span_or_null<float>(operation, options.value("bias"), "bias", gate->experts());
-  const auto choice = std::make_shared<Choice>();
-  operation.run = [=] {
-    const size_t top_k = gate->routing().top_k;
-    choice->experts.resize(row_count * top_k);
-    choice->weights.resize(row_count * top_k);
-    choice->counts.resize(gate->experts());
-    for_rows(row_count, gate->hidden(), [&](size_t first, size_t count) {
-      gate->route(rows_of(rows) + first * gate->hidden(), count, bias, choice->experts.data() + first * top_k,
-                  choice->weights.data() + first * top_k);
-    });
-    count_experts(choice->experts, choice->counts);
-  };
-  operation.result = [choice](Napi::Env env) {
-    auto result = Napi::Object::New(env);
-    result.Set("experts", to_array<uint32_t>(env, choice->experts));
-    result.Set("weights", to_array<float>(env, choice->weights));
-    result.Set("counts", to_array<uint32_t>(env, choice->counts));
-    return result;
-  };
 }
 
 }  // namespace
@@ -96,7 +63,6 @@ RoutingSpec to_routing(const Fields& fields) {
 void export_gate(Napi::Env env, Napi::Object exports) {
   GateHandle::define(env);
   export_function(exports, "createGate", create_gate);
-  export_operation(exports, "gateRows", prepare_gate_rows);
 }
 
 }  // namespace switchyard::addon

@@ -26,7 +26,7 @@ class GateHandle : public Handle<GateHandle, std::shared_ptr<const Gate>> {
 /** A RoutingSpec of native/index.ts; whether its fields fit together is for its user to check. */
 RoutingSpec to_routing(const Fields& fields);
 
-/** The functions createGate and gateRows. */
+/** The function createGate. */
 void export_gate(Napi::Env env, Napi::Object exports);
 
 }  // namespace switchyard::addon

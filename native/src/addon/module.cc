@@ -7,6 +7,8 @@
 #include "addon/model_operations.h"
 #include "addon/process_end.h"
 #include "addon/reference_operation.h"
+#include "addon/routed_handle.h"
+#include "addon/routing_table_handle.h"
 #include "addon/row_operations.h"
 #include "addon/slab_handle.h"
 #include "addon/ucx.h"
@@ -22,8 +24,10 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   export_machine(exports);
   export_slabs(env, exports);
   export_model_operations(env, exports);
-  export_row_operations(exports);
   export_gate(env, exports);
+  export_routing_table(env, exports);
+  export_routing(env, exports);
+  export_row_operations(exports);
   export_experts(env, exports);
   export_reference(exports);
   export_ucx(env, exports);

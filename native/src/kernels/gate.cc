@@ -17,12 +17,6 @@
 namespace switchyard {
 namespace {
 
-/**
- * Rows that share one pass over the weights: enough to pay for the pass, few enough that they, the next ones that are
- * fetched meanwhile, and their logits stay in a core's own cache.
- */
-constexpr std::size_t rows_at_once = 24;
-
 void check_routing(const RoutingSpec& routing, std::size_t experts) {
   const std::size_t groups = routing.groups;
   if (routing.top_k == 0 || routing.top_k > experts) {
@@ -117,18 +111,17 @@ struct Gate::Prepared {
   std::vector<float> selection_bias;
 
   std::size_t logit_stride() const { return panels * scores::panel_width; }
-  /** Logits [row_count, logit_stride] of at most rows_at_once rows. */
-  void compute_logits(const std::uint16_t* rows, std::size_t row_count, RowScratch& scratch, float* logits) const {
-    std::visit([&](const auto& found) { compute_logits(found, rows, row_count, scratch, logits); }, weights);
-  }
+  /** Logits [row_count, logit_stride] of at most rows_at_once rows; `next`: as in GateSession::route. */
   template <typename Weight>
   void compute_logits(const std::vector<Weight>& weight_panels, const std::uint16_t* rows, std::size_t row_count,
-                      RowScratch& scratch, float* logits) const;
+                      const std::uint16_t* next, RowScratch& scratch, float* logits) const;
 };
 
 template <typename Weight>
 void Gate::Prepared::compute_logits(const std::vector<Weight>& weight_panels, const std::uint16_t* rows,
-                                    std::size_t row_count, RowScratch& scratch, float* logits) const {
+                                    std::size_t row_count, const std::uint16_t* next_rows, RowScratch& scratch,
+                                    float* logits) const {
+  constexpr std::size_t rows_at_once = GateSession::rows_at_once;
   constexpr std::size_t pair_weights = scores::weights_per_pair<Weight> * scores::panel_width;
   static const scores::Kernel kernel = scores::kernels<Weight>().front();
   if (kernel.wide) {
@@ -136,7 +129,7 @@ void Gate::Prepared::compute_logits(const std::vector<Weight>& weight_panels, co
   } else {
     scratch.pairs.resize(rows_at_once * scores::row_stride);
   }
-  const auto next = reinterpret_cast<std::uintptr_t>(rows + row_count * hidden);
+  const auto next = reinterpret_cast<std::uintptr_t>(next_rows);
   for (std::size_t r = 0; r < row_count; ++r) std::ranges::copy(logit_bias, logits + r * logit_stride());
   for (std::size_t pair = 0; pair < pairs; pair += scores::block_pairs) {
     const std::size_t block = std::min(scores::block_pairs, pairs - pair);
@@ -201,23 +194,42 @@ std::size_t Gate::bytes() const {
 
 void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<const float> bias,
                  std::uint32_t* chosen_experts, float* chosen_weights) const {
-  const Prepared& gate = *prepared_;
-  check_bias(bias, gate.experts, "bias");
-  std::vector<float> selection_bias = gate.selection_bias;
-  for (std::size_t e = 0; e < bias.size(); ++e) selection_bias[e] += bias[e];
-  const std::size_t stride = gate.logit_stride();
-  Chooser chooser(gate.routing, std::move(selection_bias), stride - gate.experts);
+  constexpr std::size_t step = GateSession::rows_at_once;
+  GateSession session(*this, bias);
+  for (std::size_t first = 0; first < row_count; first += step) {
+    const std::size_t count = std::min(step, row_count - first);
+    const std::uint16_t* from = rows + first * hidden();
+    const std::size_t slot = first * routing().top_k;
+    session.route(from, count, from + count * hidden(), chosen_experts + slot, chosen_weights + slot);
+  }
+}
 
-  const std::size_t top_k = gate.routing.top_k;
-  RowScratch scratch;
-  std::vector<float> logits(rows_at_once * stride);
-  for (std::size_t first = 0; first < row_count; first += rows_at_once) {
-    const std::size_t count = std::min(rows_at_once, row_count - first);
-    gate.compute_logits(rows + first * gate.hidden, count, scratch, logits.data());
-    for (std::size_t r = 0; r < count; ++r) {
-      const std::size_t slot = (first + r) * top_k;
-      chooser.choose(logits.data() + r * stride, chosen_experts + slot, chosen_weights + slot);
-    }
+struct GateSession::Scratch {
+  Chooser chooser;
+  RowScratch rows;
+  std::vector<float> logits;
+};
+
+GateSession::GateSession(const Gate& gate, std::span<const float> bias) : gate_(*gate.prepared_) {
+  check_bias(bias, gate_.experts, "bias");
+  std::vector<float> selection_bias = gate_.selection_bias;
+  for (std::size_t e = 0; e < bias.size(); ++e) selection_bias[e] += bias[e];
+  const std::size_t stride = gate_.logit_stride();
+  Chooser chooser(gate_.routing, std::move(selection_bias), stride - gate_.experts);
+  scratch_ = std::make_unique<Scratch>(std::move(chooser), RowScratch(), std::vector<float>(rows_at_once * stride));
+}
+
+GateSession::~GateSession() = default;
+
+void GateSession::route(const std::uint16_t* rows, std::size_t row_count, const std::uint16_t* next,
+                        std::uint32_t* chosen_experts, float* chosen_weights) {
+  float* const logits = scratch_->logits.data();
+  std::visit(
+      [&](const auto& panels) { gate_.compute_logits(panels, rows, row_count, next, scratch_->rows, logits); },
+      gate_.weights);
+  for (std::size_t r = 0; r < row_count; ++r) {
+    const std::size_t slot = r * gate_.routing.top_k;
+    scratch_->chooser.choose(logits + r * gate_.logit_stride(), chosen_experts + slot, chosen_weights + slot);
   }
 }
 

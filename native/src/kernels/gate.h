@@ -61,8 +61,34 @@ class Gate {
              std::uint32_t* chosen_experts, float* chosen_weights) const;
 
  private:
+  friend class GateSession;
   struct Prepared;
   std::unique_ptr<const Prepared> prepared_;
+};
+
+/** A thread's use of a gate for rows that come piece by piece: its choice and its scratch memory. */
+class GateSession {
+ public:
+  /**
+   * Rows that share one pass over the weights: enough to pay for the pass, few enough that they, the next ones that are
+   * fetched meanwhile, and their logits stay in a core's own cache.
+   */
+  static constexpr std::size_t rows_at_once = 24;
+
+  /** `gate` must outlive it. `bias`: as in Gate::route. */
+  GateSession(const Gate& gate, std::span<const float> bias);
+  ~GateSession();
+  GateSession(const GateSession&) = delete;
+  GateSession& operator=(const GateSession&) = delete;
+
+  /** Gate::route for at most rows_at_once rows. `next`: as much memory, wanted in the cache when this is done. */
+  void route(const std::uint16_t* rows, std::size_t row_count, const std::uint16_t* next,
+             std::uint32_t* chosen_experts, float* chosen_weights);
+
+ private:
+  struct Scratch;
+  const Gate::Prepared& gate_;
+  std::unique_ptr<Scratch> scratch_;
 };
 
 /** Rows per expert: adds one to counts[e] for every entry e of `chosen_experts`. */

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/bf16.h"
+#include "kernels/non_finite.h"
 #include "kernels/lanes.h"
 
 namespace switchyard {
@@ -62,20 +63,29 @@ void normalize_large_row(const std::uint16_t* row, std::size_t hidden, const std
   scale_row(smaller.data(), hidden, weight, mean_of_squares(smaller.data(), hidden), output);
 }
 
-void normalize_row(const std::uint16_t* row, std::size_t hidden, const std::uint16_t* weight, float epsilon,
+/** Whether the row holds NaN or infinity. */
+bool normalize_row(const std::uint16_t* row, std::size_t hidden, const std::uint16_t* weight, float epsilon,
                    std::uint16_t* output) {
   const float mean = mean_of_squares(row, hidden);
-  if (std::isinf(mean)) [[unlikely]] return normalize_large_row(row, hidden, weight, output);
-  scale_row(row, hidden, weight, mean + epsilon, output);
+  // Every square takes part, so only here can one be NaN or infinite.
+  const bool non_finite = !std::isfinite(mean) && count_non_finite(row, 1, hidden) > 0;
+  if (std::isinf(mean)) [[unlikely]] {
+    normalize_large_row(row, hidden, weight, output);
+  } else {
+    scale_row(row, hidden, weight, mean + epsilon, output);
+  }
+  return non_finite;
 }
 
 }  // namespace
 
-void normalize_rows(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden, const std::uint16_t* weight,
-                    float epsilon, std::uint16_t* output) {
+std::size_t normalize_rows(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden,
+                           const std::uint16_t* weight, float epsilon, std::uint16_t* output) {
+  std::size_t non_finite = 0;
   for (std::size_t r = 0; r < row_count; ++r) {
-    normalize_row(rows + r * hidden, hidden, weight, epsilon, output + r * hidden);
+    non_finite += normalize_row(rows + r * hidden, hidden, weight, epsilon, output + r * hidden);
   }
+  return non_finite;
 }
 
 }  // namespace switchyard

@@ -5,13 +5,6 @@
 
 namespace switchyard {
 
-/**
- * Copies [row_count, hidden] BF16 rows from `source` (of any alignment) to `target`.
- * Returns the number of rows that hold NaN or infinity.
- */
-std::size_t ingest_rows(const std::byte* source, std::size_t row_count, std::size_t hidden,
-                        std::uint16_t* target);
-
 /** The number of rows of [row_count, hidden] BF16 that hold NaN or infinity. */
 std::size_t count_non_finite(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden);
 

@@ -1,34 +1,11 @@
-#include "kernels/ingest.h"
+#include "kernels/non_finite.h"
 
 #include "kernels/lanes.h"
 
 namespace switchyard {
 namespace {
 
-/** Copies a row; whether it holds NaN or infinity. */
-SWITCHYARD_AVX2 bool ingest_row(const std::byte* source, std::size_t hidden, std::uint16_t* target) {
-  constexpr std::size_t step = 4;
-  __m256i found = _mm256_setzero_si256();
-  std::size_t i = 0;
-  for (; i + step * lanes::width <= hidden; i += step * lanes::width) {
-    __m256i bits[step];
-    for (std::size_t s = 0; s < step; ++s) {
-      const std::byte* from = source + (i + s * lanes::width) * sizeof(std::uint16_t);
-      bits[s] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    }
-    for (std::size_t s = 0; s < step; ++s) {
-      lanes::store(target + i + s * lanes::width, bits[s]);
-      found = lanes::larger_magnitude(found, bits[s]);
-    }
-  }
-  for (; i < hidden; i += lanes::width) {
-    const std::size_t count = hidden - i < lanes::width ? hidden - i : lanes::width;
-    std::memcpy(target + i, source + i * sizeof(std::uint16_t), count * sizeof(std::uint16_t));
-    found = lanes::larger_magnitude(found, lanes::load_tail(target + i, count));
-  }
-  return lanes::has_non_finite(found);
-}
-
+/** Whether the row holds NaN or infinity. */
 SWITCHYARD_AVX2 bool is_non_finite(const std::uint16_t* row, std::size_t hidden) {
   constexpr std::size_t step = 4;
   __m256i found = _mm256_setzero_si256();
@@ -46,15 +23,6 @@ SWITCHYARD_AVX2 bool is_non_finite(const std::uint16_t* row, std::size_t hidden)
 }
 
 }  // namespace
-
-std::size_t ingest_rows(const std::byte* source, std::size_t row_count, std::size_t hidden,
-                        std::uint16_t* target) {
-  std::size_t non_finite = 0;
-  for (std::size_t r = 0; r < row_count; ++r) {
-    non_finite += ingest_row(source + r * hidden * sizeof(std::uint16_t), hidden, target + r * hidden);
-  }
-  return non_finite;
-}
 
 SWITCHYARD_AVX2 std::size_t count_non_finite_values(const std::uint16_t* values, std::size_t count) {
   const __m256i exponent = _mm256_set1_epi16(0x7f80);

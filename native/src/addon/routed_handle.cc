@@ -1,0 +1,219 @@
+#include "addon/routed_handle.h"
+
+#include <chrono>
+#include <mutex>
+
+#include "addon/gate_handle.h"
+#include "addon/parallel.h"
+#include "addon/routing_table_handle.h"
+#include "addon/slab_handle.h"
+#include "kernels/route.h"
+
+namespace switchyard::addon {
+
+namespace {
+
+constexpr uint64_t workers_max = 65536;
+/** Enough blocks to outweigh the hand-over to another thread. */
+constexpr size_t rows_per_range = 4 * GateSession::rows_at_once;
+
+/** Where the experts are, and what a message to their workers may have. */
+struct Destinations {
+  std::span<const uint32_t> worker_of;
+  uint64_t workers;
+  GroupLimits limits;
+  /** Whether groups carry the gate's weights. */
+  bool weighted;
+};
+
+/** The arguments of routeRows with what keeps their memory. */
+struct Request {
+  SlabRef rows;
+  uint64_t row_count;
+  uint64_t hidden;
+  /** Empty: no norm. */
+  SlabRef norm_weight;
+  float epsilon = 0;
+  /** Null: the table has the choice; otherwise the table, if there is one, takes it. */
+  std::shared_ptr<const Gate> gate;
+  std::span<const float> bias;
+  std::shared_ptr<RoutingTable> table;
+  uint64_t layer = 0;
+  Destinations to;
+};
+
+struct Answer {
+  Routed routed;
+  SlabRef normed;
+  std::vector<uint32_t> counts;
+  RouteFigures figures;
+  double group_seconds = 0;
+};
+
+GroupLimits to_limits(Operation& operation, const Fields& limits, uint64_t workers) {
+  const auto of = [&](const char* field) {
+    return held_span<double>(operation, limits.value(field), limits.name(field), workers);
+  };
+  return {of("rowsMax"), of("entriesMax"), of("costMax"), limits.number("rowCost"), limits.number("entryCost")};
+}
+
+void take_norm(const Fields& options, Request& request) {
+  if (options.is_null("norm")) return;
+  const Fields norm = options.fields("norm");
+  request.norm_weight = slab_of_rows(norm.value("weight"), norm.name("weight"), 1, request.hidden);
+  request.epsilon = static_cast<float>(norm.number("epsilon"));
+  if (request.epsilon < 0) throw_invalid(norm.name("epsilon"), request.epsilon, "0 or more");
+}
+
+void take_gate(Operation& operation, const Fields& options, Request& request) {
+  if (options.is_null("gate")) return;
+  const Fields gate = options.fields("gate");
+  request.gate = GateHandle::of(gate.value("weights"), gate.name("weights"));
+  if (request.gate->hidden() != request.hidden) {
+    throw_invalid("hidden", request.hidden, std::to_string(request.gate->hidden()) + ", as the gate has it");
+  }
+  request.bias =
+      held_span_or_null<float>(operation, gate.value("bias"), gate.name("bias"), request.gate->experts());
+}
+
+void take_table(const Fields& options, Request& request) {
+  if (options.is_null("table")) {
+    if (!request.gate) throw_invalid("gate", "null", "a gate, or a table with the choice");
+    return;
+  }
+  const Fields place = options.fields("table");
+  request.table = RoutingTableHandle::of(place.value("routing"), place.name("routing"));
+  const RoutingTable& table = *request.table;
+  request.layer = place.integer("layer", 0, table.layers() - 1);
+  if (table.tokens() < request.row_count) {
+    throw_invalid("rowCount", request.row_count, "at most the table's " + std::to_string(table.tokens()) + " tokens");
+  }
+  if (request.gate && (request.gate->routing().top_k != table.top_k() ||
+                       request.gate->experts() != table.experts_at(request.layer))) {
+    throw_invalid(place.name("routing"), "a table of another shape", "one with the topK and the experts of the gate");
+  }
+}
+
+void take_destinations(Operation& operation, const Fields& options, Request& request) {
+  Destinations& to = request.to;
+  const size_t experts = request.gate ? request.gate->experts() : request.table->experts_at(request.layer);
+  to.worker_of = held_span<uint32_t>(operation, options.value("workerOf"), "workerOf", experts);
+  to.workers = options.integer("workers", 1, workers_max);
+  if (!options.is_null("limits")) to.limits = to_limits(operation, options.fields("limits"), to.workers);
+  to.weighted = options.boolean("weighted");
+}
+
+Request to_request(const Napi::CallbackInfo& info, Operation& operation) {
+  const Fields options(info[0], "");
+  Request request;
+  request.row_count = options.integer("rowCount", 1, rows_max);
+  request.hidden = options.integer("hidden", 1, hidden_max);
+  request.rows = slab_of_rows(options.value("rows"), "rows", request.row_count, request.hidden);
+  take_norm(options, request);
+  take_gate(operation, options, request);
+  take_table(options, request);
+  take_destinations(operation, options, request);
+  return request;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/** Normalises and gates over the pool; the seconds of the stages are shares of the time that it took. */
+RouteFigures route(const Request& request, Answer& answer) {
+  const auto start = std::chrono::steady_clock::now();
+  if (request.norm_weight) answer.normed = allocate_rows(request.row_count, request.hidden);
+  const RouteTask task{
+      .rows = rows_of(request.rows),
+      .row_count = request.row_count,
+      .hidden = request.hidden,
+      .norm_weight = request.norm_weight ? rows_of(request.norm_weight) : nullptr,
+      .epsilon = request.epsilon,
+      .normed = answer.normed ? rows_of(answer.normed) : nullptr,
+      .gate = request.gate.get(),
+      .bias = request.bias,
+      .experts = answer.routed.experts.data(),
+      .weights = answer.routed.weights.data(),
+  };
+  RouteFigures sum;
+  std::mutex mutex;
+  for_ranges(request.row_count, rows_per_range, [&](size_t first, size_t count) {
+    const RouteFigures part = route_rows(task, first, count);
+    const std::lock_guard lock(mutex);
+    sum.non_finite += part.non_finite;
+    sum.norm_seconds += part.norm_seconds;
+    sum.gate_seconds += part.gate_seconds;
+  });
+  const double share = seconds_since(start) / (sum.norm_seconds + sum.gate_seconds);
+  return {sum.non_finite, sum.norm_seconds * share, sum.gate_seconds * share};
+}
+
+void run(const Request& request, Answer& answer) {
+  Routed& routed = answer.routed;
+  const size_t top_k = request.gate ? request.gate->routing().top_k : request.table->top_k();
+  routed.row_count = request.row_count;
+  routed.top_k = top_k;
+  routed.experts.resize(request.row_count * top_k);
+  routed.weights.resize(request.row_count * top_k);
+  answer.figures = route(request, answer);
+  const auto start = std::chrono::steady_clock::now();
+  if (!request.gate) {
+    request.table->gather(request.layer, request.row_count, routed.experts.data(), routed.weights.data());
+  } else if (request.table) {
+    request.table->scatter(request.layer, request.row_count, routed.experts.data(), routed.weights.data());
+  }
+  const Destinations& to = request.to;
+  answer.counts.resize(to.worker_of.size());
+  const std::span<const float> weights = to.weighted ? std::span<const float>(routed.weights) : std::span<const float>();
+  routed.groups = plan_groups(routed.experts, weights, top_k, to.worker_of, to.workers, to.limits);
+  count_experts(routed.experts, answer.counts);
+  answer.group_seconds = seconds_since(start);
+}
+
+Napi::Object to_group(Napi::Env env, const GroupPlan& plan, bool weighted) {
+  auto group = Napi::Object::New(env);
+  group.Set("worker", plan.worker);
+  group.Set("rowCount", static_cast<double>(plan.tokens.size()));
+  group.Set("segments", to_array<uint32_t>(env, plan.segments));
+  group.Set("rowIndices", to_array<uint32_t>(env, plan.row_indices));
+  group.Set("weights", weighted ? to_array<float>(env, plan.weights) : env.Null());
+  group.Set("tokens", to_array<uint32_t>(env, plan.tokens));
+  return group;
+}
+
+Napi::Value to_routed_rows(Napi::Env env, Answer& answer, bool weighted) {
+  auto groups = Napi::Array::New(env, answer.routed.groups.size());
+  for (uint32_t i = 0; i < groups.Length(); ++i) groups.Set(i, to_group(env, answer.routed.groups[i], weighted));
+  auto seconds = Napi::Object::New(env);
+  seconds.Set("norm", answer.figures.norm_seconds);
+  seconds.Set("gate", answer.figures.gate_seconds);
+  seconds.Set("group", answer.group_seconds);
+  auto rows = RoutedHandle::create(env, std::make_shared<const Routed>(std::move(answer.routed)));
+  rows.Set("normed", answer.normed ? SlabHandle::create(env, std::move(answer.normed)) : env.Null());
+  rows.Set("nonFinite", static_cast<double>(answer.figures.non_finite));
+  rows.Set("counts", to_array<uint32_t>(env, answer.counts));
+  rows.Set("groups", groups);
+  rows.Set("seconds", seconds);
+  return rows;
+}
+
+void prepare_route(const Napi::CallbackInfo& info, Operation& operation) {
+  const auto request = std::make_shared<const Request>(to_request(info, operation));
+  const auto answer = std::make_shared<Answer>();
+  operation.run = [=] { run(*request, *answer); };
+  operation.result = [=](Napi::Env env) { return to_routed_rows(env, *answer, request->to.weighted); };
+}
+
+}  // namespace
+
+std::vector<RoutedHandle::PropertyDescriptor> RoutedHandle::properties() {
+  return {InstanceMethod("release", &RoutedHandle::release)};
+}
+
+void export_routing(Napi::Env env, Napi::Object exports) {
+  RoutedHandle::define(env);
+  export_operation(exports, "routeRows", prepare_route);
+}
+
+}  // namespace switchyard::addon

@@ -1,0 +1,61 @@
+import { native, type RoutingBytes, type RoutingFault, type RoutingTable } from '../../native/index.js';
+import { invalidArgument, type SwitchyardError } from '../common/errors.js';
+import { type BatchPlan, routingBytes } from './plan.js';
+
+/** Room for experts and weights of `tokens` tokens at all layers of the batch. */
+export function createRoutingTable({ layers, topK }: BatchPlan, tokens: number): RoutingTable {
+  const experts = Uint32Array.from(layers, (layer) => layer.experts);
+  return native.createRoutingTable({ tokens, topK, experts });
+}
+
+/** The part of `tokens` tokens from `first` on, as a view. */
+export function sliceRouting(
+  all: RoutingBytes,
+  plan: BatchPlan,
+  first: number,
+  tokens: number,
+): RoutingBytes {
+  const perToken = routingBytes(plan) / 2;
+  const slice = (bytes: Uint8Array) => bytes.subarray(first * perToken, (first + tokens) * perToken);
+  return { experts: slice(all.experts), weights: slice(all.weights) };
+}
+
+/**
+ * Puts given routing into a table, for the tokens from `first` on. `token`: the first one's place in the batch, for errors.
+ * @throws INVALID_ARGUMENT naming the first entry that is wrong.
+ */
+export async function writeRouting(
+  table: RoutingTable,
+  first: number,
+  given: RoutingBytes,
+  token: number,
+  plan: BatchPlan,
+): Promise<void> {
+  const fault = await native.writeRouting({ table, first, ...given });
+  if (fault !== null) throw wrongRouting(fault, token, plan);
+}
+
+/** The routing of `tokens` tokens from `first` on, as an answer carries it. */
+export async function readRouting(
+  table: RoutingTable,
+  first: number,
+  tokens: number,
+  plan: BatchPlan,
+): Promise<{ experts: Buffer; weights: Buffer }> {
+  const bytes = (tokens * routingBytes(plan)) / 2;
+  const routing = { experts: Buffer.allocUnsafeSlow(bytes), weights: Buffer.allocUnsafeSlow(bytes) };
+  await native.readRouting({ table, first, ...routing });
+  return routing;
+}
+
+function wrongRouting(
+  { field, index, value, repeated }: RoutingFault,
+  firstToken: number,
+  { layers, topK }: BatchPlan,
+): SwitchyardError {
+  const token = firstToken + Math.floor(index / (layers.length * topK));
+  const { layer, experts } = layers[Math.floor(index / topK) % layers.length]!;
+  const place = `chunk.${field} of token ${token}, layer ${layer}, choice ${index % topK}`;
+  if (field === 'weights') return invalidArgument(place, value, 'finite numbers');
+  return invalidArgument(place, value, repeated ? 'experts distinct within a token' : `0 to ${experts - 1}`);
+}

@@ -1,0 +1,407 @@
+import { afterEach, describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
+import {
+  type GateWeights,
+  type GroupLimits,
+  native,
+  type RoutingSpec,
+  type Slab,
+} from '../../native/index.js';
+import { type Choice, choiceOf, expertsOf, gateRows, tableOf } from '../support/routing.js';
+import { floatsOf, rounded, routing, slabOf, someValues, valuesOf } from './support.js';
+
+const held: { release(): void }[] = [];
+
+function keep<T extends { release(): void }>(one: T): T {
+  held.push(one);
+  return one;
+}
+
+afterEach(() => {
+  for (const one of held.splice(0)) one.release();
+});
+
+function dot(a: readonly number[], b: readonly number[]): number {
+  return a.reduce((sum, value, index) => sum + value * b[index]!, 0);
+}
+
+function row(values: readonly number[], index: number, hidden: number): number[] {
+  return values.slice(index * hidden, (index + 1) * hidden);
+}
+
+/** Equal up to one rounding to BF16: half a unit in the last of eight bits, and float32 noise. */
+function expectBf16(actual: readonly number[], expected: readonly number[]): void {
+  expect(actual).toHaveLength(expected.length);
+  for (const [index, value] of actual.entries()) {
+    const error = Math.abs(value - expected[index]!);
+    if (!(error <= Math.abs(expected[index]!) / 255 + 1e-6))
+      throw new Error(`${value} for ${expected[index]}`);
+  }
+}
+
+function gateOf(weight: number[], experts: number, spec: RoutingSpec): GateWeights {
+  const floats = keep(floatsOf(weight));
+  const hidden = weight.length / experts;
+  const biases = { logitBias: null, selectionBias: null };
+  return keep(native.createGate({ weight: floats, experts, hidden, ...biases, routing: spec }));
+}
+
+describe('routeRows', () => {
+  test('divides by the root mean square and multiplies by the weight', async () => {
+    const [rowCount, hidden, epsilon] = [150, 24, 0.01];
+    const values = someValues(rowCount * hidden, 1);
+    const weight = someValues(hidden, 2);
+    const gate = gateOf(someValues(2 * hidden, 3), 2, routing);
+    const norm = { weight: keep(slabOf(weight)), epsilon };
+    const { routed } = await gateRows({ rows: keep(slabOf(values)), rowCount, gate, topK: 2, norm });
+    const expected = values.map((value, index) => {
+      const own = row(values, Math.floor(index / hidden), hidden);
+      return (value / Math.sqrt(dot(own, own) / hidden + epsilon)) * weight[index % hidden]!;
+    });
+    expectBf16(valuesOf(keep(routed.normed!)), expected);
+    keep(routed);
+  });
+
+  const [rowCount, hidden, experts] = [130, 16, 6];
+  const values = someValues(rowCount * hidden, 3);
+  const weight = someValues(experts * hidden, 4);
+
+  function choose(index: number, bias: readonly number[]) {
+    const own = row(values, index, hidden);
+    const logits = Array.from({ length: experts }, (_, expert) => dot(own, row(weight, expert, hidden)));
+    const sum = logits.reduce((total, logit) => total + Math.exp(logit), 0);
+    const scores = logits.map((logit) => Math.exp(logit) / sum);
+    const order = [...scores.keys()].sort((a, b) => scores[b]! + bias[b]! - scores[a]! - bias[a]!);
+    const chosen = order.slice(0, 2);
+    const total = scores[chosen[0]!]! + scores[chosen[1]!]!;
+    return { chosen, weights: chosen.map((expert) => scores[expert]! / total) };
+  }
+
+  test.each([
+    ['without bias', null],
+    ['with the feedback bias', Float32Array.of(0.3, 0, -0.2, 0, 0.1, 0)],
+  ])('chooses and weighs as softmax top-k says, %s', async (_, bias) => {
+    const gate = gateOf(weight, experts, routing);
+    expect([gate.experts, gate.hidden]).toEqual([experts, hidden]);
+    const { routed, choice } = await gateRows({ rows: keep(slabOf(values)), rowCount, gate, topK: 2, bias });
+    keep(routed);
+    const counts = new Array(experts).fill(0);
+    for (let index = 0; index < rowCount; index += 1) {
+      const { chosen, weights } = choose(index, bias ? [...bias] : new Array(experts).fill(0));
+      expect([...choice.experts.subarray(index * 2, index * 2 + 2)]).toEqual(chosen);
+      choice.weights.subarray(index * 2, index * 2 + 2).forEach((value, position) => {
+        expect(value).toBeCloseTo(weights[position]!, 5);
+      });
+      for (const expert of chosen) counts[expert] += 1;
+    }
+    expect([...routed.counts]).toEqual(counts);
+  });
+});
+
+interface Cut {
+  worker: number;
+  tokens: number[];
+  /** Slots in the order of experts, then tokens. */
+  slots: number[];
+}
+
+/** Groups in plain words: by worker, then by token, as many tokens as the limits take. */
+function groupsOf(
+  { experts }: Choice,
+  topK: number,
+  workerOf: Uint32Array,
+  limits: GroupLimits | null,
+): Cut[] {
+  const workers = Math.max(...workerOf) + 1;
+  const cuts: Cut[] = [];
+  for (let worker = 0; worker < workers; worker += 1) {
+    let current: Cut | null = null;
+    for (let token = 0; token < experts.length / topK; token += 1) {
+      const own = Array.from({ length: topK }, (_, choice) => token * topK + choice);
+      const slots = own.filter((slot) => workerOf[experts[slot]!] === worker);
+      if (slots.length === 0) continue;
+      const rows = (current?.tokens.length ?? 0) + 1;
+      const entries = (current?.slots.length ?? 0) + slots.length;
+      const fits =
+        limits === null ||
+        (rows <= limits.rowsMax[worker]! &&
+          entries <= limits.entriesMax[worker]! &&
+          rows * limits.rowCost + entries * limits.entryCost <= limits.costMax[worker]!);
+      if (current === null || !fits) {
+        current = { worker, tokens: [], slots: [] };
+        cuts.push(current);
+      }
+      current.tokens.push(token);
+      current.slots.push(...slots);
+    }
+  }
+  for (const { slots } of cuts) slots.sort((a, b) => experts[a]! - experts[b]! || a - b);
+  return cuts;
+}
+
+const spec = fc.record({
+  score: fc.constantFrom('softmax' as const, 'sigmoid' as const),
+  renormalise: fc.boolean(),
+  scale: fc.constantFrom(1, 2.5),
+  groups: fc.constantFrom(1, 2, 4),
+  groupsChosen: fc.constantFrom(1, 2, 4),
+  groupScore: fc.constantFrom('max' as const, 'top2' as const),
+  masked: fc.constantFrom('zero' as const, 'negative-infinity' as const),
+});
+
+const wanted = fc.record({
+  spec,
+  topK: fc.integer({ min: 1, max: 3 }),
+  hidden: fc.constantFrom(1, 7, 16, 65),
+  rowCount: fc.integer({ min: 1, max: 110 }),
+  seed: fc.nat(1000),
+  /** Whose experts are where. */
+  workerOf: fc.array(fc.nat(3), { minLength: 12, maxLength: 12 }),
+  given: fc.boolean(),
+  normed: fc.boolean(),
+  weighted: fc.boolean(),
+  biased: fc.boolean(),
+  spoiled: fc.uniqueArray(fc.nat(109), { maxLength: 4 }),
+  cuts: fc.option(
+    fc.record({ rows: fc.integer({ min: 1, max: 40 }), entries: fc.integer({ min: 3, max: 60 }) }),
+  ),
+});
+type Wanted = typeof wanted extends fc.Arbitrary<infer T> ? T : never;
+
+const expertCount = 12;
+
+function limitsOf({ cuts }: Wanted): GroupLimits | null {
+  if (cuts === null) return null;
+  const all = (value: number) => new Float64Array(4).fill(value);
+  const cost = cuts.rows + 3 * cuts.entries;
+  return {
+    rowsMax: all(cuts.rows),
+    entriesMax: all(cuts.entries),
+    costMax: all(Math.max(4, cost / 2 + 3)),
+    rowCost: 1,
+    entryCost: 1,
+  };
+}
+
+/** A chunk with a choice given for it, or made by a gate, at the second of two layers. */
+class Case {
+  readonly values: number[];
+  readonly rows: Slab;
+  private readonly gate: GateWeights;
+
+  constructor(private readonly wanted: Wanted) {
+    const { rowCount, hidden, seed, spoiled, spec, topK } = wanted;
+    this.values = someValues(rowCount * hidden, seed);
+    for (const token of spoiled) if (token < rowCount) this.values[token * hidden] = Number.POSITIVE_INFINITY;
+    this.rows = keep(slabOf(this.values));
+    const groupsChosen = Math.min(spec.groupsChosen, spec.groups);
+    const routing: RoutingSpec = { ...spec, groupsChosen, topK, weightOn: 'output' };
+    this.gate = gateOf(someValues(expertCount * hidden, seed + 1), expertCount, routing);
+  }
+
+  async route(workerOf: Uint32Array, limits: GroupLimits | null, weighted: boolean) {
+    const { rowCount, hidden, topK, given, normed, biased, seed } = this.wanted;
+    const choice = {
+      experts: new Uint32Array(2 * rowCount * topK),
+      weights: new Float32Array(2 * rowCount * topK),
+    };
+    for (const slot of choice.experts.keys()) {
+      choice.experts[slot] = (Math.floor(slot / topK) * (seed + 1) + (slot % topK)) % expertCount;
+      choice.weights[slot] = ((slot * 7) % 16) / 16 - 0.25;
+    }
+    const table = keep(await tableOf([expertCount, expertCount], choice, topK));
+    const bias = biased ? Float32Array.from({ length: expertCount }, (_, i) => ((i * 5) % 7) / 10) : null;
+    const routed = await native.routeRows({
+      rows: this.rows,
+      rowCount,
+      hidden,
+      norm: normed ? { weight: keep(slabOf(someValues(hidden, 9))), epsilon: 1e-5 } : null,
+      gate: given ? null : { weights: this.gate, bias },
+      table: { routing: table, layer: 1 },
+      workerOf,
+      workers: 4,
+      limits,
+      weighted,
+    });
+    keep(routed);
+    if (routed.normed) keep(routed.normed);
+    const all = await choiceOf(table, rowCount, 2 * topK);
+    return { routed, choice: layerOf(all, 1, topK), before: layerOf(all, 0, topK), made: choice };
+  }
+}
+
+/** One of two layers. */
+function layerOf({ experts, weights }: Choice, layer: number, topK: number): Choice {
+  const own = (_: number, slot: number) => Math.floor(slot / topK) % 2 === layer;
+  return { experts: experts.filter(own), weights: weights.filter(own) };
+}
+
+/** One result of each slot, so that it is known where it went. */
+function resultOf(slot: number, hidden: number): number[] {
+  return Array.from({ length: hidden }, (_, i) => rounded(((slot * 31 + i * 17) % 64) / 32 - 1));
+}
+
+describe('a chunk that is routed, whatever the options', () => {
+  test('is grouped as plain words say, and every result finds its place', async () => {
+    await fc.assert(
+      fc.asyncProperty(wanted, async (drawn) => {
+        const { topK, hidden, rowCount, given, normed, weighted } = drawn;
+        const one = new Case(drawn);
+        const workerOf = Uint32Array.from(drawn.workerOf);
+        const limits = limitsOf(drawn);
+        const { routed, choice, before, made } = await one.route(workerOf, limits, weighted);
+        expect(before).toEqual(layerOf(made, 0, topK));
+        if (given) expect(choice).toEqual(layerOf(made, 1, topK));
+        expect(routed.normed === null).toBe(!normed);
+        expect(routed.nonFinite).toBe(drawn.spoiled.filter((token) => token < rowCount).length);
+        const counts = Array.from(
+          { length: expertCount },
+          (_, e) => choice.experts.filter((id) => id === e).length,
+        );
+        expect([...routed.counts]).toEqual(counts);
+
+        const expected = groupsOf(choice, topK, workerOf, limits);
+        expect(routed.groups.map(({ worker, tokens }) => ({ worker, tokens: [...tokens] }))).toEqual(
+          expected.map(({ worker, tokens }) => ({ worker, tokens })),
+        );
+        for (const [i, group] of routed.groups.entries()) {
+          const { slots } = expected[i]!;
+          expect(group.rowCount).toBe(group.tokens.length);
+          expect(expertsOf(group.segments)).toEqual(slots.map((slot) => choice.experts[slot]));
+          const tokens = [...group.rowIndices].map((index) => group.tokens[index]);
+          expect(tokens).toEqual(slots.map((slot) => Math.floor(slot / topK)));
+          const weights = slots.map((slot) => choice.weights[slot]);
+          expect(group.weights && [...group.weights]).toEqual(weighted ? weights : null);
+        }
+
+        const exact = expected.map(({ slots }) =>
+          keep(slabOf(slots.flatMap((slot) => resultOf(slot, hidden)))),
+        );
+        const combine = { routed, hidden, residual: null } as const;
+        const summed = await native.combineRows({ ...combine, mode: 'exact', weighted: true, parts: exact });
+        expectBf16(
+          valuesOf(keep(summed.rows)),
+          Array.from({ length: rowCount }, (_, token) => {
+            const slots = Array.from({ length: topK }, (_, j) => token * topK + j);
+            const results = slots.map((slot) => resultOf(slot, hidden));
+            return results[0]!.map((_, i) =>
+              slots.reduce((sum, slot, j) => sum + choice.weights[slot]! * results[j]![i]!, 0),
+            );
+          }).flat(),
+        );
+        const partial = expected.map(({ tokens, worker }) =>
+          keep(slabOf(tokens.flatMap((token) => resultOf(token + worker, hidden)))),
+        );
+        const sums = await native.combineRows({
+          ...combine,
+          mode: 'partial',
+          weighted: false,
+          parts: partial,
+        });
+        const places = expected.flatMap(({ tokens, worker }) => tokens.map((token) => ({ token, worker })));
+        expectBf16(
+          valuesOf(keep(sums.rows)),
+          Array.from({ length: rowCount }, (_, token) => {
+            const own = places.filter((place) => place.token === token);
+            const results = own.map(({ worker }) => resultOf(token + worker, hidden));
+            return results[0]!.map((_, i) => results.reduce((sum, result) => sum + result[i]!, 0));
+          }).flat(),
+        );
+        for (const held of [exact, partial].flat()) held.release();
+      }),
+      { numRuns: 100 },
+    );
+  }, 120_000);
+
+  test('has the same choice and the same bits on other workers, in other cuts', async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        wanted,
+        fc.array(fc.nat(3), { minLength: 12, maxLength: 12 }),
+        async (drawn, others) => {
+          const { topK, hidden } = drawn;
+          const one = new Case(drawn);
+          const answer = async (places: number[], limits: GroupLimits | null) => {
+            const workerOf = Uint32Array.from(places);
+            const { routed, choice } = await one.route(workerOf, limits, false);
+            const parts = groupsOf(choice, topK, workerOf, limits).map(({ slots }) =>
+              keep(slabOf(slots.flatMap((slot) => resultOf(slot, hidden)))),
+            );
+            const options = { routed, mode: 'exact', hidden, weighted: true, residual: one.rows } as const;
+            const { rows, nonFinite } = await native.combineRows({ ...options, parts });
+            return {
+              choice,
+              nonFinite,
+              rows: [...keep(rows).view()],
+              normed: routed.normed && [...routed.normed.view()],
+            };
+          };
+          expect(await answer(others, limitsOf(drawn))).toEqual(await answer(drawn.workerOf, null));
+        },
+      ),
+      { numRuns: 40 },
+    );
+  }, 120_000);
+});
+
+describe('results of routed rows', () => {
+  const [rowCount, hidden, topK] = [200, 7, 2];
+
+  /** Two experts, one on each worker; token t gives its weights to both. */
+  async function route() {
+    const slots = rowCount * topK;
+    const experts = Uint32Array.from({ length: slots }, (_, slot) => (slot + Math.floor(slot / 2)) % 2);
+    const weights = Float32Array.from({ length: slots }, (_, slot) => (slot === 140 ? 3e38 : 0.25));
+    const table = keep(await tableOf([2], { experts, weights }, topK));
+    return keep(
+      await native.routeRows({
+        rows: keep(slabOf(someValues(rowCount * hidden, 1))),
+        rowCount,
+        hidden,
+        norm: null,
+        gate: null,
+        table: { routing: table, layer: 0 },
+        workerOf: Uint32Array.of(0, 1),
+        workers: 2,
+        limits: null,
+        weighted: true,
+      }),
+    );
+  }
+  const parts = () => [0, 1].map(() => keep(slabOf(new Array(rowCount * hidden).fill(64))));
+  const exact = { mode: 'exact', hidden, weighted: true, residual: null } as const;
+
+  test('that become NaN or infinite are counted, and the first of them is found', async () => {
+    const residual = someValues(rowCount * hidden, 6);
+    residual[5 * hidden + 6] = Number.NaN;
+    const options = { ...exact, routed: await route(), residual: keep(slabOf(residual)) };
+    const { rows, nonFinite } = await native.combineRows({ ...options, parts: parts() });
+    keep(rows);
+    expect(nonFinite).toBe(2);
+    expect(await native.findNonFinite(rows, 0, rowCount, hidden)).toBe(5);
+    expect(await native.findNonFinite(rows, 6, rowCount - 6, hidden)).toBe(70);
+    expect(await native.findNonFinite(rows, 71, 129, hidden)).toBeNull();
+  });
+
+  test('that are missing are data loss, not zeros', async () => {
+    const routed = await route();
+    const one = parts().slice(1);
+    await expect(native.combineRows({ ...exact, routed, parts: one })).rejects.toMatchObject({
+      code: 'DATA_LOSS',
+      operation: 'combineRows',
+    });
+  });
+
+  test('are summed even if the handle is released meanwhile, and refused afterwards', async () => {
+    const routed = await route();
+    const pending = native.combineRows({ ...exact, routed, parts: parts() });
+    routed.release();
+    routed.release();
+    keep((await pending).rows);
+    const late = native.combineRows({ ...exact, routed, parts: parts() });
+    await expect(late).rejects.toMatchObject({
+      code: 'SLAB_RELEASED',
+      message: 'this RoutedRows was released',
+    });
+  });
+});
