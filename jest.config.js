@@ -29,6 +29,8 @@ const common = {
 };
 
 export default {
+  // What takes so long hangs. How fast the machine is decides nothing.
+  testTimeout: 300_000,
   // The addon has one arena and one pool per process: every test file gets a process of its own, as any limit ends it.
   workerIdleMemoryLimit: '1MB',
   // Such a process may still be starting when the last test has ended.

@@ -8,7 +8,8 @@ import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { createLogger } from '../../services/common/log.js';
 import { services } from '../../services/common/protocol.js';
 import { Watchers } from '../../services/common/watchers.js';
-import { rowBytes, startCluster, stateOf, tokens, until } from '../router/cluster.js';
+import { rowBytes, startCluster, stateOf, tokens } from '../router/cluster.js';
+import { until } from '../support/until.js';
 
 const clients: SwitchyardClient[] = [];
 
@@ -117,7 +118,7 @@ describe('a client of a coordinator', () => {
     );
     const stopped = routers[0]!.stop('the test wants it');
     const outcome = () => routersOf(client).catch((error) => error.code);
-    await until(outcome, (names) => JSON.stringify(names) === '["router-1"]', 30_000);
+    await until(outcome, (names) => JSON.stringify(names) === '["router-1"]');
     for (let turn = 0; turn < 5; turn += 1) expect(await routersOf(client)).toEqual(['router-1']);
     held.abort();
     await Promise.all(ends);

@@ -11,10 +11,10 @@ import {
   stateOf,
   tokens,
   transports,
-  until,
   untilIdle,
 } from '../router/cluster.js';
 import { slabBytesHeld } from '../router/support.js';
+import { until } from '../support/until.js';
 
 const { hidden } = shape;
 const clients: SwitchyardClient[] = [];

@@ -1,5 +1,5 @@
 import type { UntypedHandleCall } from '@grpc/grpc-js';
-import { afterEach, jest } from '@jest/globals';
+import { afterEach } from '@jest/globals';
 import { Access } from '../../services/common/access.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import {
@@ -10,9 +10,6 @@ import {
 import { createLogger } from '../../services/common/log.js';
 import { services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
-
-// Servers take long to start on a machine that is busy with other tests.
-jest.setTimeout(30_000);
 
 export const log = createLogger('test', 'test', 'silent');
 

@@ -1,5 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import { ControlSession } from '../../services/common/session.js';
+import { until } from '../support/until.js';
 import {
   allExperts,
   atEnd,
@@ -12,7 +13,10 @@ import {
   stateOf,
   worker,
 } from './control-support.js';
-import { hello, until } from './support.js';
+import { hello } from './support.js';
+
+/** What a loaded machine may add. */
+const slackMs = 10_000;
 
 describe('the end of a node', () => {
   const ready = async (started: Started, name = 'w0') => {
@@ -22,7 +26,7 @@ describe('the end of a node', () => {
   };
 
   test('a stream that breaks ends it at once', async () => {
-    const started = await start();
+    const started = await start({ leaseMs: 60_000 });
     const node = await ready(started);
     const begin = performance.now();
     node.close();
@@ -30,7 +34,7 @@ describe('the end of a node', () => {
       () => stateOf(started, 'w0')?.state,
       (state) => state === 'DEAD',
     );
-    expect(performance.now() - begin).toBeLessThan(leaseMs / 2);
+    expect(performance.now() - begin).toBeLessThan(30_000);
     expect(started.control.readiness().reason).toMatch(
       /^layer 0 expert 0 on worker w0: the worker is dead \(its control stream ended without a goodbye\); 16 of 16 experts are not ready$/,
     );
@@ -47,7 +51,7 @@ describe('the end of a node', () => {
     );
     const tookMs = performance.now() - begin;
     expect(tookMs).toBeGreaterThan(leaseMs - 100);
-    expect(tookMs).toBeLessThan(leaseMs + 1_000);
+    expect(tookMs).toBeLessThan(leaseMs + slackMs);
     expect(stateOf(started, 'w0')!.reason).toMatch(/^silent for \d+ ms; allowed: 600 ms$/);
     expect(await until(() => node.error, Boolean)).toMatchObject({ code: 'DEADLINE_EXCEEDED' });
   });
@@ -141,24 +145,24 @@ describe('the end of a node', () => {
   test('a process that is stopped (SIGSTOP) is dead after the lease, and a member again when it goes on', async () => {
     const started = await start();
     const child = spawnNode(started.server.address);
-    await until(() => started.control.readiness().ready, Boolean, 20_000);
+    await until(() => started.control.readiness().ready, Boolean);
     child.kill('SIGSTOP');
     const begin = performance.now();
     await until(
       () => stateOf(started, 'child')?.state,
       (state) => state === 'DEAD',
     );
-    expect(performance.now() - begin).toBeLessThan(leaseMs + 1_000);
+    expect(performance.now() - begin).toBeLessThan(leaseMs + slackMs);
     expect(stateOf(started, 'child')!.reason).toMatch(/^silent for/);
     child.kill('SIGCONT');
-    await until(() => started.control.readiness().ready, Boolean, 10_000);
+    await until(() => started.control.readiness().ready, Boolean);
     child.kill('SIGKILL');
     await until(
       () => stateOf(started, 'child')?.state,
       (state) => state === 'DEAD',
     );
     expect(stateOf(started, 'child')!.reason).toMatch(/^its control stream ended/);
-  }, 40_000);
+  });
 });
 
 describe('a coordinator that comes and goes', () => {
@@ -192,7 +196,7 @@ describe('a coordinator that comes and goes', () => {
       (connected) => !connected,
     );
     const second = await start({ port: first.server.port });
-    await until(() => second.control.readiness().ready, Boolean, 10_000);
+    await until(() => second.control.readiness().ready, Boolean);
     expect(events.filter((kind) => kind === 'welcome')).toHaveLength(2);
     await node.leave('done');
     await until(
@@ -200,7 +204,7 @@ describe('a coordinator that comes and goes', () => {
       (reason) => reason === 'left: done',
     );
     expect(await node.ended).toBeNull();
-  }, 20_000);
+  });
 
   test('is joined anew when it falls silent, not while it lets itself be heard', async () => {
     const mute = await start({ heartbeatMs: 60_000 });
@@ -214,7 +218,7 @@ describe('a coordinator that comes and goes', () => {
       (count) => count >= 3,
     );
     expect(welcomes('lively')).toBe(1);
-  }, 10_000);
+  });
 
   test('a session whose node can never be a member ends with the reason', async () => {
     const started = await start();

@@ -23,15 +23,3 @@ export function hello(name: string, fields: Partial<NodeHello> = {}): NodeHello 
 }
 
 export const tinyModel: ModelSpec = syntheticModel(presets.tiny.model).spec;
-
-/** Polls until `check` holds; fails with what it saw last. */
-export async function until<T>(read: () => T, check: (value: T) => boolean, withinMs = 5_000): Promise<T> {
-  const end = performance.now() + withinMs;
-  for (;;) {
-    const value = read();
-    if (check(value)) return value;
-    if (performance.now() > end)
-      throw new Error(`not within ${withinMs} ms; last seen: ${JSON.stringify(value)}`);
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
-}

@@ -2,15 +2,13 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { status } from '@grpc/grpc-js';
-import { afterAll, afterEach, beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
 import { type Flags, LocalProcess, type ProcessRole } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { probe } from '../support/probe.js';
 import { testRows } from '../support/rows.js';
-
-jest.setTimeout(180_000);
 
 const tokens = { client: 'a-client-token', node: 'a-node-token', operator: 'an-operator-token' };
 const everywhere = { host: '0.0.0.0', advertiseHost: '127.0.0.1' };

@@ -1,14 +1,12 @@
 import { cp, mkdtemp, open, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { LocalProcess } from '../../services/cli/local-process.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
-
-jest.setTimeout(180_000);
 
 const fixture = join('test', 'fixtures', 'mixtral');
 const hidden = 48;

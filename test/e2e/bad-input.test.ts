@@ -1,4 +1,4 @@
-import { afterEach, beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { afterEach, beforeAll, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { readMetrics } from '../../services/cli/node-metrics.js';
 import type { ForwardHeaderInput } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
@@ -9,8 +9,6 @@ import type { TransportKind } from '../../services/transport/link.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { chunk, header, rawForward } from '../support/raw-forward.js';
 import { testRows } from '../support/rows.js';
-
-jest.setTimeout(180_000);
 
 /** The preset `tiny`: layers 0 and 1, 8 experts each, 2 of them for each token. */
 const hidden = 256;

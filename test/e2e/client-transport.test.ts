@@ -3,15 +3,13 @@ import { cp, mkdtemp, readFile, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { packageRoot } from '../../native/locate.js';
 import type { RowsReader } from '../../services/client/index.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
-
-jest.setTimeout(180_000);
 
 /** The preset `tiny`. */
 const hidden = 256;

@@ -1,10 +1,8 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { expect, jest, test } from '@jest/globals';
+import { expect, test } from '@jest/globals';
 import { switchyard } from '../support/cli.js';
-
-jest.setTimeout(180_000);
 
 test('the demo streams a skewed batch through a cluster of processes, verifies it and reports', async () => {
   const directory = await mkdtemp(join(tmpdir(), 'switchyard-demo-'));

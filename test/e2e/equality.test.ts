@@ -1,9 +1,7 @@
-import { beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { beforeAll, describe, expect, test } from '@jest/globals';
 import type { ForwardOptions, RoutingRows, SwitchyardClient } from '../../services/client/index.js';
 import { startCluster, type TestClusterOptions } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
-
-jest.setTimeout(180_000);
 
 /** The preset `tiny`. */
 const hidden = 256;

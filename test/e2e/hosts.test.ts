@@ -58,7 +58,7 @@ interface Ending {
     expect(a!.error ?? b!.error).toBeNull();
     expect(a!.digest).toBe(b!.digest);
     expected = a!.digest!;
-  }, 120_000);
+  });
 
   afterAll(() => cluster?.stop(), 30_000);
 
@@ -102,7 +102,7 @@ interface Ending {
     const { endings } = await cutDuring(2_000);
     endings.forEach(expectHonest);
     await expectRecovery();
-  }, 180_000);
+  });
 
   test('a long cut ends batches with what was lost, and once it is mended batches run again', async () => {
     const { cutAtMs, endings } = await cutDuring(30_000);
@@ -112,7 +112,7 @@ interface Ending {
       expect(ending.endedMs - cutAtMs).toBeLessThan(leaseMs + slackMs);
     }
     await expectRecovery();
-  }, 240_000);
+  });
 
   test('the processes of a host that is cut off end in order, and in time', async () => {
     const [a, b] = cluster.hosts;
@@ -127,5 +127,5 @@ interface Ending {
     ]);
     expect(exits).toEqual(exits.map(() => ({ code: 0, signal: null })));
     await running;
-  }, 60_000);
+  });
 });

@@ -1,14 +1,13 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
-import { beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { beforeAll, describe, expect, test } from '@jest/globals';
 import { packageRoot } from '../../native/locate.js';
 import type { RowsReader, SwitchyardClient } from '../../services/client/index.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
-import { connect, Service, until } from '../support/services.js';
-
-jest.setTimeout(240_000);
+import { connect, Service } from '../support/services.js';
+import { until } from '../support/until.js';
 
 async function kill(...services: Service[]): Promise<void> {
   for (const { process } of services) process.kill('SIGKILL');

@@ -1,10 +1,8 @@
-import { beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { beforeAll, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { SwitchyardClient, type SwitchyardError } from '../../services/client/index.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
-
-jest.setTimeout(300_000);
 
 /** Links and clients alike, as Jest's configuration has it. */
 declare const transport: TransportKind;

@@ -1,13 +1,11 @@
 import { spawnSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { beforeAll, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { type NodeMetrics, readMetrics } from '../../services/cli/node-metrics.js';
 import type { RowsReader } from '../../services/client/index.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
-
-jest.setTimeout(180_000);
 
 /** The preset `tiny`. */
 const hidden = 256;

@@ -42,7 +42,7 @@ test('router and worker write what they did with every token batch', async () =>
   const computed = union(compute);
   const length = computed.reduce((sum, { start, end }) => sum + end - start, 0);
   expect(overlap(exchanges, computed)).toBeCloseTo(length, 3);
-}, 60_000);
+});
 
 test('a trace ends at its bound and says how much is missing', async () => {
   const file = join(directory, 'long.json');

@@ -2,7 +2,7 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { Metadata, type ServerDuplexStream, status } from '@grpc/grpc-js';
 import { loadSync, type PackageDefinition, type ServiceDefinition } from '@grpc/proto-loader';
-import { afterEach, beforeAll, describe, expect, jest, test } from '@jest/globals';
+import { afterEach, beforeAll, describe, expect, test } from '@jest/globals';
 import { protoPath as healthProtoPath } from 'grpc-health-check';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { Access, accessRoles } from '../../services/common/access.js';
@@ -21,8 +21,6 @@ import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { probe } from '../support/probe.js';
 import { testRows } from '../support/rows.js';
-
-jest.setTimeout(180_000);
 
 const tokens = { client: 'token-of-clients', node: 'token-of-nodes', operator: 'token-of-operators' };
 const everywhere = { host: '0.0.0.0', advertiseHost: '127.0.0.1' };

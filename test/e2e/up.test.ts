@@ -3,11 +3,9 @@ import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { afterEach, expect, jest, test } from '@jest/globals';
+import { afterEach, expect, test } from '@jest/globals';
 import { packageRoot } from '../../native/locate.js';
 import { SwitchyardClient } from '../../services/client/index.js';
-
-jest.setTimeout(120_000);
 
 const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
 let up: ChildProcess | null = null;

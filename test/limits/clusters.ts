@@ -6,11 +6,11 @@ import { coordinatorSchema } from '../../services/coordinator/config.js';
 import { startCoordinator } from '../../services/coordinator/main.js';
 import { routerSchema } from '../../services/router/config.js';
 import { startRouter } from '../../services/router/main.js';
+import { until } from '../support/until.js';
 import { WorkerProcess } from '../support/worker-process.js';
 import { type BatchWishes, type ClusterWishes, lengthOf, models } from './extremes.js';
 
 const quiet = { port: 0, metricsPort: 0, logLevel: 'silent', threads: 2 } as const;
-const readyMsMax = 30_000;
 const routerTimes = { drainMs: 1_000, readyWaitMs: 2_000 };
 /** One for each worker that a cluster may have: its slabs are limited as it is told, and it is started but once. */
 const hosts: WorkerProcess[] = [];
@@ -100,16 +100,6 @@ export async function untilIdle({ routers, workersAt }: Cluster): Promise<number
 
 async function read<T>(url: string): Promise<T> {
   return (await (await fetch(`${url}/state`)).json()) as T;
-}
-
-async function until<T>(look: () => Promise<T>, check: (value: T) => boolean): Promise<T> {
-  const end = performance.now() + readyMsMax;
-  for (;;) {
-    const value = await look();
-    if (check(value)) return value;
-    if (performance.now() > end) throw new Error(`not within ${readyMsMax} ms: ${JSON.stringify(value)}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
 }
 
 /** The tokens that all batches of a model have, from the first on. */

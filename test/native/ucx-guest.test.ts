@@ -36,7 +36,7 @@ function runGuest(body: string, environment: Record<string, string> = {}, addon 
   const { signal, status, stdout, stderr } = spawnSync(process.execPath, ['-e', script], {
     encoding: 'utf8',
     env: { ...own, ...environment },
-    timeout: 30_000,
+    timeout: 120_000,
     killSignal: 'SIGKILL',
   });
   return { signal, status, stdout, stderr };

@@ -264,7 +264,7 @@ describeUcx('a worker thread', () => {
       console.log((await right.receive()).messages[0][1]);
     `);
     expect(output).toBe(`${1 << 20}\n`);
-  }, 60_000);
+  });
 
   test('may be the only one that uses UCX, which ends with it and starts anew', async () => {
     const output = await run(`
@@ -279,5 +279,5 @@ describeUcx('a worker thread', () => {
       console.log(counts.at(-1) <= counts[0]);
     `);
     expect(output).toBe('true\n');
-  }, 60_000);
+  });
 });

@@ -9,7 +9,8 @@ import { channelCodec } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import { sealOf } from '../../services/transport/ucx/port.js';
 import type { GrpcCall } from '../support/ucx-call.js';
-import { clientOf, forward, header, rowBytes, startCluster, tokens, until, untilIdle } from './cluster.js';
+import { until } from '../support/until.js';
+import { clientOf, forward, header, rowBytes, startCluster, tokens, untilIdle } from './cluster.js';
 import { slabBytesHeld } from './support.js';
 
 const off = { options: { feedback: 'OFF' } } as const;
@@ -212,7 +213,7 @@ afterEach(() => until(slabBytesHeld, (held) => held < 8 * 1024 * 1024));
     await untilIdle(router);
     const again = await forward(router, await rows, off);
     expect(again.rows.equals(good.rows)).toBe(true);
-  }, 120_000);
+  });
 
   test('gets no chunk in before the router gave it credit', async () => {
     const { routers } = await startCluster();

@@ -1,5 +1,5 @@
 import type { CallOptions } from '@grpc/grpc-js';
-import { afterAll, afterEach, beforeAll, describe, jest } from '@jest/globals';
+import { afterAll, afterEach, beforeAll, describe } from '@jest/globals';
 import { native } from '../../native/index.js';
 import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
@@ -19,6 +19,7 @@ import type { TransportKind } from '../../services/transport/link.js';
 import { workerSchema } from '../../services/worker/config.js';
 import { startWorker } from '../../services/worker/main.js';
 import { type GrpcCall, UcxCall } from '../support/ucx-call.js';
+import { until } from '../support/until.js';
 
 /** The shape of the model that test clusters serve: small, yet with every step of the pipeline. */
 export const shape = { hidden: 64, ffn: 96, experts: 6, topK: 2, layers: 3 };
@@ -43,9 +44,6 @@ export interface ClusterWishes {
   router?: Record<string, unknown>;
   worker?: Record<string, unknown>;
 }
-
-// Clusters of real services start several times in a file, on whatever machine.
-jest.setTimeout(60_000);
 
 const running: Running[] = [];
 const open: InferenceClient[] = [];
@@ -259,21 +257,6 @@ export interface RouterState {
 
 export async function stateOf({ metricsUrl }: Running): Promise<RouterState> {
   return (await (await fetch(`${metricsUrl}/state`)).json()) as RouterState;
-}
-
-/** Polls until `check` holds; fails with what it saw last. */
-export async function until<T>(
-  read: () => Promise<T>,
-  check: (value: T) => boolean,
-  withinMs = 30_000,
-): Promise<T> {
-  const end = performance.now() + withinMs;
-  for (;;) {
-    const value = await read();
-    if (check(value)) return value;
-    if (performance.now() > end) throw new Error(`not within ${withinMs} ms; last: ${JSON.stringify(value)}`);
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
 }
 
 /** Waits until a router holds nothing for anybody any more. */

@@ -4,6 +4,7 @@ import type { ForwardRequestInput } from '../../services/common/generated/switch
 import type { Running } from '../../services/common/lifecycle.js';
 import { sleep } from '../../services/common/lifecycle.js';
 import { fromServiceError } from '../../services/common/status.js';
+import { until } from '../support/until.js';
 import {
   addWorker,
   type Call,
@@ -19,7 +20,6 @@ import {
   startCluster,
   stateOf,
   tokens,
-  until,
   untilIdle,
   writable,
 } from './cluster.js';

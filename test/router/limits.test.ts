@@ -1,5 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import { SwitchyardClient } from '../../services/client/index.js';
+import { until } from '../support/until.js';
 import {
   type ForwardWishes,
   forward,
@@ -9,7 +10,6 @@ import {
   startCluster,
   stateOf,
   tokens,
-  until,
   untilIdle,
 } from './cluster.js';
 

@@ -8,8 +8,9 @@ import { startRouter } from '../../services/router/main.js';
 import { workerSchema } from '../../services/worker/config.js';
 import { startWorker } from '../../services/worker/main.js';
 import { atEnd, start, stateOf } from '../coordinator/control-support.js';
-import { tinyModel, until } from '../coordinator/support.js';
+import { tinyModel } from '../coordinator/support.js';
 import { testRows } from '../support/rows.js';
+import { until } from '../support/until.js';
 
 const quiet = { port: 0, metricsPort: 0, logLevel: 'silent', threads: 1 } as const;
 
@@ -25,15 +26,6 @@ async function workersIn(router: Running): Promise<string[]> {
   return [...new Set(names)].sort();
 }
 
-async function untilAsync<T>(read: () => Promise<T>, check: (value: T) => boolean): Promise<T> {
-  for (let tries = 0; ; tries += 1) {
-    const value = await read();
-    if (check(value)) return value;
-    if (tries === 1_000) throw new Error(`still ${JSON.stringify(value)}`);
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-}
-
 test('the series of a worker end when it is no longer listed, and those of the others go on', async () => {
   const cluster = await start({ workers: 1, leaseMs: 3_000, leftKeptMs: 200, deadKeptMs: 200 });
   const coordinator = cluster.server.address;
@@ -43,7 +35,7 @@ test('the series of a worker end when it is no longer listed, and those of the o
     return running;
   };
   const first = await worker('first');
-  await until(() => cluster.control.readiness().ready, Boolean, 20_000);
+  await until(() => cluster.control.readiness().ready, Boolean);
   await worker('second');
   const router = await startRouter(
     routerSchema.parse({ ...quiet, threads: 2, coordinator, name: 'r', drainMs: 200 }),
@@ -58,21 +50,20 @@ test('the series of a worker end when it is no longer listed, and those of the o
   const sent = (text: string) => parseMetrics(text).get('switchyard_link_messages_total') ?? 0;
   expect(sent(await metricsOf(router))).toBeGreaterThan(0);
   await first.stop('it is not needed any more');
-  await until(() => cluster.control.readiness().ready, Boolean, 20_000);
+  await until(() => cluster.control.readiness().ready, Boolean);
   await forward();
   await until(
     () => stateOf(cluster, 'first'),
     (state) => state === undefined,
-    10_000,
   );
   expect(
-    await untilAsync(
+    await until(
       () => workersIn(router),
       (names) => !names.includes('first'),
     ),
   ).toEqual(['second']);
   expect(sent(await metricsOf(router))).toBeGreaterThan(0);
-}, 60_000);
+});
 
 describe('balancedness', () => {
   test('counts the workers that hold experts now, and none that did before', () => {

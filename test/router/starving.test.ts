@@ -1,6 +1,7 @@
 import { describe, expect, test } from '@jest/globals';
 import { sleep } from '../../services/common/lifecycle.js';
 import { fromServiceError } from '../../services/common/status.js';
+import { until } from '../support/until.js';
 import {
   addWorker,
   type Call,
@@ -15,7 +16,6 @@ import {
   startCluster,
   stateOf,
   tokens,
-  until,
   untilIdle,
 } from './cluster.js';
 

@@ -65,16 +65,6 @@ export async function connect(address: string): Promise<SwitchyardClient> {
   return client;
 }
 
-/** Reads again until `check` holds. */
-export async function until<T>(read: () => T | Promise<T>, check: (now: T) => boolean): Promise<T> {
-  for (const end = performance.now() + 60_000; ; ) {
-    const now = await read();
-    if (check(now)) return now;
-    if (performance.now() > end) throw new Error(`still ${JSON.stringify(now)}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
-
 /** Whether a command ends with 0 on this machine; says that `what` is not tested if it does not. */
 export function works(what: string, command: string, ...args: string[]): boolean {
   const { status } = spawnSync(command, args, { stdio: 'ignore' });

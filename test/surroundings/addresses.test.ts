@@ -1,13 +1,12 @@
 import { spawn } from 'node:child_process';
 import { join } from 'node:path';
-import { describe, expect, jest, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { packageRoot } from '../../native/locate.js';
 import type { ProcessRole } from '../../services/cli/local-process.js';
 import { switchyard } from '../support/cli.js';
 import { testRows } from '../support/rows.js';
-import { atEnd, connect, Service, until, works } from '../support/services.js';
-
-jest.setTimeout(120_000);
+import { atEnd, connect, Service, works } from '../support/services.js';
+import { until } from '../support/until.js';
 
 /** No resolver knows names of this domain (RFC 2606). */
 const unresolvable = 'node-a.invalid';

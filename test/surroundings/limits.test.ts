@@ -1,9 +1,8 @@
-import { afterAll, describe, expect, jest, test } from '@jest/globals';
+import { afterAll, describe, expect, test } from '@jest/globals';
 import { parseLine, toArguments } from '../../services/cli/local-process.js';
 import { ControlGroup, type GroupedProcess } from '../support/cgroup.js';
-import { atEnd, connect, Service, until } from '../support/services.js';
-
-jest.setTimeout(240_000);
+import { atEnd, connect, Service } from '../support/services.js';
+import { until } from '../support/until.js';
 
 const mebibyte = 1024 * 1024;
 const limit = 512 * mebibyte;

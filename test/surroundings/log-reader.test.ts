@@ -3,12 +3,10 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { Client, credentials } from '@grpc/grpc-js';
-import { afterEach, expect, jest, test } from '@jest/globals';
+import { afterEach, expect, test } from '@jest/globals';
 import { packageRoot } from '../../native/locate.js';
 import { parseLine } from '../../services/cli/local-process.js';
 import { endMsMax } from '../../services/common/lifecycle.js';
-
-jest.setTimeout(180_000);
 
 const drainMs = 0;
 /** Each is refused with a line of more than 200 bytes: together more than pipe and reader keep, or than the process does too. */

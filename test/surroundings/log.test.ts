@@ -1,9 +1,8 @@
-import { describe, expect, jest, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import { parseLine } from '../../services/cli/local-process.js';
 import { testRows } from '../support/rows.js';
-import { connect, Service, until } from '../support/services.js';
-
-jest.setTimeout(180_000);
+import { connect, Service } from '../support/services.js';
+import { until } from '../support/until.js';
 
 const names = ['coordinator', 'router', 'worker-a', 'worker-b'] as const;
 type Name = (typeof names)[number];

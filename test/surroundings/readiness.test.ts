@@ -1,9 +1,8 @@
-import { describe, expect, jest, test } from '@jest/globals';
+import { describe, expect, test } from '@jest/globals';
 import type { ClusterDescription } from '../../services/client/index.js';
 import { switchyard } from '../support/cli.js';
-import { connect, Service, until } from '../support/services.js';
-
-jest.setTimeout(180_000);
+import { connect, Service } from '../support/services.js';
+import { until } from '../support/until.js';
 
 /** What `switchyard status` tells of the cluster through this process. */
 async function status(service: Service): Promise<NonNullable<ClusterDescription['view']>> {

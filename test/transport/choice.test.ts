@@ -53,5 +53,4 @@ onUcx(
     expect(auto).toMatchObject({ value: { transport: 'grpc', lanes: 'http2', reason: text } });
     expect(ucx).toMatchObject({ reason: { code: 'LINK_LOST', message: text } });
   },
-  30_000,
 );

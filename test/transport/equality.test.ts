@@ -1,10 +1,8 @@
-import { expect, jest, test } from '@jest/globals';
+import { expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { startCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
-
-jest.setTimeout(180_000);
 
 /** The preset `tiny`. */
 const input = testRows(3_000, 256);

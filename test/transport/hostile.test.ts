@@ -13,6 +13,7 @@ import { clients, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import type { TokenBatch } from '../../services/transport/link.js';
 import { toWireMeta } from '../../services/transport/messages.js';
+import { until } from '../support/until.js';
 import {
   atEnd,
   batchOf,
@@ -25,7 +26,6 @@ import {
   rawWorker,
   rowBytes,
   startWorker,
-  until,
   welcome,
 } from './support.js';
 
@@ -122,7 +122,7 @@ describe('a router that breaks the protocol loses its link, and no other router 
     const { address } = await startWorker();
     const { ended } = rawRouter(address);
     expect(await ended).toMatchObject({ code: 'DEADLINE_EXCEEDED', message: 'no hello within 5000 ms' });
-  }, 15_000);
+  });
 
   test('but not one that says what only a newer version knows: it is counted, and the link goes on', async () => {
     const unknown: string[] = [];
@@ -175,7 +175,7 @@ describe('a router that breaks the protocol loses its link, and no other router 
       { numRuns: 60 },
     );
     (await good.exchange(batchOf(), never)).rows.release();
-  }, 30_000);
+  });
 });
 
 describe('a router that does not read its answers', () => {
@@ -203,7 +203,7 @@ describe('a router that does not read its answers', () => {
     // Answers in the window and in the queue, requests in the window, and a few on either side.
     expect(sent).toBeLessThan(windowBytes / (64 * 1024) + windowBytes / (1024 * rowBytes) + 200);
     call.cancel();
-  }, 60_000);
+  });
 });
 
 describe('a worker that breaks the protocol', () => {
@@ -240,7 +240,7 @@ describe('a worker that breaks the protocol', () => {
       code: 'LINK_LOST',
       message: expect.stringContaining('5000 ms'),
     });
-  }, 15_000);
+  });
 
   test.each<[string, (exchange: number) => WorkerMessageInput, RegExp]>([
     [

@@ -1,14 +1,12 @@
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, expect, jest, test } from '@jest/globals';
+import { afterAll, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { LocalProcess } from '../../services/cli/local-process.js';
 import type { RowsReader, SwitchyardClient, SwitchyardError } from '../../services/client/index.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
 import { openFiles } from '../support/sockets.js';
-
-jest.setTimeout(240_000);
 
 const kills = 50;
 /** Caches, pools and V8's heap have nearly their size by then. */
@@ -154,7 +152,8 @@ const least = (seen: readonly Resources[], from: number, figure: keyof Resources
     }
     expect(cluster.process('router-0').running).toBe(true);
     expect(lost).toBeGreaterThan(kills / 2);
-    expect(secondsMax).toBeLessThan(1);
+    // Silence would be noticed after half a minute.
+    expect(secondsMax).toBeLessThan(10);
     const last = kills - windowKills;
     const grown = (figure: keyof Resources) => least(seen, last, figure) - least(seen, warmUpKills, figure);
     expect(grown('files')).toBeLessThanOrEqual(0);

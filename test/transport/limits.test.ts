@@ -14,7 +14,8 @@ import type { Link, LinkLimits, TokenBatchMeta } from '../../services/transport/
 import { toWireMeta } from '../../services/transport/messages.js';
 import { LinkWindows } from '../../services/transport/windows.js';
 import { expertsOf, tableOf } from '../support/routing.js';
-import { batchOf, costOf, dial, metaOf, never, startWorker, until } from './support.js';
+import { until } from '../support/until.js';
+import { batchOf, costOf, dial, metaOf, never, startWorker } from './support.js';
 
 /** Slab bytes that a worker takes for a token batch: what arrives, results, and sums for `partial`. */
 function slabsOf(meta: TokenBatchMeta, metadataBytes: number): number {

@@ -5,6 +5,7 @@ import { Deferred } from '../../services/common/lifecycle.js';
 import type { TokenBatch, TokenBatchResult } from '../../services/transport/link.js';
 import { linkKey } from '../../services/transport/link-key.js';
 import { collectGarbage } from '../support/garbage.js';
+import { until } from '../support/until.js';
 import {
   batchOf,
   bytesOf,
@@ -17,7 +18,6 @@ import {
   secret,
   startWorker,
   transports,
-  until,
   useTransport,
 } from './support.js';
 

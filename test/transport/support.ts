@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { Metadata, type ServerDuplexStream } from '@grpc/grpc-js';
-import { afterEach, beforeAll, jest } from '@jest/globals';
+import { afterEach, beforeAll } from '@jest/globals';
 import { native, type Slab } from '../../native/index.js';
 import { Access } from '../../services/common/access.js';
 import type { RouterMessage } from '../../services/common/generated/switchyard/v1/RouterMessage.js';
@@ -22,9 +22,6 @@ export const messageBytesMax = 64 * 1024;
 export const secret = Buffer.alloc(linkSecretBytes, 'w');
 const access = new Access({});
 export const log = createLogger('test', 'test', 'silent');
-
-// Servers take long to start on a machine that is busy with other tests.
-jest.setTimeout(30_000);
 
 native.configure({ slabBytesMax: 512 * 1024 * 1024, threads: 1 });
 
@@ -184,13 +181,4 @@ export const welcome = { welcome: { worker: 'w', creditBytes: 1e6, messageBytesM
 export function ucxEnd(channel: number): UcxEndInput {
   const address = Buffer.from(native.ucx!.fabric('machine').address());
   return { address, channel, seal: createHash('sha256').update(address).digest().subarray(0, 8) };
-}
-
-/** Waits until `check` holds; fails after 10 s. */
-export async function until(check: () => boolean): Promise<void> {
-  for (let i = 0; i < 1000; i++) {
-    if (check()) return;
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-  throw new Error(`still not so after 10 s: ${check}`);
 }

@@ -11,6 +11,7 @@ import { clients, exchangeCodec } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import { toWireMeta } from '../../services/transport/messages.js';
 import { listeningSockets, openFiles } from '../support/sockets.js';
+import { until } from '../support/until.js';
 import { dialProcess, forkWorker, large } from './processes.js';
 import {
   atEnd,
@@ -25,7 +26,6 @@ import {
   rowBytes,
   startWorker,
   ucxEnd,
-  until,
   welcome,
 } from './support.js';
 

@@ -1,11 +1,9 @@
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, afterEach, describe, expect, jest, test } from '@jest/globals';
+import { afterAll, afterEach, describe, expect, test } from '@jest/globals';
 import { type Flags, LocalProcess, type ProcessRole } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
-
-jest.setTimeout(60_000);
 
 const fixture = join(import.meta.dirname, '../fixtures/mixtral');
 const scratch = mkdtempSync(join(tmpdir(), 'switchyard-worker-'));
