@@ -53,10 +53,10 @@ const calls: HostCalls = {
     processes.set(name, process);
     return process.listening;
   },
-  stop: async (name, graceMs) => {
+  stop: async (name, graceMs, signal) => {
     const process = started(name);
     processes.delete(name);
-    if (graceMs !== null) return process.stop(graceMs);
+    if (graceMs !== null) return process.stop(graceMs, signal);
     process.kill('SIGKILL');
     return process.exited;
   },

@@ -43,8 +43,11 @@ export interface HostCalls {
   /** Runs a program of the host to its end and returns its standard output; rejects with what it said on standard error. */
   execute(command: string, args: string[]): Promise<string>;
   start(process: ProcessRequest): Promise<Listening>;
-  /** Ends a process that was started; null: at once, otherwise with so many milliseconds to end in order. Tells how it ended. */
-  stop(name: string, graceMs: number | null): Promise<Exit>;
+  /**
+   * Ends a process that was started; null: at once, otherwise with so many milliseconds to end in order once it has the signal
+   * (default: SIGTERM). Tells how it ended.
+   */
+  stop(name: string, graceMs: number | null, signal?: NodeJS.Signals): Promise<Exit>;
   /** The last lines that a process wrote. */
   lines(name: string): Promise<string[]>;
   /** Connects the host's client to a router or coordinator, and waits until the cluster is ready. */

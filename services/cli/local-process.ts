@@ -112,8 +112,8 @@ export class LocalProcess {
   }
 
   /** Asks the process to end and ends it after `graceMs`. Resolves with how it ended. */
-  async stop(graceMs: number): Promise<Exit> {
-    this.kill('SIGTERM');
+  async stop(graceMs: number, signal: NodeJS.Signals = 'SIGTERM'): Promise<Exit> {
+    this.kill(signal);
     const timer = setTimeout(() => this.kill('SIGKILL'), graceMs);
     const exit = await this.exited;
     clearTimeout(timer);

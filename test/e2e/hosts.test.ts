@@ -121,9 +121,9 @@ interface Ending {
     await plugCable(a, 'down');
     const stopMs = 10_000;
     const exits = await Promise.all([
-      a.call('stop', 'router-a', stopMs),
-      b.call('stop', 'router-b', stopMs),
-      b.call('stop', 'worker-b', stopMs),
+      a.call('stop', 'router-a', stopMs, 'SIGTERM'),
+      b.call('stop', 'router-b', stopMs, 'SIGINT'),
+      b.call('stop', 'worker-b', stopMs, 'SIGHUP'),
     ]);
     expect(exits).toEqual(exits.map(() => ({ code: 0, signal: null })));
     await running;
