@@ -2,17 +2,27 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, expect, jest, test } from '@jest/globals';
+import { afterAll, beforeAll, expect, jest, test } from '@jest/globals';
 import { packageRoot } from '../../native/locate.js';
+import { Deferred } from '../../services/common/lifecycle.js';
 import type { TransportKind } from '../../services/transport/link.js';
-import { startCluster } from '../support/cluster.js';
+import { startCluster, type TestCluster } from '../support/cluster.js';
 
 jest.setTimeout(180_000);
 
 /** Links and clients alike, as Jest's configuration has it. */
 declare const transport: TransportKind;
 
+const clientStallMs = 1_500;
+const rowBytes = 256 * 2;
 const clients: ChildProcess[] = [];
+let cluster: TestCluster;
+
+beforeAll(async () => {
+  // Workers that are stopped for a while are not lost.
+  const coordinator = { clientStallMs, transport, leaseMs: 60_000 };
+  cluster = await startCluster({ coordinator, worker: { transport, leaseMs: 60_000 } });
+});
 
 afterAll(() => {
   for (const client of clients) client.kill('SIGKILL');
@@ -24,24 +34,51 @@ interface State {
   slabs: { bytesInUse: number };
 }
 
+async function state(): Promise<State> {
+  const response = await fetch(`${cluster.metricsUrl}/state`);
+  return ((await response.json()) as { router: State }).router;
+}
+
+async function until(what: string, check: (state: State) => boolean): Promise<State> {
+  const end = performance.now() + 30_000;
+  for (;;) {
+    const seen = await state();
+    if (check(seen)) return seen;
+    if (performance.now() > end) throw new Error(`not ${what}: ${JSON.stringify(seen)}`);
+    await sleep(20);
+  }
+}
+
+test('a client may be idle for longer than clientStallMs while the router is busy with its rows', async () => {
+  const workers = cluster.processes.filter(({ role }) => role === 'worker');
+  for (const worker of workers) worker.kill('SIGSTOP');
+  const rest = new Deferred<void>();
+  const call = await cluster.client.forward(
+    {
+      tokens: 200,
+      hidden: 256,
+      read: async (offset, count) => {
+        if (offset >= 100) await rest.promise;
+        return new Uint8Array(count * rowBytes);
+      },
+    },
+    { transport, feedback: false, chunkTokens: 100 },
+  );
+  const outcome = call.collect();
+  outcome.catch(() => {});
+  try {
+    await until('busy', ({ budget }) => budget.used > 0);
+    await sleep(2 * clientStallMs);
+    rest.resolve();
+  } finally {
+    for (const worker of workers) worker.kill('SIGCONT');
+  }
+  expect((await outcome).summary.tokens).toBe(200);
+});
+
 test('clients that are stopped in the middle of their batches hold nothing of the router once clientStallMs is over', async () => {
-  const clientStallMs = 1_500;
-  const cluster = await startCluster({ coordinator: { clientStallMs, transport }, worker: { transport } });
-  const state = async (): Promise<State> => {
-    const response = await fetch(`${cluster.metricsUrl}/state`);
-    return ((await response.json()) as { router: State }).router;
-  };
-  const until = async (what: string, check: (state: State) => boolean) => {
-    const end = performance.now() + 30_000;
-    for (;;) {
-      const seen = await state();
-      if (check(seen)) return seen;
-      if (performance.now() > end) throw new Error(`not ${what}: ${JSON.stringify(seen)}`);
-      await sleep(20);
-    }
-  };
   const descriptors = () => readdirSync(`/proc/${cluster.process('coordinator').pid}/fd`).length;
-  const warm = await cluster.client.forward(new Uint8Array(4096 * 256 * 2), { feedback: false });
+  const warm = await cluster.client.forward(new Uint8Array(4096 * rowBytes), { feedback: false });
   await warm.collect();
   const before = { ...(await until('idle', ({ batches }) => batches === 0)), descriptors: descriptors() };
 
@@ -64,6 +101,6 @@ test('clients that are stopped in the middle of their batches hold nothing of th
   });
   // What is left is one connection each, until it has been silent for long enough.
   expect(descriptors()).toBeLessThanOrEqual(before.descriptors + 2 * clients.length);
-  const call = await cluster.client.forward(new Uint8Array(100 * 256 * 2), { feedback: false });
+  const call = await cluster.client.forward(new Uint8Array(100 * rowBytes), { feedback: false });
   expect((await call.collect()).summary.tokens).toBe(100);
 });

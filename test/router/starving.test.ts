@@ -11,7 +11,6 @@ import {
   header,
   outcomeOf,
   overEachTransport,
-  rowBytes,
   sendChunks,
   startCluster,
   stateOf,
@@ -60,28 +59,6 @@ overEachTransport(() => {
       await sendChunks(call, rows, 0, 5, 5);
       call.end();
       expect((await outcome).summary.tokens).toBe(5);
-    });
-
-    test('may do so while the router is busy with its rows', async () => {
-      const { routers } = await startCluster({ router: { clientStallMs: 200 } });
-      const count = 40_000;
-      const rows = await tokens(count);
-      const call = callOf(routers[0]!);
-      const outcome = outcomeOf(call, count + 1);
-      outcome.catch(() => {});
-      let answered = 0;
-      const all = new Promise<void>((resolve) => {
-        call.on('data', ({ chunk }) => {
-          answered += (chunk?.rows.byteLength ?? 0) / rowBytes;
-          if (answered === count) resolve();
-        });
-      });
-      call.write(header({ length: count + 1, ...off }));
-      await sendChunks(call, rows, 0, count, 4_000);
-      await Promise.race([all, outcome]);
-      call.write({ chunk: { offset: count, rows: rows.subarray(0, rowBytes) } });
-      call.end();
-      expect((await outcome).summary.tokens).toBe(count + 1);
     });
   });
 });
