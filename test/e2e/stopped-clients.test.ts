@@ -8,12 +8,13 @@ import { Deferred } from '../../services/common/lifecycle.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 
-jest.setTimeout(180_000);
+jest.setTimeout(300_000);
 
 /** Links and clients alike, as Jest's configuration has it. */
 declare const transport: TransportKind;
 
-const clientStallMs = 1_500;
+/** A machine with much else to do holds clients up for a while, too. */
+const clientStallMs = 4_000;
 const rowBytes = 256 * 2;
 const clients: ChildProcess[] = [];
 let cluster: TestCluster;
@@ -40,7 +41,7 @@ async function state(): Promise<State> {
 }
 
 async function until(what: string, check: (state: State) => boolean): Promise<State> {
-  const end = performance.now() + 30_000;
+  const end = performance.now() + 100_000;
   for (;;) {
     const seen = await state();
     if (check(seen)) return seen;
@@ -68,7 +69,7 @@ test('a client may be idle for longer than clientStallMs while the router is bus
   outcome.catch(() => {});
   try {
     await until('busy', ({ budget }) => budget.used > 0);
-    await sleep(2 * clientStallMs);
+    await sleep(1.5 * clientStallMs);
     rest.resolve();
   } finally {
     for (const worker of workers) worker.kill('SIGCONT');
@@ -84,7 +85,7 @@ test('clients that are stopped in the middle of their batches hold nothing of th
 
   const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
   const batch = ['--length', '8000000', '--no-feedback', '--transport', transport];
-  for (let index = 0; index < 6; index += 1) {
+  for (let index = 0; index < 3; index += 1) {
     const args = [program, 'forward', '--address', cluster.address, '--sequences', '1', ...batch];
     clients.push(spawn(process.execPath, args, { stdio: 'ignore' }));
   }
