@@ -35,16 +35,18 @@ async function runCrowd(task: ChurnTask & { kind: 'crowd' }): Promise<ChurnWord>
 async function runClient(task: ChurnTask & { kind: 'crowd' }, failed: string[]): Promise<number> {
   const rows = rowsOf(task.tokens, task.hidden);
   let done = 0;
-  while (done < task.batchesOfClient) {
+  let begun = 0;
+  while (begun < task.batchesOfClient) {
     const client = await SwitchyardClient.connect(task.address, {
       transport: task.transport,
       timeoutMs: 60_000,
     });
-    const last = Math.min(task.batchesOfClient, done + batchesOfConnection);
-    for (; done < last; done += 1) {
+    const last = Math.min(task.batchesOfClient, begun + batchesOfConnection);
+    for (; begun < last; begun += 1) {
       try {
         const call = await client.forward(rows, { feedback: false });
         await call.collect();
+        done += 1;
       } catch (error) {
         const { code, message } = error as SwitchyardError;
         failed.push(`${code}: ${message}`);
@@ -52,7 +54,7 @@ async function runClient(task: ChurnTask & { kind: 'crowd' }, failed: string[]):
     }
     await client.close();
   }
-  return done - failed.length;
+  return done;
 }
 
 /** BF16 from 0.5 to 1 and from -1 to -0.5: different experts are chosen. */
