@@ -4,16 +4,20 @@ import { parseAddress } from '../common/address.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterDescription } from '../common/generated/switchyard/v1/ClusterDescription.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
-import type { ForwardOptionsInput } from '../common/generated/switchyard/v1/ForwardOptions.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
+import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
 import { abortable, abortError } from '../common/lifecycle.js';
 import { usualChunkTokens } from '../transport/chunk-size.js';
 import { type TransportChoice, transportChoices } from '../transport/link.js';
 import { Connections } from './connections.js';
 import { ForwardCall, type ForwardPlan } from './forward.js';
+import { type BatchOptions, protocolLayers, protocolOptions } from './options.js';
+import { RouterSession } from './router-session.js';
 import { RouterStream, routerError } from './router-stream.js';
 import { openRouters, reachRouters, whyNotReady } from './routers.js';
+import { Session, type SessionOptions } from './session.js';
+import { SessionRouters } from './session-routers.js';
 import { type ForwardInput, openInput } from './source.js';
 import { ClusterWatch } from './watch.js';
 
@@ -29,32 +33,15 @@ export interface ConnectOptions {
   transport?: TransportChoice;
 }
 
-export interface ForwardOptions {
-  batchId?: string;
+export interface ForwardOptions extends BatchOptions {
   /** Which tensor of a .safetensors input. Default: its only one. */
   tensor?: string;
   /** Default: as the input's shape says, otherwise one sequence of all tokens. A batch is split over routers by sequences. */
   sequences?: number;
   /** Tokens per sequence. Default: the input's tokens / sequences, so bytes tell nothing of rows of another size. */
   length?: number;
-  /** Model layers, both included. Default: all. */
-  layers?: { first: number; last: number };
-  /** RMSNorm before the gate. Default: the cluster's, which is on. */
-  norm?: boolean;
-  /** Add the layer's input to its output. Default: the cluster's, which is on. */
-  residual?: boolean;
-  combine?: 'exact' | 'partial';
-  /** Selection bias from the load feedback loop. Default: as the cluster is configured. */
-  feedback?: boolean;
   /** The experts and weights of the tokens asked for, instead of gating; reads ascend within a router's share. */
   given?: NonNullable<ForwardPlan['given']>;
-  returnRouting?: boolean;
-  /** End the batch at the first token that holds NaN or infinity, as it comes or after a layer, instead of counting them. */
-  refuseNonFinite?: boolean;
-  /** Tokens per chunk of the routers' pipeline. Default: the routers' choice. */
-  chunkTokens?: number;
-  /** The batch ends with DEADLINE_EXCEEDED if it takes longer. */
-  deadlineMs?: number;
   /** Default: the connection's. */
   transport?: TransportChoice;
   signal?: AbortSignal;
@@ -68,8 +55,6 @@ const refreshMsMax = 1_000;
 /** The router's own deadline comes first: its error says where the time went. */
 const deadlineGraceMs = 2_000;
 
-const toggle = (value: boolean | undefined) => (value === undefined ? 'DEFAULT' : value ? 'ON' : 'OFF');
-
 /**
  * A connection to a cluster. It watches the cluster at one of the addresses given or at a router that it learned, whichever
  * answers, and sends batches to the routers themselves; alone it keeps no process alive. Errors are SwitchyardErrors.
@@ -79,12 +64,13 @@ export class SwitchyardClient {
   private readonly connections: Connections;
   private readonly unreachableByUcx = new Map<string, number>();
   private readonly live = new Set<ForwardCall>();
+  private readonly sessions = new Set<Session>();
   private readonly over = new AbortController();
   private turn = randomInt(1 << 20);
 
   private constructor(
     readonly addresses: readonly string[],
-    token: string | null,
+    private readonly token: string | null,
     private readonly timeoutMs: number,
     private readonly transport: TransportChoice,
   ) {
@@ -154,12 +140,10 @@ export class SwitchyardClient {
     const { transport = this.transport } = options;
     checkTransport(transport);
     const startedMs = performance.now();
-    await this.watch.refresh(Math.min(refreshMsMax, options.deadlineMs || refreshMsMax));
-    const { state } = this.watch;
-    if (!state?.model) throw notReady('the cluster is not known yet', whyNotReady(state, 1));
+    const state = await this.knownState(options);
     const routers = openRouters(state);
     if (routers.length === 0) throw notReady('the cluster is not ready', noRouter);
-    const { hidden, layers, routing } = state.model;
+    const { hidden, layers, routing } = state.model!;
     const { source, sequences, length } = await openInput(input, hidden, options);
     try {
       const wanted = Math.min(options.routers ?? routers.length, sequences);
@@ -177,9 +161,8 @@ export class SwitchyardClient {
           length,
           hidden,
           dtype: 'BF16',
-          firstLayer: options.layers?.first ?? 0,
-          ...(options.layers && { lastLayer: options.layers.last }),
-          options: protocolOptions(options),
+          ...protocolLayers(options),
+          options: protocolOptions(options, options.given !== undefined),
           deadlineMs,
         },
         input: source,
@@ -205,12 +188,37 @@ export class SwitchyardClient {
   }
 
   /**
+   * A session: many batches of 1 to 1,024 tokens, one after the other and at once, over one stream to each router. Its streams
+   * are opened by the first batches. Throws CANCELLED after `close` or `destroy`.
+   */
+  session(options: SessionOptions = {}): Session {
+    this.over.signal.throwIfAborted();
+    const { transport = this.transport } = options;
+    checkTransport(transport);
+    const routers = new SessionRouters({
+      routers: options.routers ?? null,
+      open: (router) => this.openSession(router, transport),
+    });
+    const session: Session = new Session({
+      state: (batch) => this.knownState(batch),
+      router: (state) => routers.pick(state),
+      end: (reason) => {
+        routers.end(reason);
+        this.sessions.delete(session);
+      },
+    });
+    this.sessions.add(session);
+    return session;
+  }
+
+  /**
    * Takes no new batches, and ends the connections when those under way have ended: their answers are still to be taken.
    * Idempotent; `destroy` cuts it short.
    */
   async close(): Promise<void> {
     this.over.abort(new SwitchyardError('CANCELLED', 'the client was closed'));
-    await Promise.all([...this.live].map((call) => call.ended));
+    const sessions = [...this.sessions].map((session) => session.close());
+    await Promise.all([...sessions, ...[...this.live].map((call) => call.ended)]);
     this.disconnect();
   }
 
@@ -223,8 +231,26 @@ export class SwitchyardClient {
   destroy(error?: Error): void {
     const reason = error ?? new Error('the client was destroyed');
     this.over.abort(new SwitchyardError('CANCELLED', 'the client was destroyed', {}, { cause: error }));
+    for (const session of this.sessions) session.destroy(reason);
     for (const call of this.live) call.cancel(reason);
     this.disconnect();
+  }
+
+  /** The latest state, which has a model. */
+  private async knownState({ deadlineMs }: { deadlineMs?: number }): Promise<ClusterState> {
+    this.over.signal.throwIfAborted();
+    if (!this.watch.told) await this.watch.refresh(Math.min(refreshMsMax, deadlineMs || refreshMsMax));
+    const { state } = this.watch;
+    if (!state?.model) throw notReady('the cluster is not known yet', whyNotReady(state, 1));
+    return state;
+  }
+
+  private async openSession(router: RouterDescription, transport: TransportChoice): Promise<RouterSession> {
+    const { token, unreachableByUcx: unreachable } = this;
+    await reachRouters([router], this.connections, 1, 0);
+    const session = new RouterSession({ router: router.address, token, transport, unreachable });
+    await session.opened;
+    return session;
   }
 
   /** Settles as `work` does, unless the batch's deadline, its signal or the end of the client comes first. */
@@ -295,17 +321,4 @@ function notReady(text: string, reason: string): SwitchyardError {
 function checkTransport(transport: TransportChoice): void {
   if (transportChoices.includes(transport)) return;
   throw invalidArgument('transport', transport, transportChoices.join(', '));
-}
-
-function protocolOptions(options: ForwardOptions): ForwardOptionsInput {
-  return {
-    norm: toggle(options.norm),
-    residual: toggle(options.residual),
-    combine: options.combine === 'partial' ? 'PARTIAL' : 'EXACT',
-    feedback: toggle(options.feedback),
-    routing: options.given ? 'GIVEN' : 'GATE',
-    returnRouting: options.returnRouting ?? false,
-    refuseNonFinite: options.refuseNonFinite ?? false,
-    chunkTokens: options.chunkTokens ?? 0,
-  };
 }

@@ -6,7 +6,7 @@ import { clients } from '../common/protocol.js';
 import { fromServiceError } from '../common/status.js';
 
 /** Answers may come as whole chunks of a router, whatever it was told to make of them. */
-const messageBytesMax = 128 * 1024 * 1024;
+export const answerBytesMax = 128 * 1024 * 1024;
 /** How long a server that could not be reached is left alone. */
 const downMs = 5_000;
 const reasonMsMax = 1_000;
@@ -63,7 +63,7 @@ export class Connections {
   }
 
   private open(address: string): InferenceClient {
-    return connect(clients.Inference, address, { token: this.token, messageBytesMax });
+    return connect(clients.Inference, address, { token: this.token, messageBytesMax: answerBytesMax });
   }
 
   private async attempt(address: string, connection: Connection): Promise<InferenceClient> {

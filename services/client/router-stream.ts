@@ -14,7 +14,7 @@ import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
 import { chunkCost, tokensPerMessage, tokensWithin } from '../transport/chunk-size.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
 import { RouterChunk } from './router-chunk.js';
-import { loadUcx, noWay } from './ucx.js';
+import { noWay, openChunkChannel } from './ucx.js';
 
 export interface RouterStreamOptions {
   /** host:port */
@@ -168,8 +168,7 @@ export class RouterStream {
     if (transport === 'grpc' || (transport === 'auto' && performance.now() < (unreachable.get(router) ?? 0)))
       return {};
     try {
-      const openChannel = await loadUcx(hostOf(router));
-      const { channel, key } = openChannel(() => this.wake());
+      const { channel, key } = await openChunkChannel(hostOf(router), () => this.wake());
       this.channel = channel;
       return { ucx: channel.end, ucxKey: key };
     } catch (error) {
@@ -259,7 +258,7 @@ function bufferOf(rows: Uint8Array): Buffer {
 }
 
 /** The host of host:port, without the brackets of an IPv6 address. */
-function hostOf(address: string): string {
+export function hostOf(address: string): string {
   return address.slice(0, address.lastIndexOf(':')).replace(/^\[(.*)\]$/, '$1');
 }
 
@@ -270,7 +269,8 @@ export function routerError(thrown: unknown, router: string): SwitchyardError {
   return error.code === 'LINK_LOST' || reset ? routerLost(router, error) : error;
 }
 
-function routerLost(router: string, thrown: SwitchyardError): SwitchyardError {
+/** The loss of a router. */
+export function routerLost(router: string, thrown: SwitchyardError): SwitchyardError {
   const text = `router ${router} was lost: ${adviseAdvertiseHost(thrown, 'that node').message}`;
   return new SwitchyardError('ROUTER_LOST', text, { router }, { cause: thrown });
 }

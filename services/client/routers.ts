@@ -76,10 +76,16 @@ async function reachSome(
   return reached;
 }
 
+const own = hostname();
+
+/** Whether a router runs on this host. */
+export function isNear({ host }: RouterDescription): boolean {
+  return host === own;
+}
+
 function nearestFirst(routers: readonly RouterDescription[], turn: number): RouterDescription[] {
-  const own = hostname();
   return [true, false].flatMap((near) => {
-    const group = routers.filter((router) => (router.host === own) === near);
+    const group = routers.filter((router) => isNear(router) === near);
     return group.map((_, index) => group[(turn + index) % group.length]!);
   });
 }

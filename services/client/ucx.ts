@@ -1,28 +1,41 @@
 import { randomBytes } from 'node:crypto';
+import type { UcxFabric } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ChunkChannel } from '../transport/chunk-channel.js';
-
-/** Opens this end of a channel to a router; `key` goes to the router with the channel's end. */
-export type OpenChannel = (onChange: () => void) => { channel: ChunkChannel; key: Buffer };
+import type { SessionPort, SessionPortEvents } from './session-port.js';
 
 /** What a router may have sent of a batch that this client has not taken: four of the largest answers. */
 const windowBytes = 32 * 1024 * 1024;
 const keyBytes = 16;
 
+/** This end of a channel to a router at `host` for the chunks of a batch; `key` goes to the router with the channel's end. */
+export async function openChunkChannel(
+  host: string,
+  onChange: () => void,
+): Promise<{ channel: ChunkChannel; key: Buffer }> {
+  const ucx = await loadUcx(host);
+  const { ChunkChannel } = await import('../transport/chunk-channel.js');
+  const key = randomBytes(keyBytes);
+  return { channel: new ChunkChannel(ucx, { key, windowBytes, onChange }), key };
+}
+
+/** This end of a channel to a router at `host` for the batches of a session. */
+export async function openSessionPort(host: string, events: SessionPortEvents): Promise<SessionPort> {
+  const ucx = await loadUcx(host);
+  const { SessionPort } = await import('./session-port.js');
+  return new SessionPort(ucx, events);
+}
+
 /**
  * UCX for a client of a router at `host`, loaded when a batch first wants it: the SDK works without the addon. Rejects with
  * LINK_LOST and why there is none.
  */
-export async function loadUcx(host: string): Promise<OpenChannel> {
+async function loadUcx(host: string): Promise<UcxFabric> {
   try {
-    const { ChunkChannel } = await import('../transport/chunk-channel.js');
     const { ucxOrNull } = await import('../transport/ucx/port.js');
     const ucx = ucxOrNull(host);
     if (ucx === null) throw noWay('the native addon was built without UCX');
-    return (onChange) => {
-      const key = randomBytes(keyBytes);
-      return { channel: new ChunkChannel(ucx, { key, windowBytes, onChange }), key };
-    };
+    return ucx;
   } catch (error) {
     if (error instanceof SwitchyardError) throw error;
     throw noWay(`the native addon cannot be loaded: ${(error as Error).message}`);

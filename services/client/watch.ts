@@ -66,6 +66,11 @@ export class ClusterWatch {
     }
   }
 
+  /** Whether a server tells the state now. */
+  get told(): boolean {
+    return this.server !== null;
+  }
+
   /** If no server tells the state now, asks each of them without a pause. Resolves with the first answer, or after `waitMs`. */
   async refresh(waitMs: number): Promise<void> {
     if (this.server !== null) return;

@@ -50,7 +50,7 @@ function joinShare(room: MessageRoom, connection: unknown): { share: MessageShar
 
 /**
  * Lets a call's messages in as there is room. grpc-js takes a message into memory as it comes; here, what follows the first
- * bytes of one is read when its announced length has its room, which it has until it is `taken`. A message that comes whole
+ * bytes of one is read when its announced length has its room, which it has until it is given back. A message that comes whole
  * in its first bytes, those of one read of the connection, needs none.
  */
 export class MessageGate {
@@ -59,12 +59,15 @@ export class MessageGate {
   private readonly share: MessageShare;
   private readonly leave: () => void;
   private readonly over = new AbortController();
-  /** Of messages that are here, in their order; null: it has none. */
+  /** Of messages that are here and nobody has claimed, in their order; null: it has none. */
   private readonly here: (Room | null)[] = [];
+  /** Of messages that somebody has and has not taken. */
+  private readonly claimed = new Set<Room>();
   /** Of the message that is arriving. */
   private arriving: Room | null = null;
   /** What the arriving message waits for. */
   private awaited: Promise<void> | null = null;
+  private arrivingSinceMs: number | null = null;
 
   /** Of the call with this metadata. */
   constructor(
@@ -81,6 +84,7 @@ export class MessageGate {
     decoder.write = (data) => {
       const messages = write(data);
       for (const _ of messages) this.arrived();
+      if (decoder.readMessageRemaining > 0) this.arrivingSinceMs ??= performance.now();
       if (decoder.readMessageRemaining > 0 && this.arriving === null) this.admit(decoder.readMessageSize);
       return messages;
     };
@@ -91,9 +95,20 @@ export class MessageGate {
     return this.awaited !== null;
   }
 
-  /** The oldest message that is here needs its room no longer. */
-  taken(): void {
-    this.here.shift()?.release();
+  /** Since when a message comes in, or may, without being whole, as performance.now(); null: none does. */
+  get incompleteSinceMs(): number | null {
+    return this.waiting ? null : this.arrivingSinceMs;
+  }
+
+  /** Of the oldest message that is here and was not asked for: what gives its room back. */
+  claim(): () => void {
+    const room = this.here.shift() ?? null;
+    if (room === null) return () => {};
+    this.claimed.add(room);
+    return () => {
+      this.claimed.delete(room);
+      room.release();
+    };
   }
 
   /** Ends the stream with what has not left. Its client learns that it was too slow. */
@@ -104,7 +119,8 @@ export class MessageGate {
   /** The call is over. */
   close(): void {
     this.over.abort();
-    for (const room of [this.arriving, ...this.here.splice(0)]) room?.release();
+    for (const room of [this.arriving, ...this.here.splice(0), ...this.claimed]) room?.release();
+    this.claimed.clear();
     this.arriving = null;
     this.leave();
   }
@@ -113,6 +129,7 @@ export class MessageGate {
     this.here.push(this.arriving);
     this.arriving = null;
     this.awaited = null;
+    this.arrivingSinceMs = null;
   }
 
   private admit(bytes: number): void {
@@ -125,6 +142,7 @@ export class MessageGate {
         if (signal.aborted || this.awaited !== awaited) return room.release();
         this.awaited = null;
         this.arriving = room;
+        this.arrivingSinceMs = performance.now();
         this.stream.resume();
         this.onAdmitted();
       },

@@ -10,6 +10,8 @@ import { packageRoot } from '../../native/locate.js';
 import type { ProtoGrpcType } from './generated/client.js';
 import type { ChannelMessage, ChannelMessageInput } from './generated/switchyard/v1/ChannelMessage.js';
 import type { RouterMessage, RouterMessageInput } from './generated/switchyard/v1/RouterMessage.js';
+import type { SessionRequest, SessionRequestInput } from './generated/switchyard/v1/SessionRequest.js';
+import type { SessionResponse, SessionResponseInput } from './generated/switchyard/v1/SessionResponse.js';
 import type { WorkerMessage, WorkerMessageInput } from './generated/switchyard/v1/WorkerMessage.js';
 import { placeRows } from './placed-rows.js';
 
@@ -31,9 +33,11 @@ function loadProtocols(): PackageDefinition {
       oneofs: true,
     },
   );
-  const { Forward } = definition['switchyard.v1.Inference'] as ServiceDefinition;
+  const { Forward, Session } = definition['switchyard.v1.Inference'] as ServiceDefinition;
   Forward!.requestSerialize = placeRows(Forward!.requestSerialize, 'chunk', 4);
   Forward!.responseSerialize = placeRows(Forward!.responseSerialize, 'chunk', 4);
+  Session!.requestSerialize = placeRows(Session!.requestSerialize, 'batch', 5);
+  Session!.responseSerialize = placeRows(Session!.responseSerialize, 'answer', 6);
   const { Exchange } = definition['switchyard.v1.Experts'] as ServiceDefinition;
   Exchange!.requestSerialize = placeRows(Exchange!.requestSerialize, 'tokens', 2);
   Exchange!.responseSerialize = placeRows(Exchange!.responseSerialize, 'result', 2);
@@ -55,19 +59,33 @@ export const services = {
   Coordinator: v1.Coordinator.service,
 };
 
-const { Exchange } = packageDefinition['switchyard.v1.Experts'] as ServiceDefinition;
+/** The codecs of both ends of a stream, for transports other than gRPC. */
+function codecsOf<Request, RequestInput extends object, Response, ResponseInput extends object>(
+  service: string,
+  method: string,
+): { client: StreamCodec<RequestInput, Response>; server: StreamCodec<ResponseInput, Request> } {
+  const { requestSerialize, requestDeserialize, responseSerialize, responseDeserialize } = (
+    packageDefinition[service] as ServiceDefinition
+  )[method]!;
+  return {
+    client: { serialize: requestSerialize, deserialize: responseDeserialize as (bytes: Buffer) => Response },
+    server: { serialize: responseSerialize, deserialize: requestDeserialize as (bytes: Buffer) => Request },
+  };
+}
 
-/** The messages of a link, for transports other than gRPC. */
-export const exchangeCodec = {
-  router: {
-    serialize: Exchange!.requestSerialize,
-    deserialize: Exchange!.responseDeserialize,
-  } as StreamCodec<RouterMessageInput, WorkerMessage>,
-  worker: {
-    serialize: Exchange!.responseSerialize,
-    deserialize: Exchange!.requestDeserialize,
-  } as StreamCodec<WorkerMessageInput, RouterMessage>,
-};
+/** The messages of a link: a router is the client. */
+export const exchangeCodec = codecsOf<RouterMessage, RouterMessageInput, WorkerMessage, WorkerMessageInput>(
+  'switchyard.v1.Experts',
+  'Exchange',
+);
+
+/** The messages of a session. */
+export const sessionCodec = codecsOf<
+  SessionRequest,
+  SessionRequestInput,
+  SessionResponse,
+  SessionResponseInput
+>('switchyard.v1.Inference', 'Session');
 
 const channelMessage = packageDefinition['switchyard.v1.ChannelMessage'] as MessageTypeDefinition<
   ChannelMessageInput,

@@ -56,6 +56,28 @@ export function toServiceError(thrown: unknown): Partial<StatusObject> & Error {
   return Object.assign(new Error(message), { code: error.grpcStatus, details: message, metadata });
 }
 
+/** The fields of an error in a message of the protocol. */
+export interface FailureFields {
+  code: string;
+  message: string;
+  details: string;
+}
+
+/** Any thrown value as the fields of a message. */
+export function toFailure(thrown: unknown): FailureFields {
+  const { code, message, details } = asSwitchyardError(thrown);
+  return { code, message: cutMessage(message), details: formatDetails(details) };
+}
+
+/** The error in a message, with `also` in its details. */
+export function fromFailure(
+  { code, message, details }: FailureFields,
+  also: ErrorDetails = {},
+): SwitchyardError {
+  const known = isErrorCode(code) ? code : 'INTERNAL';
+  return new SwitchyardError(known, cutMessage(message), { ...also, ...parseDetails(details) });
+}
+
 /** What a gRPC call failed with, as the SwitchyardError that the other side threw. */
 export function fromServiceError(thrown: unknown): SwitchyardError {
   if (thrown instanceof SwitchyardError) return thrown;

@@ -26,16 +26,17 @@ export function describeOnly({ description, view, version, watchers }: DescribeO
         router: '',
       }),
     WatchCluster: (call) => watchers.accept(call),
-    Forward: (call) => {
-      const routers = (view().nodes ?? []).filter(
-        ({ role, state }) => role === 'ROUTER' && (state === 'READY' || state === 'JOINING'),
-      );
-      const addresses = routers.map((node) => node.address).join(', ');
-      const advice = addresses === '' ? 'no router has joined yet' : `send batches to ${addresses}`;
-      const error = new SwitchyardError('NOT_READY', `this coordinator routes no batches; ${advice}`, {
-        routers: addresses,
-      });
-      call.emit('error', toServiceError(error));
-    },
+    Forward: (call) => call.emit('error', toServiceError(noRouter(view()))),
+    Session: (call) => call.emit('error', toServiceError(noRouter(view()))),
   };
+}
+
+function noRouter({ nodes }: ClusterViewInput): SwitchyardError {
+  const routers = (nodes ?? []).filter(
+    ({ role, state }) => role === 'ROUTER' && (state === 'READY' || state === 'JOINING'),
+  );
+  const addresses = routers.map((node) => node.address).join(', ');
+  const advice = addresses === '' ? 'no router has joined yet' : `send batches to ${addresses}`;
+  const text = `this coordinator routes no batches; ${advice}`;
+  return new SwitchyardError('NOT_READY', text, { routers: addresses });
 }

@@ -21,6 +21,8 @@ export interface RowsWay {
 export interface BatchCall extends RequestSource {
   /** The connection that it came by. */
   readonly peer: string;
+  /** How loudly its good end is logged. */
+  readonly loggedAt: 'info' | 'debug';
   /** What ends it early, and everything that works for it. */
   readonly end: BatchEnd;
   /** Call it first, and once. The deadline that the header has counts from here on. */

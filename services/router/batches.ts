@@ -103,7 +103,7 @@ export class Batches {
       const done = await this.runPlan(plan, call);
       metrics.batches.inc({ outcome: 'complete' });
       const seconds = (performance.now() - started) / 1000;
-      log.info({ event: 'batch-complete', batch: plan.batchId, ...done, seconds });
+      log[call.loggedAt]({ event: 'batch-complete', batch: plan.batchId, ...done, seconds });
     } catch (thrown) {
       const error = endedBy(call.end.signal, asSwitchyardError(thrown));
       call.fail(error);

@@ -134,6 +134,8 @@ export class Control {
   }
 
   private async until(met: () => boolean, waitMs: number, signal: AbortSignal): Promise<void> {
+    // The usual case costs nothing.
+    if (met() && !signal.aborted) return;
     const expired = new Deferred<'expired'>();
     const timer = setTimeout(() => expired.resolve('expired'), waitMs);
     const onAbort = () => expired.resolve('expired');

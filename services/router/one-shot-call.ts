@@ -30,7 +30,7 @@ export interface OneShotOptions {
 /** How much sooner than a deadline the timer of gRPC may end a call. */
 const timerSlackMs = 5;
 /** How long what a client has not read of an ended call is kept for it. */
-const unreadMsMax = 5_000;
+export const unreadMsMax = 5_000;
 const batchOver = new SwitchyardError('CANCELLED', 'the batch is over');
 const notReached = new SwitchyardError('LINK_LOST', 'the client sends its chunks over gRPC');
 
@@ -40,6 +40,7 @@ const notReached = new SwitchyardError('LINK_LOST', 'the client sends its chunks
  */
 export class OneShotCall implements BatchCall {
   readonly end = new BatchEnd();
+  readonly loggedAt = 'info';
   private readonly callDeadlineMs: number;
   private woken = new Deferred<void>();
   private halfClosed = false;
@@ -126,7 +127,8 @@ export class OneShotCall implements BatchCall {
   private nextOfCall(): ClientMessage | null {
     const request = this.call.read() as ForwardRequest | null;
     if (request === null) return null;
-    if (request.header) this.gate?.taken();
+    const taken = this.gate?.claim() ?? (() => {});
+    if (request.header) taken();
     if (request.chunk && this.channel?.used)
       throw invalidArgument('message on the stream', 'a chunk', 'half-close, as chunks come over UCX');
     // A client that cannot reach this end sends its chunks here after all.
@@ -134,7 +136,7 @@ export class OneShotCall implements BatchCall {
     return {
       request,
       rows: rowsOfMessage(request.chunk?.rows ?? new Uint8Array(0)),
-      taken: () => this.gate?.taken(),
+      taken,
     };
   }
 
@@ -185,7 +187,7 @@ export class OneShotCall implements BatchCall {
   private async welcome(header: ForwardHeader): Promise<void> {
     if (header.ucx === null) return;
     const { channels, stallMs } = this.options;
-    const { channel, declined } = await channels.accept(header, {
+    const { side: channel, declined } = await channels.accept(header, {
       stallMs,
       onChange: () => this.wake(),
       onFailure: (error) => this.end.abort(error),
@@ -239,7 +241,8 @@ export class OneShotCall implements BatchCall {
   }
 }
 
-function sendsNothing(stallMs: number): SwitchyardError {
+/** The error of a batch whose client owes a message. */
+export function sendsNothing(stallMs: number): SwitchyardError {
   const message =
     `the client has sent no whole message for ${stallMs} ms; allowed: less, as clientStallMs has it; ` +
     'expected: a header, rows, and half-close after the last token';

@@ -14,9 +14,12 @@ import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { version } from '../common/version.js';
 import { clusterState, Watchers } from '../common/watchers.js';
+import type { UcxAcceptor } from '../transport/handshake.js';
 import { Batches } from './batches.js';
 import { ByteBudget } from './budget.js';
+import { ChannelWindows } from './channel-windows.js';
 import { ClientChannels } from './client-channels.js';
+import { ClientSession, type SessionStream } from './client-session.js';
 import { channelBytesMax, messageRoomBytes, type RouterSettings } from './config.js';
 import { Control } from './control.js';
 import { Links } from './links.js';
@@ -61,7 +64,9 @@ export class Router {
   private readonly links: Links;
   private readonly control: Control;
   private readonly batches: Batches;
+  private readonly windows: ChannelWindows;
   private readonly channels: ClientChannels;
+  private readonly sessions = new Set<ClientSession>();
   private readonly watchers = new Watchers(() => this.clusterState());
   private readonly startedMs = performance.now();
   private stopping: Promise<void> | null = null;
@@ -117,13 +122,12 @@ export class Router {
       trace: options.trace,
       log,
     });
+    const { batchesMax, messageBytesMax } = config;
+    this.windows = new ChannelWindows({ bytesMax: channelBytesMax(config), messageBytesMax, batchesMax });
     this.channels = new ClientChannels({
-      host: config.host,
-      transport: config.transport,
-      messageBytesMax: config.messageBytesMax,
-      windowBytesMax: channelBytesMax(config),
+      acceptor: this.acceptor(),
+      windows: this.windows,
       routingBytesMax: () => this.control.routingBytesMax,
-      batchesMax: config.batchesMax,
       log,
     });
     this.messages = new ByteBudget(messageRoomBytes(config));
@@ -167,6 +171,7 @@ export class Router {
       joined: this.control.connected,
       epoch: this.control.view?.epoch ?? 0,
       batches: this.batches.liveCount,
+      sessions: this.sessions.size,
       budget: stateOf(this.budget),
       messages: stateOf(this.messages),
       links: this.links.open().map(({ worker, transport, lanes, reason, stats }) => ({
@@ -198,18 +203,40 @@ export class Router {
     }, drainMs);
     await drained;
     clearTimeout(timer);
+    for (const session of this.sessions) session.finish();
     await this.control.leave(reason);
     this.links.close();
     this.control.release();
+  }
+
+  /** This router as clients' offers of UCX are answered. */
+  private acceptor(): UcxAcceptor {
+    const { host, transport } = this.options.config;
+    return { host, transport, name: 'the router' };
+  }
+
+  private openSession(call: SessionStream): void {
+    if (call.cancelled) return;
+    const { windows, batches, options } = this;
+    const session = new ClientSession(call, {
+      router: options.name,
+      stallMs: options.config.clientStallMs,
+      acceptor: this.acceptor(),
+      windows,
+      batches,
+      log: options.log,
+      onEnd: () => this.sessions.delete(session),
+    });
+    this.sessions.add(session);
   }
 
   private handlers(): InferenceHandlers {
     return {
       Forward: (call) => {
         const { channels, options } = this;
-        const { clientStallMs: stallMs } = options.config;
-        this.batches.accept(new OneShotCall(call, { stallMs, channels }));
+        this.batches.accept(new OneShotCall(call, { channels, stallMs: options.config.clientStallMs }));
       },
+      Session: (call) => this.openSession(call),
       DescribeModel: (_call, answer) => {
         const model = this.control.model;
         if (model === null) answer(toServiceError(this.unknownCluster()));

@@ -56,8 +56,6 @@ export class ChunkChannel {
   /** What the peer may send now. */
   private allowedBytes = 0;
   private closed = false;
-  /** Of messages whose memory is in use, if the channel tells. */
-  private readonly leaving = new Set<() => void>();
 
   /** Throws INVALID_ARGUMENT for a key of another length. */
   constructor(
@@ -129,16 +127,7 @@ export class ChunkChannel {
    * no memory any more, by a channel that tells.
    */
   send(chunk: ChunkInput, rows: OutgoingRows, left?: () => void): void {
-    const sent = left && this.whenLeft(left);
-    this.port.send({ make: () => ({ chunk }), rows, done: () => {}, sent });
-  }
-
-  private whenLeft(left: () => void): () => void {
-    const once = () => {
-      if (this.leaving.delete(once)) left();
-    };
-    this.leaving.add(once);
-    return once;
+    this.port.send({ make: () => ({ chunk }), rows, done: () => {}, sent: left });
   }
 
   /** As `send`, of rows that are copied once, off the JS thread. Resolves when they are copied. */
@@ -204,10 +193,7 @@ export class ChunkChannel {
     this.opening.reject(reason);
     this.credits?.close(reason);
     for (const { slab } of this.arrived.splice(0)) slab.release();
-    const over = reason.code === 'LINK_LOST' ? this.port.abandon() : this.port.destroy({ flush });
-    void over.then(() => {
-      for (const left of this.leaving) left();
-    });
+    this.port.close(reason, { flush });
   }
 
   private fail(error: SwitchyardError): void {

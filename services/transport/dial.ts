@@ -141,7 +141,7 @@ class RouterLink implements Link {
     const ucx = this.options.transport === 'grpc' ? null : ucxOrNull(this.options.host);
     if (ucx === null) return null;
     const port = new UcxPort(ucx, {
-      codec: exchangeCodec.router,
+      codec: exchangeCodec.client,
       key,
       rowBytesMax: this.options.resultBytesMax,
       rowBytesInFlightMax: creditBytesMax,

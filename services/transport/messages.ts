@@ -1,17 +1,11 @@
-import {
-  asSwitchyardError,
-  type ErrorDetails,
-  invalidArgument,
-  isErrorCode,
-  SwitchyardError,
-} from '../common/errors.js';
+import { invalidArgument, type SwitchyardError } from '../common/errors.js';
 import type { BatchMeta, BatchMetaInput } from '../common/generated/switchyard/v1/BatchMeta.js';
 import type {
   ExchangeFailure,
   ExchangeFailureInput,
 } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
-import { cutMessage, formatDetails, parseDetails } from '../common/status.js';
+import { fromFailure, toFailure } from '../common/status.js';
 import { rowsBytes, tooManyRows } from './limits.js';
 import type { TokenBatchMeta } from './link.js';
 
@@ -135,13 +129,10 @@ function checkedWeights(bytes: Uint8Array, entries: number, needed: boolean): Fl
 }
 
 export function toWireFailure(exchange: number, thrown: unknown): ExchangeFailureInput {
-  const { code, message, details } = asSwitchyardError(thrown);
-  return { exchange, code, message, details: formatDetails(details) };
+  return { exchange, ...toFailure(thrown) };
 }
 
 /** The worker's error as the router throws it, with the name of the worker added. */
 export function fromWireFailure(failure: ExchangeFailure, worker: string): SwitchyardError {
-  const code = isErrorCode(failure.code) ? failure.code : 'INTERNAL';
-  const details: ErrorDetails = { worker, ...parseDetails(failure.details) };
-  return new SwitchyardError(code, cutMessage(failure.message), details);
+  return fromFailure(failure, { worker });
 }

@@ -1,4 +1,5 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
+import type { UcxFabric } from '../../native/index.js';
 import type { Access } from '../common/access.js';
 import {
   asSwitchyardError,
@@ -20,10 +21,11 @@ import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { Answers } from './answers.js';
 import { MessageWriter } from './grpc/writer.js';
+import { acceptUcx } from './handshake.js';
 import type { TokenBatchHandler, TransportChoice, TransportKind } from './link.js';
 import { checkLink, isLinkProof, type LinkProof } from './link-key.js';
 import { type ArrivedRows, dropRows, type MessagePort, type Outgoing, rowsOfMessage } from './port.js';
-import { UcxPort, ucxLoss, ucxOrNull, whyNoUcx } from './ucx/port.js';
+import { UcxPort, ucxLoss } from './ucx/port.js';
 import { LinkWindows } from './windows.js';
 
 export interface LinkServiceOptions {
@@ -227,32 +229,29 @@ class WorkerLink {
   }
 
   /** Takes or declines a router's offer of UCX. Messages are sent there once the router has been heard there. */
-  private async openUcx({ ucx: end, ucxKey }: LinkHello): Promise<AboutUcx> {
-    if (!end) return {};
-    const { transport, worker, messageBytesMax } = this.options;
-    const ucx = transport === 'grpc' ? null : ucxOrNull(this.options.host);
-    if (ucx === null) return { ucxDeclined: whyNoUcx(transport, `worker ${worker}`) };
-    try {
-      const port = new UcxPort(ucx, {
-        codec: exchangeCodec.worker,
-        key: ucxKey,
-        rowBytesMax: messageBytesMax,
-        rowBytesInFlightMax: this.windowBytes,
-        reportSends: Boolean(this.options.trace),
-      });
-      this.ucx = port;
-      port
-        .receive((message, rows, metadataBytes) => this.receive(message, rows, 'ucx', metadataBytes))
-        .catch((error) => this.fail(error.code === 'LINK_LOST' ? ucxLoss(error.message) : error));
-      await port.connect(end);
-      return { ucx: port.end };
-    } catch (thrown) {
-      this.ucx?.destroy();
-      this.ucx = null;
-      const error = asSwitchyardError(thrown);
-      if (error.code === 'INVALID_ARGUMENT') throw error;
-      return { ucxDeclined: `worker ${worker} has no way over UCX: ${error.message}` };
-    }
+  private async openUcx(hello: LinkHello): Promise<AboutUcx> {
+    if (hello.ucx === null) return {};
+    const { transport, worker, host } = this.options;
+    const acceptor = { host, transport, name: `worker ${worker}` };
+    const { side, declined } = await acceptUcx(hello, acceptor, (ucx) => this.ucxPort(ucx, hello.ucxKey));
+    if (side === null) return { ucxDeclined: declined };
+    this.ucx = side;
+    if (this.over) side.abandon();
+    return { ucx: side.end };
+  }
+
+  private ucxPort(ucx: UcxFabric, key: Uint8Array): UcxPort<WorkerMessageInput, RouterMessage> {
+    const port = new UcxPort(ucx, {
+      codec: exchangeCodec.server,
+      key,
+      rowBytesMax: this.options.messageBytesMax,
+      rowBytesInFlightMax: this.windowBytes,
+      reportSends: Boolean(this.options.trace),
+    });
+    port
+      .receive((message, rows, metadataBytes) => this.receive(message, rows, 'ucx', metadataBytes))
+      .catch((error) => this.fail(error.code === 'LINK_LOST' ? ucxLoss(error.message) : error));
+    return port;
   }
 
   private moveToUcx(): void {

@@ -38,7 +38,7 @@ describe('a message that is long', () => {
       await until(() => here.length === arrived && room.waiting === 5 - arrived);
       expect(room.used).toBeGreaterThanOrEqual(bytes);
       expect(gateOf(here.at(-1)!)!.waiting).toBe(false);
-      gateOf(here.at(-1)!)!.taken();
+      gateOf(here.at(-1)!)!.claim()();
     }
     expect(room.used).toBe(0);
   });
@@ -83,7 +83,7 @@ test('short messages come in without', async () => {
   const read = (call: Call) =>
     call.on('data', () => {
       seen += 1;
-      gateOf(call)!.taken();
+      gateOf(call)!.claim()();
     });
   const { address } = await serve({ services: [{ ...inference('m', read), messageRoom: room }] });
   const client = connect(clients.Inference, address, { token: null, messageBytesMax });

@@ -47,7 +47,7 @@ function send(channel: UcxChannel, metadata: Uint8Array, rowsBytes = 0): void {
   slab.release();
 }
 
-const encoded = (message: RouterMessageInput) => exchangeCodec.router.serialize(message);
+const encoded = (message: RouterMessageInput) => exchangeCodec.client.serialize(message);
 const hello: RouterMessageInput = {
   hello: { modelFingerprint: 'f', epoch: 1, resultBytesMax: messageBytesMax },
 };
@@ -80,7 +80,7 @@ async function routerOnUcx(address: string) {
   const listen = async () => {
     for (;;) {
       for (const [slab, , metadata] of (await channel.receive()).messages) {
-        received.push(exchangeCodec.router.deserialize(metadata));
+        received.push(exchangeCodec.client.deserialize(metadata));
         slab.release();
       }
     }
@@ -199,8 +199,8 @@ onUcx('a wrong key, and a channel that is closed or never was, are refused and c
 });
 
 onUcx.each<[string, LinkHelloInput, string]>([
-  ['a key that is too short', { ucxKey: Buffer.alloc(15) }, 'key.length is 15'],
-  ['no key', { ucxKey: Buffer.alloc(0) }, 'key.length is 0'],
+  ['a key that is too short', { ucxKey: Buffer.alloc(15) }, 'ucx_key is "15 bytes"'],
+  ['no key', { ucxKey: Buffer.alloc(0) }, 'ucx_key is "0 bytes"'],
   ['an address without its seal', { ucx: { address: Buffer.alloc(80, 3), channel: 1 } }, 'ucx.seal is ""'],
   [
     'an address that is damaged',

@@ -41,6 +41,10 @@ Napi::Value Operation::start(const Napi::CallbackInfo& info, const char* name, c
   const Napi::Promise promise = operation->deferred_.Promise();
   try {
     prepare(info, *operation);
+    if (operation->brief) {
+      operation->run_now(info.Env());
+      return promise;
+    }
     operation->completions_->begin(operation->keeps_process);
   } catch (...) {
     operation->deferred_.Reject(to_js_error(info.Env(), name, std::current_exception()).Value());
@@ -57,6 +61,15 @@ void Operation::launch(std::unique_ptr<Operation> operation) {
   const auto task = [raw] { raw->execute(); };
   if (executor) executor(task);
   else pool().submit(task);
+}
+
+void Operation::run_now(Napi::Env env) noexcept {
+  try {
+    run();
+  } catch (...) {
+    error_ = std::current_exception();
+  }
+  settle(env);
 }
 
 void Operation::execute() noexcept {

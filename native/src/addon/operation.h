@@ -35,6 +35,8 @@ class Operation {
   std::function<Napi::Value(Napi::Env)> result;
   /** Hands a task to the thread that shall run it; by default the pool for row operations. */
   std::function<void(std::function<void()>)> executor;
+  /** It takes less time than to hand it over and to be woken: it runs at once, on the JS thread. */
+  bool brief = false;
   /** Whether the process stays for it, if nothing else keeps it. */
   bool keeps_process = true;
 
@@ -47,6 +49,7 @@ class Operation {
   Operation(Napi::Env env, const char* name);
 
   static void launch(std::unique_ptr<Operation> operation);
+  void run_now(Napi::Env env) noexcept;
   void execute() noexcept;
 
   const char* name_;
@@ -55,6 +58,9 @@ class Operation {
   std::vector<Napi::Reference<Napi::Value>> held_;
   std::exception_ptr error_;
 };
+
+/** Whether an operation that reads or writes so many elements of rows is brief: it takes a few microseconds. */
+constexpr bool is_brief(uint64_t elements) { return elements <= 32 * 1024; }
 
 /** Calls `body` for a call that returns no promise: every error leaves with its code and `name`. */
 Napi::Value guard(const Napi::CallbackInfo& info, const char* name, const std::function<Napi::Value()>& body);

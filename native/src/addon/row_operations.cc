@@ -61,6 +61,7 @@ void prepare_copy_in(const Napi::CallbackInfo& info, Operation& operation) {
   const SlabRef target = SlabHandle::of(info[1], "target");
   const uint64_t offset = to_integer(info[2], "byteOffset", 0, safe_integer_max);
   check_range(target, "byteOffset", offset, source.bytes.size());
+  operation.brief = is_brief(source.bytes.size() / sizeof(uint16_t));
   operation.run = [=] { copy_in_parallel(target->data() + offset, source.bytes.data(), source.bytes.size()); };
   operation.result = [](Napi::Env env) { return env.Undefined(); };
 }
@@ -84,6 +85,7 @@ void prepare_copy_out(const Napi::CallbackInfo& info, Operation& operation) {
   const auto target = to_span<uint8_t>(info[2], "target");
   operation.hold(info[2]);
   check_range(source, "byteOffset", offset, target.size());
+  operation.brief = is_brief(target.size() / sizeof(uint16_t));
   operation.run = [=] { copy_in_parallel(target.data(), source->data() + offset, target.size()); };
   operation.result = [](Napi::Env env) { return env.Undefined(); };
 }
@@ -103,6 +105,7 @@ void prepare_pack(const Napi::CallbackInfo& info, Operation& operation) {
     if (index >= row_count) throw_invalid("indices", index, "below " + std::to_string(row_count));
   }
   const auto output = result_slab(operation);
+  operation.brief = is_brief(indices.size() * hidden);
   operation.run = [=] {
     *output = allocate_rows(indices.size(), hidden, tail);
     for_rows(indices.size(), hidden, [&](size_t first, size_t count) {
@@ -161,6 +164,7 @@ void prepare_combine(const Napi::CallbackInfo& info, Operation& operation) {
                                : slab_of_rows(options.value("residual"), "residual", routed->row_count, hidden);
   const Parts parts = to_parts(options.value("parts"), *routed, exact, hidden);
   const auto combined = std::make_shared<Combined>();
+  operation.brief = is_brief(routed->row_count * (exact ? routed->top_k : parts.parts.size()) * hidden);
   operation.run = [=] {
     const std::span<const float> weights = weighted ? std::span<const float>(routed->weights) : std::span<const float>();
     const CombinePlan plan =
@@ -184,6 +188,7 @@ void prepare_reduce(const Napi::CallbackInfo& info, Operation& operation) {
   const auto weights = held_span<float>(operation, options.value("weights"), "weights", indices.size());
   const SlabRef rows = slab_of_rows(options.value("rows"), "rows", indices.size(), hidden);
   const auto combined = std::make_shared<Combined>();
+  operation.brief = is_brief((indices.size() + output_rows) * hidden);
   operation.run = [=] {
     combine(plan_reduce(rows_of(rows), indices, weights, output_rows, hidden), hidden, SlabRef(), *combined);
   };

@@ -226,6 +226,8 @@ Napi::Value UcxChannelHandle::send_rows(const Napi::CallbackInfo& info) {
 
 Napi::Value UcxChannelHandle::receive(const Napi::CallbackInfo& info) {
   return Operation::start(info, "receive", [this](const Napi::CallbackInfo&, Operation& operation) {
+    // Who waits for a peer has a stream to it beside, or serves.
+    operation.keeps_process = false;
     const auto arrivals = std::make_shared<UcxArrivals>();
     const std::shared_ptr<UcxPort> port = native();
     const auto refused = std::make_shared<Failure>();

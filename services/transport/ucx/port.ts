@@ -6,6 +6,7 @@ import { asSwitchyardError, invalidArgument, SwitchyardError } from '../../commo
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
 import { metadataBytesMax } from '../../common/grpc-channel.js';
 import type { StreamCodec } from '../../common/protocol.js';
+import { nowMicroseconds } from '../../common/trace.js';
 import type { TransportChoice } from '../link.js';
 import type { ArrivedRows, MessagePort, Outgoing } from '../port.js';
 
@@ -17,14 +18,15 @@ export interface UcxPortOptions<Out, In> {
   rowBytesMax: number;
   /** Rows that may be under way to this end, as its credits allow. */
   rowBytesInFlightMax: number;
-  /** Whether those who send hear when their messages have left. Default: no. */
+  /** Whether those who send hear when their messages have left, or never will. Default: no. */
   reportSends?: boolean;
 }
 
 /** How long a link that only TCP carries waits for its stream before it opens without, and how often it looks. */
 const streamMsMax = 1000;
 const streamMsBetween = 10;
-const keyBytes = 16;
+/** Of a channel's secret. */
+export const keyBytes = 16;
 const sealBytes = 8;
 /** Messages without rows, and metadata, beside what credits count. */
 const inboxBytesBeside = 16 * 1024 * 1024;
@@ -117,12 +119,21 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
 
   /** Messages go out at once: what is under way is bounded by the credits of the stream above. */
   send(outgoing: Outgoing<Out>): void {
+    const { done, sent } = outgoing;
+    const tells = this.options.reportSends ?? false;
+    if (tells && !this.closed) this.sending.push(sent);
     if (!this.closed) this.transmit(outgoing);
-    outgoing.done();
+    else if (tells) sent?.(nowMicroseconds());
+    done();
   }
 
   withdraw(): boolean {
     return false;
+  }
+
+  /** Ends it for `reason`: after a loss the way to the peer is made anew for later ports. `flush` as for `destroy`. */
+  close(reason: SwitchyardError, { flush } = { flush: false }): void {
+    void (reason.code === 'LINK_LOST' ? this.abandon() : this.destroy({ flush }));
   }
 
   /** `flush`: what was sent may still leave. Resolves when no message uses memory any more. */
@@ -130,6 +141,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     if (this.closed) return;
     this.closed = true;
     await (flush ? this.channel.close() : this.channel.close(0));
+    this.tellAllSent();
   }
 
   /** As `destroy`, of a port that was lost: the way to the peer is made anew for later ones. */
@@ -137,16 +149,21 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     if (this.closed) return;
     this.closed = true;
     await this.channel.abandon();
+    this.tellAllSent();
+  }
+
+  /** Nothing uses memory any more. */
+  private tellAllSent(): void {
+    for (const sent of this.sending.splice(0)) sent?.(nowMicroseconds());
   }
 
   /** What cannot be sent ends the channel, and `receive` tells. */
-  private transmit({ make, rows, sent }: Outgoing<Out>): void {
+  private transmit({ make, rows }: Outgoing<Out>): void {
     try {
       const metadata = this.options.codec.serialize(make());
       if (rows === null) this.sendMetadata(metadata);
       else if (rows.gather === undefined) this.channel.send(rows.slab, rows.bytes, metadata);
       else this.channel.sendRows(rows.slab, rows.gather.rowBytes, rows.gather.selected, metadata);
-      if (this.options.reportSends) this.sending.push(sent);
     } catch (thrown) {
       this.failure ??= asSwitchyardError(thrown);
       void this.channel.close(0);

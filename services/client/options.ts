@@ -1,0 +1,43 @@
+import type { ForwardOptionsInput } from '../common/generated/switchyard/v1/ForwardOptions.js';
+
+/** What is to be done with the tokens of a batch. */
+export interface BatchOptions {
+  batchId?: string;
+  /** Model layers, both included. Default: all. */
+  layers?: { first: number; last: number };
+  /** RMSNorm before the gate. Default: the cluster's, which is on. */
+  norm?: boolean;
+  /** Add the layer's input to its output. Default: the cluster's, which is on. */
+  residual?: boolean;
+  combine?: 'exact' | 'partial';
+  /** Selection bias from the load feedback loop. Default: as the cluster is configured. */
+  feedback?: boolean;
+  returnRouting?: boolean;
+  /** End the batch at the first token that holds NaN or infinity, as it comes or after a layer, instead of counting them. */
+  refuseNonFinite?: boolean;
+  /** Tokens per chunk of the routers' pipeline. Default: the routers' choice. */
+  chunkTokens?: number;
+  /** The batch ends with DEADLINE_EXCEEDED if it takes longer. */
+  deadlineMs?: number;
+}
+
+const toggle = (value: boolean | undefined) => (value === undefined ? 'DEFAULT' : value ? 'ON' : 'OFF');
+
+/** `given`: the batch brings its routing. */
+export function protocolOptions(options: BatchOptions, given: boolean): ForwardOptionsInput {
+  return {
+    norm: toggle(options.norm),
+    residual: toggle(options.residual),
+    combine: options.combine === 'partial' ? 'PARTIAL' : 'EXACT',
+    feedback: toggle(options.feedback),
+    routing: given ? 'GIVEN' : 'GATE',
+    returnRouting: options.returnRouting ?? false,
+    refuseNonFinite: options.refuseNonFinite ?? false,
+    chunkTokens: options.chunkTokens ?? 0,
+  };
+}
+
+/** The header's range of layers. */
+export function protocolLayers({ layers }: BatchOptions): { firstLayer: number; lastLayer?: number } {
+  return layers === undefined ? { firstLayer: 0 } : { firstLayer: layers.first, lastLayer: layers.last };
+}

@@ -1,0 +1,328 @@
+import type { Socket } from 'node:net';
+import { type ClientDuplexStream, type StatusObject, status } from '@grpc/grpc-js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
+import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
+import type { SessionAnswer } from '../common/generated/switchyard/v1/SessionAnswer.js';
+import type { SessionRequestInput } from '../common/generated/switchyard/v1/SessionRequest.js';
+import type { SessionResponse } from '../common/generated/switchyard/v1/SessionResponse.js';
+import type { SessionWelcome } from '../common/generated/switchyard/v1/SessionWelcome.js';
+import { connect } from '../common/grpc-channel.js';
+import { abortError, Deferred } from '../common/lifecycle.js';
+import { clients } from '../common/protocol.js';
+import { fromFailure } from '../common/status.js';
+import { chunkCost } from '../transport/chunk-size.js';
+import { Credits } from '../transport/credits.js';
+import type { TransportChoice, TransportKind } from '../transport/link.js';
+import { answerBytesMax } from './connections.js';
+import { hostOf, routerError, routerLost } from './router-stream.js';
+import type { SessionPort, TakeRows } from './session-port.js';
+import type { RouterSummary } from './summary.js';
+import { noWay, openSessionPort } from './ucx.js';
+
+export interface RouterSessionOptions {
+  /** host:port */
+  router: string;
+  token: string | null;
+  transport: TransportChoice;
+  /** Routers that UCX did not reach, and until when (performance.now) `auto` does not try it again. */
+  unreachable: Map<string, number>;
+}
+
+/** What a batch sends. */
+export interface SessionInput {
+  header: ForwardHeaderInput;
+  rows: Uint8Array;
+  experts: Uint8Array | null;
+  weights: Uint8Array | null;
+}
+
+/** Tokens of a batch that are done, from `offset` on, and their routing, if it was asked for. */
+export interface SessionPart {
+  offset: number;
+  rows: Uint8Array;
+  experts: Uint8Array;
+  weights: Uint8Array;
+}
+
+/** What a batch gets: its parts in any order. */
+export interface SessionOutput {
+  parts: SessionPart[];
+  summary: RouterSummary;
+}
+
+/** A batch under way. */
+interface Pending {
+  readonly parts: Promise<SessionPart>[];
+  readonly done: Deferred<SessionOutput>;
+  /** Gives back what it takes of the session. */
+  readonly giveBack: () => void;
+}
+
+type SessionCall = ClientDuplexStream<SessionRequestInput, SessionResponse>;
+
+/** How long the welcome, and the way over UCX, may take. */
+const openMsMax = 5_000;
+/** How long `auto` leaves UCX alone after it was not reached. */
+const retryMs = 60_000;
+/** Routing of a batch over UCX, at most: it travels in a message's metadata. */
+const routingBytesMax = 512 * 1024;
+const never = new AbortController().signal;
+
+/** A stream to one router, on a connection of its own, and a UCX channel beside it where both ends have UCX. It keeps no process alive without a batch. */
+export class RouterSession {
+  transport: TransportKind = 'grpc';
+  /** What carries the rows, for example "mapped posix". */
+  lanes = 'http2';
+  /** Batches that wait or are under way. */
+  underWay = 0;
+  private readonly client: InferenceClient;
+  private readonly call: SessionCall;
+  private readonly sockets = new Set<Socket>();
+  private port: SessionPort | null = null;
+  /** How many batches, and what they may cost over UCX. */
+  private slots: Credits | null = null;
+  private window: Credits | null = null;
+  private readonly pending = new Map<number, Pending>();
+  private lastNumber = 0;
+  private welcomes = [new Deferred<SessionWelcome>(), new Deferred<SessionWelcome>()] as const;
+  private readonly opening: Promise<void>;
+  private ended: SwitchyardError | null = null;
+
+  constructor(private readonly options: RouterSessionOptions) {
+    const { router, token } = options;
+    const onSocket = (socket: Socket) => {
+      this.sockets.add(socket);
+      socket.once('close', () => this.sockets.delete(socket));
+    };
+    this.client = connect(clients.Inference, router, { token, messageBytesMax: answerBytesMax, onSocket });
+    this.call = this.client.session();
+    this.call.on('data', (message: SessionResponse) => this.receive(message, null));
+    this.call.on('status', (result: StatusObject) => this.lose(whyEnded(result, router)));
+    // The status says the same.
+    this.call.on('error', () => {});
+    for (const { promise } of this.welcomes) promise.catch(() => {});
+    this.hold();
+    this.opening = this.open().finally(() => this.letGo());
+    this.opening.catch((error) => this.lose(asSwitchyardError(error)));
+  }
+
+  /** host:port */
+  get router(): string {
+    return this.options.router;
+  }
+
+  /** Why it takes no batches any more; null: it does. */
+  get failure(): SwitchyardError | null {
+    return this.ended;
+  }
+
+  /** Resolves when batches can be sent; rejects with why they cannot. */
+  get opened(): Promise<void> {
+    return this.opening;
+  }
+
+  /**
+   * Sends a batch as soon as the session has room for it. Rejects with what the router refuses it with or it failed with, with
+   * ROUTER_LOST when the router is gone, and with the signal's reason; the router is then told.
+   */
+  async send(input: SessionInput, signal: AbortSignal = never): Promise<SessionOutput> {
+    this.hold();
+    try {
+      await this.opening;
+      const routingBytes = (input.experts?.byteLength ?? 0) + (input.weights?.byteLength ?? 0);
+      const cost = chunkCost(input.rows.byteLength, routingBytes);
+      const fits = routingBytes <= routingBytesMax && cost <= (this.window?.capacity ?? 0);
+      await this.slots!.acquire(1, signal);
+      try {
+        if (fits) await this.window!.acquire(cost, signal);
+      } catch (error) {
+        this.slots!.release(1);
+        throw error;
+      }
+      const giveBack = () => {
+        this.slots!.release(1);
+        if (fits) this.window!.release(cost);
+      };
+      if (this.ended !== null) throw this.ended;
+      return await this.exchange(input, fits ? this.port : null, giveBack, signal);
+    } finally {
+      this.letGo();
+    }
+  }
+
+  /** Ends it, and all batches under way, with `reason`. Idempotent. */
+  lose(reason: SwitchyardError): void {
+    if (this.ended !== null) return;
+    this.ended = reason;
+    for (const { reject } of this.welcomes) reject(reason);
+    this.slots?.close(reason);
+    this.window?.close(reason);
+    for (const { done } of this.pending.values()) done.reject(reason);
+    this.pending.clear();
+    this.port?.close(reason);
+    this.call.cancel();
+    this.client.close();
+  }
+
+  private async exchange(
+    input: SessionInput,
+    port: SessionPort | null,
+    giveBack: () => void,
+    signal: AbortSignal,
+  ): Promise<SessionOutput> {
+    const send = await this.prepare(input, port, giveBack);
+    // Whatever comes in the meantime, numbers ascend on the wire.
+    this.lastNumber += 1;
+    const number = this.lastNumber;
+    const pending: Pending = { parts: [], done: new Deferred(), giveBack };
+    pending.done.promise.catch(() => {});
+    this.pending.set(number, pending);
+    const onAbort = () => {
+      pending.done.reject(abortError(signal));
+      this.say({ cancel: { number } }, port);
+    };
+    signal.addEventListener('abort', onAbort, { once: true });
+    try {
+      send(number);
+      return await pending.done.promise;
+    } finally {
+      signal.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /** Returns what sends the batch. Over UCX its rows are copied first. */
+  private async prepare(
+    { header, rows, experts, weights }: SessionInput,
+    port: SessionPort | null,
+    giveBack: () => void,
+  ): Promise<(number: number) => void> {
+    const batch = { header, ...(experts && weights && { experts, weights }) };
+    if (port === null)
+      return (number) => this.call.write({ batch: { number, ...batch, rows: rows as Buffer } });
+    try {
+      const send = await port.prepare(batch, rows);
+      if (this.ended === null) return send;
+      throw this.ended;
+    } catch (error) {
+      giveBack();
+      throw error;
+    }
+  }
+
+  private say(message: SessionRequestInput, port: SessionPort | null): void {
+    if (this.ended !== null) return;
+    if (port === null) this.call.write(message);
+    else port.say(message);
+  }
+
+  private async open(): Promise<void> {
+    const { transport, router, unreachable } = this.options;
+    const late = new Deferred<never>();
+    late.promise.catch(() => {});
+    const timer = setTimeout(() => {
+      const text = `router ${router} did not open the session within ${openMsMax} ms`;
+      late.reject(new SwitchyardError('LINK_LOST', text));
+    }, openMsMax);
+    try {
+      const reason = await this.offer();
+      const { ucx, ucxDeclined, batchesMax, windowBytes } = await Promise.race([
+        this.welcomes[0].promise,
+        late.promise,
+      ]);
+      this.slots = new Credits(batchesMax, { setting: 'batches of a session', node: `router ${router}` });
+      if (this.port !== null && ucx !== null) {
+        await this.port.connect(ucx);
+        this.port.say({ hello: {} });
+        await Promise.race([this.welcomes[1].promise, late.promise]).catch((error) => {
+          unreachable.set(router, performance.now() + retryMs);
+          throw noWay(asSwitchyardError(error).message);
+        });
+        this.lanes = await this.port.lanes();
+        this.transport = 'ucx';
+        this.window = new Credits(windowBytes, {
+          setting: 'window of the session',
+          node: `router ${router}`,
+        });
+      } else if (transport === 'ucx') {
+        throw noWay(reason ?? `router ${router} takes batches over gRPC alone: ${ucxDeclined}`);
+      }
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Says hello, with an offer of UCX where that is to be. Returns why it is not. */
+  private async offer(): Promise<string | null> {
+    const { transport, router, unreachable } = this.options;
+    let reason: string | null = 'transport is grpc';
+    const tries = transport === 'ucx' || performance.now() >= (unreachable.get(router) ?? 0);
+    if (transport !== 'grpc' && tries) {
+      try {
+        this.port = await openSessionPort(hostOf(router), {
+          onMessage: (message, rows) => this.receive(message, rows),
+          onFailure: (error) => this.lose(routerLost(router, error)),
+        });
+        reason = null;
+      } catch (error) {
+        reason = asSwitchyardError(error).message;
+      }
+    }
+    this.call.write({ hello: this.port?.offer ?? {} });
+    return reason;
+  }
+
+  private receive(message: SessionResponse, rows: TakeRows | null): void {
+    const { welcome, answer, failure } = message;
+    if (welcome) this.welcomes[rows === null ? 0 : 1].resolve(welcome);
+    else if (answer) this.answered(answer, rows);
+    else if (failure) this.take(failure.number)?.done.reject(fromFailure(failure, { router: this.router }));
+  }
+
+  private answered(
+    { number, offset, experts, weights, rows: inside, summary }: SessionAnswer,
+    outside: TakeRows | null,
+  ): void {
+    const pending = this.pending.get(number);
+    const rows = outside === null ? Promise.resolve(inside) : outside();
+    const part = rows.then((own) => ({ offset, rows: own, experts, weights }));
+    part.catch(() => {});
+    if (pending === undefined) return;
+    pending.parts.push(part);
+    if (summary === null) return;
+    this.take(number);
+    const { transport, lanes } = outside === null ? grpcWay : this;
+    Promise.all(pending.parts).then(
+      (parts) => pending.done.resolve({ parts, summary: { ...summary, transport, lanes } }),
+      (error) => pending.done.reject(error),
+    );
+  }
+
+  /** A batch that is over for the router; null: none has this number. */
+  private take(number: number): Pending | null {
+    const pending = this.pending.get(number) ?? null;
+    if (pending === null) return null;
+    this.pending.delete(number);
+    pending.giveBack();
+    return pending;
+  }
+
+  /** Keeps the process alive while there is something to wait for. */
+  private hold(): void {
+    this.underWay += 1;
+    if (this.underWay === 1) for (const socket of this.sockets) socket.ref();
+  }
+
+  private letGo(): void {
+    this.underWay -= 1;
+    if (this.underWay === 0) for (const socket of this.sockets) socket.unref();
+  }
+}
+
+const grpcWay = { transport: 'grpc', lanes: 'http2' } as const;
+
+function whyEnded(result: StatusObject, router: string): SwitchyardError {
+  if (result.code !== status.OK) return routerError(result, router);
+  const text = `router ${router} is stopping and has ended the session; it did not begin this batch`;
+  return new SwitchyardError('DRAINING', text, { router });
+}

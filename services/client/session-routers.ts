@@ -1,0 +1,95 @@
+import { SwitchyardError } from '../common/errors.js';
+import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
+import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
+import type { RouterSession } from './router-session.js';
+import { isNear, openRouters } from './routers.js';
+
+export interface SessionRoutersOptions {
+  /** Use no more than so many; null: all. */
+  routers: number | null;
+  /** Opens a stream. Rejects with NOT_READY if the router cannot be reached. */
+  open: (router: RouterDescription) => Promise<RouterSession>;
+}
+
+interface Stream {
+  /** Opened, or about to be. */
+  session: Promise<RouterSession>;
+  opened: RouterSession | null;
+}
+
+/** How long a router that no stream could be opened to is left alone. */
+const downMs = 5_000;
+
+/** The streams of a session: one to each router that has got a batch. */
+export class SessionRouters {
+  private readonly streams = new Map<string, Stream>();
+  private readonly downUntilMs = new Map<string, number>();
+  private turn = 0;
+  private ended: SwitchyardError | null = null;
+
+  constructor(private readonly options: SessionRoutersOptions) {}
+
+  /**
+   * The stream for the next batch: to the router on this host, or else on another, that has the fewest batches of this session.
+   * Rejects with why none can be opened.
+   */
+  async pick(state: ClusterState): Promise<RouterSession> {
+    const order = this.order(openRouters(state));
+    if (order.length === 0)
+      throw new SwitchyardError('NOT_READY', 'the cluster is not ready: no router takes batches');
+    const failures: unknown[] = [];
+    for (const router of order) {
+      try {
+        return await this.streamTo(router);
+      } catch (error) {
+        failures.push(error);
+        this.downUntilMs.set(router.address, performance.now() + downMs);
+      }
+    }
+    throw failures[0];
+  }
+
+  /** Ends all streams with `reason`. */
+  end(reason: SwitchyardError): void {
+    this.ended = reason;
+    for (const { session } of this.streams.values())
+      session.then(
+        (open) => open.lose(reason),
+        () => {},
+      );
+    this.streams.clear();
+  }
+
+  /** Those that were not reached a moment ago come last, before them those of other hosts. */
+  private order(routers: readonly RouterDescription[]): RouterDescription[] {
+    this.turn += 1;
+    const now = performance.now();
+    const ranked = routers.map((_, index) => {
+      const router = routers[(index + this.turn) % routers.length]!;
+      const { address } = router;
+      const rank = (this.downUntilMs.get(address) ?? 0) > now ? 2 : isNear(router) ? 0 : 1;
+      return { router, rank, underWay: this.streams.get(address)?.opened?.underWay ?? 0 };
+    });
+    ranked.sort((a, b) => a.rank - b.rank || a.underWay - b.underWay);
+    return ranked.slice(0, this.options.routers ?? ranked.length).map(({ router }) => router);
+  }
+
+  private async streamTo(router: RouterDescription): Promise<RouterSession> {
+    if (this.ended !== null) throw this.ended;
+    const { address } = router;
+    const known = this.streams.get(address);
+    if (known?.opened?.failure === null) return known.opened;
+    if (known !== undefined && known.opened === null) return known.session;
+    const stream: Stream = { session: this.options.open(router), opened: null };
+    this.streams.set(address, stream);
+    try {
+      const opened = await stream.session;
+      stream.opened = opened;
+      if (this.ended !== null) opened.lose(this.ended);
+      return opened;
+    } catch (error) {
+      this.streams.delete(address);
+      throw error;
+    }
+  }
+}

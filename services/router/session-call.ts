@@ -1,0 +1,208 @@
+import { native, type Slab, type SlabRange } from '../../native/index.js';
+import { invalidArgument, type SwitchyardError } from '../common/errors.js';
+import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
+import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
+import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
+import type { SessionBatch } from '../common/generated/switchyard/v1/SessionBatch.js';
+import type { SessionResponseInput } from '../common/generated/switchyard/v1/SessionResponse.js';
+import { toFailure } from '../common/status.js';
+import { tokensWithin } from '../transport/chunk-size.js';
+import { type ArrivedRows, dropRows, type MessagePort, type Outgoing } from '../transport/port.js';
+import type { BatchCall, RowsWay } from './batch-call.js';
+import { BatchEnd } from './batch-end.js';
+import type { Reservation } from './budget.js';
+import type { ClientMessage } from './check-chunk.js';
+
+/** Tokens of a batch of a session, at most: larger ones are calls of their own, which are cut and flow. */
+export const sessionTokensMax = 1024;
+
+/** The way that a batch came, by which it is answered. */
+export interface SessionWay extends RowsWay {
+  readonly port: MessagePort<SessionResponseInput>;
+}
+
+export interface SessionCallOptions {
+  batch: SessionBatch;
+  rows: ArrivedRows;
+  way: SessionWay;
+  peer: string;
+  /** Called when the rows need their room no longer. */
+  taken: () => void;
+  /** Called when what ends the batch for its client has left. */
+  onAnswered: () => void;
+}
+
+/** An answer that waits for the next one, or for the summary. */
+interface HeldAnswer {
+  chunk: ChunkInput;
+  rows: SlabRange;
+  held: Reservation;
+}
+
+/** Of an answer: offset, number and lengths. */
+const headBytes = 64;
+/** Of a summary: names and numbers. */
+const summaryBytesBase = 512;
+/** Of a layer in a summary: its own number and lengths, and a count of rows for each expert, which is no more than the tokens. */
+const layerBytesBase = 16;
+const bytesPerExpert = 2;
+
+/** A batch of a session: it came whole, in one message, and its last answer carries the summary. */
+export class SessionCall implements BatchCall {
+  readonly end = new BatchEnd();
+  /** When what ends it was sent, as performance.now(); Infinity: it was not. */
+  answeredMs = Number.POSITIVE_INFINITY;
+  private message: ClientMessage | null;
+  /** The answer that was made last. */
+  private last: HeldAnswer | null = null;
+
+  constructor(private readonly options: SessionCallOptions) {
+    const { batch, rows, taken } = options;
+    const { experts, weights } = batch;
+    const chunk = { offset: 0, experts, weights, rows: batch.rows };
+    this.message = { request: { kind: 'chunk', chunk }, rows, taken };
+  }
+
+  get peer(): string {
+    return this.options.peer;
+  }
+
+  /** One among many, unless its client has given it a name. */
+  get loggedAt(): 'info' | 'debug' {
+    return this.options.batch.header?.batchId ? 'info' : 'debug';
+  }
+
+  async header(): Promise<ForwardHeader> {
+    const { header } = this.options.batch;
+    if (header === null) throw invalidArgument('batch.header', 'missing', 'the header of the batch');
+    if (header.deadlineMs > 0) this.end.limit(header.deadlineMs);
+    const tokens = header.sequences * header.length;
+    if (tokens > sessionTokensMax) {
+      const allowed = `at most ${sessionTokensMax} tokens in a batch of a session; larger ones are calls of their own`;
+      throw invalidArgument('sequences x length', tokens, allowed);
+    }
+    return header;
+  }
+
+  /** Its one message, and then the end. */
+  async next(): Promise<ClientMessage | null> {
+    this.end.signal.throwIfAborted();
+    const { message } = this;
+    this.message = null;
+    return message;
+  }
+
+  idle(): void {}
+
+  answerTokensMax(rowBytes: number, routingBytes: number): number {
+    const { transport } = this.options.way;
+    return transport === 'ucx'
+      ? tokensWithin(rowBytes, routingBytes, Number.POSITIVE_INFINITY)
+      : sessionTokensMax;
+  }
+
+  answersInPlace(): boolean {
+    return false;
+  }
+
+  async answer(chunk: ChunkInput, rows: SlabRange, held: Reservation): Promise<void> {
+    const earlier = this.last;
+    this.last = { chunk, rows: { ...rows, slab: rows.slab.share() }, held };
+    if (earlier !== null) await this.send(earlier, null);
+  }
+
+  async way(): Promise<RowsWay> {
+    const { transport, lanes } = this.options.way;
+    return { transport, lanes };
+  }
+
+  async complete(summary: ForwardSummaryInput): Promise<void> {
+    const last = this.last!;
+    this.last = null;
+    await this.send(last, summary);
+    this.end.clear();
+  }
+
+  fail(error: SwitchyardError): void {
+    this.end.clear();
+    this.end.abort(error);
+    this.drop();
+    this.answeredMs = performance.now();
+    const failure = { number: this.options.batch.number, ...toFailure(error) };
+    this.options.way.port.send({
+      make: () => ({ failure }),
+      rows: null,
+      ...this.whenLeft(this.options.onAnswered),
+    });
+  }
+
+  /** Gives up what nobody wants any more. */
+  private drop(): void {
+    if (this.message !== null) {
+      dropRows(this.message.rows);
+      this.message.taken();
+    }
+    this.last?.rows.slab.release();
+    this.last?.held.release();
+    this.message = null;
+    this.last = null;
+  }
+
+  private async send(answer: HeldAnswer, summary: ForwardSummaryInput | null): Promise<void> {
+    const { batch, way, onAnswered } = this.options;
+    const { chunk, held } = answer;
+    let slab: Slab;
+    try {
+      this.end.signal.throwIfAborted();
+      slab = await this.inOneSlab(answer, summary);
+    } catch (error) {
+      held.release();
+      throw error;
+    } finally {
+      answer.rows.slab.release();
+    }
+    const fields = { number: batch.number, ...chunk, summary };
+    if (summary !== null) this.answeredMs = performance.now();
+    const { done, sent } = this.whenLeft(() => {
+      held.release();
+      if (summary !== null) onAnswered();
+    });
+    way.port.send({
+      make: (rows) => ({ answer: { ...fields, ...(rows && { rows }) } }),
+      rows: { slab, bytes: answer.rows.byteLength },
+      done: () => {
+        slab.release();
+        done();
+      },
+      sent,
+    });
+  }
+
+  /** The rows alone from the start of a slab: gRPC copies them, and UCX needs room behind them for the rest of the message. */
+  private async inOneSlab({ chunk, rows }: HeldAnswer, summary: ForwardSummaryInput | null): Promise<Slab> {
+    if (this.options.way.transport === 'grpc') return rows.slab.share();
+    const routingBytes = (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);
+    const slab = native.allocateSlab(rows.byteLength, headBytes + routingBytes + summaryBytesMax(summary));
+    try {
+      await native.copyIn(rows, slab, 0);
+      return slab;
+    } catch (error) {
+      slab.release();
+      throw error;
+    }
+  }
+
+  /** When a message uses no memory here any more: gRPC has a copy at once, and UCX tells. */
+  private whenLeft(left: () => void): Pick<Outgoing<SessionResponseInput>, 'done' | 'sent'> {
+    return this.options.way.transport === 'grpc' ? { done: left } : { done: () => {}, sent: left };
+  }
+}
+
+function summaryBytesMax(summary: ForwardSummaryInput | null): number {
+  if (summary === null) return 0;
+  const layers = summary.layers ?? [];
+  return layers.reduce(
+    (bytes, { rows }) => bytes + layerBytesBase + (rows?.length ?? 0) * bytesPerExpert,
+    summaryBytesBase,
+  );
+}

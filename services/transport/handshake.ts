@@ -1,0 +1,62 @@
+import type { UcxFabric } from '../../native/index.js';
+import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../common/errors.js';
+import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
+import type { TransportChoice } from './link.js';
+import { keyBytes, ucxOrNull, whyNoUcx } from './ucx/port.js';
+
+/** What the dialing end of a gRPC stream offers in its first message: an end of a UCX channel beside the stream, and its key. */
+export interface UcxOffer {
+  readonly ucx: UcxEnd | null;
+  readonly ucxKey: Uint8Array;
+}
+
+/** An end of a channel, as it is made for an offer. */
+export interface UcxSide {
+  readonly end: UcxEndInput;
+  connect(end: UcxEnd): Promise<void>;
+  close(reason: SwitchyardError): void;
+}
+
+/** Who answers an offer. */
+export interface UcxAcceptor {
+  /** Where it serves. */
+  host: string;
+  transport: TransportChoice;
+  /** As errors name it. */
+  name: string;
+}
+
+/** This end of the channel, or in words why there is none and all stays on the stream; `unreachable`: for UCX found no way. */
+export type UcxAnswer<Side> =
+  | { side: Side; declined: null; unreachable: false }
+  | { side: null; declined: string; unreachable: boolean };
+
+function decline(declined: string, unreachable = false): UcxAnswer<never> {
+  return { side: null, declined, unreachable };
+}
+
+/**
+ * Answers an offer: `open` makes this end, or says why it does not. Declined is what this process has no UCX for, or is told not
+ * to use it, and a peer that UCX does not reach. Throws INVALID_ARGUMENT for a key of another length and a damaged end.
+ */
+export async function acceptUcx<Side extends UcxSide>(
+  { ucx: end, ucxKey }: UcxOffer,
+  { host, transport, name }: UcxAcceptor,
+  open: (ucx: UcxFabric) => Side | string,
+): Promise<UcxAnswer<Side>> {
+  const ucx = transport === 'grpc' ? null : ucxOrNull(host);
+  if (end === null || ucx === null) return decline(whyNoUcx(transport, name));
+  const { byteLength } = ucxKey;
+  if (byteLength !== keyBytes) throw invalidArgument('ucx_key', `${byteLength} bytes`, `${keyBytes} bytes`);
+  const side = open(ucx);
+  if (typeof side === 'string') return decline(side);
+  try {
+    await side.connect(end);
+    return { side, declined: null, unreachable: false };
+  } catch (thrown) {
+    const error = asSwitchyardError(thrown);
+    side.close(error);
+    if (error.code === 'INVALID_ARGUMENT') throw error;
+    return decline(`${name} does not reach the other end by UCX: ${error.message}`, true);
+  }
+}
