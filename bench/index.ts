@@ -5,6 +5,7 @@ import { expertGroups } from './experts.js';
 import { benchHosts, hostCases } from './hosts.js';
 import { benchTimeline } from './hosts-timeline.js';
 import { benchKernels } from './kernels.js';
+import { latencyGroups } from './latency.js';
 import { layerGroups } from './layer.js';
 import { benchLink } from './link.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
@@ -15,6 +16,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
   link: benchLink,
   ...expertGroups,
   ...layerGroups,
+  ...latencyGroups,
   ...Object.fromEntries(
     clusterCases.map((test) => [
       test.id,
