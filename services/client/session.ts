@@ -54,7 +54,9 @@ const timerMsMax = 2 ** 31 - 1;
 export class Session {
   private readonly over = new AbortController();
   private live = 0;
-  private idle = new Deferred<void>();
+  /** Resolved when it is over and no batch is under way. */
+  private readonly idle = new Deferred<void>();
+  private closing: Promise<void> | null = null;
 
   /** Called by SwitchyardClient.session. */
   constructor(private readonly host: SessionHost) {}
@@ -71,18 +73,14 @@ export class Session {
       return await this.run(rows, options);
     } finally {
       this.live -= 1;
-      if (this.live === 0) this.idle.resolve();
+      if (this.live === 0 && this.over.signal.aborted) this.idle.resolve();
     }
   }
 
   /** Takes no new batches, and ends the streams when those under way have ended. Idempotent; `destroy` cuts it short. */
-  async close(): Promise<void> {
-    this.over.abort(new SwitchyardError('CANCELLED', 'the session was closed'));
-    if (this.live > 0) {
-      this.idle = new Deferred();
-      await this.idle.promise;
-    }
-    this.host.end(this.over.signal.reason);
+  close(): Promise<void> {
+    this.closing ??= this.drain();
+    return this.closing;
   }
 
   /** `await using` closes the session. */
@@ -95,6 +93,12 @@ export class Session {
     const reason = new SwitchyardError('CANCELLED', 'the session was destroyed', {}, { cause: error });
     this.over.abort(reason);
     this.host.end(reason);
+  }
+
+  private async drain(): Promise<void> {
+    this.over.abort(new SwitchyardError('CANCELLED', 'the session was closed'));
+    if (this.live > 0) await this.idle.promise;
+    this.host.end(this.over.signal.reason);
   }
 
   private async run(rows: Uint8Array, options: SessionBatchOptions): Promise<SessionResult> {
