@@ -21,6 +21,7 @@
 #include "kernels/norm.h"
 #include "kernels/group.h"
 #include "kernels/pack.h"
+#include "kernels/route.h"
 #include "kernels/scores.h"
 
 namespace switchyard {
@@ -104,6 +105,31 @@ void gate(benchmark::State& state) {
   state.SetLabel(scores::kernels<scores::Bf16Pair>().front().name);
 }
 BENCHMARK(gate)->Args({8, 2, 4096})->Args({16, 2, 4096})->Args({64, 8, 4096})->Args({256, 8, 7168})->UseManualTime();
+
+/** Norm and gate. Bytes: rows read, and written normalised. */
+void route(benchmark::State& state) {
+  const auto experts = static_cast<std::size_t>(state.range(0));
+  const RoutingSpec routing{.top_k = static_cast<std::uint32_t>(state.range(1)), .renormalise = true};
+  std::vector<float> weight(experts * hidden);
+  for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = bf16_to_float(memory().source[i]);
+  const Gate gate(weight.data(), experts, hidden, {}, {}, routing);
+  std::vector<std::uint32_t> chosen(chunk_rows * routing.top_k);
+  std::vector<float> weights(chosen.size());
+  compare_to_memcpy(state, 2.0 * chunk_bytes, chunks, [&](std::size_t i) {
+    const RouteTask task{.rows = &memory().source[i * chunk_values],
+                         .row_count = chunk_rows,
+                         .hidden = hidden,
+                         .norm_weight = memory().source.data(),
+                         .epsilon = 1e-6f,
+                         .normed = &memory().target[i * chunk_values],
+                         .gate = &gate,
+                         .bias = {},
+                         .experts = chosen.data(),
+                         .weights = weights.data()};
+    route_rows(task, 0, chunk_rows);
+  });
+}
+BENCHMARK(route)->Args({2, 1})->Args({16, 2})->Args({64, 8})->UseManualTime();
 
 /** What a gate chooses for a chunk when every choice is equally likely. */
 std::vector<std::uint32_t> random_experts(std::size_t top_k, std::size_t experts) {

@@ -325,6 +325,30 @@ TEST(PeerMemory, ReadsOnlyAProcessThatHoldsTheMark) {
   holder.end();
 }
 
+TEST(PeerMemory, IsMappedOnceForAllChannelsToAProcess) {
+  if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
+  const Mark mark = random_mark();
+  Holder holder(mark, 3);
+  const auto first = PeerMemory::open(holder.beacon, mark);
+  ASSERT_TRUE(first);
+  EXPECT_FALSE(PeerMemory::open(holder.beacon, random_mark(), first->file())) << "each channel needs its own mark";
+  const auto second = PeerMemory::open(holder.beacon, mark, first->file());
+  ASSERT_TRUE(second);
+  EXPECT_EQ(second->file(), first->file());
+  // Another process may have got the number of one that is gone.
+  Holder other(mark, 4);
+  const auto third = PeerMemory::open(other.beacon, mark, first->file());
+  ASSERT_TRUE(third);
+  EXPECT_NE(third->file(), first->file());
+  std::vector<uint8_t> copy(Holder::length);
+  EXPECT_TRUE(third->read(other.offset, copy.size(), copy.data()));
+  EXPECT_EQ(copy, std::vector<uint8_t>(Holder::length, 4));
+  EXPECT_TRUE(second->read(holder.offset, copy.size(), copy.data()));
+  EXPECT_EQ(copy, std::vector<uint8_t>(Holder::length, 3));
+  other.end();
+  holder.end();
+}
+
 TEST(PeerMemory, WhatWasOfferedOutlivesItsOwner) {
   if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
   const Mark mark = random_mark();

@@ -32,60 +32,75 @@ bool is_slab_memory(const std::string& path) {
 
 }  // namespace
 
-std::unique_ptr<PeerMemory> PeerMemory::open(const Beacon& beacon, const Mark& mark) {
+std::shared_ptr<PeerFile> PeerFile::open(const Beacon& beacon) {
   // A peer that names this process would have it read itself; there is no honest use for that.
   if (beacon.process <= 0 || beacon.process == getpid()) return nullptr;
   const std::string path = "/proc/" + std::to_string(beacon.process) + "/fd/" + std::to_string(beacon.descriptor);
   if (!is_slab_memory(path)) return nullptr;
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) return nullptr;
-  std::unique_ptr<PeerMemory> memory(new PeerMemory(descriptor, beacon.mark_offset, mark));
+  std::shared_ptr<PeerFile> file(new PeerFile(beacon, descriptor));
   // Memory whose file shrinks under a mapping kills whoever reads it.
   const int seals = fcntl(descriptor, F_GET_SEALS);
-  if (seals < 0 || !(seals & F_SEAL_SHRINK) || !memory->marked()) return nullptr;
-  return memory;
+  if (seals < 0 || !(seals & F_SEAL_SHRINK)) return nullptr;
+  return file;
 }
 
-PeerMemory::~PeerMemory() {
+PeerFile::~PeerFile() {
   if (mapped_) munmap(const_cast<std::byte*>(mapped_), mapped_length_);
   close(descriptor_);
 }
 
+/** Maps as much of the file as there is, if these bytes are not mapped yet. */
+const std::byte* PeerFile::at(uint64_t offset, size_t length) {
+  if (offset <= mapped_length_ && length <= mapped_length_ - offset) return mapped_ + offset;
+  struct stat status {};
+  if (fstat(descriptor_, &status) != 0) return nullptr;
+  const auto file_length = static_cast<size_t>(status.st_size);
+  if (offset > file_length || length > file_length - offset) return nullptr;
+  void* mapped = mapped_ ? mremap(const_cast<std::byte*>(mapped_), mapped_length_, file_length, MREMAP_MAYMOVE)
+                         : mmap(nullptr, file_length, PROT_READ, MAP_SHARED, descriptor_, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  mapped_ = static_cast<const std::byte*>(mapped);
+  mapped_length_ = file_length;
+  return mapped_ + offset;
+}
+
+std::unique_ptr<PeerMemory> PeerMemory::open(const Beacon& beacon, const Mark& mark,
+                                             const std::shared_ptr<PeerFile>& known) {
+  const auto if_marked = [&](std::shared_ptr<PeerFile> file) -> std::unique_ptr<PeerMemory> {
+    if (!file) return nullptr;
+    std::unique_ptr<PeerMemory> memory(new PeerMemory(std::move(file), beacon.mark_offset, mark));
+    return memory->marked() ? std::move(memory) : nullptr;
+  };
+  if (known && known->is_named_by(beacon)) {
+    if (auto memory = if_marked(known)) return memory;
+  }
+  return if_marked(PeerFile::open(beacon));
+}
+
 bool PeerMemory::read(uint64_t offset, size_t length, void* out) {
-  if (!reach(offset, length) || !marked()) return false;
-  copy(out, mapped_ + offset, length, worth_streaming(length));
+  if (!marked()) return false;
+  const std::byte* from = file_->at(offset, length);
+  if (from == nullptr) return false;
+  copy(out, from, length, worth_streaming(length));
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return marked();
 }
 
 bool PeerMemory::gather(uint64_t offset, size_t row_bytes, std::span<const uint32_t> indices, std::byte* out) {
   const size_t rows = indices.empty() ? 0 : size_t{std::ranges::max(indices)} + 1;
-  if (row_bytes > SIZE_MAX / (rows + 1) || !reach(offset, rows * row_bytes) || !marked()) return false;
-  pack_rows(mapped_ + offset, row_bytes, indices, 0, indices.size(), out);
+  if (row_bytes > SIZE_MAX / (rows + 1) || !marked()) return false;
+  const std::byte* from = file_->at(offset, rows * row_bytes);
+  if (from == nullptr) return false;
+  pack_rows(from, row_bytes, indices, 0, indices.size(), out);
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return marked();
 }
 
 bool PeerMemory::marked() {
-  Mark found;
-  if (!reach(mark_offset_, sizeof(Mark))) return false;
-  std::memcpy(found.data(), mapped_ + mark_offset_, sizeof(Mark));
-  return found == mark_;
-}
-
-/** Maps as much of the file as there is, if these bytes are not mapped yet. */
-bool PeerMemory::reach(uint64_t offset, size_t length) {
-  if (offset <= mapped_length_ && length <= mapped_length_ - offset) return true;
-  struct stat status {};
-  if (fstat(descriptor_, &status) != 0) return false;
-  const auto file_length = static_cast<size_t>(status.st_size);
-  if (offset > file_length || length > file_length - offset) return false;
-  void* mapped = mapped_ ? mremap(const_cast<std::byte*>(mapped_), mapped_length_, file_length, MREMAP_MAYMOVE)
-                         : mmap(nullptr, file_length, PROT_READ, MAP_SHARED, descriptor_, 0);
-  if (mapped == MAP_FAILED) return false;
-  mapped_ = static_cast<const std::byte*>(mapped);
-  mapped_length_ = file_length;
-  return true;
+  const std::byte* at = file_->at(mark_offset_, sizeof(Mark));
+  return at != nullptr && std::memcmp(at, mark_.data(), sizeof(Mark)) == 0;
 }
 
 HeldMark::HeldMark(MemoryFile& file, const Mark& mark) : file_(file), block_(file.map(page_bytes)) {

@@ -199,6 +199,8 @@ struct Fabric::Progress::Endpoint {
   bool abandoned = false;
   /** The peer has said something. */
   bool heard = false;
+  /** What is mapped of the peer's memory, for all its channels. */
+  std::shared_ptr<PeerFile> file{};
 };
 
 /** What carries the messages of an endpoint. */

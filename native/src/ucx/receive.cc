@@ -191,8 +191,12 @@ void Fabric::Progress::send_beacon(Channel& channel) {
 
 void Fabric::Progress::receive_beacon(Channel& channel, const Beacon& beacon) {
   if (!peer_memory_allowed_ || !channel.endpoint || channel.failure || channel.closing) return;
-  channel.peer_memory = PeerMemory::open(beacon, channel.challenge);
-  if (channel.peer_memory) send_control(channel, Kind::may_offer);
+  const auto endpoint = std::ranges::find(endpoints_, channel.endpoint, &Endpoint::handle);
+  if (endpoint == endpoints_.end()) return;
+  channel.peer_memory = PeerMemory::open(beacon, channel.challenge, endpoint->file);
+  if (!channel.peer_memory) return;
+  endpoint->file = channel.peer_memory->file();
+  send_control(channel, Kind::may_offer);
 }
 
 void Fabric::Progress::receive_offer(Channel& channel, const WireHeader& header, const Offer& offer) {
