@@ -8,12 +8,14 @@ import { benchKernels } from './kernels.js';
 import { latencyGroups } from './latency.js';
 import { layerGroups } from './layer.js';
 import { benchLink } from './link.js';
+import { benchPlane } from './plane.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
 
 /** What can be measured, by the name or the beginning of the name of its figures. */
 const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> = {
   kernels: benchKernels,
   link: benchLink,
+  plane: benchPlane,
   ...expertGroups,
   ...layerGroups,
   ...latencyGroups,

@@ -21,6 +21,10 @@ export function seconds(value: number): string {
   return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
 }
 
+/** Experts of all layers. */
+export const expertsOf = (layers: readonly { experts: number }[]): number =>
+  layers.reduce((sum, { experts }) => sum + experts, 0);
+
 /** Left-aligned columns; the first row is the head. */
 export function table(rows: readonly (readonly string[])[]): string {
   const columns = rows[0]!.length;

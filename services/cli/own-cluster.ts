@@ -8,7 +8,7 @@ import { assertVerified, batchJson, describeBatch, formatFigures, reportStream }
 import { clusterFields, clusterHelp, localClusterOptions } from './cluster-options.js';
 import { describeUsage, type ProcessUsage, UsageMeter } from './cluster-usage.js';
 import { modelHelp } from './coordinator.js';
-import { count, seconds } from './format.js';
+import { count, expertsOf, seconds } from './format.js';
 import { clusterEndMsMax, LocalCluster } from './local-cluster.js';
 import { openLogs } from './logs.js';
 import { abortOnSignal } from './signals.js';
@@ -97,10 +97,10 @@ async function onOwnCluster(run: Run, file: string | null): Promise<void> {
 }
 
 async function announcement(cluster: LocalCluster, readySeconds: number): Promise<string> {
-  const { view, model } = await cluster.client.describeCluster();
-  const experts = count(view?.placements.length ?? 0);
+  const { name, layers } = await cluster.client.describeModel();
+  const experts = count(expertsOf(layers));
   return [
-    `ready in ${seconds(readySeconds)}: model ${model?.name}, ${experts} experts in ${model?.layers.length} layers`,
+    `ready in ${seconds(readySeconds)}: model ${name}, ${experts} experts in ${layers.length} layers`,
     `metrics while it runs: ${cluster.metricsUrl}/metrics`,
     '\n',
   ].join('\n');

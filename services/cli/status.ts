@@ -2,20 +2,29 @@ import { z } from 'zod';
 import type { ClusterDescription } from '../client/index.js';
 import { toggle } from '../common/config.js';
 import type { DeviceFigures } from '../common/generated/switchyard/v1/DeviceFigures.js';
+import type { LoadProgress } from '../common/generated/switchyard/v1/LoadProgress.js';
 import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
-import { bytes, count, percent, seconds, table } from './format.js';
+import { bytes, count, expertsOf, percent, seconds, table } from './format.js';
 
 export const statusCommand = defineCommand({
   name: 'status',
   summary: 'Show the nodes of a running cluster, their experts and their load',
   section: 'status',
-  schema: z.object({ ...connectionFields, json: toggle().default(false) }),
-  help: { ...connectionHelp, json: [null, "print the cluster's description as JSON"] },
-  examples: ['switchyard status', 'switchyard status --address 10.0.0.1:7070 --json'],
+  schema: z.object({
+    ...connectionFields,
+    json: toggle().default(false),
+    placement: toggle().default(false),
+  }),
+  help: {
+    ...connectionHelp,
+    json: [null, "print the cluster's description as JSON"],
+    placement: [null, 'with --json: tell where every expert is, too'],
+  },
+  examples: ['switchyard status', 'switchyard status --address 10.0.0.1:7070 --json --placement'],
   run: (config) =>
     withClient(config, async (client) => {
-      const description = await client.describeCluster();
+      const description = await client.describeCluster({ placement: config.placement });
       const text = config.json ? JSON.stringify(description, null, 2) : describe(description);
       process.stdout.write(`${text}\n`);
     }),
@@ -55,16 +64,16 @@ function describe({ view, model, version, uptimeSeconds }: ClusterDescription): 
     node.role.toLowerCase(),
     node.state.toLowerCase(),
     node.address,
-    node.deviceFigures ? `${node.device} ${describeDevice(node.deviceFigures)}` : node.device || '-',
+    node.figures?.device ? `${node.device} ${describeDevice(node.figures.device)}` : node.device || '-',
     node.threads ? String(node.threads) : '-',
     node.role === 'WORKER' ? count(node.experts) : '-',
-    node.role === 'WORKER' ? count(node.rowsQueued) : '-',
-    bytes(node.rssBytes),
-    percent(node.eventLoopUtilization),
-    node.reason || loading(node.load),
+    node.role === 'WORKER' && node.figures ? count(node.figures.rowsQueued) : '-',
+    node.figures ? bytes(node.figures.rssBytes) : '-',
+    node.figures ? percent(node.figures.eventLoopUtilization) : '-',
+    node.reason || loading(node.figures?.load ?? null),
   ]);
   const ways = links(nodes);
-  const held = view?.placements.filter(({ workers }) => workers.length > 0).length ?? 0;
+  const held = view?.epoch ? expertsOf(model?.layers ?? []) : 0;
   const placed = `${count(held)} experts of ${model?.name} (${model?.family}) placed, epoch ${view?.epoch}`;
   const readiness = view?.ready ? 'ready' : `not ready: ${view?.reason}`;
   const summary = `${readiness}; ${placed}; version ${version}, up ${seconds(uptimeSeconds)}`;
@@ -87,7 +96,7 @@ function links(nodes: NonNullable<ClusterDescription['view']>['nodes']): string[
   return [['ROUTER', 'WORKER', 'TRANSPORT', 'LANES', 'REASON'], ...rows];
 }
 
-function loading(load: NonNullable<ClusterDescription['view']>['nodes'][number]['load']): string {
+function loading(load: LoadProgress | null): string {
   if (!load || load.expertsLoaded >= load.expertsTotal) return '';
   return `loading ${load.expertsLoaded} of ${load.expertsTotal} experts, ${bytes(load.bytesPerSecond)}/s, ${seconds(load.etaSeconds)} to go`;
 }

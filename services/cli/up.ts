@@ -4,7 +4,7 @@ import { modelFields } from '../coordinator/config.js';
 import { clusterFields, clusterHelp, localClusterOptions } from './cluster-options.js';
 import { defineCommand } from './command.js';
 import { modelHelp } from './coordinator.js';
-import { count, seconds, table } from './format.js';
+import { count, expertsOf, seconds, table } from './format.js';
 import { clusterEndMsMax, LocalCluster } from './local-cluster.js';
 import type { LocalProcess } from './local-process.js';
 import { openLogs, readable } from './logs.js';
@@ -71,15 +71,15 @@ const aborted = (signal: AbortSignal) =>
   });
 
 async function announce(cluster: LocalCluster, readySeconds: number): Promise<void> {
-  const { view, model } = await cluster.client.describeCluster();
+  const { name, layers } = await cluster.client.describeModel();
   const listening = await Promise.all(cluster.processes.map((process) => process.listening));
-  const rows = cluster.processes.map(({ name, pid }, index) => {
+  const rows = cluster.processes.map((process, index) => {
     const { address, metricsUrl } = listening[index]!;
-    return [name, String(pid), address, `${metricsUrl}/metrics`];
+    return [process.name, String(process.pid), address, `${metricsUrl}/metrics`];
   });
   say(table([['PROCESS', 'PID', 'ADDRESS', 'METRICS'], ...rows]));
   say(
-    `ready in ${seconds(readySeconds)}: ${count(view?.placements.length ?? 0)} experts of ${model?.name} at ${cluster.address}; Ctrl-C stops it`,
+    `ready in ${seconds(readySeconds)}: ${count(expertsOf(layers))} experts of ${name} at ${cluster.address}; Ctrl-C stops it`,
   );
 }
 

@@ -96,10 +96,10 @@ export class SwitchyardClient {
     return client;
   }
 
-  /** Members, placement and readiness, as of now. */
-  async describeCluster(): Promise<ClusterDescription> {
+  /** Members and readiness, as of now; with `placement` also where every expert is. */
+  async describeCluster({ placement = false } = {}): Promise<ClusterDescription> {
     return this.describe<ClusterDescription>((inference, options, done) =>
-      inference.describeCluster({}, options, done),
+      inference.describeCluster({ placement }, options, done),
     );
   }
 

@@ -2,6 +2,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import { type AddressInfo, isIPv6 } from 'node:net';
 import { type Access, assertBindAllowed } from './access.js';
 import { asSwitchyardError } from './errors.js';
+import type { ExpertMetrics } from './expert-metrics.js';
 import { bindError } from './grpc-server.js';
 import type { Registry } from './metrics.js';
 
@@ -9,13 +10,15 @@ export interface HttpOptions {
   host: string;
   /** 0: a free one. */
   port: number;
-  /** Who may read /metrics and /state; probes need no token. */
+  /** Who may read metrics and state; probes need no token. */
   access: Access;
   insecure: boolean;
   registry: Registry;
+  experts: ExpertMetrics;
   ready: () => { ready: boolean; reason: string };
-  /** What /state shows as JSON. */
+  /** What /state shows as JSON, and /state/experts of every expert. */
   state: () => unknown;
+  expertState: () => unknown;
 }
 
 export interface HttpServer {
@@ -34,7 +37,8 @@ const json = (status: number, value: unknown): Answer => ({
 
 /**
  * Serves GET /metrics (Prometheus), /healthz (the process answers), /readyz (503 and the reason until
- * ready) and /state (JSON). Throws CONFIG_INVALID as startGrpcServer does.
+ * ready) and /state (JSON). Of single experts /metrics/experts and /state/experts tell, since there may be tens of
+ * thousands. Throws CONFIG_INVALID as startGrpcServer does.
  */
 export async function startHttp(options: HttpOptions): Promise<HttpServer> {
   const { host, port, access } = options;
@@ -42,7 +46,13 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
     '/healthz': () => json(200, { healthy: true }),
     '/readyz': () => readiness(options),
     '/metrics': () => metrics(options.registry),
+    '/metrics/experts': () => ({
+      status: 200,
+      type: options.registry.contentType,
+      body: options.experts.text(),
+    }),
     '/state': () => json(200, options.state()),
+    '/state/experts': () => json(200, options.expertState()),
   };
   assertBindAllowed(host, access, options.insecure, Object.keys(routes));
 

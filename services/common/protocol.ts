@@ -7,8 +7,11 @@ import {
   type ServiceDefinition,
 } from '@grpc/proto-loader';
 import { packageRoot } from '../../native/locate.js';
+import { EncodedMessage, passEncoded } from './encoded-message.js';
 import type { ProtoGrpcType } from './generated/client.js';
 import type { ChannelMessage, ChannelMessageInput } from './generated/switchyard/v1/ChannelMessage.js';
+import type { ClusterStateInput } from './generated/switchyard/v1/ClusterState.js';
+import type { CoordinatorMessageInput } from './generated/switchyard/v1/CoordinatorMessage.js';
 import type { RouterMessage, RouterMessageInput } from './generated/switchyard/v1/RouterMessage.js';
 import type { SessionRequest, SessionRequestInput } from './generated/switchyard/v1/SessionRequest.js';
 import type { SessionResponse, SessionResponseInput } from './generated/switchyard/v1/SessionResponse.js';
@@ -41,6 +44,10 @@ function loadProtocols(): PackageDefinition {
   const { Exchange } = definition['switchyard.v1.Experts'] as ServiceDefinition;
   Exchange!.requestSerialize = placeRows(Exchange!.requestSerialize, 'tokens', 2);
   Exchange!.responseSerialize = placeRows(Exchange!.responseSerialize, 'result', 2);
+  const { WatchCluster } = definition['switchyard.v1.Inference'] as ServiceDefinition;
+  const { Join } = definition['switchyard.v1.Coordinator'] as ServiceDefinition;
+  for (const method of [WatchCluster!, Join!])
+    method.responseSerialize = passEncoded(method.responseSerialize);
   return definition;
 }
 
@@ -97,3 +104,14 @@ export const channelCodec: StreamCodec<ChannelMessageInput, ChannelMessage> = {
   serialize: channelMessage.serialize,
   deserialize: channelMessage.deserialize,
 };
+
+/** Of a message type of the definitions, to be sent to many peers. */
+function encoder<Message>(type: string): (message: Message) => EncodedMessage {
+  const definition = packageDefinition[`switchyard.v1.${type}`] as unknown;
+  const { serialize } = definition as MessageTypeDefinition<Message, Message>;
+  return (message) => new EncodedMessage(serialize(message));
+}
+
+/** For WatchCluster and Join, whose streams take such messages. */
+export const encodeState = encoder<ClusterStateInput>('ClusterState');
+export const encodeControl = encoder<CoordinatorMessageInput>('CoordinatorMessage');

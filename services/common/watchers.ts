@@ -1,16 +1,18 @@
 import type { ServerWritableStream } from '@grpc/grpc-js';
+import type { EncodedMessage } from './encoded-message.js';
 import { SwitchyardError } from './errors.js';
 import { FairSlots } from './fair-slots.js';
 import type { ClusterStateInput } from './generated/switchyard/v1/ClusterState.js';
 import type { ClusterViewInput } from './generated/switchyard/v1/ClusterView.js';
 import type { ModelDescriptionInput } from './generated/switchyard/v1/ModelDescription.js';
 import type { WatchClusterRequest } from './generated/switchyard/v1/WatchClusterRequest.js';
+import { encodeState } from './protocol.js';
 import { toServiceError } from './status.js';
 
 /** Half of the calls that a server takes beside batches. */
 const watchersMax = 2048;
 
-type WatchCall = ServerWritableStream<WatchClusterRequest, ClusterStateInput>;
+type WatchCall = ServerWritableStream<WatchClusterRequest, ClusterStateInput | EncodedMessage>;
 
 /** The cluster as clients see it. */
 export function clusterState(view: ClusterViewInput, model: ModelDescriptionInput): ClusterStateInput {
@@ -26,17 +28,12 @@ export function clusterState(view: ClusterViewInput, model: ModelDescriptionInpu
   return { routers, model, ready: view.ready ?? false, reason: view.reason ?? '' };
 }
 
-/** A state, and a text that is equal for equal ones. */
-interface Told {
-  state: ClusterStateInput;
-  text: string;
-}
-
 /** The server's side of WatchCluster: tells clients the cluster's state, at once and on each change. */
 export class Watchers {
   private readonly open = new Set<Watcher>();
   private readonly slots: FairSlots;
   private ended = false;
+  private latest: EncodedMessage | null = null;
 
   /**
    * `read`: the state as of now. `max`: clients at once, shared by connections; who comes beyond gets the state once, and
@@ -51,7 +48,7 @@ export class Watchers {
 
   accept(call: WatchCall): void {
     const watcher = new Watcher(call);
-    watcher.tell(this.latest());
+    watcher.tell(this.encode());
     if (this.ended) {
       watcher.end();
       return;
@@ -71,7 +68,7 @@ export class Watchers {
   /** To be called when the state may have changed. */
   notify(): void {
     if (this.open.size === 0) return;
-    const latest = this.latest();
+    const latest = this.encode();
     for (const watcher of this.open) watcher.tell(latest);
   }
 
@@ -83,23 +80,25 @@ export class Watchers {
     this.open.clear();
   }
 
-  private latest(): Told {
-    const state = this.read();
-    return { state, text: JSON.stringify(state) };
+  /** The state as of now; the same message as long as it is the same state. */
+  private encode(): EncodedMessage {
+    const state = encodeState(this.read());
+    if (!this.latest?.bytes.equals(state.bytes)) this.latest = state;
+    return this.latest!;
   }
 }
 
 /** One client's call. One message is on its way at a time, then the latest state follows: a slow client holds no queue. */
 class Watcher {
-  private told = '';
+  private told: EncodedMessage | null = null;
   private writing = false;
-  private next: ClusterStateInput | null = null;
+  private next: EncodedMessage | null = null;
 
   constructor(private readonly call: WatchCall) {}
 
-  tell({ state, text }: Told): void {
-    if (text === this.told) return;
-    this.told = text;
+  tell(state: EncodedMessage): void {
+    if (state === this.told) return;
+    this.told = state;
     this.next = state;
     if (!this.writing) this.write();
   }

@@ -1,4 +1,5 @@
 import type { LayerBiasInput } from '../common/generated/switchyard/v1/LayerBias.js';
+import { packFloat32 } from '../common/packed.js';
 import type { LayerSpec } from '../model/spec.js';
 
 export interface FeedbackOptions {
@@ -16,6 +17,8 @@ interface LayerFeedback {
   bias: Float64Array;
   /** Rows per expert of the last whole window. */
   last: Float64Array;
+  /** The feedback's version since which the bias is as it is; 0: it is all 0. */
+  version: number;
 }
 
 /**
@@ -41,6 +44,7 @@ export class Feedback {
           window: new Float64Array(experts),
           bias: new Float64Array(experts),
           last: new Float64Array(experts),
+          version: 0,
         },
       ]),
     );
@@ -52,7 +56,7 @@ export class Feedback {
   }
 
   /** Adds rows chosen per expert. Returns whether the layer's bias changed. */
-  observe(layer: number, rows: readonly number[]): boolean {
+  observe(layer: number, rows: Uint32Array): boolean {
     const state = this.byLayer.get(layer);
     if (state === undefined || rows.length !== state.window.length) return false;
     let total = 0;
@@ -65,13 +69,16 @@ export class Feedback {
     return true;
   }
 
-  /** What routers add to selection scores. */
-  layers(): LayerBiasInput[] {
-    return [...this.byLayer].map(([layer, { bias }]) => ({ layer, bias: [...bias] }));
+  /** What routers add to selection scores, of the layers where it changed after `version`. */
+  changedSince(version: number): LayerBiasInput[] {
+    return [...this.byLayer]
+      .filter(([, layer]) => layer.version > version)
+      .map(([layer, { bias }]) => ({ layer, bias: packFloat32(Float32Array.from(bias)) }));
   }
 
-  bias(layer: number): Float64Array | undefined {
-    return this.byLayer.get(layer)?.bias;
+  /** The bias of every layer. */
+  *biases(): Generator<[layer: number, bias: Float64Array]> {
+    for (const [layer, { bias }] of this.byLayer) yield [layer, bias];
   }
 
   /** Rows per expert of the layer's last whole window; all 0 before the first. */
@@ -94,22 +101,19 @@ export class Feedback {
     state.last.set(window);
     window.fill(0);
     this.steps += 1;
+    state.version = this.steps;
   }
 }
 
-/** Mean/max of the workers' rows: 1 is even. 1 if there are no rows. */
-export function balancedness(
-  rowsPerExpert: ArrayLike<number>,
-  workerOf: (expert: number) => string | null,
-): number {
-  const byWorker = new Map<string, number>();
+/** Mean/max of rows over the seats that have experts: 1 is even. 1 if there are no rows. `seatOf`: by expert. */
+export function balancedness(rowsPerExpert: Float64Array, seatOf: Uint32Array): number {
+  const bySeat = new Map<number, number>();
   let total = 0;
-  for (let expert = 0; expert < rowsPerExpert.length; expert += 1) {
-    const worker = workerOf(expert);
-    if (worker === null) continue;
-    byWorker.set(worker, (byWorker.get(worker) ?? 0) + rowsPerExpert[expert]!);
-    total += rowsPerExpert[expert]!;
+  for (const [expert, rows] of rowsPerExpert.entries()) {
+    const seat = seatOf[expert]!;
+    bySeat.set(seat, (bySeat.get(seat) ?? 0) + rows);
+    total += rows;
   }
   if (total === 0) return 1;
-  return total / byWorker.size / Math.max(...byWorker.values());
+  return total / bySeat.size / Math.max(...bySeat.values());
 }

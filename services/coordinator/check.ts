@@ -1,15 +1,14 @@
 import { isAddress } from '../common/address.js';
 import { controlLimits, isPlainText } from '../common/control-limits.js';
 import { invalidArgument } from '../common/errors.js';
-import type { ExpertId } from '../common/generated/switchyard/v1/ExpertId.js';
+import type { LayerExperts } from '../common/generated/switchyard/v1/LayerExperts.js';
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
+import { expertsIn } from '../common/layer-experts.js';
 import { isNodeName, nodeNameAllowed } from '../common/node-name.js';
+import type { ExpertOrder } from '../model/expert-order.js';
 import { linkSecretBytes } from '../transport/link-key.js';
-
-/** Experts of each layer of the model. */
-export type ExpertCounts = ReadonlyMap<number, number>;
 
 const urlCharactersMax = 1024;
 
@@ -33,10 +32,9 @@ export function checkHello(hello: NodeHello): void {
 }
 
 /** Throws INVALID_ARGUMENT for what no worker of this model can say of itself. */
-export function checkWorkerReport(report: WorkerReport, experts: ExpertCounts): void {
-  checkExperts('queues', report.queues, experts);
-  checkExperts('ready', report.ready, experts);
-  for (const field of ['rowsComputed', 'bytesInFlight', 'rssBytes'] as const)
+export function checkWorkerReport(report: WorkerReport, order: ExpertOrder): void {
+  checkExperts('ready', report.ready, order);
+  for (const field of ['rowsQueued', 'rowsComputed', 'bytesInFlight', 'rssBytes'] as const)
     checkCount(field, report[field]);
   for (const field of ['computeSeconds', 'eventLoopUtilization'] as const) checkFigure(field, report[field]);
   for (const part of ['load', 'device'] as const) {
@@ -46,19 +44,15 @@ export function checkWorkerReport(report: WorkerReport, experts: ExpertCounts): 
 }
 
 /** Throws INVALID_ARGUMENT for what no router of this model can say of itself. */
-export function checkRouterReport(report: RouterReport, experts: ExpertCounts): void {
+export function checkRouterReport(report: RouterReport, order: ExpertOrder): void {
   const { loads, links, notReady } = report;
-  if (loads.length > experts.size)
-    throw invalidArgument('loads', `${loads.length} layers`, atMost(experts.size));
+  if (loads.length > order.layers.length)
+    throw invalidArgument('loads', `${loads.length} layers`, atMost(order.layers.length));
   for (const { layer, rows } of loads) {
-    const allowed = experts.get(layer);
-    if (allowed !== rows.length)
-      throw invalidArgument(
-        'loads',
-        `${rows.length} experts of layer ${layer}`,
-        `${allowed ?? 'no'} experts`,
-      );
-    for (const count of rows) checkCount('loads', count);
+    const experts = order.experts(layer);
+    if (experts > 0 && rows.byteLength === experts * 4) continue;
+    const allowed = experts > 0 ? `${experts * 4}, 4 for each of its experts` : 'a layer of the model';
+    throw invalidArgument('loads', `${rows.byteLength} bytes of layer ${layer}`, allowed);
   }
   for (const field of ['tokens', 'bytesInFlight', 'rssBytes'] as const) checkCount(field, report[field]);
   checkFigure('eventLoopUtilization', report.eventLoopUtilization);
@@ -79,11 +73,11 @@ export function checkText(field: string, text: string): void {
   throw invalidArgument(field, text, allowed);
 }
 
-function checkExperts(field: string, named: readonly ExpertId[], experts: ExpertCounts): void {
-  const all = [...experts.values()].reduce((sum, count) => sum + count, 0);
-  if (named.length > all) throw invalidArgument(field, `${named.length} experts`, atMost(all));
-  for (const { layer, expert } of named) {
-    if (expert >= (experts.get(layer) ?? 0))
+function checkExperts(field: string, named: readonly LayerExperts[], order: ExpertOrder): void {
+  const count = named.reduce((sum, { experts }) => sum + experts.length, 0);
+  if (count > order.total) throw invalidArgument(field, `${count} experts`, atMost(order.total));
+  for (const { layer, expert } of expertsIn(named)) {
+    if (order.indexOf({ layer, expert }) < 0)
       throw invalidArgument(field, `layer ${layer} expert ${expert}`, 'experts of the model');
   }
 }

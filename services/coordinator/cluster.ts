@@ -2,17 +2,22 @@ import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { AssignmentInput } from '../common/generated/switchyard/v1/Assignment.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { LinkKeyInput } from '../common/generated/switchyard/v1/LinkKey.js';
+import type { NodeFiguresInput } from '../common/generated/switchyard/v1/NodeFigures.js';
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
+import type { PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
+import { type ExpertId, expertsIn, groupByLayer } from '../common/layer-experts.js';
+import { unpackUint32 } from '../common/packed.js';
+import { ExpertOrder } from '../model/expert-order.js';
 import type { ModelSpec } from '../model/spec.js';
 import { linkKey } from '../transport/link-key.js';
 import { balancedness, Feedback, type FeedbackOptions } from './balance.js';
 import { checkHello, checkRouterReport, checkText, checkWorkerReport } from './check.js';
 import { type Member, Membership } from './membership.js';
-import { assignSeats, dealExperts, type ExpertPlace, expertKey, type Seats } from './placement.js';
+import { assignSeats, dealExperts, type Seats } from './placement.js';
 import { checkPlace, orderWorkers, type Topology } from './topology.js';
-import { clusterView } from './view.js';
+import { clusterView, nodeFigures } from './view.js';
 
 export interface ClusterOptions {
   model: ModelSpec;
@@ -36,23 +41,25 @@ export interface ClusterEvents {
 
 /** The coordinator's knowledge and decisions, without any input or output. Times are monotonic milliseconds. */
 export class Cluster {
-  readonly places: readonly ExpertPlace[];
+  readonly experts: ExpertOrder;
   readonly feedback: Feedback;
   private readonly membership: Membership;
-  private readonly expertsOf: ReadonlyMap<number, number>;
+  /** The seat of each expert. */
+  private readonly seatOf: Uint32Array;
   private seats: Seats;
   private placementEpoch = 0;
   private signature = '';
-  private view: ClusterViewInput | null = null;
+  /** Null: something has changed since it was made. */
+  private knownView: ClusterViewInput | null = null;
 
   constructor(
     readonly options: ClusterOptions,
     private readonly events: ClusterEvents,
   ) {
     this.membership = new Membership(options);
-    this.places = dealExperts(options.model.layers, options.workers);
+    this.experts = new ExpertOrder(options.model.layers);
+    this.seatOf = dealExperts(this.experts.total, options.workers);
     this.seats = new Array<null>(options.workers).fill(null);
-    this.expertsOf = new Map(options.model.layers.map(({ layer, experts }) => [layer, experts]));
     this.feedback = new Feedback(options.model.layers, options.feedback);
   }
 
@@ -88,23 +95,24 @@ export class Cluster {
   workerReport(member: Member, report: WorkerReport): void {
     if (member.hello.role !== 'WORKER')
       throw invalidArgument('kind', 'worker', 'router reports from a router');
-    checkWorkerReport(report, this.expertsOf);
+    checkWorkerReport(report, this.experts);
     member.worker = report;
     if (!report.readyChanged) return;
-    member.ready = new Set(report.ready.map(({ layer, expert }) => expertKey(layer, expert)));
+    member.ready.replace(this.experts.numbersOf(expertsIn(report.ready)), this.experts.total);
     this.viewChanged();
   }
 
   routerReport(member: Member, report: RouterReport): void {
     if (member.hello.role !== 'ROUTER')
       throw invalidArgument('kind', 'router', 'worker reports from a worker');
-    checkRouterReport(report, this.expertsOf);
+    checkRouterReport(report, this.experts);
     const readinessChanged = member.router?.notReady !== report.notReady;
     member.router = report;
     if (report.linksChanged) member.links = report.links;
     if (report.linksChanged || readinessChanged) this.viewChanged();
     let changed = false;
-    for (const { layer, rows } of report.loads) changed = this.feedback.observe(layer, rows) || changed;
+    for (const { layer, rows } of report.loads)
+      changed = this.feedback.observe(layer, unpackUint32(rows)) || changed;
     if (changed) this.events.onBias();
   }
 
@@ -133,12 +141,27 @@ export class Cluster {
 
   assignment(member: Member): AssignmentInput {
     const seat = this.seats.indexOf(member.hello.name);
+    return { epoch: this.placementEpoch, experts: groupByLayer(this.expertsOf(seat)) };
+  }
+
+  /** Where every expert is; nowhere as long as no worker is seated. */
+  placement(): PlacementInput {
+    if (this.placementEpoch === 0) return { workers: [], layers: [] };
     return {
-      epoch: this.placementEpoch,
-      experts: this.places
-        .filter((place) => place.seat === seat)
-        .map(({ layer, expert }) => ({ layer, expert })),
+      // The seats are taken all at once.
+      workers: this.seats.map((holder) => holder!),
+      layers: this.experts.layers.map(({ layer }) => ({
+        layer,
+        workerOf: [...this.experts.sliceOf(layer, this.seatOf)],
+      })),
     };
+  }
+
+  /** What the live nodes measure of themselves. */
+  figures(): NodeFiguresInput[] {
+    return this.members()
+      .filter(({ alive }) => alive)
+      .map(nodeFigures);
   }
 
   /** The keys of a router for its links to every live worker. */
@@ -156,32 +179,27 @@ export class Cluster {
     });
   }
 
-  /** With the nodes' latest figures. */
-  freshView(): ClusterViewInput {
-    this.view = clusterView({
+  /** What routers and operators see of the cluster, without placement and figures. */
+  get view(): ClusterViewInput {
+    this.knownView ??= clusterView({
       epoch: this.placementEpoch,
       members: this.membership.all(),
-      places: this.places,
+      experts: this.experts,
+      seatOf: this.seatOf,
       seats: this.seats,
     });
-    return this.view;
-  }
-
-  /** As of the last change; figures of the nodes may be older than they are. */
-  lastView(): ClusterViewInput {
-    return this.view ?? this.freshView();
+    return this.knownView;
   }
 
   /** Mean/max of rows over workers in the last window of a layer; null if no expert is placed. */
   balancedness(layer: number): number | null {
     const rows = this.feedback.lastWindow(layer);
-    if (rows === undefined || this.seats.every((holder) => holder === null)) return null;
-    const workerOf = new Map(
-      this.places
-        .filter((place) => place.layer === layer)
-        .map(({ expert, seat }) => [expert, this.seats[seat]]),
-    );
-    return balancedness(rows, (expert) => workerOf.get(expert) ?? null);
+    if (rows === undefined || this.placementEpoch === 0) return null;
+    return balancedness(rows, this.experts.sliceOf(layer, this.seatOf));
+  }
+
+  private *expertsOf(seat: number): Generator<ExpertId> {
+    for (const [index, taken] of this.seatOf.entries()) if (taken === seat) yield this.experts.at(index);
   }
 
   /** Gives seats to workers, and starts an epoch if an expert's worker is another one than before, or another process. */
@@ -206,7 +224,7 @@ export class Cluster {
   }
 
   private viewChanged(): void {
-    this.view = null;
+    this.knownView = null;
     this.events.onView();
   }
 }

@@ -1,4 +1,5 @@
 import { controlLimits } from '../common/control-limits.js';
+import type { EncodedMessage } from '../common/encoded-message.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { CoordinatorHandlers } from '../common/generated/switchyard/v1/Coordinator.js';
@@ -6,10 +7,11 @@ import type { CoordinatorMessageInput } from '../common/generated/switchyard/v1/
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { NodeMessage } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { Logger } from '../common/log.js';
+import { encodeControl } from '../common/protocol.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { Cluster, type ClusterOptions } from './cluster.js';
 import type { Member } from './membership.js';
-import { type MessageKind, NodeStream, type NodeStreamOwner } from './node-stream.js';
+import { type MessageKind, NodeStream, type NodeStreamOwner, type Told } from './node-stream.js';
 import { Pace, type PaceOptions } from './pace.js';
 
 export interface ControlOptions extends ClusterOptions {
@@ -40,15 +42,27 @@ export class Control implements NodeStreamOwner {
   private readonly open = new Set<NodeStream>();
   private readonly timers: NodeJS.Timeout[] = [];
   private viewTimer: NodeJS.Timeout | null = null;
+  /** What routers get, by what they know: encoded for the first of them, until something changes. */
+  private readonly encoded = {
+    view: new Map<number, EncodedMessage>(),
+    bias: new Map<number, EncodedMessage>(),
+    figures: new Map<null, EncodedMessage>(),
+  };
   private closing = false;
   private wasReady = false;
   private loggedEpoch = 0;
 
   constructor(private readonly options: ControlOptions) {
     this.cluster = new Cluster(options, {
-      onView: () => this.scheduleView(),
+      onView: () => {
+        this.encoded.view.clear();
+        this.scheduleView();
+      },
       onAssignment: (member) => this.streams.get(member)?.say('assignment'),
-      onBias: () => this.sayTo('ROUTER', 'bias'),
+      onBias: () => {
+        this.encoded.bias.clear();
+        this.sayTo('ROUTER', 'bias');
+      },
     });
     this.implementation = {
       Join: (call) => {
@@ -68,7 +82,7 @@ export class Control implements NodeStreamOwner {
   }
 
   get view(): ClusterViewInput {
-    return this.cluster.lastView();
+    return this.cluster.view;
   }
 
   /** Streams that have not said hello. */
@@ -153,20 +167,36 @@ export class Control implements NodeStreamOwner {
     if (this.cluster.end(member, reason, performance.now()) && !this.closing) this.logGone(member);
   }
 
-  compose(kind: MessageKind, member: Member): CoordinatorMessageInput {
+  compose(kind: MessageKind, member: Member, told: Told): CoordinatorMessageInput | EncodedMessage {
+    const { cluster } = this;
     switch (kind) {
       case 'welcome':
         return { welcome: { model: this.options.description, feedback: this.options.feedbackOn } };
       case 'assignment':
-        return { assignment: this.cluster.assignment(member) };
+        return { assignment: cluster.assignment(member) };
       case 'keys':
-        return { keys: { keys: this.cluster.linkKeys(member) } };
-      case 'view':
-        return { view: this.view };
-      case 'bias':
-        return { bias: { version: this.cluster.feedback.version, layers: this.cluster.feedback.layers() } };
+        return { keys: { keys: cluster.linkKeys(member) } };
+      case 'view': {
+        const { epoch } = told;
+        told.epoch = cluster.epoch;
+        return encodedOnce(this.encoded.view, epoch, () => {
+          const placement = epoch === cluster.epoch ? null : cluster.placement();
+          return { view: { ...this.view, placement } };
+        });
+      }
+      case 'bias': {
+        const { biasVersion } = told;
+        const { version } = cluster.feedback;
+        told.biasVersion = version;
+        return encodedOnce(this.encoded.bias, biasVersion, () => {
+          return { bias: { version, layers: cluster.feedback.changedSince(biasVersion) } };
+        });
+      }
       case 'heartbeat':
-        return { heartbeat: {} };
+        if (member.hello.role === 'WORKER') return { heartbeat: {} };
+        return encodedOnce(this.encoded.figures, null, () => {
+          return { heartbeat: { figures: cluster.figures() } };
+        });
     }
   }
 
@@ -179,8 +209,8 @@ export class Control implements NodeStreamOwner {
 
   /** Routers get the nodes' latest figures with it, so that they can describe the cluster. */
   private heartbeat(): void {
-    this.cluster.freshView();
-    this.sayTo('ROUTER', 'view');
+    this.encoded.figures.clear();
+    this.sayTo('ROUTER', 'heartbeat');
     this.sayTo('WORKER', 'heartbeat');
   }
 
@@ -206,7 +236,7 @@ export class Control implements NodeStreamOwner {
       log.info({
         event: 'placed',
         epoch,
-        experts: this.cluster.places.length,
+        experts: this.cluster.experts.total,
         workers: this.options.workers,
       });
     }
@@ -227,6 +257,20 @@ export class Control implements NodeStreamOwner {
   private draining(): SwitchyardError {
     return new SwitchyardError('DRAINING', 'the coordinator is stopping');
   }
+}
+
+/** The message under this key, made and encoded if there is none. */
+function encodedOnce<Key>(
+  known: Map<Key, EncodedMessage>,
+  key: Key,
+  make: () => CoordinatorMessageInput,
+): EncodedMessage {
+  let message = known.get(key);
+  if (message === undefined) {
+    message = encodeControl(make());
+    known.set(key, message);
+  }
+  return message;
 }
 
 function tooManyStrangers(): SwitchyardError {

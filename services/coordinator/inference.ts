@@ -1,33 +1,38 @@
+import { describeCluster } from '../common/describe-cluster.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import { toServiceError } from '../common/status.js';
 import type { Watchers } from '../common/watchers.js';
+import type { Cluster } from './cluster.js';
 
 export interface DescribeOptions {
   description: ModelDescriptionInput;
-  view: () => ClusterViewInput;
-  version: string;
+  cluster: Cluster;
   watchers: Watchers;
 }
 
 /** The client API of a coordinator that embeds no router: describes the cluster, and names its routers to who asks for more. */
-export function describeOnly({ description, view, version, watchers }: DescribeOptions): InferenceHandlers {
+export function describeOnly({ description, cluster, watchers }: DescribeOptions): InferenceHandlers {
   const startedMs = performance.now();
   return {
     DescribeModel: (_call, answer) => answer(null, description),
-    DescribeCluster: (_call, answer) =>
-      answer(null, {
-        view: view(),
-        model: description,
-        version,
-        uptimeSeconds: (performance.now() - startedMs) / 1000,
-        router: '',
-      }),
+    DescribeCluster: ({ request }, answer) =>
+      answer(
+        null,
+        describeCluster({
+          view: cluster.view,
+          placement: request.placement ? cluster.placement() : null,
+          figures: cluster.figures(),
+          model: description,
+          router: '',
+          startedMs,
+        }),
+      ),
     WatchCluster: (call) => watchers.accept(call),
-    Forward: (call) => call.emit('error', toServiceError(noRouter(view()))),
-    Session: (call) => call.emit('error', toServiceError(noRouter(view()))),
+    Forward: (call) => call.emit('error', toServiceError(noRouter(cluster.view))),
+    Session: (call) => call.emit('error', toServiceError(noRouter(cluster.view))),
   };
 }
 

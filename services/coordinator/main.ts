@@ -2,6 +2,7 @@ import { Access, readTokens, type Tokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
 import { controlLimits } from '../common/control-limits.js';
 import { SwitchyardError } from '../common/errors.js';
+import { ExpertMetrics } from '../common/expert-metrics.js';
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
 import { cutMs, Deferred, endMsMax, type Running } from '../common/lifecycle.js';
@@ -56,6 +57,7 @@ class CoordinatorService {
   private readonly tokens: Required<Tokens>;
   private readonly access: Access;
   private readonly registry: Registry;
+  private readonly experts: ExpertMetrics;
   private readonly onUnknown: OnUnknown;
   private readonly control: Control;
   /** Of a coordinator without a router. */
@@ -76,15 +78,16 @@ class CoordinatorService {
     this.tokens = readTokens(config);
     this.access = new Access(this.tokens);
     this.registry = createRegistry('coordinator', config.name);
+    this.experts = new ExpertMetrics('coordinator', config.name);
     this.onUnknown = unknownKinds(this.registry, this.log);
     this.trace = Trace.open(config.trace, config.name, this.log);
     this.control = this.createControl();
-    coordinatorMetrics(this.registry, this.control);
+    coordinatorMetrics(this.registry, this.experts, this.control);
     this.router = config.router ? this.createRouter() : null;
   }
 
   async start(): Promise<Running> {
-    const { config, log, access, control, registry } = this;
+    const { config, log, access, control, registry, experts } = this;
     const { host, insecure } = config;
     this.grpc = await startGrpcServer({
       host,
@@ -106,8 +109,10 @@ class CoordinatorService {
       access,
       insecure,
       registry,
+      experts,
       ready: () => this.readiness(),
       state: () => this.state(),
+      expertState: () => this.expertState(),
     });
     this.grpc.setServing(coordinatorName, true);
     const metricsUrl = this.http.url;
@@ -171,7 +176,7 @@ class CoordinatorService {
   }
 
   private createRouter(): Router {
-    const { config, log, registry } = this;
+    const { config, log, registry, experts } = this;
     boundSlabs({ ...routerSlabs(config, config.name), threads: config.threads });
     return createRouter({
       config,
@@ -179,6 +184,7 @@ class CoordinatorService {
       token: this.tokens.node,
       log,
       registry,
+      experts,
       trace: this.trace,
       onUnknown: this.onUnknown,
       onReady: () => this.showReadiness(),
@@ -202,8 +208,8 @@ class CoordinatorService {
 
   private describeOnly(): GrpcService {
     const { watchers } = this;
-    const view = () => this.control.view;
-    const implementation = describeOnly({ description: describeModel(this.model), view, version, watchers });
+    const { cluster } = this.control;
+    const implementation = describeOnly({ description: describeModel(this.model), cluster, watchers });
     return { definition: services.Inference, implementation };
   }
 
@@ -226,11 +232,18 @@ class CoordinatorService {
       version,
       model,
       readiness: this.readiness(),
-      view: this.control.view,
+      view: { ...cluster.view, figures: cluster.figures() },
       topology: cluster.options.topology,
-      feedback: { steps: cluster.feedback.version, layers: cluster.feedback.layers() },
+      feedbackSteps: cluster.feedback.version,
       balancedness: model.layers.map(({ layer }) => ({ layer, value: cluster.balancedness(layer) })),
       router: this.router?.state() ?? null,
     };
+  }
+
+  /** Where every expert is, and its bias. */
+  private expertState(): unknown {
+    const { cluster } = this.control;
+    const biases = [...cluster.feedback.biases()].map(([layer, bias]) => ({ layer, bias: [...bias] }));
+    return { epoch: cluster.epoch, placement: cluster.placement(), biases };
   }
 }

@@ -19,6 +19,32 @@ export interface MembershipOptions {
 /** What may be shown of a hello. */
 export type Hello = Omit<NodeHello, 'linkSecret'>;
 
+/** The experts that a worker has reported ready. */
+export class ReadyExperts {
+  count = 0;
+  /** By number of the expert; empty as long as there is none. */
+  private flags = new Uint8Array();
+
+  has(index: number): boolean {
+    return this.flags[index] === 1;
+  }
+
+  /** `indices`: below `total`, the number of experts of the model. */
+  replace(indices: Iterable<number>, total: number): void {
+    this.clear();
+    for (const index of indices) {
+      if (this.flags.length === 0) this.flags = new Uint8Array(total);
+      if (!this.has(index)) this.count += 1;
+      this.flags[index] = 1;
+    }
+  }
+
+  clear(): void {
+    this.count = 0;
+    this.flags = new Uint8Array();
+  }
+}
+
 /** A node from its hello to its end. A node that joins again is another member. */
 export interface Member {
   /** Without the secret. */
@@ -36,8 +62,7 @@ export interface Member {
   heardAtMs: number;
   /** Monotonic milliseconds of its death; 0 while it lives. */
   endedAtMs: number;
-  /** Keys (`expertKey`) of the experts it has reported ready. */
-  ready: ReadonlySet<number>;
+  readonly ready: ReadyExperts;
   worker: WorkerReport | null;
   router: RouterReport | null;
   /** Of a router, as it reported them last. */
@@ -81,7 +106,7 @@ export class Membership {
       reason: '',
       heardAtMs: nowMs,
       endedAtMs: 0,
-      ready: new Set(),
+      ready: new ReadyExperts(),
       worker: null,
       router: null,
       links: [],
@@ -104,7 +129,7 @@ export class Membership {
     member.alive = false;
     member.endedAtMs = nowMs;
     member.reason = member.draining ? member.reason.replace('leaving', 'left') : plainText(reason);
-    member.ready = new Set();
+    member.ready.clear();
     return true;
   }
 

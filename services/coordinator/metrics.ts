@@ -1,8 +1,9 @@
+import { type ExpertMetrics, figuresOf } from '../common/expert-metrics.js';
 import { gauge, type Registry } from '../common/metrics.js';
 import type { Control } from './control.js';
 
-/** Gauges of the cluster, read when the metrics are. */
-export function coordinatorMetrics(registry: Registry, control: Control): void {
+/** Gauges of the cluster and its experts, read when the metrics are. */
+export function coordinatorMetrics(registry: Registry, experts: ExpertMetrics, control: Control): void {
   const { cluster } = control;
   const { layers } = cluster.options.model;
   gauge(registry, 'nodes', 'Members by role and state.', ['node_role', 'state'] as const, (metric) => {
@@ -20,17 +21,11 @@ export function coordinatorMetrics(registry: Registry, control: Control): void {
   gauge(registry, 'feedback_steps', 'Steps of the load feedback loop.', [], (metric) =>
     metric.set(cluster.feedback.version),
   );
-  gauge(
-    registry,
+  experts.add(
+    'gauge',
     'feedback_bias',
     'What the feedback loop adds to the selection score of an expert.',
-    ['layer', 'expert'] as const,
-    (metric) => {
-      for (const { layer } of layers) {
-        for (const [expert, bias] of cluster.feedback.bias(layer)!.entries())
-          metric.set({ layer, expert }, bias);
-      }
-    },
+    () => figuresOf(cluster.feedback.biases()),
   );
   gauge(
     registry,

@@ -1,4 +1,5 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
+import type { EncodedMessage } from '../common/encoded-message.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { CoordinatorMessageInput } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeMessage } from '../common/generated/switchyard/v1/NodeMessage.js';
@@ -6,11 +7,18 @@ import { toServiceError } from '../common/status.js';
 import type { Member } from './membership.js';
 import type { Pace, PaceOptions } from './pace.js';
 
-type JoinCall = ServerDuplexStream<NodeMessage, CoordinatorMessageInput>;
+type JoinCall = ServerDuplexStream<NodeMessage, CoordinatorMessageInput | EncodedMessage>;
 
 /** What the coordinator says to a node, in the order in which it is said. */
 const kinds = ['welcome', 'assignment', 'keys', 'view', 'bias', 'heartbeat'] as const;
 export type MessageKind = (typeof kinds)[number];
+
+/** What a node knows by what its stream was told: only what is newer needs to be said. */
+export interface Told {
+  /** Epoch of the placement. */
+  epoch: number;
+  biasVersion: number;
+}
 
 /** The coordinator's side of what happens on a stream. */
 export interface NodeStreamOwner {
@@ -20,7 +28,8 @@ export interface NodeStreamOwner {
   receive(member: Member, message: NodeMessage): void;
   refused(stream: NodeStream, error: SwitchyardError): void;
   gone(stream: NodeStream, member: Member, reason: string): void;
-  compose(kind: MessageKind, member: Member): CoordinatorMessageInput;
+  /** The message as of now, which is sent at once; `told` is brought up to date with it. */
+  compose(kind: MessageKind, member: Member, told: Told): CoordinatorMessageInput | EncodedMessage;
 }
 
 /**
@@ -30,6 +39,7 @@ export interface NodeStreamOwner {
 export class NodeStream {
   member: Member | null = null;
   private readonly due = new Set<MessageKind>();
+  private readonly told: Told = { epoch: 0, biasVersion: 0 };
   private readonly helloTimer: NodeJS.Timeout;
   private writable = true;
   private closed = false;
@@ -98,7 +108,7 @@ export class NodeStream {
     for (const kind of kinds) {
       if (!this.writable || this.closed || this.member === null) return;
       if (!this.due.delete(kind)) continue;
-      this.writable = this.call.write(this.owner.compose(kind, this.member));
+      this.writable = this.call.write(this.owner.compose(kind, this.member, this.told));
     }
   }
 

@@ -1,36 +1,16 @@
-import type { LayerSpec } from '../model/spec.js';
-
 /**
  * A seat is one share of the experts; there are as many as workers are expected. It keeps the name of its
  * last holder when that one dies, so that the holder finds its experts again, unless a spare took the seat.
  */
 export type Seats = readonly (string | null)[];
 
-/** One number for (layer, expert), for sets and maps. */
-export function expertKey(layer: number, expert: number): number {
-  return layer * 2 ** 20 + expert;
-}
-
-export interface ExpertPlace {
-  layer: number;
-  expert: number;
-  /** Index into Seats. */
-  seat: number;
-}
-
 /**
- * Static placement: the experts of all layers dealt to the seats in turn. Within a layer no seat has more
- * than one expert above any other; and as the dealing goes on from layer to layer, the same holds for the
+ * Static placement: the seat of each expert, in the order of the model. They are dealt in turn: within a layer no seat has
+ * more than one expert above any other; and as the dealing goes on from layer to layer, the same holds for the
  * model as a whole.
  */
-export function dealExperts(layers: readonly LayerSpec[], seats: number): ExpertPlace[] {
-  const places: ExpertPlace[] = [];
-  for (const { layer, experts } of layers) {
-    for (let expert = 0; expert < experts; expert += 1) {
-      places.push({ layer, expert, seat: places.length % seats });
-    }
-  }
-  return places;
+export function dealExperts(experts: number, seats: number): Uint32Array {
+  return Uint32Array.from({ length: experts }, (_, index) => index % seats);
 }
 
 /**

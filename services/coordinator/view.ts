@@ -1,72 +1,101 @@
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { NodeDescriptionInput } from '../common/generated/switchyard/v1/NodeDescription.js';
+import type { NodeFiguresInput } from '../common/generated/switchyard/v1/NodeFigures.js';
+import type { ExpertOrder } from '../model/expert-order.js';
 import type { Member } from './membership.js';
-import { type ExpertPlace, expertKey, type Seats } from './placement.js';
+import type { Seats } from './placement.js';
 
 export interface ViewSource {
   epoch: number;
   members: readonly Member[];
-  places: readonly ExpertPlace[];
+  experts: ExpertOrder;
+  /** The seat of each expert. */
+  seatOf: Uint32Array;
   seats: Seats;
 }
 
-/** What routers and operators see of the cluster. Placements name dead workers too, so that an error can name them. */
+/** A share of the experts, and how much of it can be computed. */
+interface Share {
+  holder: Member | undefined;
+  experts: number;
+  /** Experts that cannot be computed now, and the number of the first of them. */
+  missing: number;
+  firstMissing: number;
+}
+
+/** What routers and operators see of the cluster, without the placement and without figures. */
 export function clusterView(source: ViewSource): ClusterViewInput {
-  const workers = new Map<string, Member>();
-  for (const member of source.members) {
-    if (member.hello.role === 'WORKER') workers.set(member.hello.name, member);
-  }
-  const seatExperts = source.seats.map(() => [] as ExpertPlace[]);
-  for (const place of source.places) seatExperts[place.seat]!.push(place);
-  const reason = whyNotReady(source, workers);
+  const shares = sharesOf(source);
+  const shareOf = new Map(shares.map((share) => [share.holder, share]));
+  const reason = whyNotReady(source, shares);
   return {
     epoch: source.epoch,
     ready: reason === '',
     reason,
-    nodes: source.members.map((member) => {
-      const seat = member.hello.role === 'WORKER' ? source.seats.indexOf(member.hello.name) : -1;
-      return describeNode(member, seatExperts[seat] ?? null);
-    }),
-    placements: source.places.map(({ layer, expert, seat }) => {
-      const worker = source.seats[seat] ?? null;
-      return { layer, expert, workers: worker === null ? [] : [worker] };
-    }),
+    nodes: source.members.map((member) => describeNode(member, shareOf.get(member) ?? null)),
   };
 }
 
+/** What a node measures of itself. */
+export function nodeFigures({ hello, worker, router }: Member): NodeFiguresInput {
+  const report = worker ?? router;
+  return {
+    role: hello.role,
+    name: hello.name,
+    rssBytes: report?.rssBytes ?? 0,
+    eventLoopUtilization: report?.eventLoopUtilization ?? 0,
+    load: worker?.load ?? null,
+    rowsQueued: worker?.rowsQueued ?? 0,
+    device: worker?.device ?? null,
+  };
+}
+
+/** By seat. */
+function sharesOf({ members, seatOf, seats }: ViewSource): Share[] {
+  const workers = new Map<string, Member>();
+  for (const member of members) if (member.hello.role === 'WORKER') workers.set(member.hello.name, member);
+  const shares = seats.map(
+    (name): Share => ({ holder: workers.get(name ?? ''), experts: 0, missing: 0, firstMissing: -1 }),
+  );
+  for (const [expert, seat] of seatOf.entries()) {
+    const share = shares[seat]!;
+    const { holder } = share;
+    share.experts += 1;
+    if (holder?.draining === false && holder.ready.has(expert)) continue;
+    if (share.missing === 0) share.firstMissing = expert;
+    share.missing += 1;
+  }
+  return shares;
+}
+
 /** In words, naming the first expert that cannot be computed and its worker; empty if there is none. */
-function whyNotReady({ places, seats }: ViewSource, workers: ReadonlyMap<string, Member>): string {
-  const missing = seats.filter((holder) => holder === null).length;
-  if (missing === seats.length) {
-    const joined = [...workers.values()].filter((member) => member.alive && !member.draining).length;
+function whyNotReady({ members, experts, seats, epoch }: ViewSource, shares: readonly Share[]): string {
+  if (epoch === 0) {
+    const joined = members.filter(
+      ({ hello, alive, draining }) => hello.role === 'WORKER' && alive && !draining,
+    ).length;
     return `${joined} of the ${seats.length} expected workers have joined, so no expert is placed yet`;
   }
-  let first = '';
-  let count = 0;
-  for (const place of places) {
-    const worker = workers.get(seats[place.seat] ?? '');
-    const problem = whyNotHere(place, worker);
-    if (problem === '') continue;
-    count += 1;
-    if (first === '')
-      first = `layer ${place.layer} expert ${place.expert} on worker ${seats[place.seat]}: ${problem}`;
-  }
-  if (count <= 1) return first;
-  return `${first}; ${count} of ${places.length} experts are not ready`;
+  const missing = shares.reduce((sum, share) => sum + share.missing, 0);
+  if (missing === 0) return '';
+  const lacking = shares.filter((share) => share.missing > 0);
+  const first = lacking.reduce((least, share) => (share.firstMissing < least.firstMissing ? share : least));
+  const { layer, expert } = experts.at(first.firstMissing);
+  const worker = seats[shares.indexOf(first)];
+  const text = `layer ${layer} expert ${expert} on worker ${worker}: ${whyNotHere(first.holder)}`;
+  return missing === 1 ? text : `${text}; ${missing} of ${experts.total} experts are not ready`;
 }
 
-function whyNotHere(place: ExpertPlace, worker: Member | undefined): string {
+function whyNotHere(worker: Member | undefined): string {
   if (worker === undefined) return 'the worker is not a member';
   if (!worker.alive) return `the worker is dead (${worker.reason})`;
-  if (worker.draining) return `the worker is ${worker.reason}`;
-  return worker.ready.has(expertKey(place.layer, place.expert)) ? '' : 'not loaded yet';
+  return worker.draining ? `the worker is ${worker.reason}` : 'not loaded yet';
 }
 
-/** `experts`: what a worker must hold; null: it has no seat, or is no worker. */
-function describeNode(member: Member, experts: readonly ExpertPlace[] | null): NodeDescriptionInput {
+/** `share`: what a worker must hold; null: it has no seat, or is no worker. */
+function describeNode(member: Member, share: Share | null): NodeDescriptionInput {
   const { hello } = member;
-  const report = member.worker ?? member.router;
-  const { state, reason } = nodeState(member, experts);
+  const { state, reason } = nodeState(member, share);
   return {
     role: hello.role,
     name: hello.name,
@@ -78,20 +107,15 @@ function describeNode(member: Member, experts: readonly ExpertPlace[] | null): N
     pid: hello.pid,
     state,
     reason,
-    experts: member.alive ? member.ready.size : 0,
-    load: member.worker?.load ?? null,
-    rssBytes: report?.rssBytes ?? 0,
-    eventLoopUtilization: report?.eventLoopUtilization ?? 0,
+    experts: member.ready.count,
     links: member.alive ? [...member.links] : [],
-    rowsQueued: member.worker?.queues.reduce((sum, { rowsQueued }) => sum + rowsQueued, 0) ?? 0,
-    deviceFigures: member.worker?.device ?? null,
     messageBytesMax: hello.messageBytesMax,
   };
 }
 
 function nodeState(
   member: Member,
-  experts: readonly ExpertPlace[] | null,
+  share: Share | null,
 ): { state: 'JOINING' | 'LOADING' | 'READY' | 'DRAINING' | 'DEAD'; reason: string } {
   if (!member.alive) return { state: 'DEAD', reason: member.reason };
   if (member.draining) return { state: 'DRAINING', reason: member.reason };
@@ -99,8 +123,7 @@ function nodeState(
     const reason = member.router === null ? 'it has not reported yet' : member.router.notReady;
     return { state: reason === '' ? 'READY' : 'JOINING', reason };
   }
-  if (experts === null) return { state: 'READY', reason: 'no share of the experts is open' };
-  const missing = experts.filter(({ layer, expert }) => !member.ready.has(expertKey(layer, expert))).length;
-  if (missing === 0) return { state: 'READY', reason: '' };
-  return { state: 'LOADING', reason: `${missing} of ${experts.length} experts are not loaded yet` };
+  if (share === null) return { state: 'READY', reason: 'no share of the experts is open' };
+  if (share.missing === 0) return { state: 'READY', reason: '' };
+  return { state: 'LOADING', reason: `${share.missing} of ${share.experts} experts are not loaded yet` };
 }

@@ -1,3 +1,4 @@
+import { ExpertRows } from '../common/expert-rows.js';
 import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import { WorkerLoad } from './balancedness.js';
 import type { PlacementIndex } from './placement.js';
@@ -33,7 +34,7 @@ export class BatchAccount {
     queue: 0,
     combine: 0,
   };
-  private readonly rowsOf: ReadonlyMap<number, Float64Array>;
+  private readonly rows = new ExpertRows();
   private readonly first = new WorkerLoad();
   private readonly last = new WorkerLoad();
   private messagesSent = 0;
@@ -42,9 +43,7 @@ export class BatchAccount {
   private bytesReturned = 0;
   private assignments = 0;
 
-  constructor(private readonly plan: BatchPlan) {
-    this.rowsOf = new Map(plan.layers.map(({ layer, experts }) => [layer, new Float64Array(experts)]));
-  }
+  constructor(private readonly plan: BatchPlan) {}
 
   get totalSeconds(): number {
     return (performance.now() - this.started) / 1000;
@@ -61,8 +60,7 @@ export class BatchAccount {
     rows: Uint32Array,
     placement: PlacementIndex,
   ): void {
-    const sum = this.rowsOf.get(layer)!;
-    for (let expert = 0; expert < rows.length; expert += 1) sum[expert]! += rows[expert]!;
+    this.rows.add(layer, rows);
     this.assignments += chunk.tokens * this.plan.topK;
     const workerOf = placement.workerOf.get(layer)!;
     // A batch of fewer than ten chunks has one chunk in each of its tenths.
@@ -88,7 +86,7 @@ export class BatchAccount {
       batchId: this.plan.batchId,
       router,
       tokens: this.tokens,
-      layers: [...this.rowsOf].map(([layer, rows]) => ({ layer, rows: [...rows] })),
+      layers: [...this.rows.layers()].map(([layer, rows]) => ({ layer, rows: [...rows] })),
       droppedRows: 0,
       retries: 0,
       nonFiniteTokens: this.nonFiniteTokens,

@@ -1,34 +1,37 @@
+/** Rows of one layer by worker. */
+interface LayerLoad {
+  workers: readonly string[];
+  /** [workers] */
+  rows: Float64Array;
+}
+
 /** Rows per worker and layer, and how even they are. Workers without rows count too. */
 export class WorkerLoad {
-  private readonly layers = new Map<number, Map<string, number>>();
+  private readonly layers = new Map<number, LayerLoad>();
 
-  /** Adds a chunk's rows per expert. `workerOf`: expert -> index into `workers`, the workers of the placement. */
+  /**
+   * Adds a chunk's rows per expert. `workerOf`: expert -> index into `workers`, the workers of the placement. What was
+   * counted for other workers than these is forgotten: whoever holds no expert any more would count as an idle one.
+   */
   add(layer: number, rows: Uint32Array, workerOf: Uint32Array, workers: readonly string[]): void {
     let load = this.layers.get(layer);
-    if (load === undefined) {
-      load = new Map();
+    if (load?.workers !== workers) {
+      load = { workers, rows: new Float64Array(workers.length) };
       this.layers.set(layer, load);
     }
-    for (const worker of workers) if (!load.has(worker)) load.set(worker, 0);
-    // Whoever holds no expert any more would count as an idle worker.
-    if (load.size > workers.length)
-      for (const worker of load.keys()) if (!workers.includes(worker)) load.delete(worker);
-    for (let expert = 0; expert < rows.length; expert += 1) {
-      const worker = workers[workerOf[expert]!];
-      if (worker !== undefined) load.set(worker, load.get(worker)! + rows[expert]!);
-    }
+    for (let expert = 0; expert < rows.length; expert += 1) load.rows[workerOf[expert]!]! += rows[expert]!;
   }
 
   /** Makes what was added so far count `factor` as much. */
   decay(layer: number, factor: number): void {
-    const load = this.layers.get(layer);
-    if (load === undefined) return;
-    for (const [worker, rows] of load) load.set(worker, rows * factor);
+    const rows = this.layers.get(layer)?.rows;
+    if (rows === undefined) return;
+    for (let worker = 0; worker < rows.length; worker += 1) rows[worker]! *= factor;
   }
 
   /** Mean/max of rows over workers of one layer: 1 is even, 1/workers is all on one. 1 without rows. */
   balancedness(layer: number): number {
-    const rows = [...(this.layers.get(layer)?.values() ?? [])];
+    const rows = this.layers.get(layer)?.rows ?? new Float64Array();
     const most = Math.max(0, ...rows);
     if (most === 0) return 1;
     return rows.reduce((sum, value) => sum + value, 0) / rows.length / most;

@@ -3,15 +3,17 @@ import type { BiasUpdate } from '../common/generated/switchyard/v1/BiasUpdate.js
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { CoordinatorMessage } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
+import type { NodeFigures } from '../common/generated/switchyard/v1/NodeFigures.js';
 import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { NodeWelcome } from '../common/generated/switchyard/v1/NodeWelcome.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
+import { unpackFloat32 } from '../common/packed.js';
 import { ControlSession } from '../common/session.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { modelLimits } from '../model/limits.js';
 import type { Links } from './links.js';
-import { indexPlacements, type PlacementIndex } from './placement.js';
+import { indexPlacement, type PlacementIndex } from './placement.js';
 import type { RouterReporter } from './report.js';
 import { RouterWeights } from './weights.js';
 
@@ -41,11 +43,13 @@ export class Control {
   weights: RouterWeights | null = null;
   placement: PlacementIndex | null = null;
   view: ClusterView | null = null;
+  /** As the coordinator told them last, of all live nodes. */
+  figures: readonly NodeFigures[] = [];
   model: ModelDescription | null = null;
   /** Feedback unless a batch says otherwise. */
   feedback = false;
   /** Layer to [experts], added for selection. */
-  bias: ReadonlyMap<number, Float32Array> = new Map();
+  readonly bias = new Map<number, Float32Array>();
   private coordinator = '';
   private session: ControlSession | null = null;
   private failure: SwitchyardError | null = null;
@@ -182,6 +186,7 @@ export class Control {
     else if (message.keys) this.options.links.setKeys(message.keys.keys);
     else if (message.view) this.receiveView(message.view);
     else if (message.bias) this.receiveBias(message.bias);
+    else if (message.heartbeat) this.figures = message.heartbeat.figures;
   }
 
   private welcome({ model, feedback }: NodeWelcome): void {
@@ -198,6 +203,8 @@ export class Control {
     }
     this.model = model;
     this.feedback = feedback;
+    // The layers with a bias are told anew.
+    this.bias.clear();
     if (held === null) void this.load(model);
   }
 
@@ -220,14 +227,14 @@ export class Control {
   }
 
   private receiveView(view: ClusterView): void {
+    if (view.placement) this.placement = indexPlacement(view.epoch, view.placement);
     this.view = view;
-    this.placement = indexPlacements(view);
     this.options.links.update(view, this.model!.fingerprint);
     this.notify();
   }
 
   private receiveBias({ layers }: BiasUpdate): void {
-    this.bias = new Map(layers.map(({ layer, bias }) => [layer, Float32Array.from(bias)]));
+    for (const { layer, bias } of layers) this.bias.set(layer, unpackFloat32(bias));
   }
 
   private fail(error: SwitchyardError): void {

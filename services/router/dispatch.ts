@@ -6,7 +6,7 @@ import type { Link, TokenBatchResult } from '../transport/link.js';
 import type { BatchAccount } from './account.js';
 import type { Links } from './links.js';
 import type { RouterMetrics } from './metrics.js';
-import { nowhere, type PlacementIndex } from './placement.js';
+import type { PlacementIndex } from './placement.js';
 import type { BatchPlan } from './plan.js';
 
 export interface DispatchContext {
@@ -28,20 +28,15 @@ export interface DispatchTarget {
   placement: PlacementIndex;
 }
 
-/** The worker of every expert of a layer. Throws WORKER_LOST if one is on no worker. */
+/** The worker of every expert of a layer. Throws WORKER_LOST if they are on no worker. */
 export function requirePlaced(placement: PlacementIndex, layer: number, experts: number): Uint32Array {
   const workerOf = placement.workerOf.get(layer);
-  const unplaced = workerOf === undefined ? 0 : workerOf.indexOf(nowhere);
-  if (workerOf === undefined || workerOf.length !== experts || unplaced >= 0) {
-    const expert = Math.max(0, unplaced);
-    throw new SwitchyardError('WORKER_LOST', `expert ${expert} of layer ${layer} is on no worker`, {
-      worker: null,
-      layer,
-      expert,
-      epoch: placement.epoch,
-    });
-  }
-  return workerOf;
+  if (workerOf?.length === experts) return workerOf;
+  throw new SwitchyardError('WORKER_LOST', `the experts of layer ${layer} are on no worker`, {
+    worker: null,
+    layer,
+    epoch: placement.epoch,
+  });
 }
 
 /** How many of a token's experts each worker may have at a layer. */

@@ -1,5 +1,6 @@
 import { Access, readTokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
+import { ExpertMetrics } from '../common/expert-metrics.js';
 import { startGrpcServer } from '../common/grpc-server.js';
 import { startHttp } from '../common/http.js';
 import { cutMs, endMsMax, type Running } from '../common/lifecycle.js';
@@ -21,6 +22,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   boundSlabs({ ...routerSlabs(config, name), threads: config.threads });
   const log = createLogger('router', name, config.logLevel);
   const registry = createRegistry('router', name);
+  const experts = new ExpertMetrics('router', name);
   const trace = Trace.open(config.trace, name, log);
   const router = createRouter({
     config,
@@ -28,6 +30,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     token: tokens.node,
     log,
     registry,
+    experts,
     trace,
     onUnknown: unknownKinds(registry, log),
     onReady: (ready) => {
@@ -52,8 +55,10 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     access,
     insecure,
     registry,
+    experts,
     ready: () => router.readiness(),
     state: () => router.state(),
+    expertState: () => router.expertState(),
   }).catch(async (error) => {
     await server.close(0);
     throw error;

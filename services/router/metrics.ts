@@ -1,4 +1,6 @@
 import { native } from '../../native/index.js';
+import { type ExpertMetrics, figuresOf } from '../common/expert-metrics.js';
+import { ExpertRows } from '../common/expert-rows.js';
 import { counter, gauge, histogram, type Registry } from '../common/metrics.js';
 import { type Link, transportKinds } from '../transport/link.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
@@ -19,26 +21,12 @@ const loadDecay = 0.98;
 
 export type RouterMetrics = ReturnType<typeof createRouterMetrics>;
 
-/** A router's metrics in `registry`. */
-export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
+/** A router's metrics in `registry`, and those of each expert. */
+export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, gauges: RouterGauges) {
   readGauges(registry, gauges);
   readLinks(registry, gauges.links);
   exportUcxMetrics(registry);
-  const load = new WorkerLoad();
-  const loadedLayers = new Set<number>();
-  gauge(
-    registry,
-    'router_balancedness',
-    'Mean/max over workers of the rows this router sent of late; 1 is even.',
-    ['layer'] as const,
-    (metric) => {
-      for (const layer of loadedLayers) metric.set({ layer }, load.balancedness(layer));
-    },
-  );
-  const rows = counter(registry, 'expert_rows_total', 'Rows routed to an expert.', [
-    'layer',
-    'expert',
-  ] as const);
+  const routed = readRouted(registry, experts);
   const labels = ['worker', 'direction', 'transport'] as const;
   const messages = counter(registry, 'link_messages_total', 'Token batches and results on a link.', labels);
   const bytes = counter(registry, 'link_bytes_total', 'Bytes of rows on a link.', labels);
@@ -78,15 +66,40 @@ export function createRouterMetrics(registry: Registry, gauges: RouterGauges) {
           }
       }
     },
-    /** Counts a chunk's rows per expert of a layer. */
-    routed(layer: number, counts: Uint32Array, placement: PlacementIndex): void {
-      for (let expert = 0; expert < counts.length; expert += 1) {
-        if (counts[expert]! > 0) rows.inc({ layer, expert }, counts[expert]!);
-      }
-      loadedLayers.add(layer);
-      load.decay(layer, loadDecay);
-      load.add(layer, counts, placement.workerOf.get(layer)!, placement.workers);
+    routed,
+  };
+}
+
+/** Counts a chunk's rows per expert of a layer. */
+type Routed = (layer: number, counts: Uint32Array, placement: PlacementIndex) => void;
+
+/** Counts in typed arrays, which become series when they are read. */
+function readRouted(registry: Registry, experts: ExpertMetrics): Routed {
+  const rows = new ExpertRows();
+  const load = new WorkerLoad();
+  experts.add('counter', 'rows_total', 'Rows routed to an expert.', () => figuresOf(rows.layers()));
+  const labels = ['layer'] as const;
+  counter(registry, 'routed_rows_total', 'Rows routed to the experts of a layer.', labels, (metric) => {
+    metric.reset();
+    for (const [layer, sums] of rows.layers())
+      metric.inc(
+        { layer },
+        sums.reduce((total, sum) => total + sum, 0),
+      );
+  });
+  gauge(
+    registry,
+    'router_balancedness',
+    'Mean/max over workers of the rows this router sent of late; 1 is even.',
+    labels,
+    (metric) => {
+      for (const [layer] of rows.layers()) metric.set({ layer }, load.balancedness(layer));
     },
+  );
+  return (layer, counts, placement) => {
+    rows.add(layer, counts);
+    load.decay(layer, loadDecay);
+    load.add(layer, counts, placement.workerOf.get(layer)!, placement.workers);
   };
 }
 

@@ -1,42 +1,38 @@
-import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
-
-/** In `workerOf`: the expert is on no worker. */
-export const nowhere = 0xffff_ffff;
+import { SwitchyardError } from '../common/errors.js';
+import type { Placement, PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
 
 /** The map of one epoch as grouping reads it. A chunk's layer uses one of these from start to end. */
 export interface PlacementIndex {
   epoch: number;
-  /** Names, sorted: an index into it is what the kernels call a worker. The idle ones are in it too. */
+  /** Names: an index into it is what the kernels call a worker. The idle ones are in it too. */
   workers: string[];
-  /** Layer to [experts]: index of the worker, or `nowhere`. */
+  /** Layer to [experts]: index of the worker. */
   workerOf: ReadonlyMap<number, Uint32Array>;
   /** Layer to [workers]: the number of its experts there. */
   expertsAt: ReadonlyMap<number, Uint32Array>;
 }
 
-/** Reads the placements of a view. Of several copies of an expert the first is used. */
-export function indexPlacements(view: ClusterView): PlacementIndex {
-  const workers = [...new Set(view.placements.flatMap((placement) => placement.workers))].sort();
-  const indexOf = new Map(workers.map((name, index) => [name, index]));
-  const experts = new Map<number, number>();
-  for (const { layer, expert } of view.placements) {
-    experts.set(layer, Math.max(experts.get(layer) ?? 0, expert + 1));
-  }
-  const workerOf = new Map(
-    [...experts].map(([layer, count]) => [layer, new Uint32Array(count).fill(nowhere)]),
-  );
-  for (const { layer, expert, workers: holders } of view.placements) {
-    const worker = holders[0];
-    if (worker !== undefined) workerOf.get(layer)![expert] = indexOf.get(worker)!;
-  }
-  const expertsAt = new Map(
-    [...workerOf].map(([layer, holders]) => [layer, countsOf(holders, workers.length)]),
-  );
-  return { epoch: view.epoch, workers, workerOf, expertsAt };
+/** Throws INTERNAL for a placement whose experts are on workers that it does not name. */
+export function indexPlacement(epoch: number, { workers, layers }: Placement): PlacementIndex {
+  const workerOf = new Map(layers.map(({ layer, workerOf }) => [layer, Uint32Array.from(workerOf)]));
+  const expertsAt = new Map<number, Uint32Array>();
+  for (const [layer, holders] of workerOf) expertsAt.set(layer, countHolders(layer, holders, workers.length));
+  return { epoch, workers, workerOf, expertsAt };
 }
 
-function countsOf(workerOf: Uint32Array, workers: number): Uint32Array {
+/** As messages have it. */
+export function describePlacement({ workers, workerOf }: PlacementIndex): PlacementInput {
+  return { workers, layers: [...workerOf].map(([layer, holders]) => ({ layer, workerOf: [...holders] })) };
+}
+
+function countHolders(layer: number, workerOf: Uint32Array, workers: number): Uint32Array {
   const counts = new Uint32Array(workers);
-  for (const worker of workerOf) if (worker !== nowhere) counts[worker]! += 1;
+  for (const [expert, worker] of workerOf.entries()) {
+    if (worker >= workers) {
+      const text = `the coordinator placed layer ${layer} expert ${expert} on worker ${worker} of ${workers}`;
+      throw new SwitchyardError('INTERNAL', text, { layer, expert });
+    }
+    counts[worker]! += 1;
+  }
   return counts;
 }

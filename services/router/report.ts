@@ -1,7 +1,9 @@
 import { plainText } from '../common/control-limits.js';
+import { ExpertRows } from '../common/expert-rows.js';
 import type { NodeMessageInput } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { RouterReportInput } from '../common/generated/switchyard/v1/RouterReport.js';
 import { createUtilizationMeter } from '../common/metrics.js';
+import { packUint32 } from '../common/packed.js';
 import type { Links } from './links.js';
 
 /** Gate counts wait this long for more, so that a burst of chunks is one message. */
@@ -22,7 +24,7 @@ export interface ReportSources {
  * process's figures. What the stream cannot take stays here and goes with the next heartbeat.
  */
 export class RouterReporter {
-  private readonly counts = new Map<number, Float64Array>();
+  private readonly rows = new ExpertRows();
   private readonly meter = createUtilizationMeter();
   private tokens = 0;
   private utilization = 0;
@@ -57,12 +59,7 @@ export class RouterReporter {
 
   /** Adds the rows that a chunk's gate chose per expert of a layer, for the feedback loop. */
   countRows(layer: number, rows: Uint32Array): void {
-    let sum = this.counts.get(layer);
-    if (sum === undefined) {
-      sum = new Float64Array(rows.length);
-      this.counts.set(layer, sum);
-    }
-    for (let expert = 0; expert < rows.length; expert += 1) sum[expert]! += rows[expert]!;
+    this.rows.add(layer, rows);
     if (this.timer === null && this.send !== null) {
       this.timer = setTimeout(() => this.flush(), coalesceMs);
     }
@@ -92,7 +89,7 @@ export class RouterReporter {
 
   private report(): RouterReportInput {
     return {
-      loads: [...this.counts].map(([layer, rows]) => ({ layer, rows: [...rows] })),
+      loads: [...this.rows.layers()].map(([layer, rows]) => ({ layer, rows: packRows(rows) })),
       tokens: this.tokens,
       bytesInFlight: this.sources.bytesInFlight(),
       eventLoopUtilization: this.utilization,
@@ -102,7 +99,11 @@ export class RouterReporter {
   }
 
   private clear(): void {
-    this.counts.clear();
+    this.rows.clear();
     this.tokens = 0;
   }
 }
+
+/** While there is no coordinator counts go on; beyond what a message can tell, only their proportions are lost. */
+const packRows = (rows: Float64Array) =>
+  packUint32(Uint32Array.from(rows, (count) => Math.min(count, 0xffff_ffff)));

@@ -1,10 +1,12 @@
 import { hostname } from 'node:os';
 import { native } from '../../native/index.js';
+import { describeCluster } from '../common/describe-cluster.js';
 import { SwitchyardError } from '../common/errors.js';
-import type { ClusterDescriptionInput } from '../common/generated/switchyard/v1/ClusterDescription.js';
+import type { ExpertMetrics } from '../common/expert-metrics.js';
 import type { ClusterStateInput } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
+import type { PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
 import type { GrpcService } from '../common/grpc-server.js';
 import type { Logger } from '../common/log.js';
 import type { Registry } from '../common/metrics.js';
@@ -12,7 +14,6 @@ import { services } from '../common/protocol.js';
 import { toServiceError } from '../common/status.js';
 import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
-import { version } from '../common/version.js';
 import { clusterState, Watchers } from '../common/watchers.js';
 import type { UcxAcceptor } from '../transport/handshake.js';
 import { Batches } from './batches.js';
@@ -25,6 +26,7 @@ import { Control } from './control.js';
 import { Links } from './links.js';
 import { createRouterMetrics } from './metrics.js';
 import { OneShotCall } from './one-shot-call.js';
+import { describePlacement } from './placement.js';
 import { RouterReporter } from './report.js';
 
 export interface RouterOptions {
@@ -35,6 +37,7 @@ export interface RouterOptions {
   token: string | null;
   log: Logger;
   registry: Registry;
+  experts: ExpertMetrics;
   trace: Trace | null;
   onUnknown: OnUnknown;
   /** Called when every expert can be reached from here, and when no longer. */
@@ -72,7 +75,7 @@ export class Router {
   private stopping: Promise<void> | null = null;
 
   constructor(private readonly options: RouterOptions) {
-    const { config, name, token, log, registry } = options;
+    const { config, name, token, log, registry, experts } = options;
     this.budget = new ByteBudget(config.budgetBytes, `router ${name}`);
     const reporter = new RouterReporter({
       bytesInFlight: () => this.budget.used,
@@ -104,7 +107,7 @@ export class Router {
         options.onReady?.(ready);
       },
     });
-    const metrics = createRouterMetrics(registry, {
+    const metrics = createRouterMetrics(registry, experts, {
       batchesLive: () => this.batches.liveCount,
       bytesInFlight: () => this.budget.used,
       bytesMax: config.budgetBytes,
@@ -185,6 +188,11 @@ export class Router {
     };
   }
 
+  /** Where every expert is, as JSON. */
+  expertState(): unknown {
+    return { epoch: this.control.view?.epoch ?? 0, placement: this.expertPlacement() };
+  }
+
   /** Refuses new batches, waits for those under way up to `drainMs`, ends the rest, and leaves. Idempotent. */
   stop(reason: string): Promise<void> {
     this.stopping ??= this.shutDown(reason);
@@ -230,6 +238,11 @@ export class Router {
     this.sessions.add(session);
   }
 
+  private expertPlacement(): PlacementInput | null {
+    const { placement } = this.control;
+    return placement && describePlacement(placement);
+  }
+
   private handlers(): InferenceHandlers {
     return {
       Forward: (call) => {
@@ -242,16 +255,21 @@ export class Router {
         if (model === null) answer(toServiceError(this.unknownCluster()));
         else answer(null, model satisfies ModelDescriptionInput);
       },
-      DescribeCluster: (_call, answer) => {
-        const { model } = this.control;
-        if (this.control.view === null) {
+      DescribeCluster: ({ request }, answer) => {
+        const { view, model, figures } = this.control;
+        if (view === null || model === null) {
           answer(toServiceError(this.unknownCluster()));
           return;
         }
-        const view = { ...this.control.view, ...this.readiness() };
-        const uptimeSeconds = (performance.now() - this.startedMs) / 1000;
-        const router = this.options.name;
-        answer(null, { view, model, version, uptimeSeconds, router } satisfies ClusterDescriptionInput);
+        const known = {
+          view: { ...view, ...this.readiness() },
+          placement: request.placement ? this.expertPlacement() : null,
+          figures,
+          model,
+          router: this.options.name,
+          startedMs: this.startedMs,
+        };
+        answer(null, describeCluster(known));
       },
       WatchCluster: (call) => this.watchers.accept(call),
     };

@@ -71,16 +71,19 @@ export class Executor {
     if (queue === undefined) return;
     this.queues.get(layer)!.delete(index);
     queue.retired = true;
-    this.options.metrics.forget(layer, index);
     this.releaseIfDone(queue);
   }
 
-  /** Rows waiting, of experts that have any. */
-  queued(): { layer: number; expert: number; rowsQueued: number }[] {
-    const all = [...this.queues.values()].flatMap((experts) => [...experts.values()]);
-    return all
-      .filter((queue) => queue.rows > 0)
-      .map((queue) => ({ layer: queue.layer, expert: queue.index, rowsQueued: queue.rows }));
+  /** The experts here. */
+  *experts(): Generator<ExpertQueue> {
+    for (const experts of this.queues.values()) yield* experts.values();
+  }
+
+  /** Rows that wait for experts. */
+  get rowsQueued(): number {
+    let rows = 0;
+    for (const queue of this.experts()) rows += queue.rows;
+    return rows;
   }
 
   /**
@@ -291,7 +294,9 @@ export class Executor {
       rows,
       parts: pieces.length,
     });
-    this.options.metrics.computed(queue.layer, queue.index, rows, seconds);
+    queue.rowsComputed += rows;
+    queue.computeSeconds += seconds;
+    this.options.metrics.computed(rows, seconds);
     for (const { task, count } of pieces) {
       if (task.failure !== null) continue;
       task.computeSeconds += (seconds * count) / rows;

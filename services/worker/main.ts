@@ -3,12 +3,14 @@ import { type ExpertBackend, native } from '../../native/index.js';
 import { Access, readTokens, type Tokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import { ExpertMetrics } from '../common/expert-metrics.js';
 import type { Assignment } from '../common/generated/switchyard/v1/Assignment.js';
 import type { CoordinatorMessage } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
+import { expertsIn } from '../common/layer-experts.js';
 import { cutMs, Deferred, endMsMax, type Running, sleep } from '../common/lifecycle.js';
 import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
@@ -22,7 +24,7 @@ import { createLinkSecret } from '../transport/link-key.js';
 import { linkService } from '../transport/serve.js';
 import { type WeightBound, type WorkerConfig, weightBound } from './config.js';
 import { Executor } from './executor.js';
-import { type ExecutorMetrics, executorMetrics, workerGauges } from './metrics.js';
+import { type ExecutorMetrics, executorMetrics, workerExpertMetrics, workerGauges } from './metrics.js';
 import { WorkerReporter } from './report.js';
 import { ExpertStore } from './store.js';
 
@@ -57,6 +59,7 @@ class WorkerService {
   private readonly access: Access;
   private readonly linkSecret = createLinkSecret();
   private readonly registry: Registry;
+  private readonly expertMetrics: ExpertMetrics;
   private readonly onUnknown: OnUnknown;
   private readonly metrics: ExecutorMetrics;
   private readonly backend: ExpertBackend;
@@ -89,11 +92,13 @@ class WorkerService {
     this.backend = createBackend(config);
     this.weights = weightBound(config, this.backend.description.memoryBytes);
     this.registry = createRegistry('worker', config.name);
+    this.expertMetrics = new ExpertMetrics('worker', config.name);
+    workerExpertMetrics(this.expertMetrics, () => this.loaded?.executor.experts() ?? []);
     this.onUnknown = unknownKinds(this.registry, this.log);
     this.metrics = executorMetrics(this.registry);
     this.reporter = new WorkerReporter(this.metrics.totals, () => this.backend.figures());
     workerGauges(this.registry, {
-      queued: () => this.loaded?.executor.queued() ?? [],
+      rowsQueued: () => this.loaded?.executor.rowsQueued ?? 0,
       bytesHeld: () => this.loaded?.executor.bytesHeld ?? 0,
       loaded: () => ({
         experts: this.loaded?.store.ready().length ?? 0,
@@ -129,8 +134,10 @@ class WorkerService {
       access,
       insecure,
       registry: this.registry,
+      experts: this.expertMetrics,
       ready: () => this.readiness(),
       state: () => this.state(),
+      expertState: () => this.expertState(),
     });
     const { address } = this.grpc;
     const metricsUrl = this.http.url;
@@ -212,10 +219,10 @@ class WorkerService {
       this.log.info({
         event: 'assigned',
         epoch: message.assignment.epoch,
-        experts: message.assignment.experts.length,
+        experts: [...expertsIn(message.assignment.experts)].length,
       });
       this.assignment = message.assignment;
-      this.loaded?.store.assign(message.assignment.experts);
+      this.loaded?.store.assign([...expertsIn(message.assignment.experts)]);
       this.showReadiness();
     }
   }
@@ -256,7 +263,7 @@ class WorkerService {
     store.failed.then((error) => this.fail(error));
     this.loaded = { model, executor, store };
     log.info({ event: 'model-opened', model: spec.name, fingerprint: spec.fingerprint });
-    if (this.assignment !== null) store.assign(this.assignment.experts);
+    if (this.assignment !== null) store.assign([...expertsIn(this.assignment.experts)]);
     this.showReadiness();
   }
 
@@ -343,11 +350,22 @@ class WorkerService {
       device: this.backend.figures(),
       model: loaded?.model.spec.name ?? null,
       load: loaded?.store.progress() ?? null,
-      experts: loaded?.store.ready() ?? [],
-      queues: loaded?.executor.queued() ?? [],
+      rowsQueued: loaded?.executor.rowsQueued ?? 0,
       bytesHeld: loaded?.executor.bytesHeld ?? 0,
       slabs: native.arenaStats(),
     };
+  }
+
+  /** Every expert that is ready here. */
+  private expertState(): unknown {
+    const experts = [...(this.loaded?.executor.experts() ?? [])];
+    return experts.map(({ layer, index, rows, rowsComputed, computeSeconds }) => ({
+      layer,
+      expert: index,
+      rowsQueued: rows,
+      rowsComputed,
+      computeSeconds,
+    }));
   }
 }
 

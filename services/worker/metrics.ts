@@ -1,25 +1,19 @@
 import type { DeviceFigures } from '../../native/index.js';
+import type { ExpertMetrics } from '../common/expert-metrics.js';
 import { counter, gauge, type Histogram, histogram, type Registry } from '../common/metrics.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
+import type { ExpertQueue } from './tasks.js';
 
 /** What the executor tells as it computes. */
 export interface ExecutorMetrics {
   readonly queueSeconds: Histogram;
-  computed(layer: number, expert: number, rows: number, seconds: number): void;
-  /** The expert is no longer here: its series end. */
-  forget(layer: number, expert: number): void;
+  computed(rows: number, seconds: number): void;
   readonly totals: { rows: number; seconds: number };
 }
 
 export function executorMetrics(registry: Registry): ExecutorMetrics {
-  const labels = ['layer', 'expert'] as const;
-  const rowsTotal = counter(registry, 'computed_rows_total', 'Rows computed.', labels);
-  const secondsTotal = counter(
-    registry,
-    'compute_seconds_total',
-    'Seconds the device spent on rows of an expert.',
-    labels,
-  );
+  const rowsTotal = counter(registry, 'computed_rows_total', 'Rows computed.');
+  const secondsTotal = counter(registry, 'compute_seconds_total', 'Seconds the device spent on rows.');
   const totals = { rows: 0, seconds: 0 };
   return {
     totals,
@@ -29,21 +23,43 @@ export function executorMetrics(registry: Registry): ExecutorMetrics {
       'Seconds from the arrival of a token batch to the start of its first segment.',
       [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30],
     ),
-    computed(layer, expert, rows, seconds) {
+    computed(rows, seconds) {
       totals.rows += rows;
       totals.seconds += seconds;
-      rowsTotal.inc({ layer, expert }, rows);
-      secondsTotal.inc({ layer, expert }, seconds);
-    },
-    forget(layer, expert) {
-      rowsTotal.remove({ layer, expert });
-      secondsTotal.remove({ layer, expert });
+      rowsTotal.inc(rows);
+      secondsTotal.inc(seconds);
     },
   };
 }
 
+/** What is told of each expert here; the series of one that is no longer here end. */
+export function workerExpertMetrics(metrics: ExpertMetrics, experts: () => Iterable<ExpertQueue>): void {
+  const figures = (value: (queue: ExpertQueue) => number) =>
+    function* () {
+      for (const queue of experts()) yield [queue.layer, queue.index, value(queue)] as const;
+    };
+  metrics.add(
+    'counter',
+    'computed_rows_total',
+    'Rows computed.',
+    figures(({ rowsComputed }) => rowsComputed),
+  );
+  metrics.add(
+    'counter',
+    'compute_seconds_total',
+    'Seconds the device spent on rows of an expert.',
+    figures(({ computeSeconds }) => computeSeconds),
+  );
+  metrics.add(
+    'gauge',
+    'queue_rows',
+    'Rows that wait for an expert.',
+    figures(({ rows }) => rows),
+  );
+}
+
 export interface WorkerFigures {
-  queued: () => { layer: number; expert: number; rowsQueued: number }[];
+  rowsQueued: () => number;
   bytesHeld: () => number;
   loaded: () => { experts: number; bytes: number };
   arena: () => { bytesInUse: number; bytesCached: number; bytesLimit: number };
@@ -55,10 +71,9 @@ export interface WorkerFigures {
 /** Gauges that are read when the metrics are. */
 export function workerGauges(registry: Registry, figures: WorkerFigures): void {
   exportUcxMetrics(registry);
-  gauge(registry, 'queue_rows', 'Rows that wait for an expert.', ['layer', 'expert'] as const, (metric) => {
-    metric.reset();
-    for (const { layer, expert, rowsQueued } of figures.queued()) metric.set({ layer, expert }, rowsQueued);
-  });
+  gauge(registry, 'queue_rows', 'Rows that wait for an expert.', [], (metric) =>
+    metric.set(figures.rowsQueued()),
+  );
   gauge(registry, 'in_flight_bytes', 'Bytes of rows and results held.', [], (metric) =>
     metric.set(figures.bytesHeld()),
   );

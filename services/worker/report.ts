@@ -1,6 +1,7 @@
 import type { DeviceFigures } from '../../native/index.js';
 import type { DeviceFiguresInput } from '../common/generated/switchyard/v1/DeviceFigures.js';
 import type { WorkerReportInput } from '../common/generated/switchyard/v1/WorkerReport.js';
+import { groupByLayer } from '../common/layer-experts.js';
 import { createUtilizationMeter } from '../common/metrics.js';
 import type { Executor } from './executor.js';
 import type { ExpertStore } from './store.js';
@@ -41,11 +42,11 @@ export class WorkerReporter {
     this.reportedChanges = store.changes;
     return {
       ...figures,
-      queues: executor.queued(),
+      rowsQueued: executor.rowsQueued,
       bytesInFlight: executor.bytesHeld,
       load: store.progress(),
       readyChanged: changed,
-      ready: changed ? store.ready() : [],
+      ready: changed ? groupByLayer(store.ready()) : [],
     };
   }
 }

@@ -1,7 +1,7 @@
 import type { Expert, ExpertBackend } from '../../native/index.js';
 import { asSwitchyardError, overLimit, SwitchyardError } from '../common/errors.js';
-import type { ExpertId } from '../common/generated/switchyard/v1/ExpertId.js';
 import type { LoadProgressInput } from '../common/generated/switchyard/v1/LoadProgress.js';
+import type { ExpertId } from '../common/layer-experts.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { describeMemory, memoryBound, memoryLeft } from '../common/machine.js';
@@ -36,6 +36,8 @@ export class ExpertStore {
   private wanted = new Map<string, ExpertId>();
   private readonly held = new Map<string, { id: ExpertId; bytes: number }>();
   private readonly loading = new Set<string>();
+  /** Wanted, neither held nor loading; the next one comes last. */
+  private missing: ExpertId[] = [];
   private readonly failure = new Deferred<SwitchyardError>();
   private startedMs = 0;
   private bytesAtStart = 0;
@@ -89,6 +91,8 @@ export class ExpertStore {
     }
     this.startedMs = performance.now();
     this.bytesAtStart = this.bytesHeld;
+    const isHere = (key: string) => this.held.has(key) || this.loading.has(key);
+    this.missing = experts.filter((id) => !isHere(idOf(id))).reverse();
     this.pump();
   }
 
@@ -113,9 +117,10 @@ export class ExpertStore {
   }
 
   private pump(): void {
-    for (const [key, id] of this.wanted) {
-      if (this.closed || this.loading.size >= loadsMax) return;
-      if (!this.held.has(key) && !this.loading.has(key)) void this.load(key, id);
+    while (!this.closed && this.loading.size < loadsMax) {
+      const id = this.missing.pop();
+      if (id === undefined) return;
+      void this.load(idOf(id), id);
     }
   }
 

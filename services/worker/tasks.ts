@@ -41,9 +41,12 @@ export interface Piece {
 /** An expert with the segments that wait for it, in the order of arrival. */
 export class ExpertQueue {
   readonly parts = new Set<Part>();
+  /** That wait. */
   rows = 0;
   calls = 0;
   retired = false;
+  rowsComputed = 0;
+  computeSeconds = 0;
 
   constructor(
     readonly layer: number,

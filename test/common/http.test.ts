@@ -1,5 +1,7 @@
 import { describe, expect, test } from '@jest/globals';
 import { Access } from '../../services/common/access.js';
+import { ExpertMetrics, figuresOf } from '../../services/common/expert-metrics.js';
+import { ExpertRows } from '../../services/common/expert-rows.js';
 import { type HttpOptions, startHttp } from '../../services/common/http.js';
 import {
   counter,
@@ -17,8 +19,10 @@ async function serve(options: Partial<HttpOptions> = {}) {
     access: new Access({}),
     insecure: false,
     registry: createRegistry('worker', 'w0'),
+    experts: new ExpertMetrics('worker', 'w0'),
     ready: () => ({ ready: true, reason: '' }),
     state: () => ({ epoch: 7 }),
+    expertState: () => [{ layer: 0, expert: 1 }],
     ...options,
   });
   atEnd(() => server.close());
@@ -43,6 +47,7 @@ describe('the HTTP server', () => {
       type: 'application/json',
       body: '{"epoch":7}\n',
     });
+    expect(await get(`${url}/state/experts`)).toMatchObject({ body: '[{"layer":0,"expert":1}]\n' });
   });
 
   test('refuses other paths and other methods', async () => {
@@ -54,7 +59,7 @@ describe('the HTTP server', () => {
 
   test('asks for the token where a cluster shows itself, not at the probes', async () => {
     const { url } = await serve({ access: new Access({ operator: 'secret' }) });
-    for (const path of ['/metrics', '/state']) {
+    for (const path of ['/metrics', '/metrics/experts', '/state', '/state/experts']) {
       expect(await get(url + path)).toMatchObject({ status: 401 });
       expect(await get(url + path, { headers: { authorization: 'Bearer secre' } })).toMatchObject({
         status: 401,
@@ -108,6 +113,28 @@ describe('metrics', () => {
         kind === 'counter' ? /_total counter$/ : /(?<!_total) (gauge|histogram|summary)$/,
       );
     }
+  });
+
+  test('of single experts are served where they are asked for, as they are then', async () => {
+    const registry = createRegistry('router', 'r1');
+    const experts = new ExpertMetrics('router', 'r1');
+    const rows = new ExpertRows();
+    experts.add('counter', 'rows_total', 'Rows.', () => figuresOf(rows.layers()));
+    const { url } = await serve({ registry, experts });
+    rows.add(3, Uint32Array.of(0, 7));
+    rows.add(3, Uint32Array.of(2, 7));
+    expect(await get(`${url}/metrics/experts`)).toEqual({
+      status: 200,
+      type: registry.contentType,
+      body: [
+        '# HELP switchyard_expert_rows_total Rows.',
+        '# TYPE switchyard_expert_rows_total counter',
+        'switchyard_expert_rows_total{layer="3",expert="0",role="router",name="r1"} 2',
+        'switchyard_expert_rows_total{layer="3",expert="1",role="router",name="r1"} 14',
+        '',
+      ].join('\n'),
+    });
+    expect((await get(`${url}/metrics`)).body).not.toContain('expert="');
   });
 
   test('of the event loop tell busy from idle', async () => {

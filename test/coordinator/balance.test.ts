@@ -1,26 +1,30 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
+import { unpackFloat32 } from '../../services/common/packed.js';
 import { balancedness, Feedback } from '../../services/coordinator/balance.js';
 
 const options = { rate: 0.01, limit: 1, windowRowsPerExpert: 16 };
 const loads = (experts: number) =>
   fc.array(fc.nat({ max: 5_000 }), { minLength: experts, maxLength: experts });
 
+/** Of layer 0. */
+const biasOf = (feedback: Feedback) => new Map(feedback.biases()).get(0)!;
+
 describe('load feedback', () => {
   test('no step is taken before the window is full, and then exactly one', () => {
     const feedback = new Feedback([{ layer: 3, experts: 4 }], options);
-    expect(feedback.observe(3, [40, 0, 0, 0])).toBe(false);
+    expect(feedback.observe(3, Uint32Array.of(40, 0, 0, 0))).toBe(false);
     expect(feedback.version).toBe(0);
-    expect(feedback.observe(3, [0, 24, 0, 0])).toBe(true);
+    expect(feedback.observe(3, Uint32Array.of(0, 24, 0, 0))).toBe(true);
     expect(feedback.version).toBe(1);
     expect([...feedback.lastWindow(3)!]).toEqual([40, 24, 0, 0]);
-    expect(feedback.observe(3, [1, 1, 1, 1])).toBe(false);
+    expect(feedback.observe(3, Uint32Array.of(1, 1, 1, 1))).toBe(false);
   });
 
   test('an expert above its share loses, one below it gains, the others keep their order', () => {
     const feedback = new Feedback([{ layer: 0, experts: 4 }], options);
-    feedback.observe(0, [100, 60, 30, 10]);
-    const bias = [...feedback.bias(0)!];
+    feedback.observe(0, Uint32Array.of(100, 60, 30, 10));
+    const bias = [...biasOf(feedback)];
     expect(bias[0]).toBeLessThan(0);
     expect(bias[3]).toBeGreaterThan(0);
     expect([...bias].sort((a, b) => a - b)).toEqual(bias);
@@ -28,8 +32,22 @@ describe('load feedback', () => {
 
   test('an even load changes nothing', () => {
     const feedback = new Feedback([{ layer: 0, experts: 4 }], options);
-    feedback.observe(0, [50, 50, 50, 50]);
-    expect([...feedback.bias(0)!]).toEqual([0, 0, 0, 0]);
+    feedback.observe(0, Uint32Array.of(50, 50, 50, 50));
+    expect([...biasOf(feedback)]).toEqual([0, 0, 0, 0]);
+  });
+
+  test('tells the layers that changed since a version, and those alone', () => {
+    const feedback = new Feedback(
+      [0, 1, 2].map((layer) => ({ layer, experts: 2 })),
+      options,
+    );
+    const changed = (version: number) => feedback.changedSince(version).map(({ layer }) => layer);
+    expect(changed(0)).toEqual([]);
+    feedback.observe(2, Uint32Array.of(100, 0));
+    feedback.observe(0, Uint32Array.of(0, 100));
+    expect([changed(0), changed(1), changed(2)]).toEqual([[0, 2], [0], []]);
+    const [{ bias }] = feedback.changedSince(1) as [{ bias: Buffer }];
+    expect([...unpackFloat32(bias)]).toEqual([...biasOf(feedback)].map(Math.fround));
   });
 
   test('biases stay centred and bounded under any load', () => {
@@ -39,8 +57,8 @@ describe('load feedback', () => {
         fc.double({ min: 0, max: 1, noNaN: true }),
         (history, rate) => {
           const feedback = new Feedback([{ layer: 0, experts: 6 }], { ...options, rate, limit: 0.5 });
-          for (const rows of history) feedback.observe(0, rows);
-          const bias = [...feedback.bias(0)!];
+          for (const rows of history) feedback.observe(0, Uint32Array.from(rows));
+          const bias = [...biasOf(feedback)];
           for (const value of bias) {
             expect(Number.isFinite(value)).toBe(true);
             expect(Math.abs(value)).toBeLessThanOrEqual(0.5);
@@ -57,7 +75,7 @@ describe('load feedback', () => {
     const feedback = new Feedback([{ layer: 0, experts: 4 }], options);
     let rows: number[] = [];
     for (let step = 0; step < 400; step += 1) {
-      const bias = feedback.bias(0)!;
+      const bias = biasOf(feedback);
       rows = [0, 0, 0, 0];
       // Tokens whose scores spread around the preferences, each to its best expert.
       for (let token = 0; token < 400; token += 1) {
@@ -66,18 +84,19 @@ describe('load feedback', () => {
         );
         rows[scores.indexOf(Math.max(...scores))]! += 1;
       }
-      feedback.observe(0, rows);
+      feedback.observe(0, Uint32Array.from(rows));
     }
-    expect(balancedness(rows, String)).toBeGreaterThan(0.9);
+    expect(balancedness(Float64Array.from(rows), Uint32Array.of(0, 1, 2, 3))).toBeGreaterThan(0.9);
   });
 });
 
 describe('balancedness', () => {
   test('is mean/max of the rows of workers, not of experts', () => {
-    const workerOf = (expert: number) => (expert < 2 ? 'a' : 'b');
-    expect(balancedness([30, 10, 20, 20], workerOf)).toBe(1);
-    expect(balancedness([30, 30, 10, 10], workerOf)).toBeCloseTo(40 / 60);
-    expect(balancedness([80, 0, 0, 0], workerOf)).toBe(0.5);
-    expect(balancedness([0, 0, 0, 0], workerOf)).toBe(1);
+    const seatOf = Uint32Array.of(0, 0, 1, 1);
+    const balance = (...rows: number[]) => balancedness(Float64Array.from(rows), seatOf);
+    expect(balance(30, 10, 20, 20)).toBe(1);
+    expect(balance(30, 30, 10, 10)).toBeCloseTo(40 / 60);
+    expect(balance(80, 0, 0, 0)).toBe(0.5);
+    expect(balance(0, 0, 0, 0)).toBe(1);
   });
 });

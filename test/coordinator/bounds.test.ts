@@ -4,6 +4,8 @@ import { controlLimits, plainText } from '../../services/common/control-limits.j
 import type { SwitchyardError } from '../../services/common/errors.js';
 import type { NodeHello } from '../../services/common/generated/switchyard/v1/NodeHello.js';
 import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
+import { groupByLayer } from '../../services/common/layer-experts.js';
+import { packUint32 } from '../../services/common/packed.js';
 import { checkHello } from '../../services/coordinator/check.js';
 import { Pace } from '../../services/coordinator/pace.js';
 import { until } from '../support/until.js';
@@ -39,20 +41,16 @@ describe('a hello that makes no sense is refused', () => {
 const router = (started: Started, name = 'r0') =>
   new RawNode(started).say({ hello: hello(name, { role: 'ROUTER' }) });
 const { layers } = tinyModel;
-const loads = layers.map(({ layer, experts }) => ({ layer, rows: new Array<number>(experts).fill(1) }));
+const one = (experts: number) => new Uint32Array(experts).fill(1);
+const loads = layers.map(({ layer, experts }) => ({ layer, rows: packUint32(one(experts)) }));
 const link = { worker: 'w0', transport: 'GRPC', lanes: 'http2', reason: '' } as const;
-const tooMany = [...allExperts, allExperts[0]!];
+const tooMany = [...groupByLayer(allExperts), { layer: 0, experts: [0] }];
 
 describe('a report that is too large, or makes no sense, costs the node its membership and changes nothing', () => {
   test.each<[string, NodeMessageInput, RegExp]>([
     ['a text of 1 MB', { leaving: { reason: 'x'.repeat(1024 * 1024) } }, /^reason is "x{200}"…/],
     ['two lines', { leaving: { reason: 'a\nb' } }, /^reason is "a\\nb"; allowed: one line/],
-    [
-      'more queues than experts',
-      { worker: { queues: tooMany } },
-      /^queues is "17 experts"; allowed: at most 16/,
-    ],
-    ['a queue of no expert', { worker: { queues: [{ layer: 9 }] } }, /^queues is "layer 9 expert 0"/],
+    ['a queue beyond 2^53', { worker: { rowsQueued: 2 ** 60 } }, /^rowsQueued is/],
     [
       'more experts than there are',
       { worker: { readyChanged: true, ready: tooMany } },
@@ -92,18 +90,14 @@ describe('a report that is too large, or makes no sense, costs the node its memb
     ],
     [
       'experts of no layer',
-      { router: { loads: [{ layer: 9, rows: [1] }] } },
-      /^loads is "1 experts of layer 9"; allowed: no/,
+      { router: { loads: [{ layer: 9, rows: packUint32(one(1)) }] } },
+      /^loads is "4 bytes of layer 9"; allowed: a layer of the model/,
     ],
-    [
-      'rows beyond 2^53',
-      { router: { loads: [{ layer: 0, rows: [2 ** 60, ...loads[0]!.rows.slice(1)] }] } },
-      /^loads is 1152921504606847000/,
-    ],
+    ['no rows of no layer', { router: { loads: [{ layer: 9 }] } }, /^loads is "0 bytes of layer 9"/],
     [
       'one layer in order and one not',
-      { router: { loads: [loads[0]!, { layer: 1, rows: [1] }] } },
-      /^loads is "1 experts of layer 1"/,
+      { router: { loads: [loads[0]!, { layer: 1, rows: packUint32(one(1)) }] } },
+      /^loads is "4 bytes of layer 1"/,
     ],
     ['tokens beyond 2^53', { router: { tokens: 2 ** 60 } }, /^tokens is/],
     ['a long reason', { router: { notReady: long } }, /^notReady is/],
@@ -128,8 +122,8 @@ describe('a report that is too large, or makes no sense, costs the node its memb
     });
     expect(stateOf(started, 'r0')).toMatchObject({ state: 'DEAD', links: [] });
     // None of it has reached the feedback loop.
-    for (const { layer } of layers) {
-      const window = started.control.cluster.feedback.observe(layer, loads[0]!.rows);
+    for (const { layer, experts } of layers) {
+      const window = started.control.cluster.feedback.observe(layer, one(experts));
       expect(window).toBe(false);
     }
   });

@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import { expertsIn, groupByLayer } from '../../services/common/layer-experts.js';
 import { ControlSession } from '../../services/common/session.js';
 import { until } from '../support/until.js';
 import {
@@ -128,7 +129,7 @@ describe('the end of a node', () => {
       (state) => state === 'DEAD',
     );
     const heir = await ready(started, 'spare');
-    expect(heir.of('assignment')[0]!.assignment!.experts).toEqual(allExperts);
+    expect([...expertsIn(heir.of('assignment')[0]!.assignment!.experts)]).toEqual(allExperts);
     const again = worker(started, 'w0');
     await until(
       () => again.of('assignment').length,
@@ -171,7 +172,7 @@ describe('a coordinator that comes and goes', () => {
       coordinator: address,
       token: null,
       hello: hello('w0'),
-      report: () => ({ worker: { ready: allExperts, readyChanged: true } }),
+      report: () => ({ worker: { ready: groupByLayer(allExperts), readyChanged: true } }),
       reportMs: 50,
       leaseMs,
       onMessage: (message) => {

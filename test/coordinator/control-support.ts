@@ -7,6 +7,7 @@ import type { CoordinatorMessage } from '../../services/common/generated/switchy
 import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
 import { connect } from '../../services/common/grpc-channel.js';
 import { type GrpcServer, startGrpcServer } from '../../services/common/grpc-server.js';
+import { type ExpertId, groupByLayer } from '../../services/common/layer-experts.js';
 import { createLogger } from '../../services/common/log.js';
 import { clients, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
@@ -108,11 +109,11 @@ export class RawNode {
   }
 
   /** Reports often, as a worker that holds these experts does. */
-  report(ready: { layer: number; expert: number }[]): this {
+  report(ready: ExpertId[]): this {
     this.silence();
     let readyChanged = true;
     this.timer = setInterval(() => {
-      this.say({ worker: { ready: readyChanged ? ready : [], readyChanged } });
+      this.say({ worker: { ready: readyChanged ? groupByLayer(ready) : [], readyChanged } });
       readyChanged = false;
     }, 50);
     return this;
@@ -152,7 +153,7 @@ export function spawnNode(address: string): ChildProcess {
     new ControlSession({
       coordinator: '${address}', token: null,
       hello: { ...${JSON.stringify(hello('child'))}, linkSecret: Buffer.alloc(${linkSecretBytes}) },
-      report: () => ({ worker: { readyChanged: true, ready: ${JSON.stringify(allExperts)} } }),
+      report: () => ({ worker: { readyChanged: true, ready: ${JSON.stringify(groupByLayer(allExperts))} } }),
       reportMs: 50, leaseMs: ${leaseMs}, onMessage: () => {}, log: createLogger('worker', 'child', 'silent'),
     });`;
   const child = spawn(process.execPath, ['--input-type=module', '--eval', program], { stdio: 'inherit' });

@@ -1,4 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
+import { expertsIn } from '../../services/common/layer-experts.js';
+import { packUint32, unpackFloat32 } from '../../services/common/packed.js';
 import { parseTopology } from '../../services/coordinator/topology.js';
 import { until } from '../support/until.js';
 import { allExperts, atEnd, leaseMs, RawNode, start, stateOf, worker } from './control-support.js';
@@ -19,7 +21,8 @@ describe('joining', () => {
       kind: 'welcome',
       welcome: { model: { name: 'tiny', fingerprint: tinyModel.fingerprint, hidden: 256 }, feedback: true },
     });
-    expect(node.of('assignment')[0]!.assignment).toMatchObject({ epoch: 1, experts: allExperts });
+    expect(node.of('assignment')[0]!.assignment).toMatchObject({ epoch: 1 });
+    expect([...expertsIn(node.of('assignment')[0]!.assignment!.experts)]).toEqual(allExperts);
 
     node.report(allExperts.slice(1));
     await until(
@@ -37,7 +40,7 @@ describe('joining', () => {
     expect(stateOf(started, 'w0')).toMatchObject({ state: 'READY', experts: 16 });
   });
 
-  test('a router gets the view at once, on each change, and with the latest figures', async () => {
+  test('a router gets the view at once and on each change, and the latest figures with each heartbeat', async () => {
     const started = await start();
     const router = new RawNode(started).say({ hello: hello('r0', { role: 'ROUTER' }) });
     const timer = setInterval(() => router.say({ router: { tokens: 1, rssBytes: 77 } }), 50);
@@ -50,9 +53,55 @@ describe('joining', () => {
     worker(started, 'w0').report(allExperts);
     const last = () => router.of('view').at(-1)!.view!;
     await until(last, (view) => view.ready);
-    expect(last().placements).toHaveLength(16);
-    expect(last().placements.every(({ workers }) => workers.length === 1 && workers[0] === 'w0')).toBe(true);
-    await until(last, (view) => view.nodes.some(({ name, rssBytes }) => name === 'r0' && rssBytes === 77));
+    const figures = () => router.of('heartbeat').flatMap(({ heartbeat }) => heartbeat!.figures);
+    await until(figures, (all) => all.some(({ name, rssBytes }) => name === 'r0' && rssBytes === 77));
+    const before = router.of('view').length;
+    const heartbeats = router.of('heartbeat').length;
+    await until(
+      () => router.of('heartbeat').length,
+      (count) => count >= heartbeats + 3,
+    );
+    expect(router.of('view')).toHaveLength(before);
+  });
+
+  test('a router is told the placement when it joins and with each epoch, whole, and not again', async () => {
+    const started = await start();
+    const router = (name: string) => new RawNode(started).say({ hello: hello(name, { role: 'ROUTER' }) });
+    const views = (node: RawNode) => node.of('view').map(({ view }) => view!);
+    const first = router('r0');
+    const node = worker(started, 'w0').report(allExperts);
+    await until(
+      () => views(first).at(-1)?.ready,
+      (ready) => ready === true,
+    );
+    const told = (node: RawNode) => views(node).filter(({ placement }) => placement !== null);
+    const placement = {
+      workers: ['w0'],
+      layers: [0, 1].map((layer) => ({ layer, workerOf: new Array(8).fill(0) })),
+    };
+    expect(told(first)).toMatchObject([{ epoch: 1, placement }]);
+    expect(views(first).length).toBeGreaterThan(1);
+    const second = router('r1');
+    await until(
+      () => views(second).length,
+      (count) => count > 0,
+    );
+    expect(views(second)[0]).toMatchObject({ epoch: 1, placement });
+    node.close();
+    worker(started, 'w1').report(allExperts);
+    for (const one of [first, second])
+      await until(
+        () => views(one).at(-1)!,
+        ({ epoch, ready }) => epoch > 1 && ready,
+      );
+    for (const one of [first, second]) {
+      const epochs = told(one).map(({ epoch }) => epoch);
+      expect(new Set(epochs).size).toBe(epochs.length);
+      expect(told(one).at(-1)).toMatchObject({
+        epoch: views(one).at(-1)!.epoch,
+        placement: { workers: ['w1'] },
+      });
+    }
   });
 
   test('experts are spread over the expected workers, whoever joins first', async () => {
@@ -69,7 +118,7 @@ describe('joining', () => {
       (count) => count === 2,
     );
     const expertsOf = (node: RawNode) =>
-      node.of('assignment')[0]!.assignment!.experts.map(({ expert }) => expert);
+      [...expertsIn(node.of('assignment')[0]!.assignment!.experts)].map(({ expert }) => expert);
     expect(expertsOf(first)).toEqual([0, 2, 4, 6, 0, 2, 4, 6]);
     expect(expertsOf(second)).toEqual([1, 3, 5, 7, 1, 3, 5, 7]);
   });
@@ -118,8 +167,11 @@ describe('joining', () => {
   });
 
   test.each([
-    [{ worker: { readyChanged: true, ready: [{ layer: 0, expert: 99 }] } }, /ready is "layer 0 expert 99"/],
-    [{ worker: { readyChanged: true, ready: [{ layer: 7, expert: 0 }] } }, /ready is "layer 7 expert 0"/],
+    [
+      { worker: { readyChanged: true, ready: [{ layer: 0, experts: [99] }] } },
+      /ready is "layer 0 expert 99"/,
+    ],
+    [{ worker: { readyChanged: true, ready: [{ layer: 7, experts: [0] }] } }, /ready is "layer 7 expert 0"/],
     [{ router: { loads: [] } }, /kind is "router"/],
     [{ hello: hello('w0') }, /kind is "hello"/],
   ])('a report that makes no sense costs the node its membership: %j', async (message, expected) => {
@@ -141,15 +193,18 @@ describe('feedback', () => {
       () => router.of('view').length,
       (count) => count > 0,
     );
-    router.say({ router: { loads: [{ layer: 1, rows: [100, 0, 0, 0, 0, 0, 0, 0] }] } });
+    router.say({
+      router: { loads: [{ layer: 1, rows: packUint32(Uint32Array.of(100, 0, 0, 0, 0, 0, 0, 0)) }] },
+    });
     await until(
       () => router.of('bias').length,
       (count) => count > 0,
     );
     const update = router.of('bias')[0]!.bias!;
     expect(update.version).toBe(1);
-    expect(update.layers.find(({ layer }) => layer === 0)!.bias).toEqual(new Array(8).fill(0));
-    const { bias } = update.layers.find(({ layer }) => layer === 1)!;
+    expect(update.layers.map(({ layer }) => layer)).toEqual([1]);
+    const bias = [...unpackFloat32(update.layers[0]!.bias)];
+    expect(bias).toHaveLength(8);
     expect(bias[0]).toBeLessThan(0);
     for (const other of bias.slice(1)) expect(other).toBeGreaterThan(0);
     const later = new RawNode(started).say({ hello: hello('r1', { role: 'ROUTER' }) });
@@ -160,13 +215,40 @@ describe('feedback', () => {
     expect(later.of('bias')[0]!.bias).toEqual(update);
   });
 
+  test('a router is told the layers that changed since it was told last, and one that joins later all of them', async () => {
+    const started = await start();
+    const router = (name: string) => new RawNode(started).say({ hello: hello(name, { role: 'ROUTER' }) });
+    const first = router('r0');
+    const layersOf = (node: RawNode) =>
+      node.of('bias').map(({ bias }) => bias!.layers.map(({ layer }) => layer));
+    for (const layer of [1, 0, 1]) {
+      const before = layersOf(first).length;
+      first.say({
+        router: { loads: [{ layer, rows: packUint32(Uint32Array.of(100, 0, 0, 0, 0, 0, 0, 0)) }] },
+      });
+      await until(
+        () => layersOf(first).length,
+        (count) => count > before,
+      );
+    }
+    expect(layersOf(first)).toEqual([[1], [0], [1]]);
+    const later = router('r1');
+    await until(
+      () => layersOf(later).length,
+      (count) => count > 0,
+    );
+    expect(layersOf(later)).toEqual([[0, 1]]);
+  });
+
   test('a report of another shape than the model is refused', async () => {
     const started = await start();
     const router = new RawNode(started).say({ hello: hello('r0', { role: 'ROUTER' }) });
-    router.say({ router: { loads: [{ layer: 0, rows: [1, 2, 3] }] } });
+    router.say({ router: { loads: [{ layer: 0, rows: packUint32(Uint32Array.of(1, 2, 3)) }] } });
     expect(await until(() => router.error, Boolean)).toMatchObject({
       code: 'INVALID_ARGUMENT',
-      message: expect.stringContaining('loads is "3 experts of layer 0"; allowed: 8 experts'),
+      message: expect.stringContaining(
+        'loads is "12 bytes of layer 0"; allowed: 32, 4 for each of its experts',
+      ),
     });
   });
 
@@ -182,19 +264,20 @@ describe('feedback', () => {
     );
     router.call.pause();
     const steps = 100;
-    const rows = Array.from({ length: 256 }, (_, expert) => (expert === 0 ? 2_000 : 0));
+    const rows = packUint32(Uint32Array.from({ length: 256 }, (_, expert) => (expert === 0 ? 2_000 : 0)));
+    const loads = layers.map(({ layer }) => ({ layer, rows }));
     const { feedback } = started.control.cluster;
     for (let step = 1; step <= steps; step += 1) {
-      router.say({ router: { loads: [{ layer: 0, rows }] } });
+      router.say({ router: { loads } });
       await until(
         () => feedback.version,
-        (version) => version === step,
+        (version) => version === step * layers.length,
       );
     }
     router.call.resume();
     await until(
       () => router.of('bias').at(-1)?.bias?.version ?? 0,
-      (version) => version === steps,
+      (version) => version === steps * layers.length,
     );
     expect(router.of('bias').length).toBeLessThan(steps / 2);
   });

@@ -1,26 +1,37 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { assignSeats, dealExperts, type Seats } from '../../services/coordinator/placement.js';
+import { ExpertOrder } from '../../services/model/expert-order.js';
 
 const layers = fc.uniqueArray(
   fc.record({ layer: fc.nat({ max: 100 }), experts: fc.integer({ min: 1, max: 64 }) }),
   { selector: ({ layer }) => layer, minLength: 1, maxLength: 8 },
 );
 
+describe('the order of experts', () => {
+  test('numbers every expert of every layer, and no other', () => {
+    fc.assert(
+      fc.property(layers, fc.nat({ max: 100 }), (spec, other) => {
+        const order = new ExpertOrder(spec);
+        const all = Array.from({ length: order.total }, (_, index) => order.at(index));
+        expect([...order.numbersOf(all)]).toEqual(all.map((_, index) => index));
+        expect(new Set(all.map(({ layer, expert }) => `${layer}/${expert}`)).size).toBe(order.total);
+        expect(order.indexOf({ layer: other, expert: order.experts(other) })).toBe(-1);
+      }),
+    );
+  });
+});
+
 describe('dealing experts to seats', () => {
   test('every expert of every layer is dealt once, evenly in each layer and in the whole', () => {
     fc.assert(
       fc.property(layers, fc.integer({ min: 1, max: 20 }), (spec, seats) => {
-        const places = dealExperts(spec, seats);
-        const pairs = new Set(places.map(({ layer, expert }) => `${layer}/${expert}`));
-        expect(pairs.size).toBe(places.length);
-        expect(places.length).toBe(spec.reduce((sum, { experts }) => sum + experts, 0));
-        for (const part of [
-          places,
-          ...spec.map(({ layer }) => places.filter((place) => place.layer === layer)),
-        ]) {
+        const order = new ExpertOrder(spec);
+        const seatOf = dealExperts(order.total, seats);
+        expect(seatOf).toHaveLength(spec.reduce((sum, { experts }) => sum + experts, 0));
+        for (const part of [seatOf, ...spec.map(({ layer }) => order.sliceOf(layer, seatOf))]) {
           const counts = new Array<number>(seats).fill(0);
-          for (const { seat } of part) counts[seat]! += 1;
+          for (const seat of part) counts[seat]! += 1;
           expect(Math.max(...counts) - Math.min(...counts)).toBeLessThanOrEqual(1);
         }
       }),
@@ -28,14 +39,7 @@ describe('dealing experts to seats', () => {
   });
 
   test('consecutive experts go to different seats', () => {
-    const places = dealExperts(
-      [
-        { layer: 0, experts: 8 },
-        { layer: 1, experts: 8 },
-      ],
-      4,
-    );
-    expect(places.map(({ seat }) => seat)).toEqual([0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]);
+    expect([...dealExperts(10, 4)]).toEqual([0, 1, 2, 3, 0, 1, 2, 3, 0, 1]);
   });
 });
 

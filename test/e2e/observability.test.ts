@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
-import { type NodeMetrics, readMetrics } from '../../services/cli/node-metrics.js';
+import { type NodeMetrics, parseMetrics, readMetrics } from '../../services/cli/node-metrics.js';
 import type { RowsReader } from '../../services/client/index.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
@@ -10,7 +10,7 @@ import { testRows } from '../support/rows.js';
 /** The preset `tiny`. */
 const hidden = 256;
 const layers = [0, 1];
-const experts = [0, 1, 2, 3, 4, 5, 6, 7];
+const expertNumbers = [0, 1, 2, 3, 4, 5, 6, 7];
 const topK = 2;
 const tokens = 2_000;
 const names = ['coordinator', 'router-0', 'worker-0'];
@@ -20,8 +20,10 @@ const transport = process.env.SWITCHYARD_TRANSPORT!;
 let cluster: TestCluster;
 
 const metricsUrl = async (name: string) => (await cluster.process(name).listening).metricsUrl;
-const exposition = async (name: string) => (await fetch(`${await metricsUrl(name)}/metrics`)).text();
+const exposition = async (name: string, path = '/metrics') =>
+  (await fetch(`${await metricsUrl(name)}${path}`)).text();
 const metrics = async (name: string) => readMetrics(await metricsUrl(name), null);
+const experts = async (name: string) => parseMetrics(await exposition(name, '/metrics/experts'));
 
 /** Both routers and the worker get their part of a batch; feedback is on, so that there is a bias. */
 beforeAll(async () => {
@@ -38,11 +40,12 @@ describe('promtool', () => {
       '\n*** NOT CHECKED: promtool is not in PATH, so no metrics are checked by it. ***\n\n',
     );
   }
-  (present ? test : test.skip).each(names)(
-    'finds nothing to complain of in the metrics of %s',
-    async (name) => {
+  const all = names.flatMap((name) => ['/metrics', '/metrics/experts'].map((path) => [path, name] as const));
+  (present ? test : test.skip).each(all)(
+    'finds nothing to complain of in the %s of %s',
+    async (path, name) => {
       const { status, stdout, stderr } = spawnSync('promtool', ['check', 'metrics'], {
-        input: await exposition(name),
+        input: await exposition(name, path),
         encoding: 'utf8',
       });
       expect(`${stdout}${stderr}`).toBe('');
@@ -59,7 +62,7 @@ function figure(of: NodeMetrics, name: string): number {
 }
 
 const perExpert = (name: string) =>
-  layers.flatMap((layer) => experts.map((expert) => `${name}{layer="${layer}",expert="${expert}"`));
+  layers.flatMap((layer) => expertNumbers.map((expert) => `${name}{layer="${layer}",expert="${expert}"`));
 
 describe('after a batch', () => {
   test.each(['coordinator', 'router-0'])('the router in %s tells what it did', async (name) => {
@@ -67,7 +70,9 @@ describe('after a batch', () => {
     const value = (metric: string) => figure(after, `switchyard_${metric}`);
     expect(value('batches_total')).toBe(1);
     expect(value('tokens_total')).toBe(tokens / 2);
-    expect(value('expert_rows_total')).toBe((tokens / 2) * topK * layers.length);
+    expect(value('routed_rows_total')).toBe((tokens / 2) * topK * layers.length);
+    const ofExperts = await experts(name);
+    expect(figure(ofExperts, 'switchyard_expert_rows_total')).toBe(value('routed_rows_total'));
     // 4 chunks of 250 tokens, 2 layers, 1 worker: as many out as back.
     expect(value('link_messages_total')).toBe(2 * 4 * layers.length);
     // Out every row once, back every expert's.
@@ -136,11 +141,17 @@ describe('after a batch', () => {
     expect(figure(after, 'switchyard_computed_rows_total')).toBe(tokens * topK * layers.length);
     expect(figure(after, 'switchyard_compute_seconds_total')).toBeGreaterThan(0);
     expect(figure(after, 'switchyard_queue_seconds_count')).toBe(8 * layers.length);
-    expect(figure(after, 'switchyard_experts_loaded')).toBe(experts.length * layers.length);
+    expect(figure(after, 'switchyard_experts_loaded')).toBe(expertNumbers.length * layers.length);
     expect(figure(after, 'switchyard_event_loop_utilization')).toBeGreaterThan(0);
-    const text = await exposition('worker-0');
-    for (const series of perExpert('switchyard_computed_rows_total')) expect(text).toContain(series);
-    expect(text).toMatch(/^# TYPE switchyard_queue_rows gauge$/m);
+    expect(figure(after, 'switchyard_queue_rows')).toBe(0);
+    const text = await exposition('worker-0', '/metrics/experts');
+    for (const metric of ['computed_rows_total', 'compute_seconds_total', 'queue_rows'])
+      for (const series of perExpert(`switchyard_expert_${metric}`)) expect(text).toContain(series);
+    const ofExperts = parseMetrics(text);
+    for (const metric of ['computed_rows_total', 'compute_seconds_total', 'queue_rows'])
+      expect(figure(ofExperts, `switchyard_expert_${metric}`)).toBeCloseTo(
+        figure(after, `switchyard_${metric}`),
+      );
   });
 
   test('the coordinator tells of nodes, placement, bias and balance', async () => {
@@ -150,9 +161,9 @@ describe('after a batch', () => {
     expect(figure(after, 'switchyard_placement_epoch')).toBeGreaterThan(0);
     expect(figure(after, 'switchyard_feedback_steps')).toBeGreaterThan(0);
     expect(figure(after, 'switchyard_cluster_balancedness')).toBe(layers.length);
-    const text = await exposition('coordinator');
-    for (const series of perExpert('switchyard_feedback_bias')) expect(text).toContain(series);
-    const biases = [...text.matchAll(/^switchyard_feedback_bias\{.*\} (\S+)$/gm)].map(([, bias]) =>
+    const text = await exposition('coordinator', '/metrics/experts');
+    for (const series of perExpert('switchyard_expert_feedback_bias')) expect(text).toContain(series);
+    const biases = [...text.matchAll(/^switchyard_expert_feedback_bias\{.*\} (\S+)$/gm)].map(([, bias]) =>
       Number(bias),
     );
     expect(biases.some((bias) => bias !== 0)).toBe(true);

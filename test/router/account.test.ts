@@ -1,36 +1,29 @@
 import { describe, expect, test } from '@jest/globals';
 import { BatchAccount } from '../../services/router/account.js';
 import { WorkerLoad } from '../../services/router/balancedness.js';
-import { indexPlacements, nowhere } from '../../services/router/placement.js';
+import { describePlacement, indexPlacement } from '../../services/router/placement.js';
 import { plan, smallModel } from './support.js';
 
-const view = {
-  epoch: 3,
-  ready: true,
-  nodes: [],
-  reason: '',
-  placements: smallModel.layers.flatMap(({ layer, experts }) =>
-    Array.from({ length: experts }, (_, expert) => ({ layer, expert, workers: [`w${expert % 3}`] })),
-  ),
+const told = {
+  workers: ['w0', 'w1', 'w2'],
+  layers: smallModel.layers.map(({ layer, experts }) => ({
+    layer,
+    workerOf: Array.from({ length: experts }, (_, expert) => expert % 3),
+  })),
 };
+const placement = indexPlacement(3, told);
 
-describe('the index of placements', () => {
-  test('numbers the workers by name and finds every expert', () => {
-    const index = indexPlacements(view);
-    expect(index).toMatchObject({ epoch: 3, workers: ['w0', 'w1', 'w2'] });
-    expect([...index.workerOf.get(1)!]).toEqual([0, 1, 2, 0, 1, 2]);
+describe('the index of a placement', () => {
+  test('finds every expert, counts those of each worker, and can be told on', () => {
+    expect(placement).toMatchObject({ epoch: 3, workers: ['w0', 'w1', 'w2'] });
+    expect([...placement.workerOf.get(1)!]).toEqual([0, 1, 2, 0, 1, 2]);
+    expect([...placement.expertsAt.get(1)!]).toEqual([2, 2, 2]);
+    expect(describePlacement(placement)).toEqual(told);
   });
 
-  test('takes the first copy, and marks experts on no worker', () => {
-    const index = indexPlacements({
-      ...view,
-      placements: [
-        { layer: 0, expert: 0, workers: ['b', 'a'] },
-        { layer: 0, expert: 2, workers: [] },
-      ],
-    });
-    expect(index.workers).toEqual(['a', 'b']);
-    expect([...index.workerOf.get(0)!]).toEqual([1, nowhere, nowhere]);
+  test('is refused if it names a worker that there is not', () => {
+    const layers = [{ layer: 5, workerOf: [0, 3] }];
+    expect(() => indexPlacement(3, { ...told, layers })).toThrow(/layer 5 expert 1 on worker 3 of 3/);
   });
 });
 
@@ -49,8 +42,9 @@ describe('balancedness', () => {
 
   test('sums chunks before it compares', () => {
     const load = new WorkerLoad();
-    load.add(0, Uint32Array.of(8, 0, 0, 0), workerOf, ['a', 'b']);
-    load.add(0, Uint32Array.of(0, 0, 8, 0), workerOf, ['a', 'b']);
+    const two = ['a', 'b'];
+    load.add(0, Uint32Array.of(8, 0, 0, 0), workerOf, two);
+    load.add(0, Uint32Array.of(0, 0, 8, 0), workerOf, two);
     expect(load.balancedness(0)).toBe(1);
   });
 
@@ -62,7 +56,6 @@ describe('balancedness', () => {
 describe('the account of a batch', () => {
   test('becomes its summary', () => {
     const account = new BatchAccount(plan({ sequences: 10, length: 10 }));
-    const placement = indexPlacements(view);
     // First tenth: all on w0. In between: not counted. Last tenth: even.
     account.routed({ offset: 0, tokens: 10 }, 0, Uint32Array.of(10, 0, 0, 10, 0, 0), placement);
     account.routed({ offset: 40, tokens: 10 }, 0, Uint32Array.of(0, 20, 0, 0, 0, 0), placement);
@@ -82,11 +75,7 @@ describe('the account of a batch', () => {
       batchId: 'batch',
       router: 'r',
       tokens: 100,
-      layers: [
-        { layer: 0, rows: [15, 25, 5, 15, 5, 5] },
-        { layer: 1, rows: [0, 0, 0, 0, 0, 0] },
-        { layer: 2, rows: [0, 0, 0, 0, 0, 0] },
-      ],
+      layers: [{ layer: 0, rows: [15, 25, 5, 15, 5, 5] }],
       messagesSent: 1,
       rowsSent: 7,
       bytesSent: 224,
@@ -106,7 +95,7 @@ describe('the account of a batch', () => {
 
   test('of a batch of one chunk has it in both tenths', () => {
     const account = new BatchAccount(plan());
-    account.routed({ offset: 0, tokens: 32 }, 0, Uint32Array.of(64, 0, 0, 0, 0, 0), indexPlacements(view));
+    account.routed({ offset: 0, tokens: 32 }, 0, Uint32Array.of(64, 0, 0, 0, 0, 0), placement);
     expect(account.summary('r')).toMatchObject({
       balancednessFirst: expect.closeTo(1 / 3),
       balancednessLast: expect.closeTo(1 / 3),

@@ -359,7 +359,7 @@ overEachTransport((transport) => {
       for (const line of [
         /switchyard_batches_total{outcome="complete",.*} 1$/m,
         /switchyard_tokens_total{.*} 100$/m,
-        /switchyard_expert_rows_total{layer="0",expert="0",.*} \d+$/m,
+        /switchyard_routed_rows_total{layer="0",.*} \d+$/m,
         /switchyard_link_messages_total{worker="worker-0",direction="sent",.*} 3$/m,
         /switchyard_link_bytes_total{worker="worker-1",direction="returned",.*} \d+$/m,
         /switchyard_gate_seconds_count{.*} 3$/m,

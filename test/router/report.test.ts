@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, jest, test } from '@jest/globals';
 import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
+import { packUint32 } from '../../services/common/packed.js';
 import { RouterReporter } from '../../services/router/report.js';
 
 const sources = {
@@ -34,8 +35,8 @@ describe('the reports of a router', () => {
       tokens: 10,
       bytesInFlight: 77,
       loads: [
-        { layer: 0, rows: [4, 6] },
-        { layer: 5, rows: [6, 0] },
+        { layer: 0, rows: packUint32(Uint32Array.of(4, 6)) },
+        { layer: 5, rows: packUint32(Uint32Array.of(6, 0)) },
       ],
     });
     expect(reporter.heartbeat().router).toMatchObject({ tokens: 0, loads: [], rssBytes: expect.any(Number) });
@@ -49,7 +50,9 @@ describe('the reports of a router', () => {
     reporter.countRows(0, Uint32Array.of(1, 0));
     reporter.stop();
     jest.advanceTimersByTime(100);
-    expect(reporter.heartbeat().router!.loads).toEqual([{ layer: 0, rows: [2, 2] }]);
+    expect(reporter.heartbeat().router!.loads).toEqual([
+      { layer: 0, rows: packUint32(Uint32Array.of(2, 2)) },
+    ]);
   });
 
   test('say at once, with what there is, why the router is not ready', () => {
@@ -60,7 +63,9 @@ describe('the reports of a router', () => {
     reporter.flush();
     jest.advanceTimersByTime(100);
     expect(sent).toHaveLength(1);
-    expect(sent[0]!.router).toMatchObject({ loads: [{ layer: 0, rows: [1, 2] }] });
+    expect(sent[0]!.router).toMatchObject({
+      loads: [{ layer: 0, rows: packUint32(Uint32Array.of(1, 2)) }],
+    });
     expect(sent[0]!.router!.notReady).toMatch(/^no link to w{501}$/);
   });
 

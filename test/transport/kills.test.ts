@@ -60,8 +60,8 @@ function startSpare(cluster: TestCluster, index: number): void {
 }
 
 async function seatHolders(client: SwitchyardClient): Promise<string[]> {
-  const { view } = await client.describeCluster();
-  return [...new Set(view!.placements.flatMap(({ workers }) => workers))];
+  const { view } = await client.describeCluster({ placement: true });
+  return view!.placement!.workers;
 }
 
 /** The answers to the block, which are the same bits whoever computes them. */

@@ -149,7 +149,7 @@ describe('executor', () => {
           for (const [i, one] of all.entries()) expectExact(one, results[i]!);
           expect(executor.idle).toBe(true);
           expect(executor.bytesHeld).toBe(0);
-          expect(executor.queued()).toEqual([]);
+          expect(executor.rowsQueued).toBe(0);
           expect(totals.rows).toBe(results.reduce((sum, { rowCount }) => sum + rowCount, 0));
         },
       ),

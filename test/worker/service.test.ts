@@ -95,7 +95,7 @@ describe('a worker process', () => {
     expect(metrics).toMatch(/^switchyard_experts_loaded\{.*\} 16$/m);
     expect(metrics).toMatch(/^switchyard_in_flight_bytes\{.*\} 0$/m);
     const state = await (await fetch(`${hand.metricsUrl}/state`)).json();
-    expect(state).toMatchObject({ name: 'w0', model: 'tiny', queues: [], load: { expertsLoaded: 16 } });
+    expect(state).toMatchObject({ name: 'w0', model: 'tiny', rowsQueued: 0, load: { expertsLoaded: 16 } });
 
     expect(await hand.process.stop(5_000)).toEqual({ code: 0, signal: null });
     const { reason } = await untilReadiness(head, (now) => !now.ready && now.reason.includes('left'));

@@ -1,0 +1,29 @@
+import type { ClusterDescriptionInput } from './generated/switchyard/v1/ClusterDescription.js';
+import type { ClusterViewInput } from './generated/switchyard/v1/ClusterView.js';
+import type { ModelDescriptionInput } from './generated/switchyard/v1/ModelDescription.js';
+import type { NodeFiguresInput } from './generated/switchyard/v1/NodeFigures.js';
+import type { PlacementInput } from './generated/switchyard/v1/Placement.js';
+import { version } from './version.js';
+
+/** What the process that answers DescribeCluster knows. */
+export interface KnownCluster {
+  view: ClusterViewInput;
+  /** Null: it was not asked for. */
+  placement: PlacementInput | null;
+  figures: readonly NodeFiguresInput[];
+  model: ModelDescriptionInput;
+  /** Name of the router that answers, or empty. */
+  router: string;
+  /** As performance.now(). */
+  startedMs: number;
+}
+
+/** The answer to DescribeCluster. */
+export function describeCluster(known: KnownCluster): ClusterDescriptionInput {
+  const { view, placement, model, router, startedMs } = known;
+  const key = ({ role, name }: { role?: unknown; name?: unknown }) => `${role}/${name}`;
+  const figures = new Map(known.figures.map((one) => [key(one), one]));
+  const nodes = view.nodes?.map((node) => ({ ...node, figures: figures.get(key(node)) ?? null })) ?? [];
+  const uptimeSeconds = (performance.now() - startedMs) / 1000;
+  return { view: { ...view, placement, nodes }, model, version, uptimeSeconds, router };
+}

@@ -1,0 +1,23 @@
+/** Rows per expert of each layer, summed in typed arrays: a model may have tens of thousands of experts. */
+export class ExpertRows {
+  private readonly byLayer = new Map<number, Float64Array>();
+
+  /** Adds the rows of every expert of a layer. */
+  add(layer: number, rows: Uint32Array): void {
+    let sums = this.byLayer.get(layer);
+    if (sums === undefined) {
+      sums = new Float64Array(rows.length);
+      this.byLayer.set(layer, sums);
+    }
+    for (let expert = 0; expert < rows.length; expert += 1) sums[expert]! += rows[expert]!;
+  }
+
+  /** The layers to which something was added, with their sums by expert. */
+  layers(): IterableIterator<[layer: number, sums: Float64Array]> {
+    return this.byLayer.entries();
+  }
+
+  clear(): void {
+    this.byLayer.clear();
+  }
+}
