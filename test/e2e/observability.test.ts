@@ -17,6 +17,9 @@ const names = ['coordinator', 'router-0', 'worker-0'];
 /** What carries token batches in this run, see jest.config.js. */
 const transport = process.env.SWITCHYARD_TRANSPORT!;
 
+/** As many rows as a client may ask for at a time, 8 MiB; made early, for servers close connections that a busy client leaves idle. */
+const block = testRows(2 ** 22 / hidden, hidden);
+
 let cluster: TestCluster;
 
 const metricsUrl = async (name: string) => (await cluster.process(name).listening).metricsUrl;
@@ -181,8 +184,6 @@ describe('after a batch', () => {
 });
 
 test('during a batch, queues and bytes in flight show', async () => {
-  // As many rows as a client may ask for at a time, 8 MiB.
-  const block = testRows(2 ** 22 / hidden, hidden);
   const endless: RowsReader = {
     tokens: 4_096_000,
     hidden,
@@ -206,9 +207,8 @@ test('during a batch, queues and bytes in flight show', async () => {
       }
       await sleep(10);
     }
-    call.cancel();
   };
-  const watched = watch();
+  const watched = watch().finally(() => call.cancel());
   const drained = (async () => {
     for await (const _ of call);
   })();
