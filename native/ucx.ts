@@ -41,7 +41,7 @@ export interface UcxChannel {
   sendRows(slab: Slab, rowBytes: number, indices: Uint32Array, metadata: Uint8Array): void;
   /**
    * Resolves with all that has come, at least one thing. Rejects with the reason when the channel has failed
-   * and everything that came before was taken, with CANCELLED after close(). One call at a time.
+   * and everything that came before was taken, with CANCELLED after close(). One call at a time. It keeps no process alive.
    */
   receive(): Promise<UcxArrivals>;
   /** What UCX says of the channel's lanes, for example "mapped sysv posix". */

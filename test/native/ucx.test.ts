@@ -26,7 +26,11 @@ const prelude = `
   }
 `;
 
-const run = (body: string) => runScript(`${prelude}\n(async () => {\n${body}\n})();`);
+/** A receive alone keeps no process, so the script stays until its body is through. */
+const run = (body: string) =>
+  runScript(`${prelude}
+    const stays = setInterval(() => {}, 1000);
+    (async () => {\n${body}\n})().finally(() => clearInterval(stays));`);
 const describeUcx = native.ucx === null ? describe.skip : describe;
 
 describeUcx('a process', () => {
@@ -52,7 +56,16 @@ describeUcx('a process', () => {
     expect(output).toBe('1\n');
   });
 
-  test('waits for a receive until its channel is closed, and then ends by itself', async () => {
+  test('ends while nothing but a receive is pending', async () => {
+    const output = await run(`
+      const [, right] = await pair();
+      right.receive().then(() => console.log('received'), (error) => console.log(error.code));
+      console.log('waiting');
+    `);
+    expect(output).toBe('waiting\n');
+  });
+
+  test('is told that a channel was closed which it waits for', async () => {
     const output = await run(`
       const [, right] = await pair();
       setTimeout(() => right.close(), 300);
