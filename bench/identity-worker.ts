@@ -1,9 +1,9 @@
 /** A worker whose experts return the rows that they get, as a process of its own: what is left is the way there and back. */
 import { native } from '../native/index.js';
+import { ControlSession } from '../services/common/control-session.js';
 import type { ExpertIdInput } from '../services/common/generated/switchyard/v1/ExpertId.js';
 import type { ModelDescription } from '../services/common/generated/switchyard/v1/ModelDescription.js';
 import { createLogger } from '../services/common/log.js';
-import { ControlSession } from '../services/common/session.js';
 import type { TokenBatchHandler } from '../services/transport/link.js';
 import { createLinkSecret } from '../services/transport/link-key.js';
 import { serveLinks } from './serve-links.js';

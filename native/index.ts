@@ -11,21 +11,11 @@
  */
 import { createRequire } from 'node:module';
 import { addonPath } from './locate.js';
+import type { Slab } from './slab.js';
 import type { Ucx, UcxDescription } from './ucx.js';
 
+export type { Slab } from './slab.js';
 export type * from './ucx.js';
-
-/** Page-aligned, reference-counted memory outside the V8 heap. */
-export interface Slab {
-  readonly byteLength: number;
-  readonly released: boolean;
-  /** Another handle on the same memory, to be released apart. */
-  share(): Slab;
-  /** Zero-copy view of the whole slab; it keeps the memory alive until it is garbage collected. */
-  view(): Uint8Array;
-  /** Gives up the handle. Idempotent. Every later use of the handle throws SLAB_RELEASED. */
-  release(): void;
-}
 
 /** Part of a slab. */
 export interface SlabRange {

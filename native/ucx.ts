@@ -1,4 +1,4 @@
-import type { Slab } from './index.js';
+import type { Slab } from './slab.js';
 
 /**
  * A message that arrived: `rowBytes` of rows at the start of the slab, which the receiver owns, and its metadata; when its

@@ -7,7 +7,8 @@ import type { SessionResponse } from '../common/generated/switchyard/v1/SessionR
 import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { sessionCodec } from '../common/protocol.js';
 import { dropRows } from '../transport/port.js';
-import { randomKey, UcxPort } from '../transport/ucx/port.js';
+import { randomKey } from '../transport/ucx/key.js';
+import { UcxPort } from '../transport/ucx/port.js';
 
 /** What takes the rows of an answer into memory of their own; it must be called once. */
 export type TakeRows = () => Promise<Uint8Array>;
@@ -25,7 +26,7 @@ const headBytes = 1024;
 
 /** The client's end of the UCX channel of a session. */
 export class SessionPort {
-  private readonly key = Buffer.from(randomKey());
+  private readonly key = randomKey();
   private readonly port: UcxPort<SessionRequestInput, SessionResponse>;
 
   constructor(ucx: UcxFabric, { onMessage, onFailure }: SessionPortEvents) {

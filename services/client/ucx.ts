@@ -1,12 +1,11 @@
-import { randomBytes } from 'node:crypto';
 import type { UcxFabric } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ChunkChannel } from '../transport/chunk-channel.js';
+import { randomKey } from '../transport/ucx/key.js';
 import type { SessionPort, SessionPortEvents } from './session-port.js';
 
 /** What a router may have sent of a batch that this client has not taken: four of the largest answers. */
 const windowBytes = 32 * 1024 * 1024;
-const keyBytes = 16;
 
 /** This end of a channel to a router at `host` for the chunks of a batch; `key` goes to the router with the channel's end. */
 export async function openChunkChannel(
@@ -15,7 +14,7 @@ export async function openChunkChannel(
 ): Promise<{ channel: ChunkChannel; key: Buffer }> {
   const ucx = await loadUcx(host);
   const { ChunkChannel } = await import('../transport/chunk-channel.js');
-  const key = randomBytes(keyBytes);
+  const key = randomKey();
   return { channel: new ChunkChannel(ucx, { key, windowBytes, onChange }), key };
 }
 

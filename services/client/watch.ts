@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type StatusObject, status } from '@grpc/grpc-js';
+import { backoffMs } from '../common/backoff.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
@@ -179,9 +180,9 @@ export class ClusterWatch {
   }
 
   private async rest(round: number): Promise<void> {
-    const ms = Math.min(pauseMsMax, pauseMsMin * 2 ** Math.min(round, 10)) * (0.5 + Math.random() / 2);
     this.resting = new AbortController();
     this.wake();
+    const ms = backoffMs(round, pauseMsMin, pauseMsMax);
     await sleep(ms, null, { ref: false, signal: this.resting.signal }).catch(() => {});
     this.resting = null;
   }

@@ -19,7 +19,7 @@ import type { ModelSpec } from '../model/spec.js';
 import { clientWindowBytes, routerSlabs } from '../router/config.js';
 import { createRouter, type Router } from '../router/router.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf } from './config.js';
-import { Control } from './control.js';
+import { ControlService } from './control-service.js';
 import { describeModel } from './describe.js';
 import { describeOnly } from './inference.js';
 import { coordinatorMetrics } from './metrics.js';
@@ -59,7 +59,7 @@ class CoordinatorService {
   private readonly registry: Registry;
   private readonly experts: ExpertMetrics;
   private readonly onUnknown: OnUnknown;
-  private readonly control: Control;
+  private readonly control: ControlService;
   /** Of a coordinator without a router. */
   private readonly watchers = new Watchers(() => clusterState(this.control.view, describeModel(this.model)));
   private readonly router: Router | null;
@@ -150,9 +150,9 @@ class CoordinatorService {
     this.log.info({ event: 'stopped', reason });
   }
 
-  private createControl(): Control {
+  private createControl(): ControlService {
     const { config, model, log } = this;
-    return new Control({
+    return new ControlService({
       model,
       description: describeModel(model),
       workers: config.workers,

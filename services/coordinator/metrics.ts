@@ -1,9 +1,13 @@
 import { type ExpertMetrics, figuresOf } from '../common/expert-metrics.js';
 import { gauge, type Registry } from '../common/metrics.js';
-import type { Control } from './control.js';
+import type { ControlService } from './control-service.js';
 
 /** Gauges of the cluster and its experts, read when the metrics are. */
-export function coordinatorMetrics(registry: Registry, experts: ExpertMetrics, control: Control): void {
+export function coordinatorMetrics(
+  registry: Registry,
+  experts: ExpertMetrics,
+  control: ControlService,
+): void {
   const { cluster } = control;
   const { layers } = cluster.options.model;
   gauge(registry, 'nodes', 'Members by role and state.', ['node_role', 'state'] as const, (metric) => {

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { firstIssue } from '../common/schema-issue.js';
 import { parseYaml } from '../common/yaml.js';
 
 const bitsOf: Readonly<Record<string, number>> = { '': 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12 };
@@ -81,13 +82,12 @@ export function parseTopology(text: string, path: string): Topology {
   }
   const parsed = topologySchema.safeParse(value);
   if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
-    const key = issue.path.join('.') || 'topology';
-    const seen = issue.path.reduce<unknown>(
-      (at, step) => (at as Record<PropertyKey, unknown>)?.[step],
-      value,
+    const { key, value: seen, allowed } = firstIssue(parsed.error, value);
+    throw configInvalid(
+      path,
+      key || 'topology',
+      `is ${JSON.stringify(seen) ?? 'missing'}; allowed: ${allowed}`,
     );
-    throw configInvalid(path, key, `is ${JSON.stringify(seen) ?? 'missing'}; allowed: ${issue.message}`);
   }
   checkReferences(parsed.data, path);
   return parsed.data;

@@ -1,6 +1,7 @@
 import { readFile, stat } from 'node:fs/promises';
 import type { z } from 'zod';
 import { SwitchyardError } from '../common/errors.js';
+import { firstIssue } from '../common/schema-issue.js';
 import { refuseLfsPointer } from './lfs.js';
 import { fileInvalid } from './safetensors-header.js';
 
@@ -58,8 +59,6 @@ function quoteNumberNames(text: string): string | null {
 export function parseJsonFile<T>(file: string, json: unknown, schema: z.ZodType<T>): T {
   const parsed = schema.safeParse(json);
   if (parsed.success) return parsed.data;
-  const { path, message } = parsed.error.issues[0]!;
-  let value: unknown = json;
-  for (const key of path) value = (value as Record<PropertyKey, unknown> | undefined)?.[key];
-  throw fileInvalid(file, null, path.join('.') || 'content', JSON.stringify(value), message);
+  const { key, value, allowed } = firstIssue(parsed.error, json);
+  throw fileInvalid(file, null, key || 'content', JSON.stringify(value), allowed);
 }

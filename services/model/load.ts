@@ -2,6 +2,7 @@ import { z } from 'zod';
 import type { ExpertSource, TensorSource } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { Logger } from '../common/log.js';
+import { firstIssue } from '../common/schema-issue.js';
 import { openCheckpoint } from './checkpoint.js';
 import { HashProgress } from './hash-progress.js';
 import { expertWeightBytes } from './limits.js';
@@ -116,10 +117,8 @@ export function parseModelSource(json: unknown): ModelSource {
   }
   const parsed = sourceSchema.safeParse(value);
   if (parsed.success) return parsed.data;
-  const { path, message } = parsed.error.issues[0]!;
-  let found: unknown = value;
-  for (const key of path) found = (found as Record<PropertyKey, unknown> | null | undefined)?.[key];
-  throw sourceInvalid(path.join('.') || 'model', JSON.stringify(found), message);
+  const { key, value: found, allowed } = firstIssue(parsed.error, value);
+  throw sourceInvalid(key || 'model', JSON.stringify(found), allowed);
 }
 
 function sourceInvalid(field: string, value: string | undefined, allowed: string): SwitchyardError {

@@ -8,8 +8,8 @@ import { runBatch } from './batch.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
 import type { ByteBudget } from './budget.js';
 import type { RouterSettings } from './config.js';
-import type { Control } from './control.js';
 import { checkLinks } from './dispatch.js';
+import type { KnownCluster } from './known-cluster.js';
 import type { Links } from './links.js';
 import type { RouterMetrics } from './metrics.js';
 import { type BatchPlan, planBatch } from './plan.js';
@@ -18,7 +18,7 @@ import type { RouterReporter } from './report.js';
 export interface BatchesOptions {
   config: RouterSettings;
   router: string;
-  control: Control;
+  cluster: KnownCluster;
   links: Links;
   budget: ByteBudget;
   reporter: RouterReporter;
@@ -123,11 +123,11 @@ export class Batches {
 
   /** The header is checked as soon as the model is known, which may be long before the cluster is ready. */
   private async plan(header: ForwardHeader, { end }: BatchCall): Promise<BatchPlan> {
-    const { config, control, budget, router } = this.options;
-    const { spec } = await control.untilLoaded(config.readyWaitMs, end.signal);
+    const { config, cluster, budget, router } = this.options;
+    const { spec } = await cluster.untilLoaded(config.readyWaitMs, end.signal);
     return planBatch(header, {
       model: spec,
-      feedback: control.feedback,
+      feedback: cluster.feedback,
       chunkBytesMax: budget.shareBytesMax,
       chunkTokens: config.chunkTokens,
       messageBytesMax: config.messageBytesMax,
@@ -137,7 +137,7 @@ export class Batches {
 
   /** Returns the tokens answered, and how they travelled. */
   private async runPlan(plan: BatchPlan, call: BatchCall): Promise<BatchDone> {
-    const { config, control, links, budget, reporter, metrics, trace, router } = this.options;
+    const { config, cluster, links, budget, reporter, metrics, trace, router } = this.options;
     const { batchId } = plan;
     const { end } = call;
     if (this.batchIds.has(batchId)) {
@@ -149,13 +149,13 @@ export class Batches {
     }
     this.batchIds.add(batchId);
     try {
-      await control.untilReady(config.readyWaitMs, end.signal);
-      checkLinks(plan, control.placement!, links);
+      await cluster.untilReady(config.readyWaitMs, end.signal);
+      checkLinks(plan, cluster.placement!, links);
       const account = new BatchAccount(plan);
       await runBatch({
         plan,
         call,
-        control,
+        cluster,
         links,
         account,
         reporter,

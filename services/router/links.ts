@@ -1,3 +1,4 @@
+import { backoffMs } from '../common/backoff.js';
 import { plainText } from '../common/control-limits.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
@@ -81,8 +82,7 @@ class Connection {
         onChange();
       }
       failures += 1;
-      const backoffMs = Math.min(backoffMsMax, backoffMsMin * 2 ** Math.min(failures, 10));
-      await sleep(backoffMs * (0.5 + Math.random() / 2), this.closing.signal).catch(() => {});
+      await sleep(backoffMs(failures, backoffMsMin, backoffMsMax), this.closing.signal).catch(() => {});
     }
     this.attempted.resolve();
   }

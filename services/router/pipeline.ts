@@ -3,7 +3,6 @@ import { SwitchyardError } from '../common/errors.js';
 import { until } from '../common/trace.js';
 import { groupLimits } from '../transport/limits.js';
 import type { Stage } from './account.js';
-import type { Control } from './control.js';
 import {
   choicesAt,
   type DispatchContext,
@@ -13,13 +12,14 @@ import {
   requirePlaced,
 } from './dispatch.js';
 import type { InputChunk } from './ingest.js';
+import type { KnownCluster } from './known-cluster.js';
 import type { PlacementIndex } from './placement.js';
 import type { BatchPlan } from './plan.js';
 import type { RouterReporter } from './report.js';
 import { createRoutingTable } from './routing-table.js';
 
 export interface PipelineContext extends DispatchContext {
-  control: Control;
+  cluster: KnownCluster;
   reporter: RouterReporter;
 }
 
@@ -77,13 +77,13 @@ async function runLayers(
   table: RoutingTable | null,
   context: PipelineContext,
 ): Promise<LayerOutput> {
-  const { plan, signal, control } = context;
+  const { plan, signal, cluster } = context;
   let output: LayerOutput = { rows: chunk.rows, nonFinite: 0 };
   try {
     for (const [index, { layer }] of plan.layers.entries()) {
       signal.throwIfAborted();
       const { rows } = output;
-      const pass: LayerPass = { chunk, table, rows, layer, index, placement: control.placement! };
+      const pass: LayerPass = { chunk, table, rows, layer, index, placement: cluster.placement! };
       output = await runLayer(pass, context);
       rows.release();
       if (output.nonFinite > 0 && plan.refuseNonFinite) await refuseOutput(pass, output, plan);
@@ -118,18 +118,18 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
 function route(
   { chunk, table, rows, layer, index, placement }: LayerPass,
   links: readonly FoundLink[],
-  { plan, control }: PipelineContext,
+  { plan, cluster }: PipelineContext,
 ): Promise<RoutedRows> {
-  const weights = control.weights!.layer(layer);
+  const weights = cluster.weights!.layer(layer);
   const open = links.map(({ link }) => link);
   return native.routeRows({
     rows,
     rowCount: chunk.tokens,
     hidden: plan.hidden,
-    norm: plan.norm ? { weight: weights.norm, epsilon: control.weights!.spec.normEpsilon } : null,
+    norm: plan.norm ? { weight: weights.norm, epsilon: cluster.weights!.spec.normEpsilon } : null,
     gate: plan.given
       ? null
-      : { weights: weights.gate, bias: plan.feedback ? (control.bias.get(layer) ?? null) : null },
+      : { weights: weights.gate, bias: plan.feedback ? (cluster.bias.get(layer) ?? null) : null },
     table: table && { routing: table, layer: index },
     workerOf: requirePlaced(placement, layer, plan.layers[index]!.experts),
     workers: placement.workers.length,

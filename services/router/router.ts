@@ -22,7 +22,7 @@ import { ChannelWindows } from './channel-windows.js';
 import { ClientChannels } from './client-channels.js';
 import { ClientSession, type SessionStream } from './client-session.js';
 import { channelBytesMax, messageRoomBytes, type RouterSettings } from './config.js';
-import { Control } from './control.js';
+import { KnownCluster } from './known-cluster.js';
 import { Links } from './links.js';
 import { createRouterMetrics } from './metrics.js';
 import { OneShotCall } from './one-shot-call.js';
@@ -65,7 +65,7 @@ export class Router {
   /** Of clients' messages that are in no chunk yet. */
   private readonly messages: ByteBudget;
   private readonly links: Links;
-  private readonly control: Control;
+  private readonly cluster: KnownCluster;
   private readonly batches: Batches;
   private readonly windows: ChannelWindows;
   private readonly channels: ClientChannels;
@@ -89,9 +89,9 @@ export class Router {
       transport: config.transport,
       onUnknown: options.onUnknown,
       log,
-      onChange: () => this.control.notify(),
+      onChange: () => this.cluster.notify(),
     });
-    this.control = new Control({
+    this.cluster = new KnownCluster({
       token,
       links: this.links,
       reporter,
@@ -100,7 +100,7 @@ export class Router {
       log,
       onChange: () => {
         this.watchers.notify();
-        metrics.keepWorkers(new Set(this.control.view?.nodes.map(({ name }) => name)));
+        metrics.keepWorkers(new Set(this.cluster.view?.nodes.map(({ name }) => name)));
       },
       onReady: (ready) => {
         reporter.flush();
@@ -113,11 +113,11 @@ export class Router {
       bytesMax: config.budgetBytes,
       links: () => this.links.open(),
     });
-    const { budget, links, control } = this;
+    const { budget, links, cluster } = this;
     this.batches = new Batches({
       config,
       router: name,
-      control,
+      cluster,
       links,
       budget,
       reporter,
@@ -130,7 +130,7 @@ export class Router {
     this.channels = new ClientChannels({
       acceptor: this.acceptor(),
       windows: this.windows,
-      routingBytesMax: () => this.control.routingBytesMax,
+      routingBytesMax: () => this.cluster.routingBytesMax,
       log,
     });
     this.messages = new ByteBudget(messageRoomBytes(config));
@@ -147,7 +147,7 @@ export class Router {
    */
   start(addresses: RouterAddresses): Promise<SwitchyardError | null> {
     const { config, name } = this.options;
-    return this.control.run(addresses.coordinator, {
+    return this.cluster.run(addresses.coordinator, {
       role: 'ROUTER',
       name,
       address: addresses.own,
@@ -163,7 +163,7 @@ export class Router {
 
   readiness(): { ready: boolean; reason: string } {
     if (this.stopping !== null) return { ready: false, reason: 'the router is stopping' };
-    return this.control.readiness();
+    return this.cluster.readiness();
   }
 
   /** As JSON, for operators. */
@@ -171,8 +171,8 @@ export class Router {
     return {
       name: this.options.name,
       ...this.readiness(),
-      joined: this.control.connected,
-      epoch: this.control.view?.epoch ?? 0,
+      joined: this.cluster.connected,
+      epoch: this.cluster.view?.epoch ?? 0,
       batches: this.batches.liveCount,
       sessions: this.sessions.size,
       budget: stateOf(this.budget),
@@ -190,7 +190,7 @@ export class Router {
 
   /** Where every expert is, as JSON. */
   expertState(): unknown {
-    return { epoch: this.control.view?.epoch ?? 0, placement: this.expertPlacement() };
+    return { epoch: this.cluster.view?.epoch ?? 0, placement: this.expertPlacement() };
   }
 
   /** Refuses new batches, waits for those under way up to `drainMs`, ends the rest, and leaves. Idempotent. */
@@ -204,7 +204,7 @@ export class Router {
     const drained = this.batches.drain(reason);
     this.watchers.end();
     // Told early, the coordinator sends nobody here any more.
-    this.control.leaving(reason);
+    this.cluster.leaving(reason);
     const timer = setTimeout(() => {
       const message = `the router is stopping (${reason}) and waited ${drainMs} ms for this batch`;
       this.batches.abort(new SwitchyardError('DRAINING', message, { reason, drainMs }));
@@ -212,9 +212,9 @@ export class Router {
     await drained;
     clearTimeout(timer);
     for (const session of this.sessions) session.finish();
-    await this.control.leave(reason);
+    await this.cluster.leave(reason);
     this.links.close();
-    this.control.release();
+    this.cluster.release();
   }
 
   /** This router as clients' offers of UCX are answered. */
@@ -239,7 +239,7 @@ export class Router {
   }
 
   private expertPlacement(): PlacementInput | null {
-    const { placement } = this.control;
+    const { placement } = this.cluster;
     return placement && describePlacement(placement);
   }
 
@@ -251,12 +251,12 @@ export class Router {
       },
       Session: (call) => this.openSession(call),
       DescribeModel: (_call, answer) => {
-        const model = this.control.model;
+        const model = this.cluster.model;
         if (model === null) answer(toServiceError(this.unknownCluster()));
         else answer(null, model satisfies ModelDescriptionInput);
       },
       DescribeCluster: ({ request }, answer) => {
-        const { view, model, figures } = this.control;
+        const { view, model, figures } = this.cluster;
         if (view === null || model === null) {
           answer(toServiceError(this.unknownCluster()));
           return;
@@ -277,7 +277,7 @@ export class Router {
 
   /** A router that stops says so itself: nobody else may be left to say it. */
   private clusterState(): ClusterStateInput {
-    const { view, model } = this.control;
+    const { view, model } = this.cluster;
     const { name } = this.options;
     const own = { ...this.readiness(), router: name };
     if (view === null || model === null) return own;
@@ -292,7 +292,7 @@ export class Router {
   }
 
   private unknownCluster(): SwitchyardError {
-    const { reason } = this.control.readiness();
+    const { reason } = this.cluster.readiness();
     return new SwitchyardError('NOT_READY', `the router does not know its cluster yet: ${reason}`, {
       reason,
     });

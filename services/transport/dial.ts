@@ -28,7 +28,8 @@ import type {
 } from './link.js';
 import { isAnswer, type LinkProof, proveLink } from './link-key.js';
 import { type ArrivedRows, dropRows, type MessagePort, rowsOfMessage } from './port.js';
-import { isUcxUnreachable, randomKey, UcxPort, ucxLoss, ucxOrNull, whyNoUcx } from './ucx/port.js';
+import { randomKey } from './ucx/key.js';
+import { isUcxUnreachable, UcxPort, ucxLoss, ucxOrNull, whyNoUcx } from './ucx/port.js';
 
 export interface LinkOptions {
   /** host:port of the worker's gRPC server. */

@@ -2,7 +2,8 @@ import type { UcxFabric } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
 import type { TransportChoice } from './link.js';
-import { keyBytes, ucxOrNull, whyNoUcx } from './ucx/port.js';
+import { keyBytes } from './ucx/key.js';
+import { ucxOrNull, whyNoUcx } from './ucx/port.js';
 
 /** What the dialing end of a gRPC stream offers in its first message: an end of a UCX channel beside the stream, and its key. */
 export interface UcxOffer {

@@ -1,6 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
+import { ControlSession } from '../../services/common/control-session.js';
 import { expertsIn, groupByLayer } from '../../services/common/layer-experts.js';
-import { ControlSession } from '../../services/common/session.js';
 import { until } from '../support/until.js';
 import {
   allExperts,

@@ -11,7 +11,7 @@ import { type ExpertId, groupByLayer } from '../../services/common/layer-experts
 import { createLogger } from '../../services/common/log.js';
 import { clients, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
-import { Control } from '../../services/coordinator/control.js';
+import { ControlService } from '../../services/coordinator/control-service.js';
 import { describeModel } from '../../services/coordinator/describe.js';
 import type { PaceOptions } from '../../services/coordinator/pace.js';
 import type { Topology } from '../../services/coordinator/topology.js';
@@ -34,7 +34,7 @@ afterEach(async () => {
 
 /** A coordinator's control plane on a server of its own. */
 export interface Started {
-  control: Control;
+  control: ControlService;
   server: GrpcServer;
 }
 
@@ -54,7 +54,7 @@ export async function start(
   } = {},
 ): Promise<Started> {
   const model = options.model ?? tinyModel;
-  const control = new Control({
+  const control = new ControlService({
     model,
     description: describeModel(model),
     workers: options.workers ?? 1,
@@ -148,7 +148,7 @@ export const stateOf = ({ control }: Started, name: string) =>
 /** A node in a process of its own. */
 export function spawnNode(address: string): ChildProcess {
   const program = `
-    import { ControlSession } from './dist/services/common/session.js';
+    import { ControlSession } from './dist/services/common/control-session.js';
     import { createLogger } from './dist/services/common/log.js';
     new ControlSession({
       coordinator: '${address}', token: null,

@@ -1,4 +1,4 @@
-import { createHash, randomBytes } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { native, type UcxArrivals, type UcxChannel, type UcxFabric } from '../../../native/index.js';
 import { isLoopback } from '../../common/access.js';
@@ -26,7 +26,6 @@ export interface UcxPortOptions<Out, In> {
 const streamMsMax = 1000;
 const streamMsBetween = 10;
 /** Of a channel's secret. */
-export const keyBytes = 16;
 const sealBytes = 8;
 /** Messages without rows, and metadata, beside what credits count. */
 const inboxBytesBeside = 16 * 1024 * 1024;
@@ -43,10 +42,6 @@ export function ucxOrNull(host: string): UcxFabric | null {
 /** In words, why an end whose transport is `choice` keeps to gRPC. */
 export function whyNoUcx(choice: TransportChoice, end: string): string {
   return choice === 'grpc' ? `transport is grpc at ${end}` : `${end} is built without UCX`;
-}
-
-export function randomKey(): Uint8Array {
-  return randomBytes(keyBytes);
 }
 
 /** Both directions of a stream of messages over a UCX channel; rows stay in their slabs. */

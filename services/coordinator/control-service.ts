@@ -14,7 +14,7 @@ import type { Member } from './membership.js';
 import { type MessageKind, NodeStream, type NodeStreamOwner, type Told } from './node-stream.js';
 import { Pace, type PaceOptions } from './pace.js';
 
-export interface ControlOptions extends ClusterOptions {
+export interface ControlServiceOptions extends ClusterOptions {
   /** How often every node hears from the coordinator. Well below the lease, after which nodes take it for lost. */
   heartbeatMs: number;
   /** Whether batches use the feedback loop's bias unless they say otherwise. */
@@ -34,7 +34,7 @@ export interface ControlOptions extends ClusterOptions {
 const viewDelayMs = 20;
 
 /** The Coordinator service: control streams on one side, the cluster's decisions on the other. */
-export class Control implements NodeStreamOwner {
+export class ControlService implements NodeStreamOwner {
   readonly cluster: Cluster;
   readonly implementation: CoordinatorHandlers;
   private readonly streams = new Map<Member, NodeStream>();
@@ -52,7 +52,7 @@ export class Control implements NodeStreamOwner {
   private wasReady = false;
   private loggedEpoch = 0;
 
-  constructor(private readonly options: ControlOptions) {
+  constructor(private readonly options: ControlServiceOptions) {
     this.cluster = new Cluster(options, {
       onView: () => {
         this.encoded.view.clear();

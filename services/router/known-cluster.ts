@@ -1,3 +1,4 @@
+import { ControlSession } from '../common/control-session.js';
 import { asSwitchyardError, type ErrorCode, SwitchyardError } from '../common/errors.js';
 import type { BiasUpdate } from '../common/generated/switchyard/v1/BiasUpdate.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
@@ -9,7 +10,6 @@ import type { NodeWelcome } from '../common/generated/switchyard/v1/NodeWelcome.
 import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { unpackFloat32 } from '../common/packed.js';
-import { ControlSession } from '../common/session.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { modelLimits } from '../model/limits.js';
 import type { Links } from './links.js';
@@ -17,7 +17,7 @@ import { indexPlacement, type PlacementIndex } from './placement.js';
 import type { RouterReporter } from './report.js';
 import { RouterWeights } from './weights.js';
 
-export interface ControlOptions {
+export interface KnownClusterOptions {
   /** The node token, for the coordinator alone. */
   token: string | null;
   links: Links;
@@ -39,7 +39,7 @@ const heartbeatMsMax = 500;
  * What the router knows of its cluster: model, view, bias. It comes over the control stream; when that
  * breaks, the router goes on with what it knows and joins again.
  */
-export class Control {
+export class KnownCluster {
   weights: RouterWeights | null = null;
   placement: PlacementIndex | null = null;
   view: ClusterView | null = null;
@@ -56,7 +56,7 @@ export class Control {
   private changed = new Deferred<void>();
   private wasReady = false;
 
-  constructor(private readonly options: ControlOptions) {}
+  constructor(private readonly options: KnownClusterOptions) {}
 
   /** Joins the coordinator at host:port. Resolves when the router's membership is over: null after `leave`, otherwise why it cannot be a member. */
   async run(coordinator: string, hello: NodeHelloInput): Promise<SwitchyardError | null> {

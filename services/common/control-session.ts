@@ -1,4 +1,5 @@
 import type { ClientDuplexStream } from '@grpc/grpc-js';
+import { backoffMs } from './backoff.js';
 import { plainText } from './control-limits.js';
 import { asSwitchyardError, type ErrorCode, SwitchyardError } from './errors.js';
 import type { CoordinatorClient } from './generated/switchyard/v1/Coordinator.js';
@@ -180,9 +181,8 @@ export class ControlSession {
       return;
     }
     this.tellLoss(error);
-    const backoffMs = Math.min(backoffMsMax, backoffMsMin * 2 ** Math.min(this.attempts, 10));
+    this.retry = setTimeout(() => this.open(), backoffMs(this.attempts, backoffMsMin, backoffMsMax));
     this.attempts += 1;
-    this.retry = setTimeout(() => this.open(), backoffMs * (0.5 + Math.random() / 2));
   }
 
   /**
