@@ -79,6 +79,6 @@ export async function runScript(script: string): Promise<string> {
       return worker;
     }`;
   const source = `${prelude}\n${script}`;
-  const { stdout } = await promisify(execFile)(process.execPath, ['-e', source], { timeout: 30_000 });
+  const { stdout } = await promisify(execFile)(process.execPath, ['-e', source], { timeout: 120_000 });
   return stdout;
 }
