@@ -1,7 +1,7 @@
 /** A worker whose experts return the rows that they get, as a process of its own: what is left is the way there and back. */
 import { native } from '../native/index.js';
 import { ControlSession } from '../services/common/control-session.js';
-import type { ExpertIdInput } from '../services/common/generated/switchyard/v1/ExpertId.js';
+import type { LayerExpertsInput } from '../services/common/generated/switchyard/v1/LayerExperts.js';
 import type { ModelDescription } from '../services/common/generated/switchyard/v1/ModelDescription.js';
 import { createLogger } from '../services/common/log.js';
 import type { TokenBatchHandler } from '../services/transport/link.js';
@@ -22,7 +22,7 @@ const slabBytesMax = 4 * creditBytes;
 native.configure({ slabBytesMax, threads: 1 });
 
 let model: ModelDescription | null = null;
-let ready: ExpertIdInput[] = [];
+let ready: LayerExpertsInput[] = [];
 let readyChanged = false;
 
 const handler: TokenBatchHandler = async ({ meta, rows }) => {
