@@ -15,10 +15,13 @@ const useUcx = `
     const ends = [fabric.openChannel(options), fabric.openChannel(options)];
     await Promise.all(ends.map((end, index) => end.connect(fabric.address(), ends[1 - index].id)));
     const slab = native.allocateSlab(100, 64);
+    // A receive alone keeps no process.
+    const stays = setInterval(() => {}, 1000);
     for (const [index, end] of ends.entries()) {
       end.send(slab, 100, Uint8Array.of(1));
       await ends[1 - index].receive();
     }
+    clearInterval(stays);
     return ends[0].transports();
   }`;
 

@@ -242,9 +242,9 @@ describe.each(transports)('over %s', (transport) => {
 
     test('ends an exchange that waits for credit, with the deadline as its reason', async () => {
       const { held, handler, echo } = holding();
-      const { address } = await startWorker({ handler, linkWindowBytes: costOf(1024) });
+      const { address } = await startWorker({ handler, linkWindowBytes: costOf(2048) });
       const link = await dial(address);
-      const first = link.exchange(batchOf({ rowCount: 1024 }), never);
+      const first = link.exchange(batchOf({ rowCount: 2048 }), never);
       const waiting = batchOf({ rowCount: 8 });
       await expect(link.exchange(waiting, AbortSignal.timeout(20))).rejects.toMatchObject({
         code: 'DEADLINE_EXCEEDED',
