@@ -172,8 +172,9 @@ export class KnownCluster {
     if (this.failure !== null) return this.failure.message;
     if (this.model === null) return `the coordinator ${this.coordinator} has not welcomed this router yet`;
     if (this.weights === null) return 'the gates of the model are not loaded yet';
-    if (this.view === null || this.placement === null) return 'no view of the cluster has come yet';
-    if (!this.view.ready) return this.view.reason;
+    if (this.view === null) return 'no view of the cluster has come yet';
+    // There is no placement before all expected workers have joined.
+    if (!this.view.ready || this.placement === null) return this.view.reason;
     for (const worker of this.placement.workers) {
       const { link, reason } = this.options.links.find(worker);
       if (link === null) return `no link to worker ${worker}: ${reason}`;
