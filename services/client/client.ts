@@ -9,7 +9,8 @@ import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDe
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
 import { abortable, abortError } from '../common/lifecycle.js';
 import { usualChunkTokens } from '../transport/chunk-size.js';
-import { type TransportChoice, transportChoices } from '../transport/link.js';
+import type { TransportChoice } from '../transport/link.js';
+import { checkOptions } from './check-options.js';
 import { Connections } from './connections.js';
 import { ForwardCall, type ForwardPlan } from './forward.js';
 import { type BatchOptions, protocolLayers, protocolOptions } from './options.js';
@@ -86,9 +87,10 @@ export class SwitchyardClient {
    */
   static async connect(
     addresses: string | readonly string[],
-    { token = null, timeoutMs = 5_000, transport = 'auto' }: ConnectOptions = {},
+    options: ConnectOptions = {},
   ): Promise<SwitchyardClient> {
-    checkTransport(transport);
+    checkOptions('connect', options);
+    const { token = null, timeoutMs = 5_000, transport = 'auto' } = options;
     const given = [addresses].flat().map((address) => parseAddress(address));
     if (given.length === 0) throw invalidArgument('addresses', '[]', 'one or more');
     const client = new SwitchyardClient(given, token, timeoutMs, transport);
@@ -137,8 +139,8 @@ export class SwitchyardClient {
    */
   async forward(input: ForwardInput, options: ForwardOptions = {}): Promise<ForwardCall> {
     this.over.signal.throwIfAborted();
+    checkOptions('forward', options);
     const { transport = this.transport } = options;
-    checkTransport(transport);
     const startedMs = performance.now();
     const state = await this.knownState(options);
     const routers = openRouters(state);
@@ -193,8 +195,8 @@ export class SwitchyardClient {
    */
   session(options: SessionOptions = {}): Session {
     this.over.signal.throwIfAborted();
+    checkOptions('session', options);
     const { transport = this.transport } = options;
-    checkTransport(transport);
     const routers = new SessionRouters({
       routers: options.routers ?? null,
       open: (router) => this.openSession(router, transport),
@@ -316,9 +318,4 @@ type DescribeCall<T> = (
 
 function notReady(text: string, reason: string): SwitchyardError {
   return new SwitchyardError('NOT_READY', `${text}: ${reason}`, { reason });
-}
-
-function checkTransport(transport: TransportChoice): void {
-  if (transportChoices.includes(transport)) return;
-  throw invalidArgument('transport', transport, transportChoices.join(', '));
 }

@@ -74,6 +74,8 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private readonly outcome = new Deferred<BatchSummary>();
   private readonly startedMs = performance.now();
   private failure: SwitchyardError | null = null;
+  /** Ends the wait for the sink. */
+  private interrupt: (error: SwitchyardError) => void = () => {};
   private complete = false;
 
   /** Called by SwitchyardClient.forward. */
@@ -147,8 +149,18 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private fail(error: SwitchyardError): void {
     if (this.complete || this.failure !== null) return;
     this.failure = error;
+    this.interrupt(error);
     for (const stream of this.streams) stream.cancel();
     this.outcome.reject(error);
+  }
+
+  /** Settles as `work` does, unless the batch ends before: a sink may never be through. */
+  private orFailure(work: Promise<void>): Promise<void> {
+    if (this.failure !== null) return Promise.reject(this.failure);
+    return new Promise((resolve, reject) => {
+      this.interrupt = reject;
+      work.then(resolve, reject);
+    });
   }
 
   private claim(consumer: string): AsyncGenerator<ShareAnswer, void, void> {
@@ -166,11 +178,12 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     for await (const { answer, share, count } of this.claim(consumer)) {
       this.checkTaken(answer);
       try {
-        await answer.lend(async (rows) => {
+        const lent = answer.lend(async (rows) => {
           for (const part of cut(share, count, answer, rows)) {
-            await sink.write(part.first, part.rows, part.routing);
+            if (this.failure === null) await sink.write(part.first, part.rows, part.routing);
           }
         });
+        await this.orFailure(lent);
       } catch (error) {
         this.fail(asSwitchyardError(error));
         throw error;

@@ -17,7 +17,7 @@ export interface BatchOptions {
   refuseNonFinite?: boolean;
   /** Tokens per chunk of the routers' pipeline. Default: the routers' choice. */
   chunkTokens?: number;
-  /** The batch ends with DEADLINE_EXCEEDED if it takes longer. */
+  /** The batch ends with DEADLINE_EXCEEDED if it takes longer: 1 to 2,000,000,000 ms. Default: no deadline. */
   deadlineMs?: number;
 }
 

@@ -67,7 +67,6 @@ const openMsMax = 5_000;
 const retryMs = 60_000;
 /** Routing of a batch over UCX, at most: it travels in a message's metadata. */
 const routingBytesMax = 512 * 1024;
-const never = new AbortController().signal;
 
 /** A stream to one router, on a connection of its own, and a UCX channel beside it where both ends have UCX. It keeps no process alive without a batch. */
 export class RouterSession {
@@ -126,7 +125,10 @@ export class RouterSession {
    * Sends a batch as soon as the session has room for it. Rejects with what the router refuses it with or it failed with, with
    * ROUTER_LOST when the router is gone, and with the signal's reason; the router is then told.
    */
-  async send(input: SessionInput, signal: AbortSignal = never): Promise<SessionOutput> {
+  async send(
+    input: SessionInput,
+    signal: AbortSignal = new AbortController().signal,
+  ): Promise<SessionOutput> {
     this.hold();
     try {
       await this.opening;

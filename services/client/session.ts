@@ -3,6 +3,7 @@ import type { ClusterState } from '../common/generated/switchyard/v1/ClusterStat
 import { Deferred } from '../common/lifecycle.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
 import type { TransportChoice } from '../transport/link.js';
+import { checkOptions } from './check-options.js';
 import type { RoutingRows } from './forward.js';
 import { type BatchOptions, protocolLayers, protocolOptions } from './options.js';
 import type { RouterSession, SessionOutput } from './router-session.js';
@@ -68,6 +69,7 @@ export class Session {
    */
   async forward(rows: Uint8Array, options: SessionBatchOptions = {}): Promise<SessionResult> {
     this.over.signal.throwIfAborted();
+    checkOptions('sessionBatch', options);
     this.live += 1;
     try {
       return await this.run(rows, options);

@@ -28,7 +28,10 @@ export async function readJson(path: string): Promise<unknown> {
 
 async function readBytes(path: string): Promise<Buffer> {
   try {
-    const { size } = await stat(path);
+    const file = await stat(path);
+    // Of a FIFO the size is 0, and whoever opens one may wait for ever.
+    if (!file.isFile()) throw new Error('it is no regular file');
+    const { size } = file;
     if (size > jsonBytesMax) throw new Error(`it has ${size} bytes; allowed: up to ${jsonBytesMax}`);
     return await readFile(path);
   } catch (error) {

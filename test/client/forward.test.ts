@@ -2,7 +2,7 @@ import { afterEach, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { type ForwardOptions, type RowsReader, SwitchyardClient } from '../../services/client/index.js';
 import type { Running } from '../../services/common/lifecycle.js';
-import { sleep } from '../../services/common/lifecycle.js';
+import { Deferred, sleep } from '../../services/common/lifecycle.js';
 import {
   overEachTransport,
   rowBytes,
@@ -153,6 +153,12 @@ overEachTransport((transport) => {
     const failing = await client.forward(rows, { ...options, chunkTokens: 100 });
     const write = () => Promise.reject(new Error('the disk is full'));
     await expect(failing.into({ write })).rejects.toMatchObject({ message: 'the disk is full' });
+    const stuck = new Deferred<void>();
+    const late = await client.forward(rows, { ...options, chunkTokens: 100, deadlineMs: 500 });
+    await expect(late.into({ write: () => stuck.promise })).rejects.toMatchObject({
+      code: 'DEADLINE_EXCEEDED',
+    });
+    stuck.resolve();
     await expectReleased(routers[0]!, held);
   });
 

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { cp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
@@ -156,6 +157,15 @@ describe('a configuration that is not allowed is refused by key, value and what 
     const error = await failure(() => open(directory));
     expect(error).toMatchObject({ code: 'MODEL_INVALID' });
     expect(error.message).toContain(directory);
+  });
+
+  test.each(['config.json', 'model.safetensors.index.json'])('a FIFO in place of %s', async (file) => {
+    const directory = await changed('mixtral', {});
+    await rm(join(directory, file), { force: true });
+    execFileSync('mkfifo', [join(directory, file)]);
+    const error = await failure(() => open(directory));
+    expect(error).toMatchObject({ code: 'MODEL_INVALID', details: { file: join(directory, file) } });
+    expect(error.message).toContain('it is no regular file');
   });
 });
 

@@ -1,0 +1,116 @@
+import { z } from 'zod';
+import { invalidArgument } from '../common/errors.js';
+import { firstIssue } from '../common/schema-issue.js';
+import { transportChoices } from '../transport/link.js';
+
+/** Milliseconds that a batch may take at most, about 23 days: what timers can wait for, with room for who adds to it. */
+const deadlineMsMax = 2_000_000_000;
+const uint32Max = 2 ** 32 - 1;
+const batchIdCharactersMax = 256;
+
+const whole = (min: number, max: number) => {
+  const error = `whole numbers from ${min} to ${max}`;
+  return z.number({ error }).int({ error }).min(min, { error }).max(max, { error }).optional();
+};
+const flag = z.boolean({ error: 'true, false' }).optional();
+const text = (max: number) => {
+  const error = `texts of at most ${max} characters`;
+  return z.string({ error }).max(max, { error }).optional();
+};
+const transport = z.enum(transportChoices, { error: transportChoices.join(', ') }).optional();
+const milliseconds = whole(1, deadlineMsMax);
+const isSignal = (value: unknown) =>
+  typeof (value as AbortSignal | null)?.aborted === 'boolean' &&
+  typeof (value as AbortSignal).addEventListener === 'function';
+/** Of whichever realm. */
+const isArrayOf = (name: string) => (value: unknown) =>
+  Object.prototype.toString.call(value) === `[object ${name}]`;
+const given = (what: string, check: (value: unknown) => boolean) =>
+  z.custom(check, { error: what }).optional();
+
+const layer = whole(0, uint32Max).unwrap();
+const batch = {
+  batchId: text(batchIdCharactersMax),
+  layers: z
+    .strictObject({ first: layer, last: layer }, { error: 'an object with first and last' })
+    .optional(),
+  norm: flag,
+  residual: flag,
+  combine: z.enum(['exact', 'partial'], { error: 'exact, partial' }).optional(),
+  feedback: flag,
+  returnRouting: flag,
+  refuseNonFinite: flag,
+  chunkTokens: whole(1, uint32Max),
+  deadlineMs: milliseconds,
+  signal: given('an AbortSignal', isSignal),
+};
+const streams = { transport, routers: whole(1, uint32Max) };
+const object = { error: 'an object of options' };
+
+const schemas = {
+  connect: z.strictObject(
+    {
+      token: z
+        .string({ error: 'a text, null' })
+        .regex(/^[\x21-\x7e]+$/, { error: 'printable ASCII without spaces, and no end of line' })
+        .nullish(),
+      timeoutMs: milliseconds,
+      transport,
+    },
+    object,
+  ),
+  forward: z.strictObject(
+    {
+      ...batch,
+      ...streams,
+      tensor: text(Number.MAX_SAFE_INTEGER),
+      sequences: whole(1, uint32Max),
+      length: whole(1, uint32Max),
+      given: given('a function of the first token and their number', (value) => typeof value === 'function'),
+    },
+    object,
+  ),
+  session: z.strictObject(streams, object),
+  sessionBatch: z.strictObject(
+    {
+      ...batch,
+      given: z
+        .strictObject(
+          {
+            experts: z.custom(isArrayOf('Uint32Array'), { error: 'a Uint32Array' }),
+            weights: z.custom(isArrayOf('Float32Array'), { error: 'a Float32Array' }),
+          },
+          { error: 'an object with experts and weights' },
+        )
+        .optional(),
+    },
+    object,
+  ),
+};
+
+/** Whose value is not to be seen. */
+const secrets = new Set(['token']);
+
+/** Throws INVALID_ARGUMENT with the option, its value, and what is allowed. */
+export function checkOptions(call: keyof typeof schemas, options: unknown): void {
+  const schema = schemas[call];
+  const { error } = schema.safeParse(options);
+  if (error === undefined) return;
+  const issue = error.issues[0]!;
+  if (issue.code === 'unrecognized_keys') {
+    const key = [...issue.path, issue.keys[0]!];
+    const value = key.reduce<unknown>((at, step) => (at as Record<PropertyKey, unknown>)[step], options);
+    const names = issue.path.length > 0 ? '' : `; there are ${Object.keys(schema.shape).join(', ')}`;
+    throw invalidArgument(key.join('.'), shown(value), `no option of this name${names}`);
+  }
+  const { key, value, allowed } = firstIssue(error, options);
+  throw invalidArgument(key || 'options', secrets.has(key) ? 'not shown' : shown(value), allowed);
+}
+
+/** What an object holds may be large. */
+function shown(value: unknown): unknown {
+  if (Array.isArray(value)) return `an array of ${value.length}`;
+  return (value !== null && typeof value === 'object') || typeof value === 'function'
+    ? `of type ${typeof value}`
+    : value;
+}
