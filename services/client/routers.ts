@@ -76,11 +76,9 @@ async function reachSome(
   return reached;
 }
 
-const own = hostname();
-
-/** Whether a router runs on this host. */
+/** Whether a router runs on this host, whose name may change while the process runs. */
 export function isNear({ host }: RouterDescription): boolean {
-  return host === own;
+  return host === hostname();
 }
 
 function nearestFirst(routers: readonly RouterDescription[], turn: number): RouterDescription[] {

@@ -6,7 +6,7 @@ import type { PlacementInput } from './generated/switchyard/v1/Placement.js';
 import { version } from './version.js';
 
 /** What the process that answers DescribeCluster knows. */
-export interface KnownCluster {
+export interface DescriptionParts {
   view: ClusterViewInput;
   /** Null: it was not asked for. */
   placement: PlacementInput | null;
@@ -19,10 +19,10 @@ export interface KnownCluster {
 }
 
 /** The answer to DescribeCluster. */
-export function describeCluster(known: KnownCluster): ClusterDescriptionInput {
-  const { view, placement, model, router, startedMs } = known;
+export function describeCluster(parts: DescriptionParts): ClusterDescriptionInput {
+  const { view, placement, model, router, startedMs } = parts;
   const key = ({ role, name }: { role?: unknown; name?: unknown }) => `${role}/${name}`;
-  const figures = new Map(known.figures.map((one) => [key(one), one]));
+  const figures = new Map(parts.figures.map((one) => [key(one), one]));
   const nodes = view.nodes?.map((node) => ({ ...node, figures: figures.get(key(node)) ?? null })) ?? [];
   const uptimeSeconds = (performance.now() - startedMs) / 1000;
   return { view: { ...view, placement, nodes }, model, version, uptimeSeconds, router };
