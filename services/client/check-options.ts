@@ -40,8 +40,8 @@ const batch = {
   feedback: flag,
   returnRouting: flag,
   refuseNonFinite: flag,
-  chunkTokens: whole(1, uint32Max),
-  deadlineMs: milliseconds,
+  chunkTokens: whole(0, uint32Max),
+  deadlineMs: whole(0, deadlineMsMax),
   signal: given('an AbortSignal', isSignal),
 };
 const streams = { transport, routers: whole(1, uint32Max) };

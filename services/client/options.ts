@@ -15,9 +15,9 @@ export interface BatchOptions {
   returnRouting?: boolean;
   /** End the batch at the first token that holds NaN or infinity, as it comes or after a layer, instead of counting them. */
   refuseNonFinite?: boolean;
-  /** Tokens per chunk of the routers' pipeline. Default: the routers' choice. */
+  /** Tokens per chunk of the routers' pipeline. 0, the default: the routers' choice. */
   chunkTokens?: number;
-  /** The batch ends with DEADLINE_EXCEEDED if it takes longer: 1 to 2,000,000,000 ms. Default: no deadline. */
+  /** The batch ends with DEADLINE_EXCEEDED if it takes longer, up to 2,000,000,000 ms. 0, the default: no deadline. */
   deadlineMs?: number;
 }
 

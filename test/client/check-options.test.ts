@@ -21,7 +21,7 @@ test.each<[Call, unknown, string]>([
   ['forward', { returnRouting: 1 }, 'returnRouting'],
   ['forward', { batchId: 5 }, 'batchId'],
   ['forward', { chunkTokens: 1.5 }, 'chunkTokens'],
-  ['forward', { chunkTokens: 0 }, 'chunkTokens'],
+  ['forward', { chunkTokens: -1 }, 'chunkTokens'],
   ['forward', { deadlineMs: 2 ** 31 }, 'deadlineMs'],
   ['sessionBatch', { deadlineMs: 2 ** 32 + 5 }, 'deadlineMs'],
   ['sessionBatch', { deadlineMs: Number.NaN }, 'deadlineMs'],
@@ -46,7 +46,7 @@ test.each<[Call, unknown, string]>([
 test.each<[Call, unknown]>([
   ['connect', { token: null, timeoutMs: 100, transport: 'auto' }],
   ['forward', { layers: { first: 1, last: 1 }, norm: false, combine: 'partial', deadlineMs: 2e9, signal }],
-  ['forward', { given: () => null, chunkTokens: undefined, sequences: 3, length: 4, tensor: 'x' }],
+  ['forward', { given: () => null, chunkTokens: 0, deadlineMs: 0, sequences: 3, length: 4, tensor: 'x' }],
   ['sessionBatch', { given: { experts: new Uint32Array(2), weights: new Float32Array(2) }, signal }],
   ['session', {}],
 ])('%s takes %j', (call, options) => {
