@@ -1,4 +1,5 @@
 import { randomInt, randomUUID } from 'node:crypto';
+import { setMaxListeners } from 'node:events';
 import type { CallOptions, Metadata } from '@grpc/grpc-js';
 import { parseAddress } from '../common/address.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
@@ -76,6 +77,8 @@ export class SwitchyardClient {
     private readonly transport: TransportChoice,
   ) {
     this.connections = new Connections(token, timeoutMs);
+    // Every batch that begins listens to it.
+    setMaxListeners(0, this.over.signal);
     const onState = (state: ClusterState) => this.forgetOthers(state);
     this.watch = new ClusterWatch({ addresses, token, timeoutMs, onState });
   }

@@ -29,6 +29,18 @@ function expectBf16(actual: readonly number[], expected: readonly number[]): voi
   });
 }
 
+test('operations that run at once, one after the other, keep no timer waiting', async () => {
+  const target = native.allocateSlab(64);
+  slabs.push(target);
+  let fired = false;
+  setTimeout(() => {
+    fired = true;
+  }, 1);
+  const endMs = performance.now() + 10_000;
+  while (!fired && performance.now() < endMs) await native.copyIn(new Uint8Array(64), target, 0);
+  expect(fired).toBe(true);
+});
+
 describe('bytes into a slab and out', () => {
   test('copyIn takes bytes of any alignment to an offset', async () => {
     const bytes = new Uint8Array(42).map((_, i) => i * 7);

@@ -143,9 +143,13 @@ export function overEachTransport(block: (transport: TransportKind) => void): vo
   });
 }
 
+/** Calls whose status has come. */
+const over = new WeakSet<Call>();
+
 /** A Forward call of a raw client. */
 export function callOf(router: Running, options: CallOptions = {}): Call {
   const call = clientOf(router).Forward(options);
+  call.once('status', () => over.add(call));
   return current !== 'ucx' ? call : (new UcxCall(call) as unknown as Call);
 }
 
@@ -217,6 +221,7 @@ export async function forward(router: Running, rows: Buffer, wishes: ForwardWish
 /** Resolves when a call takes messages again, or never will. */
 export function writable(call: Call): Promise<void> {
   return new Promise((resolve) => {
+    if (over.has(call) || call.destroyed) return resolve();
     const done = () => {
       call.off('drain', done).off('close', done).off('error', done);
       resolve();
@@ -242,8 +247,7 @@ export async function sendChunks(
       rows: part(rows, rowBytes),
       ...(given && { experts: part(given.experts, perToken), weights: part(given.weights, perToken) }),
     };
-    if (call.write({ chunk }) || call.destroyed) continue;
-    await writable(call);
+    if (!call.write({ chunk })) await writable(call);
   }
 }
 

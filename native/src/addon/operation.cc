@@ -41,10 +41,6 @@ Napi::Value Operation::start(const Napi::CallbackInfo& info, const char* name, c
   const Napi::Promise promise = operation->deferred_.Promise();
   try {
     prepare(info, *operation);
-    if (operation->brief) {
-      operation->run_now(info.Env());
-      return promise;
-    }
     operation->completions_->begin(operation->keeps_process);
   } catch (...) {
     operation->deferred_.Reject(to_js_error(info.Env(), name, std::current_exception()).Value());
@@ -58,18 +54,11 @@ void Operation::launch(std::unique_ptr<Operation> operation) {
   // A raw pointer, because a task must be copyable and the operation has one owner at a time.
   Operation* raw = operation.release();
   const auto executor = std::move(raw->executor);
+  const bool brief = raw->brief;
   const auto task = [raw] { raw->execute(); };
-  if (executor) executor(task);
+  if (brief) task();
+  else if (executor) executor(task);
   else pool().submit(task);
-}
-
-void Operation::run_now(Napi::Env env) noexcept {
-  try {
-    run();
-  } catch (...) {
-    error_ = std::current_exception();
-  }
-  settle(env);
 }
 
 void Operation::execute() noexcept {

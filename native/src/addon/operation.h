@@ -35,7 +35,10 @@ class Operation {
   std::function<Napi::Value(Napi::Env)> result;
   /** Hands a task to the thread that shall run it; by default the pool for row operations. */
   std::function<void(std::function<void()>)> executor;
-  /** It takes less time than to hand it over and to be woken: it runs at once, on the JS thread. */
+  /**
+   * It takes less time than to hand it over: it runs at once, on the JS thread. Its promise settles as that of any other, in a later
+   * turn of the event loop: chains of such operations must not keep messages and timers waiting.
+   */
   bool brief = false;
   /** Whether the process stays for it, if nothing else keeps it. */
   bool keeps_process = true;
@@ -49,7 +52,6 @@ class Operation {
   Operation(Napi::Env env, const char* name);
 
   static void launch(std::unique_ptr<Operation> operation);
-  void run_now(Napi::Env env) noexcept;
   void execute() noexcept;
 
   const char* name_;
