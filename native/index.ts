@@ -11,10 +11,20 @@
  */
 import { createRequire } from 'node:module';
 import { addonPath } from './locate.js';
+import type {
+  GateWeights,
+  GroupLimits,
+  RoutedRows,
+  RoutingBytes,
+  RoutingFault,
+  RoutingSpec,
+  RoutingTable,
+} from './routing.js';
 import type { Slab } from './slab.js';
 import type { Ucx, UcxDescription } from './ucx.js';
 
-export type { Slab } from './slab.js';
+export type * from './routing.js';
+export type * from './slab.js';
 export type * from './ucx.js';
 
 /** Part of a slab. */
@@ -71,93 +81,6 @@ export type TensorSource =
       scale: number;
       center: number;
     };
-
-export interface RoutingSpec {
-  topK: number;
-  /** Over all experts, in float32. */
-  score: 'softmax' | 'sigmoid';
-  /** Divide the chosen weights by their sum. */
-  renormalise: boolean;
-  /** Multiplies the weights after renormalisation. */
-  scale: number;
-  /** Group-limited routing: experts / groups consecutive experts form a group. 1: none. */
-  groups: number;
-  groupsChosen: number;
-  groupScore: 'max' | 'top2';
-  /** The selection score of experts in groups not chosen. */
-  masked: 'zero' | 'negative-infinity';
-  /** What the weight multiplies. */
-  weightOn: 'output' | 'input';
-}
-
-/** Gate weights [experts, hidden] on native memory, with what the model adds to them. */
-export interface GateWeights {
-  readonly experts: number;
-  readonly hidden: number;
-  release(): void;
-}
-
-/** Experts and weights of a chunk's tokens at all layers of a batch, [tokens, layers, topK], in native memory. */
-export interface RoutingTable {
-  release(): void;
-}
-
-/** Routing of consecutive tokens as messages carry it: little-endian uint32 and float32, [tokens, layers, topK]. */
-export interface RoutingBytes {
-  experts: Uint8Array;
-  weights: Uint8Array;
-}
-
-/** The first entry of given routing that is wrong. */
-export interface RoutingFault {
-  field: keyof RoutingBytes;
-  /** In what was given. */
-  index: number;
-  value: number;
-  /** The expert is in range, and a second time among those of its token. */
-  repeated: boolean;
-}
-
-/** What a group for each worker, [workers], may have: beyond any of these the next token begins another group. */
-export interface GroupLimits {
-  rowsMax: Float64Array;
-  /** Of row indices. */
-  entriesMax: Float64Array;
-  /** Of a group's rows times `rowCost` and its row indices times `entryCost`. */
-  costMax: Float64Array;
-  rowCost: number;
-  entryCost: number;
-}
-
-/** A token batch of a chunk for one worker: each row once, segments index into the rows. */
-export interface RowGroup {
-  /** Index as used in `workerOf`. */
-  worker: number;
-  rowCount: number;
-  /** [expert, count] pairs in ascending expert order. */
-  segments: Uint32Array;
-  /** Segment after segment: index of an entry of `tokens`. */
-  rowIndices: Uint32Array;
-  /** One per entry of rowIndices: the gate's weight; null unless asked for. */
-  weights: Float32Array | null;
-  /** One per row of the group, ascending: its token in the chunk. */
-  tokens: Uint32Array;
-}
-
-/** A chunk's rows on their way to the experts. Experts, weights and slots stay in native memory until `release`. */
-export interface RoutedRows {
-  /** What goes to the experts, to be released apart; null without norm: the rows themselves. */
-  readonly normed: Slab | null;
-  /** Of the rows that came, those that hold NaN or infinity. */
-  readonly nonFinite: number;
-  /** Rows per expert. */
-  readonly counts: Uint32Array;
-  /** By worker and token in ascending order. */
-  readonly groups: readonly RowGroup[];
-  readonly seconds: { readonly norm: number; readonly gate: number; readonly group: number };
-  /** Idempotent. An operation in flight keeps what it uses. */
-  release(): void;
-}
 
 export type Activation = 'swiglu' | 'gelu';
 

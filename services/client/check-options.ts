@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument } from '../common/errors.js';
 import { firstIssue } from '../common/schema-issue.js';
 import { transportChoices } from '../transport/link.js';
@@ -6,17 +7,12 @@ import { transportChoices } from '../transport/link.js';
 /** Milliseconds that a batch may take at most, about 23 days: what timers can wait for, with room for who adds to it. */
 const deadlineMsMax = 2_000_000_000;
 const uint32Max = 2 ** 32 - 1;
-const batchIdCharactersMax = 256;
 
 const whole = (min: number, max: number) => {
   const error = `whole numbers from ${min} to ${max}`;
   return z.number({ error }).int({ error }).min(min, { error }).max(max, { error }).optional();
 };
 const flag = z.boolean({ error: 'true, false' }).optional();
-const text = (max: number) => {
-  const error = `texts of at most ${max} characters`;
-  return z.string({ error }).max(max, { error }).optional();
-};
 const transport = z.enum(transportChoices, { error: transportChoices.join(', ') }).optional();
 const milliseconds = whole(1, deadlineMsMax);
 const isSignal = (value: unknown) =>
@@ -30,7 +26,7 @@ const given = (what: string, check: (value: unknown) => boolean) =>
 
 const layer = whole(0, uint32Max).unwrap();
 const batch = {
-  batchId: text(batchIdCharactersMax),
+  batchId: z.string({ error: batchIdAllowed }).regex(batchIdPattern, { error: batchIdAllowed }).optional(),
   layers: z
     .strictObject({ first: layer, last: layer }, { error: 'an object with first and last' })
     .optional(),
@@ -63,7 +59,7 @@ const schemas = {
     {
       ...batch,
       ...streams,
-      tensor: text(Number.MAX_SAFE_INTEGER),
+      tensor: z.string({ error: 'the name of a tensor' }).optional(),
       sequences: whole(1, uint32Max),
       length: whole(1, uint32Max),
       given: given('a function of the first token and their number', (value) => typeof value === 'function'),

@@ -14,13 +14,14 @@ import type { TransportChoice } from '../transport/link.js';
 import { checkOptions } from './check-options.js';
 import { Connections } from './connections.js';
 import { ForwardCall, type ForwardPlan } from './forward.js';
-import { type BatchOptions, protocolLayers, protocolOptions } from './options.js';
+import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
 import { RouterSession } from './router-session.js';
 import { RouterStream, routerError } from './router-stream.js';
 import { openRouters, reachRouters, whyNotReady } from './routers.js';
 import { Session, type SessionOptions } from './session.js';
 import { SessionRouters } from './session-routers.js';
 import { type ForwardInput, openInput } from './source.js';
+import { UnreachableByUcx } from './ucx.js';
 import { ClusterWatch } from './watch.js';
 
 export interface ConnectOptions {
@@ -54,8 +55,6 @@ export interface ForwardOptions extends BatchOptions {
 const noRouter = 'no router takes batches: none has joined, or all are leaving';
 /** How long a batch waits for news while no server tells any: then it goes on with the routers known. */
 const refreshMsMax = 1_000;
-/** The router's own deadline comes first: its error says where the time went. */
-const deadlineGraceMs = 2_000;
 
 /**
  * A connection to a cluster. It watches the cluster at one of the addresses given or at a router that it learned, whichever
@@ -64,7 +63,7 @@ const deadlineGraceMs = 2_000;
 export class SwitchyardClient {
   private readonly watch: ClusterWatch;
   private readonly connections: Connections;
-  private readonly unreachableByUcx = new Map<string, number>();
+  private readonly unreachableByUcx = new UnreachableByUcx();
   private readonly live = new Set<ForwardCall>();
   private readonly sessions = new Set<Session>();
   private readonly over = new AbortController();
@@ -287,9 +286,7 @@ export class SwitchyardClient {
   private forgetOthers({ routers }: ClusterState): void {
     const known = new Set([...this.addresses, ...routers.map(({ address }) => address)]);
     this.connections.retain(known);
-    for (const address of this.unreachableByUcx.keys()) {
-      if (!known.has(address)) this.unreachableByUcx.delete(address);
-    }
+    this.unreachableByUcx.retain(known);
   }
 
   /** Asks one server after the other until one answers; throws what the first one failed with. */

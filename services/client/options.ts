@@ -1,5 +1,8 @@
 import type { ForwardOptionsInput } from '../common/generated/switchyard/v1/ForwardOptions.js';
 
+/** The router's own deadline comes first: its error says where the time went. */
+export const deadlineGraceMs = 2_000;
+
 /** What is to be done with the tokens of a batch. */
 export interface BatchOptions {
   batchId?: string;

@@ -11,22 +11,21 @@ import { connect } from '../common/grpc-channel.js';
 import { abortError, Deferred } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
 import { fromFailure } from '../common/status.js';
-import { chunkCost } from '../transport/chunk-size.js';
+import { chunkCost, chunkRoutingBytesMax } from '../transport/chunk-size.js';
 import { Credits } from '../transport/credits.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
 import { answerBytesMax } from './connections.js';
 import { hostOf, routerError, routerLost } from './router-stream.js';
 import type { SessionPort, TakeRows } from './session-port.js';
 import type { RouterSummary } from './summary.js';
-import { noWay, openSessionPort } from './ucx.js';
+import { noWay, openMsMax, openSessionPort, type UnreachableByUcx } from './ucx.js';
 
 export interface RouterSessionOptions {
   /** host:port */
   router: string;
   token: string | null;
   transport: TransportChoice;
-  /** Routers that UCX did not reach, and until when (performance.now) `auto` does not try it again. */
-  unreachable: Map<string, number>;
+  unreachable: UnreachableByUcx;
 }
 
 /** What a batch sends. */
@@ -60,13 +59,6 @@ interface Pending {
 }
 
 type SessionCall = ClientDuplexStream<SessionRequestInput, SessionResponse>;
-
-/** How long the welcome, and the way over UCX, may take. */
-const openMsMax = 5_000;
-/** How long `auto` leaves UCX alone after it was not reached. */
-const retryMs = 60_000;
-/** Routing of a batch over UCX, at most: it travels in a message's metadata. */
-const routingBytesMax = 512 * 1024;
 
 /** A stream to one router, on a connection of its own, and a UCX channel beside it where both ends have UCX. It keeps no process alive without a batch. */
 export class RouterSession {
@@ -134,7 +126,7 @@ export class RouterSession {
       await this.opening;
       const routingBytes = (input.experts?.byteLength ?? 0) + (input.weights?.byteLength ?? 0);
       const cost = chunkCost(input.rows.byteLength, routingBytes);
-      const fits = routingBytes <= routingBytesMax && cost <= (this.window?.capacity ?? 0);
+      const fits = routingBytes <= chunkRoutingBytesMax && cost <= (this.window?.capacity ?? 0);
       await this.slots!.acquire(1, signal);
       try {
         if (fits) await this.window!.acquire(cost, signal);
@@ -187,6 +179,8 @@ export class RouterSession {
     signal.addEventListener('abort', onAbort, { once: true });
     try {
       send(number);
+      // It may have been aborted while the rows were copied.
+      if (signal.aborted) onAbort();
       return await pending.done.promise;
     } finally {
       signal.removeEventListener('abort', onAbort);
@@ -237,7 +231,7 @@ export class RouterSession {
         await this.port.connect(ucx);
         this.port.say({ hello: {} });
         await Promise.race([this.welcomes[1].promise, late.promise]).catch((error) => {
-          unreachable.set(router, performance.now() + retryMs);
+          unreachable.add(router);
           throw noWay(asSwitchyardError(error).message);
         });
         this.lanes = await this.port.lanes();
@@ -258,8 +252,7 @@ export class RouterSession {
   private async offer(): Promise<string | null> {
     const { transport, router, unreachable } = this.options;
     let reason: string | null = 'transport is grpc';
-    const tries = transport === 'ucx' || performance.now() >= (unreachable.get(router) ?? 0);
-    if (transport !== 'grpc' && tries) {
+    if (unreachable.tries(router, transport)) {
       try {
         this.port = await openSessionPort(hostOf(router), {
           onMessage: (message, rows) => this.receive(message, rows),

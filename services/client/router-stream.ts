@@ -14,7 +14,7 @@ import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
 import { chunkCost, tokensPerMessage, tokensWithin } from '../transport/chunk-size.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
 import { RouterChunk } from './router-chunk.js';
-import { noWay, openChunkChannel } from './ucx.js';
+import { noWay, openChunkChannel, openMsMax, type UnreachableByUcx } from './ucx.js';
 
 export interface RouterStreamOptions {
   /** host:port */
@@ -23,17 +23,12 @@ export interface RouterStreamOptions {
   transport: TransportChoice;
   /** What the router takes in one message: bytes of rows and routing. */
   messageBytesMax: number;
-  /** Routers that UCX did not reach, and until when (performance.now) `auto` does not try it again. */
-  unreachable: Map<string, number>;
+  unreachable: UnreachableByUcx;
 }
 
 /** What a router says of a batch: answers in any order, then the summary. */
 export type RouterAnswer = { chunk: RouterChunk; summary: null } | { chunk: null; summary: ForwardSummary };
 
-/** How long the way over UCX may take to open. */
-const openMsMax = 5_000;
-/** How long `auto` leaves UCX alone after that. */
-const retryMs = 60_000;
 /** A chunk over UCX has at least so many bytes of rows, where the tokens allow it. */
 const ucxRowBytesMin = 1 << 20;
 /** How long after the loss of a channel the call may take to say why. */
@@ -165,8 +160,7 @@ export class RouterStream {
   /** What the header says of UCX. */
   private async offer(): Promise<Pick<ForwardHeaderInput, 'ucx' | 'ucxKey'>> {
     const { transport, router, unreachable } = this.options;
-    if (transport === 'grpc' || (transport === 'auto' && performance.now() < (unreachable.get(router) ?? 0)))
-      return {};
+    if (!unreachable.tries(router, transport)) return {};
     try {
       const { channel, key } = await openChunkChannel(hostOf(router), () => this.wake());
       this.channel = channel;
@@ -181,7 +175,7 @@ export class RouterStream {
     const expired = new Deferred<never>();
     expired.promise.catch(() => {});
     const timer = setTimeout(() => {
-      this.options.unreachable.set(this.router, performance.now() + retryMs);
+      this.options.unreachable.add(this.router);
       expired.reject(noWay(`router ${this.router} was not reached by it within ${openMsMax} ms`));
     }, openMsMax);
     try {

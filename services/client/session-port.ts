@@ -1,4 +1,4 @@
-import { native, type Slab, type UcxFabric } from '../../native/index.js';
+import { native, type UcxFabric } from '../../native/index.js';
 import { asSwitchyardError, type SwitchyardError } from '../common/errors.js';
 import type { SessionBatchInput } from '../common/generated/switchyard/v1/SessionBatch.js';
 import type { SessionHelloInput } from '../common/generated/switchyard/v1/SessionHello.js';
@@ -6,7 +6,7 @@ import type { SessionRequestInput } from '../common/generated/switchyard/v1/Sess
 import type { SessionResponse } from '../common/generated/switchyard/v1/SessionResponse.js';
 import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { sessionCodec } from '../common/protocol.js';
-import { dropRows } from '../transport/port.js';
+import { copiedOut, dropRows } from '../transport/port.js';
 import { randomKey } from '../transport/ucx/key.js';
 import { UcxPort } from '../transport/ucx/port.js';
 
@@ -85,15 +85,4 @@ export class SessionPort {
   close(reason: SwitchyardError): void {
     this.port.close(reason, { flush: true });
   }
-}
-
-async function copiedOut(slab: Slab, bytes: number): Promise<Uint8Array> {
-  // Not of the pool of small Buffers: these rows are the receiver's alone.
-  const rows = Buffer.allocUnsafeSlow(bytes);
-  try {
-    await native.copyOut(slab, 0, rows);
-  } finally {
-    slab.release();
-  }
-  return rows;
 }

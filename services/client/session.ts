@@ -2,10 +2,11 @@ import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import { Deferred } from '../common/lifecycle.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
+import { sessionTokensMax } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
 import { checkOptions } from './check-options.js';
 import type { RoutingRows } from './forward.js';
-import { type BatchOptions, protocolLayers, protocolOptions } from './options.js';
+import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
 import type { RouterSession, SessionOutput } from './router-session.js';
 import { type BatchSummary, mergeSummaries } from './summary.js';
 
@@ -40,12 +41,6 @@ export interface SessionHost {
   /** Ends all streams. */
   end(reason: SwitchyardError): void;
 }
-
-/** Tokens of a batch of a session, at most; a batch that is larger is for `SwitchyardClient.forward`. */
-export const sessionTokensMax = 1024;
-/** The router's own deadline comes first: its error says where the time went. */
-const deadlineGraceMs = 2_000;
-const timerMsMax = 2 ** 31 - 1;
 
 /**
  * Many small batches, one after the other and at once, over one stream to each router: nothing is described, dialled or
@@ -146,7 +141,7 @@ class Deadline {
     const late = new AbortController();
     const text = `the deadline of ${deadlineMs} ms has passed, and the router did not say so`;
     const expire = () => late.abort(new SwitchyardError('DEADLINE_EXCEEDED', text));
-    this.timer = setTimeout(expire, Math.min(deadlineMs + deadlineGraceMs, timerMsMax));
+    this.timer = setTimeout(expire, deadlineMs + deadlineGraceMs);
     this.signal = signal === undefined ? late.signal : AbortSignal.any([signal, late.signal]);
   }
 

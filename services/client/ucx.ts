@@ -1,9 +1,14 @@
 import type { UcxFabric } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ChunkChannel } from '../transport/chunk-channel.js';
+import type { TransportChoice } from '../transport/link.js';
 import { randomKey } from '../transport/ucx/key.js';
 import type { SessionPort, SessionPortEvents } from './session-port.js';
 
+/** How long the way to a router over UCX, or a session, may take to open. */
+export const openMsMax = 5_000;
+/** How long `auto` leaves UCX alone after that. */
+const retryMs = 60_000;
 /** What a router may have sent of a batch that this client has not taken: four of the largest answers. */
 const windowBytes = 32 * 1024 * 1024;
 
@@ -38,6 +43,25 @@ async function loadUcx(host: string): Promise<UcxFabric> {
   } catch (error) {
     if (error instanceof SwitchyardError) throw error;
     throw noWay(`the native addon cannot be loaded: ${(error as Error).message}`);
+  }
+}
+
+/** The routers that UCX did not reach: `auto` leaves it alone there for a while. */
+export class UnreachableByUcx {
+  private readonly untilMs = new Map<string, number>();
+
+  add(router: string): void {
+    this.untilMs.set(router, performance.now() + retryMs);
+  }
+
+  /** Whether UCX is worth a try. */
+  tries(router: string, transport: TransportChoice): boolean {
+    if (transport !== 'auto') return transport === 'ucx';
+    return performance.now() >= (this.untilMs.get(router) ?? 0);
+  }
+
+  retain(routers: ReadonlySet<string>): void {
+    for (const router of this.untilMs.keys()) if (!routers.has(router)) this.untilMs.delete(router);
   }
 }
 

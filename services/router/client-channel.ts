@@ -24,7 +24,7 @@ export interface ClientChannelOptions {
 }
 
 /** A client that ends its call ends its channel too; its cancellation may be heard a little later. */
-const channelGraceMs = 500;
+export const channelGraceMs = 500;
 
 /** The chunks and the answers of one batch over UCX, as its router sees them. */
 export class ClientChannel {
@@ -157,8 +157,8 @@ export function takesNothing(stallMs: number): SwitchyardError {
   return new SwitchyardError('CLIENT_STALLED', message, { stallMs });
 }
 
-/** The error of a batch whose channel is gone. */
-function channelLost(reason: SwitchyardError): SwitchyardError {
+/** The error of a batch, or a session, whose channel is gone. */
+export function channelLost(reason: SwitchyardError): SwitchyardError {
   const text = `the UCX channel to the client was lost: ${reason.message}`;
   return new SwitchyardError('LINK_LOST', text, { transport: 'ucx' }, { cause: reason });
 }

@@ -9,6 +9,7 @@ import type { SessionWelcomeInput } from '../common/generated/switchyard/v1/Sess
 import type { Logger } from '../common/log.js';
 import { gateOf, type MessageGate } from '../common/message-gate.js';
 import { toServiceError } from '../common/status.js';
+import { sessionTokensMax } from '../transport/chunk-size.js';
 import { MessageWriter } from '../transport/grpc/writer.js';
 import { acceptUcx, type UcxAcceptor } from '../transport/handshake.js';
 import { type ArrivedRows, dropRows, rowsOfMessage } from '../transport/port.js';
@@ -16,7 +17,7 @@ import type { Batches } from './batches.js';
 import type { ChannelWindows } from './channel-windows.js';
 import { takesNothing } from './client-channel.js';
 import { sendsNothing, unreadMsMax } from './one-shot-call.js';
-import { SessionCall, type SessionWay, sessionTokensMax } from './session-call.js';
+import { SessionCall, type SessionWay } from './session-call.js';
 import { SessionChannel } from './session-channel.js';
 
 export type SessionStream = ServerDuplexStream<SessionRequest, SessionResponseInput>;

@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { LayerSpec, ModelSpec } from '../model/spec.js';
@@ -48,7 +49,6 @@ export interface PlanLimits {
 
 /** Offsets and counts stay exact in every language far beyond this. */
 const tokensMax = 2 ** 32;
-const batchIdPattern = /^[\x20-\x7e]{1,128}$/;
 const pageBytes = 4_096;
 
 /** Checks every field of a header. Throws INVALID_ARGUMENT or UNKNOWN_LAYER, naming field, value and what is allowed. */
@@ -109,7 +109,7 @@ export function outputBytes(plan: BatchPlan, tokens: number): number {
 function checkBatchId(batchId: string): string {
   if (batchId === '') return randomUUID();
   if (!batchIdPattern.test(batchId)) {
-    throw invalidArgument('batch_id', batchId.slice(0, 160), 'up to 128 printable ASCII characters');
+    throw invalidArgument('batch_id', batchId.slice(0, 160), batchIdAllowed);
   }
   return batchId;
 }

@@ -6,15 +6,12 @@ import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/Forw
 import type { SessionBatch } from '../common/generated/switchyard/v1/SessionBatch.js';
 import type { SessionResponseInput } from '../common/generated/switchyard/v1/SessionResponse.js';
 import { toFailure } from '../common/status.js';
-import { tokensWithin } from '../transport/chunk-size.js';
+import { sessionTokensMax, tokensWithin } from '../transport/chunk-size.js';
 import { type ArrivedRows, dropRows, type MessagePort, type Outgoing } from '../transport/port.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
 import { BatchEnd } from './batch-end.js';
 import type { Reservation } from './budget.js';
 import type { ClientMessage } from './check-chunk.js';
-
-/** Tokens of a batch of a session, at most: larger ones are calls of their own, which are cut and flow. */
-export const sessionTokensMax = 1024;
 
 /** The way that a batch came, by which it is answered. */
 export interface SessionWay extends RowsWay {

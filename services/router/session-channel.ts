@@ -10,6 +10,7 @@ import type { UcxSide } from '../transport/handshake.js';
 import { type ArrivedRows, dropRows } from '../transport/port.js';
 import { UcxPort } from '../transport/ucx/port.js';
 import type { ChannelWindow } from './channel-windows.js';
+import { channelGraceMs, channelLost } from './client-channel.js';
 import type { SessionWay } from './session-call.js';
 
 export interface SessionChannelOptions {
@@ -24,8 +25,6 @@ export interface SessionChannelOptions {
 
 /** A header on the wire, with names and options. */
 const headBytesMax = 1024;
-/** A client that ends its session ends its channel too; its end may be heard a little later. */
-const channelGraceMs = 500;
 
 /** The router's end of the UCX channel of a session. */
 export class SessionChannel implements UcxSide, SessionWay {
@@ -87,10 +86,7 @@ export class SessionChannel implements UcxSide, SessionWay {
     }
     let cost: number;
     try {
-      cost =
-        message.batch === null || message.batch === undefined
-          ? 0
-          : this.costOf(message.batch, rows, metadataBytes);
+      cost = message.batch ? this.costOf(message.batch, rows, metadataBytes) : 0;
     } catch (error) {
       dropRows(rows);
       this.fail(asSwitchyardError(error));
@@ -132,8 +128,6 @@ export class SessionChannel implements UcxSide, SessionWay {
       this.options.onFailure(error);
       return;
     }
-    const text = `the UCX channel to the client was lost: ${error.message}`;
-    const lost = new SwitchyardError('LINK_LOST', text, { transport: 'ucx' }, { cause: error });
-    this.lost ??= setTimeout(() => this.options.onFailure(lost), channelGraceMs);
+    this.lost ??= setTimeout(() => this.options.onFailure(channelLost(error)), channelGraceMs);
   }
 }

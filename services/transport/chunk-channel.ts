@@ -10,7 +10,7 @@ import { Deferred } from '../common/lifecycle.js';
 import { channelCodec } from '../common/protocol.js';
 import { chunkCost } from './chunk-size.js';
 import { Credits } from './credits.js';
-import { type ArrivedRows, dropRows, type OutgoingRows } from './port.js';
+import { type ArrivedRows, copiedOut, dropRows, type OutgoingRows } from './port.js';
 import { UcxPort } from './ucx/port.js';
 
 /** A chunk as it arrived. The receiver owns the slab, and gives `cost` back once it has taken the rows. */
@@ -172,13 +172,7 @@ export class ChunkChannel {
 
   /** A chunk's rows in memory of their own, by one copy off the JS thread; slab and credit are given back. */
   async copyOut({ slab, rowBytes, cost }: ArrivedChunk): Promise<Buffer> {
-    // Not of the pool of small Buffers: these rows are the receiver's alone.
-    const rows = Buffer.allocUnsafeSlow(rowBytes);
-    try {
-      await native.copyOut(slab, 0, rows);
-    } finally {
-      slab.release();
-    }
+    const rows = await copiedOut(slab, rowBytes);
     this.giveBack(cost);
     return rows;
   }

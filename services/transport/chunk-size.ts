@@ -2,13 +2,15 @@ import assert from 'node:assert/strict';
 import { metadataBytesMax } from '../common/grpc-channel.js';
 import { modelLimits } from '../model/limits.js';
 
+/** Tokens of a batch of a session, at most: larger ones are calls of their own, which are cut and flow. */
+export const sessionTokensMax = 1024;
 /** Bounds of a router's chunk, in tokens. */
 export const chunkTokensMax = 8_192;
 export const chunkTokensMin = 256;
 /** Rows of a router's chunk, and of one message over UCX: large messages, yet several of them under way. */
 const chunkRowBytes = 8 * 1024 * 1024;
 /** Experts and weights of one chunk over UCX at most; they travel in the message's metadata. */
-const chunkRoutingBytesMax = 512 * 1024;
+export const chunkRoutingBytesMax = 512 * 1024;
 /** However few rows a chunk has, it takes a page at its receiver. */
 const chunkCostMin = 4096;
 

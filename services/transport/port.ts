@@ -55,6 +55,18 @@ export async function intoSlab(rows: ArrivedRows): Promise<Slab> {
   }
 }
 
+/** The first `bytes` of a slab, which is released, in memory of their own. */
+export async function copiedOut(slab: Slab, bytes: number): Promise<Buffer> {
+  // Not of the pool of small Buffers: these rows are the receiver's alone.
+  const rows = Buffer.allocUnsafeSlow(bytes);
+  try {
+    await native.copyOut(slab, 0, rows);
+  } finally {
+    slab.release();
+  }
+  return rows;
+}
+
 /**
  * Gives up rows that nobody wants any more, and with those in a gRPC message the whole message: its memory need not wait for
  * the garbage collector. Short messages share theirs.

@@ -119,7 +119,7 @@ overEachTransport((transport) => {
     const cancelled = new AbortController();
     const refused: [Uint8Array, SessionBatchOptions, object][] = [
       [rows, { layers: { first: 0, last: 9 } }, { code: 'UNKNOWN_LAYER', details: { field: 'last_layer' } }],
-      [rows, { batchId: 'ä' }, { code: 'INVALID_ARGUMENT', details: { field: 'batch_id' } }],
+      [rows, { batchId: 'ä' }, { code: 'INVALID_ARGUMENT', details: { field: 'batchId' } }],
       [rows.subarray(3), {}, { code: 'INVALID_ARGUMENT', details: { field: 'rows' } }],
       [Buffer.alloc(1025 * rowBytes), {}, { code: 'INVALID_ARGUMENT', details: { field: 'rows' } }],
       [

@@ -146,7 +146,9 @@ RouteFigures route(const Request& request, Answer& answer) {
     sum.norm_seconds += part.norm_seconds;
     sum.gate_seconds += part.gate_seconds;
   });
-  const double share = seconds_since(start) / (sum.norm_seconds + sum.gate_seconds);
+  const double spent = sum.norm_seconds + sum.gate_seconds;
+  // A few short rows may take no time that the clock sees.
+  const double share = spent > 0 ? seconds_since(start) / spent : 0;
   return {sum.non_finite, sum.norm_seconds * share, sum.gate_seconds * share};
 }
 
