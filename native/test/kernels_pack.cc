@@ -46,5 +46,23 @@ TEST(Pack, CopiesManyRowsPastTheCachesFromAndToAnyAlignment) {
   }
 }
 
+TEST(Copy, WritesPastTheCachesJustTheBytesOfAnyLengthFromAndToAnyAlignment) {
+  std::mt19937_64 random(4);
+  const auto source = test::random_bf16(random, 20'000);
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(source.data());
+  for (const std::size_t length : {0, 1, 63, 64, 65, 4096, 16383, 16384, 16385, 33000}) {
+    for (const std::size_t from : {0, 1, 64}) {
+      for (const std::size_t to : {0, 3, 32}) {
+        std::vector<std::uint8_t> target(to + length + 1, 0x5a);
+        copy(target.data() + to, bytes + from, length, true);
+        EXPECT_TRUE(std::equal(bytes + from, bytes + from + length, target.data() + to)) << length;
+        EXPECT_TRUE(std::all_of(target.begin(), target.begin() + static_cast<std::ptrdiff_t>(to),
+                                [](std::uint8_t byte) { return byte == 0x5a; }));
+        EXPECT_EQ(target.back(), 0x5a) << "wrote beyond the bytes";
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -1,7 +1,6 @@
 #include "addon/row_operations.h"
 
 #include <atomic>
-#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -11,6 +10,7 @@
 #include "kernels/combine.h"
 #include "kernels/non_finite.h"
 #include "kernels/pack.h"
+#include "kernels/streaming.h"
 
 namespace switchyard::addon {
 
@@ -52,7 +52,8 @@ Source to_source(Operation& operation, const Napi::Value& value) {
 void copy_in_parallel(void* to, const void* from, size_t bytes) {
   constexpr size_t part = 256 * 1024;
   for_ranges(bytes, part, [&](size_t first, size_t count) {
-    std::memcpy(static_cast<std::byte*>(to) + first, static_cast<const std::byte*>(from) + first, count);
+    copy(static_cast<std::byte*>(to) + first, static_cast<const std::byte*>(from) + first, count,
+         worth_streaming(bytes));
   });
 }
 

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/streaming.h"
+
 namespace switchyard::scores {
 
 /** Experts side by side in the lanes of a panel. */
@@ -53,7 +55,6 @@ struct Block {
   std::uintptr_t next;
 };
 
-inline constexpr std::size_t line_bytes = 64;
 inline constexpr std::size_t lines_per_row = block_pairs * sizeof(std::uint32_t) / line_bytes;
 
 /** Brings line `step` of a tile's share of `next`; the tile begins at row `row`. */
