@@ -10,6 +10,9 @@ namespace switchyard::addon {
 
 namespace {
 
+/** Few enough to take less than a millisecond. */
+constexpr int settling_now_max = 32;
+
 void check(int status, const char* what) {
   if (status != 0) throw Error(Code::internal, std::string(what) + " failed: status " + std::to_string(status));
 }
@@ -18,7 +21,7 @@ CompletionQueue& queue_of(void* data) { return *static_cast<CompletionQueue*>(da
 
 }  // namespace
 
-CompletionQueue::CompletionQueue(Napi::Env env) : env_(env), context_(std::in_place, env, "switchyard") {}
+CompletionQueue::CompletionQueue(Napi::Env env) : env_(env), context_(std::in_place, env, "switchyard"), settling_now_(settling_now_max) {}
 
 CompletionQueue::~CompletionQueue() = default;
 
@@ -34,6 +37,12 @@ std::shared_ptr<CompletionQueue> CompletionQueue::create(Napi::Env env) {
   const auto end = [](napi_async_cleanup_hook_handle hook, void* data) { queue_of(data).close(hook); };
   check(napi_add_async_cleanup_hook(env, end, queue.get(), nullptr), "napi_add_async_cleanup_hook");
   return queue;
+}
+
+bool CompletionQueue::may_settle_now() {
+  if (settling_now_ == 0) return false;
+  --settling_now_;
+  return true;
 }
 
 void CompletionQueue::begin(bool keeps_process) {
@@ -63,6 +72,7 @@ void CompletionQueue::settle_all() {
     const std::lock_guard lock(mutex_);
     ended.swap(ended_);
   }
+  settling_now_ = settling_now_max;
   for (auto& operation : ended) {
     const Napi::HandleScope scope(env_);
     if (operation->keeps_process) --keeping_;

@@ -24,6 +24,11 @@ class CompletionQueue : public std::enable_shared_from_this<CompletionQueue> {
   static std::shared_ptr<CompletionQueue> create(Napi::Env env);
   ~CompletionQueue();
 
+  /**
+   * JS thread. Whether an operation that has run in its call may settle there. So many may in a turn of the event loop, and then
+   * one must come back through the queue: chains of them must not keep messages and timers waiting.
+   */
+  bool may_settle_now();
   /** JS thread. Whoever starts operations bounds how many there are. */
   void begin(bool keeps_process);
   /** Any thread, once for every begin(). The last use of the operation by its thread. */
@@ -48,6 +53,8 @@ class CompletionQueue : public std::enable_shared_from_this<CompletionQueue> {
   size_t pending_ = 0;
   /** Of those, the ones that keep the process. */
   size_t keeping_ = 0;
+  /** Operations that may settle in their calls until the queue settles some. */
+  int settling_now_;
   std::atomic<bool> closed_{false};
   /** Threads that may use the handle, which close() closes. */
   std::atomic<size_t> signalling_{0};

@@ -41,6 +41,11 @@ Napi::Value Operation::start(const Napi::CallbackInfo& info, const char* name, c
   const Napi::Promise promise = operation->deferred_.Promise();
   try {
     prepare(info, *operation);
+    if (operation->brief && operation->completions_->may_settle_now()) {
+      operation->perform();
+      operation->settle(info.Env());
+      return promise;
+    }
     operation->completions_->begin(operation->keeps_process);
   } catch (...) {
     operation->deferred_.Reject(to_js_error(info.Env(), name, std::current_exception()).Value());
@@ -61,12 +66,16 @@ void Operation::launch(std::unique_ptr<Operation> operation) {
   else pool().submit(task);
 }
 
-void Operation::execute() noexcept {
+void Operation::perform() noexcept {
   try {
     if (!completions_->closed()) run();
   } catch (...) {
     error_ = std::current_exception();
   }
+}
+
+void Operation::execute() noexcept {
+  perform();
   // The queue may be settled and gone as soon as it has the operation.
   const auto completions = completions_;
   completions->complete(std::unique_ptr<Operation>(this));

@@ -36,8 +36,8 @@ class Operation {
   /** Hands a task to the thread that shall run it; by default the pool for row operations. */
   std::function<void(std::function<void()>)> executor;
   /**
-   * It takes less time than to hand it over: it runs at once, on the JS thread. Its promise settles as that of any other, in a later
-   * turn of the event loop: chains of such operations must not keep messages and timers waiting.
+   * It takes less time than to hand it over: it runs at once, on the JS thread, and its promise is settled when the call returns, as
+   * far as CompletionQueue::may_settle_now allows.
    */
   bool brief = false;
   /** Whether the process stays for it, if nothing else keeps it. */
@@ -52,6 +52,8 @@ class Operation {
   Operation(Napi::Env env, const char* name);
 
   static void launch(std::unique_ptr<Operation> operation);
+  void perform() noexcept;
+  /** perform(), and hands itself to the completions. */
   void execute() noexcept;
 
   const char* name_;
