@@ -1,11 +1,12 @@
 import { z } from 'zod';
 import type { ForwardOptions, ModelDescription } from '../client/index.js';
-import { decimal, humanCount, text, toggle } from '../common/config.js';
+import { deadlineMsMax, uint32Max } from '../client/options.js';
+import { decimal, humanCount, seed, text, toggle } from '../common/config.js';
 import { type Preset, presets } from '../model/synthetic.js';
+import { chunkTokensMax } from '../transport/chunk-size.js';
 import { transportChoices } from '../transport/link.js';
 import type { SyntheticBatch } from './synthetic-rows.js';
 
-const maxTokens = 2 ** 40;
 const verifyTokens = 32;
 
 /** "3" or "0-3". */
@@ -17,22 +18,33 @@ const layerRange = () =>
     },
     z
       .object({ first: z.number(), last: z.number() }, { error: 'a layer such as 1, or layers such as 0-3' })
+      .refine(({ last }) => last <= uint32Max, { error: `layers up to ${uint32Max}` })
       .refine(({ first, last }) => first <= last, { error: 'layers in ascending order, such as 0-3' }),
   );
 
-/** `--verify` alone means a sample of the usual size. */
-const sampleSize = () =>
-  z.preprocess((value) => (value === true || value === 'true' ? verifyTokens : value), humanCount(1, 65_536));
+/** `--verify` alone means a sample of `usual` tokens. */
+export const sampleSize = (usual: number) => {
+  const sizes = new Map<unknown, number | null>([
+    [true, usual],
+    ['true', usual],
+    [false, null],
+    ['false', null],
+  ]);
+  return z.preprocess(
+    (value) => (sizes.has(value) ? sizes.get(value) : value),
+    humanCount(1, 65_536, 'true, false, or a number of tokens').nullable(),
+  );
+};
 
 /** What a batch is and how it goes through the model: for every command that submits one. */
 export const batchFields = {
   input: text().nullable().default(null),
   tensor: text().nullable().default(null),
   output: text().nullable().default(null),
-  sequences: humanCount(1, maxTokens).nullable().default(null),
-  length: humanCount(1, maxTokens).nullable().default(null),
+  sequences: humanCount(1, uint32Max).nullable().default(null),
+  length: humanCount(1, uint32Max).nullable().default(null),
   skew: decimal(0, 10).nullable().default(null),
-  seed: humanCount().default(7),
+  seed: seed().default(7),
   layers: layerRange().nullable().default(null),
   norm: toggle().default(true),
   residual: toggle().default(true),
@@ -40,12 +52,12 @@ export const batchFields = {
   feedback: toggle().nullable().default(null),
   refuseNonFinite: toggle().default(false),
   returnRouting: text().nullable().default(null),
-  chunkTokens: humanCount(1, 1 << 20)
+  chunkTokens: humanCount(0, chunkTokensMax).nullable().default(null),
+  deadline: decimal(0.001, deadlineMsMax / 1000)
     .nullable()
     .default(null),
-  deadline: decimal(0.001, 86_400).nullable().default(null),
   transport: z.enum(transportChoices).default('auto'),
-  verify: sampleSize().nullable().default(null),
+  verify: sampleSize(verifyTokens).default(null),
 };
 
 export const batchHelp = {
@@ -66,7 +78,7 @@ export const batchHelp = {
     'fail at the first token that holds NaN or infinity, sent or after a layer, instead of counting them',
   ],
   returnRouting: ['file', 'write the chosen experts and weights, as JSON lines'],
-  chunkTokens: ['n', "tokens per chunk of the pipeline (default: the router's choice)"],
+  chunkTokens: ['n', "tokens per chunk of the pipeline (default: 0, the router's choice)"],
   deadline: ['seconds', 'end the batch with an error after this time'],
   transport: ['way', 'rows to and from routers: auto (UCX where both ends have it), ucx or grpc'],
   verify: [

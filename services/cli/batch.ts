@@ -7,6 +7,7 @@ import {
   rowsInFile,
   type SwitchyardClient,
 } from '../client/index.js';
+import { invalidArgument } from '../common/errors.js';
 import { assertApart, OutputFile } from '../common/output-file.js';
 import { type BatchConfig, forwardOptions, syntheticBatch } from './batch-options.js';
 import { Progress } from './progress.js';
@@ -88,6 +89,8 @@ async function stream(
 
 async function openInput(config: BatchConfig, model: ModelDescription): Promise<RowsReader | FileRows> {
   if (config.input !== null) return rowsInFile(config.input, config.tensor, model.hidden);
+  if (config.tensor !== null)
+    throw invalidArgument('tensor', config.tensor, 'none, unless input names a file');
   return syntheticRows(model.hidden, syntheticBatch(config, model));
 }
 

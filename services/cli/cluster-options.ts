@@ -57,6 +57,6 @@ export function localClusterOptions(
     router: node,
     worker: node,
     tokens: readTokens(config),
-    readyTimeoutMs: config.readyTimeout * 1000,
+    readyTimeoutMs: Math.ceil(config.readyTimeout * 1000),
   };
 }

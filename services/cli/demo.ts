@@ -1,6 +1,6 @@
 import { z } from 'zod';
-import { humanCount } from '../common/config.js';
 import { type Preset, presets } from '../model/synthetic.js';
+import { sampleSize } from './batch-options.js';
 import { defineCommand } from './command.js';
 import { type OwnClusterConfig, ownClusterFields, ownClusterHelp, runOnOwnCluster } from './own-cluster.js';
 
@@ -10,10 +10,10 @@ export const demoCommand = defineCommand({
   name: 'demo',
   summary: 'Start a local cluster, stream a skewed batch through all layers, verify it, and report',
   section: 'demo',
-  schema: z.object({ ...ownClusterFields, verify: humanCount(1, 65_536).default(verifiedTokens) }),
+  schema: z.object({ ...ownClusterFields, verify: sampleSize(verifiedTokens).default(verifiedTokens) }),
   help: {
     ...ownClusterHelp,
-    verify: ['tokens', 'size of the sample that is recomputed in float64'],
+    verify: ['[tokens]', 'size of the sample that is recomputed in float64; false: none'],
   },
   examples: [
     'switchyard demo',

@@ -1,7 +1,7 @@
 import { SwitchyardClient } from '../client/index.js';
 import { accessRoles, type Tokens } from '../common/access.js';
 import { SwitchyardError } from '../common/errors.js';
-import { sleep } from '../common/lifecycle.js';
+import { onAbort, sleep } from '../common/lifecycle.js';
 import { usableCores } from '../common/machine.js';
 import { type Flags, LocalProcess } from './local-process.js';
 
@@ -77,7 +77,7 @@ export class LocalCluster {
       started.push(...cluster.processes.slice(1));
       await cluster.untilReady(options);
       options.signal?.throwIfAborted();
-      options.signal?.addEventListener('abort', () => cluster.stop(), { once: true });
+      if (options.signal) onAbort(options.signal, () => cluster.stop());
       return cluster;
     } catch (error) {
       client?.destroy();

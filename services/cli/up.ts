@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { decimal, port, toggle } from '../common/config.js';
+import { onAbort } from '../common/lifecycle.js';
 import { modelFields } from '../coordinator/config.js';
 import { clusterFields, clusterHelp, localClusterOptions } from './cluster-options.js';
 import { defineCommand } from './command.js';
@@ -66,8 +67,7 @@ const say = (line: string) => process.stdout.write(`${line}\n`);
 
 const aborted = (signal: AbortSignal) =>
   new Promise<void>((resolve) => {
-    if (signal.aborted) resolve();
-    signal.addEventListener('abort', () => resolve(), { once: true });
+    onAbort(signal, resolve);
   });
 
 async function announce(cluster: LocalCluster, readySeconds: number): Promise<void> {

@@ -1,12 +1,11 @@
 import { z } from 'zod';
 import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument } from '../common/errors.js';
-import { firstIssue } from '../common/schema-issue.js';
+import { checkBy } from '../common/schema-issue.js';
+import { chunkTokensMax } from '../transport/chunk-size.js';
 import { transportChoices } from '../transport/link.js';
-
-/** Milliseconds that a batch may take at most, about 23 days: what timers can wait for, with room for who adds to it. */
-const deadlineMsMax = 2_000_000_000;
-const uint32Max = 2 ** 32 - 1;
+import { deadlineMsMax, uint32Max } from './options.js';
+import { shown } from './shown.js';
 
 const whole = (min: number, max: number) => {
   const error = `whole numbers from ${min} to ${max}`;
@@ -24,6 +23,7 @@ const isArrayOf = (name: string) => (value: unknown) =>
 const given = (what: string, check: (value: unknown) => boolean) =>
   z.custom(check, { error: what }).optional();
 
+const signal = given('an AbortSignal', isSignal);
 const layer = whole(0, uint32Max).unwrap();
 const batch = {
   batchId: z.string({ error: batchIdAllowed }).regex(batchIdPattern, { error: batchIdAllowed }).optional(),
@@ -36,9 +36,9 @@ const batch = {
   feedback: flag,
   returnRouting: flag,
   refuseNonFinite: flag,
-  chunkTokens: whole(0, uint32Max),
+  chunkTokens: whole(0, chunkTokensMax),
   deadlineMs: whole(0, deadlineMsMax),
-  signal: given('an AbortSignal', isSignal),
+  signal,
 };
 const streams = { transport, routers: whole(1, uint32Max) };
 const object = { error: 'an object of options' };
@@ -66,6 +66,11 @@ const schemas = {
     },
     object,
   ),
+  describeCluster: z.strictObject({ placement: flag }, object),
+  waitUntilReady: z.strictObject(
+    { timeoutMs: whole(0, deadlineMsMax).unwrap(), routers: whole(0, uint32Max), signal },
+    object,
+  ),
   session: z.strictObject(streams, object),
   sessionBatch: z.strictObject(
     {
@@ -89,24 +94,8 @@ const secrets = new Set(['token']);
 
 /** Throws INVALID_ARGUMENT with the option, its value, and what is allowed. */
 export function checkOptions(call: keyof typeof schemas, options: unknown): void {
-  const schema = schemas[call];
-  const { error } = schema.safeParse(options);
-  if (error === undefined) return;
-  const issue = error.issues[0]!;
-  if (issue.code === 'unrecognized_keys') {
-    const key = [...issue.path, issue.keys[0]!];
-    const value = key.reduce<unknown>((at, step) => (at as Record<PropertyKey, unknown>)[step], options);
-    const names = issue.path.length > 0 ? '' : `; there are ${Object.keys(schema.shape).join(', ')}`;
-    throw invalidArgument(key.join('.'), shown(value), `no option of this name${names}`);
-  }
-  const { key, value, allowed } = firstIssue(error, options);
+  const { issue } = checkBy(schemas[call], options);
+  if (issue === null) return;
+  const { key, value, allowed } = issue;
   throw invalidArgument(key || 'options', secrets.has(key) ? 'not shown' : shown(value), allowed);
-}
-
-/** What an object holds may be large. */
-function shown(value: unknown): unknown {
-  if (Array.isArray(value)) return `an array of ${value.length}`;
-  return (value !== null && typeof value === 'object') || typeof value === 'function'
-    ? `of type ${typeof value}`
-    : value;
 }

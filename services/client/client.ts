@@ -1,5 +1,4 @@
 import { randomInt, randomUUID } from 'node:crypto';
-import { setMaxListeners } from 'node:events';
 import type { CallOptions, Metadata } from '@grpc/grpc-js';
 import { parseAddress } from '../common/address.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
@@ -8,7 +7,7 @@ import type { ClusterState } from '../common/generated/switchyard/v1/ClusterStat
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
-import { abortable, abortError } from '../common/lifecycle.js';
+import { abortable, abortError, onAbort } from '../common/lifecycle.js';
 import { usualChunkTokens } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
 import { checkOptions } from './check-options.js';
@@ -20,7 +19,7 @@ import { RouterStream, routerError } from './router-stream.js';
 import { openRouters, reachRouters, whyNotReady } from './routers.js';
 import { Session, type SessionOptions } from './session.js';
 import { SessionRouters } from './session-routers.js';
-import { type ForwardInput, openInput } from './source.js';
+import { checkInput, type ForwardInput, openInput } from './source.js';
 import { UnreachableByUcx } from './ucx.js';
 import { ClusterWatch } from './watch.js';
 
@@ -76,8 +75,6 @@ export class SwitchyardClient {
     private readonly transport: TransportChoice,
   ) {
     this.connections = new Connections(token, timeoutMs);
-    // Every batch that begins listens to it.
-    setMaxListeners(0, this.over.signal);
     const onState = (state: ClusterState) => this.forgetOthers(state);
     this.watch = new ClusterWatch({ addresses, token, timeoutMs, onState });
   }
@@ -101,7 +98,9 @@ export class SwitchyardClient {
   }
 
   /** Members and readiness, as of now; with `placement` also where every expert is. */
-  async describeCluster({ placement = false } = {}): Promise<ClusterDescription> {
+  async describeCluster(options: { placement?: boolean } = {}): Promise<ClusterDescription> {
+    checkOptions('describeCluster', options);
+    const { placement = false } = options;
     return this.describe<ClusterDescription>((inference, options, done) =>
       inference.describeCluster({ placement }, options, done),
     );
@@ -119,17 +118,19 @@ export class SwitchyardClient {
    */
   async waitUntilReady(timeoutMs: number, routers = 1, signal?: AbortSignal): Promise<void> {
     this.over.signal.throwIfAborted();
+    checkOptions('waitUntilReady', { timeoutMs, routers, signal });
     const late = new AbortController();
     // Unlike the watch it keeps the process alive.
     const timer = setTimeout(() => {
       const reason = whyNotReady(this.watch.state, routers);
       late.abort(notReady(`the cluster is not ready after ${timeoutMs} ms`, reason));
     }, timeoutMs);
-    const end = signal ? AbortSignal.any([late.signal, signal]) : late.signal;
+    const forget = signal && onAbort(signal, () => late.abort(signal.reason));
     try {
-      await this.watch.until((state) => whyNotReady(state, routers) === '', end);
+      await this.watch.until((state) => whyNotReady(state, routers) === '', late.signal);
     } finally {
       clearTimeout(timer);
+      forget?.();
     }
   }
 
@@ -142,6 +143,7 @@ export class SwitchyardClient {
   async forward(input: ForwardInput, options: ForwardOptions = {}): Promise<ForwardCall> {
     this.over.signal.throwIfAborted();
     checkOptions('forward', options);
+    checkInput(input);
     const { transport = this.transport } = options;
     const startedMs = performance.now();
     const state = await this.knownState(options);
@@ -264,16 +266,16 @@ export class SwitchyardClient {
     const timer = deadlineMs
       ? setTimeout(() => end.abort(new SwitchyardError('DEADLINE_EXCEEDED', text)), deadlineMs)
       : undefined;
-    const signals = signal ? [this.over.signal, signal] : [this.over.signal];
-    const onAbort = ({ target }: Event) => end.abort(abortError(target as AbortSignal));
-    for (const one of signals) one.addEventListener('abort', onAbort, { once: true });
+    // One that has aborted before ends the call, once there is one.
+    const signals = signal?.aborted === false ? [this.over.signal, signal] : [this.over.signal];
+    const forgets = signals.map((one) => onAbort(one, () => end.abort(abortError(one))));
     try {
       const done = await abortable(work, end.signal);
       this.over.signal.throwIfAborted();
       return done;
     } finally {
       clearTimeout(timer);
-      for (const one of signals) one.removeEventListener('abort', onAbort);
+      for (const forget of forgets) forget();
     }
   }
 

@@ -1,12 +1,16 @@
+import { constants } from 'node:buffer';
+import { isFloat32Array, isUint8Array, isUint32Array } from 'node:util/types';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
-import { Deferred } from '../common/lifecycle.js';
+import { Deferred, onAbort } from '../common/lifecycle.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
+import { TokenRanges } from '../common/token-ranges.js';
 import { merge } from './merge.js';
 import type { RouterChunk } from './router-chunk.js';
 import type { RouterStream } from './router-stream.js';
 import { locate, type Share, splitBatch, type TokenRun } from './share.js';
+import { shown } from './shown.js';
 import { type RowsReader, StreamedRows } from './source.js';
 import { type BatchSummary, mergeSummaries, type RouterSummary } from './summary.js';
 
@@ -87,10 +91,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     this.shares = shares;
     this.streams = shares.map((_, router) => plan.open(router));
     for (const stream of this.streams) void stream.failure.then((error) => this.fail(error));
-    const onAbort = () => this.cancel();
-    if (signal?.aborted) onAbort();
-    signal?.addEventListener('abort', onAbort, { once: true });
-    void this.ended.then(() => signal?.removeEventListener('abort', onAbort));
+    if (signal !== null) void this.ended.then(onAbort(signal, () => this.cancel()));
     // A stream is read in its own order; anything else in a lane per router.
     this.uploads = this.uploadAll(streamed ? [runs] : shares.map((share) => share.runs));
     this.answers = this.run();
@@ -134,7 +135,12 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   /** All answers in memory: [tokens, hidden] BF16 in the order of the batch. */
   async collect(): Promise<{ rows: Uint8Array; summary: BatchSummary }> {
     const { sequences, length, hidden } = this.plan.header;
-    const rows = new Uint8Array(sequences * length * hidden * 2);
+    const bytes = sequences * length * hidden * 2;
+    if (bytes > constants.MAX_LENGTH) {
+      const allowed = `at most ${constants.MAX_LENGTH}; larger batches are for a loop or into()`;
+      throw invalidArgument('bytes to collect', bytes, allowed);
+    }
+    const rows = new Uint8Array(bytes);
     const summary = await this.into({ write: (first, part) => rows.set(part, first * hidden * 2) });
     return { rows, summary };
   }
@@ -175,6 +181,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   }
 
   private async take(consumer: string, sink: RowsSink): Promise<BatchSummary> {
+    if (typeof sink?.write !== 'function') throw invalidArgument('sink', shown(sink), 'an object with write');
     for await (const { answer, share, count } of this.claim(consumer)) {
       this.checkTaken(answer);
       try {
@@ -227,7 +234,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
 
   private async *answersOf(stream: RouterStream, share: Share): AsyncGenerator<ShareAnswer, void, void> {
     const { router } = stream;
-    const seen = new Uint8Array(share.tokens);
+    const seen = new TokenRanges();
     let answered = 0;
     let summary: ForwardSummary | null = null;
     for await (const { chunk, summary: last } of stream.answers()) {
@@ -248,16 +255,15 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private tokensOf(
     { chunk: { offset }, rowBytes: bytes }: RouterChunk,
     share: Share,
-    seen: Uint8Array,
+    seen: TokenRanges,
     router: string,
   ): number {
     const count = bytes / (this.plan.header.hidden * 2);
     const fits = Number.isInteger(count) && count > 0 && offset + count <= share.tokens;
-    if (!fits || seen.subarray(offset, offset + count).includes(1)) {
+    if (!fits || !seen.take(offset, offset + count)) {
       const text = `router ${router} answered ${bytes} bytes at token ${offset}: not whole rows, or not its to answer`;
       throw new SwitchyardError('DATA_LOSS', text, { router, offset, bytes });
     }
-    seen.fill(1, offset, offset + count);
     return count;
   }
 
@@ -307,7 +313,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     count: number,
   ): Promise<boolean> {
     const { input, given, header } = this.plan;
-    const routing = given ? await given(first, count) : null;
+    const routing = given ? checkRouting(await given(first, count)) : null;
     const chunk = {
       offset,
       ...(routing && { experts: packUint32(routing.experts), weights: packFloat32(routing.weights) }),
@@ -325,11 +331,19 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
       }
     }
     const rows = await input.read(first, count);
-    if (rows.byteLength !== bytes) {
-      throw invalidArgument(`bytes read at token ${first}`, rows.byteLength, `${bytes}`);
+    if (!isUint8Array(rows) || rows.byteLength !== bytes) {
+      const seen = isUint8Array(rows) ? `${rows.byteLength} bytes` : shown(rows);
+      throw invalidArgument(`what input.read gave at token ${first}`, seen, `a Uint8Array of ${bytes} bytes`);
     }
     return stream.send(chunk, rows);
   }
+}
+
+/** Throws INVALID_ARGUMENT for what is no routing; whether it has the right size is the router's to tell. */
+function checkRouting(routing: RoutingRows): RoutingRows {
+  if (isUint32Array(routing?.experts) && isFloat32Array(routing.weights)) return routing;
+  const allowed = 'an object with experts, a Uint32Array, and weights, a Float32Array';
+  throw invalidArgument('what given gave', shown(routing), allowed);
 }
 
 /** A router's chunk as parts of the batch: a share may be made of several runs. */

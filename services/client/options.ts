@@ -2,6 +2,10 @@ import type { ForwardOptionsInput } from '../common/generated/switchyard/v1/Forw
 
 /** The router's own deadline comes first: its error says where the time went. */
 export const deadlineGraceMs = 2_000;
+/** Milliseconds that a batch may take at most, about 23 days: what timers can wait for, with room for who adds to it. */
+export const deadlineMsMax = 2_000_000_000;
+/** The largest number that most fields of the protocol hold. */
+export const uint32Max = 2 ** 32 - 1;
 
 /** What is to be done with the tokens of a batch. */
 export interface BatchOptions {
@@ -18,7 +22,7 @@ export interface BatchOptions {
   returnRouting?: boolean;
   /** End the batch at the first token that holds NaN or infinity, as it comes or after a layer, instead of counting them. */
   refuseNonFinite?: boolean;
-  /** Tokens per chunk of the routers' pipeline. 0, the default: the routers' choice. */
+  /** Tokens per chunk of the routers' pipeline, up to 8,192. 0, the default: the routers' choice. */
   chunkTokens?: number;
   /** The batch ends with DEADLINE_EXCEEDED if it takes longer, up to 2,000,000,000 ms. 0, the default: no deadline. */
   deadlineMs?: number;

@@ -8,7 +8,7 @@ import type { SessionRequestInput } from '../common/generated/switchyard/v1/Sess
 import type { SessionResponse } from '../common/generated/switchyard/v1/SessionResponse.js';
 import type { SessionWelcome } from '../common/generated/switchyard/v1/SessionWelcome.js';
 import { connect } from '../common/grpc-channel.js';
-import { abortError, Deferred } from '../common/lifecycle.js';
+import { abortError, Deferred, onAbort } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
 import { fromFailure } from '../common/status.js';
 import { chunkCost, chunkRoutingBytesMax } from '../transport/chunk-size.js';
@@ -172,19 +172,13 @@ export class RouterSession {
     const pending: Pending = { parts: [], done: new Deferred(), giveBack };
     pending.done.promise.catch(() => {});
     this.pending.set(number, pending);
-    const onAbort = () => {
+    send(number);
+    // It may have been aborted while the rows were copied.
+    const forget = onAbort(signal, () => {
       pending.done.reject(abortError(signal));
       this.say({ cancel: { number } }, port);
-    };
-    signal.addEventListener('abort', onAbort, { once: true });
-    try {
-      send(number);
-      // It may have been aborted while the rows were copied.
-      if (signal.aborted) onAbort();
-      return await pending.done.promise;
-    } finally {
-      signal.removeEventListener('abort', onAbort);
-    }
+    });
+    return await pending.done.promise.finally(forget);
   }
 
   /** Returns what sends the batch. Over UCX its rows are copied first. */

@@ -1,6 +1,7 @@
+import { isUint8Array } from 'node:util/types';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
-import { Deferred } from '../common/lifecycle.js';
+import { Deferred, onAbort } from '../common/lifecycle.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { sessionTokensMax } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
@@ -8,6 +9,7 @@ import { checkOptions } from './check-options.js';
 import type { RoutingRows } from './forward.js';
 import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
 import type { RouterSession, SessionOutput } from './router-session.js';
+import { shown } from './shown.js';
 import { type BatchSummary, mergeSummaries } from './summary.js';
 
 export interface SessionOptions {
@@ -65,6 +67,7 @@ export class Session {
   async forward(rows: Uint8Array, options: SessionBatchOptions = {}): Promise<SessionResult> {
     this.over.signal.throwIfAborted();
     checkOptions('sessionBatch', options);
+    if (!isUint8Array(rows)) throw invalidArgument('rows', shown(rows), 'a Uint8Array');
     this.live += 1;
     try {
       return await this.run(rows, options);
@@ -134,19 +137,22 @@ export class Session {
 class Deadline {
   readonly signal: AbortSignal | undefined;
   private readonly timer: NodeJS.Timeout | undefined;
+  private readonly forget: () => void = () => {};
 
   constructor({ signal, deadlineMs }: SessionBatchOptions) {
     this.signal = signal;
     if (!deadlineMs) return;
-    const late = new AbortController();
+    const end = new AbortController();
     const text = `the deadline of ${deadlineMs} ms has passed, and the router did not say so`;
-    const expire = () => late.abort(new SwitchyardError('DEADLINE_EXCEEDED', text));
+    const expire = () => end.abort(new SwitchyardError('DEADLINE_EXCEEDED', text));
     this.timer = setTimeout(expire, deadlineMs + deadlineGraceMs);
-    this.signal = signal === undefined ? late.signal : AbortSignal.any([signal, late.signal]);
+    if (signal !== undefined) this.forget = onAbort(signal, () => end.abort(signal.reason));
+    this.signal = end.signal;
   }
 
   clear(): void {
     clearTimeout(this.timer);
+    this.forget();
   }
 }
 

@@ -1,11 +1,17 @@
+import { isAnyArrayBuffer, isUint8Array } from 'node:util/types';
 import type { Slab } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { tokensMax } from '../transport/chunk-size.js';
+import { shown } from './shown.js';
+
+/** Bytes piece by piece, wherever they are cut: a stream, a generator, a list. */
+export type RowsStream = AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
 
 /**
  * Rows in memory, the path of a file (raw BF16 or .safetensors), rows that can be read anywhere, or a stream of
  * bytes (then `sequences` and `length` are needed).
  */
-export type ForwardInput = Uint8Array | string | RowsReader | AsyncIterable<Uint8Array>;
+export type ForwardInput = Uint8Array | string | RowsReader | RowsStream;
 
 /** Rows that can be read anywhere, in any order. Rows are `hidden` BF16 values, little-endian. */
 export interface RowsReader {
@@ -25,8 +31,8 @@ export function rowsInMemory(bytes: Uint8Array, hidden: number): RowsReader {
   const rowBytes = hidden * 2;
   if (bytes.byteLength === 0 || bytes.byteLength % rowBytes !== 0) {
     throw invalidArgument(
-      'input bytes',
-      bytes.byteLength,
+      'input',
+      `${bytes.byteLength} bytes`,
       `a multiple of ${rowBytes} above 0 (rows of ${hidden} BF16)`,
     );
   }
@@ -42,16 +48,17 @@ export function rowsInMemory(bytes: Uint8Array, hidden: number): RowsReader {
  * rows wherever the stream was cut; at most one piece of the stream is held back.
  */
 export class StreamedRows {
-  private readonly pieces: AsyncIterator<Uint8Array>;
+  private readonly pieces: AsyncIterator<unknown> | Iterator<unknown>;
   private held: Uint8Array = new Uint8Array(0);
   private nextRow = 0;
+  private seenBytes = 0;
 
   constructor(
-    input: AsyncIterable<Uint8Array>,
+    input: RowsStream,
     readonly tokens: number,
     readonly hidden: number,
   ) {
-    this.pieces = input[Symbol.asyncIterator]();
+    this.pieces = Symbol.asyncIterator in input ? input[Symbol.asyncIterator]() : input[Symbol.iterator]();
   }
 
   async read(first: number, count: number): Promise<Uint8Array> {
@@ -64,7 +71,7 @@ export class StreamedRows {
     const rows = new Uint8Array(wanted);
     let filled = 0;
     while (filled < wanted) {
-      if (this.held.byteLength === 0) await this.refill(first * this.hidden * 2 + filled);
+      if (this.held.byteLength === 0) await this.refill();
       const part = this.take(Math.min(this.held.byteLength, wanted - filled));
       rows.set(part, filled);
       filled += part.byteLength;
@@ -74,11 +81,7 @@ export class StreamedRows {
 
   /** Throws if the stream holds more than was announced. */
   async expectEnd(): Promise<void> {
-    while (this.held.byteLength === 0) {
-      const next = await this.pieces.next();
-      if (next.done) return;
-      this.held = next.value;
-    }
+    while (this.held.byteLength === 0) if (!(await this.next())) return;
     throw invalidArgument('input', 'longer than announced', `${this.tokens} tokens of ${this.hidden} BF16`);
   }
 
@@ -92,18 +95,45 @@ export class StreamedRows {
     return part;
   }
 
-  private async refill(seenBytes: number): Promise<void> {
-    const next = await this.pieces.next();
-    if (next.done) {
-      const allowed = `${this.tokens} tokens of ${this.hidden} BF16, ${this.tokens * this.hidden * 2} bytes`;
-      throw invalidArgument('input', `${seenBytes} bytes long`, allowed);
+  private async refill(): Promise<void> {
+    if (await this.next()) return;
+    const allowed = `${this.tokens} tokens of ${this.hidden} BF16, ${this.tokens * this.hidden * 2} bytes`;
+    throw invalidArgument('input', `${this.seenBytes} bytes long`, allowed);
+  }
+
+  /** Holds the next piece; false: there is none. */
+  private async next(): Promise<boolean> {
+    const { done, value } = await this.pieces.next();
+    if (done) return false;
+    if (!isUint8Array(value)) {
+      const seen = typeof value === 'string' ? 'text' : shown(value);
+      throw invalidArgument(
+        'input',
+        `${seen} at byte ${this.seenBytes}`,
+        'Uint8Arrays; streams have no encoding',
+      );
     }
-    this.held = next.value;
+    this.held = value;
+    this.seenBytes += value.byteLength;
+    return true;
   }
 }
 
-export function isReader(input: object): input is RowsReader {
+function isReader(input: object): input is RowsReader {
   return typeof (input as Partial<RowsReader>).read === 'function' && 'tokens' in input;
+}
+
+/** Throws INVALID_ARGUMENT for what is no input at all. */
+export function checkInput(input: unknown): asserts input is ForwardInput {
+  if (typeof input === 'string' || isUint8Array(input)) return;
+  // Other arrays of numbers can be iterated too, and what they hold is not bytes.
+  if (typeof input === 'object' && input !== null && !ArrayBuffer.isView(input) && !isAnyArrayBuffer(input)) {
+    const streams = Symbol.asyncIterator in input || Symbol.iterator in input;
+    if (isReader(input) || (streams && !(Array.isArray(input) && !input.every(isUint8Array)))) return;
+  }
+  const allowed =
+    'a Uint8Array, the path of a file, a RowsReader, or a stream, generator or list of Uint8Arrays';
+  throw invalidArgument('input', shown(input), allowed);
 }
 
 export interface FileRows extends RowsReader {
@@ -148,22 +178,25 @@ export interface InputShape {
   tensor?: string;
 }
 
-/** What a batch is made of. Throws INVALID_ARGUMENT unless the input is `sequences` × `length` tokens of `hidden` elements. */
+/**
+ * What a batch is made of. Throws INVALID_ARGUMENT unless the input is `sequences` × `length` tokens of `hidden` elements, and no
+ * more than a batch may have.
+ */
 export async function openInput(
   input: ForwardInput,
   hidden: number,
   shape: InputShape,
 ): Promise<{ source: RowsReader | StreamedRows; sequences: number; length: number }> {
   const source = await toSource(input, hidden, shape);
-  const sequences = shape.sequences ?? ('sequences' in source ? source.sequences : undefined) ?? 1;
-  const length = shape.length ?? source.tokens / sequences;
   try {
-    checkShape(source, sequences, length, hidden);
+    if (source.hidden !== hidden) {
+      throw invalidArgument('input.hidden', shown(source.hidden), `${hidden}, the model's`);
+    }
+    return { source, ...shapeOf(source, shape) };
   } catch (error) {
     await source.close?.();
     throw error;
   }
-  return { source, sequences, length };
 }
 
 async function toSource(
@@ -172,7 +205,9 @@ async function toSource(
   { sequences, length, tensor }: InputShape,
 ): Promise<RowsReader | StreamedRows> {
   if (typeof input === 'string') return rowsInFile(input, tensor ?? null, hidden);
-  if (input instanceof Uint8Array) return rowsInMemory(input, hidden);
+  if (tensor !== undefined)
+    throw invalidArgument('tensor', tensor, 'none, unless the input is a .safetensors file');
+  if (isUint8Array(input)) return rowsInMemory(input, hidden);
   if (isReader(input)) return input;
   if (sequences === undefined || length === undefined) {
     throw invalidArgument('sequences and length', 'not given', 'both, when the input is a stream');
@@ -180,21 +215,26 @@ async function toSource(
   return new StreamedRows(input, sequences * length, hidden);
 }
 
-function checkShape(
-  source: { tokens: number; hidden: number },
-  sequences: number,
-  length: number,
-  hidden: number,
-) {
-  if (source.hidden !== hidden) throw invalidArgument('hidden', source.hidden, `${hidden}, the model's`);
-  if (!Number.isSafeInteger(sequences) || sequences < 1) {
-    throw invalidArgument('sequences', sequences, 'a whole number from 1');
+function shapeOf(
+  source: RowsReader | StreamedRows,
+  shape: InputShape,
+): { sequences: number; length: number } {
+  const { tokens } = source;
+  const sequences = shape.sequences ?? ('sequences' in source ? source.sequences : undefined) ?? 1;
+  const length = shape.length ?? tokens / sequences;
+  if (tokens > tokensMax) {
+    const allowed = `at most ${tokensMax} tokens in a batch`;
+    throw invalidArgument('sequences × length', `${sequences} × ${length}`, allowed);
   }
-  if (!Number.isSafeInteger(length) || length < 1 || sequences * length !== source.tokens) {
-    throw invalidArgument(
-      'sequences × length',
-      `${sequences} × ${length}`,
-      `the input's ${source.tokens} tokens`,
-    );
+  if (!isCount(tokens)) throw invalidArgument('input.tokens', shown(tokens), `1 to ${tokensMax}`);
+  if (isCount(sequences) && isCount(length) && sequences * length === tokens) return { sequences, length };
+  if (shape.length === undefined) {
+    const field = shape.sequences === undefined ? 'input.sequences' : 'sequences';
+    throw invalidArgument(field, shown(sequences), `a divisor of ${tokens}, the input's tokens`);
   }
+  throw invalidArgument('sequences × length', `${sequences} × ${length}`, `${tokens}, the input's tokens`);
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 1;
 }

@@ -6,7 +6,7 @@ import { SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
 import { connect } from '../common/grpc-channel.js';
-import { abortable, Deferred } from '../common/lifecycle.js';
+import { abortable, Deferred, onAbort } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
 import { fromServiceError } from '../common/status.js';
 import { unanswered } from './connections.js';
@@ -137,8 +137,7 @@ export class ClusterWatch {
       call.cancel();
     };
     const timer = setTimeout(() => cancel(`no answer within ${timeoutMs} ms`), timeoutMs).unref();
-    const onOver = () => cancel('the watch is over');
-    this.over.signal.addEventListener('abort', onOver, { once: true });
+    const forget = onAbort(this.over.signal, () => cancel('the watch is over'));
     call.on('data', (state: ClusterState) => {
       clearTimeout(timer);
       // A call keeps its connection's process alive from its start on.
@@ -150,7 +149,7 @@ export class ClusterWatch {
     call.on('status', (result: StatusObject) => ended.resolve(whyEnded(address, result)));
     const failure = await ended.promise;
     clearTimeout(timer);
-    this.over.signal.removeEventListener('abort', onOver);
+    forget();
     this.server = null;
     client.close();
     return failure;

@@ -4,6 +4,7 @@ import { addressAllowed, hostAllowed, isAddress, isHost, isWildcard } from './ad
 import { SwitchyardError } from './errors.js';
 import { logLevels } from './log.js';
 import { isNodeName, nodeNameAllowed } from './node-name.js';
+import { checkBy } from './schema-issue.js';
 import { parseYaml } from './yaml.js';
 
 /** Top-level keys of the YAML file, one for each command. */
@@ -54,21 +55,19 @@ function humanNumber(unit: string): (value: unknown) => unknown {
   };
 }
 
+/** Without `max` what is too much depends on the machine and on other settings: whoever knows it says so. */
 const bounded = (min: number, max: number, what: string) => {
-  const allowed = `${what} from ${min} to ${max}`;
-  return z
-    .number({ error: allowed })
-    .int({ error: allowed })
-    .min(min, { error: allowed })
-    .max(max, { error: allowed });
+  const error =
+    max === Number.POSITIVE_INFINITY ? `${what}, at least ${min}` : `${what} from ${min} to ${max}`;
+  return z.number({ error }).refine(Number.isInteger, { error }).min(min, { error }).max(max, { error });
 };
 
 /** A count: 4096, or "4k", "1M" (powers of 1000), "4Ki" (of 1024). */
-export const humanCount = (min = 0, max = Number.MAX_SAFE_INTEGER) =>
-  z.preprocess(humanNumber(''), bounded(min, max, 'a whole number such as 4096 or 4k'));
+export const humanCount = (min: number, max: number, what = 'a whole number such as 4096 or 4k') =>
+  z.preprocess(humanNumber(''), bounded(min, max, what));
 
 /** A size in bytes: 1048576, or "1MiB", "512k", "1.5GB". */
-export const humanBytes = (min = 0, max = Number.MAX_SAFE_INTEGER) =>
+export const humanBytes = (min: number, max = Number.POSITIVE_INFINITY) =>
   z.preprocess(humanNumber('b?'), bounded(min, max, 'a size in bytes such as 1048576, 512k or 1MiB'));
 
 /** A number that may come as text. */
@@ -95,6 +94,9 @@ export const toggle = () =>
 
 /** Text that is not empty. */
 export const text = () => z.string({ error: 'text' }).min(1, { error: 'text that is not empty' });
+
+/** Of whatever is made by chance. */
+export const seed = () => humanCount(0, Number.MAX_SAFE_INTEGER);
 
 export const port = () => humanCount(0, 65535);
 
@@ -192,11 +194,12 @@ export function loadConfig<Shape extends z.ZodRawShape>(
   for (const [key, value] of Object.entries(flags)) {
     if (value !== undefined) found.set(key, { value, origin: `--${kebab(key)}` });
   }
-  const result = schema
-    .strict()
-    .safeParse(Object.fromEntries([...found].map(([key, { value }]) => [key, value])));
-  if (result.success) return result.data as z.infer<z.ZodObject<Shape>>;
-  throw configError(result.error.issues[0]!, found, Object.keys(schema.shape));
+  const values = Object.fromEntries([...found].map(([key, { value }]) => [key, value]));
+  const { data, issue } = checkBy(schema.strict(), values);
+  if (issue === null) return data as z.infer<z.ZodObject<Shape>>;
+  const { path, key, value, allowed } = issue;
+  const [top, ...below] = path;
+  throw invalid(key, [found.get(top!)?.origin ?? top, ...below].join('.'), value, allowed);
 }
 
 function readSection({ path, section }: { path: string; section: ConfigSection }): Record<string, unknown> {
@@ -217,24 +220,6 @@ function readSection({ path, section }: { path: string; section: ConfigSection }
   if (!isMapping(content))
     throw invalid(section, `${path}: ${section}`, content, 'a mapping of keys to values');
   return content;
-}
-
-function configError(issue: z.core.$ZodIssue, found: Map<string, Found>, keys: string[]): SwitchyardError {
-  if (issue.code === 'unrecognized_keys') {
-    const key = [...issue.path, issue.keys[0]].join('.');
-    const origin = found.get(key)?.origin ?? key;
-    return invalid(key, origin, found.get(key)?.value, `there is no such key; there are ${keys.join(', ')}`);
-  }
-  const [top, ...below] = issue.path.map(String);
-  const source = found.get(top ?? '');
-  const key = issue.path.join('.');
-  const origin = source ? [source.origin, ...below].join('.') : key;
-  const value = below.reduce<unknown>(
-    (inner, name) => (inner as Record<string, unknown> | null)?.[name],
-    source?.value,
-  );
-  const allowed = issue.code === 'invalid_value' ? issue.values.map(String).join(', ') : issue.message;
-  return invalid(key, origin, value, allowed);
 }
 
 function invalid(key: string, origin: string, value: unknown, allowed: string): SwitchyardError {

@@ -14,32 +14,73 @@ export class Deferred<T> {
   }
 }
 
+/** The one listener of a signal: it may be a user's, who would be told of a leak from eleven on. */
+class AbortListener {
+  private static readonly bySignal = new WeakMap<AbortSignal, AbortListener>();
+  private readonly calls = new Set<() => void>();
+  private readonly callAll = () => {
+    for (const call of this.calls) call();
+    this.calls.clear();
+  };
+
+  private constructor(private readonly signal: AbortSignal) {}
+
+  static of(signal: AbortSignal): AbortListener {
+    const known = AbortListener.bySignal.get(signal);
+    if (known !== undefined) return known;
+    const made = new AbortListener(signal);
+    AbortListener.bySignal.set(signal, made);
+    return made;
+  }
+
+  add(call: () => void): void {
+    if (this.calls.size === 0) this.signal.addEventListener('abort', this.callAll, { once: true });
+    this.calls.add(call);
+  }
+
+  delete(call: () => void): void {
+    if (this.calls.delete(call) && this.calls.size === 0)
+      this.signal.removeEventListener('abort', this.callAll);
+  }
+}
+
+/**
+ * Calls `run` once, when the signal aborts; at once if it has. Returns what takes that back. However many wait for a signal,
+ * it gets one listener.
+ */
+export function onAbort(signal: AbortSignal, run: () => void): () => void {
+  if (signal.aborted) {
+    run();
+    return () => {};
+  }
+  const listener = AbortListener.of(signal);
+  // Of its own, so that one function may wait twice.
+  const call = () => run();
+  listener.add(call);
+  return () => listener.delete(call);
+}
+
 /** Resolves after `ms` milliseconds; rejects with the signal's reason as soon as `signal` aborts. */
 export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
-    if (signal?.aborted) {
-      reject(signal.reason);
-      return;
-    }
-    const onAbort = () => {
-      clearTimeout(timer);
-      reject(signal?.reason);
-    };
     const timer = setTimeout(() => {
-      signal?.removeEventListener('abort', onAbort);
+      forget();
       resolve();
     }, ms);
-    signal?.addEventListener('abort', onAbort, { once: true });
+    const forget = signal
+      ? onAbort(signal, () => {
+          clearTimeout(timer);
+          reject(signal.reason);
+        })
+      : () => {};
   });
 }
 
 /** Settles as `promise` does, or rejects with the signal's reason as soon as `signal` aborts. */
 export function abortable<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
   return new Promise((resolve, reject) => {
-    const onAbort = () => reject(signal.reason);
-    if (signal.aborted) onAbort();
-    signal.addEventListener('abort', onAbort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
+    const forget = onAbort(signal, () => reject(signal.reason));
+    promise.then(resolve, reject).finally(forget);
   });
 }
 

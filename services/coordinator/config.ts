@@ -7,17 +7,19 @@ import {
   humanCount,
   nodeName,
   port,
+  seed,
   serverFields,
   text,
   toggle,
 } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
+import { modelLimits } from '../model/limits.js';
 import { parseModelSource } from '../model/load.js';
 import type { ModelSource, SyntheticSpec } from '../model/spec.js';
 import { type PresetName, presetNames, presets } from '../model/synthetic.js';
 import { routerFields } from '../router/config.js';
 
-const override = () => humanCount(1).nullable().default(null);
+const override = (max: number) => humanCount(1, max).nullable().default(null);
 
 /** Which model a cluster serves: a directory, or a preset with values of its own. */
 export const modelFields = {
@@ -28,13 +30,13 @@ export const modelFields = {
   model: text().nullable().default(null),
   /** Null: no, unless the coordinator's own section of a file says yes. */
   allowNonFiniteWeights: toggle().nullable().default(null),
-  hidden: override(),
-  ffn: override(),
-  experts: override(),
-  topK: override(),
-  layers: override(),
+  hidden: override(modelLimits.hidden),
+  ffn: override(modelLimits.ffn),
+  experts: override(modelLimits.experts),
+  topK: override(modelLimits.topK),
+  layers: override(modelLimits.layers),
   activation: z.enum(['swiglu', 'gelu']).nullable().default(null),
-  seed: humanCount(0).nullable().default(null),
+  seed: seed().nullable().default(null),
 };
 
 export const coordinatorSchema = z.object({
@@ -53,7 +55,7 @@ export const coordinatorSchema = z.object({
   feedback: toggle().nullable().default(null),
   /** Larger steps overshoot: several chunks are gated before the bias that the first of them caused arrives. */
   feedbackRate: decimal(0, 1).default(0.005),
-  feedbackWindow: humanCount(1).default(64),
+  feedbackWindow: humanCount(1, 2 ** 32).default(64),
   heartbeatMs: humanCount(10, 60_000).default(1_000),
 });
 

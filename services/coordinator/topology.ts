@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
-import { firstIssue } from '../common/schema-issue.js';
+import { checkBy } from '../common/schema-issue.js';
 import { parseYaml } from '../common/yaml.js';
 
 const bitsOf: Readonly<Record<string, number>> = { '': 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12 };
@@ -80,17 +80,17 @@ export function parseTopology(text: string, path: string): Topology {
   } catch (error) {
     throw configInvalid(path, 'topology', `is not YAML: ${(error as Error).message}`);
   }
-  const parsed = topologySchema.safeParse(value);
-  if (!parsed.success) {
-    const { key, value: seen, allowed } = firstIssue(parsed.error, value);
+  const { data, issue } = checkBy(topologySchema, value);
+  if (issue !== null) {
+    const { key, value: seen, allowed } = issue;
     throw configInvalid(
       path,
       key || 'topology',
       `is ${JSON.stringify(seen) ?? 'missing'}; allowed: ${allowed}`,
     );
   }
-  checkReferences(parsed.data, path);
-  return parsed.data;
+  checkReferences(data, path);
+  return data;
 }
 
 function checkReferences(topology: Topology, path: string): void {

@@ -17,9 +17,7 @@ const namesShown = 5;
 const indexSchema = z.object({
   weight_map: z.record(
     z.string(),
-    z
-      .string()
-      .regex(/^[^/\\]+\.safetensors$/, 'must be the name of a .safetensors file in the same directory'),
+    z.string().regex(/^[^/\\]+\.safetensors$/, 'the name of a .safetensors file in the same directory'),
   ),
 });
 

@@ -1,7 +1,7 @@
 import { readFile, stat } from 'node:fs/promises';
 import type { z } from 'zod';
 import { SwitchyardError } from '../common/errors.js';
-import { firstIssue } from '../common/schema-issue.js';
+import { checkBy } from '../common/schema-issue.js';
 import { refuseLfsPointer } from './lfs.js';
 import { fileInvalid } from './safetensors-header.js';
 
@@ -60,8 +60,8 @@ function quoteNumberNames(text: string): string | null {
 
 /** `json` checked by `schema`. Throws MODEL_INVALID that names the file, the key, the value, what is allowed. */
 export function parseJsonFile<T>(file: string, json: unknown, schema: z.ZodType<T>): T {
-  const parsed = schema.safeParse(json);
-  if (parsed.success) return parsed.data;
-  const { key, value, allowed } = firstIssue(parsed.error, json);
+  const { data, issue } = checkBy(schema, json);
+  if (issue === null) return data;
+  const { key, value, allowed } = issue;
   throw fileInvalid(file, null, key || 'content', JSON.stringify(value), allowed);
 }

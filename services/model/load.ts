@@ -2,7 +2,7 @@ import { z } from 'zod';
 import type { ExpertSource, TensorSource } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { Logger } from '../common/log.js';
-import { firstIssue } from '../common/schema-issue.js';
+import { checkBy } from '../common/schema-issue.js';
 import { openCheckpoint } from './checkpoint.js';
 import { HashProgress } from './hash-progress.js';
 import { expertWeightBytes } from './limits.js';
@@ -98,7 +98,7 @@ const sourceSchema: z.ZodType<ModelSource> = z.discriminatedUnion(
     }),
     z.strictObject({ kind: z.literal('synthetic'), spec: syntheticSchema }),
   ],
-  { error: '"checkpoint" or "synthetic"' },
+  { error: ({ code }) => (code === 'invalid_union' ? '"checkpoint" or "synthetic"' : undefined) },
 );
 
 /** A ModelSource from its JSON form (ModelDescription.source) or from parts given by a user. Throws MODEL_INVALID. */
@@ -115,9 +115,9 @@ export function parseModelSource(json: unknown): ModelSource {
       );
     }
   }
-  const parsed = sourceSchema.safeParse(value);
-  if (parsed.success) return parsed.data;
-  const { key, value: found, allowed } = firstIssue(parsed.error, value);
+  const { data, issue } = checkBy(sourceSchema, value);
+  if (issue === null) return data;
+  const { key, value: found, allowed } = issue;
   throw sourceInvalid(key || 'model', JSON.stringify(found), allowed);
 }
 

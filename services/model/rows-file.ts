@@ -1,9 +1,10 @@
-import { type FileHandle, open } from 'node:fs/promises';
+import { type FileHandle, open, stat } from 'node:fs/promises';
 import { native, type Slab } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import { OutputFile } from '../common/output-file.js';
+import { TokenRanges } from '../common/token-ranges.js';
 import { readHeader } from './safetensors.js';
-import { encodeHeader, type TensorEntry } from './safetensors-header.js';
+import { encodeHeader, requireSize, type TensorEntry } from './safetensors-header.js';
 
 /** BF16. */
 const elementBytes = 2;
@@ -50,31 +51,54 @@ export async function openRowsReader(
   path: string,
   options: { tensor: string | null; hidden: number },
 ): Promise<RowsReader> {
-  if (isSafetensors(path)) {
-    const entry = await findTensor(path, options.tensor);
-    const hidden = entry.shape.at(-1);
-    if (entry.dtype !== 'BF16') {
-      throw invalidArgument(
-        `the dtype of tensor ${JSON.stringify(entry.name)} in ${path}`,
-        entry.dtype,
-        'BF16',
-      );
-    }
-    if (hidden !== options.hidden) {
-      const field = `the shape of tensor ${JSON.stringify(entry.name)} in ${path}`;
-      throw invalidArgument(field, `[${entry.shape.join(', ')}]`, `[..., ${options.hidden}]`);
-    }
-    return new FileReader(path, await openForReading(path), entry.name, entry.shape, entry.byteOffset);
-  }
   const handle = await openForReading(path);
-  const { size } = await handle.stat();
-  const rowBytes = options.hidden * elementBytes;
-  if (size % rowBytes !== 0) {
+  try {
+    const place = isSafetensors(path)
+      ? await tensorIn(path, options.tensor, options.hidden)
+      : await rawIn(path, handle, options);
+    return new FileReader(path, handle, place);
+  } catch (error) {
     await handle.close();
-    const allowed = `a multiple of ${rowBytes} bytes (${options.hidden} BF16 values a row)`;
+    throw error;
+  }
+}
+
+/** Where the rows of a file are. */
+interface RowsPlace {
+  tensor: string | null;
+  shape: readonly number[];
+  byteOffset: number;
+}
+
+async function rawIn(
+  path: string,
+  handle: FileHandle,
+  { tensor, hidden }: { tensor: string | null; hidden: number },
+): Promise<RowsPlace> {
+  if (tensor !== null) {
+    const allowed = `none: ${path} holds raw rows, as its name does not end in .safetensors`;
+    throw invalidArgument('tensor', tensor, allowed);
+  }
+  const { size } = await handle.stat();
+  const rowBytes = hidden * elementBytes;
+  if (size === 0 || size % rowBytes !== 0) {
+    const allowed = `a multiple of ${rowBytes} bytes above 0 (${hidden} BF16 values a row)`;
     throw invalidArgument(`the size of ${path}`, `${size} bytes`, allowed);
   }
-  return new FileReader(path, handle, null, [size / rowBytes, options.hidden], 0);
+  return { tensor: null, shape: [size / rowBytes, hidden], byteOffset: 0 };
+}
+
+async function tensorIn(path: string, tensor: string | null, hidden: number): Promise<RowsPlace> {
+  const entry = await findTensor(path, tensor);
+  const { name, dtype, shape, byteOffset } = entry;
+  const quoted = JSON.stringify(name);
+  if (dtype !== 'BF16') throw invalidArgument(`the dtype of tensor ${quoted} in ${path}`, dtype, 'BF16');
+  if (shape.at(-1) !== hidden) {
+    const field = `the shape of tensor ${quoted} in ${path}`;
+    throw invalidArgument(field, `[${shape.join(', ')}]`, `[..., ${hidden}]`);
+  }
+  requireSize(path, entry);
+  return { tensor: name, shape, byteOffset };
 }
 
 async function findTensor(path: string, tensor: string | null): Promise<TensorEntry> {
@@ -94,6 +118,8 @@ async function findTensor(path: string, tensor: string | null): Promise<TensorEn
 
 async function openForReading(path: string): Promise<FileHandle> {
   try {
+    // Of a FIFO the size is 0, and whoever opens one may wait for ever.
+    if (!(await stat(path)).isFile()) throw new Error('it is no regular file');
     return await open(path, 'r');
   } catch (error) {
     throw invalidArgument('input', path, `a file that can be read (${(error as Error).message})`);
@@ -102,16 +128,20 @@ async function openForReading(path: string): Promise<FileHandle> {
 
 class FileReader implements RowsReader {
   readonly dtype = 'BF16';
+  readonly tensor: string | null;
+  readonly shape: readonly number[];
   readonly tokens: number;
   readonly hidden: number;
+  private readonly dataStart: number;
 
   constructor(
     readonly path: string,
     private readonly handle: FileHandle,
-    readonly tensor: string | null,
-    readonly shape: readonly number[],
-    private readonly dataStart: number,
+    { tensor, shape, byteOffset }: RowsPlace,
   ) {
+    this.tensor = tensor;
+    this.shape = shape;
+    this.dataStart = byteOffset;
     this.hidden = shape.at(-1)!;
     this.tokens = shape.slice(0, -1).reduce((product, size) => product * size, 1);
   }
@@ -180,8 +210,8 @@ export async function createRowsWriter(
 class FileWriter implements RowsWriter {
   readonly #tokens: number;
   readonly #rowBytes: number;
-  /** Ranges [first, end) of tokens that are written or being written: ascending, apart from each other. */
-  #ranges: [number, number][] = [];
+  /** What is written or being written. */
+  readonly #taken = new TokenRanges();
   #failure: unknown = null;
 
   constructor(
@@ -197,7 +227,10 @@ class FileWriter implements RowsWriter {
     const bytes = rows instanceof Uint8Array ? rows : rows.view();
     const count = bytes.byteLength / this.#rowBytes;
     requireTokens(firstToken, count, this.#tokens);
-    this.#take(firstToken, firstToken + count);
+    if (!this.#taken.take(firstToken, firstToken + count)) {
+      const range = `${firstToken} to ${firstToken + count - 1}`;
+      throw invalidArgument('the tokens to write', range, 'tokens that were not written before');
+    }
     try {
       await this.file.write(bytes, this.dataStart + firstToken * this.#rowBytes);
     } catch (error) {
@@ -211,9 +244,8 @@ class FileWriter implements RowsWriter {
       await this.abort();
       throw this.#failure;
     }
-    const [first] = this.#ranges;
-    if (this.#ranges.length !== 1 || first![0] !== 0 || first![1] !== this.#tokens) {
-      const missing = first === undefined || first[0] > 0 ? 0 : first[1];
+    const missing = this.#taken.firstMissing;
+    if (missing < this.#tokens) {
       await this.abort();
       const { path } = this.file;
       const message = `${path}: token ${missing} of ${this.#tokens} was never written`;
@@ -224,22 +256,5 @@ class FileWriter implements RowsWriter {
 
   abort(): Promise<void> {
     return this.file.abort();
-  }
-
-  /** Adds a range and joins it with its neighbours; a token given twice is an error. */
-  #take(first: number, end: number): void {
-    const before = this.#ranges.filter((range) => range[1] <= first);
-    const after = this.#ranges.filter((range) => range[0] >= end);
-    if (before.length + after.length !== this.#ranges.length) {
-      throw invalidArgument(
-        'the tokens to write',
-        `${first} to ${end - 1}`,
-        'tokens that were not written before',
-      );
-    }
-    const joined: [number, number] = [first, end];
-    if (before.at(-1)?.[1] === first) joined[0] = before.pop()![0];
-    if (after[0]?.[0] === end) joined[1] = after.shift()![1];
-    this.#ranges = [...before, joined, ...after];
   }
 }

@@ -1,27 +1,11 @@
+import type { StoredDtype } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 
-/** Bits per element of the dtypes of the safetensors format; newer versions of it may have others. */
-const bitsOf: ReadonlyMap<string, number> = new Map([
-  ['F4', 4],
-  ['F6_E2M3', 6],
-  ['F6_E3M2', 6],
-  ['BOOL', 8],
-  ['U8', 8],
-  ['I8', 8],
-  ['F8_E4M3', 8],
-  ['F8_E5M2', 8],
-  ['F8_E8M0', 8],
-  ['U16', 16],
-  ['I16', 16],
-  ['F16', 16],
-  ['BF16', 16],
-  ['U32', 32],
-  ['I32', 32],
-  ['F32', 32],
-  ['U64', 64],
-  ['I64', 64],
-  ['F64', 64],
-  ['C64', 64],
+/** Bytes per element of the dtypes that can be loaded; a file may have tensors of others beside them. */
+export const elementBytesOf: ReadonlyMap<string, number> = new Map<StoredDtype, number>([
+  ['BF16', 2],
+  ['F16', 2],
+  ['F32', 4],
 ]);
 
 /** The format's own limit. It bounds the memory that a hostile file can make its reader take. */
@@ -102,8 +86,8 @@ export function headerLength(file: string, fileBytes: number, prefix: Uint8Array
 }
 
 /**
- * Parses a header and checks all of it: every shape and offset, that sizes agree where the dtype is known, and that the
- * tensors fill the data without overlap or hole, as the format demands.
+ * Parses a header and checks every shape and offset, and that the tensors fill the data without overlap or hole, as the format
+ * demands. Whether a tensor has a dtype that can be loaded, and its size, is checked where it is needed.
  * @param text the header without the length in front of it.
  */
 export function parseHeader(file: string, fileBytes: number, text: Uint8Array): SafetensorsHeader {
@@ -197,19 +181,16 @@ function parseEntry(
     throw fileInvalid(file, name, 'data_offsets', JSON.stringify(offsets), allowed);
   }
   const [begin, end] = offsets as [number, number];
-  const entry = { name, dtype, shape, byteOffset: dataStart + begin, byteLength: end - begin };
-  const bits = bitsOf.get(dtype);
-  if (bits !== undefined) requireSize(file, entry, bits, `[${begin}, ${end}]`);
-  return entry;
+  return { name, dtype, shape, byteOffset: dataStart + begin, byteLength: end - begin };
 }
 
-function requireSize(file: string, entry: TensorEntry, bits: number, offsets: string): void {
-  const { name, dtype, shape, byteLength } = entry;
+/** Throws unless a tensor of a dtype that can be loaded has the bytes of its shape. */
+export function requireSize(file: string, { name, dtype, shape, byteLength }: TensorEntry): void {
   // A product of shapes can pass 2^53, so it is not done in floating point.
-  const bitsTotal = shape.reduce((product, size) => product * BigInt(size), BigInt(bits));
-  if (bitsTotal === BigInt(byteLength) * 8n) return;
-  const needed = `the ${bitsTotal / 8n} bytes of ${dtype} ${JSON.stringify(shape)}`;
-  throw fileInvalid(file, name, 'data_offsets', `${offsets}: ${byteLength} bytes`, needed);
+  const needed = shape.reduce((product, size) => product * BigInt(size), BigInt(elementBytesOf.get(dtype)!));
+  if (needed === BigInt(byteLength)) return;
+  const allowed = `the ${needed} bytes of ${dtype} ${JSON.stringify(shape)}`;
+  throw fileInvalid(file, name, 'data_offsets', `${byteLength} bytes apart`, allowed);
 }
 
 function isSizes(value: unknown): value is number[] {
@@ -246,11 +227,11 @@ function requireContiguous(file: string, entries: TensorEntry[], dataStart: numb
 
 /** A header in bytes with its length in front, padded with spaces so that the data is 8-byte aligned. */
 export function encodeHeader(
-  entries: readonly { name: string; dtype: string; shape: readonly number[] }[],
+  entries: readonly { name: string; dtype: StoredDtype; shape: readonly number[] }[],
 ): Uint8Array {
   let begin = 0;
   const described = entries.map(({ name, dtype, shape }) => {
-    const end = begin + (shape.reduce((product, size) => product * size, 1) * bitsOf.get(dtype)!) / 8;
+    const end = begin + shape.reduce((product, size) => product * size, elementBytesOf.get(dtype)!);
     const entry = { dtype, shape, data_offsets: [begin, end] };
     begin = end;
     return [name, entry] as const;

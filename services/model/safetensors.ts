@@ -6,10 +6,12 @@ import { digestOf } from './file-digest.js';
 import type { HashProgress } from './hash-progress.js';
 import { refuseLfsPointer } from './lfs.js';
 import {
+  elementBytesOf,
   fileInvalid,
   headerLength,
   headerLengthBytes,
   parseHeader,
+  requireSize,
   type SafetensorsHeader,
   type TensorEntry,
   tensorMissing,
@@ -17,7 +19,6 @@ import {
 
 /** Enough to tell an LFS pointer by. */
 const startBytes = 64;
-const storedDtypes: readonly string[] = ['BF16', 'F16', 'F32'] satisfies StoredDtype[];
 
 /** Where a row-major matrix begins in its tensor: one expert's part of a fused tensor begins further in. */
 export interface MatrixPart {
@@ -80,8 +81,8 @@ export class SafetensorsFile {
   /** Throws MODEL_INVALID unless the tensor is here with the expected shape and a dtype that can be loaded. */
   check(name: string, tensorShape: readonly number[]): TensorEntry {
     const entry = this.entry(name);
-    if (!storedDtypes.includes(entry.dtype)) {
-      throw fileInvalid(this.path, name, 'dtype', entry.dtype, storedDtypes.join(', '));
+    if (!elementBytesOf.has(entry.dtype)) {
+      throw fileInvalid(this.path, name, 'dtype', entry.dtype, [...elementBytesOf.keys()].join(', '));
     }
     if (entry.shape.length !== tensorShape.length || entry.shape.some((size, i) => size !== tensorShape[i])) {
       const seen = JSON.stringify(entry.shape);
@@ -93,6 +94,7 @@ export class SafetensorsFile {
         `${JSON.stringify(tensorShape)} by the configuration`,
       );
     }
+    requireSize(this.path, entry);
     return entry;
   }
 
@@ -100,7 +102,7 @@ export class SafetensorsFile {
   matrix(name: string, part: MatrixPart): TensorSource {
     const entry = this.check(name, part.tensorShape);
     const dtype = entry.dtype as StoredDtype;
-    const byteOffset = entry.byteOffset + part.elementOffset * (dtype === 'F32' ? 4 : 2);
+    const byteOffset = entry.byteOffset + part.elementOffset * elementBytesOf.get(dtype)!;
     const { rows, columns } = part;
     return { kind: 'file', file: this.weights, tensor: name, byteOffset, dtype, rows, columns };
   }

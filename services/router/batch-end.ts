@@ -1,4 +1,3 @@
-import { setMaxListeners } from 'node:events';
 import { SwitchyardError } from '../common/errors.js';
 
 const timerMsMax = 2 ** 31 - 1;
@@ -9,10 +8,6 @@ export class BatchEnd {
   deadlineMs = Number.POSITIVE_INFINITY;
   private readonly controller = new AbortController();
   private timer: NodeJS.Timeout | undefined;
-
-  constructor() {
-    setMaxListeners(0, this.signal);
-  }
 
   /** Ends everything that works for the batch. Its reason is a SwitchyardError, the first one that came. */
   get signal(): AbortSignal {

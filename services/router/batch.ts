@@ -1,4 +1,5 @@
 import { asSwitchyardError } from '../common/errors.js';
+import { onAbort } from '../common/lifecycle.js';
 import type { BatchCall } from './batch-call.js';
 import type { BudgetShare, Reservation } from './budget.js';
 import type { MessageLimit } from './check-chunk.js';
@@ -24,10 +25,9 @@ const chunksInFlightMax = 64;
 export async function runBatch(context: BatchContext): Promise<void> {
   const { plan, call, links, share, signal } = context;
   const tasks = new Set<Promise<void>>();
-  const cancelAtWorkers = () => {
+  const forget = onAbort(signal, () => {
     for (const link of links.open()) link.cancel(plan.batchId);
-  };
-  signal.addEventListener('abort', cancelAtWorkers, { once: true });
+  });
   const ingest = new Ingest({
     plan,
     source: call,
@@ -55,7 +55,7 @@ export async function runBatch(context: BatchContext): Promise<void> {
     throw signal.reason;
   } finally {
     await Promise.all(tasks);
-    signal.removeEventListener('abort', cancelAtWorkers);
+    forget();
     share.close();
   }
 }

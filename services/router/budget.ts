@@ -1,4 +1,5 @@
 import { overLimit } from '../common/errors.js';
+import { onAbort } from '../common/lifecycle.js';
 
 /** Bytes held for one chunk. They only become fewer. */
 export class Reservation {
@@ -128,20 +129,19 @@ export class ByteBudget {
         reject(signal.reason);
         return;
       }
-      const abandon = () => {
+      const forget = onAbort(signal, () => {
         this.waiters = this.waiters.filter((other) => other !== waiter);
         reject(signal.reason);
         this.grantWaiters();
-      };
+      });
       const waiter: Waiter = {
         share,
         bytes,
         grant: () => {
-          signal.removeEventListener('abort', abandon);
+          forget();
           resolve(new Reservation(share, bytes));
         },
       };
-      signal.addEventListener('abort', abandon, { once: true });
       this.waiters.push(waiter);
       this.grantWaiters();
     });

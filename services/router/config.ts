@@ -12,6 +12,7 @@ import { SwitchyardError } from '../common/errors.js';
 import { messageLengthMax, windowBytes } from '../common/grpc-channel.js';
 import { describeMemory, memoryBound, processBytes, usableCores } from '../common/machine.js';
 import { defaultNodeName } from '../common/node-name.js';
+import { chunkTokensMax } from '../transport/chunk-size.js';
 import { transportChoices } from '../transport/link.js';
 
 const mebibyte = 1024 * 1024;
@@ -52,7 +53,7 @@ export const routerFields = {
   /** Bytes of all chunks in flight. */
   budgetBytes: humanBytes(budgetBytesMin).default(defaultBudgetBytes()),
   /** Tokens per chunk unless a batch says otherwise; 0: by bytes. */
-  chunkTokens: humanCount(0, 8_192).default(0),
+  chunkTokens: humanCount(0, chunkTokensMax).default(0),
   /** The largest chunk of a client's message: rows and routing. */
   messageBytesMax: humanBytes(64 * 1024, 512 * mebibyte).default(16 * mebibyte),
   /** Threads for row operations. */

@@ -7,7 +7,7 @@ import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDe
 import type { NodeFigures } from '../common/generated/switchyard/v1/NodeFigures.js';
 import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { NodeWelcome } from '../common/generated/switchyard/v1/NodeWelcome.js';
-import { Deferred } from '../common/lifecycle.js';
+import { Deferred, onAbort } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { unpackFloat32 } from '../common/packed.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
@@ -142,8 +142,7 @@ export class KnownCluster {
     if (met() && !signal.aborted) return;
     const expired = new Deferred<'expired'>();
     const timer = setTimeout(() => expired.resolve('expired'), waitMs);
-    const onAbort = () => expired.resolve('expired');
-    signal.addEventListener('abort', onAbort, { once: true });
+    const forget = onAbort(signal, () => expired.resolve('expired'));
     try {
       for (;;) {
         if (signal.aborted) throw this.abortedWait(signal);
@@ -156,7 +155,7 @@ export class KnownCluster {
       }
     } finally {
       clearTimeout(timer);
-      signal.removeEventListener('abort', onAbort);
+      forget();
     }
   }
 

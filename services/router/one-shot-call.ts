@@ -6,7 +6,7 @@ import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHea
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ForwardResponseInput } from '../common/generated/switchyard/v1/ForwardResponse.js';
 import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
-import { Deferred } from '../common/lifecycle.js';
+import { Deferred, onAbort } from '../common/lifecycle.js';
 import { gateOf, type MessageGate } from '../common/message-gate.js';
 import { toServiceError } from '../common/status.js';
 import { tokensPerMessage } from '../transport/chunk-size.js';
@@ -65,7 +65,7 @@ export class OneShotCall implements BatchCall {
       wake();
     });
     call.on('cancelled', () => this.cancelled());
-    this.end.signal.addEventListener('abort', wake, { once: true });
+    onAbort(this.end.signal, wake);
     // gRPC has made a date of the milliseconds that the client sent.
     const leftMs = Number(call.getDeadline()) - Date.now();
     this.callDeadlineMs = performance.now() + leftMs;
@@ -229,14 +229,13 @@ export class OneShotCall implements BatchCall {
     }, this.options.stallMs);
     // The callback never comes if the stream ends meanwhile, so the signal ends the wait too.
     const written = new Deferred<void>();
-    const onAbort = () => written.reject(this.end.signal.reason);
-    this.end.signal.addEventListener('abort', onAbort, { once: true });
+    const forget = onAbort(this.end.signal, () => written.reject(this.end.signal.reason));
     try {
       this.call.write(response, () => written.resolve());
       await written.promise;
     } finally {
       clearTimeout(stalled);
-      this.end.signal.removeEventListener('abort', onAbort);
+      forget();
     }
   }
 }

@@ -3,7 +3,7 @@ import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { LayerSpec, ModelSpec } from '../model/spec.js';
-import { chunkTokensMax, chunkTokensMin, usualChunkTokens } from '../transport/chunk-size.js';
+import { chunkTokensMax, chunkTokensMin, tokensMax, usualChunkTokens } from '../transport/chunk-size.js';
 
 /** A validated header: what is to be done with every token of a batch. */
 export interface BatchPlan {
@@ -47,8 +47,6 @@ export interface PlanLimits {
   node: string;
 }
 
-/** Offsets and counts stay exact in every language far beyond this. */
-const tokensMax = 2 ** 32;
 const pageBytes = 4_096;
 
 /** Checks every field of a header. Throws INVALID_ARGUMENT or UNKNOWN_LAYER, naming field, value and what is allowed. */

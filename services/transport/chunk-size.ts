@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { metadataBytesMax } from '../common/grpc-channel.js';
 import { modelLimits } from '../model/limits.js';
 
+/** Tokens of a batch, at most: offsets and counts stay exact in every language far beyond this. */
+export const tokensMax = 2 ** 32;
 /** Tokens of a batch of a session, at most: larger ones are calls of their own, which are cut and flow. */
 export const sessionTokensMax = 1024;
 /** Bounds of a router's chunk, in tokens. */

@@ -1,5 +1,5 @@
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
-import { abortError } from '../common/lifecycle.js';
+import { abortError, onAbort } from '../common/lifecycle.js';
 
 interface Waiter {
   bytes: number;
@@ -81,7 +81,7 @@ export class Credits {
   ): void {
     const leave = () => {
       this.waiters.delete(waiter);
-      signal.removeEventListener('abort', onAbort);
+      forget();
     };
     const waiter: Waiter = {
       bytes,
@@ -95,12 +95,11 @@ export class Credits {
         reject(error);
       },
     };
-    const onAbort = () => {
+    const forget = onAbort(signal, () => {
       waiter.refuse(abortError(signal));
       // The one that left may have kept smaller ones behind it from being granted.
       this.grantNext();
-    };
-    signal.addEventListener('abort', onAbort, { once: true });
+    });
     this.waiters.add(waiter);
   }
 

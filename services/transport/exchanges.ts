@@ -1,10 +1,9 @@
-import { setMaxListeners } from 'node:events';
 import { native, type Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import type { ResultMeta } from '../common/generated/switchyard/v1/ResultMeta.js';
 import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
-import { abortError, Deferred } from '../common/lifecycle.js';
+import { abortError, Deferred, onAbort } from '../common/lifecycle.js';
 import { Credits } from './credits.js';
 import { checkBatch, creditCost, metadataRoom, resultRowCount, rowsBytes } from './limits.js';
 import type { LinkLimits, LinkStats, TokenBatch, TokenBatchMeta, TokenBatchResult } from './link.js';
@@ -27,7 +26,6 @@ interface Exchange {
 export class Exchanges {
   private readonly waiting = new Map<number, Exchange>();
   /** All token batches of a batch share one signal, on which one listener ends them. */
-  private readonly bySignal = new WeakMap<AbortSignal, Set<Exchange>>();
   private readonly counts = {
     bytesSent: 0,
     bytesReceived: 0,
@@ -68,7 +66,6 @@ export class Exchanges {
     const { meta } = batch;
     let { rows, selected } = batch;
     const cost = creditCost(meta);
-    const ending = this.endingBy(signal);
     let acquired = 0;
     try {
       checkBatch(this.worker, this.opened, meta);
@@ -90,11 +87,11 @@ export class Exchanges {
       throw this.ended ?? abortError(signal);
     }
     const exchange = this.start({ meta, rows, ...(selected && { selected }) }, cost);
-    ending.add(exchange);
+    const forget = onAbort(signal, () => this.abandon(exchange, abortError(signal)));
     try {
       return await exchange.answer.promise;
     } finally {
-      ending.delete(exchange);
+      forget();
     }
   }
 
@@ -189,21 +186,6 @@ export class Exchanges {
     this.waiting.set(id, exchange);
     this.port().send(outgoing);
     return exchange;
-  }
-
-  /** The exchanges that end when the signal aborts. */
-  private endingBy(signal: AbortSignal): Set<Exchange> {
-    const known = this.bySignal.get(signal);
-    if (known) return known;
-    const exchanges = new Set<Exchange>();
-    this.bySignal.set(signal, exchanges);
-    // A batch may use many links; many listeners on its signal are no leak.
-    setMaxListeners(0, signal);
-    const onAbort = () => {
-      for (const exchange of exchanges) this.abandon(exchange, abortError(signal));
-    };
-    signal.addEventListener('abort', onAbort, { once: true });
-    return exchanges;
   }
 
   private abandon(exchange: Exchange, error: SwitchyardError): void {

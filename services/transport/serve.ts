@@ -13,7 +13,7 @@ import type { LinkWelcomeInput } from '../common/generated/switchyard/v1/LinkWel
 import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMessage.js';
 import type { WorkerMessageInput } from '../common/generated/switchyard/v1/WorkerMessage.js';
 import type { GrpcService } from '../common/grpc-server.js';
-import { Deferred } from '../common/lifecycle.js';
+import { Deferred, onAbort } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { exchangeCodec, services } from '../common/protocol.js';
 import { toServiceError } from '../common/status.js';
@@ -73,10 +73,11 @@ const answersQueuedMax = 64;
 export function linkService(options: LinkServiceOptions): GrpcService {
   const links = new Map<string, WorkerLink>();
   const windows = new LinkWindows(options);
-  options.stopping?.addEventListener('abort', () => {
+  const refuseAll = () => {
     const error = new SwitchyardError('DRAINING', `worker ${options.worker} is stopping`);
     for (const link of links.values()) link.fail(error);
-  });
+  };
+  if (options.stopping) onAbort(options.stopping, refuseAll);
   return {
     definition: services.Experts,
     implementation: {

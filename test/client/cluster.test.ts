@@ -186,7 +186,7 @@ describe('a router that takes connections and says nothing', () => {
 
   test('is left out when another one can be reached', async () => {
     const { routers } = await startCluster();
-    const client = await withSilentRouter([routers[0]!.address], 300);
+    const client = await withSilentRouter([routers[0]!.address], 2_000);
     for (let turn = 0; turn < 3; turn += 1) expect(await routersOf(client)).toEqual(['router-0']);
   });
 });

@@ -122,11 +122,7 @@ overEachTransport((transport) => {
       [rows, { batchId: 'ä' }, { code: 'INVALID_ARGUMENT', details: { field: 'batchId' } }],
       [rows.subarray(3), {}, { code: 'INVALID_ARGUMENT', details: { field: 'rows' } }],
       [Buffer.alloc(1025 * rowBytes), {}, { code: 'INVALID_ARGUMENT', details: { field: 'rows' } }],
-      [
-        rows,
-        { chunkTokens: 100_000 },
-        { code: 'INVALID_ARGUMENT', details: { field: 'options.chunk_tokens' } },
-      ],
+      [rows, { chunkTokens: 100_000 }, { code: 'INVALID_ARGUMENT', details: { field: 'chunkTokens' } }],
       [nan, { refuseNonFinite: true }, { code: 'NON_FINITE', details: { token: 70 } }],
       [rows, { signal: AbortSignal.abort() }, { code: 'CANCELLED' }],
       [rows, { signal: cancelled.signal }, { code: 'CANCELLED' }],

@@ -1,6 +1,7 @@
+import { getEventListeners } from 'node:events';
 import { describe, expect, test } from '@jest/globals';
 import { SwitchyardError } from '../../services/common/errors.js';
-import { abortError, Deferred, sleep } from '../../services/common/lifecycle.js';
+import { abortable, abortError, Deferred, onAbort, sleep } from '../../services/common/lifecycle.js';
 
 describe('sleep', () => {
   test('ends at once, with the reason, when its signal aborts', async () => {
@@ -18,6 +19,42 @@ describe('sleep', () => {
     await sleep(30);
     expect(performance.now() - start).toBeGreaterThan(28);
   });
+});
+
+describe('onAbort', () => {
+  test('calls each once, in order, and not who took it back; a signal has one listener, and none when nobody waits', () => {
+    const { signal, ...end } = control();
+    const called: number[] = [];
+    const forgets = [0, 1, 2, 3].map((index) => onAbort(signal, () => called.push(index)));
+    expect(getEventListeners(signal, 'abort')).toHaveLength(1);
+    forgets[1]!();
+    forgets[1]!();
+    expect(getEventListeners(signal, 'abort')).toHaveLength(1);
+    for (const forget of forgets) forget();
+    expect(getEventListeners(signal, 'abort')).toHaveLength(0);
+    const push = () => called.push(5);
+    onAbort(signal, push);
+    onAbort(signal, push)();
+    end.abort();
+    onAbort(signal, () => called.push(6));
+    expect(called).toEqual([5, 6]);
+  });
+
+  test('serves sleeps and waits of any number', async () => {
+    const { signal, abort } = control();
+    const never = new Promise(() => {});
+    const ends = Array.from({ length: 20 }, () => [sleep(60_000, signal), abortable(never, signal)]).flat();
+    expect(getEventListeners(signal, 'abort')).toHaveLength(1);
+    abort();
+    const results = await Promise.allSettled(ends);
+    expect(results.every(({ status }) => status === 'rejected')).toBe(true);
+    await abortable(Promise.resolve(), new AbortController().signal);
+  });
+
+  const control = () => {
+    const controller = new AbortController();
+    return { signal: controller.signal, abort: () => controller.abort() };
+  };
 });
 
 test('a deferred keeps its first settlement', async () => {

@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
@@ -147,6 +147,59 @@ describe('forward', () => {
     const { status, stderr } = await switchyard(['forward', ...at(), '--input', input]);
     expect(status).toBe(2);
     expect(stderr).toMatch(/INVALID_ARGUMENT: .*odd\.bin.*700 bytes.*multiple of 512/);
+  });
+});
+
+describe('a number or a file that cannot be is refused at once, by its name and what is allowed:', () => {
+  const whole = 'a whole number such as 4096 or 4k';
+  const config = (option: string, value: string, allowed: string): [string[], string] => [
+    [`--${option}`, value],
+    `CONFIG_INVALID: --${option} is "${value}"; allowed: ${allowed}`,
+  ];
+  test.each<[string[], string]>([
+    config('length', '4294967296', `${whole} from 1 to 4294967295`),
+    config('sequences', '1e3', `${whole} from 1 to 4294967295`),
+    config('sequences', '-4', `${whole} from 1 to 4294967295`),
+    config('length', '４', `${whole} from 1 to 4294967295`),
+    config('layers', '0-4294967296', 'layers up to 4294967295'),
+    config('layers', '0 - 1', 'a layer such as 1, or layers such as 0-3'),
+    config('chunk-tokens', '8193', `${whole} from 0 to 8192`),
+    config('deadline', '1e9', 'a number from 0.001 to 2000000'),
+    config('skew', 'NaN', 'a number from 0 to 10'),
+    config('seed', '9007199254740993', `${whole} from 0 to 9007199254740991`),
+    config('verify', '0', 'true, false, or a number of tokens from 1 to 65536'),
+    config('transport', 'UCX', 'auto, ucx, grpc'),
+    config('address', '::1:7070', 'host:port without a scheme'),
+    [
+      ['--length', '65536', '--sequences', '65537'],
+      'INVALID_ARGUMENT: sequences × length is "65537 × 65536"; allowed: at most 4294967296 tokens in a batch',
+    ],
+    [['--tensor', 'x'], 'INVALID_ARGUMENT: tensor is "x"; allowed: none, unless input names a file'],
+    [['--input', tmpdir()], `INVALID_ARGUMENT: input is "${tmpdir()}"; allowed: a file that can be read`],
+  ])('%j', async (args, message) => {
+    const { status, stderr, stdout } = await switchyard(['forward', ...at(), ...args]);
+    expect(stderr).toContain(`switchyard: ${message}`);
+    expect(stderr.trim().split('\n')).toHaveLength(1);
+    expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
+  });
+
+  test('a sparse file of more tokens than a batch may have, and an empty one', async () => {
+    const large = join(directory, 'sparse.bin');
+    await writeFile(large, '');
+    const empty = await switchyard(['forward', ...at(), '--input', large]);
+    expect(empty.stderr).toMatch(/INVALID_ARGUMENT: the size of .* is "0 bytes"; allowed: a multiple of 512/);
+    await truncate(large, (2 ** 32 + 1) * hidden * 2);
+    const { status, stderr } = await switchyard(['forward', ...at(), '--input', large]);
+    expect(stderr).toContain('sequences × length is "1 × 4294967297"; allowed: at most 4294967296 tokens');
+    expect(status).toBe(2);
+  });
+
+  test('false leaves the verification out, and 0 leaves the size of chunks to the router', async () => {
+    const size = ['--sequences', '2', '--length', '8', '--json'];
+    const args = [...size, '--verify', 'false', '--chunk-tokens', '0'];
+    const { status, stdout } = await switchyard(['forward', ...at(), ...args]);
+    expect(status).toBe(0);
+    expect(JSON.parse(stdout).verified).toBeNull();
   });
 });
 

@@ -1,4 +1,5 @@
-import { mkdir, readdir, readFile, truncate, writeFile } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { mkdir, readdir, readFile, rmdir, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
@@ -60,7 +61,7 @@ describe.each(['safetensors', 'bf16'])('a .%s file of rows', (extension) => {
     const first = await createRowsWriter(source, { tensor: 'x', shape: [5, hidden] });
     await first.write(0, rowsOf(5));
     await first.close();
-    const reader = await openRowsReader(source, { tensor: 'x', hidden });
+    const reader = await openRowsReader(source, { tensor: null, hidden });
     const writer = await createRowsWriter(target, { tensor: 'x', shape: [5, hidden] });
     for (const token of [3, 0, 4, 1, 2]) {
       const slab = await reader.read(token, 1);
@@ -140,7 +141,31 @@ describe('a file of rows that does not fit is refused, naming value and allowed'
     await writeFile(path, new Uint8Array(rowBytes * 3 + 2));
     const error = await failure(() => openRowsReader(path, { tensor: null, hidden }));
     expect(error).toMatchObject({ code: 'INVALID_ARGUMENT' });
-    expect(error.message).toContain('"50 bytes"; allowed: a multiple of 16 bytes');
+    expect(error.message).toContain('"50 bytes"; allowed: a multiple of 16 bytes above 0');
+  });
+
+  test('no rows at all, and a tensor of a file that has none', async () => {
+    const path = join(await temporaryDirectory(), 'x.bin');
+    await writeFile(path, new Uint8Array(0));
+    const empty = await failure(() => openRowsReader(path, { tensor: null, hidden }));
+    expect(empty.message).toBe(
+      `the size of ${path} is "0 bytes"; allowed: a multiple of 16 bytes above 0 (8 BF16 values a row)`,
+    );
+    await writeFile(path, new Uint8Array(rowBytes));
+    const named = await failure(() => openRowsReader(path, { tensor: 'x', hidden }));
+    expect(named).toMatchObject({ code: 'INVALID_ARGUMENT', details: { field: 'tensor', value: '"x"' } });
+  });
+
+  test.each(['', '.safetensors'])('a directory and a FIFO named x%s', async (extension) => {
+    const directory = await temporaryDirectory();
+    const path = join(directory, `x${extension}`);
+    await mkdir(path);
+    const refused = { code: 'INVALID_ARGUMENT', details: { field: 'input' } };
+    expect(await failure(() => openRowsReader(path, { tensor: null, hidden }))).toMatchObject(refused);
+    await rmdir(path);
+    // Nobody writes to it: whoever opened it would wait for ever.
+    execFileSync('mkfifo', [path]);
+    expect(await failure(() => openRowsReader(path, { tensor: null, hidden }))).toMatchObject(refused);
   });
 
   test('another tensor, dtype or hidden size', async () => {
