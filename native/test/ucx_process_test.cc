@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <future>
 #include <thread>
 
@@ -232,6 +233,30 @@ TEST(FabricProcess, OffersToAPeerThatClosedTheChannelEndWithAnError) {
   ASSERT_TRUE(error);
   EXPECT_EQ(error->code, Code::link_lost);
   EXPECT_EQ(to.arena.stats().slabs, 0u);
+}
+
+/** Files of slab memory that this process has open, its own among them. */
+size_t open_slab_files() {
+  size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    count += std::filesystem::read_symlink(entry, gone).string().find(MemoryFile::name) != std::string::npos;
+  }
+  return count;
+}
+
+TEST(FabricProcess, UnmapsAPeerThatStandsStillAfterItsLastChannel) {
+  if (!reading_is_allowed()) GTEST_SKIP() << no_reading;
+  const size_t before = open_slab_files();
+  ToChild to;
+  to.echo(1 << 20, 16, 1);
+  to.settle();
+  if (open_slab_files() == before + 1) GTEST_SKIP() << "these transports leave shared memory out";
+  kill(to.child.pid, SIGSTOP);
+  to.fabric.close(to.channel, [] {}, 0ms);
+  for (int i = 0; i < 600 && open_slab_files() > before + 1; ++i) std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(open_slab_files(), before + 1);
+  kill(to.child.pid, SIGCONT);
 }
 
 TEST(PeerMemory, IsLeftOutWhereTheListOfTransportsLeavesItOut) {

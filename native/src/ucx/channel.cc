@@ -1,6 +1,14 @@
+#include <algorithm>
+
 #include "ucx/progress.h"
 
 namespace switchyard::ucx {
+namespace {
+
+/** To map a peer's memory anew costs each page of it; to keep it, the memory and a descriptor, although the peer may stand still. */
+constexpr auto unused_file_time = std::chrono::seconds(5);
+
+}  // namespace
 
 uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events) {
   const uint64_t id = next_channel_++;
@@ -94,6 +102,19 @@ void Fabric::Progress::give_up_late() {
   }
 }
 
+void Fabric::Progress::unmap_unused() {
+  const auto now = std::chrono::steady_clock::now();
+  while (!unused_files_.empty() && unused_files_.front().first <= now) unused_files_.pop_front();
+}
+
+/** When something is to be given up next. */
+std::optional<std::chrono::steady_clock::time_point> Fabric::Progress::next_look() const {
+  std::optional<std::chrono::steady_clock::time_point> next;
+  if (!flushing_.empty()) next = flushing_.begin()->first;
+  if (!unused_files_.empty()) next = std::min(next.value_or(unused_files_.front().first), unused_files_.front().first);
+  return next;
+}
+
 /** Ends the closing of a channel as soon as nothing is under way on it, or nothing that holds memory once it has failed. */
 void Fabric::Progress::close_if_quiet(Channel& channel) {
   if (!channel.closing) return;
@@ -117,6 +138,9 @@ void Fabric::Progress::finish_close(uint64_t id) {
   if (found == channels_.end()) return;
   const std::unique_ptr<Channel> channel = std::move(found->second);
   channels_.erase(found);
+  if (channel->peer_memory && channel->endpoint) {
+    unused_files_.emplace_back(std::chrono::steady_clock::now() + unused_file_time, channel->peer_memory->file());
+  }
   if (channel->stream) streams_.erase(channel->stream->socket());
   for (const CloseDone& closed : channel->closed) closed();
 }

@@ -37,7 +37,10 @@ void Fabric::Progress::on_endpoint_error(void* self, ucp_ep_h endpoint, ucs_stat
 
 /** Its channels fail: the peer is gone. */
 void Fabric::Progress::endpoint_over(ucp_ep_h endpoint, const Error& error) {
-  if (std::erase_if(endpoints_, [&](const Endpoint& one) { return one.handle == endpoint; }) == 0) return;
+  const auto found = std::ranges::find(endpoints_, endpoint, &Endpoint::handle);
+  if (found == endpoints_.end()) return;
+  std::erase_if(unused_files_, [file = found->file.lock()](const auto& unused) { return unused.second == file; });
+  endpoints_.erase(found);
   for (const auto& [id, channel] : channels_) {
     if (channel->endpoint != endpoint) continue;
     fail(*channel, error);

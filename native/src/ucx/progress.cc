@@ -186,6 +186,7 @@ void Fabric::Progress::run() {
   for (;;) {
     bool busy = run_commands();
     if (!flushing_.empty()) give_up_late();
+    if (!unused_files_.empty()) unmap_unused();
     {
       std::lock_guard lock(mutex_);
       if (closing_ && commands_.empty()) break;
@@ -215,9 +216,9 @@ void Fabric::Progress::wait_for_events() {
     sleeping_ = true;
   }
   int wait_ms = -1;
-  if (!flushing_.empty()) {
+  if (const auto next = next_look()) {
     using std::chrono::ceil, std::chrono::milliseconds, std::chrono::steady_clock;
-    wait_ms = std::max<int>(0, ceil<milliseconds>(flushing_.begin()->first - steady_clock::now()).count());
+    wait_ms = std::max<int>(0, ceil<milliseconds>(*next - steady_clock::now()).count());
   }
   epoll_event events[3];
   const int count = epoll_wait(poll_events_, events, 3, wait_ms);

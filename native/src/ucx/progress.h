@@ -79,6 +79,8 @@ class Fabric::Progress {
   void close_now(uint64_t id, CloseDone done, std::chrono::milliseconds flush);
   void give_up(Channel& channel);
   void give_up_late();
+  void unmap_unused();
+  std::optional<std::chrono::steady_clock::time_point> next_look() const;
   void close_if_quiet(Channel& channel);
   void finish_close(uint64_t id);
   void fail(Channel& channel, Error error);
@@ -172,6 +174,8 @@ class Fabric::Progress {
   bool ending_ = false;
   /** Channels that close, by the time at which they give up what has not left. Those that have closed by then are gone. */
   std::multimap<std::chrono::steady_clock::time_point, uint64_t> flushing_;
+  /** What is mapped of peers for channels that have closed, by the time at which it is given up: the next one needs it again. */
+  std::deque<std::pair<std::chrono::steady_clock::time_point, std::shared_ptr<PeerFile>>> unused_files_;
   /** What a callback of UCX must not do itself. */
   std::deque<Command> deferred_;
 
@@ -199,8 +203,8 @@ struct Fabric::Progress::Endpoint {
   bool abandoned = false;
   /** The peer has said something. */
   bool heard = false;
-  /** What is mapped of the peer's memory, for all its channels. */
-  std::shared_ptr<PeerFile> file{};
+  /** What is mapped of the peer's memory, for all its channels: they hold it, and `unused_files_`. */
+  std::weak_ptr<PeerFile> file{};
 };
 
 /** What carries the messages of an endpoint. */

@@ -193,7 +193,7 @@ void Fabric::Progress::receive_beacon(Channel& channel, const Beacon& beacon) {
   if (!peer_memory_allowed_ || !channel.endpoint || channel.failure || channel.closing) return;
   const auto endpoint = std::ranges::find(endpoints_, channel.endpoint, &Endpoint::handle);
   if (endpoint == endpoints_.end()) return;
-  channel.peer_memory = PeerMemory::open(beacon, channel.challenge, endpoint->file);
+  channel.peer_memory = PeerMemory::open(beacon, channel.challenge, endpoint->file.lock());
   if (!channel.peer_memory) return;
   endpoint->file = channel.peer_memory->file();
   send_control(channel, Kind::may_offer);
