@@ -18,7 +18,7 @@ import { answerBytesMax } from './connections.js';
 import { hostOf, routerError, routerLost } from './router-stream.js';
 import type { SessionPort, TakeRows } from './session-port.js';
 import type { RouterSummary } from './summary.js';
-import { noWay, openMsMax, openSessionPort, type UnreachableByUcx } from './ucx.js';
+import { noWay, openMsOf, openSessionPort, type UnreachableByUcx } from './ucx.js';
 
 export interface RouterSessionOptions {
   /** host:port */
@@ -210,10 +210,11 @@ export class RouterSession {
     const { transport, router, unreachable } = this.options;
     const late = new Deferred<never>();
     late.promise.catch(() => {});
+    const openMs = openMsOf(transport);
     const timer = setTimeout(() => {
-      const text = `router ${router} did not open the session within ${openMsMax} ms`;
+      const text = `router ${router} did not open the session within ${openMs} ms`;
       late.reject(new SwitchyardError('LINK_LOST', text));
-    }, openMsMax);
+    }, openMs);
     try {
       const reason = await this.offer();
       const { ucx, ucxDeclined, batchesMax, windowBytes } = await Promise.race([

@@ -14,7 +14,7 @@ import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
 import { chunkCost, tokensPerMessage, tokensWithin } from '../transport/chunk-size.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
 import { RouterChunk } from './router-chunk.js';
-import { noWay, openChunkChannel, openMsMax, type UnreachableByUcx } from './ucx.js';
+import { noWay, openChunkChannel, openMsOf, type UnreachableByUcx } from './ucx.js';
 
 export interface RouterStreamOptions {
   /** host:port */
@@ -174,10 +174,11 @@ export class RouterStream {
   private async openChannel(channel: ChunkChannel): Promise<void> {
     const expired = new Deferred<never>();
     expired.promise.catch(() => {});
+    const openMs = openMsOf(this.options.transport);
     const timer = setTimeout(() => {
       this.options.unreachable.add(this.router);
-      expired.reject(noWay(`router ${this.router} was not reached by it within ${openMsMax} ms`));
-    }, openMsMax);
+      expired.reject(noWay(`router ${this.router} was not reached by it within ${openMs} ms`));
+    }, openMs);
     try {
       const { ucx, ucxDeclined } = await Promise.race([this.welcome(), expired.promise]);
       if (ucx === null) throw noWay(`router ${this.router} takes chunks over gRPC alone: ${ucxDeclined}`);

@@ -5,8 +5,10 @@ import type { TransportChoice } from '../transport/link.js';
 import { randomKey } from '../transport/ucx/key.js';
 import type { SessionPort, SessionPortEvents } from './session-port.js';
 
-/** How long the way to a router over UCX, or a session, may take to open. */
-export const openMsMax = 5_000;
+/** How long the way to a router over UCX, or a session, may take to open where another way is left. */
+const openMsMax = 5_000;
+/** The same where none is: the router may be busy. */
+const onlyWayMsMax = 30_000;
 /** How long `auto` leaves UCX alone after that. */
 const retryMs = 60_000;
 /** What a router may have sent of a batch that this client has not taken: four of the largest answers. */
@@ -63,6 +65,11 @@ export class UnreachableByUcx {
   retain(routers: ReadonlySet<string>): void {
     for (const router of this.untilMs.keys()) if (!routers.has(router)) this.untilMs.delete(router);
   }
+}
+
+/** How long the way that `transport` chooses may take to open. */
+export function openMsOf(transport: TransportChoice): number {
+  return transport === 'auto' ? openMsMax : onlyWayMsMax;
 }
 
 /** Why chunks cannot travel over UCX. */
