@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -33,9 +34,20 @@ constexpr std::size_t chunk_values = chunk_rows * hidden;
 constexpr std::size_t chunk_bytes = chunk_values * sizeof(std::uint16_t);
 constexpr std::size_t chunks = 16;
 
+/** Memory that begins with a page, as a slab does. */
+template <typename T>
+struct PageAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t page{4096};
+  T* allocate(std::size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), page)); }
+  void deallocate(T* memory, std::size_t) { ::operator delete(memory, page); }
+  friend bool operator==(PageAllocator, PageAllocator) = default;
+};
+using Rows = std::vector<std::uint16_t, PageAllocator<std::uint16_t>>;
+
 struct Memory {
-  std::vector<std::uint16_t> source = std::vector<std::uint16_t>(chunks * chunk_values);
-  std::vector<std::uint16_t> target = std::vector<std::uint16_t>(chunks * chunk_values, 1);
+  Rows source = Rows(chunks * chunk_values);
+  Rows target = Rows(chunks * chunk_values, 1);
 
   Memory() {
     std::mt19937_64 random(1);

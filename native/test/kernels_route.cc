@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -11,6 +12,7 @@
 #include "kernels/norm.h"
 #include "kernels/route.h"
 #include "kernels/routing_table.h"
+#include "kernels/streaming.h"
 #include "kernels_support.h"
 
 namespace switchyard {
@@ -113,6 +115,82 @@ TEST(Route, GivesTheBitsOfNormAndGateOneAfterTheOtherInWhateverRanges) {
     }
     EXPECT_EQ(experts, expected_experts);
     EXPECT_EQ(weights, expected_weights);
+  }
+}
+
+TEST(Route, GivesTheSameBitsPastTheCaches) {
+  std::mt19937_64 random(3);
+  const std::size_t hidden = 2080, rows = 520, experts = 5;
+  const RoutingSpec routing{.top_k = 2};
+  const auto weight = test::random_floats(random, experts * hidden, -1, 1);
+  const Gate gate(weight.data(), experts, hidden, {}, {}, routing);
+  const auto input = spoiled_rows(random, rows, hidden);
+  const auto norm = random_bf16(random, hidden);
+  ASSERT_TRUE(worth_streaming(rows * hidden * sizeof(std::uint16_t)));
+  std::vector<std::uint16_t> expected_rows(rows * hidden);
+  normalize_rows(input.data(), rows, hidden, norm.data(), 1e-6f, expected_rows.data());
+  std::vector<std::uint32_t> expected_experts(rows * 2), experts_chosen(rows * 2);
+  std::vector<float> expected_weights(rows * 2), weights(rows * 2);
+  gate.route(expected_rows.data(), rows, {}, expected_experts.data(), expected_weights.data());
+
+  SlabArena arena(16 << 20);
+  const SlabRef slab = arena.allocate((rows + 1) * hidden * sizeof(std::uint16_t));
+  // The second memory is of no alignment that a write past the caches could have.
+  for (const std::size_t shift : {0, 1}) {
+    auto* const output = reinterpret_cast<std::uint16_t*>(slab->data()) + shift;
+    const RouteTask task{.rows = input.data(),
+                         .row_count = rows,
+                         .hidden = hidden,
+                         .norm_weight = norm.data(),
+                         .epsilon = 1e-6f,
+                         .normed = output,
+                         .gate = &gate,
+                         .bias = {},
+                         .experts = experts_chosen.data(),
+                         .weights = weights.data()};
+    route_rows(task, 0, 100);
+    route_rows(task, 100, rows - 100);
+    EXPECT_TRUE(std::equal(expected_rows.begin(), expected_rows.end(), output));
+    EXPECT_EQ(experts_chosen, expected_experts);
+    EXPECT_EQ(weights, expected_weights);
+  }
+}
+
+/** What a gate's kernels get of a row, in the form of either. */
+void expect_parts(RowParts& parts, std::size_t row, const std::uint16_t* expected, std::size_t hidden) {
+  constexpr std::size_t part = 64;
+  for (std::size_t first = 0; first < hidden; first += part) {
+    const std::size_t count = std::min(part, hidden - first);
+    std::array<float, part / 2> even, odd;
+    std::array<std::uint32_t, part / 2> pairs;
+    parts.widen(row, first, count, even.data(), odd.data());
+    parts.pair(row, first, count, pairs.data());
+    for (std::size_t p = 0; p < (count + 1) / 2; ++p) {
+      const std::uint16_t low = expected[first + 2 * p];
+      const std::uint16_t high = 2 * p + 1 < count ? expected[first + 2 * p + 1] : 0;
+      ASSERT_EQ(pairs[p], std::uint32_t{high} << 16 | low) << first << " + 2 * " << p;
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(even[p]), std::uint32_t{low} << 16);
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(odd[p]), std::uint32_t{high} << 16);
+    }
+  }
+}
+
+TEST(RowParts, AreTheRowsPlainAndNormalised) {
+  std::mt19937_64 random(4);
+  for (const std::size_t hidden : {1, 15, 16, 17, 64, 65, 200}) {
+    const std::size_t rows = 6;
+    const auto input = spoiled_rows(random, rows, hidden);
+    const auto norm = random_bf16(random, hidden);
+    std::vector<std::uint16_t> expected(rows * hidden), output(rows * hidden);
+    normalize_rows(input.data(), rows, hidden, norm.data(), 1e-6f, expected.data());
+    PlainRows plain(input.data(), hidden);
+    NormalizedRows normalized(hidden, norm.data(), 1e-6f, false);
+    normalized.begin(input.data(), rows, output.data());
+    for (std::size_t r = 0; r < rows; ++r) {
+      expect_parts(plain, r, &input[r * hidden], hidden);
+      expect_parts(normalized, r, &expected[r * hidden], hidden);
+    }
+    EXPECT_EQ(output, expected);
   }
 }
 

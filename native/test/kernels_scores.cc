@@ -57,7 +57,8 @@ std::vector<float> run(const Kernel<Weight>& kernel, const Problem& problem, con
   std::vector<float> wide(problem.rows * wide_row_stride);
   for (std::size_t r = 0; r < problem.rows; ++r) {
     for (std::size_t i = 0; i < 2 * problem.pairs; ++i) {
-      wide[r * wide_row_stride + i] = half_of(problem.elements[r * row_stride + i / 2], i % 2 != 0);
+      const std::size_t at = i / 2 + i % 2 * odd_after;
+      wide[r * wide_row_stride + at] = half_of(problem.elements[r * row_stride + i / 2], i % 2 != 0);
     }
   }
   kernel.add(Block<Weight>{.rows = kernel.wide ? nullptr : problem.elements.data(),

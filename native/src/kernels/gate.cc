@@ -3,14 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <variant>
 #include <vector>
 
-#include "kernels/bf16.h"
 #include "kernels/choice.h"
-#include "kernels/lanes.h"
 #include "kernels/scores.h"
 #include "runtime/error.h"
 
@@ -43,28 +40,6 @@ void check_bias(std::span<const float> bias, std::size_t experts, const std::str
   for (const float value : bias) {
     if (!std::isfinite(value)) throw_invalid(field, value, "finite numbers");
   }
-}
-
-/** Pairs of elements of a row; the last one's missing half is zero. */
-SWITCHYARD_AVX2 void copy_elements(const std::uint16_t* from, std::size_t count, std::uint32_t* to) {
-  std::size_t i = 0;
-  for (; i + lanes::width <= count; i += lanes::width) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i / 2), lanes::load(from + i));
-  }
-  if (i == count) return;
-  to[(count - 1) / 2] = 0;
-  std::memcpy(to + i / 2, from + i, (count - i) * sizeof(std::uint16_t));
-}
-
-/** Elements of a row as floats; a missing half of the last pair is zero. */
-SWITCHYARD_AVX2 void widen_elements(const std::uint16_t* from, std::size_t count, float* to) {
-  std::size_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-  }
-  for (; i < count; ++i) to[i] = bf16_to_float(from[i]);
-  if (count % 2 != 0) to[count] = 0;
 }
 
 /** A block of some rows in the form that a kernel reads. */
@@ -113,14 +88,13 @@ struct Gate::Prepared {
   std::size_t logit_stride() const { return panels * scores::panel_width; }
   /** Logits [row_count, logit_stride] of at most rows_at_once rows; `next`: as in GateSession::route. */
   template <typename Weight>
-  void compute_logits(const std::vector<Weight>& weight_panels, const std::uint16_t* rows, std::size_t row_count,
+  void compute_logits(const std::vector<Weight>& weight_panels, RowParts& rows, std::size_t row_count,
                       const std::uint16_t* next, RowScratch& scratch, float* logits) const;
 };
 
 template <typename Weight>
-void Gate::Prepared::compute_logits(const std::vector<Weight>& weight_panels, const std::uint16_t* rows,
-                                    std::size_t row_count, const std::uint16_t* next_rows, RowScratch& scratch,
-                                    float* logits) const {
+void Gate::Prepared::compute_logits(const std::vector<Weight>& weight_panels, RowParts& rows, std::size_t row_count,
+                                    const std::uint16_t* next_rows, RowScratch& scratch, float* logits) const {
   constexpr std::size_t rows_at_once = GateSession::rows_at_once;
   constexpr std::size_t pair_weights = scores::weights_per_pair<Weight> * scores::panel_width;
   static const scores::Kernel kernel = scores::kernels<Weight>().front();
@@ -135,11 +109,11 @@ void Gate::Prepared::compute_logits(const std::vector<Weight>& weight_panels, co
     const std::size_t block = std::min(scores::block_pairs, pairs - pair);
     const std::size_t elements = std::min(2 * block, hidden - 2 * pair);
     for (std::size_t r = 0; r < row_count; ++r) {
-      const std::uint16_t* from = rows + r * hidden + 2 * pair;
       if (kernel.wide) {
-        widen_elements(from, elements, &scratch.wide[r * scores::wide_row_stride]);
+        float* const wide = &scratch.wide[r * scores::wide_row_stride];
+        rows.widen(r, 2 * pair, elements, wide, wide + scores::odd_after);
       } else {
-        copy_elements(from, elements, &scratch.pairs[r * scores::row_stride]);
+        rows.pair(r, 2 * pair, elements, &scratch.pairs[r * scores::row_stride]);
       }
     }
     kernel.add(scores::Block<Weight>{.rows = scratch.pairs.data(),
@@ -198,9 +172,9 @@ void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<con
   GateSession session(*this, bias);
   for (std::size_t first = 0; first < row_count; first += step) {
     const std::size_t count = std::min(step, row_count - first);
-    const std::uint16_t* from = rows + first * hidden();
+    PlainRows block(rows + first * hidden(), hidden());
     const std::size_t slot = first * routing().top_k;
-    session.route(from, count, from + count * hidden(), chosen_experts + slot, chosen_weights + slot);
+    session.route(block, count, rows + (first + count) * hidden(), chosen_experts + slot, chosen_weights + slot);
   }
 }
 
@@ -221,8 +195,8 @@ GateSession::GateSession(const Gate& gate, std::span<const float> bias) : gate_(
 
 GateSession::~GateSession() = default;
 
-void GateSession::route(const std::uint16_t* rows, std::size_t row_count, const std::uint16_t* next,
-                        std::uint32_t* chosen_experts, float* chosen_weights) {
+void GateSession::route(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
+                        float* chosen_weights) {
   float* const logits = scratch_->logits.data();
   std::visit(
       [&](const auto& panels) { gate_.compute_logits(panels, rows, row_count, next, scratch_->rows, logits); },

@@ -5,6 +5,8 @@
 #include <memory>
 #include <span>
 
+#include "kernels/row_parts.h"
+
 namespace switchyard {
 
 /** How a layer chooses experts; the fields are those of RoutingSpec in native/index.ts. */
@@ -82,8 +84,8 @@ class GateSession {
   GateSession& operator=(const GateSession&) = delete;
 
   /** Gate::route for at most rows_at_once rows. `next`: as much memory, wanted in the cache when this is done. */
-  void route(const std::uint16_t* rows, std::size_t row_count, const std::uint16_t* next,
-             std::uint32_t* chosen_experts, float* chosen_weights);
+  void route(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
+             float* chosen_weights);
 
  private:
   struct Scratch;

@@ -6,6 +6,7 @@
 
 #include "kernels/non_finite.h"
 #include "kernels/norm.h"
+#include "kernels/streaming.h"
 
 namespace switchyard {
 namespace {
@@ -16,34 +17,74 @@ double seconds_between(Clock::time_point start, Clock::time_point end) {
   return std::chrono::duration<double>(end - start).count();
 }
 
-/** Normalises rows, or only looks at them. Returns how many hold NaN or infinity. */
-std::size_t prepare(const RouteTask& task, std::size_t first, std::size_t count) {
+/** Normalises rows whose routing is given, or only looks at them. Returns how many hold NaN or infinity. */
+std::size_t look_at(const RouteTask& task, std::size_t first, std::size_t count) {
   const std::uint16_t* rows = task.rows + first * task.hidden;
   if (task.norm_weight == nullptr) return count_non_finite(rows, count, task.hidden);
   return normalize_rows(rows, count, task.hidden, task.norm_weight, task.epsilon, task.normed + first * task.hidden);
 }
 
+/** Whether normalised rows should go past the caches, and can. */
+bool streams(const RouteTask& task) {
+  const std::size_t row_bytes = task.hidden * sizeof(std::uint16_t);
+  return (reinterpret_cast<std::uintptr_t>(task.normed) | row_bytes) % line_bytes == 0 &&
+         worth_streaming(task.row_count * row_bytes);
+}
+
+/** What a thread needs to gate rows of a task, block after block. */
+class GatedBlocks {
+ public:
+  static constexpr std::size_t rows_max = GateSession::rows_at_once;
+
+  explicit GatedBlocks(const RouteTask& task) : task_(task), session_(*task.gate, task.bias) {
+    if (task.norm_weight == nullptr) return;
+    normalized_.emplace(task.hidden, task.norm_weight, task.epsilon, streams(task));
+  }
+
+  /** Looks at a block of rows whole. Returns how many hold NaN or infinity. */
+  std::size_t look_at(std::size_t first, std::size_t count) {
+    const std::uint16_t* const rows = task_.rows + first * task_.hidden;
+    if (!normalized_) return count_non_finite(rows, count, task_.hidden);
+    return normalized_->begin(rows, count, task_.normed + first * task_.hidden);
+  }
+
+  /** Gates that block, and normalises it on the way. */
+  void gate(std::size_t first, std::size_t count) {
+    PlainRows plain(task_.rows + first * task_.hidden, task_.hidden);
+    RowParts& rows = normalized_ ? static_cast<RowParts&>(*normalized_) : plain;
+    const std::size_t slot = first * task_.gate->routing().top_k;
+    session_.route(rows, count, task_.rows + (first + count) * task_.hidden, task_.experts + slot,
+                   task_.weights + slot);
+  }
+
+ private:
+  const RouteTask& task_;
+  GateSession session_;
+  std::optional<NormalizedRows> normalized_;
+};
+
 }  // namespace
 
 RouteFigures route_rows(const RouteTask& task, std::size_t first, std::size_t count) {
-  constexpr std::size_t step = GateSession::rows_at_once;
-  std::optional<GateSession> session;
-  if (task.gate != nullptr) session.emplace(*task.gate, task.bias);
-  const std::uint16_t* const gated = task.norm_weight == nullptr ? task.rows : task.normed;
-  const std::size_t end = first + count;
   RouteFigures figures;
-  for (std::size_t at = first; at < end; at += step) {
-    const std::size_t rows = std::min(step, end - at);
-    const Clock::time_point start = Clock::now();
-    figures.non_finite += prepare(task, at, rows);
-    const Clock::time_point prepared = Clock::now();
-    figures.norm_seconds += seconds_between(start, prepared);
-    if (!session) continue;
-    const std::size_t slot = at * task.gate->routing().top_k;
-    session->route(gated + at * task.hidden, rows, task.rows + (at + rows) * task.hidden, task.experts + slot,
-                   task.weights + slot);
-    figures.gate_seconds += seconds_between(prepared, Clock::now());
+  const Clock::time_point start = Clock::now();
+  if (task.gate == nullptr) {
+    figures.non_finite = look_at(task, first, count);
+    figures.norm_seconds = seconds_between(start, Clock::now());
+    return figures;
   }
+  GatedBlocks blocks(task);
+  const std::size_t end = first + count;
+  for (std::size_t at = first; at < end; at += GatedBlocks::rows_max) {
+    const std::size_t rows = std::min(GatedBlocks::rows_max, end - at);
+    const Clock::time_point begun = Clock::now();
+    figures.non_finite += blocks.look_at(at, rows);
+    const Clock::time_point looked = Clock::now();
+    figures.norm_seconds += seconds_between(begun, looked);
+    blocks.gate(at, rows);
+    figures.gate_seconds += seconds_between(looked, Clock::now());
+  }
+  if (task.norm_weight != nullptr) streaming_done();
   return figures;
 }
 

@@ -31,14 +31,14 @@ struct RouteTask {
 struct RouteFigures {
   /** Rows that hold NaN or infinity. */
   std::size_t non_finite = 0;
-  /** Of the thread. */
+  /** Of the thread. Rows on their way into a gate are normalised in the gate's time, but for the sum of their squares. */
   double norm_seconds = 0;
   double gate_seconds = 0;
 };
 
 /**
- * Normalises and gates rows [first, first + count), as normalize_rows and Gate::route do, in blocks that stay in the cache
- * from the one to the other. Any ranges may run at once.
+ * Normalises and gates rows [first, first + count), as normalize_rows and Gate::route do, in blocks that stay in the cache:
+ * each part of a row is normalised, written and handed to the gate in one go. Any ranges may run at once.
  */
 RouteFigures route_rows(const RouteTask& task, std::size_t first, std::size_t count);
 

@@ -15,6 +15,8 @@ inline constexpr std::size_t block_pairs = 128;
 /** From row to row of a block; more than block_pairs, lest all rows fall into the same sets of the cache. */
 inline constexpr std::size_t row_stride = block_pairs + 16;
 inline constexpr std::size_t wide_row_stride = 2 * block_pairs + 16;
+/** In a block's row as floats, from an even element to the odd one of its pair. */
+inline constexpr std::size_t odd_after = block_pairs;
 
 /** Two elements of a row, or of an expert's weights, in BF16: the even one in the lower half. */
 using Bf16Pair = std::uint32_t;
@@ -37,7 +39,7 @@ template <typename Weight>
 struct Block {
   /** Row r, pair p: rows[r * row_stride + p] holds the even element in its lower half, the odd one in its upper. */
   const Bf16Pair* rows;
-  /** The same elements as floats, wide_rows[r * wide_row_stride + i], for kernels that read those instead. */
+  /** As floats, for kernels that read those instead: the even one at wide_rows[r * wide_row_stride + p], the odd one odd_after behind. */
   const float* wide_rows;
   std::size_t row_count;
   std::size_t pairs;

@@ -37,10 +37,10 @@ template <std::size_t Rows, typename Weight>
     const auto [low, high] = load_pair(weights, p);
 #pragma GCC unroll 8
     for (std::size_t r = 0; r < Rows; ++r) {
-      const __m256 odd = _mm256_broadcast_ss(x + r * wide_row_stride + 2 * p + 1);
+      const __m256 odd = _mm256_broadcast_ss(x + r * wide_row_stride + odd_after + p);
       sums[r][0] = _mm256_fmadd_ps(odd, low.odd, sums[r][0]);
       sums[r][1] = _mm256_fmadd_ps(odd, high.odd, sums[r][1]);
-      const __m256 even = _mm256_broadcast_ss(x + r * wide_row_stride + 2 * p);
+      const __m256 even = _mm256_broadcast_ss(x + r * wide_row_stride + p);
       sums[r][0] = _mm256_fmadd_ps(even, low.even, sums[r][0]);
       sums[r][1] = _mm256_fmadd_ps(even, high.even, sums[r][1]);
     }

@@ -64,13 +64,13 @@ template <std::size_t Rows, std::size_t Panels, typename Weight>
     for (std::size_t n = 0; n < Panels; ++n) w[n] = load_pair(weights + n * block.panel_stride, p);
 #pragma GCC unroll 24
     for (std::size_t r = 0; r < Rows; ++r) {
-      const __m512 odd = _mm512_set1_ps(x[r * wide_row_stride + 2 * p + 1]);
+      const __m512 odd = _mm512_set1_ps(x[r * wide_row_stride + odd_after + p]);
 #pragma GCC unroll 2
       for (std::size_t n = 0; n < Panels; ++n) sums.of[r][n] = _mm512_fmadd_ps(odd, w[n].odd, sums.of[r][n]);
     }
 #pragma GCC unroll 24
     for (std::size_t r = 0; r < Rows; ++r) {
-      const __m512 even = _mm512_set1_ps(x[r * wide_row_stride + 2 * p]);
+      const __m512 even = _mm512_set1_ps(x[r * wide_row_stride + p]);
 #pragma GCC unroll 2
       for (std::size_t n = 0; n < Panels; ++n) sums.of[r][n] = _mm512_fmadd_ps(even, w[n].even, sums.of[r][n]);
     }
