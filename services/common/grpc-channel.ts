@@ -56,7 +56,7 @@ const clientOptions: ChannelOptions = {
  */
 function keepalive(leaseMs: number): ChannelOptions {
   return {
-    'grpc.keepalive_time_ms': Math.ceil(leaseMs / 4),
+    'grpc.keepalive_time_ms': Math.ceil(leaseMs / 2),
     'grpc.keepalive_timeout_ms': leaseMs,
   };
 }

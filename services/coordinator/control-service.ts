@@ -72,7 +72,7 @@ export class ControlService implements NodeStreamOwner {
         else if (this.strangers > controlLimits.strangersMax) stream.fail(tooManyStrangers());
       },
     };
-    const sweepMs = Math.max(10, Math.min(options.leaseMs / 10, 100));
+    const sweepMs = Math.max(10, options.leaseMs / 10);
     this.timers.push(
       setInterval(() => this.sweep(sweepMs), sweepMs),
       setInterval(() => this.heartbeat(), options.heartbeatMs),

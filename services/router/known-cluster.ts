@@ -32,8 +32,8 @@ export interface KnownClusterOptions {
   onReady: (ready: boolean) => void;
 }
 
-/** Gate counts do not wait for it. */
-const heartbeatMsMax = 500;
+/** Gate counts do not wait for it. There are three within a lease. */
+const heartbeatMsMax = 1_000;
 
 /**
  * What the router knows of its cluster: model, view, bias. It comes over the control stream; when that
@@ -67,7 +67,7 @@ export class KnownCluster {
       token,
       hello,
       report: () => reporter.heartbeat(),
-      reportMs: Math.min(heartbeatMsMax, leaseMs / 5),
+      reportMs: Math.min(heartbeatMsMax, leaseMs / 3),
       leaseMs,
       onMessage: (message) => this.receive(message),
       onUnknown,

@@ -96,7 +96,7 @@ class WorkerService {
     workerExpertMetrics(this.expertMetrics, () => this.loaded?.executor.experts() ?? []);
     this.onUnknown = unknownKinds(this.registry, this.log);
     this.metrics = executorMetrics(this.registry);
-    this.reporter = new WorkerReporter(this.metrics.totals, () => this.backend.figures());
+    this.reporter = new WorkerReporter(this.metrics.totals, () => this.backend.figures(), config.leaseMs);
     workerGauges(this.registry, {
       rowsQueued: () => this.loaded?.executor.rowsQueued ?? 0,
       bytesHeld: () => this.loaded?.executor.bytesHeld ?? 0,

@@ -6,19 +6,23 @@ import { createUtilizationMeter } from '../common/metrics.js';
 import type { Executor } from './executor.js';
 import type { ExpertStore } from './store.js';
 
-/** Figures alone are worth a report this often. */
-const figuresEveryMs = 500;
+/** Figures alone are worth a report this often, and three within a lease. */
+const figuresMsMax = 1_000;
 
-/** Makes the reports to the coordinator: figures twice a second, the experts held as soon as they changed. */
+/** Makes the reports to the coordinator: figures once a second, the experts held as soon as they changed. */
 export class WorkerReporter {
   private readonly meter = createUtilizationMeter();
+  private readonly figuresMs: number;
   private reportedChanges: number | null = null;
   private reportedAt = Number.NEGATIVE_INFINITY;
 
   constructor(
     private readonly totals: { readonly rows: number; readonly seconds: number },
     private readonly device: () => DeviceFigures | null,
-  ) {}
+    leaseMs: number,
+  ) {
+    this.figuresMs = Math.min(figuresMsMax, leaseMs / 3);
+  }
 
   /** The next report names the experts held, changed or not. */
   forgetReported(): void {
@@ -28,7 +32,7 @@ export class WorkerReporter {
   /** Rows and seconds are those since the start of the worker. Null: there is nothing new to say yet. */
   report(loaded: { executor: Executor; store: ExpertStore } | null): WorkerReportInput | null {
     const changed = loaded !== null && loaded.store.changes !== this.reportedChanges;
-    if (!changed && performance.now() - this.reportedAt < figuresEveryMs) return null;
+    if (!changed && performance.now() - this.reportedAt < this.figuresMs) return null;
     this.reportedAt = performance.now();
     const figures = {
       rowsComputed: this.totals.rows,
