@@ -44,16 +44,14 @@ export async function runBatch(
     const summary = await stream(client, config, rows, outputs, sample, signal);
     await onAnswered();
     for (const output of outputs) await output.close();
-    return {
-      summary,
-      hidden: model.hidden,
-      verification: sample && (await sample.verify(model, rows, config)),
-    };
+    const verification = sample && (await sample.verify(model, rows, config));
+    await rows.close?.();
+    return { summary, hidden: model.hidden, verification };
   } catch (error) {
     for (const output of outputs) await output.abort();
+    // Not waited for: what is read of it may never come.
+    rows.close?.()?.catch(() => {});
     throw error;
-  } finally {
-    await rows.close?.();
   }
 }
 

@@ -24,7 +24,12 @@ export const forwardCommand = defineCommand({
   run: async (config) => {
     const { address, token, tokenFile, json, ...batch } = config;
     await withClient({ address, token, tokenFile }, async (client) => {
-      const report = await runBatch(client, batch, abortOnSignal(endMsMax));
+      const report = await runBatch(client, batch, abortOnSignal(endMsMax)).catch(async (error) => {
+        // A read that never returns would keep the process.
+        const { native } = await import('../../native/index.js');
+        native.endWithin(endMsMax, 1);
+        throw error;
+      });
       const text = json
         ? `${JSON.stringify(batchJson(report), null, 2)}\n`
         : formatFigures(describeBatch(report));

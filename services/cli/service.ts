@@ -38,11 +38,14 @@ const overdueMs = 250;
  */
 export async function serve(start: () => Promise<Running>): Promise<void> {
   const asked = Promise.race([untilSignal(), orphaned()]);
-  const running = await Promise.race([start(), asked]);
-  // Nothing is served before the start is over that would have to end in order.
-  if (typeof running === 'string') process.exit(0);
-  tellParent({ address: running.address, metricsUrl: running.metricsUrl });
   const { native } = await import('../../native/index.js');
+  const running = await Promise.race([start(), asked]);
+  if (typeof running === 'string') {
+    // Nothing is served yet that would have to end in order. But a read may never return, and an exit waits for it.
+    native.endWithin(processMs, 0);
+    process.exit(0);
+  }
+  tellParent({ address: running.address, metricsUrl: running.metricsUrl });
   let exitStatus = 1;
   try {
     const reason = await Promise.race([asked, running.stopped.then(() => null)]);
