@@ -90,7 +90,7 @@ export class SwitchyardClient {
   ): Promise<SwitchyardClient> {
     checkOptions('connect', options);
     const { token = null, timeoutMs = 5_000, transport = 'auto' } = options;
-    const given = [addresses].flat().map((address) => parseAddress(address));
+    const given = [...new Set([addresses].flat().map((address) => parseAddress(address)))];
     if (given.length === 0) throw invalidArgument('addresses', '[]', 'one or more');
     const client = new SwitchyardClient(given, token, timeoutMs, transport);
     await client.watch.start();

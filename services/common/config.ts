@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { addressAllowed, hostAllowed, isAddress, isHost, isWildcard } from './address.js';
-import { SwitchyardError } from './errors.js';
+import { SwitchyardError, shownJson } from './errors.js';
 import { logLevels } from './log.js';
 import { isNodeName, nodeNameAllowed } from './node-name.js';
 import { checkBy } from './schema-issue.js';
@@ -118,6 +118,12 @@ export const addresses = () =>
       .refine((all) => all.length > 0 && all.every(isAddress), { error: addressesAllowed }),
   );
 
+const listenAllowed =
+  'a host name or an IP address of this machine, without scheme, port and brackets; 0.0.0.0 or ::, all addresses';
+
+/** Where a server listens. */
+const listenHost = () => z.string({ error: listenAllowed }).refine(isHost, { error: listenAllowed });
+
 /** The host part of an address that others are given. */
 export const advertisedHost = () =>
   z
@@ -140,7 +146,7 @@ export const clientTokenFields = { clientToken: token(), clientTokenFile: tokenF
 
 /** Spread into every service's schema: where it listens, who may call, what it logs. */
 export const serverFields = {
-  host: text().default('127.0.0.1'),
+  host: listenHost().default('127.0.0.1'),
   port: port().default(0),
   metricsPort: port().default(0),
   nodeToken: token(),
@@ -207,11 +213,17 @@ function readSection({ path, section }: { path: string; section: ConfigSection }
   try {
     parsed = parseYaml(readFileSync(path, 'utf8'));
   } catch (error) {
-    throw invalid('config', path, path, `a readable YAML file (${(error as Error).message.split('\n')[0]})`);
+    throw invalid(
+      'config',
+      '--config',
+      path,
+      `a readable YAML file (${(error as Error).message.split('\n')[0]})`,
+    );
   }
   const isMapping = (value: unknown): value is Record<string, unknown> =>
     value !== null && typeof value === 'object' && !Array.isArray(value);
-  if (!isMapping(parsed)) throw invalid('config', path, path, 'a YAML mapping with one section per service');
+  if (!isMapping(parsed))
+    throw invalid('config', '--config', path, 'a YAML mapping with one section per service');
   // A misspelt section would otherwise configure nothing, in silence.
   const stranger = Object.keys(parsed).find((name) => !(configSections as readonly string[]).includes(name));
   if (stranger !== undefined)
@@ -224,11 +236,7 @@ function readSection({ path, section }: { path: string; section: ConfigSection }
 
 function invalid(key: string, origin: string, value: unknown, allowed: string): SwitchyardError {
   // A token in an error would end in a log.
-  const shown = /^token$|Token$/.test(key)
-    ? '(hidden)'
-    : value === undefined
-      ? 'missing'
-      : JSON.stringify(value);
+  const shown = /^token$|Token$/.test(key) ? '(hidden)' : shownJson(value);
   return new SwitchyardError('CONFIG_INVALID', `${origin} is ${shown}; allowed: ${allowed}`, {
     key,
     value: shown,

@@ -86,6 +86,24 @@ export function quoted(text: string): string {
     : JSON.stringify(text);
 }
 
+/** Paths are shown whole as a rule. */
+const jsonCharactersMax = 1_000;
+
+/** A value of the configuration as errors show it: as JSON, and cut. */
+export function shownJson(value: unknown): string {
+  let text: string | undefined;
+  try {
+    text = JSON.stringify(value);
+  } catch {
+    // YAML has names for its parts, so one may hold itself.
+    return 'what cannot be shown as JSON';
+  }
+  if (text === undefined) return 'missing';
+  return text.length > jsonCharactersMax
+    ? `${text.slice(0, jsonCharactersMax)}… (${text.length} characters)`
+    : text;
+}
+
 /** Any thrown value as a SwitchyardError. Errors of the addon keep their code. */
 export function asSwitchyardError(thrown: unknown): SwitchyardError {
   if (thrown instanceof SwitchyardError) return thrown;

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
-import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { invalidArgument, SwitchyardError, shownJson } from '../common/errors.js';
 import { checkBy } from '../common/schema-issue.js';
 import { parseYaml } from '../common/yaml.js';
 
@@ -83,11 +83,7 @@ export function parseTopology(text: string, path: string): Topology {
   const { data, issue } = checkBy(topologySchema, value);
   if (issue !== null) {
     const { key, value: seen, allowed } = issue;
-    throw configInvalid(
-      path,
-      key || 'topology',
-      `is ${JSON.stringify(seen) ?? 'missing'}; allowed: ${allowed}`,
-    );
+    throw configInvalid(path, key || 'topology', `is ${shownJson(seen)}; allowed: ${allowed}`);
   }
   checkReferences(data, path);
   return data;

@@ -53,11 +53,8 @@ export interface WeightBound {
   by: string;
 }
 
-/**
- * What is left for weights beside slabs and the process, or less if `memory` says so. `deviceBytes`: the memory of a device
- * that has its own; null: weights lie in that of the process. Throws RESOURCE_EXHAUSTED if the slabs alone do not fit.
- */
-export function weightBound({ memory, slabBytes }: WorkerConfig, deviceBytes: number | null): WeightBound {
+/** What is left beside slabs and the process. Throws RESOURCE_EXHAUSTED if the slabs alone do not fit. */
+export function roomBesideSlabs({ slabBytes }: WorkerConfig): number {
   const bound = memoryBound();
   const room = bound.value - processBytes;
   if (slabBytes >= room) {
@@ -67,10 +64,21 @@ export function weightBound({ memory, slabBytes }: WorkerConfig, deviceBytes: nu
       { key: 'slabBytes', value: slabBytes, allowed: room },
     );
   }
+  return room - slabBytes;
+}
+
+/**
+ * What weights may take: what is left for them, or less if `memory` says so. `deviceBytes`: the memory of a device that has its
+ * own; null: weights lie in that of the process.
+ */
+export function weightBound(
+  { memory, slabBytes }: WorkerConfig,
+  left: number,
+  deviceBytes: number | null,
+): WeightBound {
   if (deviceBytes !== null)
     return { bytes: memory ?? deviceBytes, by: memory === null ? 'memory (of the device)' : 'memory' };
-  const left = room - slabBytes;
   if (memory !== null && memory <= left) return { bytes: memory, by: 'memory' };
-  const by = `memory (${describeMemory(bound)}, less slabBytes, ${slabBytes}, and ${processBytes} for the process)`;
+  const by = `memory (${describeMemory(memoryBound())}, less slabBytes, ${slabBytes}, and ${processBytes} for the process)`;
   return { bytes: left, by };
 }

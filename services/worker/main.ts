@@ -22,7 +22,7 @@ import { FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
 import { createLinkSecret } from '../transport/link-key.js';
 import { linkService } from '../transport/serve.js';
-import { type WeightBound, type WorkerConfig, weightBound } from './config.js';
+import { roomBesideSlabs, type WeightBound, type WorkerConfig, weightBound } from './config.js';
 import { Executor } from './executor.js';
 import { type ExecutorMetrics, executorMetrics, workerExpertMetrics, workerGauges } from './metrics.js';
 import { WorkerReporter } from './report.js';
@@ -84,13 +84,14 @@ class WorkerService {
     this.tokens = readTokens(config);
     this.access = new Access(this.tokens);
     this.trace = Trace.open(config.trace, config.name, this.log);
+    const weightRoom = roomBesideSlabs(config);
     boundSlabs({
       slabBytesMax: config.slabBytes,
       slabSetting: `slabBytes of worker ${config.name}`,
       threads: rowThreads,
     });
     this.backend = createBackend(config);
-    this.weights = weightBound(config, this.backend.description.memoryBytes);
+    this.weights = weightBound(config, weightRoom, this.backend.description.memoryBytes);
     this.registry = createRegistry('worker', config.name);
     this.expertMetrics = new ExpertMetrics('worker', config.name);
     workerExpertMetrics(this.expertMetrics, () => this.loaded?.executor.experts() ?? []);

@@ -118,3 +118,31 @@ describe('doctor', () => {
     expect(byName.get('cores')?.detail).toMatch(/^\d+ usable of \d+/);
   });
 });
+
+test('an address given twice is one, and a cluster that is not there is told', async () => {
+  const { status, stderr } = await switchyard(['status', '--address', '127.0.0.1:1,127.0.0.1:1']);
+  expectOneLine(stderr);
+  expect(stderr).toContain('NOT_READY: nothing answers at 127.0.0.1:1');
+  expect(status).toBe(1);
+});
+
+test.each([
+  ['coordinator', '--budget-bytes', 'budgetBytes'],
+  ['worker', '--slab-bytes', 'slabBytes'],
+])('a %s with more %s than any memory says what there is', async (role, option, key) => {
+  const { status, stderr } = await switchyard([role, option, '99999t', '--port', '0', '--metrics-port', '0']);
+  expectOneLine(stderr);
+  expect(stderr).toMatch(
+    new RegExp(`RESOURCE_EXHAUSTED: ${key} is 99999000000000000; allowed: (at most|less than) \\d+, within`),
+  );
+  expect(status).toBe(1);
+});
+
+test.each([
+  ['--budget-bytes', '1', 'a size in bytes such as 1048576, 512k or 1MiB, at least 4194304'],
+  ['--hidden', '100000', 'a whole number such as 4096 or 4k from 1 to 65536'],
+])('a coordinator tells the range of %s as it is', async (option, value, allowed) => {
+  const { status, stderr } = await switchyard(['coordinator', option, value]);
+  expect(stderr).toBe(`switchyard: CONFIG_INVALID: ${option} is "${value}"; allowed: ${allowed}\n`);
+  expect(status).toBe(2);
+});

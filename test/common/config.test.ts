@@ -175,6 +175,25 @@ describe('loadConfig', () => {
     },
   );
 
+  test('shows a value that holds itself, or is long, in few words', () => {
+    const own = yaml('worker: { device: &a [*a] }');
+    expect(errorOf(() => loadConfig(schema, { file: own })).message).toContain(
+      'worker.device is what cannot be shown as JSON; allowed: cpu, cuda',
+    );
+    const long = yaml(`worker: { device: ${'x'.repeat(100_000)} }`);
+    expect(errorOf(() => loadConfig(schema, { file: long })).message.length).toBeLessThan(2000);
+  });
+
+  test.each(['[::1]', ' 127.0.0.1', 'http://localhost', 'localhost:7070', ''])(
+    'refuses to listen at %j',
+    (host) => {
+      const { message } = errorOf(() => loadConfig(z.object(serverFields), { flags: { host } }));
+      expect(message).toContain(
+        `--host is ${JSON.stringify(host)}; allowed: a host name or an IP address of this machine`,
+      );
+    },
+  );
+
   test('refuses a file that does not exist', () => {
     const file = { path: join(directory, 'absent.yaml'), section: 'worker' as const };
     expect(errorOf(() => loadConfig(schema, { file })).message).toContain('ENOENT');

@@ -1,14 +1,12 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, describe, expect, jest, test } from '@jest/globals';
+import { afterAll, describe, expect, test } from '@jest/globals';
 import { packageRoot } from '../../native/locate.js';
 import type { Session, SessionBatchOptions } from '../../services/client/index.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
-
-jest.setTimeout(180_000);
 
 /** Links and clients alike, as Jest's configuration has it. */
 declare const transport: TransportKind;
