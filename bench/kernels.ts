@@ -1,6 +1,6 @@
 import { type GateWeights, native, type RoutedRows, type Slab } from '../native/index.js';
 import { softmaxRouting } from '../services/model/synthetic.js';
-import { type BenchOptions, type BenchResult, summarize } from './report.js';
+import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
 
 const hidden = 4096;
 const rowCount = 1024;
@@ -17,12 +17,16 @@ interface Held {
   release(): void;
 }
 
-/** Bytes read plus bytes written a second by `call`, which touches `bytes` each time. */
+/** Bytes read plus bytes written a second by `call`, which touches `bytes` each time: the median of several calls, as of memcpy. */
 async function bytesPerSecond(bytes: number, call: () => Promise<Held[]>): Promise<number> {
   for (const held of await call()) held.release();
-  const start = performance.now();
-  for (let i = 0; i < callsPerRun; i++) for (const held of await call()) held.release();
-  return (bytes * callsPerRun) / ((performance.now() - start) / 1000);
+  const rates: number[] = [];
+  for (let i = 0; i < callsPerRun; i++) {
+    const start = performance.now();
+    for (const held of await call()) held.release();
+    rates.push(bytes / ((performance.now() - start) / 1000));
+  }
+  return median(rates);
 }
 
 /** memcpy reads and writes each byte: twice its copy rate, in the same bytes as the kernels. */
