@@ -81,8 +81,9 @@ export class LocalCluster {
       return cluster;
     } catch (error) {
       client?.destroy();
-      const exits = await Promise.all(started.map((process) => process.stop(stopMs)));
-      // A process that failed tells more than what could not reach it.
+      // A process that failed tells more than what could not reach it; on a busy machine it takes its time to say so.
+      const graceMs = options.signal?.aborted ? stopMs : drainMs;
+      const exits = await Promise.all(started.map((process) => process.stop(graceMs)));
       const failed = exits.findIndex(({ code }) => code !== null && code !== 0);
       throw failed < 0 ? error : started[failed]!.exitError(exits[failed]!);
     }

@@ -72,7 +72,7 @@ test('a client outlives its coordinator, a router, and the model', async () => {
   expect(await submit(client, 512)).toEqual(['router-0']);
   await expect(submit(client, 256)).rejects.toMatchObject({
     code: 'INVALID_ARGUMENT',
-    message: "hidden is 256; allowed: 512, the model's",
+    message: "input.hidden is 256; allowed: 512, the model's",
   });
 });
 
