@@ -74,7 +74,7 @@ export class BareFfn implements Bare {
     let rows = 0;
     const start = performance.now();
     while (performance.now() < until) {
-      await Promise.all(experts.map((expert) => backend.forward(expert, [input])));
+      await Promise.all(experts.map((expert) => backend.forward([{ expert, inputs: [input] }])));
       rows += experts.length * rowsPerCall;
     }
     output.release();

@@ -63,9 +63,9 @@ class BareLayers {
         const indices = Uint32Array.from(rows);
         const input: ExpertInput = { rows: this.rows, indices, output, outputRow, inputWeights: null };
         outputRow += rows.length;
-        return [this.backend.forward(experts[expert]!, [input])];
+        return [{ expert: experts[expert]!, inputs: [input] }];
       });
-      await Promise.all(calls);
+      await this.backend.forward(calls);
     }
     const ms = performance.now() - started;
     output.release();

@@ -73,7 +73,7 @@ class Layer {
     for (let segment = 0, outputRow = 0; segment < segments.length; segment += 2) {
       const indices = rowIndices.subarray(outputRow, outputRow + segments[segment + 1]!);
       const input = { rows, indices, output, outputRow, inputWeights: null };
-      await this.backend.forward(this.experts[segments[segment]!]!, [input]);
+      await this.backend.forward([{ expert: this.experts[segments[segment]!]!, inputs: [input] }]);
       outputRow += indices.length;
     }
     const combined = await native.combineRows({

@@ -115,6 +115,12 @@ export interface ExpertInput {
   inputWeights: Float32Array | null;
 }
 
+/** What is computed with one expert. */
+export interface ExpertCall {
+  expert: Expert;
+  inputs: ExpertInput[];
+}
+
 export interface BackendDescription {
   kind: 'cpu' | 'cuda';
   /** What computes: an instruction set or a device's name. */
@@ -149,10 +155,10 @@ export interface ExpertBackend {
   readonly description: BackendDescription;
   load(source: ExpertSource): Promise<Expert>;
   /**
-   * Rejects with DEVICE_LOST when the device has failed for
-   * good; then every later call does.
+   * Computes all calls, and resolves with the time of each; if one fails, outputs of all are undefined. Rejects with DEVICE_LOST
+   * when the device has failed for good; then every later call does.
    */
-  forward(expert: Expert, inputs: ExpertInput[]): Promise<ComputeTime>;
+  forward(calls: readonly ExpertCall[]): Promise<ComputeTime[]>;
   /** Null if the device is the host. */
   figures(): DeviceFigures | null;
   /** Ends the threads after what is queued. Idempotent. */

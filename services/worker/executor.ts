@@ -5,7 +5,7 @@ import type { Trace } from '../common/trace.js';
 import { resultMetadataBytes, rowsBytes } from '../transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../transport/link.js';
 import type { ExecutorMetrics } from './metrics.js';
-import { ExpertQueue, type Part, type Piece, type Task } from './tasks.js';
+import { ExpertQueue, type ExpertWork, type Part, type Piece, type Task } from './tasks.js';
 
 export interface ExecutorOptions {
   backend: ExpertBackend;
@@ -22,10 +22,13 @@ export interface ExecutorOptions {
   onDeviceLost: (error: SwitchyardError) => void;
 }
 
+/** A call with fewer rows takes less time than to hand it over and back: another expert joins it. */
+const callRowsMin = 64;
+
 /**
  * Computes token batches. Every expert has a queue of segments; a call to the backend takes what is queued for one
- * expert, up to `maxRows`, and while it runs the other queues fill. The next expert is one that the token batch waiting
- * longest needs, so that none is overtaken forever. Memory is bounded by the credits of the links: a token batch ends when
+ * expert, up to `maxRows`, or for several if those have few rows, and while it runs the other queues fill. They are experts that
+ * the token batch waiting longest needs, so that none is overtaken forever. Memory is bounded by the credits of the links: a token batch ends when
  * nothing is held of it, and holds what `creditCost` says at most.
  */
 export class Executor {
@@ -176,8 +179,7 @@ export class Executor {
       const [oldest] = this.waiting;
       if (oldest === undefined) break;
       if (this.isLate(oldest)) continue;
-      const [part] = oldest.waiting;
-      void this.run(part!.queue);
+      void this.run(this.nextCall(oldest));
     }
   }
 
@@ -193,6 +195,19 @@ export class Executor {
       ),
     );
     return true;
+  }
+
+  /** Rows of experts that the task waits for. */
+  private nextCall(task: Task): ExpertWork[] {
+    const call: ExpertWork[] = [];
+    let rows = 0;
+    for (const { queue } of task.waiting) {
+      const pieces = this.take(queue);
+      for (const { count } of pieces) rows += count;
+      call.push({ queue, pieces });
+      if (rows >= callRowsMin) break;
+    }
+    return call;
   }
 
   /** The queue's oldest rows, up to maxRows. */
@@ -232,41 +247,52 @@ export class Executor {
     return true;
   }
 
-  private async run(queue: ExpertQueue): Promise<void> {
+  private async run(call: readonly ExpertWork[]): Promise<void> {
     this.calls += 1;
-    queue.calls += 1;
-    await this.compute(queue, this.take(queue));
+    for (const { queue } of call) queue.calls += 1;
+    await this.compute(call);
     this.calls -= 1;
-    queue.calls -= 1;
-    this.releaseIfDone(queue);
+    for (const { queue } of call) {
+      queue.calls -= 1;
+      this.releaseIfDone(queue);
+    }
     this.pump();
     this.tellIfIdle();
   }
 
   /** A call that fails is repeated piece by piece, so that only the token batch at fault fails. */
-  private async compute(queue: ExpertQueue, pieces: Piece[]): Promise<void> {
-    const alive = pieces.filter(({ task }) => task.failure === null);
+  private async compute(call: readonly ExpertWork[]): Promise<void> {
+    const alive = call.flatMap(({ queue, pieces: all }) => {
+      const pieces = all.filter(({ task }) => task.failure === null);
+      return pieces.length > 0 ? [{ queue, pieces }] : [];
+    });
     if (alive.length === 0) return;
     try {
-      const time = await this.forward(queue, alive);
-      this.completed(queue, alive, time);
+      const times = await this.forward(alive);
+      for (const [index, work] of alive.entries()) this.completed(work, times[index]!);
     } catch (error) {
+      const single = alive.flatMap(({ queue, pieces }) =>
+        pieces.map((piece) => ({ queue, pieces: [piece] })),
+      );
       const lost = asSwitchyardError(error);
       if (lost.code === 'DEVICE_LOST') {
-        for (const { task } of alive) this.fail(task, lost);
+        for (const { pieces } of alive) for (const { task } of pieces) this.fail(task, lost);
         this.options.onDeviceLost(lost);
-      } else if (alive.length === 1) this.fail(alive[0]!.task, error);
-      else for (const piece of alive) await this.compute(queue, [piece]);
+      } else if (single.length === 1) this.fail(alive[0]!.pieces[0]!.task, error);
+      else for (const work of single) await this.compute([work]);
     }
   }
 
-  private async forward(queue: ExpertQueue, pieces: Piece[]): Promise<ComputeTime> {
-    const inputs = pieces.map((piece) => this.input(piece));
-    for (const { task } of pieces) task.operations += 1;
+  private async forward(call: readonly ExpertWork[]): Promise<ComputeTime[]> {
+    const calls = call.map(({ queue: { expert }, pieces }) => ({
+      expert,
+      inputs: pieces.map((piece) => this.input(piece)),
+    }));
+    for (const { pieces } of call) for (const { task } of pieces) task.operations += 1;
     try {
-      return await this.options.backend.forward(queue.expert, inputs);
+      return await this.options.backend.forward(calls);
     } finally {
-      for (const { task } of pieces) this.operationEnded(task);
+      for (const { pieces } of call) for (const { task } of pieces) this.operationEnded(task);
     }
   }
 
@@ -281,11 +307,7 @@ export class Executor {
     };
   }
 
-  private completed(
-    queue: ExpertQueue,
-    pieces: Piece[],
-    { startedMicroseconds, seconds }: ComputeTime,
-  ): void {
+  private completed({ queue, pieces }: ExpertWork, { startedMicroseconds, seconds }: ComputeTime): void {
     const rows = pieces.reduce((sum, piece) => sum + piece.count, 0);
     const interval = { start: startedMicroseconds, end: startedMicroseconds + seconds * 1e6 };
     const place = { layer: queue.layer, expert: queue.index };

@@ -38,6 +38,12 @@ export interface Piece {
   readonly count: number;
 }
 
+/** What one call computes with an expert. */
+export interface ExpertWork {
+  readonly queue: ExpertQueue;
+  readonly pieces: readonly Piece[];
+}
+
 /** An expert with the segments that wait for it, in the order of arrival. */
 export class ExpertQueue {
   readonly parts = new Set<Part>();

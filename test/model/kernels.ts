@@ -58,9 +58,8 @@ async function runLayer(
   for (let segment = 0; segment < group.segments.length; segment += 2) {
     const expert = await backend.load(model.expert(layer, group.segments[segment]!));
     const indices = group.rowIndices.slice(outputRow, outputRow + group.segments[segment + 1]!);
-    await backend.forward(expert, [
-      { rows: inputs, indices, output: results, outputRow, inputWeights: null },
-    ]);
+    const input = { rows: inputs, indices, output: results, outputRow, inputWeights: null };
+    await backend.forward([{ expert, inputs: [input] }]);
     outputRow += indices.length;
     expert.release();
   }

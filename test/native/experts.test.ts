@@ -1,5 +1,11 @@
 import { afterAll, describe, expect, test } from '@jest/globals';
-import { type ExpertSource, native, type ReferenceLayer, type Slab } from '../../native/index.js';
+import {
+  type Expert,
+  type ExpertSource,
+  native,
+  type ReferenceLayer,
+  type Slab,
+} from '../../native/index.js';
 import { nowMicroseconds } from '../../services/common/trace.js';
 import { gateRows } from '../support/routing.js';
 import { allRows, routing, slabOf, someValues, synthetic, valuesOf } from './support.js';
@@ -48,8 +54,8 @@ function relativeError(actual: readonly number[], expected: Float64Array): numbe
   return difference / Math.hypot(...expected);
 }
 
-function forward(expert: Parameters<typeof backend.forward>[0], output: Slab, indices = allRows(rowCount)) {
-  return backend.forward(expert, [{ rows, indices, output, outputRow: 0, inputWeights: null }]);
+function forward(expert: Expert, output: Slab, indices = allRows(rowCount)) {
+  return backend.forward([{ expert, inputs: [{ rows, indices, output, outputRow: 0, inputWeights: null }] }]);
 }
 
 describe('an expert backend', () => {
@@ -61,7 +67,8 @@ describe('an expert backend', () => {
     expect([expert.hidden, expert.ffn]).toEqual([hidden, ffn]);
     const output = native.allocateSlab(rowCount * hidden * 2);
     const calledMicroseconds = nowMicroseconds();
-    const { startedMicroseconds, seconds } = await forward(expert, output);
+    const [time] = await forward(expert, output);
+    const { startedMicroseconds, seconds } = time!;
     expect(startedMicroseconds).toBeGreaterThan(calledMicroseconds);
     expect(startedMicroseconds + seconds * 1e6).toBeLessThan(nowMicroseconds());
     expect(seconds).toBeGreaterThan(0);
@@ -78,7 +85,8 @@ describe('an expert backend', () => {
     part.view().fill(0x3f);
     await forward(expert, whole);
     const indices = Uint32Array.of(69, 3, 3);
-    await backend.forward(expert, [{ rows, indices, output: part, outputRow: 2, inputWeights: null }]);
+    const input = { rows, indices, output: part, outputRow: 2, inputWeights: null };
+    await backend.forward([{ expert, inputs: [input] }]);
     const expected = valuesOf(whole);
     const rowOf = (all: number[], index: number) => all.slice(index * hidden, (index + 1) * hidden);
     const actual = valuesOf(part);
@@ -113,15 +121,15 @@ describe('an expert backend', () => {
     const expert = await own.load(gelu);
     const output = native.allocateSlab(rowCount * hidden * 2);
     const input = { rows, indices: allRows(rowCount), output, outputRow: 0, inputWeights: null };
-    const pending = own.forward(expert, [input]);
+    const pending = own.forward([{ expert, inputs: [input] }]);
     own.close();
     own.close();
-    expect((await pending).seconds).toBeGreaterThan(0);
-    await expect(own.forward(expert, [input])).rejects.toMatchObject({ code: 'SLAB_RELEASED' });
+    expect((await pending)[0]!.seconds).toBeGreaterThan(0);
+    await expect(own.forward([{ expert, inputs: [input] }])).rejects.toMatchObject({ code: 'SLAB_RELEASED' });
     await expect(own.load(gelu)).rejects.toMatchObject({ code: 'SLAB_RELEASED' });
-    await expect(backend.forward(expert, [input])).rejects.toMatchObject({
+    await expect(backend.forward([{ expert, inputs: [input] }])).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
-      message: 'expert is of another backend; allowed: experts that this backend loaded',
+      message: 'calls[0].expert is of another backend; allowed: experts that this backend loaded',
     });
     expert.release();
     output.release();
@@ -173,9 +181,8 @@ describe('referenceLayer', () => {
       const expert = await backend.load(experts[group.segments[i]!]!);
       const end = entry + group.segments[i + 1]!;
       const indices = group.rowIndices.slice(entry, end);
-      await backend.forward(expert, [
-        { rows: normed, indices, output, outputRow: entry, inputWeights: null },
-      ]);
+      const input = { rows: normed, indices, output, outputRow: entry, inputWeights: null };
+      await backend.forward([{ expert, inputs: [input] }]);
       expert.release();
       entry = end;
     }

@@ -135,7 +135,7 @@ describe('a worker thread', () => {
         const indices = Uint32Array.from({ length: 256 }, (_, index) => index);
         for (let i = 0; i < 64; i += 1) {
           const output = native.allocateSlab(256 * 512);
-          backend.forward(expert, [{ rows, indices, output, outputRow: 0, inputWeights: null }]);
+          backend.forward([{ expert, inputs: [{ rows, indices, output, outputRow: 0, inputWeights: null }] }]);
         }
         parentPort.postMessage('busy');
       })();

@@ -108,7 +108,8 @@ beforeAll(async () => {
       for (let row = 0; row < poolRows; row += 1) {
         const output = native.allocateSlab(rowBytes);
         const indices = Uint32Array.of(row);
-        await backend.forward(weights, [{ rows: pool, indices, output, outputRow: 0, inputWeights: null }]);
+        const input = { rows: pool, indices, output, outputRow: 0, inputWeights: null };
+        await backend.forward([{ expert: weights, inputs: [input] }]);
         alone.set(`${layer}/${expert}/${row}`, bits(output.view(), 0));
         output.release();
       }
@@ -162,9 +163,10 @@ describe('executor', () => {
     const counting: ExpertBackend = {
       description: backend.description,
       load: (source) => backend.load(source),
-      forward: (expert, inputs) => {
-        calls.push(inputs.reduce((sum, { indices }) => sum + indices.length, 0));
-        return backend.forward(expert, inputs);
+      forward: (all) => {
+        for (const { inputs } of all)
+          calls.push(inputs.reduce((sum, { indices }) => sum + indices.length, 0));
+        return backend.forward(all);
       },
       figures: () => null,
       close: () => {},
@@ -195,8 +197,8 @@ describe('executor', () => {
     const lost: ExpertBackend = {
       description: backend.description,
       load: (source) => backend.load(source),
-      forward: (_, inputs) => {
-        calls.push(inputs.length);
+      forward: (all) => {
+        for (const { inputs } of all) calls.push(inputs.length);
         return Promise.reject(reason);
       },
       figures: () => null,

@@ -1,6 +1,7 @@
 #include "addon/expert_handles.h"
 
 #include <atomic>
+#include <mutex>
 
 #include "addon/clock.h"
 #include "addon/cuda.h"
@@ -37,14 +38,38 @@ ExpertSource to_source(const Fields& fields, NonFiniteWeights& non_finite) {
   return source;
 }
 
-/** The inputs of one forward() with what keeps their memory. */
-struct Inputs {
+/** The rows of one expert. */
+struct ExpertCall {
+  std::shared_ptr<const LoadedExpert> expert;
   std::vector<ExpertInput> inputs;
+};
+
+/** The calls of one forward() with what keeps their memory. */
+struct Calls {
+  std::vector<ExpertCall> calls;
   std::vector<SlabRef> slabs;
 };
 
-void add_input(Inputs& inputs, const Fields& fields, uint64_t hidden, Operation& operation) {
-  const uint64_t row_bytes = hidden * sizeof(uint16_t);
+/** What the ends of calls leave for the JS thread. */
+struct Outcome {
+  explicit Outcome(size_t calls) : times(calls) {}
+
+  /** True for the last one. */
+  bool end(size_t call, const ComputeTime& time, std::exception_ptr failure) {
+    const std::lock_guard lock(mutex);
+    times[call] = time;
+    if (failure && !error) error = failure;
+    return ++ended == times.size();
+  }
+
+  std::mutex mutex;
+  size_t ended = 0;
+  std::vector<ComputeTime> times;
+  std::exception_ptr error;
+};
+
+void add_input(Calls& calls, ExpertCall& call, const Fields& fields, Operation& operation) {
+  const uint64_t row_bytes = call.expert->expert->hidden() * sizeof(uint16_t);
   const SlabRef rows = SlabHandle::of(fields.value("rows"), fields.name("rows"));
   const SlabRef output = SlabHandle::of(fields.value("output"), fields.name("output"));
   ExpertInput input;
@@ -57,18 +82,29 @@ void add_input(Inputs& inputs, const Fields& fields, uint64_t hidden, Operation&
   const auto weights = held_span_or_null<float>(operation, fields.value("inputWeights"),
                                                 fields.name("inputWeights"), input.indices.size());
   if (!fields.is_null("inputWeights")) input.input_weights = weights.data();
-  inputs.inputs.push_back(input);
-  inputs.slabs.push_back(rows);
-  inputs.slabs.push_back(output);
+  call.inputs.push_back(input);
+  calls.slabs.push_back(rows);
+  calls.slabs.push_back(output);
+}
+
+Napi::Array to_list(const Napi::Value& value, const std::string& field) {
+  if (!value.IsArray()) throw_invalid(field, show(value), "an array");
+  return value.As<Napi::Array>();
+}
+
+void add_call(Calls& calls, const Fields& fields, const std::shared_ptr<Device>& device, Operation& operation) {
+  ExpertCall& call = calls.calls.emplace_back();
+  call.expert = ExpertHandle::of(fields.value("expert"), fields.name("expert"));
+  if (call.expert->device != device) {
+    throw_invalid(fields.name("expert"), "of another backend", "experts that this backend loaded");
+  }
+  const auto inputs = to_list(fields.value("inputs"), fields.name("inputs"));
+  for (uint32_t i = 0; i < inputs.Length(); ++i) {
+    add_input(calls, call, Fields(inputs.Get(i), fields.name("inputs") + "[" + std::to_string(i) + "]"), operation);
+  }
 }
 
 std::atomic<bool> device_listens{false};
-
-/** What a call's end leaves for the JS thread. */
-struct Outcome {
-  ComputeTime time;
-  std::exception_ptr error;
-};
 
 }  // namespace
 
@@ -158,31 +194,36 @@ Napi::Value BackendHandle::load(const Napi::CallbackInfo& info) {
 Napi::Value BackendHandle::forward(const Napi::CallbackInfo& info) {
   return Operation::start(info, "forward", [this](const Napi::CallbackInfo& info, Operation& operation) {
     const std::shared_ptr<Device> device = native();
-    const std::shared_ptr<const LoadedExpert> expert = ExpertHandle::of(info[0], "expert");
-    if (expert->device != device) throw_invalid("expert", "of another backend", "experts that this backend loaded");
-    if (!info[1].IsArray()) throw_invalid("inputs", show(info[1]), "an array");
-    const auto array = info[1].As<Napi::Array>();
-    const auto inputs = std::make_shared<Inputs>();
-    for (uint32_t i = 0; i < array.Length(); ++i) {
-      const Fields fields(array.Get(i), "inputs[" + std::to_string(i) + "]");
-      add_input(*inputs, fields, expert->expert->hidden(), operation);
+    const auto list = to_list(info[0], "calls");
+    if (list.Length() == 0) throw_invalid("calls.length", 0, "1 or more");
+    const auto calls = std::make_shared<Calls>();
+    for (uint32_t i = 0; i < list.Length(); ++i) {
+      add_call(*calls, Fields(list.Get(i), "calls[" + std::to_string(i) + "]"), device, operation);
     }
-    const auto outcome = std::make_shared<Outcome>();
-    // The backend has threads of its own: the operation ends when the call does.
-    operation.executor = [device, expert, inputs, outcome](auto task) {
-      device->backend->submit(*expert->expert, inputs->inputs, [outcome, task](const ComputeTime& time, std::exception_ptr error) {
-        *outcome = {time, error};
-        task();
-      });
+    const auto outcome = std::make_shared<Outcome>(calls->calls.size());
+    // The backend has threads of its own: the operation ends when the last call does. They may be in `done` a little longer, so
+    // that must not keep slabs.
+    operation.executor = [device, calls, outcome](auto task) {
+      for (size_t i = 0; i < calls->calls.size(); ++i) {
+        const auto done = [outcome, i, task](const ComputeTime& time, std::exception_ptr error) {
+          if (outcome->end(i, time, error)) task();
+        };
+        device->backend->submit(*calls->calls[i].expert->expert, calls->calls[i].inputs, done);
+      }
     };
-    operation.run = [device, expert, inputs, outcome] {
+    operation.run = [device, calls, outcome] {
       if (outcome->error) std::rethrow_exception(outcome->error);
     };
     operation.result = [outcome](Napi::Env env) {
-      auto result = Napi::Object::New(env);
-      result.Set("startedMicroseconds", to_microseconds(outcome->time.started));
-      result.Set("seconds", outcome->time.seconds);
-      return result;
+      auto times = Napi::Array::New(env, outcome->times.size());
+      for (uint32_t i = 0; i < times.Length(); ++i) {
+        const ComputeTime& time = outcome->times[i];
+        auto result = Napi::Object::New(env);
+        result.Set("startedMicroseconds", to_microseconds(time.started));
+        result.Set("seconds", time.seconds);
+        times.Set(i, result);
+      }
+      return times;
     };
   });
 }
