@@ -15,7 +15,7 @@ export type UcxMessage = [
 /** What came of a channel since it was last asked; one of the two may be empty. */
 export interface UcxArrivals {
   messages: UcxMessage[];
-  /** When messages sent have left, one time for each in the order of sending, if the channel reports that; by the same clock. */
+  /** When messages sent have left, one time for each of which `send` did not tell, in their order, if the channel reports that; by the same clock. */
   sentMicroseconds: number[];
 }
 
@@ -31,14 +31,15 @@ export interface UcxChannel {
   /**
    * Sends the first `rowBytes` of the slab, and metadata, which is put behind them: the slab must have capacity for it,
    * otherwise INVALID_ARGUMENT. The message holds the memory until it has left: the slab may be released at once, and may not be
-   * written to. What is wrong later `receive` tells; a message to a peer that is gone or has closed is lost without a word.
+   * written to. What is wrong later `receive` tells; a message to a peer that is gone or has closed is lost without a word. True, on a
+   * channel that reports: it has left already, and `receive` does not tell of it.
    */
-  send(slab: Slab, rowBytes: number, metadata: Uint8Array): void;
+  send(slab: Slab, rowBytes: number, metadata: Uint8Array): boolean;
   /**
    * As `send`, of rows of `rowBytes` that lie apart in the slab, and metadata. A peer that has mapped this process's slabs ("mapped"
    * among the lanes) gathers them itself; for others they are copied here on the thread of UCX, which is for short messages.
    */
-  sendRows(slab: Slab, rowBytes: number, indices: Uint32Array, metadata: Uint8Array): void;
+  sendRows(slab: Slab, rowBytes: number, indices: Uint32Array, metadata: Uint8Array): boolean;
   /**
    * Resolves with all that has come, at least one thing. Rejects with the reason when the channel has failed
    * and everything that came before was taken, with CANCELLED after close(). One call at a time. It keeps no process alive.

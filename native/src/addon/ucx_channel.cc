@@ -29,13 +29,14 @@ std::shared_ptr<ucx::Fabric> UcxPort::fabric() const {
   return fabric;
 }
 
-void UcxPort::send(ucx::Message message) {
+bool UcxPort::send(ucx::Message message) {
   const auto fabric = this->fabric();
   uint64_t number = 0;
   if (report_sends_) {
     const std::lock_guard lock(mutex_);
     number = reported_ + sends_.size();
     sends_.emplace_back();
+    in_call_ = number;
   }
   fabric->send(id_, std::move(message), [weak = weak_from_this(), number](std::optional<Error> error) {
     const auto self = weak.lock();
@@ -44,6 +45,12 @@ void UcxPort::send(ucx::Message message) {
     // Of a lost link the channel's own failure tells, or the control plane where the peer has closed the channel.
     else if (error->code != Code::link_lost) self->fail(std::move(*error));
   });
+  if (!report_sends_) return false;
+  const std::lock_guard lock(mutex_);
+  in_call_.reset();
+  if (sends_.size() != 1 || !sends_.front()) return false;
+  sends_.pop_back();
+  return true;
 }
 
 void UcxPort::sent(uint64_t number) {
@@ -52,6 +59,8 @@ void UcxPort::sent(uint64_t number) {
   {
     const std::lock_guard lock(mutex_);
     sends_[number - reported_] = std::chrono::steady_clock::now();
+    // send() tells, or a message before it is still under way.
+    if (in_call_ == number) return;
     if (!sends_.front()) return;
     for (; !sends_.empty() && sends_.front(); ++reported_) {
       inbox_.sent.push_back(*sends_.front());
@@ -206,8 +215,7 @@ Napi::Value UcxChannelHandle::send(const Napi::CallbackInfo& info) {
                     "1 to " + std::to_string(slab->capacity() - row_bytes) + ", the capacity behind the rows");
     }
     std::memcpy(slab->data() + row_bytes, metadata.data(), metadata.size());
-    native()->send({slab, row_bytes, metadata.size()});
-    return info.Env().Undefined();
+    return Napi::Boolean::New(info.Env(), native()->send({slab, row_bytes, metadata.size()}));
   });
 }
 
@@ -219,8 +227,7 @@ Napi::Value UcxChannelHandle::send_rows(const Napi::CallbackInfo& info) {
     const auto metadata = to_span<uint8_t>(info[3], "metadata");
     if (indices.empty()) throw_invalid("indices.length", 0, "1 or more");
     if (metadata.empty()) throw_invalid("metadata.byteLength", 0, "1 or more");
-    native()->send(ucx::select_rows(arena(), slab, row_bytes, indices, metadata));
-    return info.Env().Undefined();
+    return Napi::Boolean::New(info.Env(), native()->send(ucx::select_rows(arena(), slab, row_bytes, indices, metadata)));
   });
 }
 

@@ -39,8 +39,11 @@ class UcxPort : public std::enable_shared_from_this<UcxPort> {
   void wait(std::function<void()> ready);
   /** What has come; throws the reason of the failure when there is nothing. */
   UcxArrivals take();
-  /** JS thread. A message that cannot be sent for another reason than the peer's end fails the port. */
-  void send(ucx::Message message);
+  /**
+   * JS thread. A message that cannot be sent for another reason than the peer's end fails the port. True, of a port that reports: it
+   * has left already, and take() does not tell of it.
+   */
+  bool send(ucx::Message message);
   /** Ends the channel for JavaScript: whoever waits is called, and take() throws the first reason. */
   void fail(Error reason);
   /** As Fabric::abandon. */
@@ -68,6 +71,8 @@ class UcxPort : public std::enable_shared_from_this<UcxPort> {
   /** When messages from number `reported_` on have left; none for one that is under way. */
   std::deque<std::optional<std::chrono::steady_clock::time_point>> sends_;
   uint64_t reported_ = 0;
+  /** The message for which send() is being called. */
+  std::optional<uint64_t> in_call_;
   size_t inbox_bytes_ = 0;
   std::optional<Error> failure_;
   std::function<void()> ready_;

@@ -97,8 +97,9 @@ enum class Reach {
  * One UCX context and worker with the thread that drives them. Between processes of one machine a long message stays in
  * the sender's slab, is announced, and is copied from there by the receiver, where the system lets it map the sender's
  * slabs. Messages travel on channels. A channel is opened for receiving first, which yields its number; number, key and worker address go to the peer over the control plane, and
- * `connect` then makes it a sending channel too. All members are thread-safe; work is handed to the progress thread,
- * which polls while messages flow and sleeps on an event descriptor otherwise. They are virtual because the addon loads
+ * `connect` then makes it a sending channel too. All members are thread-safe. Work is handed to the progress thread,
+ * which polls while messages flow and sleeps on an event descriptor otherwise; a short message is sent by its caller while
+ * that thread sleeps or yields. They are virtual because the addon loads
  * the library with their code when it is first used.
  */
 class Fabric {
@@ -121,7 +122,10 @@ class Fabric {
   virtual void connect(uint64_t channel, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done);
 
   using SendDone = std::function<void(std::optional<Error>)>;
-  /** `done` is called when the slab may be used again, with an error when the message may not have arrived. */
+  /**
+   * `done` is called when the slab may be used again, with an error when the message may not have arrived: by the progress thread, or
+   * before `send` returns.
+   */
   virtual void send(uint64_t channel, Message message, SendDone done);
 
   /**

@@ -80,7 +80,7 @@ Fabric::Progress::~Progress() {
     std::lock_guard lock(mutex_);
     closing_ = true;
   }
-  eventfd_write(command_events_, 1);
+  wake();
   thread_.join();
   destroy();
 }
@@ -164,8 +164,10 @@ void Fabric::Progress::enqueue(Command command) {
     // A thread that is awake looks for commands by itself, and one that was woken takes them all.
     if (!sleeping_ || commands_.size() > 1) return;
   }
-  eventfd_write(command_events_, 1);
+  wake();
 }
+
+void Fabric::Progress::wake() { eventfd_write(command_events_, 1); }
 
 bool Fabric::Progress::run_commands() {
   std::deque<Command> commands;
@@ -183,6 +185,7 @@ void Fabric::Progress::run() {
   using Clock = std::chrono::steady_clock;
   const auto polled = poll_time();
   auto last_work = Clock::now();
+  std::unique_lock driving(driving_);
   for (;;) {
     bool busy = run_commands();
     if (!flushing_.empty()) give_up_late();
@@ -198,16 +201,18 @@ void Fabric::Progress::run() {
     if (busy) {
       last_work = now;
     } else if (now - last_work < polled) {
+      driving.unlock();
       sched_yield();
+      driving.lock();
     } else {
-      wait_for_events();
+      wait_for_events(driving);
       last_work = Clock::now();
     }
   }
   close_all();
 }
 
-void Fabric::Progress::wait_for_events() {
+void Fabric::Progress::wait_for_events(std::unique_lock<std::mutex>& driving) {
   // Arming fails while events are pending: then there is something to do.
   if (ucp_worker_arm(worker_) != UCS_OK) return;
   {
@@ -221,7 +226,9 @@ void Fabric::Progress::wait_for_events() {
     wait_ms = std::max<int>(0, ceil<milliseconds>(*next - steady_clock::now()).count());
   }
   epoll_event events[3];
+  driving.unlock();
   const int count = epoll_wait(poll_events_, events, 3, wait_ms);
+  driving.lock();
   {
     std::lock_guard lock(mutex_);
     sleeping_ = false;

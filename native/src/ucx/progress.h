@@ -33,8 +33,8 @@ inline Error closed_channel(uint64_t id) {
 }
 
 /**
- * The progress thread: it alone calls UCX after construction. Other threads hand it commands through a queue and an
- * event descriptor.
+ * The progress thread drives UCX. Other threads hand it commands through a queue and an event descriptor, or, if it leaves
+ * UCX alone just then, send a short message themselves: to wake it would take longer.
  */
 class Fabric::Progress {
  public:
@@ -70,11 +70,12 @@ class Fabric::Progress {
   // The loop.
   void enqueue(Command command);
   void run();
+  void wake();
   bool run_commands();
-  void wait_for_events();
+  void wait_for_events(std::unique_lock<std::mutex>& driving);
   void close_all();
 
-  // Everything below runs on the progress thread. Channels: channel.cc.
+  // Everything below runs with `driving_` held. Channels: channel.cc.
   void connect_now(uint64_t id, const std::vector<uint8_t>& peer_address, uint64_t peer_channel, ConnectDone done);
   void close_now(uint64_t id, CloseDone done, std::chrono::milliseconds flush);
   void give_up(Channel& channel);
@@ -111,6 +112,8 @@ class Fabric::Progress {
   void close_streams();
 
   // What goes out: send.cc.
+  bool send_at_once(uint64_t id, Message& message, SendDone& done);
+  bool is_light(uint64_t id, const Message& message) const;
   void send_now(uint64_t id, Message message, SendDone done);
   static std::optional<Error> why_unsendable(const Channel& channel);
   void offer(Channel& channel, Message message, SendDone done);
@@ -151,13 +154,15 @@ class Fabric::Progress {
   int stream_events_ = -1;
   int poll_events_ = -1;
 
+  /** Held by who calls UCX: the thread while it neither sleeps nor yields. Before `mutex_`, if both. */
+  std::mutex driving_;
   std::mutex mutex_;
   std::deque<Command> commands_;
   bool closing_ = false;
   /** The thread waits for events, a command among them. */
   bool sleeping_ = false;
 
-  // Owned by the progress thread.
+  // Used with `driving_` held.
   std::map<uint64_t, std::unique_ptr<Channel>> channels_;
   std::unordered_set<ReceiveRequest*> receiving_;
   std::unordered_set<SendRequest*> sending_;

@@ -21,9 +21,32 @@ std::optional<Error> Fabric::Progress::why_unsendable(const Channel& channel) {
 }
 
 void Fabric::Progress::send(uint64_t id, Message message, SendDone done) {
+  if (send_at_once(id, message, done)) return;
   enqueue([this, id, message = std::move(message), done = std::move(done)]() mutable {
     send_now(id, std::move(message), std::move(done));
   });
+}
+
+/** Sends a short message if the thread leaves UCX alone and nothing that came before waits for it. False: the thread must. */
+bool Fabric::Progress::send_at_once(uint64_t id, Message& message, SendDone& done) {
+  const std::unique_lock driving(driving_, std::try_to_lock);
+  if (!driving || !is_light(id, message)) return false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (closing_ || !commands_.empty()) return false;
+  }
+  const size_t under_way = sending_.size();
+  send_now(id, std::move(message), std::move(done));
+  // What could not leave at once leaves when UCX is driven.
+  if (sending_.size() > under_way || !deferred_.empty()) wake();
+  return true;
+}
+
+/** Whether a message takes no longer than to wake the thread: nothing is gathered, and nothing long is copied or written to a stream. */
+bool Fabric::Progress::is_light(uint64_t id, const Message& message) const {
+  const auto found = channels_.find(id);
+  if (found == channels_.end()) return false;
+  return found->second->may_offer || message.row_bytes + message.meta_bytes < offer_bytes_min;
 }
 
 void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {

@@ -115,11 +115,11 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   /** Messages go out at once: what is under way is bounded by the credits of the stream above. */
   send(outgoing: Outgoing<Out>): void {
     const { done, sent } = outgoing;
-    const tells = this.options.reportSends ?? false;
-    if (tells && !this.closed) this.sending.push(sent);
-    if (!this.closed) this.transmit(outgoing);
-    else if (tells) sent?.(nowMicroseconds());
+    const left = this.closed || this.transmit(outgoing);
+    const { reportSends = false } = this.options;
+    if (reportSends && !left) this.sending.push(sent);
     done();
+    if (reportSends && left) sent?.(nowMicroseconds());
   }
 
   withdraw(): boolean {
@@ -152,23 +152,24 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
     for (const sent of this.sending.splice(0)) sent?.(nowMicroseconds());
   }
 
-  /** What cannot be sent ends the channel, and `receive` tells. */
-  private transmit({ make, rows }: Outgoing<Out>): void {
+  /** Whether the message has left already. What cannot be sent ends the channel, and `receive` tells. */
+  private transmit({ make, rows }: Outgoing<Out>): boolean {
     try {
       const metadata = this.options.codec.serialize(make());
-      if (rows === null) this.sendMetadata(metadata);
-      else if (rows.gather === undefined) this.channel.send(rows.slab, rows.bytes, metadata);
-      else this.channel.sendRows(rows.slab, rows.gather.rowBytes, rows.gather.selected, metadata);
+      if (rows === null) return this.sendMetadata(metadata);
+      if (rows.gather === undefined) return this.channel.send(rows.slab, rows.bytes, metadata);
+      return this.channel.sendRows(rows.slab, rows.gather.rowBytes, rows.gather.selected, metadata);
     } catch (thrown) {
       this.failure ??= asSwitchyardError(thrown);
       void this.channel.close(0);
+      return false;
     }
   }
 
-  private sendMetadata(metadata: Uint8Array): void {
+  private sendMetadata(metadata: Uint8Array): boolean {
     const slab = native.allocateSlab(1, metadata.byteLength);
     try {
-      this.channel.send(slab, 0, metadata);
+      return this.channel.send(slab, 0, metadata);
     } finally {
       slab.release();
     }
