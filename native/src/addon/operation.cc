@@ -46,6 +46,9 @@ Napi::Value Operation::start(const Napi::CallbackInfo& info, const char* name, c
       operation->settle(info.Env());
       return promise;
     }
+    for (const napi_value value : std::exchange(operation->to_hold_, {})) {
+      operation->held_.push_back(Napi::Reference<Napi::Value>::New(Napi::Value(info.Env(), value), 1));
+    }
     operation->completions_->begin(operation->keeps_process);
   } catch (...) {
     operation->deferred_.Reject(to_js_error(info.Env(), name, std::current_exception()).Value());
@@ -79,10 +82,6 @@ void Operation::execute() noexcept {
   // The queue may be settled and gone as soon as it has the operation.
   const auto completions = completions_;
   completions->complete(std::unique_ptr<Operation>(this));
-}
-
-void Operation::hold(const Napi::Value& value) {
-  held_.push_back(Napi::Reference<Napi::Value>::New(value, 1));
 }
 
 void Operation::settle(Napi::Env env) noexcept {

@@ -43,8 +43,8 @@ class Operation {
   /** Whether the process stays for it, if nothing else keeps it. */
   bool keeps_process = true;
 
-  /** Keeps a JS value from collection until the operation ends. */
-  void hold(const Napi::Value& value);
+  /** `prepare`: keeps a JS value from collection until the operation ends. */
+  void hold(const Napi::Value& value) { to_hold_.push_back(value); }
   /** JS thread, after the operation has ended. */
   void settle(Napi::Env env) noexcept;
 
@@ -59,6 +59,8 @@ class Operation {
   const char* name_;
   Napi::Promise::Deferred deferred_;
   std::shared_ptr<CompletionQueue> completions_;
+  /** Of the call: one that is over with it needs no references. */
+  std::vector<napi_value> to_hold_;
   std::vector<Napi::Reference<Napi::Value>> held_;
   std::exception_ptr error_;
 };

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <mutex>
+#include <utility>
 
 #include "addon/gate_handle.h"
 #include "addon/parallel.h"
@@ -174,20 +176,48 @@ void run(const Request& request, Answer& answer) {
   answer.group_seconds = seconds_since(start);
 }
 
-Napi::Object to_group(Napi::Env env, const GroupPlan& plan, bool weighted) {
+/** Arrays of 4-byte elements side by side in one buffer: one of its own for each would cost more than what it holds. */
+class PackedArrays {
+ public:
+  PackedArrays(Napi::Env env, size_t elements) : buffer_(Napi::ArrayBuffer::New(env, elements * 4)) {}
+
+  template <typename Element>
+  Napi::Value add(std::span<const Element> values) {
+    static_assert(sizeof(Element) == 4);
+    const size_t offset = std::exchange(used_, used_ + values.size_bytes());
+    std::memcpy(static_cast<std::byte*>(buffer_.Data()) + offset, values.data(), values.size_bytes());
+    return Napi::TypedArrayOf<Element>::New(buffer_.Env(), values.size(), buffer_, offset, ElementType<Element>::type);
+  }
+
+ private:
+  Napi::ArrayBuffer buffer_;
+  size_t used_ = 0;
+};
+
+size_t elements_of(const Answer& answer) {
+  size_t elements = answer.counts.size();
+  for (const GroupPlan& plan : answer.routed.groups) {
+    elements += plan.segments.size() + plan.row_indices.size() + plan.weights.size() + plan.tokens.size();
+  }
+  return elements;
+}
+
+Napi::Object to_group(Napi::Env env, const GroupPlan& plan, bool weighted, PackedArrays& arrays) {
   auto group = Napi::Object::New(env);
   group.Set("worker", plan.worker);
   group.Set("rowCount", static_cast<double>(plan.tokens.size()));
-  group.Set("segments", to_array<uint32_t>(env, plan.segments));
-  group.Set("rowIndices", to_array<uint32_t>(env, plan.row_indices));
-  group.Set("weights", weighted ? to_array<float>(env, plan.weights) : env.Null());
-  group.Set("tokens", to_array<uint32_t>(env, plan.tokens));
+  group.Set("segments", arrays.add<uint32_t>(plan.segments));
+  group.Set("rowIndices", arrays.add<uint32_t>(plan.row_indices));
+  group.Set("weights", weighted ? arrays.add<float>(plan.weights) : env.Null());
+  group.Set("tokens", arrays.add<uint32_t>(plan.tokens));
   return group;
 }
 
 Napi::Value to_routed_rows(Napi::Env env, Answer& answer, bool weighted) {
+  PackedArrays arrays(env, elements_of(answer));
+  const auto counts = arrays.add<uint32_t>(answer.counts);
   auto groups = Napi::Array::New(env, answer.routed.groups.size());
-  for (uint32_t i = 0; i < groups.Length(); ++i) groups.Set(i, to_group(env, answer.routed.groups[i], weighted));
+  for (uint32_t i = 0; i < groups.Length(); ++i) groups.Set(i, to_group(env, answer.routed.groups[i], weighted, arrays));
   auto seconds = Napi::Object::New(env);
   seconds.Set("norm", answer.figures.norm_seconds);
   seconds.Set("gate", answer.figures.gate_seconds);
@@ -195,7 +225,7 @@ Napi::Value to_routed_rows(Napi::Env env, Answer& answer, bool weighted) {
   auto rows = RoutedHandle::create(env, std::make_shared<const Routed>(std::move(answer.routed)));
   rows.Set("normed", answer.normed ? SlabHandle::create(env, std::move(answer.normed)) : env.Null());
   rows.Set("nonFinite", static_cast<double>(answer.figures.non_finite));
-  rows.Set("counts", to_array<uint32_t>(env, answer.counts));
+  rows.Set("counts", counts);
   rows.Set("groups", groups);
   rows.Set("seconds", seconds);
   return rows;
