@@ -1,8 +1,8 @@
 import { native } from '../../native/index.js';
 import { type ExpertMetrics, figuresOf } from '../common/expert-metrics.js';
 import { ExpertRows } from '../common/expert-rows.js';
-import { counter, gauge, histogram, type Registry } from '../common/metrics.js';
-import { type Link, transportKinds } from '../transport/link.js';
+import { type Counter, counter, gauge, histogram, type Registry } from '../common/metrics.js';
+import type { Link, TransportKind } from '../transport/link.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 import { WorkerLoad } from './balancedness.js';
 import type { PlacementIndex } from './placement.js';
@@ -27,15 +27,7 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
   readLinks(registry, gauges.links);
   exportUcxMetrics(registry);
   const routed = readRouted(registry, experts);
-  const labels = ['worker', 'direction', 'transport'] as const;
-  const messages = counter(registry, 'link_messages_total', 'Token batches and results on a link.', labels);
-  const bytes = counter(registry, 'link_bytes_total', 'Bytes of rows on a link.', labels);
-  const counted = new Set<string>();
-  const onLink = ({ worker, transport }: Link, direction: 'sent' | 'returned', rowBytes: number) => {
-    counted.add(worker);
-    messages.inc({ worker, direction, transport });
-    bytes.inc({ worker, direction, transport }, rowBytes);
-  };
+  const traffic = readTraffic(registry);
   const seconds = (name: string, help: string) =>
     histogram(registry, `${name}_seconds`, help, secondsBuckets);
   return {
@@ -52,22 +44,59 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
       exchange: seconds('exchange', 'A token batch, from credit request to answer.'),
       combine: seconds('combine', 'Combining the results of a chunk.'),
     },
-    sent: (link: Link, rowBytes: number) => onLink(link, 'sent', rowBytes),
-    returned: (link: Link, rowBytes: number) => onLink(link, 'returned', rowBytes),
+    sent: (link: Link, rowBytes: number) => count(traffic, link, 'sent', rowBytes),
+    returned: (link: Link, rowBytes: number) => count(traffic, link, 'returned', rowBytes),
     /** The series of every other worker end. */
     keepWorkers(workers: ReadonlySet<string>): void {
-      for (const worker of counted) {
-        if (workers.has(worker)) continue;
-        counted.delete(worker);
-        for (const direction of ['sent', 'returned'])
-          for (const transport of transportKinds) {
-            messages.remove({ worker, direction, transport });
-            bytes.remove({ worker, direction, transport });
-          }
-      }
+      for (const worker of traffic.keys()) if (!workers.has(worker)) traffic.delete(worker);
     },
     routed,
   };
+}
+
+type Direction = 'sent' | 'returned';
+
+interface Traffic {
+  messages: number;
+  bytes: number;
+}
+
+/** By worker, and then by direction and transport. */
+type LinkTraffic = Map<string, Map<`${Direction} ${TransportKind}`, Traffic>>;
+
+/** Counts what travels on links in plain numbers, which become series when they are read. */
+function readTraffic(registry: Registry): LinkTraffic {
+  const traffic: LinkTraffic = new Map();
+  const labels = ['worker', 'direction', 'transport'] as const;
+  const read = (field: keyof Traffic) => (metric: Counter<(typeof labels)[number]>) => {
+    metric.reset();
+    for (const [worker, ways] of traffic)
+      for (const [way, sums] of ways) {
+        const [direction, transport] = way.split(' ') as [Direction, TransportKind];
+        metric.inc({ worker, direction, transport }, sums[field]);
+      }
+  };
+  counter(registry, 'link_messages_total', 'Token batches and results on a link.', labels, read('messages'));
+  counter(registry, 'link_bytes_total', 'Bytes of rows on a link.', labels, read('bytes'));
+  return traffic;
+}
+
+function count(
+  traffic: LinkTraffic,
+  { worker, transport }: Link,
+  direction: Direction,
+  rowBytes: number,
+): void {
+  const ways = traffic.get(worker) ?? new Map();
+  traffic.set(worker, ways);
+  const way = `${direction} ${transport}` as const;
+  const sums = ways.get(way);
+  if (sums === undefined) {
+    ways.set(way, { messages: 1, bytes: rowBytes });
+    return;
+  }
+  sums.messages += 1;
+  sums.bytes += rowBytes;
 }
 
 /** Counts a chunk's rows per expert of a layer. */
