@@ -2,14 +2,19 @@
 export class ExpertRows {
   private readonly byLayer = new Map<number, Float64Array>();
 
-  /** Adds the rows of every expert of a layer. */
-  add(layer: number, rows: Uint32Array): void {
+  /** Adds the rows of every expert of a layer, and returns how many that were. */
+  add(layer: number, rows: Uint32Array): number {
     let sums = this.byLayer.get(layer);
     if (sums === undefined) {
       sums = new Float64Array(rows.length);
       this.byLayer.set(layer, sums);
     }
-    for (let expert = 0; expert < rows.length; expert += 1) sums[expert]! += rows[expert]!;
+    let added = 0;
+    for (let expert = 0; expert < rows.length; expert += 1) {
+      sums[expert]! += rows[expert]!;
+      added += rows[expert]!;
+    }
+    return added;
   }
 
   /** The layers to which something was added, with their sums by expert. */

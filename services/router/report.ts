@@ -8,6 +8,8 @@ import type { Links } from './links.js';
 
 /** Gate counts wait this long for more, so that a burst of chunks is one message. */
 const coalesceMs = 3;
+/** Those of a chunk with less than a row for each expert wait so long: a message costs as much as such a chunk. */
+const coalesceFewMs = 30;
 
 /** Reading the resident size walks kernel counters of every thread, so it is not done at every heartbeat. */
 const rssEveryMs = 1_000;
@@ -31,6 +33,8 @@ export class RouterReporter {
   private rssBytes = 0;
   private rssReadAt = Number.NEGATIVE_INFINITY;
   private timer: NodeJS.Timeout | null = null;
+  /** When it is due, as performance.now(). */
+  private dueMs = Number.POSITIVE_INFINITY;
   private reportedLinks: number | null = null;
   private send: ((message: NodeMessageInput) => boolean) | null = null;
 
@@ -48,8 +52,7 @@ export class RouterReporter {
 
   stop(): void {
     this.send = null;
-    if (this.timer !== null) clearTimeout(this.timer);
-    this.timer = null;
+    this.clearTimer();
   }
 
   /** Adds tokens that arrived. */
@@ -59,10 +62,8 @@ export class RouterReporter {
 
   /** Adds the rows that a chunk's gate chose per expert of a layer, for the feedback loop. */
   countRows(layer: number, rows: Uint32Array): void {
-    this.rows.add(layer, rows);
-    if (this.timer === null && this.send !== null) {
-      this.timer = setTimeout(() => this.flush(), coalesceMs);
-    }
+    const few = this.rows.add(layer, rows) < rows.length;
+    if (this.send !== null) this.flushWithin(few ? coalesceFewMs : coalesceMs);
   }
 
   /** The heartbeat: counts are taken out, figures measured anew, links described if they changed. */
@@ -82,9 +83,22 @@ export class RouterReporter {
 
   /** Says at once what there is to say but the links. */
   flush(): void {
+    this.clearTimer();
+    if (this.send?.({ router: this.report() })) this.clear();
+  }
+
+  private flushWithin(ms: number): void {
+    const dueMs = performance.now() + ms;
+    if (dueMs >= this.dueMs) return;
+    this.clearTimer();
+    this.dueMs = dueMs;
+    this.timer = setTimeout(() => this.flush(), ms);
+  }
+
+  private clearTimer(): void {
     if (this.timer !== null) clearTimeout(this.timer);
     this.timer = null;
-    if (this.send?.({ router: this.report() })) this.clear();
+    this.dueMs = Number.POSITIVE_INFINITY;
   }
 
   private report(): RouterReportInput {
