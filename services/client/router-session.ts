@@ -8,7 +8,7 @@ import type { SessionRequestInput } from '../common/generated/switchyard/v1/Sess
 import type { SessionResponse } from '../common/generated/switchyard/v1/SessionResponse.js';
 import type { SessionWelcome } from '../common/generated/switchyard/v1/SessionWelcome.js';
 import { connect } from '../common/grpc-channel.js';
-import { abortError, Deferred, onAbort } from '../common/lifecycle.js';
+import { abortError, Deferred, End, type EndSignal, onAbort } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
 import { fromFailure } from '../common/status.js';
 import { chunkCost, chunkRoutingBytesMax } from '../transport/chunk-size.js';
@@ -117,10 +117,7 @@ export class RouterSession {
    * Sends a batch as soon as the session has room for it. Rejects with what the router refuses it with or it failed with, with
    * ROUTER_LOST when the router is gone, and with the signal's reason; the router is then told.
    */
-  async send(
-    input: SessionInput,
-    signal: AbortSignal = new AbortController().signal,
-  ): Promise<SessionOutput> {
+  async send(input: SessionInput, signal: EndSignal = new End()): Promise<SessionOutput> {
     this.hold();
     try {
       await this.opening;
@@ -163,7 +160,7 @@ export class RouterSession {
     input: SessionInput,
     port: SessionPort | null,
     giveBack: () => void,
-    signal: AbortSignal,
+    signal: EndSignal,
   ): Promise<SessionOutput> {
     const send = await this.prepare(input, port, giveBack);
     // Whatever comes in the meantime, numbers ascend on the wire.

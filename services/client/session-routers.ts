@@ -62,6 +62,7 @@ export class SessionRouters {
 
   /** Those that were not reached a moment ago come last, before them those of other hosts. */
   private order(routers: readonly RouterDescription[]): RouterDescription[] {
+    if (routers.length < 2) return [...routers];
     this.turn += 1;
     const now = performance.now();
     const ranked = routers.map((_, index) => {

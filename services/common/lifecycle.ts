@@ -14,6 +14,38 @@ export class Deferred<T> {
   }
 }
 
+/** As an AbortController and its signal, for less: every batch has one. */
+export class End {
+  /** Why it came; undefined: it did not. */
+  reason: Error | undefined;
+  private readonly calls = new Set<() => void>();
+
+  get aborted(): boolean {
+    return this.reason !== undefined;
+  }
+
+  throwIfAborted(): void {
+    if (this.reason !== undefined) throw this.reason;
+  }
+
+  /** The first reason stays. */
+  abort(reason: Error): void {
+    if (this.reason !== undefined) return;
+    this.reason = reason;
+    for (const call of this.calls) call();
+    this.calls.clear();
+  }
+
+  /** For onAbort alone. */
+  listen(call: () => void): () => void {
+    this.calls.add(call);
+    return () => this.calls.delete(call);
+  }
+}
+
+/** What ends work that is under way. */
+export type EndSignal = AbortSignal | End;
+
 /** The one listener of a signal: it may be a user's, who would be told of a leak from eleven on. */
 class AbortListener {
   private static readonly bySignal = new WeakMap<AbortSignal, AbortListener>();
@@ -48,14 +80,15 @@ class AbortListener {
  * Calls `run` once, when the signal aborts; at once if it has. Returns what takes that back. However many wait for a signal,
  * it gets one listener.
  */
-export function onAbort(signal: AbortSignal, run: () => void): () => void {
+export function onAbort(signal: EndSignal, run: () => void): () => void {
   if (signal.aborted) {
     run();
     return () => {};
   }
-  const listener = AbortListener.of(signal);
   // Of its own, so that one function may wait twice.
   const call = () => run();
+  if (signal instanceof End) return signal.listen(call);
+  const listener = AbortListener.of(signal);
   listener.add(call);
   return () => listener.delete(call);
 }
@@ -77,7 +110,7 @@ export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
 }
 
 /** Settles as `promise` does, or rejects with the signal's reason as soon as `signal` aborts. */
-export function abortable<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+export function abortable<T>(promise: Promise<T>, signal: EndSignal): Promise<T> {
   return new Promise((resolve, reject) => {
     const forget = onAbort(signal, () => reject(signal.reason));
     promise.then(resolve, reject).finally(forget);
@@ -102,7 +135,7 @@ export function untilSignal(): Promise<NodeJS.Signals> {
 }
 
 /** Why `signal` was aborted, as an error: its own SwitchyardError, DEADLINE_EXCEEDED of a timeout, or CANCELLED. */
-export function abortError(signal: AbortSignal): SwitchyardError {
+export function abortError(signal: EndSignal): SwitchyardError {
   const reason: unknown = signal.reason;
   if (reason instanceof SwitchyardError) return reason;
   const timedOut = reason instanceof DOMException && reason.name === 'TimeoutError';

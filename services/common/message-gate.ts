@@ -1,5 +1,6 @@
 import { constants, type ServerHttp2Stream } from 'node:http2';
 import type { Metadata } from '@grpc/grpc-js';
+import type { EndSignal } from './lifecycle.js';
 
 /** Room for messages on their way in, in bytes, of which each connection with calls under way has a share. */
 export interface MessageRoom {
@@ -7,7 +8,7 @@ export interface MessageRoom {
 }
 
 export interface MessageShare {
-  reserve(bytes: number, signal: AbortSignal): Promise<{ release(): void }>;
+  reserve(bytes: number, signal: EndSignal): Promise<{ release(): void }>;
   close(): void;
 }
 

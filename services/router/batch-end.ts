@@ -1,4 +1,5 @@
 import { SwitchyardError } from '../common/errors.js';
+import { End } from '../common/lifecycle.js';
 
 const timerMsMax = 2 ** 31 - 1;
 
@@ -6,17 +7,13 @@ const timerMsMax = 2 ** 31 - 1;
 export class BatchEnd {
   /** When it ends, as performance.now(); Infinity: never. */
   deadlineMs = Number.POSITIVE_INFINITY;
-  private readonly controller = new AbortController();
-  private timer: NodeJS.Timeout | undefined;
-
   /** Ends everything that works for the batch. Its reason is a SwitchyardError, the first one that came. */
-  get signal(): AbortSignal {
-    return this.controller.signal;
-  }
+  readonly signal = new End();
+  private timer: NodeJS.Timeout | undefined;
 
   /** The first error stays. */
   abort(error: SwitchyardError): void {
-    if (!this.signal.aborted) this.controller.abort(error);
+    this.signal.abort(error);
   }
 
   /** Ends the batch with DEADLINE_EXCEEDED after `ms` milliseconds. The soonest of several limits counts. */

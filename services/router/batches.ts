@@ -1,6 +1,7 @@
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { FairSlots } from '../common/fair-slots.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
+import type { EndSignal } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { Trace } from '../common/trace.js';
 import { BatchAccount } from './account.js';
@@ -8,7 +9,7 @@ import { runBatch } from './batch.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
 import type { ByteBudget } from './budget.js';
 import type { RouterSettings } from './config.js';
-import { checkLinks } from './dispatch.js';
+import { Destinations } from './destinations.js';
 import type { KnownCluster } from './known-cluster.js';
 import type { Links } from './links.js';
 import type { RouterMetrics } from './metrics.js';
@@ -36,10 +37,12 @@ export class Batches {
   private readonly live = new Map<BatchCall, Promise<void>>();
   private readonly batchIds = new Set<string>();
   private readonly slots: FairSlots;
+  private readonly destinations: Destinations;
   private draining: SwitchyardError | null = null;
 
   constructor(private readonly options: BatchesOptions) {
     this.slots = new FairSlots(options.config.batchesMax);
+    this.destinations = new Destinations(options.links);
   }
 
   get liveCount(): number {
@@ -150,13 +153,14 @@ export class Batches {
     this.batchIds.add(batchId);
     try {
       await cluster.untilReady(config.readyWaitMs, end.signal);
-      checkLinks(plan, cluster.placement!, links);
+      this.destinations.check(plan, cluster.placement!);
       const account = new BatchAccount(plan);
       await runBatch({
         plan,
         call,
         cluster,
         links,
+        destinations: this.destinations,
         account,
         reporter,
         metrics,
@@ -177,7 +181,7 @@ export class Batches {
 }
 
 /** What ended the batch: the first abort, unless the error is that abort and says more of it. */
-function endedBy(signal: AbortSignal, error: SwitchyardError): SwitchyardError {
+function endedBy(signal: EndSignal, error: SwitchyardError): SwitchyardError {
   if (!signal.aborted) return error;
   const reason = asSwitchyardError(signal.reason);
   return reason.code === error.code ? error : reason;

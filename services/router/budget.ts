@@ -1,5 +1,5 @@
 import { overLimit } from '../common/errors.js';
-import { onAbort } from '../common/lifecycle.js';
+import { type EndSignal, onAbort } from '../common/lifecycle.js';
 
 /** Bytes held for one chunk. They only become fewer. */
 export class Reservation {
@@ -57,7 +57,7 @@ export class BudgetShare {
    * Waits in line for `bytes`. Rejects with the signal's reason, and with TOO_LARGE for what the whole
    * budget could never hold.
    */
-  reserve(bytes: number, signal: AbortSignal): Promise<Reservation> {
+  reserve(bytes: number, signal: EndSignal): Promise<Reservation> {
     return this.budget.enqueue(this, bytes, signal);
   }
 
@@ -119,7 +119,7 @@ export class ByteBudget {
   }
 
   /** For shares alone. */
-  enqueue(share: BudgetShare, bytes: number, signal: AbortSignal): Promise<Reservation> {
+  enqueue(share: BudgetShare, bytes: number, signal: EndSignal): Promise<Reservation> {
     if (bytes > this.capacity) {
       const by = { setting: 'budgetBytes', node: this.router };
       return Promise.reject(overLimit('TOO_LARGE', 'bytes of a chunk', bytes, this.capacity, by));

@@ -2,7 +2,7 @@ import type { SlabRange, UcxFabric } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
-import { abortable } from '../common/lifecycle.js';
+import { abortable, type EndSignal } from '../common/lifecycle.js';
 import { ChunkChannel } from '../transport/chunk-channel.js';
 import { chunkCost, tokensWithin } from '../transport/chunk-size.js';
 import type { Reservation } from './budget.js';
@@ -106,7 +106,7 @@ export class ClientChannel {
    * Sends an answer once the client has credit for it. Resolves when the slab may be released. `held` is released when the
    * answer uses no memory here any more.
    */
-  async answer(chunk: ChunkInput, rows: SlabRange, held: Reservation, signal: AbortSignal): Promise<void> {
+  async answer(chunk: ChunkInput, rows: SlabRange, held: Reservation, signal: EndSignal): Promise<void> {
     const left = () => held.release();
     try {
       const routingBytes = (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);

@@ -1,9 +1,10 @@
 import type { RowGroup, Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { EndSignal } from '../common/lifecycle.js';
 import { type Trace, until } from '../common/trace.js';
-import { checkToken } from '../transport/limits.js';
 import type { Link, TokenBatchResult } from '../transport/link.js';
 import type { BatchAccount } from './account.js';
+import type { FoundLink } from './destinations.js';
 import type { Links } from './links.js';
 import type { RouterMetrics } from './metrics.js';
 import type { PlacementIndex } from './placement.js';
@@ -17,7 +18,7 @@ export interface DispatchContext {
   trace: Trace | null;
   /** As performance.now(); Infinity: none. */
   deadlineMs: number;
-  signal: AbortSignal;
+  signal: EndSignal;
   /** Ends the batch. */
   abort: (error: SwitchyardError) => void;
 }
@@ -37,33 +38,6 @@ export function requirePlaced(placement: PlacementIndex, layer: number, experts:
     layer,
     epoch: placement.epoch,
   });
-}
-
-/** How many of a token's experts each worker may have at a layer. */
-export function choicesAt(placement: PlacementIndex, layer: number, topK: number): number[] {
-  return [...placement.expertsAt.get(layer)!].map((experts) => Math.min(experts, topK));
-}
-
-/** Throws TOO_LARGE, naming a worker's setting, if there are tokens that the plan's links could not carry. */
-export function checkLinks(plan: BatchPlan, placement: PlacementIndex, links: Links): void {
-  for (const { layer } of plan.layers) {
-    for (const [worker, choices] of choicesAt(placement, layer, plan.topK).entries()) {
-      const { link } = links.find(placement.workers[worker]!);
-      if (link !== null && choices > 0) checkToken(link, choices, plan);
-    }
-  }
-}
-
-/** A worker's link, or why it has none. */
-export type FoundLink = Awaited<ReturnType<Links['settled']>>;
-
-/** The links to the workers of a placement; those without experts of the layer need none. */
-export function findLinks(placement: PlacementIndex, layer: number, links: Links): Promise<FoundLink[]> {
-  const experts = placement.expertsAt.get(layer)!;
-  const none = { link: null, reason: 'the worker has no experts of the layer' };
-  return Promise.all(
-    placement.workers.map((name, worker) => (experts[worker]! > 0 ? links.settled(name) : none)),
-  );
 }
 
 /**

@@ -1,5 +1,6 @@
 import { native, type RoutingTable, type Slab, type SlabRange } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
+import type { EndSignal } from '../common/lifecycle.js';
 import { type ArrivedRows, dropRows } from '../transport/port.js';
 import type { BudgetShare, Reservation } from './budget.js';
 import {
@@ -38,7 +39,7 @@ export interface IngestOptions {
   messageLimit: MessageLimit;
   /** Whether chunks of the batch are still in the pipeline. */
   busy: () => boolean;
-  signal: AbortSignal;
+  signal: EndSignal;
 }
 
 /**

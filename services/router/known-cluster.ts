@@ -7,7 +7,7 @@ import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDe
 import type { NodeFigures } from '../common/generated/switchyard/v1/NodeFigures.js';
 import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { NodeWelcome } from '../common/generated/switchyard/v1/NodeWelcome.js';
-import { Deferred, onAbort } from '../common/lifecycle.js';
+import { Deferred, type EndSignal, onAbort } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { unpackFloat32 } from '../common/packed.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
@@ -127,17 +127,17 @@ export class KnownCluster {
   }
 
   /** Resolves with the gates and norms as soon as they are loaded; rejects as `untilReady` does. */
-  async untilLoaded(waitMs: number, signal: AbortSignal): Promise<RouterWeights> {
+  async untilLoaded(waitMs: number, signal: EndSignal): Promise<RouterWeights> {
     await this.until(() => this.weights !== null, waitMs, signal);
     return this.weights!;
   }
 
   /** Resolves as soon as the cluster is ready. Rejects with NOT_READY after `waitMs`, and with the signal's reason. */
-  untilReady(waitMs: number, signal: AbortSignal): Promise<void> {
+  untilReady(waitMs: number, signal: EndSignal): Promise<void> {
     return this.until(() => this.readiness().ready, waitMs, signal);
   }
 
-  private async until(met: () => boolean, waitMs: number, signal: AbortSignal): Promise<void> {
+  private async until(met: () => boolean, waitMs: number, signal: EndSignal): Promise<void> {
     // The usual case costs nothing.
     if (met() && !signal.aborted) return;
     const expired = new Deferred<'expired'>();
@@ -160,7 +160,7 @@ export class KnownCluster {
   }
 
   /** The signal's reason; a deadline that passed also says what the batch was waiting for. */
-  private abortedWait(signal: AbortSignal): SwitchyardError {
+  private abortedWait(signal: EndSignal): SwitchyardError {
     const { code, message, details } = asSwitchyardError(signal.reason);
     const reason = this.whyNotReady();
     if (code !== 'DEADLINE_EXCEEDED' || reason === '') return new SwitchyardError(code, message, details);

@@ -1,16 +1,9 @@
 import { native, type RoutedRows, type RoutingTable, type Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { until } from '../common/trace.js';
-import { groupLimits } from '../transport/limits.js';
 import type { Stage } from './account.js';
-import {
-  choicesAt,
-  type DispatchContext,
-  dispatch,
-  type FoundLink,
-  findLinks,
-  requirePlaced,
-} from './dispatch.js';
+import type { Destination, Destinations } from './destinations.js';
+import { type DispatchContext, dispatch, requirePlaced } from './dispatch.js';
 import type { InputChunk } from './ingest.js';
 import type { KnownCluster } from './known-cluster.js';
 import type { PlacementIndex } from './placement.js';
@@ -19,6 +12,7 @@ import type { RouterReporter } from './report.js';
 import { createRoutingTable } from './routing-table.js';
 
 export interface PipelineContext extends DispatchContext {
+  destinations: Destinations;
   cluster: KnownCluster;
   reporter: RouterReporter;
 }
@@ -97,15 +91,15 @@ async function runLayers(
 
 async function runLayer(pass: LayerPass, context: PipelineContext): Promise<LayerOutput> {
   const { chunk, rows, layer, placement } = pass;
-  const links = await findLinks(placement, layer, context.links);
-  const routed = await route(pass, links, context);
+  const destination = await context.destinations.find(placement, layer, context.plan);
+  const routed = await route(pass, destination, context);
   try {
     let parts: Slab[];
     try {
       await account(routed, pass, context);
       context.signal.throwIfAborted();
       const target = { chunk: chunk.index, layer, placement };
-      parts = await dispatch(routed.groups, links, routed.normed ?? rows, target, context);
+      parts = await dispatch(routed.groups, destination.links, routed.normed ?? rows, target, context);
     } finally {
       routed.normed?.release();
     }
@@ -117,11 +111,10 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
 
 function route(
   { chunk, table, rows, layer, index, placement }: LayerPass,
-  links: readonly FoundLink[],
+  { limits }: Destination,
   { plan, cluster }: PipelineContext,
 ): Promise<RoutedRows> {
   const weights = cluster.weights!.layer(layer);
-  const open = links.map(({ link }) => link);
   return native.routeRows({
     rows,
     rowCount: chunk.tokens,
@@ -133,7 +126,7 @@ function route(
     table: table && { routing: table, layer: index },
     workerOf: requirePlaced(placement, layer, plan.layers[index]!.experts),
     workers: placement.workers.length,
-    limits: groupLimits(open, choicesAt(placement, layer, plan.topK), plan),
+    limits,
     weighted: plan.combine === 'partial' || plan.weighsInput,
   });
 }

@@ -6,7 +6,7 @@ import type {
 } from '../common/generated/switchyard/v1/ChannelMessage.js';
 import type { Chunk, ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
-import { Deferred } from '../common/lifecycle.js';
+import { Deferred, type EndSignal } from '../common/lifecycle.js';
 import { channelCodec } from '../common/protocol.js';
 import { chunkCost } from './chunk-size.js';
 import { Credits } from './credits.js';
@@ -116,7 +116,7 @@ export class ChunkChannel {
    * Waits for credit for a chunk, in the order of the calls. Rejects with the signal's reason, with TOO_LARGE for more
    * than the peer's window, and with what ended the channel.
    */
-  reserve(cost: number, signal: AbortSignal): Promise<void> {
+  reserve(cost: number, signal: EndSignal): Promise<void> {
     if (this.credits === null) throw new SwitchyardError('INTERNAL', 'the channel is not open');
     return this.credits.acquire(cost, signal);
   }

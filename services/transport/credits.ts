@@ -1,5 +1,5 @@
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
-import { abortError, onAbort } from '../common/lifecycle.js';
+import { abortError, type EndSignal, onAbort } from '../common/lifecycle.js';
 
 interface Waiter {
   bytes: number;
@@ -38,7 +38,7 @@ export class Credits {
    * Resolves when `bytes` are granted. Rejects with TOO_LARGE when they never could be, with the signal's
    * reason when it aborts first, and with the error of `close`.
    */
-  acquire(bytes: number, signal: AbortSignal): Promise<void> {
+  acquire(bytes: number, signal: EndSignal): Promise<void> {
     if (this.closedBy) return Promise.reject(this.closedBy);
     if (signal.aborted) return Promise.reject(abortError(signal));
     if (!Number.isSafeInteger(bytes) || bytes < 0) {
@@ -75,7 +75,7 @@ export class Credits {
 
   private enqueue(
     bytes: number,
-    signal: AbortSignal,
+    signal: EndSignal,
     resolve: () => void,
     reject: (error: Error) => void,
   ): void {

@@ -10,7 +10,7 @@ import type { ResultBatch } from '../common/generated/switchyard/v1/ResultBatch.
 import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
 import type { WorkerMessage } from '../common/generated/switchyard/v1/WorkerMessage.js';
 import { connect } from '../common/grpc-channel.js';
-import { Deferred } from '../common/lifecycle.js';
+import { Deferred, type EndSignal } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { clients, exchangeCodec } from '../common/protocol.js';
 import { fromServiceError } from '../common/status.js';
@@ -176,7 +176,7 @@ class RouterLink implements Link {
     return this.exchanges.limits;
   }
 
-  exchange(batch: TokenBatch, signal: AbortSignal): Promise<TokenBatchResult> {
+  exchange(batch: TokenBatch, signal: EndSignal): Promise<TokenBatchResult> {
     return this.exchanges.exchange(batch, signal);
   }
 

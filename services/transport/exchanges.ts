@@ -3,7 +3,7 @@ import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import type { ResultMeta } from '../common/generated/switchyard/v1/ResultMeta.js';
 import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
-import { abortError, Deferred, onAbort } from '../common/lifecycle.js';
+import { abortError, Deferred, type EndSignal, onAbort } from '../common/lifecycle.js';
 import { Credits } from './credits.js';
 import { checkBatch, creditCost, metadataRoom, resultRowCount, rowsBytes } from './limits.js';
 import type { LinkLimits, LinkStats, TokenBatch, TokenBatchMeta, TokenBatchResult } from './link.js';
@@ -62,7 +62,7 @@ export class Exchanges {
   }
 
   /** As Link.exchange. */
-  async exchange(batch: TokenBatch, signal: AbortSignal): Promise<TokenBatchResult> {
+  async exchange(batch: TokenBatch, signal: EndSignal): Promise<TokenBatchResult> {
     const { meta } = batch;
     let { rows, selected } = batch;
     const cost = creditCost(meta);

@@ -1,4 +1,5 @@
 import type { Slab } from '../../native/index.js';
+import type { EndSignal } from '../common/lifecycle.js';
 
 /** Metadata of a token batch as code handles it; BatchMeta in proto/switchyard/v1/tokens.proto is its wire form. */
 export interface TokenBatchMeta {
@@ -85,7 +86,7 @@ export interface Link {
    * is sent. Rejects with LINK_LOST when the link dies, with the worker's error when it refuses, and with
    * CANCELLED or DEADLINE_EXCEEDED from `signal`; a late answer is then discarded.
    */
-  exchange(batch: TokenBatch, signal: AbortSignal): Promise<TokenBatchResult>;
+  exchange(batch: TokenBatch, signal: EndSignal): Promise<TokenBatchResult>;
   /**
    * Ends the exchanges of a batch that have got their credits, with CANCELLED, and tells the worker to drop what it
    * has queued of them; their credit comes back when it has. Those that wait for credits end by their signals.
