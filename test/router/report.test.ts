@@ -42,6 +42,21 @@ describe('the reports of a router', () => {
     expect(reporter.heartbeat().router).toMatchObject({ tokens: 0, loads: [], rssBytes: expect.any(Number) });
   });
 
+  test('let few rows wait for more, until there is a row for each expert', () => {
+    const sent: NodeMessageInput[] = [];
+    const reporter = new RouterReporter(sources);
+    reporter.start((message) => sent.push(message) > 0);
+    reporter.countRows(0, Uint32Array.of(1, 0, 0));
+    jest.advanceTimersByTime(20);
+    expect(sent).toHaveLength(0);
+    reporter.countRows(0, Uint32Array.of(1, 1, 1));
+    jest.advanceTimersByTime(5);
+    expect(sent).toHaveLength(1);
+    reporter.countRows(0, Uint32Array.of(0, 1, 1));
+    jest.advanceTimersByTime(40);
+    expect(sent).toHaveLength(2);
+  });
+
   test('keep what the stream did not take for the next heartbeat', () => {
     const reporter = new RouterReporter(sources);
     reporter.start(() => false);
