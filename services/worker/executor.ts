@@ -1,11 +1,21 @@
-import type { ComputeTime, Expert, ExpertBackend, ExpertInput, native, Slab } from '../../native/index.js';
+import type { ComputeTime, Expert, ExpertBackend, native, Slab } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { Trace } from '../common/trace.js';
 import { resultMetadataBytes, rowsBytes } from '../transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../transport/link.js';
 import type { ExecutorMetrics } from './metrics.js';
-import { ExpertQueue, type ExpertWork, type Part, type Piece, type Task } from './tasks.js';
+import {
+  callOf,
+  ExpertQueue,
+  type ExpertWork,
+  notHere,
+  type Part,
+  type Piece,
+  pieceByPiece,
+  stillWanted,
+  type Task,
+} from './tasks.js';
 
 export interface ExecutorOptions {
   backend: ExpertBackend;
@@ -152,7 +162,7 @@ export class Executor {
     for (let i = 0; i < segments.length; i += 2) {
       const [index, count] = [segments[i]!, segments[i + 1]!];
       const queue = experts?.get(index);
-      if (queue === undefined) throw this.notHere(layer, index);
+      if (queue === undefined) throw notHere(this.options.worker, layer, index);
       parts.push({ task, queue, offset, count });
       offset += count;
     }
@@ -162,15 +172,6 @@ export class Executor {
       task.waiting.add(part);
     }
     this.waiting.add(task);
-  }
-
-  private notHere(layer: number, expert: number): SwitchyardError {
-    const { worker } = this.options;
-    return new SwitchyardError(
-      'EXPERT_NOT_HERE',
-      `worker ${worker} does not hold layer ${layer} expert ${expert}`,
-      { worker, layer, expert },
-    );
   }
 
   /** Gives the backend calls, as long as it takes them and there are rows. */
@@ -187,13 +188,8 @@ export class Executor {
     const { deadlineMs, batchId } = task.batch.meta;
     const lateMs = Math.ceil(performance.now() - deadlineMs);
     if (lateMs <= 0) return false;
-    this.fail(
-      task,
-      new SwitchyardError(
-        'DEADLINE_EXCEEDED',
-        `the deadline of batch ${batchId} passed ${lateMs} ms ago, in the queue`,
-      ),
-    );
+    const text = `the deadline of batch ${batchId} passed ${lateMs} ms ago, in the queue`;
+    this.fail(task, new SwitchyardError('DEADLINE_EXCEEDED', text));
     return true;
   }
 
@@ -262,18 +258,13 @@ export class Executor {
 
   /** A call that fails is repeated piece by piece, so that only the token batch at fault fails. */
   private async compute(call: readonly ExpertWork[]): Promise<void> {
-    const alive = call.flatMap(({ queue, pieces: all }) => {
-      const pieces = all.filter(({ task }) => task.failure === null);
-      return pieces.length > 0 ? [{ queue, pieces }] : [];
-    });
+    const alive = stillWanted(call);
     if (alive.length === 0) return;
     try {
       const times = await this.forward(alive);
       for (const [index, work] of alive.entries()) this.completed(work, times[index]!);
     } catch (error) {
-      const single = alive.flatMap(({ queue, pieces }) =>
-        pieces.map((piece) => ({ queue, pieces: [piece] })),
-      );
+      const single = pieceByPiece(alive);
       const lost = asSwitchyardError(error);
       if (lost.code === 'DEVICE_LOST') {
         for (const { pieces } of alive) for (const { task } of pieces) this.fail(task, lost);
@@ -284,27 +275,14 @@ export class Executor {
   }
 
   private async forward(call: readonly ExpertWork[]): Promise<ComputeTime[]> {
-    const calls = call.map(({ queue: { expert }, pieces }) => ({
-      expert,
-      inputs: pieces.map((piece) => this.input(piece)),
-    }));
+    const { weighsInput } = this.options;
+    const calls = call.map((work) => callOf(work, weighsInput));
     for (const { pieces } of call) for (const { task } of pieces) task.operations += 1;
     try {
       return await this.options.backend.forward(calls);
     } finally {
       for (const { pieces } of call) for (const { task } of pieces) this.operationEnded(task);
     }
-  }
-
-  private input({ task, offset, count }: Piece): ExpertInput {
-    const { rowIndices, weights } = task.batch.meta;
-    return {
-      rows: task.batch.rows,
-      indices: rowIndices.subarray(offset, offset + count),
-      output: task.output!,
-      outputRow: offset,
-      inputWeights: this.options.weighsInput ? weights!.subarray(offset, offset + count) : null,
-    };
   }
 
   private completed({ queue, pieces }: ExpertWork, { startedMicroseconds, seconds }: ComputeTime): void {

@@ -1,5 +1,5 @@
-import type { Expert, Slab } from '../../native/index.js';
-import type { SwitchyardError } from '../common/errors.js';
+import type { Expert, ExpertCall, Slab } from '../../native/index.js';
+import { SwitchyardError } from '../common/errors.js';
 import type { Deferred } from '../common/lifecycle.js';
 import type { TokenBatch, TokenBatchResult } from '../transport/link.js';
 
@@ -59,4 +59,36 @@ export class ExpertQueue {
     readonly index: number,
     readonly expert: Expert,
   ) {}
+}
+
+/** What is left of a call without the token batches that have failed. */
+export function stillWanted(call: readonly ExpertWork[]): ExpertWork[] {
+  return call.flatMap(({ queue, pieces: all }) => {
+    const pieces = all.filter(({ task }) => task.failure === null);
+    return pieces.length > 0 ? [{ queue, pieces }] : [];
+  });
+}
+
+export function pieceByPiece(call: readonly ExpertWork[]): ExpertWork[] {
+  return call.flatMap(({ queue, pieces }) => pieces.map((piece) => ({ queue, pieces: [piece] })));
+}
+
+/** As the backend takes it. */
+export function callOf({ queue, pieces }: ExpertWork, weighsInput: boolean): ExpertCall {
+  const inputs = pieces.map(({ task, offset, count }) => {
+    const { rowIndices, weights } = task.batch.meta;
+    return {
+      rows: task.batch.rows,
+      indices: rowIndices.subarray(offset, offset + count),
+      output: task.output!,
+      outputRow: offset,
+      inputWeights: weighsInput ? weights!.subarray(offset, offset + count) : null,
+    };
+  });
+  return { expert: queue.expert, inputs };
+}
+
+export function notHere(worker: string, layer: number, expert: number): SwitchyardError {
+  const text = `worker ${worker} does not hold layer ${layer} expert ${expert}`;
+  return new SwitchyardError('EXPERT_NOT_HERE', text, { worker, layer, expert });
 }
