@@ -1,7 +1,7 @@
 import { randomInt, randomUUID } from 'node:crypto';
 import type { CallOptions, Metadata } from '@grpc/grpc-js';
 import { parseAddress } from '../common/address.js';
-import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterDescription } from '../common/generated/switchyard/v1/ClusterDescription.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
@@ -19,7 +19,8 @@ import { RouterStream, routerError } from './router-stream.js';
 import { openRouters, reachRouters, whyNotReady } from './routers.js';
 import { Session, type SessionOptions } from './session.js';
 import { SessionRouters } from './session-routers.js';
-import { checkInput, type ForwardInput, openInput } from './source.js';
+import { SmallBatches } from './small-batches.js';
+import { checkInput, type ForwardInput, openInput, StreamedRows } from './source.js';
 import { UnreachableByUcx } from './ucx.js';
 import { ClusterWatch } from './watch.js';
 
@@ -65,6 +66,7 @@ export class SwitchyardClient {
   private readonly unreachableByUcx = new UnreachableByUcx();
   private readonly live = new Set<ForwardCall>();
   private readonly sessions = new Set<Session>();
+  private readonly small = new SmallBatches((...router) => this.openSession(...router));
   private readonly over = new AbortController();
   private turn = randomInt(1 << 20);
 
@@ -160,6 +162,9 @@ export class SwitchyardClient {
       const deadlineMs = options.deadlineMs ? Math.max(1, options.deadlineMs - spentMs) : 0;
       const callOptions: CallOptions =
         deadlineMs > 0 ? { deadline: Date.now() + deadlineMs + deadlineGraceMs } : {};
+      const routingBytes = options.given ? layers.length * (routing?.topK ?? 1) * 8 : 0;
+      const tokens = sequences * length;
+      const bytes = tokens * (hidden * 2 + routingBytes);
       const call = new ForwardCall({
         header: {
           batchId: options.batchId ?? randomUUID(),
@@ -174,11 +179,14 @@ export class SwitchyardClient {
         input: source,
         given: options.given ?? null,
         chunkTokens: options.chunkTokens || usualChunkTokens(hidden * 2),
-        routingBytes: options.given ? layers.length * (routing?.topK ?? 1) * 8 : 0,
+        routingBytes,
         routers: reached.length,
         signal: options.signal ?? null,
         open: (index) => {
-          const { address, messageBytesMax, inference } = reached[index]!;
+          const router = reached[index]!;
+          const { address, messageBytesMax, inference } = router;
+          if (!(source instanceof StreamedRows) && this.small.fits(tokens, bytes, messageBytesMax))
+            return this.small.stream(router, transport);
           const call = inference.forward(callOptions);
           const unreachable = this.unreachableByUcx;
           return new RouterStream({ router: address, call, transport, messageBytesMax, unreachable });
@@ -252,11 +260,18 @@ export class SwitchyardClient {
   }
 
   private async openSession(router: RouterDescription, transport: TransportChoice): Promise<RouterSession> {
-    const { token, unreachableByUcx: unreachable } = this;
     await reachRouters([router], this.connections, 1, 0);
+    const { token, unreachableByUcx: unreachable } = this;
     const session = new RouterSession({ router: router.address, token, transport, unreachable });
-    await session.opened;
-    return session;
+    try {
+      await session.opened;
+      return session;
+    } catch (error) {
+      const byUcx = asSwitchyardError(error).details.transport === 'ucx';
+      if (transport !== 'auto' || !byUcx) throw error;
+      // UCX does not reach the router, and is left alone there for a while.
+      return this.openSession(router, 'grpc');
+    }
   }
 
   /** Settles as `work` does, unless the batch's deadline, its signal or the end of the client comes first. */
@@ -281,6 +296,7 @@ export class SwitchyardClient {
 
   private disconnect(): void {
     this.watch.end(this.over.signal.reason);
+    this.small.end(this.over.signal.reason);
     this.connections.retain(new Set());
   }
 

@@ -6,9 +6,9 @@ import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSu
 import { Deferred, onAbort } from '../common/lifecycle.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { TokenRanges } from '../common/token-ranges.js';
+import type { BatchStream } from './batch-stream.js';
 import { merge } from './merge.js';
 import type { RouterChunk } from './router-chunk.js';
-import type { RouterStream } from './router-stream.js';
 import { locate, type Share, splitBatch, type TokenRun } from './share.js';
 import { shown } from './shown.js';
 import { type RowsReader, StreamedRows } from './source.js';
@@ -57,7 +57,7 @@ export interface ForwardPlan {
   routingBytes: number;
   routers: number;
   signal: AbortSignal | null;
-  open(router: number): RouterStream;
+  open(router: number): BatchStream;
 }
 
 const nowhere: RowsSink = { write: () => {} };
@@ -69,7 +69,7 @@ const nowhere: RowsSink = { write: () => {} };
 export class ForwardCall implements AsyncIterable<AnswerChunk> {
   readonly batchId: string;
   private readonly shares: Share[];
-  private readonly streams: RouterStream[];
+  private readonly streams: BatchStream[];
   private readonly uploads: Promise<void>;
   private readonly answers: AsyncGenerator<ShareAnswer, void, void>;
   /** Who takes them. */
@@ -232,7 +232,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     }
   }
 
-  private async *answersOf(stream: RouterStream, share: Share): AsyncGenerator<ShareAnswer, void, void> {
+  private async *answersOf(stream: BatchStream, share: Share): AsyncGenerator<ShareAnswer, void, void> {
     const { router } = stream;
     const seen = new TokenRanges();
     let answered = 0;
@@ -307,7 +307,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
 
   /** Sends tokens of the batch, `first` and following, as those from `offset` of a share on; false: the call is over. */
   private async sendTokens(
-    stream: RouterStream,
+    stream: BatchStream,
     offset: number,
     first: number,
     count: number,

@@ -1,6 +1,13 @@
 import type { SwitchyardError } from '../common/errors.js';
-import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
+
+/** Offset, rows and routing of an answer; rows that came over UCX are not in it. */
+interface AnsweredTokens {
+  offset: number;
+  rows: Uint8Array;
+  experts: Uint8Array;
+  weights: Uint8Array;
+}
 
 /** A router's answer. Its rows are taken once, in one of the two ways; over UCX the router may then send more. */
 export class RouterChunk {
@@ -9,8 +16,7 @@ export class RouterChunk {
   lost: SwitchyardError | null = null;
 
   constructor(
-    /** Offset and routing. */
-    readonly chunk: Chunk,
+    readonly chunk: AnsweredTokens,
     private readonly over: { channel: ChunkChannel; arrived: ArrivedChunk; taken: () => void } | null,
   ) {
     this.rowBytes = over?.arrived.rowBytes ?? chunk.rows.byteLength;

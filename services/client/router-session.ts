@@ -7,6 +7,7 @@ import type { SessionAnswer } from '../common/generated/switchyard/v1/SessionAns
 import type { SessionRequestInput } from '../common/generated/switchyard/v1/SessionRequest.js';
 import type { SessionResponse } from '../common/generated/switchyard/v1/SessionResponse.js';
 import type { SessionWelcome } from '../common/generated/switchyard/v1/SessionWelcome.js';
+import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { connect } from '../common/grpc-channel.js';
 import { abortError, Deferred, End, type EndSignal, onAbort } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
@@ -67,6 +68,8 @@ export class RouterSession {
   lanes = 'http2';
   /** Batches that wait or are under way. */
   underWay = 0;
+  /** When it had its last batch, as performance.now(); Infinity: it has one. */
+  idleSinceMs = Number.POSITIVE_INFINITY;
   private readonly client: InferenceClient;
   private readonly call: SessionCall;
   private readonly sockets = new Set<Socket>();
@@ -213,16 +216,14 @@ export class RouterSession {
       late.reject(new SwitchyardError('LINK_LOST', text));
     }, openMs);
     try {
-      const reason = await this.offer();
+      await this.offer();
       const { ucx, ucxDeclined, batchesMax, windowBytes } = await Promise.race([
         this.welcomes[0].promise,
         late.promise,
       ]);
       this.slots = new Credits(batchesMax, { setting: 'batches of a session', node: `router ${router}` });
       if (this.port !== null && ucx !== null) {
-        await this.port.connect(ucx);
-        this.port.say({ hello: {} });
-        await Promise.race([this.welcomes[1].promise, late.promise]).catch((error) => {
+        await this.reach(this.port, ucx, late.promise).catch((error) => {
           unreachable.add(router);
           throw noWay(asSwitchyardError(error).message);
         });
@@ -233,30 +234,34 @@ export class RouterSession {
           node: `router ${router}`,
         });
       } else if (transport === 'ucx') {
-        throw noWay(reason ?? `router ${router} takes batches over gRPC alone: ${ucxDeclined}`);
+        throw noWay(`router ${router} takes batches over gRPC alone: ${ucxDeclined}`);
       }
     } finally {
       clearTimeout(timer);
     }
   }
 
-  /** Says hello, with an offer of UCX where that is to be. Returns why it is not. */
-  private async offer(): Promise<string | null> {
+  /** Resolves when the router has been heard over UCX. */
+  private async reach(port: SessionPort, end: UcxEnd, late: Promise<never>): Promise<void> {
+    await port.connect(end);
+    port.say({ hello: {} });
+    await Promise.race([this.welcomes[1].promise, late]);
+  }
+
+  /** Says hello, with an offer of UCX where that is to be. Rejects with LINK_LOST where it must be and cannot. */
+  private async offer(): Promise<void> {
     const { transport, router, unreachable } = this.options;
-    let reason: string | null = 'transport is grpc';
     if (unreachable.tries(router, transport)) {
       try {
         this.port = await openSessionPort(hostOf(router), {
           onMessage: (message, rows) => this.receive(message, rows),
           onFailure: (error) => this.lose(routerLost(router, error)),
         });
-        reason = null;
       } catch (error) {
-        reason = asSwitchyardError(error).message;
+        if (transport === 'ucx') throw error;
       }
     }
     this.call.write({ hello: this.port?.offer ?? {} });
-    return reason;
   }
 
   private receive(message: SessionResponse, rows: TakeRows | null): void {
@@ -297,12 +302,15 @@ export class RouterSession {
   /** Keeps the process alive while there is something to wait for. */
   private hold(): void {
     this.underWay += 1;
+    this.idleSinceMs = Number.POSITIVE_INFINITY;
     if (this.underWay === 1) for (const socket of this.sockets) socket.ref();
   }
 
   private letGo(): void {
     this.underWay -= 1;
-    if (this.underWay === 0) for (const socket of this.sockets) socket.unref();
+    if (this.underWay > 0) return;
+    this.idleSinceMs = performance.now();
+    for (const socket of this.sockets) socket.unref();
   }
 }
 

@@ -6,13 +6,13 @@ import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardRequestInput } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { ForwardResponse } from '../common/generated/switchyard/v1/ForwardResponse.js';
-import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import type { ForwardWelcome } from '../common/generated/switchyard/v1/ForwardWelcome.js';
 import { Deferred } from '../common/lifecycle.js';
 import { fromServiceError } from '../common/status.js';
 import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
 import { chunkCost, tokensPerMessage, tokensWithin } from '../transport/chunk-size.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
+import type { BatchStream, RouterAnswer } from './batch-stream.js';
 import { RouterChunk } from './router-chunk.js';
 import { noWay, openChunkChannel, openMsOf, type UnreachableByUcx } from './ucx.js';
 
@@ -26,16 +26,13 @@ export interface RouterStreamOptions {
   unreachable: UnreachableByUcx;
 }
 
-/** What a router says of a batch: answers in any order, then the summary. */
-export type RouterAnswer = { chunk: RouterChunk; summary: null } | { chunk: null; summary: ForwardSummary };
-
 /** A chunk over UCX has at least so many bytes of rows, where the tokens allow it. */
 const ucxRowBytesMin = 1 << 20;
 /** How long after the loss of a channel the call may take to say why. */
 const channelGraceMs = 500;
 
 /** One batch's call to one router: header, summary and errors over gRPC, chunks over UCX where both ends have it. */
-export class RouterStream {
+export class RouterStream implements BatchStream {
   transport: TransportKind = 'grpc';
   /** What carries the chunks, for example "mapped posix". */
   lanes = 'http2';

@@ -6,10 +6,7 @@ import type { RouterDescription } from '../common/generated/switchyard/v1/Router
 import type { Connections } from './connections.js';
 
 /** A router, over a connection that stands. */
-export interface ReachedRouter {
-  address: string;
-  /** What it takes in one message. */
-  messageBytesMax: number;
+export interface ReachedRouter extends RouterDescription {
   inference: InferenceClient;
 }
 
@@ -69,8 +66,7 @@ async function reachSome(
     const results = await Promise.allSettled(tried.map(reach));
     for (const [index, result] of results.entries()) {
       if (result.status === 'rejected') continue;
-      const { address, messageBytesMax } = tried[index]!;
-      reached.push({ address, messageBytesMax, inference: result.value });
+      reached.push({ ...tried[index]!, inference: result.value });
     }
   }
   return reached;

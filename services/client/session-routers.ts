@@ -40,7 +40,7 @@ export class SessionRouters {
     const failures: unknown[] = [];
     for (const router of order) {
       try {
-        return await this.streamTo(router);
+        return await this.to(router);
       } catch (error) {
         failures.push(error);
         this.downUntilMs.set(router.address, performance.now() + downMs);
@@ -60,6 +60,17 @@ export class SessionRouters {
     this.streams.clear();
   }
 
+  /** Ends the streams that have had no batch for `idleMs`. Returns how many are left. */
+  endIdle(idleMs: number, reason: SwitchyardError): number {
+    const sinceMs = performance.now() - idleMs;
+    for (const [address, { opened }] of this.streams) {
+      if (opened === null || opened.idleSinceMs > sinceMs) continue;
+      opened.lose(reason);
+      this.streams.delete(address);
+    }
+    return this.streams.size;
+  }
+
   /** Those that were not reached a moment ago come last, before them those of other hosts. */
   private order(routers: readonly RouterDescription[]): RouterDescription[] {
     if (routers.length < 2) return [...routers];
@@ -75,7 +86,8 @@ export class SessionRouters {
     return ranked.slice(0, this.options.routers ?? ranked.length).map(({ router }) => router);
   }
 
-  private async streamTo(router: RouterDescription): Promise<RouterSession> {
+  /** The stream to a router, which is opened if there is none. Rejects with why it cannot be. */
+  async to(router: RouterDescription): Promise<RouterSession> {
     if (this.ended !== null) throw this.ended;
     const { address } = router;
     const known = this.streams.get(address);

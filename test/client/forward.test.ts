@@ -241,7 +241,7 @@ overEachTransport((transport) => {
     await expect(call.collect()).rejects.toMatchObject({
       code: 'LINK_LOST',
       message: expect.stringMatching(
-        /^no way over UCX: router .* takes chunks over gRPC alone: transport is grpc at /,
+        /^no way over UCX: router .* takes batches over gRPC alone: transport is grpc at /,
       ),
     });
     await untilIdle(routers[0]!);
@@ -270,7 +270,9 @@ overEachTransport((transport) => {
     held.abort();
     await Promise.all(ends);
     await untilIdle(routers[0]!);
-    const after = await (await client.forward(block, { feedback: false })).collect();
+    // The first client's session stays as it is.
+    const other = await connected(routers[0]!);
+    const after = await (await other.forward(block, { feedback: false })).collect();
     expect(after.summary.routers).toMatchObject([{ transport: 'ucx' }]);
   });
 });

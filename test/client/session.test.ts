@@ -1,4 +1,5 @@
 import { afterEach, describe, expect, test } from '@jest/globals';
+import type { ForwardOptions } from '../../services/client/client.js';
 import { type Session, type SessionBatchOptions, SwitchyardClient } from '../../services/client/index.js';
 import type { Running } from '../../services/common/lifecycle.js';
 import type { TransportKind } from '../../services/transport/link.js';
@@ -30,7 +31,16 @@ async function connected(router: Running, transport: TransportKind): Promise<Swi
 /** The outputs of a call of its own. */
 async function alone(client: SwitchyardClient, rows: Uint8Array, options: SessionBatchOptions) {
   const { given, ...others } = options;
-  const call = await client.forward(rows, { ...others, ...(given && { given: () => given }) });
+  // What comes as a stream is one.
+  const stream = (async function* () {
+    yield rows;
+  })();
+  const call = await client.forward(stream, {
+    ...others,
+    sequences: 1,
+    length: rows.byteLength / rowBytes,
+    ...(given && { given: () => given }),
+  });
   const answers = Buffer.alloc(rows.byteLength);
   const perToken = (shape.topK * rows.byteLength) / rowBytes;
   const routing: { experts: Uint32Array; weights: Float32Array }[] = [];
@@ -81,6 +91,68 @@ overEachTransport((transport) => {
       await untilIdle(router);
     }
     await until(slabBytesHeld, (now) => now <= held);
+  });
+
+  test('small batches of forward() share a session, which ends when none has come for a while', async () => {
+    const { routers } = await startCluster();
+    const router = routers[0]!;
+    const client = await connected(router, transport);
+    const rows = await tokens(96);
+    const sessions = async () => ((await stateOf(router)) as unknown as { sessions: number }).sessions;
+    const { routing, ...expected } = await alone(client, rows, { ...off, returnRouting: true });
+    expect(await sessions()).toBe(0);
+    const perToken = routing!.experts.length / 96;
+    const slice = (first: number, count: number) => ({
+      experts: routing!.experts.slice(first * perToken, (first + count) * perToken),
+      weights: routing!.weights.slice(first * perToken, (first + count) * perToken),
+    });
+    const options = { ...off, returnRouting: true };
+    const ways: ForwardOptions[] = [
+      options,
+      { ...options, sequences: 3 },
+      { ...options, chunkTokens: 17 },
+      { ...options, given: (first, count) => slice(first, count) },
+    ];
+    const calls = await Promise.all(ways.map((way) => client.forward(rows, way)));
+    for (const call of calls) {
+      const chosen = {
+        experts: new Uint32Array(routing!.experts.length),
+        weights: new Float32Array(routing!.weights.length),
+      };
+      const answers = Buffer.alloc(rows.byteLength);
+      for await (const chunk of call) {
+        answers.set(chunk.rows, chunk.first * rowBytes);
+        chosen.experts.set(chunk.routing!.experts, chunk.first * perToken);
+        chosen.weights.set(chunk.routing!.weights, chunk.first * perToken);
+      }
+      expect(same(answers, expected.rows)).toBe(true);
+      expect(chosen).toEqual(routing);
+      const { tokens, layers, routers } = await call.summary;
+      expect({ tokens, layers }).toEqual({ tokens: 96, layers: expected.summary.layers });
+      expect(routers).toMatchObject([{ tokens: 96, transport }]);
+    }
+    expect(await sessions()).toBe(1);
+    await until(sessions, (count) => count === 0);
+    expect(same((await (await client.forward(rows, off)).collect()).rows, expected.rows)).toBe(true);
+    await client.close();
+    await until(sessions, (count) => count === 0);
+  });
+
+  test('a small batch of forward() ends by its signal and its deadline while it waits', async () => {
+    const { routers, workers } = await startCluster();
+    const client = await connected(routers[0]!, transport);
+    await workers[0]!.stop('the test wants it');
+    await until(
+      () => stateOf(routers[0]!),
+      ({ ready }) => !ready,
+    );
+    const end = new AbortController();
+    const cancelled = await client.forward(await tokens(1), { signal: end.signal });
+    const late = await client.forward(await tokens(1), { deadlineMs: 50 });
+    end.abort();
+    await expect(cancelled.summary).rejects.toMatchObject({ code: 'CANCELLED' });
+    await expect(late.summary).rejects.toMatchObject({ code: 'DEADLINE_EXCEEDED' });
+    await untilIdle(routers[0]!);
   });
 
   test('each batch has its own layers and options', async () => {

@@ -49,6 +49,19 @@ async function untilIdle(): Promise<void> {
   }
 }
 
+/** What a program says that uses the SDK. */
+async function outputOf(script: string, environment: Readonly<Record<string, string>> = {}): Promise<string> {
+  const child = spawn(process.execPath, ['--input-type=module', '--eval', script], {
+    env: { ...process.env, ...environment },
+  });
+  let stdout = '';
+  child.stdout.on('data', (data) => {
+    stdout += data;
+  });
+  expect(await new Promise((resolve) => child.once('close', resolve))).toBe(0);
+  return stdout;
+}
+
 /** A client process with a batch that is under way at the coordinator's router. */
 async function clientUnderWay(transport: TransportKind): Promise<ChildProcess> {
   const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
@@ -171,14 +184,31 @@ test('the SDK works where the native addon is missing, over gRPC alone', async (
     console.log(JSON.stringify({ routers: summary.routers, error }));
     await client.close();
   `;
-  const child = spawn(process.execPath, ['--input-type=module', '--eval', script]);
-  let stdout = '';
-  child.stdout.on('data', (data) => {
-    stdout += data;
-  });
-  expect(await new Promise((resolve) => child.once('close', resolve))).toBe(0);
-  expect(JSON.parse(stdout)).toMatchObject({
+  expect(JSON.parse(await outputOf(script))).toMatchObject({
     routers: [{ tokens: 64, transport: 'grpc' }],
     error: expect.stringMatching(/^no way over UCX: the native addon cannot be loaded: .*is not built/),
   });
 });
+
+(native.ucx === null ? test.skip : test)(
+  'batches go over gRPC where UCX does not reach the router',
+  async () => {
+    const script = `
+    import { SwitchyardClient } from '${packageRoot()}/dist/services/client/index.js';
+    const client = await SwitchyardClient.connect('${cluster.address}');
+    const rows = new Uint8Array(${hidden * 2});
+    const small = await (await client.forward(rows)).collect();
+    const large = await (await client.forward(new Uint8Array(${2000 * hidden * 2}))).collect();
+    const session = await client.session().forward(rows);
+    const strict = client.session({ transport: 'ucx' }).forward(rows);
+    const error = await strict.catch((error) => error.message);
+    const ways = [small, large, session].map(({ summary }) => summary.routers[0].transport);
+    console.log(JSON.stringify({ ways, error }));
+    client.destroy();
+  `;
+    expect(JSON.parse(await outputOf(script, { UCX_TLS: 'self' }))).toEqual({
+      ways: ['grpc', 'grpc', 'grpc'],
+      error: expect.stringMatching(/^no way over UCX: /),
+    });
+  },
+);
