@@ -1,4 +1,5 @@
 import { invalidArgument } from '../services/common/errors.js';
+import { balanceGroups } from './balance.js';
 import { benchCluster, clusterCases } from './cluster.js';
 import { benchDeviceCluster } from './device-cluster.js';
 import { expertGroups } from './experts.js';
@@ -19,6 +20,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
   ...expertGroups,
   ...layerGroups,
   ...latencyGroups,
+  ...balanceGroups,
   ...Object.fromEntries(
     clusterCases.map((test) => [
       test.id,

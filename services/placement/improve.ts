@@ -6,6 +6,8 @@ const even = 1e-3;
 /** Of what the peak is above the even level: who is below the peak by less counts as at it, and a step must relieve a worker by more. */
 const peakShare = 0.02;
 const gainMin = 0.005;
+/** A split that is not quite the best one is good enough between steps, and the next step goes on with it. */
+const settlingPasses = 10;
 /** Of the workers at the peak, and of those with room, so many are looked at for one step. */
 const sourcesMax = 4;
 const thirdsMax = 4;
@@ -242,7 +244,10 @@ export class Improvement {
       this.spread.count(expert, worker, comes);
       this.bounds.room[worker]! += comes ? -1 : 1;
     }
-    this.layer.settle(changes.map(({ expert }) => expert));
+    this.layer.settle(
+      changes.map(({ expert }) => expert),
+      settlingPasses,
+    );
     return changes;
   }
 }

@@ -1,6 +1,6 @@
 import { insert, remove } from './sorted-list.js';
 
-/** Passes over the experts that have several copies; each brings the split nearer to the best one. */
+/** Passes over the experts that have several copies; each brings the split nearer to the best one, and this many mostly to it. */
 const passesMax = 500;
 /** Rows of an expert that change their copy, as a share of all rows, below which they do not matter to other experts. */
 const settled = 1e-6;
@@ -81,8 +81,8 @@ export class LayerCopies {
     this.rows[expert * this.workers + worker] = 0;
   }
 
-  /** Makes the split the best one again after copies came or went. `changed`: experts whose copies did. */
-  settle(changed: readonly number[]): void {
+  /** Brings the split nearer to the best one again after copies came or went. `changed`: experts whose copies did. */
+  settle(changed: readonly number[], passesMax: number): void {
     const unsettled = new Uint8Array(this.experts);
     const least = settled * this.loads.reduce((sum, rows) => sum + rows, 0);
     const fill = (expert: number) => {
@@ -112,7 +112,7 @@ export class LayerCopies {
     }
     const replicated = this.replicated();
     replicated.sort((a, b) => this.loads[b]! - this.loads[a]! || a - b);
-    this.settle(replicated);
+    this.settle(replicated, passesMax);
   }
 
   private replicated(): number[] {
