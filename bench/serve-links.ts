@@ -9,14 +9,14 @@ export const benchSecret = Buffer.alloc(linkSecretBytes);
 
 /** Serves links on loopback; resolves with the address. */
 export async function serveLinks(options: Omit<LinkServiceOptions, 'onCancel' | 'access'>): Promise<string> {
-  const { messageBytesMax, log } = options;
+  const { worker, messageBytesMax, log } = options;
   const access = new Access({});
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: 0,
     access,
     insecure: false,
-    messageBytesMax,
+    messageLimit: { bytesMax: messageBytesMax, node: `worker ${worker}` },
     services: [linkService({ ...options, access, onCancel: () => {} })],
     log,
   });

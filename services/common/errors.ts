@@ -65,16 +65,17 @@ export function invalidArgument(field: string, value: unknown, allowed: string):
   });
 }
 
-/** Something above a limit: names it, its value, the limit, and the setting of the node that allows more. */
+/** Something above a limit: names it, its value, the limit, and the setting of the node that allows more; null: none does. */
 export function overLimit(
   code: 'TOO_LARGE' | 'RESOURCE_EXHAUSTED',
   field: string,
   value: number,
   allowed: number,
-  { setting, node }: { setting: string; node: string },
+  by: { setting: string; node: string } | null,
 ): SwitchyardError {
-  const text = `${field} is ${value}; allowed: at most ${allowed}, by ${setting} of ${node}`;
-  return new SwitchyardError(code, text, { field, value, allowed, setting, node });
+  const whose = by === null ? '' : `, by ${by.setting} of ${by.node}`;
+  const text = `${field} is ${value}; allowed: at most ${allowed}${whose}`;
+  return new SwitchyardError(code, text, { field, value, allowed, ...by });
 }
 
 const quotedCharactersMax = 200;

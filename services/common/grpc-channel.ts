@@ -18,6 +18,12 @@ export const metadataBytesMax = 1024 * 1024;
  */
 export const windowBytes = 4 * 1024 * 1024;
 
+/** What one message may carry: bytes of rows and routing, and whose messageBytesMax says so, as role and name. */
+export interface MessageLimit {
+  bytesMax: number;
+  node: string;
+}
+
 /** The longest message that comes in where rows have at most `messageBytesMax`. */
 export function messageLengthMax(messageBytesMax: number): number {
   return 2 * messageBytesMax + metadataBytesMax;

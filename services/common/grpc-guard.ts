@@ -1,8 +1,9 @@
 import type { Http2Server, ServerHttp2Session, ServerHttp2Stream } from 'node:http2';
 import { ServerInterceptingCall, type ServerInterceptor, type StatusObject, status } from '@grpc/grpc-js';
 import { controlLimits } from './control-limits.js';
-import { invalidArgument, SwitchyardError } from './errors.js';
+import { invalidArgument, overLimit, SwitchyardError } from './errors.js';
 import { FairSlots } from './fair-slots.js';
+import { type MessageLimit, messageLengthMax } from './grpc-channel.js';
 import { type CallDecoder, MessageGate, type MessageRoom } from './message-gate.js';
 import { services } from './protocol.js';
 import { toServiceError } from './status.js';
@@ -24,17 +25,19 @@ interface CallInternals {
 
 /**
  * The interceptor next to the wire: what a call may cost before a service hears of it. Compressed messages are refused, because
- * a few bytes of them become as many as they like; requests of small methods are small, and do not take forever; a
- * connection has a share of `callsMax` calls at once. `roomOf`: where the messages of a method get their room, if it is bounded.
+ * a few bytes of them become as many as they like, and so are messages above the limit, by their first bytes; requests of small
+ * methods are small, and do not take forever; a connection has a share of `callsMax` calls at once. `roomOf`: where the messages
+ * of a method get their room, if it is bounded.
  */
 export function guardCalls(
   callsMax: number,
   roomOf: (path: string) => MessageRoom | null,
+  limit: MessageLimit,
 ): ServerInterceptor {
   const slots = new FairSlots(callsMax);
   return (method, call) => {
     const { incomingEncoding, stream, decoder } = call as unknown as CallInternals;
-    decoder.maxReadMessageLength = Math.min(decoder.maxReadMessageLength, requestBytesMax(method));
+    checkHeads(decoder, lengthLimitOf(method, limit), (refusal) => call.sendStatus(refusal));
     let giveBack: (() => void) | null = null;
     let late: NodeJS.Timeout | undefined;
     let gate: MessageGate | null = null;
@@ -45,7 +48,8 @@ export function guardCalls(
             const peer = call.getPeer();
             giveBack = slots.take(peer);
             if (giveBack === null) return call.sendStatus(statusOf(tooManyCalls(slots, peer)));
-            if (incomingEncoding !== 'identity') return call.sendStatus(unknownEncoding(incomingEncoding));
+            if (incomingEncoding !== 'identity')
+              return call.sendStatus(compressed('grpc-encoding', incomingEncoding, 'identity'));
             if (!method.requestStream) {
               late = setTimeout(() => call.sendStatus(statusOf(incomplete(method.path))), smallRequestMs);
             }
@@ -73,9 +77,55 @@ export function guardCalls(
   };
 }
 
-function requestBytesMax({ path, requestStream }: { path: string; requestStream: boolean }): number {
-  if (!requestStream || path.startsWith('/grpc.')) return smallRequestBytes;
-  return path === services.Coordinator.Join.path ? controlLimits.messageBytesMax : Number.POSITIVE_INFINITY;
+interface LengthLimit {
+  lengthMax: number;
+  /** Of a message above it. */
+  tooLarge: (length: number) => SwitchyardError;
+}
+
+function lengthLimitOf(
+  { path, requestStream }: { path: string; requestStream: boolean },
+  { bytesMax, node }: MessageLimit,
+): LengthLimit {
+  const field = `bytes of a message of ${path}`;
+  const fixed = (lengthMax: number) => ({
+    lengthMax,
+    tooLarge: (length: number) => overLimit('TOO_LARGE', field, length, lengthMax, null),
+  });
+  if (!requestStream || path.startsWith('/grpc.')) return fixed(smallRequestBytes);
+  if (path === services.Coordinator.Join.path) return fixed(controlLimits.messageBytesMax);
+  const by = { setting: 'messageBytesMax', node };
+  return {
+    lengthMax: messageLengthMax(bytesMax),
+    tooLarge: (length) => overLimit('TOO_LARGE', field, length, bytesMax, by),
+  };
+}
+
+/**
+ * Looks at the first bytes of messages. By itself grpc-js would end a call whose message is too long in words that name nothing,
+ * and take a compressed one into memory even where no encoding was announced.
+ */
+function checkHeads(
+  decoder: CallDecoder,
+  { lengthMax, tooLarge }: LengthLimit,
+  refuse: (refusal: StatusObject) => void,
+): void {
+  decoder.maxReadMessageLength = lengthMax;
+  const write = decoder.write.bind(decoder);
+  decoder.write = (data) => {
+    let messages: Buffer[];
+    try {
+      messages = write(data);
+    } catch (error) {
+      refuse(statusOf(tooLarge(decoder.readMessageSize)));
+      throw error;
+    }
+    const heads = [decoder.readCompressFlag, ...messages];
+    if (heads.every(([flag]) => flag === 0)) return messages;
+    refuse(compressed('compressed flag of a message', 1, '0'));
+    // The call is over: what throws here is not read on.
+    throw new Error('a compressed message');
+  };
 }
 
 /**
@@ -115,9 +165,8 @@ function statusOf(error: SwitchyardError): StatusObject {
 }
 
 /** The status, and the word of what is accepted, are those of the gRPC specification. */
-function unknownEncoding(encoding: string): StatusObject {
-  const allowed = 'identity, as compressed messages are not taken';
-  const refusal = statusOf(invalidArgument('grpc-encoding', encoding, allowed));
+function compressed(field: string, value: unknown, allowed: string): StatusObject {
+  const refusal = statusOf(invalidArgument(field, value, `${allowed}, as compressed messages are not taken`));
   refusal.metadata.set(acceptEncoding, 'identity');
   return { ...refusal, code: status.UNIMPLEMENTED };
 }

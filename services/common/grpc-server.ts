@@ -13,7 +13,7 @@ import { loadSync } from '@grpc/proto-loader';
 import { protoPath as healthProtoPath } from 'grpc-health-check';
 import { type Access, assertBindAllowed, needOf } from './access.js';
 import { SwitchyardError } from './errors.js';
-import { channelOptions, windowBytes } from './grpc-channel.js';
+import { channelOptions, type MessageLimit, windowBytes } from './grpc-channel.js';
 import { boundConnections, connectionsMax, guardCalls } from './grpc-guard.js';
 import { Health } from './health.js';
 import type { Logger } from './log.js';
@@ -37,7 +37,7 @@ export interface GrpcServerOptions {
   /** Who may call. */
   access: Access;
   insecure: boolean;
-  messageBytesMax: number;
+  messageLimit: MessageLimit;
   /** Calls at once that the services count and bound themselves. Default: none. */
   batchesMax?: number;
   /** What a stream may have sent that nobody reads. Default: as a connection. */
@@ -73,14 +73,14 @@ const reflectionPath = '/grpc.reflection.v1.ServerReflection/ServerReflectionInf
  * Throws CONFIG_INVALID for a host that needs a token and for an address that cannot be bound.
  */
 export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
-  const { host, port, access, services, log } = options;
+  const { host, port, access, messageLimit, services, log } = options;
   const paths = services.flatMap(({ definition }) => Object.values(definition).map(({ path }) => path));
   assertBindAllowed(host, access, options.insecure, [...paths, reflectionPath]);
   prepareProcess();
   const server = new Server({
-    ...channelOptions(options.messageBytesMax),
+    ...channelOptions(messageLimit.bytesMax),
     interceptors: [
-      guardCalls(callsBeside + (options.batchesMax ?? 0), roomsOf(services)),
+      guardCalls(callsBeside + (options.batchesMax ?? 0), roomsOf(services), messageLimit),
       accessInterceptor(access, log),
     ],
   });

@@ -15,6 +15,8 @@ export interface MessageShare {
 /** Where grpc-js assembles the messages of a call. */
 export interface CallDecoder {
   maxReadMessageLength: number;
+  /** One byte, the first of the last message; 0 before it. */
+  readonly readCompressFlag: Buffer;
   /** Of the message that is arriving. */
   readonly readMessageSize: number;
   readonly readMessageRemaining: number;

@@ -94,7 +94,7 @@ class CoordinatorService {
       port: config.port,
       access,
       insecure,
-      messageBytesMax: config.messageBytesMax,
+      messageLimit: { bytesMax: config.messageBytesMax, node: `router ${config.name}` },
       batchesMax: config.batchesMax,
       streamWindowBytes: clientWindowBytes(config),
       services: [

@@ -38,6 +38,7 @@ export interface NodeStreamOwner {
  */
 export class NodeStream {
   member: Member | null = null;
+  readonly peer: string;
   private readonly due = new Set<MessageKind>();
   private readonly told: Told = { epoch: 0, biasVersion: 0 };
   private readonly helloTimer: NodeJS.Timeout;
@@ -51,6 +52,8 @@ export class NodeStream {
     helloMs: number,
     private readonly pace: Pace,
   ) {
+    // A connection that is gone does not know it any more.
+    this.peer = call.getPeer();
     this.helloTimer = setTimeout(() => {
       this.fail(new SwitchyardError('DEADLINE_EXCEEDED', `no hello within ${helloMs} ms`));
     }, helloMs);
@@ -61,10 +64,6 @@ export class NodeStream {
     });
     // A stream that breaks ends like one that is ended; only a goodbye tells them apart.
     for (const event of ['end', 'cancelled', 'error']) call.on(event, () => this.end());
-  }
-
-  get peer(): string {
-    return this.call.getPeer();
   }
 
   /** Says this kind of message with its then latest content, as soon as the stream takes it. */

@@ -1,8 +1,8 @@
 import { asSwitchyardError } from '../common/errors.js';
+import type { MessageLimit } from '../common/grpc-channel.js';
 import { onAbort } from '../common/lifecycle.js';
 import type { BatchCall } from './batch-call.js';
 import type { BudgetShare, Reservation } from './budget.js';
-import type { MessageLimit } from './check-chunk.js';
 import { Ingest, type InputChunk } from './ingest.js';
 import { type OutputChunk, type PipelineContext, runChunk } from './pipeline.js';
 import { outputBytes, routingBytes } from './plan.js';

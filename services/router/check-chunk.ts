@@ -2,6 +2,7 @@ import type { RoutingBytes } from '../../native/index.js';
 import { invalidArgument, overLimit, type SwitchyardError } from '../common/errors.js';
 import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
+import type { MessageLimit } from '../common/grpc-channel.js';
 import type { ArrivedRows } from '../transport/port.js';
 import type { BatchPlan } from './plan.js';
 
@@ -12,12 +13,6 @@ export interface ClientMessage {
   rows: ArrivedRows;
   /** To be called once the rows are taken, so that the client may send more. */
   taken: () => void;
-}
-
-/** What one message of a client may carry: bytes of rows and routing, and whose messageBytesMax says so. */
-export interface MessageLimit {
-  bytesMax: number;
-  node: string;
 }
 
 /** A client's message of whole tokens that follow what came before. */

@@ -46,6 +46,7 @@ const sessionOver = new SwitchyardError('CANCELLED', 'the session is over');
 
 /** A client's Session call: its batches are a router's like any other, and none of them ends it. */
 export class ClientSession {
+  readonly peer: string;
   private readonly writer: MessageWriter<SessionResponseInput>;
   private readonly stream: SessionWay;
   private channel: SessionChannel | null = null;
@@ -67,6 +68,8 @@ export class ClientSession {
     private readonly call: SessionStream,
     private readonly options: ClientSessionOptions,
   ) {
+    // A connection that is gone does not know it any more.
+    this.peer = call.getPeer();
     this.gate = gateOf(call);
     this.writer = new MessageWriter(call, () => this.idle());
     this.stream = { port: this.writer, transport: 'grpc', lanes: 'http2' };
@@ -81,10 +84,6 @@ export class ClientSession {
     });
     const gone = new SwitchyardError('CANCELLED', 'the client ended the session or is gone');
     call.on('cancelled', () => this.close(gone));
-  }
-
-  get peer(): string {
-    return this.call.getPeer();
   }
 
   /** Ends the call well, when the batches under way are answered. */

@@ -1,5 +1,6 @@
 import { native, type RoutingTable, type Slab, type SlabRange } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
+import type { MessageLimit } from '../common/grpc-channel.js';
 import type { EndSignal } from '../common/lifecycle.js';
 import { type ArrivedRows, dropRows } from '../transport/port.js';
 import type { BudgetShare, Reservation } from './budget.js';
@@ -7,7 +8,6 @@ import {
   type CheckedChunk,
   type ClientMessage,
   checkChunk,
-  type MessageLimit,
   tooFewTokens,
   tooManyTokens,
 } from './check-chunk.js';

@@ -43,7 +43,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     port: config.port,
     access,
     insecure,
-    messageBytesMax: config.messageBytesMax,
+    messageLimit: { bytesMax: config.messageBytesMax, node: `router ${config.name}` },
     batchesMax: config.batchesMax,
     streamWindowBytes: clientWindowBytes(config),
     services: [router.service],

@@ -41,6 +41,7 @@ const notReached = new SwitchyardError('LINK_LOST', 'the client sends its chunks
 export class OneShotCall implements BatchCall {
   readonly end = new BatchEnd();
   readonly loggedAt = 'info';
+  readonly peer: string;
   private readonly callDeadlineMs: number;
   private woken = new Deferred<void>();
   private halfClosed = false;
@@ -56,6 +57,8 @@ export class OneShotCall implements BatchCall {
     private readonly call: ForwardStream,
     private readonly options: OneShotOptions,
   ) {
+    // A connection that is gone does not know it any more.
+    this.peer = call.getPeer();
     this.gate = gateOf(call);
     if (this.gate !== null) this.gate.onAdmitted = () => this.idle();
     const wake = () => this.wake();
@@ -71,10 +74,6 @@ export class OneShotCall implements BatchCall {
     this.callDeadlineMs = performance.now() + leftMs;
     if (call.cancelled) this.cancelled();
     if (Number.isFinite(leftMs)) this.end.limit(leftMs);
-  }
-
-  get peer(): string {
-    return this.call.getPeer();
   }
 
   async header(): Promise<ForwardHeader> {

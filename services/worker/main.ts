@@ -125,7 +125,7 @@ class WorkerService {
       port: config.port,
       access,
       insecure,
-      messageBytesMax: config.messageBytesMax,
+      messageLimit: { bytesMax: config.messageBytesMax, node: `worker ${config.name}` },
       services: [this.links()],
       log,
     });

@@ -155,7 +155,7 @@ describe('a router that takes connections and says nothing', () => {
       port: 0,
       access: new Access({}),
       insecure: false,
-      messageBytesMax: 1024,
+      messageLimit: { bytesMax: 1024, node: 'router r' },
       services: [{ definition: services.Inference, implementation: implementation as InferenceHandlers }],
       log: createLogger('coordinator', 'test', 'silent'),
     });

@@ -18,7 +18,7 @@ async function serve(port = 0) {
     port,
     access: new Access({}),
     insecure: false,
-    messageBytesMax: 1024,
+    messageLimit: { bytesMax: 1024, node: 'router r' },
     services: [],
     log: createLogger('router', 'test', 'silent'),
   });

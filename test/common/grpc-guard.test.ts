@@ -77,7 +77,10 @@ describe('compressed messages', () => {
   });
 
   test('of 32 KB that would be 32 MiB, 200 at once, take no memory', async () => {
-    const { address } = await serve({ services: [inference('m', read)], messageBytesMax: 32 * mebibyte });
+    const { address } = await serve({
+      services: [inference('m', read)],
+      messageLimit: { bytesMax: 32 * mebibyte, node: 'router r' },
+    });
     const bomb = framed(await promisify(gzip)(Buffer.alloc(32 * mebibyte)), true);
     expect(bomb.byteLength).toBeLessThan(40_000);
     const over = session(address);
@@ -90,6 +93,23 @@ describe('compressed messages', () => {
     clearInterval(sampling);
     expect(answers.map((answer) => answer['grpc-status'])).toEqual(Array(200).fill('12'));
     expect(peak - before).toBeLessThan(128 * mebibyte);
+  });
+
+  test('are refused by their flag alone, before they are here, whatever encoding was announced', async () => {
+    const { address } = await serve({ services: [inference('m', read)] });
+    const over = session(address);
+    const head = framed(Buffer.alloc(0), true);
+    head.writeUInt32BE(60_000, 1);
+    const good = framed(Buffer.alloc(0), false);
+    for (const path of paths) {
+      for (const body of [head, framed(Buffer.alloc(100), true), Buffer.concat([good, head])]) {
+        const answer = await raw(over, path, body);
+        expect(answer).toMatchObject({ 'grpc-status': '12', 'switchyard-code': 'INVALID_ARGUMENT' });
+        expect(decodeURI(String(answer['grpc-message']))).toBe(
+          'compressed flag of a message is 1; allowed: 0, as compressed messages are not taken',
+        );
+      }
+    }
   });
 
   test('are not invited: answers name identity alone', async () => {
@@ -109,15 +129,49 @@ describe('small requests', () => {
     head.writeUInt32BE(messageBytesMax, 1);
     for (const path of ['/switchyard.v1.Inference/DescribeModel', '/grpc.health.v1.Health/Check']) {
       const answer = await raw(session(address), path, head);
-      expect(answer['grpc-status']).toBe('8');
-      expect(decodeURI(String(answer['grpc-message']))).toContain(`(${messageBytesMax} vs 65536)`);
+      expect(answer).toMatchObject({ 'grpc-status': '8', 'switchyard-code': 'TOO_LARGE' });
+      expect(decodeURI(String(answer['grpc-message']))).toBe(
+        `bytes of a message of ${path} is ${messageBytesMax}; allowed: at most 65536`,
+      );
+    }
+  });
+});
+
+describe('a message of a stream above any limit', () => {
+  const announced = (length: number) => {
+    const head = framed(Buffer.alloc(0), false);
+    head.writeUInt32BE(length, 1);
+    return head;
+  };
+  const read = (call: ServerDuplexStream<object, object>) => call.on('data', () => call.write({}));
+
+  test('names the limit, its setting and the node', async () => {
+    const { address } = await serve({ services: [inference('m', read)] });
+    const path = '/switchyard.v1.Inference/Forward';
+    // Alone, and once an answer has left.
+    for (const before of [Buffer.alloc(0), framed(Buffer.alloc(0), false)]) {
+      for (const length of [3 * messageBytesMax + 1, 0xfffffff0]) {
+        const answer = await raw(session(address), path, Buffer.concat([before, announced(length)]));
+        expect(answer).toMatchObject({ 'grpc-status': '8', 'switchyard-code': 'TOO_LARGE' });
+        expect(decodeURI(String(answer['grpc-message']))).toBe(
+          `bytes of a message of ${path} is ${length}; allowed: at most ${messageBytesMax}, by messageBytesMax of router r`,
+        );
+        expect(JSON.parse(String(answer['switchyard-details']))).toMatchObject({
+          value: length,
+          allowed: messageBytesMax,
+          setting: 'messageBytesMax',
+          node: 'router r',
+        });
+      }
     }
   });
 });
 
 describe('calls', () => {
   test('of one connection leave some to others, and come back', async () => {
-    const server = new Server({ interceptors: [guardCalls(8, () => null)] });
+    const server = new Server({
+      interceptors: [guardCalls(8, () => null, { bytesMax: messageBytesMax, node: 'router r' })],
+    });
     const { definition, implementation } = inference('m', (call: ServerDuplexStream<object, object>) =>
       call.on('data', () => call.write({})),
     );

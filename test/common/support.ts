@@ -44,7 +44,7 @@ export async function serve(options: Partial<GrpcServerOptions>) {
     port: 0,
     access: new Access({}),
     insecure: false,
-    messageBytesMax,
+    messageLimit: { bytesMax: messageBytesMax, node: 'router r' },
     services: [inference('m')],
     log,
     ...options,

@@ -27,7 +27,7 @@ async function start(watchersMax?: number) {
     port: 0,
     access: new Access({}),
     insecure: false,
-    messageBytesMax: megabyte,
+    messageLimit: { bytesMax: megabyte, node: 'router r' },
     services: [{ definition: services.Inference, implementation: implementation as InferenceHandlers }],
     log,
   });

@@ -77,7 +77,7 @@ export async function start(
     port: options.port ?? 0,
     access: new Access({}),
     insecure: false,
-    messageBytesMax: options.messageBytesMax ?? 2 ** 20,
+    messageLimit: { bytesMax: options.messageBytesMax ?? 2 ** 20, node: 'router r' },
     services: [{ definition: services.Coordinator, implementation: control.implementation }],
     log,
   });

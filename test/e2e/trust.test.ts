@@ -243,7 +243,7 @@ describe('with the token of nodes', () => {
       port: 0,
       access: new Access({}),
       insecure: false,
-      messageBytesMax,
+      messageLimit: { bytesMax: messageBytesMax, node: 'worker w' },
       services: [{ definition: services.Experts, implementation: { Exchange } }],
       log,
     });

@@ -105,7 +105,11 @@ overEachTransport((transport) => {
         ],
         [
           ...(transport === 'grpc'
-            ? ([tooMuch(1_280_000), 'TOO_LARGE', 'messageBytesMax of the receiver'] as const)
+            ? ([
+                tooMuch(1_280_000),
+                'TOO_LARGE',
+                'at most 65536, by messageBytesMax of router router-0',
+              ] as const)
             : ([tooMuch(300_032), 'RESOURCE_EXHAUSTED', 'a chunk that costs 300032 bytes'] as const)),
         ],
       ];

@@ -97,7 +97,7 @@ export async function startWorker(options: Partial<LinkServiceOptions> = {}) {
     port: 0,
     access,
     insecure: false,
-    messageBytesMax,
+    messageLimit: { bytesMax: messageBytesMax, node: 'worker w' },
     services: [
       linkService({
         worker: 'w',
@@ -167,7 +167,7 @@ export async function rawWorker(
     port: 0,
     access,
     insecure: false,
-    messageBytesMax,
+    messageLimit: { bytesMax: messageBytesMax, node: 'worker w' },
     services: [{ definition: services.Experts, implementation: { Exchange } }],
     log,
   });
