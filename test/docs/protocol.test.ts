@@ -29,6 +29,13 @@ describe('the error table of PROTOCOL.md', () => {
   });
 });
 
+test('the service that PROTOCOL.md shows has every method of the protocol', () => {
+  const methods = (text: string) => [...text.matchAll(/^ {2}rpc (\w+) ?\(/gm)].map(([, name]) => name).sort();
+  const defined = methods(read('proto/switchyard/v1/client.proto'));
+  expect(defined.length).toBeGreaterThan(3);
+  expect(methods(read('docs/PROTOCOL.md'))).toEqual(defined);
+});
+
 describe('the wire form of UCX messages in PROTOCOL.md', () => {
   const page = read('docs/PROTOCOL.md');
   const wire = read('native/src/ucx/wire.h');
