@@ -52,6 +52,7 @@ export const batchFields = {
   feedback: toggle().nullable().default(null),
   refuseNonFinite: toggle().default(false),
   returnRouting: text().nullable().default(null),
+  record: text().nullable().default(null),
   chunkTokens: humanCount(0, chunkTokensMax).nullable().default(null),
   deadline: decimal(0.001, deadlineMsMax / 1000)
     .nullable()
@@ -78,6 +79,7 @@ export const batchHelp = {
     'fail at the first token that holds NaN or infinity, sent or after a layer, instead of counting them',
   ],
   returnRouting: ['file', 'write the chosen experts and weights, as JSON lines'],
+  record: ['file', 'write the load of the experts, and a sample of the choices, for switchyard plan'],
   chunkTokens: ['n', "tokens per chunk of the pipeline (default: 0, the router's choice)"],
   deadline: ['seconds', 'end the batch with an error after this time'],
   transport: ['way', 'rows to and from routers: auto (UCX where both ends have it), ucx or grpc'],

@@ -11,6 +11,7 @@ import { invalidArgument } from '../common/errors.js';
 import { assertApart, OutputFile } from '../common/output-file.js';
 import { type BatchConfig, forwardOptions, syntheticBatch } from './batch-options.js';
 import { Progress } from './progress.js';
+import { BatchRecorder } from './record-batch.js';
 import { syntheticRows } from './synthetic-rows.js';
 import { Sample, type Verification } from './verify.js';
 
@@ -32,18 +33,22 @@ export async function runBatch(
   signal: AbortSignal,
   onAnswered: () => Promise<void> = async () => {},
 ): Promise<BatchReport> {
-  const { output: outputPath, returnRouting } = config;
-  assertApart({ output: outputPath, returnRouting });
+  const { output: outputPath, returnRouting, record } = config;
+  assertApart({ output: outputPath, returnRouting, record });
   const model = await client.describeModel();
   const rows = await openInput(config, model);
   const outputs: Output[] = [];
   try {
     if (outputPath !== null) outputs.push(await rowsOutput(outputPath, rows, signal));
     if (returnRouting !== null) outputs.push(await routingOutput(returnRouting, model, signal));
+    if (record !== null) {
+      const file = await OutputFile.open('record', record, signal);
+      outputs.push(new BatchRecorder(file, client, model, config.layers, rows.tokens));
+    }
     const sample = config.verify === null ? null : Sample.choose(rows.tokens, config.verify, config.seed);
     const summary = await stream(client, config, rows, outputs, sample, signal);
     await onAnswered();
-    for (const output of outputs) await output.close();
+    for (const output of outputs) await output.close(summary);
     const verification = sample && (await sample.verify(model, rows, config));
     await rows.close?.();
     return { summary, hidden: model.hidden, verification };
@@ -68,7 +73,7 @@ async function stream(
     const { close: _ownedByCaller, ...input } = rows;
     const call = await client.forward(input, {
       ...forwardOptions(config),
-      returnRouting: sample !== null || config.returnRouting !== null,
+      returnRouting: sample !== null || config.returnRouting !== null || config.record !== null,
       signal,
     });
     return await call.into({
@@ -92,9 +97,10 @@ async function openInput(config: BatchConfig, model: ModelDescription): Promise<
   return syntheticRows(model.hidden, syntheticBatch(config, model));
 }
 
-interface Output {
+/** Something that is made of the answers: there when all have come, or not at all. */
+export interface Output {
   write(chunk: AnswerChunk): Promise<void>;
-  close(): Promise<void>;
+  close(summary: BatchSummary): Promise<void>;
   abort(): Promise<void>;
 }
 

@@ -33,7 +33,7 @@ export const forwardCommand = defineCommand({
       const text = json
         ? `${JSON.stringify(batchJson(report), null, 2)}\n`
         : formatFigures(describeBatch(report));
-      reportStream(batch.output, batch.returnRouting).write(text);
+      reportStream(batch.output, batch.returnRouting, batch.record).write(text);
       assertVerified(report.verification);
     });
   },

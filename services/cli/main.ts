@@ -18,6 +18,7 @@ const commands: Record<string, () => Promise<Command>> = {
   run: async () => (await import('./run.js')).runCommand,
   demo: async () => (await import('./demo.js')).demoCommand,
   status: async () => (await import('./status.js')).statusCommand,
+  plan: async () => (await import('./plan.js')).planCommand,
   bench: async () => (await import('./bench.js')).benchCommand,
   doctor: async () => (await import('./doctor.js')).doctorCommand,
 };

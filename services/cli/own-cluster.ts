@@ -42,12 +42,12 @@ export type OwnClusterConfig = z.infer<typeof ownClusterSchema>;
 /** Starts the cluster, sends the batch, prints and writes the report, stops the cluster whatever happened. */
 export async function runOnOwnCluster(config: OwnClusterConfig, file: string | null): Promise<void> {
   const signal = abortOnSignal(clusterEndMsMax);
-  const { output, returnRouting, json } = config;
-  assertApart({ output, returnRouting, json });
+  const { output, returnRouting, record, json } = config;
+  assertApart({ output, returnRouting, record, json });
   const run: Run = {
     config,
     json: json === null ? null : await OutputFile.open('json', json, signal),
-    say: (text) => reportStream(output, returnRouting, json).write(text),
+    say: (text) => reportStream(output, returnRouting, record, json).write(text),
     signal,
   };
   try {

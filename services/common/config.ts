@@ -17,6 +17,7 @@ export const configSections = [
   'run',
   'demo',
   'status',
+  'plan',
   'bench',
   'doctor',
 ] as const;

@@ -1,5 +1,6 @@
 import type { ClusterDescriptionInput } from './generated/switchyard/v1/ClusterDescription.js';
 import type { ClusterViewInput } from './generated/switchyard/v1/ClusterView.js';
+import type { LayerCountsInput } from './generated/switchyard/v1/LayerCounts.js';
 import type { ModelDescriptionInput } from './generated/switchyard/v1/ModelDescription.js';
 import type { NodeFiguresInput } from './generated/switchyard/v1/NodeFigures.js';
 import type { PlacementInput } from './generated/switchyard/v1/Placement.js';
@@ -12,6 +13,8 @@ export interface DescriptionParts {
   placement: PlacementInput | null;
   figures: readonly NodeFiguresInput[];
   model: ModelDescriptionInput;
+  /** Of this router; empty: it was not asked for. */
+  routed: readonly LayerCountsInput[];
   /** Name of the router that answers, or empty. */
   router: string;
   /** As performance.now(). */
@@ -20,10 +23,10 @@ export interface DescriptionParts {
 
 /** The answer to DescribeCluster. */
 export function describeCluster(parts: DescriptionParts): ClusterDescriptionInput {
-  const { view, placement, model, router, startedMs } = parts;
+  const { view, placement, model, routed, router, startedMs } = parts;
   const key = ({ role, name }: { role?: unknown; name?: unknown }) => `${role}/${name}`;
   const figures = new Map(parts.figures.map((one) => [key(one), one]));
   const nodes = view.nodes?.map((node) => ({ ...node, figures: figures.get(key(node)) ?? null })) ?? [];
   const uptimeSeconds = (performance.now() - startedMs) / 1000;
-  return { view: { ...view, placement, nodes }, model, version, uptimeSeconds, router };
+  return { view: { ...view, placement, nodes }, model, version, uptimeSeconds, router, routed: [...routed] };
 }

@@ -26,6 +26,7 @@ export function describeOnly({ description, cluster, watchers }: DescribeOptions
           placement: request.placement ? cluster.placement() : null,
           figures: cluster.figures(),
           model: description,
+          routed: [],
           router: '',
           startedMs,
         }),

@@ -46,6 +46,8 @@ export function nodeFigures({ hello, worker, router }: Member): NodeFiguresInput
     eventLoopUtilization: report?.eventLoopUtilization ?? 0,
     load: worker?.load ?? null,
     rowsQueued: worker?.rowsQueued ?? 0,
+    rowsComputed: worker?.rowsComputed ?? 0,
+    computeSeconds: worker?.computeSeconds ?? 0,
     device: worker?.device ?? null,
   };
 }
@@ -110,6 +112,7 @@ function describeNode(member: Member, share: Share | null): NodeDescriptionInput
     experts: member.ready.count,
     links: member.alive ? [...member.links] : [],
     messageBytesMax: hello.messageBytesMax,
+    memoryBytes: hello.role === 'WORKER' ? hello.memoryBytes : 0,
   };
 }
 

@@ -1,6 +1,7 @@
 import { native } from '../../native/index.js';
 import { type ExpertMetrics, figuresOf } from '../common/expert-metrics.js';
 import { ExpertRows } from '../common/expert-rows.js';
+import type { LayerCountsInput } from '../common/generated/switchyard/v1/LayerCounts.js';
 import { type Counter, counter, gauge, histogram, type Registry } from '../common/metrics.js';
 import type { Link, TransportKind } from '../transport/link.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
@@ -26,7 +27,8 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
   readGauges(registry, gauges);
   readLinks(registry, gauges.links);
   exportUcxMetrics(registry);
-  const routed = readRouted(registry, experts);
+  const rows = new ExpertRows();
+  const routed = readRouted(registry, experts, rows);
   const traffic = readTraffic(registry);
   const seconds = (name: string, help: string) =>
     histogram(registry, `${name}_seconds`, help, secondsBuckets);
@@ -51,6 +53,9 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
       for (const worker of traffic.keys()) if (!workers.has(worker)) traffic.delete(worker);
     },
     routed,
+    /** Rows routed to each expert since the start. */
+    routedRows: (): LayerCountsInput[] =>
+      [...rows.layers()].map(([layer, sums]) => ({ layer, rows: [...sums] })),
   };
 }
 
@@ -103,8 +108,7 @@ function count(
 type Routed = (layer: number, counts: Uint32Array, placement: PlacementIndex) => void;
 
 /** Counts in typed arrays, which become series when they are read. */
-function readRouted(registry: Registry, experts: ExpertMetrics): Routed {
-  const rows = new ExpertRows();
+function readRouted(registry: Registry, experts: ExpertMetrics, rows: ExpertRows): Routed {
   const load = new WorkerLoad();
   experts.add('counter', 'rows_total', 'Rows routed to an expert.', () => figuresOf(rows.layers()));
   const labels = ['layer'] as const;

@@ -24,7 +24,7 @@ import { ClientSession, type SessionStream } from './client-session.js';
 import { channelBytesMax, messageRoomBytes, type RouterSettings } from './config.js';
 import { KnownCluster } from './known-cluster.js';
 import { Links } from './links.js';
-import { createRouterMetrics } from './metrics.js';
+import { createRouterMetrics, type RouterMetrics } from './metrics.js';
 import { OneShotCall } from './one-shot-call.js';
 import { describePlacement } from './placement.js';
 import { RouterReporter } from './report.js';
@@ -67,6 +67,7 @@ export class Router {
   private readonly links: Links;
   private readonly cluster: KnownCluster;
   private readonly batches: Batches;
+  private readonly metrics: RouterMetrics;
   private readonly windows: ChannelWindows;
   private readonly channels: ClientChannels;
   private readonly sessions = new Set<ClientSession>();
@@ -113,6 +114,7 @@ export class Router {
       bytesMax: config.budgetBytes,
       links: () => this.links.open(),
     });
+    this.metrics = metrics;
     const { budget, links, cluster } = this;
     this.batches = new Batches({
       config,
@@ -266,6 +268,7 @@ export class Router {
           placement: request.placement ? this.expertPlacement() : null,
           figures,
           model,
+          routed: request.placement ? this.metrics.routedRows() : [],
           router: this.options.name,
           startedMs: this.startedMs,
         };

@@ -41,6 +41,8 @@ export class ExpertStore {
   private readonly failure = new Deferred<SwitchyardError>();
   private startedMs = 0;
   private bytesAtStart = 0;
+  /** Of the last loading that was done. */
+  private bytesPerSecond = 0;
   private bytesHeld = 0;
   private closed = false;
   /** Counts changes of what is held. */
@@ -100,7 +102,7 @@ export class ExpertStore {
     const bytesTotal = this.wanted.size * this.options.model.expertBytes;
     const seconds = (performance.now() - this.startedMs) / 1000;
     const loading = this.held.size < this.wanted.size && seconds > 0;
-    const rate = loading ? (this.bytesHeld - this.bytesAtStart) / seconds : 0;
+    const rate = loading ? (this.bytesHeld - this.bytesAtStart) / seconds : this.bytesPerSecond;
     return {
       expertsLoaded: this.held.size,
       expertsTotal: this.wanted.size,
@@ -148,6 +150,7 @@ export class ExpertStore {
     }
     if (this.held.size === this.wanted.size && this.loading.size === 0) {
       const seconds = (performance.now() - this.startedMs) / 1000;
+      this.bytesPerSecond = (this.bytesHeld - this.bytesAtStart) / seconds;
       log.info({ event: 'experts-loaded', experts: this.held.size, bytes: this.bytesHeld, seconds });
     }
     this.pump();

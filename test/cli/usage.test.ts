@@ -15,6 +15,7 @@ const commands = [
   'run',
   'demo',
   'status',
+  'plan',
   'bench',
   'doctor',
 ];

@@ -1,0 +1,93 @@
+import { SwitchyardError } from '../common/errors.js';
+import type { Topology } from '../coordinator/topology.js';
+import type { PlanInput, PlanWorker } from '../placement/input.js';
+import type { Recording } from './recording.js';
+
+export interface PlanOptions {
+  copies: number;
+  replicaSlots: number | null;
+  horizon: number;
+}
+
+type RecordedWorker = Recording['workers'][number];
+
+/**
+ * What the planner is given for a recorded load; with a topology, on the devices that it lists. What was not measured of a worker is
+ * taken to be the mean of the others. Throws NOT_READY for a recording without rows.
+ */
+export function planInput(
+  recording: Recording,
+  topology: Topology | null,
+  { copies, replicaSlots, horizon }: PlanOptions,
+): PlanInput {
+  const { layers, seconds, topK } = recording;
+  const rows = layers.flatMap((layer) => layer.rows).reduce((sum, one) => sum + one, 0);
+  if (rows === 0) {
+    const text = `no rows were routed within ${seconds.toFixed(1)} s, so there is no load to plan for: send batches meanwhile, or give a recording of one (forward --record)`;
+    throw new SwitchyardError('NOT_READY', text);
+  }
+  const { workers, indexOf } = onTopology(recording.workers, topology);
+  const rowsPerSecond = mean('rowsPerSecond', recording.workers);
+  const loadBytesPerSecond = mean('loadBytesPerSecond', recording.workers);
+  return {
+    workers: workers.map(
+      (worker): PlanWorker => ({
+        name: worker.name,
+        host: worker.host,
+        memoryBytes: worker.memoryBytes,
+        rowsPerSecond: worker.rowsPerSecond ?? rowsPerSecond,
+        loadBytesPerSecond: worker.loadBytesPerSecond ?? loadBytesPerSecond,
+      }),
+    ),
+    layers: layers.map(({ layer, expertBytes, rows, choices }) => ({
+      layer,
+      expertBytes,
+      loads: Float64Array.from(rows, (count) => count / seconds),
+      choices: choices && Uint32Array.from(choices),
+    })),
+    topK,
+    present: layers.map(({ workersOf }) =>
+      workersOf.map((holders) =>
+        holders
+          .map((worker) => indexOf[worker]!)
+          .filter((worker) => worker >= 0)
+          .sort((a, b) => a - b),
+      ),
+    ),
+    copiesMin: copies,
+    replicaSlots,
+    horizonSeconds: horizon,
+  };
+}
+
+/**
+ * The workers on the devices of a topology: recorded ones keep theirs, those whose device it does not list are gone, and a device without one
+ * gets a new worker with the least memory of the recorded ones. `indexOf`: by recorded worker; -1: it is gone.
+ */
+function onTopology(recorded: readonly RecordedWorker[], topology: Topology | null) {
+  if (topology === null) return { workers: recorded, indexOf: [...recorded.keys()] };
+  const indexOf = recorded.map(() => -1);
+  const memoryBytes = Math.min(...recorded.map((worker) => worker.memoryBytes));
+  const workers: RecordedWorker[] = [];
+  for (const { name: host, devices } of topology.hosts) {
+    for (const [position, device] of devices.entries()) {
+      const known = recorded.findIndex(
+        (worker, index) => indexOf[index]! < 0 && worker.host === host && worker.device === device,
+      );
+      if (known >= 0) indexOf[known] = workers.length;
+      const name = `${host}/${position}`;
+      const added = { name, host, device, memoryBytes, rowsPerSecond: null, loadBytesPerSecond: null };
+      workers.push(recorded[known] ?? added);
+    }
+  }
+  return { workers, indexOf };
+}
+
+function mean(field: 'rowsPerSecond' | 'loadBytesPerSecond', workers: readonly RecordedWorker[]): number {
+  const measured = workers.map((worker) => worker[field]).filter((value) => value !== null);
+  if (measured.length === 0) {
+    const text = `${field} is null for all ${workers.length} workers; allowed: a number above 0 for one at least`;
+    throw new SwitchyardError('NOT_READY', text, { field });
+  }
+  return measured.reduce((sum, value) => sum + value, 0) / measured.length;
+}

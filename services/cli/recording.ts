@@ -1,0 +1,149 @@
+import { readFileSync, statSync } from 'node:fs';
+import { z } from 'zod';
+import type { ClusterDescription, SwitchyardClient } from '../client/index.js';
+import { SwitchyardError } from '../common/errors.js';
+import { sleep } from '../common/lifecycle.js';
+import type { OutputFile } from '../common/output-file.js';
+import { checkBy } from '../common/schema-issue.js';
+import { expertWeightBytes, modelLimits, size } from '../model/limits.js';
+
+const fileBytesMax = 64 * 1024 * 1024;
+/** Tokens of a layer whose experts are kept. */
+export const tokensSampledMax = 1024;
+const workersMax = 4096;
+const format = 'switchyard-recording';
+
+const amount = () =>
+  z.number({ error: 'a number of at least 0' }).min(0, { error: 'a number of at least 0' });
+const rate = () => z.number({ error: 'above 0, or null' }).positive({ error: 'above 0, or null' }).nullable();
+const index = (below: number) =>
+  z
+    .int({ error: `0 to ${below - 1}` })
+    .min(0)
+    .max(below - 1);
+const name = () => z.string({ error: '1 to 253 characters' }).min(1).max(253);
+
+const workerSchema = z.strictObject({
+  name: name(),
+  host: name(),
+  device: name(),
+  /** What its experts may take. */
+  memoryBytes: amount(),
+  /** Null: not measured. */
+  rowsPerSecond: rate(),
+  loadBytesPerSecond: rate(),
+});
+
+const layerSchema = z.strictObject({
+  layer: index(2 ** 32),
+  expertBytes: size(modelLimits.expertBytes),
+  /** By expert, within `seconds`. */
+  rows: z.array(amount()).min(1).max(modelLimits.experts),
+  /** By expert: the workers that hold it, as indices, ascending. */
+  workersOf: z.array(z.array(index(workersMax)).max(workersMax)),
+  /** Expert after expert of a sample of tokens; null: none was taken. */
+  choices: z
+    .array(index(modelLimits.experts))
+    .max(tokensSampledMax * modelLimits.topK)
+    .nullable(),
+});
+
+const recordingSchema = z
+  .strictObject({
+    format: z.literal(format, { error: format }),
+    version: z.literal(1, { error: '1' }),
+    model: z.string({ error: 'text' }).max(1024),
+    topK: size(modelLimits.topK),
+    /** What the rows of the layers were counted over. */
+    seconds: z.number({ error: 'above 0' }).positive({ error: 'above 0' }),
+    workers: z.array(workerSchema).min(1).max(workersMax),
+    layers: z.array(layerSchema).min(1).max(modelLimits.layers),
+  })
+  .superRefine(({ workers, layers, topK }, { addIssue }) => {
+    for (const [at, { rows, workersOf, choices }] of layers.entries()) {
+      const wrong = (key: string, message: string) =>
+        addIssue({ code: 'custom', path: ['layers', at, key], message });
+      if (workersOf.length !== rows.length) wrong('workersOf', `${rows.length} entries, as rows has`);
+      if (!workersOf.every((holders) => isAscending(holders) && (holders.at(-1) ?? 0) < workers.length))
+        wrong('workersOf', `lists of indices of the ${workers.length} workers, ascending`);
+      if (choices && (choices.length % topK > 0 || choices.some((expert) => expert >= rows.length)))
+        wrong('choices', `${topK} numbers below ${rows.length} for each token`);
+    }
+  });
+
+/** What the experts of a cluster had to do for some time, and where they were: all that a plan is made of. */
+export type Recording = z.infer<typeof recordingSchema>;
+/** One before the rows of its layers are known. */
+export type RecordedCluster = Omit<Recording, 'seconds' | 'layers'> & {
+  layers: Omit<Recording['layers'][number], 'rows' | 'choices'>[];
+};
+
+const isAscending = (list: readonly number[]) => list.every((value, at) => at === 0 || value > list[at - 1]!);
+
+/** Throws CONFIG_INVALID that names the file, the key, the value and what is allowed. */
+export function readRecording(path: string): Recording {
+  const invalid = (key: string, problem: string) =>
+    new SwitchyardError('CONFIG_INVALID', `${path}: ${key} ${problem}`, { file: path, key });
+  let json: unknown;
+  try {
+    const { size: bytes } = statSync(path);
+    if (bytes > fileBytesMax) throw new Error(`it has ${bytes} bytes; allowed: up to ${fileBytesMax}`);
+    json = JSON.parse(readFileSync(path, 'utf8'));
+  } catch (error) {
+    throw invalid('recording', `cannot be read as JSON: ${(error as Error).message}`);
+  }
+  const { data, issue } = checkBy(recordingSchema, json);
+  if (issue === null) return data;
+  const shown = JSON.stringify(issue.value)?.slice(0, 200) ?? 'missing';
+  throw invalid(issue.key || 'recording', `is ${shown}; allowed: ${issue.allowed}`);
+}
+
+export async function writeRecording(file: OutputFile, recording: Recording): Promise<void> {
+  await file.write(Buffer.from(`${JSON.stringify(recording)}\n`));
+  await file.close();
+}
+
+/** Workers tell what they computed within a second, and routers hear of it within another. */
+const measuredMsMax = 5_000;
+const pollMs = 200;
+
+/** The cluster with its placement, as soon as one worker has told how fast it computes, or nothing came for a while. */
+export async function describeMeasured(client: SwitchyardClient): Promise<ClusterDescription> {
+  for (const end = performance.now() + measuredMsMax; ; await sleep(pollMs)) {
+    const cluster = await client.describeCluster({ placement: true });
+    const isMeasured = cluster.view?.nodes.some(({ figures }) => (figures?.computeSeconds ?? 0) > 0);
+    if (isMeasured || performance.now() >= end) return cluster;
+  }
+}
+
+/** The live workers of a cluster, described with its placement. Throws NOT_READY as long as no expert is placed. */
+export function recordCluster({ view, model }: ClusterDescription): RecordedCluster {
+  const placement = view?.placement;
+  if (!view?.epoch || !placement || !model)
+    throw new SwitchyardError('NOT_READY', `no expert is placed yet: ${view?.reason ?? 'no view has come'}`);
+  const nodes = view.nodes.filter(
+    ({ role, state }) => role === 'WORKER' && state !== 'DEAD' && state !== 'DRAINING',
+  );
+  nodes.sort((a, b) => a.name.localeCompare(b.name, 'en', { numeric: true }));
+  const indexOf = placement.workers.map((worker) => nodes.findIndex(({ name }) => name === worker));
+  const expertBytes = expertWeightBytes({ ...model, activation: model.activation.toLowerCase() });
+  return {
+    format,
+    version: 1,
+    model: model.name,
+    topK: model.routing?.topK ?? 1,
+    workers: nodes.map(({ name, host, device, memoryBytes, figures }) => ({
+      name,
+      host,
+      device,
+      memoryBytes,
+      rowsPerSecond: figures?.computeSeconds ? figures.rowsComputed / figures.computeSeconds || null : null,
+      loadBytesPerSecond: figures?.load?.bytesPerSecond || null,
+    })),
+    layers: placement.layers.map(({ layer, workerOf }) => ({
+      layer,
+      expertBytes,
+      workersOf: workerOf.map((worker) => (indexOf[worker]! < 0 ? [] : [indexOf[worker]!])),
+    })),
+  };
+}

@@ -1,0 +1,96 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from '@jest/globals';
+import { planInput } from '../../services/cli/plan-input.js';
+import { type Recording, readRecording } from '../../services/cli/recording.js';
+
+const directory = mkdtempSync(join(tmpdir(), 'switchyard-recording-'));
+afterAll(() => rmSync(directory, { recursive: true }));
+
+const worker = { host: 'a', device: 'cpu', memoryBytes: 400, rowsPerSecond: 100, loadBytesPerSecond: 1000 };
+const good: Recording = {
+  format: 'switchyard-recording',
+  version: 1,
+  model: 'tiny',
+  topK: 2,
+  seconds: 10,
+  workers: [
+    { ...worker, name: 'x' },
+    { ...worker, name: 'y', host: 'b', memoryBytes: 300, rowsPerSecond: null },
+  ],
+  layers: [{ layer: 3, expertBytes: 100, rows: [10, 30], workersOf: [[0], [1]], choices: [0, 1, 1, 0] }],
+};
+const layer = good.layers[0]!;
+
+function written(value: unknown): string {
+  const path = join(directory, 'recording.json');
+  writeFileSync(path, typeof value === 'string' ? value : JSON.stringify(value));
+  return path;
+}
+
+describe('a recording', () => {
+  test('is read as it was written', () => {
+    expect(readRecording(written(good))).toEqual(good);
+  });
+
+  test.each([
+    ['recording cannot be read as JSON', '{'],
+    ['format is "another"', { ...good, format: 'another' }],
+    ['version is 2; allowed: 1', { ...good, version: 2 }],
+    ['workers is []', { ...good, workers: [] }],
+    ['workers.0.memoryBytes is -1', { ...good, workers: [{ ...worker, name: 'x', memoryBytes: -1 }] }],
+    ['layers.0.rows.0 is -1', { ...good, layers: [{ ...layer, rows: [-1, 1] }] }],
+    [
+      'layers.0.workersOf is [[0]]; allowed: 2 entries',
+      { ...good, layers: [{ ...layer, workersOf: [[0]] }] },
+    ],
+    ['layers.0.workersOf is [[0],[2]]', { ...good, layers: [{ ...layer, workersOf: [[0], [2]] }] }],
+    ['layers.0.workersOf is [[0],[1,1]]', { ...good, layers: [{ ...layer, workersOf: [[0], [1, 1]] }] }],
+    ['layers.0.choices is [0,1,1]', { ...good, layers: [{ ...layer, choices: [0, 1, 1] }] }],
+    ['layers.0.choices is [0,2]', { ...good, layers: [{ ...layer, choices: [0, 2] }] }],
+    ['extra is 1', { ...good, extra: 1 }],
+  ])('that is wrong is refused: %s', (problem, value) => {
+    const path = written(value);
+    expect(() => readRecording(path)).toThrow(expect.objectContaining({ code: 'CONFIG_INVALID' }));
+    expect(() => readRecording(path)).toThrow(`${path}: ${problem}`);
+  });
+
+  test('that does not exist is refused by its name', () => {
+    expect(() => readRecording(join(directory, 'none'))).toThrow(
+      /none: recording cannot be read as JSON: ENOENT/,
+    );
+  });
+});
+
+describe('what the planner is given for a recording', () => {
+  const options = { copies: 1, replicaSlots: null, horizon: 60 };
+
+  test('rows a second, and for a worker without a measure the mean of the others', () => {
+    const { workers, layers, present } = planInput(good, null, options);
+    expect(workers.map(({ rowsPerSecond }) => rowsPerSecond)).toEqual([100, 100]);
+    expect([...layers[0]!.loads]).toEqual([1, 3]);
+    expect(present).toEqual([[[0], [1]]]);
+  });
+
+  test('on a topology: workers keep their device, others are gone, a new device has the least memory', () => {
+    const hosts = [
+      { name: 'b', devices: ['cpu', 'cpu'] },
+      { name: 'c', devices: ['cuda:0'] },
+    ];
+    const { workers, present } = planInput(good, { hosts, links: [] }, options);
+    expect(workers.map(({ name, host, memoryBytes }) => ({ name, host, memoryBytes }))).toEqual([
+      { name: 'y', host: 'b', memoryBytes: 300 },
+      { name: 'b/1', host: 'b', memoryBytes: 300 },
+      { name: 'c/0', host: 'c', memoryBytes: 300 },
+    ]);
+    expect(present).toEqual([[[], [0]]]);
+  });
+
+  test('nothing without rows, or without any measure of a rate', () => {
+    const still = { ...good, layers: [{ ...layer, rows: [0, 0] }] };
+    expect(() => planInput(still, null, options)).toThrow(/^no rows were routed within 10.0 s/);
+    const unmeasured = { ...good, workers: [{ ...worker, name: 'x', rowsPerSecond: null }] };
+    expect(() => planInput(unmeasured, null, options)).toThrow(/^rowsPerSecond is null for all 1 workers/);
+  });
+});
