@@ -3,7 +3,7 @@ import { SwitchyardError } from '../common/errors.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
 import { connect } from '../common/grpc-channel.js';
 import { clients } from '../common/protocol.js';
-import { fromServiceError } from '../common/status.js';
+import { fromServiceError, speaksNoGrpc } from '../common/status.js';
 
 /** Answers may come as whole chunks of a router, whatever it was told to make of them. */
 export const answerBytesMax = 128 * 1024 * 1024;
@@ -118,6 +118,7 @@ function whyNot(address: string, client: InferenceClient): Promise<SwitchyardErr
 
 /** Nobody at the address told what it was asked for. */
 export function unanswered(address: string, reason: string, cause?: unknown): SwitchyardError {
-  const text = `nothing answers at ${address}: ${reason}`;
+  const what = reason === speaksNoGrpc ? 'no server of a cluster is' : 'nothing answers';
+  const text = `${what} at ${address}: ${reason}`;
   return new SwitchyardError('NOT_READY', text, { address }, { cause });
 }

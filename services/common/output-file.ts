@@ -64,17 +64,17 @@ export class OutputFile {
       return new OutputFile(path, await openDestination(path, signal));
     } catch (error) {
       if (signal?.aborted) throw signal.reason;
-      throw invalidArgument(option, path, `a file that can be written (${(error as Error).message})`);
+      throw invalidArgument(option, path, `a file that can be written (${reasonOf(error)})`);
     }
   }
 
-  /** `position`: where the bytes begin; by default behind all that was written. Throws DATA_LOSS naming the file. */
+  /** `position`: where the bytes begin; by default behind all that was written. Throws as `unwritten` says. */
   async write(bytes: Uint8Array, position = this.end): Promise<void> {
     this.end = Math.max(this.end, position + bytes.byteLength);
     await this.named(writeAll(this.destination.handle, bytes, position));
   }
 
-  /** Puts the content in place. */
+  /** Puts the content in place. Throws as `write` does. */
   async close(): Promise<void> {
     if (!this.open) return;
     this.open = false;
@@ -92,11 +92,23 @@ export class OutputFile {
     try {
       await work;
     } catch (error) {
-      const text = `${this.path} could not be written: ${(error as Error).message}`;
-      throw new SwitchyardError('DATA_LOSS', text, { file: this.path }, { cause: error });
+      throw unwritten(this.path, error);
     }
   }
 }
+
+/** A limit of the disk, the user or the process; it may be another at another time. */
+const noRoom = new Set(['ENOSPC', 'EDQUOT', 'EFBIG']);
+
+/** RESOURCE_EXHAUSTED where there is no room for the file, or else DATA_LOSS: it is not whole. */
+function unwritten(path: string, cause: unknown): SwitchyardError {
+  const full = noRoom.has((cause as NodeJS.ErrnoException).code ?? '');
+  const text = `${path} could not be written: ${reasonOf(cause)}`;
+  return new SwitchyardError(full ? 'RESOURCE_EXHAUSTED' : 'DATA_LOSS', text, { file: path }, { cause });
+}
+
+/** Nobody knows the file that is there in the meantime: its name is left out. */
+const reasonOf = (error: unknown): string => (error as Error).message.replace(/, \w+ '.*\.partial'.*$/, '');
 
 async function openDestination(path: string, signal?: AbortSignal): Promise<Destination> {
   if (isStandardOutput(path)) return gathered((bytes) => writeStandardOutput(bytes));

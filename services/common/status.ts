@@ -29,6 +29,13 @@ const codeOfStatus: Partial<Record<status, ErrorCode>> = {
 /** What grpc-js says of a host name that the system's resolver does not know. */
 const unresolvedPattern = /^Name resolution failed for target (?:dns:)?(\S+)$/;
 
+/** What grpc-js says of an address that it cannot connect to: why, among a time and notes of its own. */
+const unconnectedPattern =
+  /^No connection established\. Last error: (?:Error: )?(.*?)(?: \(\d{4}-[^()]*Z\))?\. Resolution note: /s;
+
+/** Why there is no connection to a server that is not one of gRPC. */
+export const speaksNoGrpc = 'what listens there does not speak gRPC; it may be a metrics port';
+
 /** Details as JSON in printable ASCII, as header values must be. */
 export function formatDetails(details: ErrorDetails): string {
   return JSON.stringify(details).replace(
@@ -92,6 +99,11 @@ export function fromServiceError(thrown: unknown): SwitchyardError {
   if (unresolved !== undefined) {
     const text = `the name in ${unresolved} does not resolve on this machine`;
     return new SwitchyardError('LINK_LOST', text, { unresolved }, { cause: thrown });
+  }
+  const [, why] = unconnectedPattern.exec(message) ?? [];
+  if (why !== undefined) {
+    const text = why === 'Protocol error' ? speaksNoGrpc : why;
+    return new SwitchyardError('LINK_LOST', text, { status: status[code] ?? code }, { cause: thrown });
   }
   // The wording of grpc-js is the only sign that the message, and not the server, was at fault.
   const tooLarge =

@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { createServer as createHttpServer } from 'node:http';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { afterEach, expect, test } from '@jest/globals';
 import { Connections } from '../../services/client/connections.js';
@@ -61,6 +62,17 @@ test('a server has one connection, as long as its address is to be kept', async 
   expect(second.open.size).toBe(1);
   await all.to(first.address);
   expect(first.open.size).toBe(1);
+});
+
+test('a server of something else is told from none', async () => {
+  const other = createHttpServer((_, response) => response.end());
+  await new Promise<void>((resolve) => other.listen(0, '127.0.0.1', resolve));
+  cleanups.push(() => other.close());
+  const { port } = other.address() as AddressInfo;
+  await expect(connections().to(`127.0.0.1:${port}`)).rejects.toMatchObject({
+    code: 'NOT_READY',
+    message: `no server of a cluster is at 127.0.0.1:${port}: what listens there does not speak gRPC; it may be a metrics port`,
+  });
 });
 
 test('a server that cannot be reached is left alone for a while, unless it must be tried', async () => {

@@ -144,6 +144,7 @@ describe('an output', () => {
     for (const path of [directory, at('no/such/directory'), at('loop'), at('new/'), '']) {
       const error = await errorOf(OutputFile.open('returnRouting', path));
       expect(error).toMatchObject({ code: 'INVALID_ARGUMENT' });
+      expect(error.message).not.toContain('.partial');
       expect(error.message).toMatch(/^returnRouting is ".*"; allowed: a file that can be written \(/);
     }
   });
@@ -152,10 +153,20 @@ describe('an output', () => {
     const file = await OutputFile.open('output', '/dev/full');
     const error = await errorOf(file.write(bytes('hello')));
     expect(error).toMatchObject({
-      code: 'DATA_LOSS',
+      code: 'RESOURCE_EXHAUSTED',
       message: expect.stringMatching(/^\/dev\/full .*ENOSPC/),
     });
     await file.abort();
+  });
+
+  test('that is not whole for any other reason is an error with its name', async () => {
+    await writeFile(at('x'), 'old');
+    const replacing = await OutputFile.open('output', at('x'));
+    rmSync(at('x'));
+    await mkdir(at('x'));
+    const error = await errorOf(replacing.close());
+    expect(error).toMatchObject({ code: 'DATA_LOSS', details: { file: at('x') } });
+    expect(error.message).not.toContain('.partial');
   });
 
   test('holds what was written, in whatever order', async () => {

@@ -66,6 +66,19 @@ describe('a status of gRPC itself', () => {
     if (expected === 'TOO_LARGE') expect(error.details).toMatchObject({ setting: 'messageBytesMax' });
   });
 
+  test.each([
+    ['Error: connect ECONNREFUSED ::1:70', 'connect ECONNREFUSED ::1:70'],
+    ['Failed to connect (2026-01-02T03:04:05.678Z)', 'Failed to connect'],
+    [
+      'Protocol error (2026-01-02T03:04:05.678Z)',
+      'what listens there does not speak gRPC; it may be a metrics port',
+    ],
+  ])('that has no connection tells why, and no more: %s', (reason, message) => {
+    const details = `No connection established. Last error: ${reason}. Resolution note: `;
+    const error = fromServiceError({ code: status.UNAVAILABLE, details, metadata: new Metadata() });
+    expect(error).toMatchObject({ code: 'LINK_LOST', message });
+  });
+
   test('with trailers that are no details of ours is read all the same', () => {
     fc.assert(
       fc.property(fc.stringMatching(/^[ -~]{0,40}$/), fc.stringMatching(/^[ -~]{0,40}$/), (code, details) => {
