@@ -62,7 +62,10 @@ const schemas = {
       tensor: z.string({ error: 'the name of a tensor' }).optional(),
       sequences: whole(1, uint32Max),
       length: whole(1, uint32Max),
-      given: given('a function of the first token and their number', (value) => typeof value === 'function'),
+      given: given(
+        'a function of the first token and their number, which returns { experts: Uint32Array, weights: Float32Array }',
+        (value) => typeof value === 'function',
+      ),
     },
     object,
   ),

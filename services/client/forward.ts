@@ -342,7 +342,8 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
 /** Throws INVALID_ARGUMENT for what is no routing; whether it has the right size is the router's to tell. */
 function checkRouting(routing: RoutingRows): RoutingRows {
   if (isUint32Array(routing?.experts) && isFloat32Array(routing.weights)) return routing;
-  const allowed = 'an object with experts, a Uint32Array, and weights, a Float32Array';
+  const allowed =
+    'an object with experts, a Uint32Array, and weights, a Float32Array, each of [tokens, layers, topK]';
   throw invalidArgument('what given gave', shown(routing), allowed);
 }
 

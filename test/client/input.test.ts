@@ -162,7 +162,10 @@ test('what a reader, given or a sink gives instead of what it must is refused', 
   for (const routing of [null, {}, { experts: [0, 1], weights: [1, 0] }, { experts: new Uint32Array(8) }]) {
     const given = (() => routing) as unknown as NonNullable<ForwardOptions['given']>;
     await expect(collected(rows, { given })).rejects.toMatchObject(
-      refused('what given gave', 'a Uint32Array'),
+      refused(
+        'what given gave',
+        'a Uint32Array, and weights, a Float32Array, each of [tokens, layers, topK]',
+      ),
     );
   }
   const call = await client.forward(rows, off);
