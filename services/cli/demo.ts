@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { checkSizes } from '../coordinator/config.js';
 import { type Preset, presets } from '../model/synthetic.js';
 import { sampleSize } from './batch-options.js';
 import { defineCommand } from './command.js';
@@ -10,7 +11,9 @@ export const demoCommand = defineCommand({
   name: 'demo',
   summary: 'Start a local cluster, stream a skewed batch through all layers, verify it, and report',
   section: 'demo',
-  schema: z.object({ ...ownClusterFields, verify: sampleSize(verifiedTokens).default(verifiedTokens) }),
+  schema: z
+    .object({ ...ownClusterFields, verify: sampleSize(verifiedTokens).default(verifiedTokens) })
+    .superRefine(checkSizes),
   help: {
     ...ownClusterHelp,
     verify: ['[tokens]', 'size of the sample that is recomputed in float64; false: none'],

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { checkSizes } from '../coordinator/config.js';
 import { defineCommand } from './command.js';
 import { ownClusterFields, ownClusterHelp, runOnOwnCluster } from './own-cluster.js';
 
@@ -6,7 +7,7 @@ export const runCommand = defineCommand({
   name: 'run',
   summary: 'Start a local cluster, submit one batch, stop the cluster',
   section: 'run',
-  schema: z.object(ownClusterFields),
+  schema: z.object(ownClusterFields).superRefine(checkSizes),
   help: ownClusterHelp,
   examples: [
     'switchyard run --model ./mixtral --workers 3 --input x.safetensors --tensor x --output y.safetensors --layers 1',

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { decimal, port, toggle } from '../common/config.js';
 import { onAbort } from '../common/lifecycle.js';
-import { modelFields } from '../coordinator/config.js';
+import { checkSizes, modelFields } from '../coordinator/config.js';
 import { clusterFields, clusterHelp, localClusterOptions } from './cluster-options.js';
 import { defineCommand } from './command.js';
 import { modelHelp } from './coordinator.js';
@@ -15,15 +15,17 @@ export const upCommand = defineCommand({
   name: 'up',
   summary: 'Start a local cluster and keep it running until Ctrl-C',
   section: 'up',
-  schema: z.object({
-    ...modelFields,
-    ...clusterFields,
-    port: port().default(7070),
-    metricsPort: port().default(7071),
-    feedback: toggle().nullable().default(null),
-    feedbackRate: decimal(0, 1).nullable().default(null),
-    json: toggle().default(false),
-  }),
+  schema: z
+    .object({
+      ...modelFields,
+      ...clusterFields,
+      port: port().default(7070),
+      metricsPort: port().default(7071),
+      feedback: toggle().nullable().default(null),
+      feedbackRate: decimal(0, 1).nullable().default(null),
+      json: toggle().default(false),
+    })
+    .superRefine(checkSizes),
   help: {
     ...modelHelp,
     ...clusterHelp,

@@ -39,29 +39,46 @@ export const modelFields = {
   seed: seed().nullable().default(null),
 };
 
-export const coordinatorSchema = z.object({
-  ...serverFields,
-  ...clientTokenFields,
-  port: port().default(7070),
-  metricsPort: port().default(7071),
-  name: nodeName().default('coordinator'),
-  advertiseHost: advertisedHost().nullable().default(null),
-  ...modelFields,
-  workers: humanCount(1, 65_536).default(1),
-  topology: text().nullable().default(null),
-  /** Embed a router, which the fields of routers configure. Lease and drain are those of the coordinator too. */
-  router: toggle().default(true),
-  ...routerFields,
-  feedback: toggle().nullable().default(null),
-  /** Larger steps overshoot: several chunks are gated before the bias that the first of them caused arrives. */
-  feedbackRate: decimal(0, 1).default(0.005),
-  feedbackWindow: humanCount(1, 2 ** 32).default(64),
-  heartbeatMs: humanCount(10, 60_000).default(1_000),
-});
+type ModelChoice = z.infer<z.ZodObject<typeof modelFields>>;
+
+/** What is wrong with the sizes that a configuration gives a preset: a bound of one may depend on another. */
+export function checkSizes(config: object, context: z.RefinementCtx): void {
+  const { preset, model, topK, experts } = config as Pick<
+    ModelChoice,
+    'preset' | 'model' | 'topK' | 'experts'
+  >;
+  const standard = presets[preset ?? 'demo'].model;
+  if (model !== null || (topK ?? standard.topK) <= (experts ?? standard.experts)) return;
+  const [key, allowed] =
+    topK === null
+      ? ['experts', `at least ${standard.topK}, the experts of a token`]
+      : ['topK', `a whole number from 1 to ${experts ?? standard.experts}, the experts of a layer`];
+  context.addIssue({ code: 'custom', path: [key], message: allowed });
+}
+
+export const coordinatorSchema = z
+  .object({
+    ...serverFields,
+    ...clientTokenFields,
+    port: port().default(7070),
+    metricsPort: port().default(7071),
+    name: nodeName().default('coordinator'),
+    advertiseHost: advertisedHost().nullable().default(null),
+    ...modelFields,
+    workers: humanCount(1, 65_536).default(1),
+    topology: text().nullable().default(null),
+    /** Embed a router, which the fields of routers configure. Lease and drain are those of the coordinator too. */
+    router: toggle().default(true),
+    ...routerFields,
+    feedback: toggle().nullable().default(null),
+    /** Larger steps overshoot: several chunks are gated before the bias that the first of them caused arrives. */
+    feedbackRate: decimal(0, 1).default(0.005),
+    feedbackWindow: humanCount(1, 2 ** 32).default(64),
+    heartbeatMs: humanCount(10, 60_000).default(1_000),
+  })
+  .superRefine(checkSizes);
 
 export type CoordinatorConfig = z.infer<typeof coordinatorSchema>;
-
-type ModelChoice = Pick<CoordinatorConfig, keyof typeof modelFields>;
 
 const shapeKeys = ['hidden', 'ffn', 'experts', 'topK', 'layers', 'activation', 'seed'] as const;
 

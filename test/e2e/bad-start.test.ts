@@ -32,6 +32,17 @@ test('a worker on a device that is not there ends at once and says what is', asy
   expect(status).toBe(2);
 });
 
+test.each(['coordinator', 'run', 'demo', 'up'])(
+  '%s refuses sizes that do not go together, by their options',
+  async (command) => {
+    await expectUsageError([command, '--preset', 'tiny', '--top-k', '9'], ['--top-k is "9"', 'from 1 to 8']);
+    await expectUsageError(
+      [command, '--preset', 'tiny', '--experts', '1'],
+      ['--experts is "1"', 'at least 2'],
+    );
+  },
+);
+
 describe('an address that is none', () => {
   // What else is none is tested with the configuration, test/common/address.
   test.each([
