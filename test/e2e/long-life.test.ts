@@ -40,6 +40,9 @@ test('a client outlives its coordinator, a router, and the model', async () => {
   nodes.push(node('worker', 'worker-0'));
   const client = await connect(address);
   await client.waitUntilReady(60_000, 2);
+  // The routers, too, must have heard of each other before it dies.
+  for (const router of nodes.slice(0, 2))
+    await (await connect(await router.address)).waitUntilReady(60_000, 2);
 
   await kill(coordinator);
   for (let batch = 0; batch < 20; batch += 1) expect(await submit(client)).toEqual(['router-0', 'router-1']);
