@@ -121,7 +121,7 @@ describe('the end of a node', () => {
   });
 
   test('a new worker takes its share over, and it has none when it returns', async () => {
-    const started = await start();
+    const started = await start({ leaseMs: 60_000 });
     const node = await ready(started);
     node.close();
     await until(

@@ -41,7 +41,7 @@ describe('joining', () => {
   });
 
   test('a router gets the view at once and on each change, and the latest figures with each heartbeat', async () => {
-    const started = await start();
+    const started = await start({ leaseMs: 60_000 });
     const router = new RawNode(started).say({ hello: hello('r0', { role: 'ROUTER' }) });
     const timer = setInterval(() => router.say({ router: { tokens: 1, rssBytes: 77 } }), 50);
     atEnd(() => clearInterval(timer));
@@ -52,7 +52,7 @@ describe('joining', () => {
     expect(router.of('view')[0]!.view).toMatchObject({ epoch: 0, ready: false });
     worker(started, 'w0').report(allExperts);
     const last = () => router.of('view').at(-1)!.view!;
-    await until(last, (view) => view.ready);
+    await until(last, ({ ready, nodes }) => ready && nodes.every(({ state }) => state === 'READY'));
     const figures = () => router.of('heartbeat').flatMap(({ heartbeat }) => heartbeat!.figures);
     await until(figures, (all) => all.some(({ name, rssBytes }) => name === 'r0' && rssBytes === 77));
     const before = router.of('view').length;
