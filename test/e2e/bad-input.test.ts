@@ -186,7 +186,10 @@ describe.each(transports)('over %s', (over) => {
         'a message above what the server receives at all',
         [head({ length: 4096 }), chunk({ offset: 0, rows: Buffer.alloc(3 * messageBytesMax) })],
         ...(over === 'grpc'
-          ? (['TOO_LARGE', ['larger than max', `${2 * messageBytesMax + 2 ** 20}`]] as [string, string[]])
+          ? (['TOO_LARGE', [`at most ${messageBytesMax}, by messageBytesMax of router`]] as [
+              string,
+              string[],
+            ])
           : (['INVALID_ARGUMENT', ['a UCX message of', `at most ${3 * messageBytesMax}`]] as [
               string,
               string[],
