@@ -1,3 +1,4 @@
+import { isFloat32Array, isUint32Array } from 'node:util/types';
 import { z } from 'zod';
 import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument } from '../common/errors.js';
@@ -17,9 +18,6 @@ const milliseconds = whole(1, deadlineMsMax);
 const isSignal = (value: unknown) =>
   typeof (value as AbortSignal | null)?.aborted === 'boolean' &&
   typeof (value as AbortSignal).addEventListener === 'function';
-/** Of whichever realm. */
-const isArrayOf = (name: string) => (value: unknown) =>
-  Object.prototype.toString.call(value) === `[object ${name}]`;
 const given = (what: string, check: (value: unknown) => boolean) =>
   z.custom(check, { error: what }).optional();
 
@@ -81,8 +79,8 @@ const schemas = {
       given: z
         .strictObject(
           {
-            experts: z.custom(isArrayOf('Uint32Array'), { error: 'a Uint32Array' }),
-            weights: z.custom(isArrayOf('Float32Array'), { error: 'a Float32Array' }),
+            experts: z.custom(isUint32Array, { error: 'a Uint32Array' }),
+            weights: z.custom(isFloat32Array, { error: 'a Float32Array' }),
           },
           { error: 'an object with experts and weights' },
         )

@@ -25,7 +25,6 @@ interface Exchange {
 /** The token batches of a link that wait for credits or for their answers, on the router's side. */
 export class Exchanges {
   private readonly waiting = new Map<number, Exchange>();
-  /** All token batches of a batch share one signal, on which one listener ends them. */
   private readonly counts = {
     bytesSent: 0,
     bytesReceived: 0,

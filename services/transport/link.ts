@@ -37,12 +37,10 @@ export interface TokenBatchResult {
   queueSeconds: number;
 }
 
-export const transportKinds = ['grpc', 'ucx'] as const;
-export type TransportKind = (typeof transportKinds)[number];
-
 /** auto: UCX where both ends have it and reach each other by it, otherwise gRPC. */
 export const transportChoices = ['auto', 'ucx', 'grpc'] as const;
 export type TransportChoice = (typeof transportChoices)[number];
+export type TransportKind = Exclude<TransportChoice, 'auto'>;
 
 /** What the ends of a link have told each other when it was opened. */
 export interface LinkLimits {
