@@ -91,6 +91,8 @@ async function stream(
 }
 
 async function openInput(config: BatchConfig, model: ModelDescription): Promise<RowsReader | FileRows> {
+  if (config.input !== null && config.skew !== null)
+    throw invalidArgument('skew', config.skew, 'none where input names a file: it is of synthetic rows');
   if (config.input !== null) return rowsInFile(config.input, config.tensor, model.hidden);
   if (config.tensor !== null)
     throw invalidArgument('tensor', config.tensor, 'none, unless input names a file');

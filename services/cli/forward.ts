@@ -5,10 +5,7 @@ import { batchFields, batchHelp } from './batch-options.js';
 import { assertVerified, batchJson, describeBatch, formatFigures, reportStream } from './batch-report.js';
 import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
-import { abortOnSignal } from './signals.js';
-
-/** What is left of a batch that is given up: its calls and its output. */
-const endMsMax = 3_000;
+import { abortOnSignal, batchEndMsMax, endDespiteReads } from './signals.js';
 
 export const forwardCommand = defineCommand({
   name: 'forward',
@@ -24,10 +21,8 @@ export const forwardCommand = defineCommand({
   run: async (config) => {
     const { address, token, tokenFile, json, ...batch } = config;
     await withClient({ address, token, tokenFile }, async (client) => {
-      const report = await runBatch(client, batch, abortOnSignal(endMsMax)).catch(async (error) => {
-        // A read that never returns would keep the process.
-        const { native } = await import('../../native/index.js');
-        native.endWithin(endMsMax, 1);
+      const report = await runBatch(client, batch, abortOnSignal(batchEndMsMax)).catch(async (error) => {
+        await endDespiteReads();
         throw error;
       });
       const text = json

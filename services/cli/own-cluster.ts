@@ -11,7 +11,7 @@ import { modelHelp } from './coordinator.js';
 import { count, expertsOf, seconds } from './format.js';
 import { clusterEndMsMax, LocalCluster } from './local-cluster.js';
 import { openLogs } from './logs.js';
-import { abortOnSignal } from './signals.js';
+import { abortOnSignal, endDespiteReads } from './signals.js';
 
 // `layers` and `seed` are the batch's here; the model's go by other names.
 const { layers: modelLayers, seed: modelSeed, ...otherModelFields } = modelFields;
@@ -53,6 +53,7 @@ export async function runOnOwnCluster(config: OwnClusterConfig, file: string | n
   try {
     await onOwnCluster(run, file);
   } catch (error) {
+    await endDespiteReads();
     // What failed because of the signal tells less.
     throw signal.aborted ? signal.reason : error;
   } finally {

@@ -17,3 +17,12 @@ export function abortOnSignal(endMsMax: number): AbortSignal {
   });
   return controller.signal;
 }
+
+/** Of a batch that has failed: its calls and its output. */
+export const batchEndMsMax = 3_000;
+
+/** To be called when a batch has failed: a read of its input that never returns would keep the process. */
+export async function endDespiteReads(): Promise<void> {
+  const { native } = await import('../../native/index.js');
+  native.endWithin(batchEndMsMax, 1);
+}

@@ -13,7 +13,7 @@ import {
   toggle,
 } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
-import { modelLimits } from '../model/limits.js';
+import { expertWeightBytes, modelLimits } from '../model/limits.js';
 import { parseModelSource } from '../model/load.js';
 import type { ModelSource, SyntheticSpec } from '../model/spec.js';
 import { type PresetName, presetNames, presets } from '../model/synthetic.js';
@@ -43,17 +43,37 @@ type ModelChoice = z.infer<z.ZodObject<typeof modelFields>>;
 
 /** What is wrong with the sizes that a configuration gives a preset: a bound of one may depend on another. */
 export function checkSizes(config: object, context: z.RefinementCtx): void {
-  const { preset, model, topK, experts } = config as Pick<
-    ModelChoice,
-    'preset' | 'model' | 'topK' | 'experts'
-  >;
-  const standard = presets[preset ?? 'demo'].model;
-  if (model !== null || (topK ?? standard.topK) <= (experts ?? standard.experts)) return;
-  const [key, allowed] =
-    topK === null
-      ? ['experts', `at least ${standard.topK}, the experts of a token`]
-      : ['topK', `a whole number from 1 to ${experts ?? standard.experts}, the experts of a layer`];
-  context.addIssue({ code: 'custom', path: [key], message: allowed });
+  const { model, ...given } = config as ModelChoice;
+  if (model !== null) return;
+  const issue = choiceIssue(given) ?? expertIssue(given);
+  if (issue !== null) context.addIssue({ code: 'custom', path: [issue.key], message: issue.allowed });
+}
+
+type Sizes = Omit<ModelChoice, 'model'>;
+
+const standardOf = ({ preset }: Sizes) => presets[preset ?? 'demo'].model;
+
+function choiceIssue(sizes: Sizes): { key: string; allowed: string } | null {
+  const standard = standardOf(sizes);
+  const { topK, experts } = sizes;
+  if ((topK ?? standard.topK) <= (experts ?? standard.experts)) return null;
+  if (topK === null) return { key: 'experts', allowed: `at least ${standard.topK}, the experts of a token` };
+  const allowed = `a whole number from 1 to ${experts ?? standard.experts}, the experts of a layer`;
+  return { key: 'topK', allowed };
+}
+
+function expertIssue(sizes: Sizes): { key: string; allowed: string } | null {
+  const standard = standardOf(sizes);
+  const hidden = sizes.hidden ?? standard.hidden;
+  const ffn = sizes.ffn ?? standard.ffn;
+  const activation = sizes.activation ?? standard.activation;
+  const bytesOf = (hidden: number, ffn: number) => expertWeightBytes({ hidden, ffn, activation });
+  if (bytesOf(hidden, ffn) <= modelLimits.expertBytes) return null;
+  const most = (perUnit: number) => Math.floor(modelLimits.expertBytes / perUnit);
+  const [key, max] =
+    sizes.ffn === null ? ['hidden', most(bytesOf(1, ffn))] : ['ffn', most(bytesOf(hidden, 1))];
+  const allowed = `at most ${max} with the other sizes, for an expert has up to ${modelLimits.expertBytes} bytes`;
+  return { key, allowed };
 }
 
 export const coordinatorSchema = z

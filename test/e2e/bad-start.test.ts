@@ -40,6 +40,10 @@ test.each(['coordinator', 'run', 'demo', 'up'])(
       [command, '--preset', 'tiny', '--experts', '1'],
       ['--experts is "1"', 'at least 2'],
     );
+    await expectUsageError(
+      [command, '--preset', 'tiny', '--hidden', '65536', '--ffn', '1048576'],
+      ['--ffn is "1048576"', 'at most', 'an expert has up to 17179869184 bytes'],
+    );
   },
 );
 

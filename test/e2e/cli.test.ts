@@ -175,6 +175,10 @@ describe('a number or a file that cannot be is refused at once, by its name and 
       'INVALID_ARGUMENT: sequences × length is "65537 × 65536"; allowed: at most 4294967296 tokens in a batch',
     ],
     [['--tensor', 'x'], 'INVALID_ARGUMENT: tensor is "x"; allowed: none, unless input names a file'],
+    [
+      ['--input', 'rows.bin', '--skew', '1'],
+      'INVALID_ARGUMENT: skew is 1; allowed: none where input names a file: it is of synthetic rows',
+    ],
     [['--input', tmpdir()], `INVALID_ARGUMENT: input is "${tmpdir()}"; allowed: a file that can be read`],
   ])('%j', async (args, message) => {
     const { status, stderr, stdout } = await switchyard(['forward', ...at(), ...args]);

@@ -84,3 +84,10 @@ test('forward ends after its deadline, and says so, while its input cannot be re
   expect((await exited)[0]).toBe(1);
   expect(said.join('')).toContain('switchyard: DEADLINE_EXCEEDED: ');
 });
+
+test('run ends after its deadline, with its cluster, and says so, while its input cannot be read', async () => {
+  const args = ['run', '--preset', 'tiny', '--workers', '1', '--input', input, '--deadline', '1'];
+  const { exited, said } = await startHung('run', input, args);
+  expect((await exited)[0]).toBe(1);
+  expect(said.join('')).toContain('switchyard: DEADLINE_EXCEEDED: ');
+});
