@@ -1,0 +1,40 @@
+import { randomBytes } from 'node:crypto';
+import type { Clock, Timer } from './clock.js';
+import type { Random } from './random.js';
+
+class Timeout implements Timer {
+  constructor(private readonly handle: NodeJS.Timeout) {}
+
+  cancel(): void {
+    clearTimeout(this.handle);
+  }
+
+  unref(): Timer {
+    this.handle.unref();
+    return this;
+  }
+}
+
+class Immediate implements Timer {
+  constructor(private readonly handle: NodeJS.Immediate) {}
+
+  cancel(): void {
+    clearImmediate(this.handle);
+  }
+
+  unref(): Timer {
+    this.handle.unref();
+    return this;
+  }
+}
+
+/** The clocks and timers of this process. */
+export const systemClock: Clock = {
+  now: () => performance.now(),
+  wall: () => Date.now(),
+  after: (ms, run) => new Timeout(setTimeout(run, ms)),
+  every: (ms, run) => new Timeout(setInterval(run, ms)),
+  soon: (run) => new Immediate(setImmediate(run)),
+};
+
+export const systemRandom: Random = { unit: Math.random, bytes: randomBytes };
