@@ -2,6 +2,7 @@ import { readFileSync, statSync } from 'node:fs';
 import { z } from 'zod';
 import type { ClusterDescription, SwitchyardClient } from '../client/index.js';
 import { SwitchyardError } from '../common/errors.js';
+import { listCopies } from '../common/expert-copies.js';
 import { sleep } from '../common/lifecycle.js';
 import type { OutputFile } from '../common/output-file.js';
 import { checkBy } from '../common/schema-issue.js';
@@ -140,10 +141,15 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
       rowsPerSecond: figures?.computeSeconds ? figures.rowsComputed / figures.computeSeconds || null : null,
       loadBytesPerSecond: figures?.load?.bytesPerSecond || null,
     })),
-    layers: placement.layers.map(({ layer, workerOf }) => ({
-      layer,
+    layers: placement.layers.map((layer) => ({
+      layer: layer.layer,
       expertBytes,
-      workersOf: workerOf.map((worker) => (indexOf[worker]! < 0 ? [] : [indexOf[worker]!])),
+      workersOf: listCopies(layer).map((workers) =>
+        workers
+          .map((worker) => indexOf[worker]!)
+          .filter((worker) => worker >= 0)
+          .sort((a, b) => a - b),
+      ),
     })),
   };
 }

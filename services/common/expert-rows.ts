@@ -22,6 +22,10 @@ export class ExpertRows {
     return this.byLayer.entries();
   }
 
+  of(layer: number): Float64Array | undefined {
+    return this.byLayer.get(layer);
+  }
+
   clear(): void {
     this.byLayer.clear();
   }

@@ -48,13 +48,20 @@ export function checkRouterReport(report: RouterReport, order: ExpertOrder): voi
   const { loads, links, notReady } = report;
   if (loads.length > order.layers.length)
     throw invalidArgument('loads', `${loads.length} layers`, atMost(order.layers.length));
-  for (const { layer, rows } of loads) {
+  for (const { layer, rows, steered } of loads) {
     const experts = order.experts(layer);
-    if (experts > 0 && rows.byteLength === experts * 4) continue;
     const allowed = experts > 0 ? `${experts * 4}, 4 for each of its experts` : 'a layer of the model';
-    throw invalidArgument('loads', `${rows.byteLength} bytes of layer ${layer}`, allowed);
+    if (experts === 0 || rows.byteLength !== experts * 4)
+      throw invalidArgument('loads', `${rows.byteLength} bytes of layer ${layer}`, allowed);
+    if (steered.byteLength > 0 && steered.byteLength !== experts * 4)
+      throw invalidArgument(
+        'loads.steered',
+        `${steered.byteLength} bytes of layer ${layer}`,
+        `0, or ${allowed}`,
+      );
   }
-  for (const field of ['tokens', 'bytesInFlight', 'rssBytes'] as const) checkCount(field, report[field]);
+  for (const field of ['tokens', 'bytesInFlight', 'rssBytes', 'termInUse', 'epochInUse'] as const)
+    checkCount(field, report[field]);
   checkFigure('eventLoopUtilization', report.eventLoopUtilization);
   checkText('notReady', notReady);
   const { membersMax } = controlLimits;

@@ -1,4 +1,5 @@
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { copiesMessage } from '../common/expert-copies.js';
 import type { AssignmentInput } from '../common/generated/switchyard/v1/Assignment.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { LinkKeyInput } from '../common/generated/switchyard/v1/LinkKey.js';
@@ -111,8 +112,9 @@ export class Cluster {
     if (report.linksChanged) member.links = report.links;
     if (report.linksChanged || readinessChanged) this.viewChanged();
     let changed = false;
-    for (const { layer, rows } of report.loads)
-      changed = this.feedback.observe(layer, unpackUint32(rows)) || changed;
+    for (const { layer, rows, steered } of report.loads)
+      changed =
+        this.feedback.observe(layer, unpackUint32(steered.byteLength > 0 ? steered : rows)) || changed;
     if (changed) this.events.onBias();
   }
 
@@ -150,10 +152,12 @@ export class Cluster {
     return {
       // The seats are taken all at once.
       workers: this.seats.map((holder) => holder!),
-      layers: this.experts.layers.map(({ layer }) => ({
-        layer,
-        workerOf: [...this.experts.sliceOf(layer, this.seatOf)],
-      })),
+      layers: this.experts.layers.map(({ layer }) =>
+        copiesMessage(
+          layer,
+          Array.from(this.experts.sliceOf(layer, this.seatOf), (seat) => [seat]),
+        ),
+      ),
     };
   }
 

@@ -29,6 +29,7 @@ export function clusterView(source: ViewSource): ClusterViewInput {
   const shareOf = new Map(shares.map((share) => [share.holder, share]));
   const reason = whyNotReady(source, shares);
   return {
+    term: 1,
     epoch: source.epoch,
     ready: reason === '',
     reason,

@@ -29,10 +29,11 @@ export interface DispatchTarget {
   placement: PlacementIndex;
 }
 
-/** The worker of every expert of a layer. Throws WORKER_LOST if they are on no worker. */
+/** The worker of every expert of a layer. Throws WORKER_LOST if one is on no worker. */
 export function requirePlaced(placement: PlacementIndex, layer: number, experts: number): Uint32Array {
   const workerOf = placement.workerOf.get(layer);
-  if (workerOf?.length === experts) return workerOf;
+  if (workerOf?.length === experts && workerOf.every((worker) => worker < placement.workers.length))
+    return workerOf;
   throw new SwitchyardError('WORKER_LOST', `the experts of layer ${layer} are on no worker`, {
     worker: null,
     layer,

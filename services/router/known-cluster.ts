@@ -227,7 +227,7 @@ export class KnownCluster {
   }
 
   private receiveView(view: ClusterView): void {
-    if (view.placement) this.placement = indexPlacement(view.epoch, view.placement);
+    if (view.placement) this.placement = indexPlacement(view, view.placement);
     this.view = view;
     this.options.links.update(view, this.model!.fingerprint);
     this.notify();

@@ -139,7 +139,7 @@ async function account(routed: RoutedRows, pass: LayerPass, context: PipelineCon
   context.account.routed(chunk, layer, counts, placement);
   metrics.routed(layer, counts, placement);
   // Only what the bias can steer counts in the loop that makes it.
-  if (plan.feedback) reporter.countRows(layer, counts);
+  reporter.countRows(layer, counts, plan.feedback);
   if (plan.norm) spend('norm', seconds.norm, context);
   if (!plan.given) spend('gate', seconds.gate, context);
   spend('group', seconds.group, context);

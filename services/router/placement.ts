@@ -1,38 +1,75 @@
 import { SwitchyardError } from '../common/errors.js';
+import type { LayerPlacement } from '../common/generated/switchyard/v1/LayerPlacement.js';
 import type { Placement, PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
+
+/** The copies of a layer's experts, as the kernels read them. */
+export interface LayerCopies {
+  /** [experts + 1]: the copies of expert e are `workers[offsets[e]]` to `workers[offsets[e + 1] - 1]`. */
+  offsets: Uint32Array;
+  workers: Uint32Array;
+}
 
 /** The map of one epoch as grouping reads it. A chunk's layer uses one of these from start to end. */
 export interface PlacementIndex {
+  term: number;
   epoch: number;
   /** Names: an index into it is what the kernels call a worker. The idle ones are in it too. */
   workers: string[];
-  /** Layer to [experts]: index of the worker. */
+  /** By layer. */
+  copies: ReadonlyMap<number, LayerCopies>;
+  /** Layer to [experts]: the first copy's worker; beyond the workers where there is none. */
   workerOf: ReadonlyMap<number, Uint32Array>;
   /** Layer to [workers]: the number of its experts there. */
   expertsAt: ReadonlyMap<number, Uint32Array>;
 }
 
 /** Throws INTERNAL for a placement whose experts are on workers that it does not name. */
-export function indexPlacement(epoch: number, { workers, layers }: Placement): PlacementIndex {
-  const workerOf = new Map(layers.map(({ layer, workerOf }) => [layer, Uint32Array.from(workerOf)]));
+export function indexPlacement(
+  version: { term: number; epoch: number },
+  { workers, layers }: Placement,
+): PlacementIndex {
+  const copies = new Map(layers.map((layer) => [layer.layer, indexLayer(layer, workers.length)]));
   const expertsAt = new Map<number, Uint32Array>();
-  for (const [layer, holders] of workerOf) expertsAt.set(layer, countHolders(layer, holders, workers.length));
-  return { epoch, workers, workerOf, expertsAt };
+  for (const [layer, { workers: holders }] of copies) {
+    const counts = new Uint32Array(workers.length);
+    for (const worker of holders) counts[worker]! += 1;
+    expertsAt.set(layer, counts);
+  }
+  const workerOf = new Map(
+    [...copies].map(([layer, { offsets, workers: holders }]) => [
+      layer,
+      Uint32Array.from(offsets.subarray(1), (end, expert) =>
+        end > offsets[expert]! ? holders[offsets[expert]!]! : 0xffff_ffff,
+      ),
+    ]),
+  );
+  return { term: version.term, epoch: version.epoch, workers, copies, workerOf, expertsAt };
 }
 
 /** As messages have it. */
-export function describePlacement({ workers, workerOf }: PlacementIndex): PlacementInput {
-  return { workers, layers: [...workerOf].map(([layer, holders]) => ({ layer, workerOf: [...holders] })) };
+export function describePlacement({ workers, copies }: PlacementIndex): PlacementInput {
+  const layers = [...copies].map(([layer, { offsets, workers: holders }]) => ({
+    layer,
+    copies: Array.from(offsets.subarray(1), (end, expert) => end - offsets[expert]!),
+    workers: [...holders],
+  }));
+  return { workers, layers };
 }
 
-function countHolders(layer: number, workerOf: Uint32Array, workers: number): Uint32Array {
-  const counts = new Uint32Array(workers);
-  for (const [expert, worker] of workerOf.entries()) {
-    if (worker >= workers) {
-      const text = `the coordinator placed layer ${layer} expert ${expert} on worker ${worker} of ${workers}`;
+function indexLayer({ layer, copies, workers: holders }: LayerPlacement, workers: number): LayerCopies {
+  const offsets = new Uint32Array(copies.length + 1);
+  for (const [expert, count] of copies.entries()) offsets[expert + 1] = offsets[expert]! + count;
+  if (offsets.at(-1) !== holders.length) {
+    const text = `the coordinator placed ${offsets.at(-1)} copies of layer ${layer} on ${holders.length} workers`;
+    throw new SwitchyardError('INTERNAL', text, { layer });
+  }
+  for (let expert = 0; expert < copies.length; expert += 1) {
+    for (let copy = offsets[expert]!; copy < offsets[expert + 1]!; copy += 1) {
+      const worker = holders[copy]!;
+      if (worker < workers && (copy === offsets[expert] || worker > holders[copy - 1]!)) continue;
+      const text = `the coordinator placed layer ${layer} expert ${expert} on worker ${worker}; allowed: below ${workers}, ascending`;
       throw new SwitchyardError('INTERNAL', text, { layer, expert });
     }
-    counts[worker]! += 1;
   }
-  return counts;
+  return { offsets, workers: Uint32Array.from(holders) };
 }

@@ -27,6 +27,8 @@ export interface ReportSources {
  */
 export class RouterReporter {
   private readonly rows = new ExpertRows();
+  /** Those of batches under feedback. */
+  private readonly steered = new ExpertRows();
   private readonly meter = createUtilizationMeter();
   private tokens = 0;
   private utilization = 0;
@@ -60,9 +62,11 @@ export class RouterReporter {
     this.tokens += tokens;
   }
 
-  /** Adds the rows that a chunk's gate chose per expert of a layer, for the feedback loop. */
-  countRows(layer: number, rows: Uint32Array): void {
+  /** Adds the rows of a chunk per expert of a layer; `steered`: the feedback loop, which waits for them, is to see them. */
+  countRows(layer: number, rows: Uint32Array, steered: boolean): void {
     const few = this.rows.add(layer, rows) < rows.length;
+    if (!steered) return;
+    this.steered.add(layer, rows);
     if (this.send !== null) this.flushWithin(few ? coalesceFewMs : coalesceMs);
   }
 
@@ -103,7 +107,11 @@ export class RouterReporter {
 
   private report(): RouterReportInput {
     return {
-      loads: [...this.rows.layers()].map(([layer, rows]) => ({ layer, rows: packRows(rows) })),
+      loads: [...this.rows.layers()].map(([layer, rows]) => ({
+        layer,
+        rows: packRows(rows),
+        steered: packSteered(rows, this.steered.of(layer)),
+      })),
       tokens: this.tokens,
       bytesInFlight: this.sources.bytesInFlight(),
       eventLoopUtilization: this.utilization,
@@ -114,6 +122,7 @@ export class RouterReporter {
 
   private clear(): void {
     this.rows.clear();
+    this.steered.clear();
     this.tokens = 0;
   }
 }
@@ -121,3 +130,9 @@ export class RouterReporter {
 /** While there is no coordinator counts go on; beyond what a message can tell, only their proportions are lost. */
 const packRows = (rows: Float64Array) =>
   packUint32(Uint32Array.from(rows, (count) => Math.min(count, 0xffff_ffff)));
+
+/** Empty where all rows are steered, which is usual. */
+function packSteered(rows: Float64Array, steered: Float64Array | undefined): Buffer {
+  if (steered === undefined) return packRows(new Float64Array(rows.length));
+  return rows.every((count, expert) => count === steered[expert]) ? Buffer.alloc(0) : packRows(steered);
+}

@@ -77,7 +77,7 @@ describe('joining', () => {
     const told = (node: RawNode) => views(node).filter(({ placement }) => placement !== null);
     const placement = {
       workers: ['w0'],
-      layers: [0, 1].map((layer) => ({ layer, workerOf: new Array(8).fill(0) })),
+      layers: [0, 1].map((layer) => ({ layer, copies: new Array(8).fill(1), workers: new Array(8).fill(0) })),
     };
     expect(told(first)).toMatchObject([{ epoch: 1, placement }]);
     expect(views(first).length).toBeGreaterThan(1);

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import type { Recording } from '../../services/cli/recording.js';
 import { SwitchyardClient } from '../../services/client/index.js';
+import { listCopies } from '../../services/common/expert-copies.js';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 
@@ -49,8 +50,10 @@ describe('switchyard plan', () => {
       for (const [expert, count] of rows.entries())
         expect(choices!.filter((one) => one === expert)).toHaveLength(count);
       const placed = view!.placement!.layers.find((one) => one.layer === layer)!;
-      const names = placed.workerOf.map((worker) => view!.placement!.workers[worker]!);
-      expect(workersOf.map(([worker]) => workers[worker!]!.name)).toEqual(names);
+      const names = listCopies(placed).map((copies) =>
+        copies.map((worker) => view!.placement!.workers[worker]!),
+      );
+      expect(workersOf.map((copies) => copies.map((worker) => workers[worker]!.name))).toEqual(names);
       const load = view!.nodes.find(({ name }) => name === 'worker-0')!.figures!.load!;
       expect(expertBytes * load.expertsTotal).toBe(load.bytesTotal);
     }

@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import { copiesMessage } from '../../services/common/expert-copies.js';
 import { BatchAccount } from '../../services/router/account.js';
 import { WorkerLoad } from '../../services/router/balancedness.js';
 import { describePlacement, indexPlacement } from '../../services/router/placement.js';
@@ -6,24 +7,44 @@ import { plan, smallModel } from './support.js';
 
 const told = {
   workers: ['w0', 'w1', 'w2'],
-  layers: smallModel.layers.map(({ layer, experts }) => ({
-    layer,
-    workerOf: Array.from({ length: experts }, (_, expert) => expert % 3),
-  })),
+  layers: smallModel.layers.map(({ layer, experts }) =>
+    copiesMessage(
+      layer,
+      Array.from({ length: experts }, (_, expert) => [expert % 3]),
+    ),
+  ),
 };
-const placement = indexPlacement(3, told);
+const placement = indexPlacement({ term: 2, epoch: 3 }, told);
 
 describe('the index of a placement', () => {
   test('finds every expert, counts those of each worker, and can be told on', () => {
-    expect(placement).toMatchObject({ epoch: 3, workers: ['w0', 'w1', 'w2'] });
+    expect(placement).toMatchObject({ term: 2, epoch: 3, workers: ['w0', 'w1', 'w2'] });
     expect([...placement.workerOf.get(1)!]).toEqual([0, 1, 2, 0, 1, 2]);
     expect([...placement.expertsAt.get(1)!]).toEqual([2, 2, 2]);
     expect(describePlacement(placement)).toEqual(told);
   });
 
-  test('is refused if it names a worker that there is not', () => {
-    const layers = [{ layer: 5, workerOf: [0, 3] }];
-    expect(() => indexPlacement(3, { ...told, layers })).toThrow(/layer 5 expert 1 on worker 3 of 3/);
+  test.each([
+    ['a worker that there is not', [[0], [3]], /layer 5 expert 1 on worker 3; allowed: below 3/],
+    ['a worker twice', [[0], [1, 1]], /layer 5 expert 1 on worker 1; allowed: below 3, ascending/],
+  ])('is refused if it names %s', (_, workersOf, text) => {
+    const layers = [copiesMessage(5, workersOf)];
+    expect(() => indexPlacement({ term: 1, epoch: 3 }, { ...told, layers })).toThrow(text);
+  });
+
+  test('is refused if it names more workers than copies', () => {
+    const layers = [{ layer: 5, copies: [1, 2], workers: [0, 1] }];
+    expect(() => indexPlacement({ term: 1, epoch: 3 }, { ...told, layers })).toThrow(
+      /placed 3 copies of layer 5 on 2 workers/,
+    );
+  });
+
+  test('knows several copies of an expert, and none', () => {
+    const layers = [copiesMessage(5, [[1], [], [0, 2]])];
+    const { copies, expertsAt } = indexPlacement({ term: 1, epoch: 3 }, { ...told, layers });
+    expect([...copies.get(5)!.offsets]).toEqual([0, 1, 1, 3]);
+    expect([...copies.get(5)!.workers]).toEqual([1, 0, 2]);
+    expect([...expertsAt.get(5)!]).toEqual([1, 1, 1]);
   });
 });
 

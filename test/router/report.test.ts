@@ -25,9 +25,9 @@ describe('the reports of a router', () => {
       return true;
     });
     reporter.countTokens(10);
-    reporter.countRows(0, Uint32Array.of(1, 2));
-    reporter.countRows(0, Uint32Array.of(3, 4));
-    reporter.countRows(5, Uint32Array.of(6, 0));
+    reporter.countRows(0, Uint32Array.of(1, 2), true);
+    reporter.countRows(0, Uint32Array.of(3, 4), true);
+    reporter.countRows(5, Uint32Array.of(6, 0), true);
     expect(sent).toEqual([]);
     jest.advanceTimersByTime(10);
     expect(sent).toHaveLength(1);
@@ -46,27 +46,43 @@ describe('the reports of a router', () => {
     const sent: NodeMessageInput[] = [];
     const reporter = new RouterReporter(sources);
     reporter.start((message) => sent.push(message) > 0);
-    reporter.countRows(0, Uint32Array.of(1, 0, 0));
+    reporter.countRows(0, Uint32Array.of(1, 0, 0), true);
     jest.advanceTimersByTime(20);
     expect(sent).toHaveLength(0);
-    reporter.countRows(0, Uint32Array.of(1, 1, 1));
+    reporter.countRows(0, Uint32Array.of(1, 1, 1), true);
     jest.advanceTimersByTime(5);
     expect(sent).toHaveLength(1);
-    reporter.countRows(0, Uint32Array.of(0, 1, 1));
+    reporter.countRows(0, Uint32Array.of(0, 1, 1), true);
     jest.advanceTimersByTime(40);
     expect(sent).toHaveLength(2);
+  });
+
+  test('tell the rows of batches without feedback at heartbeats, apart from those that the feedback loop is to see', () => {
+    const sent: NodeMessageInput[] = [];
+    const reporter = new RouterReporter(sources);
+    reporter.start((message) => sent.push(message) > 0);
+    reporter.countRows(0, Uint32Array.of(1, 2), false);
+    jest.advanceTimersByTime(100);
+    expect(sent).toHaveLength(0);
+    reporter.countRows(0, Uint32Array.of(3, 1), true);
+    jest.advanceTimersByTime(100);
+    reporter.countRows(5, Uint32Array.of(7, 7), false);
+    const [first, second] = [sent[0]!, reporter.heartbeat()].map(({ router }) => router!.loads);
+    const packed = (...rows: number[]) => packUint32(Uint32Array.from(rows));
+    expect(first).toEqual([{ layer: 0, rows: packed(4, 3), steered: packed(3, 1) }]);
+    expect(second).toEqual([{ layer: 5, rows: packed(7, 7), steered: packed(0, 0) }]);
   });
 
   test('keep what the stream did not take for the next heartbeat', () => {
     const reporter = new RouterReporter(sources);
     reporter.start(() => false);
-    reporter.countRows(0, Uint32Array.of(1, 2));
+    reporter.countRows(0, Uint32Array.of(1, 2), true);
     jest.advanceTimersByTime(10);
-    reporter.countRows(0, Uint32Array.of(1, 0));
+    reporter.countRows(0, Uint32Array.of(1, 0), true);
     reporter.stop();
     jest.advanceTimersByTime(100);
     expect(reporter.heartbeat().router!.loads).toEqual([
-      { layer: 0, rows: packUint32(Uint32Array.of(2, 2)) },
+      { layer: 0, rows: packUint32(Uint32Array.of(2, 2)), steered: Buffer.alloc(0) },
     ]);
   });
 
@@ -74,7 +90,7 @@ describe('the reports of a router', () => {
     const sent: NodeMessageInput[] = [];
     const reporter = new RouterReporter({ ...sources, notReady: () => `no link to ${'w'.repeat(1000)}` });
     reporter.start((message) => sent.push(message) > 0);
-    reporter.countRows(0, Uint32Array.of(1, 2));
+    reporter.countRows(0, Uint32Array.of(1, 2), true);
     reporter.flush();
     jest.advanceTimersByTime(100);
     expect(sent).toHaveLength(1);
