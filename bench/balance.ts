@@ -98,6 +98,7 @@ function inputOf(test: Case, random: () => number, copiesMin: number): PlanInput
     copiesMin,
     replicaSlots,
     horizonSeconds,
+    crossingSeconds: 0,
   };
 }
 

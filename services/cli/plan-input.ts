@@ -57,7 +57,14 @@ export function planInput(
     copiesMin: copies,
     replicaSlots,
     horizonSeconds: horizon,
+    crossingSeconds: crossingSeconds(topology, recording.hidden),
   };
+}
+
+/** Of the slowest link that the topology lists: one row goes there and one comes back, in BF16. */
+function crossingSeconds(topology: Topology | null, hidden: number): number {
+  const slowest = Math.min(...(topology?.links ?? []).map(({ bandwidth }) => bandwidth));
+  return (2 * 2 * hidden * 8) / slowest;
 }
 
 /**

@@ -54,6 +54,7 @@ const recordingSchema = z
     format: z.literal(format, { error: format }),
     version: z.literal(1, { error: '1' }),
     model: z.string({ error: 'text' }).max(1024),
+    hidden: size(modelLimits.hidden),
     topK: size(modelLimits.topK),
     /** What the rows of the layers were counted over. */
     seconds: z.number({ error: 'above 0' }).positive({ error: 'above 0' }),
@@ -132,6 +133,7 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
     format,
     version: 1,
     model: model.name,
+    hidden: model.hidden,
     topK: model.routing?.topK ?? 1,
     workers: nodes.map(({ name, host, device, memoryBytes, figures }) => ({
       name,

@@ -39,6 +39,8 @@ export interface PlanInput {
   replicaSlots: number | null;
   /** For how long the load is taken to stay as it is. */
   horizonSeconds: number;
+  /** What the rows of one token to and from one worker take on the link between two hosts, in seconds; 0: it does not count. */
+  crossingSeconds: number;
 }
 
 const atLeast = (bound: number) => (value: number) => Number.isFinite(value) && value >= bound;
@@ -46,7 +48,7 @@ const positive = (value: number) => Number.isFinite(value) && value > 0;
 
 /** Throws INVALID_ARGUMENT that names the field, the value and what is allowed. */
 export function checkInput(input: PlanInput): void {
-  const { workers, layers, topK, present, copiesMin, replicaSlots, horizonSeconds } = input;
+  const { workers, layers, topK, present, copiesMin, replicaSlots, horizonSeconds, crossingSeconds } = input;
   const check = (field: string, value: number, isAllowed: (value: number) => boolean, allowed: string) => {
     if (!isAllowed(value)) throw invalidArgument(field, value, allowed);
   };
@@ -56,6 +58,7 @@ export function checkInput(input: PlanInput): void {
   check('copiesMin', copiesMin, (value) => Number.isInteger(value) && value >= 1, 'an integer of at least 1');
   check('replicaSlots', replicaSlots ?? 0, atLeast(0), 'at least 0');
   check('horizonSeconds', horizonSeconds, positive, 'above 0');
+  check('crossingSeconds', crossingSeconds, atLeast(0), 'at least 0');
   for (const { name, memoryBytes, rowsPerSecond, loadBytesPerSecond } of workers) {
     check(`memoryBytes of worker ${name}`, memoryBytes, atLeast(0), 'at least 0');
     check(`rowsPerSecond of worker ${name}`, rowsPerSecond, positive, 'above 0');

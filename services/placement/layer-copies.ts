@@ -81,6 +81,12 @@ export class LayerCopies {
     this.rows[expert * this.workers + worker] = 0;
   }
 
+  /** Gives rows to a copy that has none. */
+  put(worker: number, expert: number, rows: number): void {
+    this.rows[expert * this.workers + worker] = rows;
+    this.load[worker]! += rows;
+  }
+
   /** Brings the split nearer to the best one again after copies came or went. `changed`: experts whose copies did. */
   settle(changed: readonly number[], passesMax: number): void {
     const unsettled = new Uint8Array(this.experts);

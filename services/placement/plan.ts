@@ -2,11 +2,14 @@ import type { Draft } from './draft.js';
 import { type Change, Improvement } from './improve.js';
 import { type Copies, checkInput, type PlanInput } from './input.js';
 import { LayerCopies } from './layer-copies.js';
-import { type LayerPrediction, predict } from './predict.js';
+import { type LayerPrediction, predict, workersPerToken } from './predict.js';
 import { requiredCopies } from './required.js';
+import { Affinity } from './traffic.js';
 
-/** A layer is changed only if the time of its busiest worker sinks by this share of it, so that noise in the load moves nothing. */
+/** A layer is changed only if its seconds sink by this share of them, so that noise in the load moves nothing. */
 export const gainShareMin = 0.02;
+/** For less traffic the busiest worker may be above the even level by this share of it. */
+const levelShareMax = 0.02;
 /** And only if the seconds that this saves over the horizon are so many times those that loading costs. */
 export const gainOverCostMin = 2;
 
@@ -20,7 +23,7 @@ export interface Plan {
   bytesToLoad: number;
   /** Until the worker with the most to load has done so; all load side by side. */
   secondsToLoad: number;
-  /** What the busiest workers of the layers compute less over the horizon than they would if only missing copies were loaded. */
+  /** What the layers take less over the horizon than they would if only missing copies were loaded: time of the busiest workers, and of the links between hosts. */
   gainSeconds: number;
   /** What is loaded for this gain, in seconds of the whole cluster's work, if a worker that loads computes nothing meanwhile. */
   costSeconds: number;
@@ -38,14 +41,14 @@ export function plan(input: PlanInput): Plan {
   const draft = requiredCopies(input);
   const planner = new Planner(input, draft);
   const least = planner.total();
-  // Ends, for every round but the last lowers the sum of the peaks.
+  // Ends, for every round but the last lowers the sum of the layers' seconds.
   while (planner.round());
   return summarize(input, draft.copies, planner.total(), least);
 }
 
 interface Total {
-  /** Of all layers. */
-  peak: number;
+  /** Of all layers, as `Planner.seconds`. */
+  seconds: number;
   costSeconds: number;
 }
 
@@ -77,9 +80,9 @@ class Planner {
   }
 
   total(): Total {
-    const total = { peak: 0, costSeconds: 0 };
+    const total = { seconds: 0, costSeconds: 0 };
     for (const [index, experts] of this.draft.copies.entries()) {
-      total.peak += this.split[index]!.peak;
+      total.seconds += this.seconds(index);
       for (const [expert, holders] of experts.entries())
         for (const worker of holders) total.costSeconds += this.copySeconds(index, expert, worker);
     }
@@ -93,15 +96,19 @@ class Planner {
       .filter(({ peak, excess }) => excess > gainShareMin * peak)
       .sort((a, b) => b.excess - a.excess || a.layer - b.layer);
     let changed = false;
-    for (const [index, { layer }] of uneven.entries())
-      changed = this.improve(layer, uneven.length - index) || changed;
+    for (const [index, { layer }] of uneven.entries()) {
+      const evening = this.evening(layer, uneven.length - index);
+      const gathering = this.gathering(layer, evening);
+      changed = this.take(layer, [...evening, ...gathering]) || changed;
+    }
+    for (const layer of this.split.keys()) changed = this.take(layer, this.gathering(layer, [])) || changed;
     return changed;
   }
 
-  /** `layersLeft`: those that may take memory, this one included. */
-  private improve(layer: number, layersLeft: number): boolean {
+  /** What makes a layer more even, as far as it pays. `layersLeft`: those that may take memory, this one included. */
+  private evening(layer: number, layersLeft: number): Change[] {
     const { copiesMin, replicaSlots } = this.input;
-    const copies = this.split[layer]!;
+    const copies = this.splitAfresh(layer);
     const before = copies.peak;
     const { expertBytes } = this.input.layers[layer]!;
     const improvement = new Improvement(copies, {
@@ -120,14 +127,28 @@ class Planner {
       const worth = this.worth(before, copies.peak, costSeconds);
       if (worth > best.worth) best = { worth, changes: changes.length };
     }
-    return this.take(layer, before, changes.slice(0, best.changes));
+    return changes.slice(0, best.changes);
+  }
+
+  /** What brings experts that are chosen together to one worker, after other changes, where links between hosts are to be spared. */
+  private gathering(layer: number, after: readonly Change[]): Change[] {
+    const { input, hostOf, hosts } = this;
+    const { choices } = input.layers[layer]!;
+    if (input.crossingSeconds === 0 || hosts === 1 || choices === null) return [];
+    this.apply(layer, after, true);
+    const copies = this.splitAfresh(layer);
+    this.apply(layer, after.toReversed(), false);
+    const levelMax = Math.max(copies.peak, copies.evenLevel * (1 + levelShareMax));
+    return new Affinity(copies, { choices, topK: input.topK, hostOf, hosts, levelMax }).run();
   }
 
   /** Changes the draft of a layer, if that pays with the rows split afresh. */
-  private take(layer: number, before: number, changes: readonly Change[]): boolean {
+  private take(layer: number, changes: readonly Change[]): boolean {
+    if (changes.length === 0) return false;
+    const before = this.seconds(layer);
     this.apply(layer, changes, true);
     this.split[layer] = this.splitAfresh(layer);
-    if (this.worth(before, this.split[layer].peak, this.costOf(layer, changes)) > 0) return true;
+    if (this.worth(before, this.seconds(layer), this.costOf(layer, changes)) > 0) return true;
     this.apply(layer, changes.toReversed(), false);
     this.split[layer] = this.splitAfresh(layer);
     return false;
@@ -140,10 +161,24 @@ class Planner {
     }
   }
 
+  /**
+   * What a layer takes in a second: of its busiest worker, and of the links between hosts, where rows are taken to come from all hosts alike. Links without a known
+   * speed, and tokens of which no sample is known, take nothing.
+   */
+  private seconds(layer: number): number {
+    const { workers, layers, topK, crossingSeconds } = this.input;
+    const copies = this.split[layer]!;
+    const { choices, loads } = layers[layer]!;
+    if (crossingSeconds === 0 || this.hosts === 1 || choices === null) return copies.peak;
+    const tokens = loads.reduce((sum, rows) => sum + rows, 0) / topK;
+    const perToken = workersPerToken(copies, layers[layer]!, topK, workers.length);
+    return copies.peak + tokens * perToken * (1 - 1 / this.hosts) * crossingSeconds;
+  }
+
   /** Seconds gained beyond what a change must gain to pay; 0 or less: it does not. */
-  private worth(peakBefore: number, peak: number, costSeconds: number): number {
-    if (peak > peakBefore * (1 - gainShareMin)) return 0;
-    return this.input.horizonSeconds * (peakBefore - peak) - gainOverCostMin * costSeconds;
+  private worth(before: number, after: number, costSeconds: number): number {
+    if (after > before * (1 - gainShareMin)) return 0;
+    return this.input.horizonSeconds * (before - after) - gainOverCostMin * costSeconds;
   }
 
   private costOf(layer: number, changes: readonly Change[]): number {
@@ -178,7 +213,7 @@ function summarize(input: PlanInput, target: Copies, total: Total, least: Total)
       }
     }
   }
-  const gainSeconds = horizonSeconds * (least.peak - total.peak);
+  const gainSeconds = horizonSeconds * (least.seconds - total.seconds);
   const costSeconds = total.costSeconds - least.costSeconds;
   return {
     target,

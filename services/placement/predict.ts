@@ -27,7 +27,6 @@ export function predict(
   const rates = Float64Array.from(workers, ({ rowsPerSecond }) => rowsPerSecond);
   const hosts = [...new Set(workers.map(({ host }) => host))];
   const hostOf = Uint32Array.from(workers, ({ host }) => hosts.indexOf(host));
-  const own = Uint32Array.from(workers.keys());
   return layers.map((layer, index) => {
     const placed = new LayerCopies(layer.loads, rates, copies[index]!);
     const { peak, evenLevel } = placed;
@@ -38,10 +37,26 @@ export function predict(
       peak,
       imbalance: evenLevel > 0 ? peak / evenLevel - 1 : 0,
       balancedness: peak > 0 ? evenLevel / peak : 1,
-      workersPerToken: placesPerToken(placed, layer, topK, own, workers.length),
+      workersPerToken: workersPerToken(placed, layer, topK, workers.length),
       hostsPerToken: placesPerToken(placed, layer, topK, hostOf, hosts.length),
     };
   });
+}
+
+/** To how many workers the rows of a token go on average. */
+export function workersPerToken(
+  placed: LayerCopies,
+  layer: PlanLayer,
+  topK: number,
+  workers: number,
+): number {
+  return placesPerToken(
+    placed,
+    layer,
+    topK,
+    Uint32Array.from({ length: workers }, (_, index) => index),
+    workers,
+  );
 }
 
 /**

@@ -13,6 +13,7 @@ const good: Recording = {
   format: 'switchyard-recording',
   version: 1,
   model: 'tiny',
+  hidden: 8,
   topK: 2,
   seconds: 10,
   workers: [

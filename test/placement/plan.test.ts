@@ -5,6 +5,7 @@ import { type Plan, plan } from '../../services/placement/plan.js';
 import { exactPeak, inputs, standing } from './support.js';
 
 const usual = { workers: 6, hosts: 3, experts: 12, layers: 3 };
+const sparing = { ...usual, traffic: true };
 const peaks = (layers: Plan['predicted']['target']) => layers.reduce((sum, { peak }) => sum + peak, 0);
 
 /** Bytes that each worker holds. */
@@ -35,13 +36,19 @@ function cluster(loads: number[], changes: Partial<PlanInput> = {}): PlanInput {
     copiesMin: 1,
     replicaSlots: null,
     horizonSeconds: 600,
+    crossingSeconds: 0,
     ...changes,
   };
 }
 
 describe('a plan', () => {
   test('every expert has its copies, on as many workers, and no worker more than its memory', () => {
-    const cases = fc.oneof(inputs(usual), inputs({ ...usual, copiesMin: 2 }), inputs({ ...usual, spare: 0 }));
+    const cases = fc.oneof(
+      inputs(usual),
+      inputs({ ...usual, copiesMin: 2 }),
+      inputs({ ...usual, spare: 0 }),
+      inputs(sparing),
+    );
     fc.assert(
       fc.property(cases, (input) => {
         const { target } = plan(input);
@@ -73,8 +80,27 @@ describe('a plan', () => {
     );
   });
 
+  test('where links between hosts are to be spared, time and traffic together are never worse than staying', () => {
+    fc.assert(
+      fc.property(fc.oneof(standing(sparing), standing({ ...sparing, copiesMin: 2 })), (input) => {
+        const { target, gainSeconds, costSeconds } = plan(input);
+        expect(gainSeconds).toBeGreaterThanOrEqual(2 * costSeconds);
+        for (const [layer, experts] of target.entries())
+          for (const [expert, holders] of experts.entries()) {
+            const before = hostsOf(input, input.present[layer]![expert]!);
+            expect(hostsOf(input, holders)).toBeGreaterThanOrEqual(Math.min(before, input.copiesMin));
+          }
+      }),
+    );
+  });
+
   test('planning from the target moves nothing, and the same input gives the same plan', () => {
-    const cases = fc.oneof(inputs(usual), standing(usual), inputs({ ...usual, copiesMin: 2 }));
+    const cases = fc.oneof(
+      inputs(usual),
+      standing(usual),
+      inputs({ ...usual, copiesMin: 2 }),
+      inputs(sparing),
+    );
     fc.assert(
       fc.property(cases, (input) => {
         const first = plan(input);
@@ -187,6 +213,22 @@ describe('what a plan does', () => {
     expect(long.secondsToLoad).toBeGreaterThanOrEqual(100);
     expect(long.bytesToLoad).toBe(100 * long.copiesToLoad);
     expect(long.netGainSeconds).toBeGreaterThan(long.costSeconds);
+  });
+
+  test('experts that are chosen together come to one worker where links are slow, and it stays even', () => {
+    // Tokens choose 0 and 1, 2 and 3, 4 and 5, or 6 and 7, which are dealt to different workers.
+    const even = cluster(Array(8).fill(100));
+    const layers = even.layers.map((layer) => ({
+      ...layer,
+      choices: Uint32Array.of(0, 1, 2, 3, 4, 5, 6, 7),
+    }));
+    const slow = plan({ ...even, layers, crossingSeconds: 1e-3 });
+    const [before, after] = [slow.predicted.present[0]!, slow.predicted.target[0]!];
+    expect([before.workersPerToken, after.workersPerToken]).toEqual([2, 1]);
+    expect(after.imbalance).toBeCloseTo(0, 9);
+    for (const pair of [0, 2, 4, 6]) expect(slow.target[0]![pair]).toEqual(slow.target[0]![pair + 1]);
+    expect(slow.netGainSeconds).toBeGreaterThan(0);
+    expect(plan({ ...even, layers })).toMatchObject({ copiesToLoad: 0, gainSeconds: 0 });
   });
 
   test('nothing moves for noise', () => {

@@ -10,6 +10,8 @@ export interface Bounds {
   /** Of the memory that one copy of every expert needs, what there is beyond it: 0 is none. */
   spare?: number;
   copiesMin?: number;
+  /** Links between hosts are to be spared. */
+  traffic?: boolean;
 }
 
 const range = (count: number) => [...Array(count).keys()];
@@ -43,9 +45,15 @@ export function inputs(bounds: Bounds): fc.Arbitrary<PlanInput> {
         }),
         replicaSlots: fc.option(fc.nat({ max: experts })),
         horizonSeconds: fc.constantFrom(1, 60, 3_600),
+        crossingSeconds: bounds.traffic ? fc.constantFrom(1e-4, 1e-3, 1e-2) : fc.constant(0),
+        choices: fc.array(fc.shuffledSubarray(range(experts), { minLength: Math.min(2, experts) }), {
+          minLength: 1,
+          maxLength: 20,
+        }),
       });
     })
-    .map(({ hosts, rates, spare, loads, present, replicaSlots, horizonSeconds }) => {
+    .map(({ hosts, rates, spare, loads, present, choices, ...drawn }) => {
+      const topK = Math.min(2, loads[0]!.length);
       const even = Math.ceil((copiesMin * loads.length * loads[0]!.length) / hosts.length);
       const workers = hosts.map(
         (host, index): PlanWorker => ({
@@ -61,10 +69,10 @@ export function inputs(bounds: Bounds): fc.Arbitrary<PlanInput> {
           layer: 2 * layer,
           expertBytes: 100,
           loads: Float64Array.from(rows),
-          choices: null,
+          choices: bounds.traffic ? Uint32Array.from(choices.flatMap((token) => token.slice(0, topK))) : null,
         }),
       );
-      return { workers, layers, topK: 2, present, copiesMin, replicaSlots, horizonSeconds };
+      return { workers, layers, topK, present, copiesMin, ...drawn };
     });
 }
 
