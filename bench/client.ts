@@ -3,8 +3,8 @@ import { fileURLToPath } from 'node:url';
 import { native } from '../native/index.js';
 import { LocalProcess } from '../services/cli/local-process.js';
 import { SwitchyardClient } from '../services/client/index.js';
-import { createUtilizationMeter } from '../services/common/metrics.js';
 import { prepareProcess } from '../services/common/process.js';
+import { systemUsage } from '../services/runtime/system.js';
 import { repeatedRows, submit } from './batch.js';
 import type { IdentityWorkerOptions } from './identity-worker.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
@@ -54,7 +54,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
     await client.waitUntilReady(readyTimeoutMs);
     const rows = await repeatedRows(hidden, tokens[transport]);
     for (let batch = 0; batch < warmBatches[transport]; batch++) await submit(client, rows, {});
-    const meter = createUtilizationMeter();
+    const meter = systemUsage.eventLoopMeter();
     const runs = [];
     for (let run = 0; run < options.runs; run++) {
       const value = ((await submit(client, rows, {})) * rowBytes) / 1e9;

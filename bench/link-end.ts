@@ -5,8 +5,8 @@
  */
 import { native } from '../native/index.js';
 import { createLogger } from '../services/common/log.js';
-import { createUtilizationMeter } from '../services/common/metrics.js';
 import { prepareProcess } from '../services/common/process.js';
+import { systemUsage } from '../services/runtime/system.js';
 import { dialLink } from '../services/transport/dial.js';
 import { resultRowCount } from '../services/transport/limits.js';
 import type { Link, TokenBatch, TokenBatchResult, TransportChoice } from '../services/transport/link.js';
@@ -128,7 +128,7 @@ function serve(): Promise<string> {
 }
 
 function meter(): () => LinkUsage {
-  const utilization = createUtilizationMeter();
+  const utilization = systemUsage.eventLoopMeter();
   let usage = process.cpuUsage();
   const stats = () => native.ucx?.stats() ?? { bytesCopied: 0, bytesTaken: 0 };
   let before = stats();

@@ -9,6 +9,7 @@ import { connect } from '../common/grpc-channel.js';
 import { abortable, Deferred, onAbort } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
 import { fromServiceError } from '../common/status.js';
+import { systemRandom } from '../runtime/system.js';
 import { unanswered } from './connections.js';
 
 export interface WatchOptions {
@@ -181,7 +182,7 @@ export class ClusterWatch {
   private async rest(round: number): Promise<void> {
     this.resting = new AbortController();
     this.wake();
-    const ms = backoffMs(round, pauseMsMin, pauseMsMax);
+    const ms = backoffMs(systemRandom, round, pauseMsMin, pauseMsMax);
     await sleep(ms, null, { ref: false, signal: this.resting.signal }).catch(() => {});
     this.resting = null;
   }

@@ -1,4 +1,5 @@
 import type { ClientDuplexStream } from '@grpc/grpc-js';
+import { systemRandom } from '../runtime/system.js';
 import { backoffMs } from './backoff.js';
 import { plainText } from './control-limits.js';
 import { asSwitchyardError, type ErrorCode, SwitchyardError } from './errors.js';
@@ -181,7 +182,10 @@ export class ControlSession {
       return;
     }
     this.tellLoss(error);
-    this.retry = setTimeout(() => this.open(), backoffMs(this.attempts, backoffMsMin, backoffMsMax));
+    this.retry = setTimeout(
+      () => this.open(),
+      backoffMs(systemRandom, this.attempts, backoffMsMin, backoffMsMax),
+    );
     this.attempts += 1;
   }
 

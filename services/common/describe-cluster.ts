@@ -17,16 +17,15 @@ export interface DescriptionParts {
   routed: readonly LayerCountsInput[];
   /** Name of the router that answers, or empty. */
   router: string;
-  /** As performance.now(). */
-  startedMs: number;
+  uptimeMs: number;
 }
 
 /** The answer to DescribeCluster. */
 export function describeCluster(parts: DescriptionParts): ClusterDescriptionInput {
-  const { view, placement, model, routed, router, startedMs } = parts;
+  const { view, placement, model, routed, router, uptimeMs } = parts;
   const key = ({ role, name }: { role?: unknown; name?: unknown }) => `${role}/${name}`;
   const figures = new Map(parts.figures.map((one) => [key(one), one]));
   const nodes = view.nodes?.map((node) => ({ ...node, figures: figures.get(key(node)) ?? null })) ?? [];
-  const uptimeSeconds = (performance.now() - startedMs) / 1000;
+  const uptimeSeconds = uptimeMs / 1000;
   return { view: { ...view, placement, nodes }, model, version, uptimeSeconds, router, routed: [...routed] };
 }

@@ -1,3 +1,5 @@
+import type { Clock } from '../runtime/clock.js';
+import { systemClock } from '../runtime/system.js';
 import { SwitchyardError } from './errors.js';
 
 /** A promise that is settled from outside. Later settlements have no effect, as with any promise. */
@@ -93,21 +95,24 @@ export function onAbort(signal: EndSignal, run: () => void): () => void {
   return () => listener.delete(call);
 }
 
-/** Resolves after `ms` milliseconds; rejects with the signal's reason as soon as `signal` aborts. */
-export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+/** Resolves after `ms` milliseconds of a clock; rejects with the signal's reason as soon as `signal` aborts. */
+export function sleepOn(clock: Clock, ms: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
+    const timer = clock.after(ms, () => {
       forget();
       resolve();
-    }, ms);
+    });
     const forget = signal
       ? onAbort(signal, () => {
-          clearTimeout(timer);
+          timer.cancel();
           reject(signal.reason);
         })
       : () => {};
   });
 }
+
+/** As `sleepOn`, on the system's clock: for commands and the SDK. */
+export const sleep = (ms: number, signal?: AbortSignal): Promise<void> => sleepOn(systemClock, ms, signal);
 
 /** Settles as `promise` does, or rejects with the signal's reason as soon as `signal` aborts. */
 export function abortable<T>(promise: Promise<T>, signal: EndSignal): Promise<T> {

@@ -1,5 +1,5 @@
-import { performance } from 'node:perf_hooks';
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from 'prom-client';
+import { systemUsage } from '../runtime/system.js';
 
 export { Counter, Gauge, Registry } from 'prom-client';
 
@@ -117,17 +117,6 @@ export function histogram(
   return made;
 }
 
-/** Each call returns the share of time, 0 to 1, that the event loop was busy since the previous call. */
-export function createUtilizationMeter(): () => number {
-  let last = performance.eventLoopUtilization();
-  return () => {
-    const now = performance.eventLoopUtilization();
-    const { utilization } = performance.eventLoopUtilization(now, last);
-    last = now;
-    return Number.isFinite(utilization) ? utilization : 0;
-  };
-}
-
 /** A registry of one service, with the metrics of the process and its event loop. */
 export function createRegistry(role: string, name: string): Registry {
   const registry = new Registry();
@@ -135,7 +124,7 @@ export function createRegistry(role: string, name: string): Registry {
   // The default of 10 ms would wake an idle process a hundred times a second.
   collectDefaultMetrics({ register: registry, eventLoopMonitoringPrecision: 200 });
   for (const metric of misnamedDefaults) registry.removeSingleMetric(metric);
-  const meter = createUtilizationMeter();
+  const meter = systemUsage.eventLoopMeter();
   gauge(
     registry,
     'event_loop_utilization',

@@ -28,7 +28,7 @@ export function describeOnly({ description, cluster, watchers }: DescribeOptions
           model: description,
           routed: [],
           router: '',
-          startedMs,
+          uptimeMs: performance.now() - startedMs,
         }),
       ),
     WatchCluster: (call) => watchers.accept(call),

@@ -18,6 +18,7 @@ import { openModel } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
 import { clientWindowBytes, routerSlabs } from '../router/config.js';
 import { createRouter, type Router } from '../router/router.js';
+import { nativeRuntime } from '../runtime/native.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf } from './config.js';
 import { ControlService } from './control-service.js';
 import { describeModel } from './describe.js';
@@ -186,6 +187,7 @@ class CoordinatorService {
       registry,
       experts,
       trace: this.trace,
+      runtime: nativeRuntime,
       onUnknown: this.onUnknown,
       onReady: () => this.showReadiness(),
     });

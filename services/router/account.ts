@@ -1,5 +1,6 @@
 import { ExpertRows } from '../common/expert-rows.js';
 import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
+import type { Clock } from '../runtime/clock.js';
 import { WorkerLoad } from './balancedness.js';
 import type { PlacementIndex } from './placement.js';
 import type { BatchPlan } from './plan.js';
@@ -24,7 +25,7 @@ export class BatchAccount {
   nonFiniteTokens = 0;
   /** Tokens answered with NaN or infinity. */
   nonFiniteOutputs = 0;
-  private readonly started = performance.now();
+  private readonly startedMs: number;
   private readonly seconds: Record<Stage, number> = {
     norm: 0,
     gate: 0,
@@ -43,10 +44,15 @@ export class BatchAccount {
   private bytesReturned = 0;
   private assignments = 0;
 
-  constructor(private readonly plan: BatchPlan) {}
+  constructor(
+    private readonly plan: BatchPlan,
+    private readonly clock: Clock,
+  ) {
+    this.startedMs = clock.now();
+  }
 
   get totalSeconds(): number {
-    return (performance.now() - this.started) / 1000;
+    return (this.clock.now() - this.startedMs) / 1000;
   }
 
   spend(stage: Stage, seconds: number): void {

@@ -33,6 +33,7 @@ export async function runBatch(context: BatchContext): Promise<void> {
     source: call,
     share,
     messageLimit: context.messageLimit,
+    runtime: context.runtime,
     busy: () => tasks.size > 0,
     signal,
   });
@@ -84,12 +85,12 @@ async function processChunk(chunk: InputChunk, context: BatchContext): Promise<v
 async function answer(
   output: OutputChunk,
   reservation: Reservation,
-  { plan, call }: BatchContext,
+  { plan, call, runtime }: BatchContext,
 ): Promise<void> {
   const tokensMax = call.answerTokensMax(plan.rowBytes, output.routing === null ? 0 : routingBytes(plan));
   for (let first = 0; first < output.tokens; first += tokensMax) {
     const tokens = Math.min(tokensMax, output.tokens - first);
-    const routing = output.routing && (await readRouting(output.routing, first, tokens, plan));
+    const routing = output.routing && (await readRouting(runtime.rows, output.routing, first, tokens, plan));
     const chunk = { offset: output.offset + first, ...routing };
     const byteOffset = first * plan.rowBytes;
     const rows = { slab: output.rows, byteOffset, byteLength: tokens * plan.rowBytes };

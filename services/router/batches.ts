@@ -4,6 +4,7 @@ import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHea
 import type { EndSignal } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { Trace } from '../common/trace.js';
+import type { Runtime } from '../runtime/runtime.js';
 import { BatchAccount } from './account.js';
 import { runBatch } from './batch.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
@@ -26,6 +27,7 @@ export interface BatchesOptions {
   metrics: RouterMetrics;
   trace: Trace | null;
   log: Logger;
+  runtime: Runtime;
 }
 
 /** For the log. */
@@ -98,14 +100,14 @@ export class Batches {
 
   /** Never rejects: how it ends is what the client gets. */
   private async run(call: BatchCall): Promise<void> {
-    const { metrics, log } = this.options;
-    const started = performance.now();
+    const { metrics, log, runtime } = this.options;
+    const startedMs = runtime.clock.now();
     let plan: BatchPlan | null = null;
     try {
       plan = await this.plan(await call.header(), call);
       const done = await this.runPlan(plan, call);
       metrics.batches.inc({ outcome: 'complete' });
-      const seconds = (performance.now() - started) / 1000;
+      const seconds = (runtime.clock.now() - startedMs) / 1000;
       log[call.loggedAt]({ event: 'batch-complete', batch: plan.batchId, ...done, seconds });
     } catch (thrown) {
       const error = endedBy(call.end.signal, asSwitchyardError(thrown));
@@ -126,7 +128,7 @@ export class Batches {
 
   /** The header is checked as soon as the model is known, which may be long before the cluster is ready. */
   private async plan(header: ForwardHeader, { end }: BatchCall): Promise<BatchPlan> {
-    const { config, cluster, budget, router } = this.options;
+    const { config, cluster, budget, router, runtime } = this.options;
     const { spec } = await cluster.untilLoaded(config.readyWaitMs, end.signal);
     return planBatch(header, {
       model: spec,
@@ -135,12 +137,13 @@ export class Batches {
       chunkTokens: config.chunkTokens,
       messageBytesMax: config.messageBytesMax,
       node: `router ${router}`,
+      random: runtime.random,
     });
   }
 
   /** Returns the tokens answered, and how they travelled. */
   private async runPlan(plan: BatchPlan, call: BatchCall): Promise<BatchDone> {
-    const { config, cluster, links, budget, reporter, metrics, trace, router } = this.options;
+    const { config, cluster, links, budget, reporter, metrics, trace, router, runtime } = this.options;
     const { batchId } = plan;
     const { end } = call;
     if (this.batchIds.has(batchId)) {
@@ -154,10 +157,11 @@ export class Batches {
     try {
       await cluster.untilReady(config.readyWaitMs, end.signal);
       this.destinations.check(plan, cluster.placement!);
-      const account = new BatchAccount(plan);
+      const account = new BatchAccount(plan, runtime.clock);
       await runBatch({
         plan,
         call,
+        runtime,
         cluster,
         links,
         destinations: this.destinations,

@@ -2,6 +2,7 @@ import type { RowGroup, Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { EndSignal } from '../common/lifecycle.js';
 import { type Trace, until } from '../common/trace.js';
+import type { Runtime } from '../runtime/runtime.js';
 import type { Link, TokenBatchResult } from '../transport/link.js';
 import type { BatchAccount } from './account.js';
 import type { FoundLink } from './destinations.js';
@@ -16,7 +17,8 @@ export interface DispatchContext {
   account: BatchAccount;
   metrics: RouterMetrics;
   trace: Trace | null;
-  /** As performance.now(); Infinity: none. */
+  runtime: Runtime;
+  /** On the clock's `now`; Infinity: none. */
   deadlineMs: number;
   signal: EndSignal;
   /** Ends the batch. */
@@ -79,8 +81,8 @@ async function exchange(
   { chunk, layer, placement }: DispatchTarget,
   context: DispatchContext,
 ): Promise<Slab> {
-  const { plan, account, metrics, signal } = context;
-  const started = performance.now();
+  const { plan, account, metrics, signal, runtime } = context;
+  const startedMs = runtime.clock.now();
   const bytesSent = group.rowCount * plan.rowBytes;
   metrics.sent(link, bytesSent);
   const result = await link.exchange(
@@ -105,7 +107,7 @@ async function exchange(
     signal,
   );
   checkResult(result, plan.combine === 'exact' ? group.rowIndices.length : group.rowCount, plan);
-  const seconds = (performance.now() - started) / 1000;
+  const seconds = (runtime.clock.now() - startedMs) / 1000;
   const bytesReturned = result.rowCount * plan.rowBytes;
   metrics.returned(link, bytesReturned);
   metrics.seconds.exchange.observe(seconds);

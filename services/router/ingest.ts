@@ -1,7 +1,8 @@
-import { native, type RoutingTable, type Slab, type SlabRange } from '../../native/index.js';
+import type { RoutingTable, Slab, SlabRange } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { MessageLimit } from '../common/grpc-channel.js';
-import type { EndSignal } from '../common/lifecycle.js';
+import { Deferred, type EndSignal } from '../common/lifecycle.js';
+import type { Runtime } from '../runtime/runtime.js';
 import { type ArrivedRows, dropRows } from '../transport/port.js';
 import type { BudgetShare, Reservation } from './budget.js';
 import {
@@ -40,6 +41,7 @@ export interface IngestOptions {
   /** Whether chunks of the batch are still in the pipeline. */
   busy: () => boolean;
   signal: EndSignal;
+  runtime: Runtime;
 }
 
 /**
@@ -103,11 +105,11 @@ export class Ingest {
 
   /** Makes the message's slab the chunk's, without a copy. */
   private async adopt(reservation: Reservation): Promise<InputChunk> {
-    const { plan } = this.options;
+    const { plan, runtime } = this.options;
     const message = this.message!;
     const { offset, tokens, rows, taken } = message;
     if (rows.kind !== 'slab') throw new SwitchyardError('INTERNAL', 'rows without a slab were adopted');
-    const given = plan.given ? createRoutingTable(plan, tokens) : null;
+    const given = plan.given ? createRoutingTable(runtime.rows, plan, tokens) : null;
     try {
       if (given !== null) await this.copyRouting(given, 0, tokens);
     } catch (error) {
@@ -130,13 +132,13 @@ export class Ingest {
 
   /** Takes tokens until the chunk is full or the client pauses. Releases what it made if it throws. */
   private async fill(capacity: number, reservation: Reservation): Promise<InputChunk> {
-    const { plan } = this.options;
+    const { plan, runtime } = this.options;
     const offset = this.message!.offset + this.taken;
-    const rows = native.allocateSlab(capacity * plan.rowBytes);
+    const rows = runtime.rows.allocateSlab(capacity * plan.rowBytes);
     let given: RoutingTable | null = null;
     let tokens = 0;
     try {
-      if (plan.given) given = createRoutingTable(plan, capacity);
+      if (plan.given) given = createRoutingTable(runtime.rows, plan, capacity);
       do {
         const count = Math.min(capacity - tokens, this.message!.tokens - this.taken);
         await this.copyRows(rows, tokens, count);
@@ -179,9 +181,19 @@ export class Ingest {
       // Nobody may be waiting when it fails; whoever waits next hears of it.
       this.reading.catch(() => {});
     }
-    const request = pause === null ? await this.reading : await orPause(this.reading, pause);
+    const request = pause === null ? await this.reading : await this.orPause(this.reading, pause);
     if (request !== 'pause') this.reading = null;
     return request;
+  }
+
+  private async orPause<T>(awaited: Promise<T>, pause: number): Promise<T | 'pause'> {
+    const paused = new Deferred<'pause'>();
+    const timer = this.options.runtime.clock.after(pause, () => paused.resolve('pause'));
+    try {
+      return await Promise.race([awaited, paused.promise]);
+    } finally {
+      timer.cancel();
+    }
   }
 
   /** All tokens of the message are in chunks. */
@@ -192,32 +204,21 @@ export class Ingest {
   }
 
   private copyRows(target: Slab, targetToken: number, count: number): Promise<void> {
-    const { rowBytes } = this.options.plan;
+    const { plan, runtime } = this.options;
+    const { rowBytes } = plan;
     const source = part(this.message!.rows, this.taken * rowBytes, count * rowBytes);
-    return native.copyIn(source, target, targetToken * rowBytes);
+    return runtime.rows.copyIn(source, target, targetToken * rowBytes);
   }
 
   private copyRouting(target: RoutingTable, targetToken: number, count: number): Promise<void> {
-    const { plan } = this.options;
+    const { plan, runtime } = this.options;
     const { given, offset } = this.message!;
     const source = sliceRouting(given!, plan, this.taken, count);
-    return writeRouting(target, targetToken, source, offset + this.taken, plan);
+    return writeRouting(runtime.rows, target, targetToken, source, offset + this.taken, plan);
   }
 }
 
 function part(rows: ArrivedRows, byteOffset: number, byteLength: number): Uint8Array | SlabRange {
   if (rows.kind === 'slab') return { slab: rows.slab, byteOffset, byteLength };
   return rows.bytes.subarray(byteOffset, byteOffset + byteLength);
-}
-
-async function orPause<T>(awaited: Promise<T>, pause: number): Promise<T | 'pause'> {
-  let timer: NodeJS.Timeout | undefined;
-  const paused = new Promise<'pause'>((resolve) => {
-    timer = setTimeout(() => resolve('pause'), pause);
-  });
-  try {
-    return await Promise.race([awaited, paused]);
-  } finally {
-    clearTimeout(timer);
-  }
 }

@@ -12,15 +12,19 @@ import type { Logger } from '../common/log.js';
 import { unpackFloat32 } from '../common/packed.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { modelLimits } from '../model/limits.js';
+import type { Runtime } from '../runtime/runtime.js';
 import type { Links } from './links.js';
 import { indexPlacement, type PlacementIndex } from './placement.js';
 import type { RouterReporter } from './report.js';
-import { RouterWeights } from './weights.js';
+import type { RouterWeights } from './weights.js';
 
 export interface KnownClusterOptions {
   /** The node token, for the coordinator alone. */
   token: string | null;
   links: Links;
+  runtime: Runtime;
+  /** Gates and norms of the model that the coordinator describes. */
+  loadWeights: (description: ModelDescription) => Promise<RouterWeights>;
   reporter: RouterReporter;
   /** A coordinator silent for so long is lost. */
   leaseMs: number;
@@ -141,7 +145,7 @@ export class KnownCluster {
     // The usual case costs nothing.
     if (met() && !signal.aborted) return;
     const expired = new Deferred<'expired'>();
-    const timer = setTimeout(() => expired.resolve('expired'), waitMs);
+    const timer = this.options.runtime.clock.after(waitMs, () => expired.resolve('expired'));
     const forget = onAbort(signal, () => expired.resolve('expired'));
     try {
       for (;;) {
@@ -154,7 +158,7 @@ export class KnownCluster {
         }
       }
     } finally {
-      clearTimeout(timer);
+      timer.cancel();
       forget();
     }
   }
@@ -210,10 +214,11 @@ export class KnownCluster {
 
   private async load(model: ModelDescription): Promise<void> {
     try {
-      const started = performance.now();
-      this.weights = await RouterWeights.load(model, this.options.log);
-      const seconds = (performance.now() - started) / 1000;
-      this.options.log.info({
+      const { loadWeights, runtime, log } = this.options;
+      const startedMs = runtime.clock.now();
+      this.weights = await loadWeights(model);
+      const seconds = (runtime.clock.now() - startedMs) / 1000;
+      log.info({
         event: 'model-loaded',
         model: model.name,
         fingerprint: model.fingerprint,

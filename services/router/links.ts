@@ -4,9 +4,10 @@ import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { LinkDescriptionInput } from '../common/generated/switchyard/v1/LinkDescription.js';
 import type { LinkKey } from '../common/generated/switchyard/v1/LinkKey.js';
-import { Deferred, sleep } from '../common/lifecycle.js';
+import { Deferred, sleepOn } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
+import type { Runtime } from '../runtime/runtime.js';
 import { dialLink } from '../transport/dial.js';
 import { resultBytesMax } from '../transport/limits.js';
 import type { Link, TransportChoice } from '../transport/link.js';
@@ -21,6 +22,7 @@ export interface LinksOptions {
   transport: TransportChoice;
   onUnknown: OnUnknown;
   log: Logger;
+  runtime: Runtime;
   /** Called when a link was made or lost. */
   onChange: () => void;
 }
@@ -60,7 +62,7 @@ class Connection {
   }
 
   private async keep(): Promise<void> {
-    const { log, onChange } = this.options;
+    const { log, onChange, runtime } = this.options;
     const { worker, address } = this;
     let failures = 0;
     while (!this.closing.signal.aborted) {
@@ -82,7 +84,8 @@ class Connection {
         onChange();
       }
       failures += 1;
-      await sleep(backoffMs(failures, backoffMsMin, backoffMsMax), this.closing.signal).catch(() => {});
+      const pauseMs = backoffMs(runtime.random, failures, backoffMsMin, backoffMsMax);
+      await sleepOn(runtime.clock, pauseMs, this.closing.signal).catch(() => {});
     }
     this.attempted.resolve();
   }

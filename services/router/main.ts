@@ -9,6 +9,7 @@ import { createRegistry } from '../common/metrics.js';
 import { boundSlabs } from '../common/slabs.js';
 import { Trace } from '../common/trace.js';
 import { unknownKinds } from '../common/unknown-kinds.js';
+import { nativeRuntime } from '../runtime/native.js';
 import { clientWindowBytes, type RouterConfig, routerSlabs } from './config.js';
 import { createRouter } from './router.js';
 
@@ -32,6 +33,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     registry,
     experts,
     trace,
+    runtime: nativeRuntime,
     onUnknown: unknownKinds(registry, log),
     onReady: (ready) => {
       server.setServing('', ready);

@@ -1,4 +1,4 @@
-import { native } from '../../native/index.js';
+import type { ArenaStats } from '../../native/index.js';
 import { type ExpertMetrics, figuresOf } from '../common/expert-metrics.js';
 import { ExpertRows } from '../common/expert-rows.js';
 import type { LayerCountsInput } from '../common/generated/switchyard/v1/LayerCounts.js';
@@ -14,6 +14,7 @@ export interface RouterGauges {
   bytesInFlight: () => number;
   bytesMax: number;
   links: () => Link[];
+  arena: () => ArenaStats;
 }
 
 const secondsBuckets = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10];
@@ -143,7 +144,7 @@ function readGauges(registry: Registry, gauges: RouterGauges): void {
   );
   gauge(registry, 'in_flight_bytes_limit', 'The byte budget for chunks in flight.').set(gauges.bytesMax);
   gauge(registry, 'slab_bytes', 'Slab memory by state.', ['state'] as const, (metric) => {
-    const { bytesInUse, bytesCached, bytesLimit } = native.arenaStats();
+    const { bytesInUse, bytesCached, bytesLimit } = gauges.arena();
     metric.set({ state: 'used' }, bytesInUse);
     metric.set({ state: 'cached' }, bytesCached);
     metric.set({ state: 'limit' }, bytesLimit);

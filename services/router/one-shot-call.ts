@@ -9,6 +9,7 @@ import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/Forw
 import { Deferred, onAbort } from '../common/lifecycle.js';
 import { gateOf, type MessageGate } from '../common/message-gate.js';
 import { toServiceError } from '../common/status.js';
+import { systemClock } from '../runtime/system.js';
 import { tokensPerMessage } from '../transport/chunk-size.js';
 import { rowsOfMessage } from '../transport/port.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
@@ -39,7 +40,7 @@ const notReached = new SwitchyardError('LINK_LOST', 'the client sends its chunks
  * when the client neither sends nor reads what it must.
  */
 export class OneShotCall implements BatchCall {
-  readonly end = new BatchEnd();
+  readonly end = new BatchEnd(systemClock);
   readonly loggedAt = 'info';
   readonly peer: string;
   private readonly callDeadlineMs: number;

@@ -1,4 +1,4 @@
-import { native, type RoutedRows, type RoutingTable, type Slab } from '../../native/index.js';
+import type { RoutedRows, RoutingTable, Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { until } from '../common/trace.js';
 import type { Stage } from './account.js';
@@ -7,7 +7,6 @@ import { type DispatchContext, dispatch, requirePlaced } from './dispatch.js';
 import type { InputChunk } from './ingest.js';
 import type { KnownCluster } from './known-cluster.js';
 import type { PlacementIndex } from './placement.js';
-import type { BatchPlan } from './plan.js';
 import type { RouterReporter } from './report.js';
 import { createRoutingTable } from './routing-table.js';
 
@@ -34,10 +33,10 @@ export interface OutputChunk {
  * Takes over rows and given routing of the chunk; its reservation stays with the caller.
  */
 export async function runChunk(chunk: InputChunk, context: PipelineContext): Promise<OutputChunk> {
-  const { plan } = context;
+  const { plan, runtime } = context;
   let table = chunk.given;
   try {
-    if (table === null && plan.returnRouting) table = createRoutingTable(plan, chunk.tokens);
+    if (table === null && plan.returnRouting) table = createRoutingTable(runtime.rows, plan, chunk.tokens);
     const { rows, nonFinite } = await runLayers(chunk, table, context);
     const routing = plan.returnRouting ? table : null;
     if (routing !== null) table = null;
@@ -80,7 +79,7 @@ async function runLayers(
       const pass: LayerPass = { chunk, table, rows, layer, index, placement: cluster.placement! };
       output = await runLayer(pass, context);
       rows.release();
-      if (output.nonFinite > 0 && plan.refuseNonFinite) await refuseOutput(pass, output, plan);
+      if (output.nonFinite > 0 && plan.refuseNonFinite) await refuseOutput(pass, output, context);
     }
   } catch (error) {
     output.rows.release();
@@ -112,10 +111,10 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
 function route(
   { chunk, table, rows, layer, index, placement }: LayerPass,
   { limits }: Destination,
-  { plan, cluster }: PipelineContext,
+  { plan, cluster, runtime }: PipelineContext,
 ): Promise<RoutedRows> {
   const weights = cluster.weights!.layer(layer);
-  return native.routeRows({
+  return runtime.rows.routeRows({
     rows,
     rowCount: chunk.tokens,
     hidden: plan.hidden,
@@ -147,7 +146,7 @@ async function account(routed: RoutedRows, pass: LayerPass, context: PipelineCon
   if (pass.index > 0) return;
   context.account.nonFiniteTokens += nonFinite;
   metrics.nonFiniteTokens.inc(nonFinite);
-  if (nonFinite > 0 && plan.refuseNonFinite) await refuseInput(pass, plan);
+  if (nonFinite > 0 && plan.refuseNonFinite) await refuseInput(pass, context);
 }
 
 /** Takes over the parts. */
@@ -157,10 +156,10 @@ async function combine(
   pass: LayerPass,
   context: PipelineContext,
 ): Promise<LayerOutput> {
-  const { plan } = context;
-  const started = performance.now();
+  const { plan, runtime } = context;
+  const startedMs = runtime.clock.now();
   try {
-    return await native.combineRows({
+    return await runtime.rows.combineRows({
       routed,
       mode: plan.combine,
       hidden: plan.hidden,
@@ -169,7 +168,7 @@ async function combine(
       parts,
     });
   } finally {
-    const seconds = (performance.now() - started) / 1000;
+    const seconds = (runtime.clock.now() - startedMs) / 1000;
     spend('combine', seconds, context);
     draw('combine', seconds, pass, context);
     for (const part of parts) part.release();
@@ -177,8 +176,8 @@ async function combine(
 }
 
 /** Throws NON_FINITE for the first token of a chunk that came with NaN or infinity. */
-async function refuseInput({ chunk, rows }: LayerPass, { hidden }: BatchPlan): Promise<never> {
-  const token = chunk.offset + (await native.findNonFinite(rows, 0, chunk.tokens, hidden))!;
+async function refuseInput({ chunk, rows }: LayerPass, { plan, runtime }: PipelineContext): Promise<never> {
+  const token = chunk.offset + (await runtime.rows.findNonFinite(rows, 0, chunk.tokens, plan.hidden))!;
   throw new SwitchyardError(
     'NON_FINITE',
     `chunk.rows of token ${token} holds NaN or infinity; allowed: finite values, as options.refuse_non_finite is set`,
@@ -190,9 +189,9 @@ async function refuseInput({ chunk, rows }: LayerPass, { hidden }: BatchPlan): P
 async function refuseOutput(
   { chunk: { offset, tokens }, layer }: LayerPass,
   { rows, nonFinite }: LayerOutput,
-  { hidden }: BatchPlan,
+  { plan, runtime }: PipelineContext,
 ): Promise<never> {
-  const token = offset + (await native.findNonFinite(rows, 0, tokens, hidden))!;
+  const token = offset + (await runtime.rows.findNonFinite(rows, 0, tokens, plan.hidden))!;
   throw new SwitchyardError(
     'NON_FINITE',
     `the output of layer ${layer} holds NaN or infinity in token ${token}, the first of ${nonFinite} among tokens ${offset} to ${offset + tokens - 1}; allowed: finite values, as options.refuse_non_finite is set`,

@@ -1,8 +1,8 @@
-import { randomUUID } from 'node:crypto';
 import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { LayerSpec, ModelSpec } from '../model/spec.js';
+import { type Random, uuid } from '../runtime/random.js';
 import { chunkTokensMax, chunkTokensMin, tokensMax, usualChunkTokens } from '../transport/chunk-size.js';
 
 /** A validated header: what is to be done with every token of a batch. */
@@ -45,6 +45,8 @@ export interface PlanLimits {
   messageBytesMax: number;
   /** Whose limits these are, for errors. */
   node: string;
+  /** Of which the id of a batch is made that has none. */
+  random: Random;
 }
 
 const pageBytes = 4_096;
@@ -62,7 +64,7 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
   };
   const combine = oneOf('options.combine', options?.combine ?? 'EXACT', ['EXACT', 'PARTIAL']);
   const plan: BatchPlan = {
-    batchId: checkBatchId(header.batchId),
+    batchId: checkBatchId(header.batchId, limits.random),
     tokens,
     hidden: model.hidden,
     rowBytes: model.hidden * 2,
@@ -104,8 +106,8 @@ export function outputBytes(plan: BatchPlan, tokens: number): number {
   return Math.ceil((tokens * plan.rowBytes * 9) / 8 / pageBytes) * pageBytes;
 }
 
-function checkBatchId(batchId: string): string {
-  if (batchId === '') return randomUUID();
+function checkBatchId(batchId: string, random: Random): string {
+  if (batchId === '') return uuid(random);
   if (!batchIdPattern.test(batchId)) {
     throw invalidArgument('batch_id', batchId.slice(0, 160), batchIdAllowed);
   }

@@ -2,8 +2,9 @@ import { plainText } from '../common/control-limits.js';
 import { ExpertRows } from '../common/expert-rows.js';
 import type { NodeMessageInput } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { RouterReportInput } from '../common/generated/switchyard/v1/RouterReport.js';
-import { createUtilizationMeter } from '../common/metrics.js';
 import { packUint32 } from '../common/packed.js';
+import type { Timer } from '../runtime/clock.js';
+import type { Runtime } from '../runtime/runtime.js';
 import type { Links } from './links.js';
 
 /** Gate counts wait this long for more, so that a burst of chunks is one message. */
@@ -15,6 +16,7 @@ const coalesceFewMs = 30;
 const rssEveryMs = 1_000;
 
 export interface ReportSources {
+  runtime: Runtime;
   bytesInFlight: () => number;
   links: () => Pick<Links, 'changes' | 'describe'>;
   /** Why the router is not ready; empty if it is. */
@@ -29,18 +31,20 @@ export class RouterReporter {
   private readonly rows = new ExpertRows();
   /** Those of batches under feedback. */
   private readonly steered = new ExpertRows();
-  private readonly meter = createUtilizationMeter();
+  private readonly meter: () => number;
   private tokens = 0;
   private utilization = 0;
   private rssBytes = 0;
   private rssReadAt = Number.NEGATIVE_INFINITY;
-  private timer: NodeJS.Timeout | null = null;
-  /** When it is due, as performance.now(). */
+  private timer: Timer | null = null;
+  /** When it is due, on the clock's `now`. */
   private dueMs = Number.POSITIVE_INFINITY;
   private reportedLinks: number | null = null;
   private send: ((message: NodeMessageInput) => boolean) | null = null;
 
-  constructor(private readonly sources: ReportSources) {}
+  constructor(private readonly sources: ReportSources) {
+    this.meter = sources.runtime.usage.eventLoopMeter();
+  }
 
   /** The next heartbeat describes the links, changed or not. */
   forgetReported(): void {
@@ -73,9 +77,10 @@ export class RouterReporter {
   /** The heartbeat: counts are taken out, figures measured anew, links described if they changed. */
   heartbeat(): NodeMessageInput {
     this.utilization = this.meter();
-    if (performance.now() - this.rssReadAt >= rssEveryMs) {
-      this.rssReadAt = performance.now();
-      this.rssBytes = process.memoryUsage.rss();
+    const { clock, usage } = this.sources.runtime;
+    if (clock.now() - this.rssReadAt >= rssEveryMs) {
+      this.rssReadAt = clock.now();
+      this.rssBytes = usage.rssBytes();
     }
     const links = this.sources.links();
     const linksChanged = links.changes !== this.reportedLinks;
@@ -92,15 +97,16 @@ export class RouterReporter {
   }
 
   private flushWithin(ms: number): void {
-    const dueMs = performance.now() + ms;
+    const { clock } = this.sources.runtime;
+    const dueMs = clock.now() + ms;
     if (dueMs >= this.dueMs) return;
     this.clearTimer();
     this.dueMs = dueMs;
-    this.timer = setTimeout(() => this.flush(), ms);
+    this.timer = clock.after(ms, () => this.flush());
   }
 
   private clearTimer(): void {
-    if (this.timer !== null) clearTimeout(this.timer);
+    this.timer?.cancel();
     this.timer = null;
     this.dueMs = Number.POSITIVE_INFINITY;
   }

@@ -1,5 +1,4 @@
 import { hostname } from 'node:os';
-import { native } from '../../native/index.js';
 import { describeCluster } from '../common/describe-cluster.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ExpertMetrics } from '../common/expert-metrics.js';
@@ -15,6 +14,7 @@ import { toServiceError } from '../common/status.js';
 import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { clusterState, Watchers } from '../common/watchers.js';
+import type { Runtime } from '../runtime/runtime.js';
 import type { UcxAcceptor } from '../transport/handshake.js';
 import { Batches } from './batches.js';
 import { ByteBudget } from './budget.js';
@@ -24,6 +24,7 @@ import { ClientSession, type SessionStream } from './client-session.js';
 import { channelBytesMax, messageRoomBytes, type RouterSettings } from './config.js';
 import { KnownCluster } from './known-cluster.js';
 import { Links } from './links.js';
+import { loadWeights } from './load-weights.js';
 import { createRouterMetrics, type RouterMetrics } from './metrics.js';
 import { OneShotCall } from './one-shot-call.js';
 import { describePlacement } from './placement.js';
@@ -40,6 +41,7 @@ export interface RouterOptions {
   experts: ExpertMetrics;
   trace: Trace | null;
   onUnknown: OnUnknown;
+  runtime: Runtime;
   /** Called when every expert can be reached from here, and when no longer. */
   onReady?: (ready: boolean) => void;
 }
@@ -72,13 +74,15 @@ export class Router {
   private readonly channels: ClientChannels;
   private readonly sessions = new Set<ClientSession>();
   private readonly watchers = new Watchers(() => this.clusterState());
-  private readonly startedMs = performance.now();
+  private readonly startedMs: number;
   private stopping: Promise<void> | null = null;
 
   constructor(private readonly options: RouterOptions) {
-    const { config, name, token, log, registry, experts } = options;
+    const { config, name, token, log, registry, experts, runtime } = options;
+    this.startedMs = runtime.clock.now();
     this.budget = new ByteBudget(config.budgetBytes, `router ${name}`);
     const reporter = new RouterReporter({
+      runtime,
       bytesInFlight: () => this.budget.used,
       links: () => this.links,
       notReady: () => this.readiness().reason,
@@ -90,11 +94,14 @@ export class Router {
       transport: config.transport,
       onUnknown: options.onUnknown,
       log,
+      runtime,
       onChange: () => this.cluster.notify(),
     });
     this.cluster = new KnownCluster({
       token,
       links: this.links,
+      runtime,
+      loadWeights: (description) => loadWeights(description, log),
       reporter,
       leaseMs: config.leaseMs,
       onUnknown: options.onUnknown,
@@ -113,6 +120,7 @@ export class Router {
       bytesInFlight: () => this.budget.used,
       bytesMax: config.budgetBytes,
       links: () => this.links.open(),
+      arena: () => runtime.rows.arenaStats(),
     });
     this.metrics = metrics;
     const { budget, links, cluster } = this;
@@ -126,6 +134,7 @@ export class Router {
       metrics,
       trace: options.trace,
       log,
+      runtime,
     });
     const { batchesMax, messageBytesMax } = config;
     this.windows = new ChannelWindows({ bytesMax: channelBytesMax(config), messageBytesMax, batchesMax });
@@ -186,7 +195,7 @@ export class Router {
         reason,
         ...stats,
       })),
-      slabs: native.arenaStats(),
+      slabs: this.options.runtime.rows.arenaStats(),
     };
   }
 
@@ -202,17 +211,18 @@ export class Router {
   }
 
   private async shutDown(reason: string): Promise<void> {
-    const { drainMs } = this.options.config;
+    const { config, runtime } = this.options;
+    const { drainMs } = config;
     const drained = this.batches.drain(reason);
     this.watchers.end();
     // Told early, the coordinator sends nobody here any more.
     this.cluster.leaving(reason);
-    const timer = setTimeout(() => {
+    const timer = runtime.clock.after(drainMs, () => {
       const message = `the router is stopping (${reason}) and waited ${drainMs} ms for this batch`;
       this.batches.abort(new SwitchyardError('DRAINING', message, { reason, drainMs }));
-    }, drainMs);
+    });
     await drained;
-    clearTimeout(timer);
+    timer.cancel();
     for (const session of this.sessions) session.finish();
     await this.cluster.leave(reason);
     this.links.close();
@@ -270,7 +280,7 @@ export class Router {
           model,
           routed: request.placement ? this.metrics.routedRows() : [],
           router: this.options.name,
-          startedMs: this.startedMs,
+          uptimeMs: this.options.runtime.clock.now() - this.startedMs,
         };
         answer(null, describeCluster(known));
       },

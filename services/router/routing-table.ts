@@ -1,11 +1,16 @@
-import { native, type RoutingBytes, type RoutingFault, type RoutingTable } from '../../native/index.js';
+import type { RoutingBytes, RoutingFault, RoutingTable } from '../../native/index.js';
 import { invalidArgument, type SwitchyardError } from '../common/errors.js';
+import type { RowOperations } from '../runtime/rows.js';
 import { type BatchPlan, routingBytes } from './plan.js';
 
 /** Room for experts and weights of `tokens` tokens at all layers of the batch. */
-export function createRoutingTable({ layers, topK }: BatchPlan, tokens: number): RoutingTable {
+export function createRoutingTable(
+  rows: RowOperations,
+  { layers, topK }: BatchPlan,
+  tokens: number,
+): RoutingTable {
   const experts = Uint32Array.from(layers, (layer) => layer.experts);
-  return native.createRoutingTable({ tokens, topK, experts });
+  return rows.createRoutingTable({ tokens, topK, experts });
 }
 
 /** The part of `tokens` tokens from `first` on, as a view. */
@@ -25,18 +30,20 @@ export function sliceRouting(
  * @throws INVALID_ARGUMENT naming the first entry that is wrong.
  */
 export async function writeRouting(
+  rows: RowOperations,
   table: RoutingTable,
   first: number,
   given: RoutingBytes,
   token: number,
   plan: BatchPlan,
 ): Promise<void> {
-  const fault = await native.writeRouting({ table, first, ...given });
+  const fault = await rows.writeRouting({ table, first, ...given });
   if (fault !== null) throw wrongRouting(fault, token, plan);
 }
 
 /** The routing of `tokens` tokens from `first` on, as an answer carries it. */
 export async function readRouting(
+  rows: RowOperations,
   table: RoutingTable,
   first: number,
   tokens: number,
@@ -44,7 +51,7 @@ export async function readRouting(
 ): Promise<{ experts: Buffer; weights: Buffer }> {
   const bytes = (tokens * routingBytes(plan)) / 2;
   const routing = { experts: Buffer.allocUnsafeSlow(bytes), weights: Buffer.allocUnsafeSlow(bytes) };
-  await native.readRouting({ table, first, ...routing });
+  await rows.readRouting({ table, first, ...routing });
   return routing;
 }
 

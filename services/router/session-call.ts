@@ -6,6 +6,7 @@ import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/Forw
 import type { SessionBatch } from '../common/generated/switchyard/v1/SessionBatch.js';
 import type { SessionResponseInput } from '../common/generated/switchyard/v1/SessionResponse.js';
 import { toFailure } from '../common/status.js';
+import { systemClock } from '../runtime/system.js';
 import { sessionTokensMax, tokensWithin } from '../transport/chunk-size.js';
 import { type ArrivedRows, dropRows, type MessagePort, type Outgoing } from '../transport/port.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
@@ -46,7 +47,7 @@ const bytesPerExpert = 2;
 
 /** A batch of a session: it came whole, in one message, and its last answer carries the summary. */
 export class SessionCall implements BatchCall {
-  readonly end = new BatchEnd();
+  readonly end = new BatchEnd(systemClock);
   /** When what ends it was sent, as performance.now(); Infinity: it was not. */
   answeredMs = Number.POSITIVE_INFINITY;
   private message: ClientMessage | null;

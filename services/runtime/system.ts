@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import type { Clock, Timer } from './clock.js';
 import type { Random } from './random.js';
+import type { Usage } from './runtime.js';
 
 class Timeout implements Timer {
   constructor(private readonly handle: NodeJS.Timeout) {}
@@ -38,3 +39,16 @@ export const systemClock: Clock = {
 };
 
 export const systemRandom: Random = { unit: Math.random, bytes: randomBytes };
+
+export const systemUsage: Usage = {
+  rssBytes: () => process.memoryUsage.rss(),
+  eventLoopMeter() {
+    let last = performance.eventLoopUtilization();
+    return () => {
+      const now = performance.eventLoopUtilization();
+      const { utilization } = performance.eventLoopUtilization(now, last);
+      last = now;
+      return Number.isFinite(utilization) ? utilization : 0;
+    };
+  },
+};

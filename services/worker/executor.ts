@@ -1,7 +1,8 @@
-import type { ComputeTime, Expert, ExpertBackend, native, Slab } from '../../native/index.js';
+import type { ComputeTime, Expert, ExpertBackend, Slab } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { Trace } from '../common/trace.js';
+import type { Runtime } from '../runtime/runtime.js';
 import { resultMetadataBytes, rowsBytes } from '../transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../transport/link.js';
 import type { ExecutorMetrics } from './metrics.js';
@@ -19,7 +20,7 @@ import {
 
 export interface ExecutorOptions {
   backend: ExpertBackend;
-  memory: Pick<typeof native, 'allocateSlab' | 'reduceRows'>;
+  runtime: Runtime;
   worker: string;
   hidden: number;
   /** Rows of one call to the backend, at most. */
@@ -108,7 +109,7 @@ export class Executor {
       batch,
       router,
       answer: new Deferred(),
-      arrivedMs: performance.now(),
+      arrivedMs: this.now(),
       startedMs: 0,
       output: null,
       waiting: new Set(),
@@ -142,6 +143,10 @@ export class Executor {
   close(): void {
     this.closed = new SwitchyardError('DRAINING', `worker ${this.options.worker} is stopping`);
     for (const task of this.tasks) this.fail(task, this.closed);
+  }
+
+  private now(): number {
+    return this.options.runtime.clock.now();
   }
 
   /** What the transport cannot know: it has checked the rest. */
@@ -186,7 +191,7 @@ export class Executor {
 
   private isLate(task: Task): boolean {
     const { deadlineMs, batchId } = task.batch.meta;
-    const lateMs = Math.ceil(performance.now() - deadlineMs);
+    const lateMs = Math.ceil(this.now() - deadlineMs);
     if (lateMs <= 0) return false;
     const text = `the deadline of batch ${batchId} passed ${lateMs} ms ago, in the queue`;
     this.fail(task, new SwitchyardError('DEADLINE_EXCEEDED', text));
@@ -229,7 +234,7 @@ export class Executor {
   private start(task: Task): boolean {
     if (task.output !== null) return true;
     try {
-      task.output = this.options.memory.allocateSlab(
+      task.output = this.options.runtime.rows.allocateSlab(
         rowsBytes(task.rowsLeft, this.options.hidden),
         resultMetadataBytes,
       );
@@ -238,7 +243,7 @@ export class Executor {
       return false;
     }
     this.heldBytes += task.output.byteLength;
-    task.startedMs = performance.now();
+    task.startedMs = this.now();
     this.options.metrics.queueSeconds.observe((task.startedMs - task.arrivedMs) / 1000);
     return true;
   }
@@ -309,7 +314,7 @@ export class Executor {
     const { meta } = task.batch;
     const { computeSeconds } = task;
     // All its waiting, between segments too: what is left of an exchange is then transport.
-    const queueSeconds = Math.max(0, (performance.now() - task.arrivedMs) / 1000 - computeSeconds);
+    const queueSeconds = Math.max(0, (this.now() - task.arrivedMs) / 1000 - computeSeconds);
     if (meta.combine === 'exact') {
       const rows = task.output!.share();
       this.end(task);
@@ -336,7 +341,7 @@ export class Executor {
     const { hidden, rowIndices, weights, rowCount } = task.batch.meta;
     task.operations += 1;
     try {
-      return await this.options.memory.reduceRows({
+      return await this.options.runtime.rows.reduceRows({
         rows: task.output!,
         hidden,
         rowIndices,

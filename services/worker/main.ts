@@ -12,7 +12,7 @@ import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
 import { expertsIn } from '../common/layer-experts.js';
-import { cutMs, Deferred, endMsMax, type Running, sleep } from '../common/lifecycle.js';
+import { cutMs, Deferred, endMsMax, type Running, sleepOn } from '../common/lifecycle.js';
 import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { boundSlabs } from '../common/slabs.js';
@@ -20,6 +20,7 @@ import { Trace } from '../common/trace.js';
 import { type OnUnknown, unknownKinds } from '../common/unknown-kinds.js';
 import { FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
+import { nativeRuntime } from '../runtime/native.js';
 import { createLinkSecret } from '../transport/link-key.js';
 import { linkService } from '../transport/serve.js';
 import { roomBesideSlabs, type WeightBound, type WorkerConfig, weightBound } from './config.js';
@@ -97,7 +98,12 @@ class WorkerService {
     workerExpertMetrics(this.expertMetrics, () => this.loaded?.executor.experts() ?? []);
     this.onUnknown = unknownKinds(this.registry, this.log);
     this.metrics = executorMetrics(this.registry);
-    this.reporter = new WorkerReporter(this.metrics.totals, () => this.backend.figures(), config.leaseMs);
+    this.reporter = new WorkerReporter(
+      nativeRuntime,
+      this.metrics.totals,
+      () => this.backend.figures(),
+      config.leaseMs,
+    );
     workerGauges(this.registry, {
       rowsQueued: () => this.loaded?.executor.rowsQueued ?? 0,
       bytesHeld: () => this.loaded?.executor.bytesHeld ?? 0,
@@ -108,6 +114,7 @@ class WorkerService {
       arena: () => native.arenaStats(),
       busySeconds: () => this.metrics.totals.seconds,
       device: () => this.backend.figures(),
+      clock: nativeRuntime.clock,
     });
   }
 
@@ -242,7 +249,7 @@ class WorkerService {
     }
     const executor = new Executor({
       backend,
-      memory: native,
+      runtime: nativeRuntime,
       worker: config.name,
       hidden: spec.hidden,
       maxRows: config.maxRows,
@@ -260,6 +267,7 @@ class WorkerService {
       weights: this.weights,
       onChange: () => this.showReadiness(),
       log,
+      clock: nativeRuntime.clock,
     });
     store.failed.then((error) => this.fail(error));
     this.loaded = { model, executor, store };
@@ -378,12 +386,13 @@ function createBackend({ device, threads }: WorkerConfig): ExpertBackend {
 
 /** True when nothing came for a while; false if that did not happen within `withinMs`. */
 async function untilQuiet(executor: Executor, withinMs: number): Promise<boolean> {
-  const end = performance.now() + withinMs;
-  let quietSince = performance.now();
-  while (performance.now() < end) {
-    if (!executor.idle) quietSince = performance.now();
-    else if (performance.now() - quietSince >= quietMs) return true;
-    await sleep(20);
+  const { clock } = nativeRuntime;
+  const end = clock.now() + withinMs;
+  let quietSince = clock.now();
+  while (clock.now() < end) {
+    if (!executor.idle) quietSince = clock.now();
+    else if (clock.now() - quietSince >= quietMs) return true;
+    await sleepOn(clock, 20);
   }
   return executor.idle;
 }

@@ -1,6 +1,7 @@
 import type { DeviceFigures } from '../../native/index.js';
 import type { ExpertMetrics } from '../common/expert-metrics.js';
 import { counter, gauge, type Histogram, histogram, type Registry } from '../common/metrics.js';
+import type { Clock } from '../runtime/clock.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 import type { ExpertQueue } from './tasks.js';
 
@@ -66,6 +67,7 @@ export interface WorkerFigures {
   busySeconds: () => number;
   /** Null if the device is the host. */
   device: () => DeviceFigures | null;
+  clock: Clock;
 }
 
 /** Gauges that are read when the metrics are. */
@@ -90,14 +92,14 @@ export function workerGauges(registry: Registry, figures: WorkerFigures): void {
     metric.set({ state: 'limit' }, bytesLimit);
   });
   if (figures.device() !== null) deviceGauges(registry, () => figures.device()!);
-  let last = { at: performance.now(), seconds: figures.busySeconds() };
+  let last = { at: figures.clock.now(), seconds: figures.busySeconds() };
   gauge(
     registry,
     'compute_busy_ratio',
     'Share of time the device computed since the previous read.',
     [],
     (metric) => {
-      const now = { at: performance.now(), seconds: figures.busySeconds() };
+      const now = { at: figures.clock.now(), seconds: figures.busySeconds() };
       const elapsed = (now.at - last.at) / 1000;
       metric.set(elapsed > 0 ? Math.min(1, (now.seconds - last.seconds) / elapsed) : 0);
       last = now;

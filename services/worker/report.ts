@@ -2,7 +2,7 @@ import type { DeviceFigures } from '../../native/index.js';
 import type { DeviceFiguresInput } from '../common/generated/switchyard/v1/DeviceFigures.js';
 import type { WorkerReportInput } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { groupByLayer } from '../common/layer-experts.js';
-import { createUtilizationMeter } from '../common/metrics.js';
+import type { Runtime } from '../runtime/runtime.js';
 import type { Executor } from './executor.js';
 import type { ExpertStore } from './store.js';
 
@@ -11,16 +11,18 @@ const figuresMsMax = 1_000;
 
 /** Makes the reports to the coordinator: figures once a second, the experts held as soon as they changed. */
 export class WorkerReporter {
-  private readonly meter = createUtilizationMeter();
+  private readonly meter: () => number;
   private readonly figuresMs: number;
   private reportedChanges: number | null = null;
   private reportedAt = Number.NEGATIVE_INFINITY;
 
   constructor(
+    private readonly runtime: Runtime,
     private readonly totals: { readonly rows: number; readonly seconds: number },
     private readonly device: () => DeviceFigures | null,
     leaseMs: number,
   ) {
+    this.meter = runtime.usage.eventLoopMeter();
     this.figuresMs = Math.min(figuresMsMax, leaseMs / 3);
   }
 
@@ -32,13 +34,14 @@ export class WorkerReporter {
   /** Rows and seconds are those since the start of the worker. Null: there is nothing new to say yet. */
   report(loaded: { executor: Executor; store: ExpertStore } | null): WorkerReportInput | null {
     const changed = loaded !== null && loaded.store.changes !== this.reportedChanges;
-    if (!changed && performance.now() - this.reportedAt < this.figuresMs) return null;
-    this.reportedAt = performance.now();
+    const nowMs = this.runtime.clock.now();
+    if (!changed && nowMs - this.reportedAt < this.figuresMs) return null;
+    this.reportedAt = nowMs;
     const figures = {
       rowsComputed: this.totals.rows,
       computeSeconds: this.totals.seconds,
       eventLoopUtilization: this.meter(),
-      rssBytes: process.memoryUsage.rss(),
+      rssBytes: this.runtime.usage.rssBytes(),
       device: toWire(this.device()),
     };
     if (loaded === null) return figures;

@@ -7,6 +7,7 @@ import type { Logger } from '../common/log.js';
 import { describeMemory, memoryBound, memoryLeft } from '../common/machine.js';
 import type { FiniteWeights } from '../model/finite.js';
 import type { Model } from '../model/load.js';
+import type { Clock } from '../runtime/clock.js';
 import type { WeightBound } from './config.js';
 import type { Executor } from './executor.js';
 
@@ -22,6 +23,7 @@ export interface StoreOptions {
   /** Called when an expert was loaded. */
   onChange: () => void;
   log: Logger;
+  clock: Clock;
 }
 
 /** Experts loaded at a time: one is read from the disk while another is brought into the backend's order. */
@@ -91,7 +93,7 @@ export class ExpertStore {
       this.changes += 1;
       log.info({ event: 'expert-dropped', layer: id.layer, expert: id.expert });
     }
-    this.startedMs = performance.now();
+    this.startedMs = this.options.clock.now();
     this.bytesAtStart = this.bytesHeld;
     const isHere = (key: string) => this.held.has(key) || this.loading.has(key);
     this.missing = experts.filter((id) => !isHere(idOf(id))).reverse();
@@ -100,7 +102,7 @@ export class ExpertStore {
 
   progress(): LoadProgressInput {
     const bytesTotal = this.wanted.size * this.options.model.expertBytes;
-    const seconds = (performance.now() - this.startedMs) / 1000;
+    const seconds = (this.options.clock.now() - this.startedMs) / 1000;
     const loading = this.held.size < this.wanted.size && seconds > 0;
     const rate = loading ? (this.bytesHeld - this.bytesAtStart) / seconds : this.bytesPerSecond;
     return {
@@ -149,7 +151,7 @@ export class ExpertStore {
       this.loading.delete(key);
     }
     if (this.held.size === this.wanted.size && this.loading.size === 0) {
-      const seconds = (performance.now() - this.startedMs) / 1000;
+      const seconds = (this.options.clock.now() - this.startedMs) / 1000;
       this.bytesPerSecond = (this.bytesHeld - this.bytesAtStart) / seconds;
       log.info({ event: 'experts-loaded', experts: this.held.size, bytes: this.bytesHeld, seconds });
     }

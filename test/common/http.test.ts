@@ -3,13 +3,8 @@ import { Access } from '../../services/common/access.js';
 import { ExpertMetrics, figuresOf } from '../../services/common/expert-metrics.js';
 import { ExpertRows } from '../../services/common/expert-rows.js';
 import { type HttpOptions, startHttp } from '../../services/common/http.js';
-import {
-  counter,
-  createRegistry,
-  createUtilizationMeter,
-  gauge,
-  histogram,
-} from '../../services/common/metrics.js';
+import { counter, createRegistry, gauge, histogram } from '../../services/common/metrics.js';
+import { systemUsage } from '../../services/runtime/system.js';
 import { atEnd, errorOf } from './support.js';
 
 async function serve(options: Partial<HttpOptions> = {}) {
@@ -138,7 +133,7 @@ describe('metrics', () => {
   });
 
   test('of the event loop tell busy from idle', async () => {
-    const meter = createUtilizationMeter();
+    const meter = systemUsage.eventLoopMeter();
     meter();
     const until = performance.now() + 50;
     while (performance.now() < until);

@@ -3,6 +3,7 @@ import { copiesMessage } from '../../services/common/expert-copies.js';
 import { BatchAccount } from '../../services/router/account.js';
 import { WorkerLoad } from '../../services/router/balancedness.js';
 import { describePlacement, indexPlacement } from '../../services/router/placement.js';
+import { systemClock } from '../../services/runtime/system.js';
 import { plan, smallModel } from './support.js';
 
 const told = {
@@ -76,7 +77,7 @@ describe('balancedness', () => {
 
 describe('the account of a batch', () => {
   test('becomes its summary', () => {
-    const account = new BatchAccount(plan({ sequences: 10, length: 10 }));
+    const account = new BatchAccount(plan({ sequences: 10, length: 10 }), systemClock);
     // First tenth: all on w0. In between: not counted. Last tenth: even.
     account.routed({ offset: 0, tokens: 10 }, 0, Uint32Array.of(10, 0, 0, 10, 0, 0), placement);
     account.routed({ offset: 40, tokens: 10 }, 0, Uint32Array.of(0, 20, 0, 0, 0, 0), placement);
@@ -115,7 +116,7 @@ describe('the account of a batch', () => {
   });
 
   test('of a batch of one chunk has it in both tenths', () => {
-    const account = new BatchAccount(plan());
+    const account = new BatchAccount(plan(), systemClock);
     account.routed({ offset: 0, tokens: 32 }, 0, Uint32Array.of(64, 0, 0, 0, 0, 0), placement);
     expect(account.summary('r')).toMatchObject({
       balancednessFirst: expect.closeTo(1 / 3),

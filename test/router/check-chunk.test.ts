@@ -1,6 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
-import type { RoutingTable } from '../../native/index.js';
+import { native, type RoutingTable } from '../../native/index.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
@@ -102,9 +102,9 @@ async function take(fields: Partial<Chunk>, offset = 0): Promise<RoutingTable> {
     given,
     limit,
   );
-  const table = createRoutingTable(given, tokens);
+  const table = createRoutingTable(native, given, tokens);
   try {
-    await writeRouting(table, 0, bytes!, offset, given);
+    await writeRouting(native, table, 0, bytes!, offset, given);
     return table;
   } catch (error) {
     table.release();
@@ -115,7 +115,7 @@ async function take(fields: Partial<Chunk>, offset = 0): Promise<RoutingTable> {
 describe('given routing', () => {
   test('is read from any address, in parts', async () => {
     const table = await take(routing(2));
-    const { experts, weights } = await readRouting(table, 1, 1, given);
+    const { experts, weights } = await readRouting(native, table, 1, 1, given);
     table.release();
     expect([...new Uint32Array(new Uint8Array(experts).buffer)]).toEqual([0, 5, 4, 3, 2, 1]);
     expect([...new Float32Array(new Uint8Array(weights).buffer)]).toEqual(new Array(6).fill(0.5));

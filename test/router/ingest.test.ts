@@ -10,6 +10,7 @@ import type { ClientMessage } from '../../services/router/check-chunk.js';
 import { Ingest, type InputChunk } from '../../services/router/ingest.js';
 import type { BatchPlan } from '../../services/router/plan.js';
 import { readRouting } from '../../services/router/routing-table.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { arrived, options, plan, slabBytesHeld } from './support.js';
 
@@ -84,6 +85,7 @@ function ingest(
     messageLimit: { bytesMax: 1e6, node: 'router r' },
     busy,
     signal,
+    runtime: nativeRuntime,
   });
 }
 
@@ -97,7 +99,7 @@ async function collect(batch: BatchPlan, from: Ingest): Promise<Pick<InputChunk,
     expect(Buffer.compare(held, tokenRows(next, chunk.tokens, batch.hidden))).toBe(0);
     const perToken = batch.layers.length * batch.topK;
     if (batch.given) {
-      const { weights } = await readRouting(chunk.given!, 0, chunk.tokens, batch);
+      const { weights } = await readRouting(native, chunk.given!, 0, chunk.tokens, batch);
       expect([...new Float32Array(new Uint8Array(weights).buffer)]).toEqual(
         Array.from({ length: chunk.tokens * perToken }, (_, index) => next * perToken + index),
       );
@@ -210,6 +212,7 @@ describe.each<TransportKind>(['grpc', 'ucx'])('over %s', (transport) => {
         messageLimit: { bytesMax: 1e6, node: 'router r' },
         busy: () => false,
         signal,
+        runtime: nativeRuntime,
       });
       const done = collect(batch, from);
       while (budget.waiting === 0) await sleep(5);
@@ -282,6 +285,7 @@ test('a slab that is just the next chunk becomes it', async () => {
     messageLimit: { bytesMax: 1e6, node: 'router r' },
     busy: () => false,
     signal,
+    runtime: nativeRuntime,
   });
   const slabs: Slab[] = [];
   for await (const { rows } of from.chunks()) slabs.push(rows);

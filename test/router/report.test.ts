@@ -2,6 +2,7 @@ import { afterEach, beforeEach, describe, expect, jest, test } from '@jest/globa
 import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
 import { packUint32 } from '../../services/common/packed.js';
 import { RouterReporter } from '../../services/router/report.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
 
 const sources = {
   bytesInFlight: () => 0,
@@ -19,7 +20,7 @@ describe('the reports of a router', () => {
 
   test('gather the counts of a burst of chunks into one message', () => {
     const sent: NodeMessageInput[] = [];
-    const reporter = new RouterReporter({ ...sources, bytesInFlight: () => 77 });
+    const reporter = new RouterReporter({ ...sources, runtime: nativeRuntime, bytesInFlight: () => 77 });
     reporter.start((message) => {
       sent.push(message);
       return true;
@@ -44,7 +45,7 @@ describe('the reports of a router', () => {
 
   test('let few rows wait for more, until there is a row for each expert', () => {
     const sent: NodeMessageInput[] = [];
-    const reporter = new RouterReporter(sources);
+    const reporter = new RouterReporter({ ...sources, runtime: nativeRuntime });
     reporter.start((message) => sent.push(message) > 0);
     reporter.countRows(0, Uint32Array.of(1, 0, 0), true);
     jest.advanceTimersByTime(20);
@@ -59,7 +60,7 @@ describe('the reports of a router', () => {
 
   test('tell the rows of batches without feedback at heartbeats, apart from those that the feedback loop is to see', () => {
     const sent: NodeMessageInput[] = [];
-    const reporter = new RouterReporter(sources);
+    const reporter = new RouterReporter({ ...sources, runtime: nativeRuntime });
     reporter.start((message) => sent.push(message) > 0);
     reporter.countRows(0, Uint32Array.of(1, 2), false);
     jest.advanceTimersByTime(100);
@@ -74,7 +75,7 @@ describe('the reports of a router', () => {
   });
 
   test('keep what the stream did not take for the next heartbeat', () => {
-    const reporter = new RouterReporter(sources);
+    const reporter = new RouterReporter({ ...sources, runtime: nativeRuntime });
     reporter.start(() => false);
     reporter.countRows(0, Uint32Array.of(1, 2), true);
     jest.advanceTimersByTime(10);
@@ -88,7 +89,11 @@ describe('the reports of a router', () => {
 
   test('say at once, with what there is, why the router is not ready', () => {
     const sent: NodeMessageInput[] = [];
-    const reporter = new RouterReporter({ ...sources, notReady: () => `no link to ${'w'.repeat(1000)}` });
+    const reporter = new RouterReporter({
+      ...sources,
+      runtime: nativeRuntime,
+      notReady: () => `no link to ${'w'.repeat(1000)}`,
+    });
     reporter.start((message) => sent.push(message) > 0);
     reporter.countRows(0, Uint32Array.of(1, 2), true);
     reporter.flush();
@@ -102,7 +107,7 @@ describe('the reports of a router', () => {
 
   test('describe the links when they changed, and to a coordinator that may not know them', () => {
     const links = { changes: 1, describe: () => [{ worker: 'w', reason: `change ${links.changes}` }] };
-    const reporter = new RouterReporter({ ...sources, links: () => links });
+    const reporter = new RouterReporter({ ...sources, runtime: nativeRuntime, links: () => links });
     const described = () => {
       const { linksChanged, links } = reporter.heartbeat().router!;
       return linksChanged ? links![0]!.reason : null;

@@ -6,6 +6,7 @@ import type { ModelSpec } from '../../services/model/spec.js';
 import { presets, syntheticModel } from '../../services/model/synthetic.js';
 import type { ClientMessage } from '../../services/router/check-chunk.js';
 import { type BatchPlan, type PlanLimits, planBatch } from '../../services/router/plan.js';
+import { systemRandom } from '../../services/runtime/system.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { rowsOfMessage } from '../../services/transport/port.js';
 import { collectGarbage } from '../support/garbage.js';
@@ -28,6 +29,7 @@ export const limits: PlanLimits = {
   chunkTokens: 0,
   messageBytesMax: 1024 * 1024,
   node: 'router r',
+  random: systemRandom,
 };
 
 export function options(fields: Partial<ForwardOptions> = {}): ForwardOptions {

@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { type ExpertBackend, native, type Slab } from '../../native/index.js';
 import { createRegistry } from '../../services/common/metrics.js';
 import { openModel } from '../../services/model/load.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
 import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../../services/transport/link.js';
 import { Executor } from '../../services/worker/executor.js';
 import { executorMetrics } from '../../services/worker/metrics.js';
@@ -36,7 +37,7 @@ async function createExecutor(
   const metrics = executorMetrics(createRegistry('worker', 'test'));
   const executor = new Executor({
     backend: computing,
-    memory: native,
+    runtime: nativeRuntime,
     worker: 'w7',
     hidden,
     maxRows,
@@ -173,7 +174,7 @@ describe('executor', () => {
     };
     const executor = new Executor({
       backend: counting,
-      memory: native,
+      runtime: nativeRuntime,
       worker: 'w7',
       hidden,
       maxRows: 10,
@@ -207,7 +208,7 @@ describe('executor', () => {
     const told: string[] = [];
     const executor = new Executor({
       backend: lost,
-      memory: native,
+      runtime: nativeRuntime,
       worker: 'w7',
       hidden,
       maxRows: 1024,

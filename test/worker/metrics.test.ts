@@ -2,6 +2,7 @@ import { describe, expect, test } from '@jest/globals';
 import type { DeviceFigures } from '../../native/index.js';
 import { describeDevice } from '../../services/cli/status.js';
 import { createRegistry } from '../../services/common/metrics.js';
+import { systemClock } from '../../services/runtime/system.js';
 import { workerGauges } from '../../services/worker/metrics.js';
 
 /** What a worker exports if its device tells this of itself. */
@@ -14,6 +15,7 @@ async function exposition(device: () => DeviceFigures | null): Promise<string> {
     arena: () => ({ bytesInUse: 0, bytesCached: 0, bytesLimit: 0 }),
     busySeconds: () => 0,
     device,
+    clock: systemClock,
   });
   return registry.metrics();
 }
