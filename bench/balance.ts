@@ -2,6 +2,7 @@ import type { Copies, PlanInput, PlanLayer } from '../services/placement/input.j
 import { plan } from '../services/placement/plan.js';
 import { splitRows } from '../services/placement/split.js';
 import { type EplbShape, eplb } from './peers/eplb.js';
+import { randomOf } from './random.js';
 import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
 
 interface Case {
@@ -55,17 +56,6 @@ const horizonSeconds = 600;
 /** For the load of single chunks, which is never quite that of the plan. */
 const chunkTokens = 4096;
 const chunksSampled = 20;
-
-/** Numbers in [0, 1) that depend on the seed alone: a Weyl sequence, mixed by multiplication and shifts. */
-function randomOf(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x9e3779b9) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 16), 0x85ebca6b);
-    mixed = Math.imul(mixed ^ (mixed >>> 13), 0xc2b2ae35);
-    return ((mixed ^ (mixed >>> 16)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** Rows a second by Zipf's law, in an order that chance gives. */
 function zipf({ experts, workers }: Case, random: () => number): Float64Array {

@@ -1,0 +1,51 @@
+/**
+ * Faults on real processes under load: workers and the coordinator are killed, stopped and ended, in an order that depends on the
+ * seed alone. No batch may fail, no row be lost, and every output is what it is without faults.
+ * npm run chaos -- --runs 100 [--seed 1] [--faults 4] [--copies 2] [--transport auto] [--lease-ms 2000] [--json]
+ */
+import { parseArgs } from 'node:util';
+import { runChaos } from '../dist/bench/chaos/run.js';
+
+const text = (standard) => ({ type: 'string', default: standard });
+const { values } = parseArgs({
+  options: {
+    runs: text('10'),
+    seed: text('1'),
+    faults: text('4'),
+    copies: text('2'),
+    workers: text('3'),
+    routers: text('2'),
+    transport: text('auto'),
+    'lease-ms': text('2000'),
+    json: { type: 'boolean', default: false },
+  },
+});
+const count = (name) => {
+  const value = Number(values[name]);
+  if (Number.isSafeInteger(value) && value >= 0) return value;
+  process.stderr.write(`--${name} is "${values[name]}"; allowed: a whole number\n`);
+  process.exit(2);
+};
+const report = await runChaos({
+  runs: count('runs'),
+  seed: count('seed'),
+  faults: count('faults'),
+  copies: count('copies'),
+  workers: count('workers'),
+  routers: count('routers'),
+  leaseMs: count('lease-ms'),
+  transport: values.transport,
+  log: (line) => process.stderr.write(`${line}\n`),
+});
+const { pauseMilliseconds: pause, healMilliseconds: heal } = report;
+process.stdout.write(
+  values.json
+    ? `${JSON.stringify(report, null, 2)}\n`
+    : `${report.faults} faults in ${report.runs} runs, ${report.batches} batches: ${report.failedBatches} failed, ` +
+        `${report.rowsLost} rows lost, ${report.mismatches} batches with other outputs, ${report.notHealed.length} runs not healed\n` +
+        `longest pause of answers after a fault: p50 ${pause.p50} ms, p99 ${pause.p99} ms, most ${pause.max} ms\n` +
+        `whole again: p50 ${heal.p50} ms, p99 ${heal.p99} ms, most ${heal.max} ms after the process runs again\n` +
+        [...report.reasons, ...report.notHealed].map((line) => `  ${line}\n`).join(''),
+);
+const faultless = report.failedBatches + report.rowsLost + report.mismatches + report.notHealed.length === 0;
+process.exit(faultless ? 0 : 1);
