@@ -1,9 +1,12 @@
 /** A worker whose experts return the rows that they get, as a process of its own: what is left is the way there and back. */
+
 import { native } from '../native/index.js';
 import { ControlSession } from '../services/common/control-session.js';
 import type { LayerExpertsInput } from '../services/common/generated/switchyard/v1/LayerExperts.js';
 import type { ModelDescription } from '../services/common/generated/switchyard/v1/ModelDescription.js';
+import { dialCoordinator } from '../services/common/grpc-duplex.js';
 import { createLogger } from '../services/common/log.js';
+import { nativeRuntime } from '../services/runtime/native.js';
 import type { TokenBatchHandler } from '../services/transport/link.js';
 import { createLinkSecret } from '../services/transport/link-key.js';
 import { serveLinks } from './serve-links.js';
@@ -44,6 +47,8 @@ const address = await serveLinks({
 new ControlSession({
   coordinator,
   token: null,
+  dial: dialCoordinator,
+  runtime: nativeRuntime,
   hello: { role: 'WORKER', name, address, device: 'cpu', threads: 1, pid: process.pid, linkSecret },
   report: () => {
     const changed = readyChanged;

@@ -1,29 +1,29 @@
-import type { ClientDuplexStream } from '@grpc/grpc-js';
-import { systemRandom } from '../runtime/system.js';
+import type { Timer } from '../runtime/clock.js';
+import type { Dialer, Duplex } from '../runtime/duplex.js';
+import type { Runtime } from '../runtime/runtime.js';
 import { backoffMs } from './backoff.js';
 import { plainText } from './control-limits.js';
 import { asSwitchyardError, type ErrorCode, SwitchyardError } from './errors.js';
-import type { CoordinatorClient } from './generated/switchyard/v1/Coordinator.js';
 import type { CoordinatorMessage } from './generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeHelloInput } from './generated/switchyard/v1/NodeHello.js';
 import type { NodeMessageInput } from './generated/switchyard/v1/NodeMessage.js';
-import { connect } from './grpc-channel.js';
+import { overdueMs, Standstill } from './lease.js';
 import { Deferred, goodbyeMs } from './lifecycle.js';
 import type { Logger } from './log.js';
-import { clients } from './protocol.js';
-import { fromServiceError } from './status.js';
 import type { OnUnknown } from './unknown-kinds.js';
 
 export interface ControlSessionOptions {
   /** host:port of the coordinator. */
   coordinator: string;
   token: string | null;
+  dial: Dialer<CoordinatorMessage, NodeMessageInput>;
+  runtime: Runtime;
   /** Read at every joining; what a node knows of itself may grow. */
   hello: NodeHelloInput;
   /** What to say every `reportMs`; null: nothing this time. Called only when the stream can take it. */
   report: () => NodeMessageInput | null;
   reportMs: number;
-  /** A coordinator silent for so long is lost, and joined again. */
+  /** A coordinator whose heartbeat is overdue by so much is lost, and joined again. */
   leaseMs: number;
   onMessage: (message: CoordinatorMessage) => void;
   onUnknown?: OnUnknown;
@@ -45,16 +45,20 @@ const backoffMsMin = 100;
 const backoffMsMax = 2_000;
 const messageBytesMax = 64 * 1024 * 1024;
 
+type ControlStream = Duplex<CoordinatorMessage, NodeMessageInput>;
+
 /**
  * A node's control stream to the coordinator: says hello, reports, and joins again with backoff and jitter
  * when the stream breaks or falls silent. Never queues: while the stream cannot take a report, none is made.
  */
 export class ControlSession {
-  private readonly client: CoordinatorClient;
-  private readonly timer: NodeJS.Timeout;
+  private readonly timer: Timer;
+  private readonly standstill = new Standstill();
   private readonly done = new Deferred<SwitchyardError | null>();
-  private call: ClientDuplexStream<NodeMessageInput, CoordinatorMessage> | null = null;
-  private retry: NodeJS.Timeout | null = null;
+  private stream: ControlStream | null = null;
+  /** Resolves when the present stream is gone. */
+  private gone = new Deferred<void>();
+  private retry: Timer | null = null;
   private attempts = 0;
   private joined = false;
   private joinedBefore = false;
@@ -67,13 +71,9 @@ export class ControlSession {
   private ending = false;
 
   constructor(private readonly options: ControlSessionOptions) {
-    this.client = connect(clients.Coordinator, options.coordinator, {
-      token: options.token,
-      messageBytesMax,
-    });
-    this.lostAt = performance.now();
+    this.lostAt = this.now();
     this.open();
-    this.timer = setInterval(() => this.tick(), options.reportMs);
+    this.timer = options.runtime.clock.every(options.reportMs, () => this.tick());
   }
 
   /** Resolves when the session is over: null after `leave`, otherwise why the node cannot be a member. */
@@ -88,8 +88,8 @@ export class ControlSession {
 
   /** Sends at once; false if there is no stream or it cannot take more now: then say it again later. */
   send(message: NodeMessageInput): boolean {
-    if (!this.joined || !this.writable || this.call === null) return false;
-    this.writable = this.call.write(message);
+    if (!this.joined || !this.writable || this.stream === null) return false;
+    this.writable = this.stream.write(message);
     return true;
   }
 
@@ -97,47 +97,47 @@ export class ControlSession {
   leaving(reason: string): void {
     if (this.ending) return;
     this.ending = true;
-    if (this.joined) this.call?.write({ leaving: { reason: plainText(reason) } });
+    if (this.joined) this.stream?.write({ leaving: { reason: plainText(reason) } });
   }
 
   /** Says goodbye, ends the stream, waits a moment until the coordinator has ended it too. */
   async leave(reason: string): Promise<void> {
     this.leaving(reason);
-    const call = this.call;
-    if (call !== null && this.joined) {
-      const gone = new Promise<void>((resolve) => {
-        call.once('status', () => resolve());
-        setTimeout(resolve, goodbyeMs).unref();
-      });
-      call.end();
-      await gone;
+    const { stream, gone } = this;
+    if (stream !== null && this.joined) {
+      const timer = this.options.runtime.clock.after(goodbyeMs, () => gone.resolve()).unref();
+      stream.end();
+      await gone.promise;
+      timer.cancel();
     }
     this.finish(null);
   }
 
-  private open(): void {
-    this.retry = null;
-    const call = this.client.Join();
-    this.call = call;
-    this.heardAt = performance.now();
-    call.on('data', (message: CoordinatorMessage) => this.receive(call, message));
-    call.on('drain', () => {
-      if (this.call === call) this.writable = true;
-    });
-    // A broken stream emits an error and a status; the first one to arrive is taken.
-    call.on('error', (error) => this.lost(call, fromServiceError(error)));
-    call.on('end', () =>
-      this.lost(call, new SwitchyardError('LINK_LOST', 'the coordinator ended the stream')),
-    );
-    this.writable = call.write({ hello: this.options.hello });
+  private now(): number {
+    return this.options.runtime.clock.now();
   }
 
-  private receive(
-    call: ClientDuplexStream<NodeMessageInput, CoordinatorMessage>,
-    message: CoordinatorMessage,
-  ) {
-    if (this.call !== call) return;
-    this.heardAt = performance.now();
+  private open(): void {
+    this.retry = null;
+    const { dial, coordinator, token, hello } = this.options;
+    const authorization = token === null ? null : `Bearer ${token}`;
+    const stream = dial(coordinator, { authorization, messageBytesMax });
+    this.stream = stream;
+    this.gone = new Deferred();
+    this.heardAt = this.now();
+    stream.listen({
+      message: (message) => this.receive(message),
+      drain: () => {
+        this.writable = true;
+      },
+      end: () => this.lost(new SwitchyardError('LINK_LOST', 'the coordinator ended the stream')),
+      fail: (error) => this.lost(error),
+    });
+    this.writable = stream.write({ hello });
+  }
+
+  private receive(message: CoordinatorMessage): void {
+    this.heardAt = this.now();
     if (!this.joined && message.kind === 'welcome') {
       this.joined = true;
       this.joinedBefore = true;
@@ -154,14 +154,14 @@ export class ControlSession {
   }
 
   private tick(): void {
-    if (this.call === null) return;
-    const silentMs = performance.now() - this.heardAt;
-    if (silentMs > this.options.leaseMs) {
-      const error = new SwitchyardError(
-        'LINK_LOST',
-        `the coordinator at ${this.options.coordinator} was silent for ${Math.round(silentMs)} ms; allowed: ${this.options.leaseMs} ms`,
-      );
-      this.lost(this.call, error);
+    const { coordinator, leaseMs, reportMs } = this.options;
+    const nowMs = this.now();
+    this.heardAt = Math.min(nowMs, this.heardAt + this.standstill.look(nowMs, reportMs));
+    if (this.stream === null) return;
+    const lateMs = overdueMs(nowMs - this.heardAt, leaseMs);
+    if (lateMs > leaseMs) {
+      const silence = `the coordinator at ${coordinator} was silent for ${Math.round(lateMs)} ms beyond its heartbeat`;
+      this.lost(new SwitchyardError('LINK_LOST', `${silence}; allowed: ${leaseMs} ms`));
       return;
     }
     if (!this.joined || !this.writable) return;
@@ -169,11 +169,11 @@ export class ControlSession {
     if (message !== null) this.send(message);
   }
 
-  private lost(call: ClientDuplexStream<NodeMessageInput, CoordinatorMessage>, error: SwitchyardError): void {
-    if (this.call !== call) return;
-    call.cancel();
-    this.call = null;
-    if (this.joined) this.lostAt = performance.now();
+  private lost(error: SwitchyardError): void {
+    this.stream?.destroy();
+    this.stream = null;
+    this.gone.resolve();
+    if (this.joined) this.lostAt = this.now();
     this.joined = false;
     this.writable = false;
     if (this.ending) return;
@@ -182,10 +182,9 @@ export class ControlSession {
       return;
     }
     this.tellLoss(error);
-    this.retry = setTimeout(
-      () => this.open(),
-      backoffMs(systemRandom, this.attempts, backoffMsMin, backoffMsMax),
-    );
+    const { clock, random } = this.options.runtime;
+    const pauseMs = backoffMs(random, this.attempts, backoffMsMin, backoffMsMax);
+    this.retry = clock.after(pauseMs, () => this.open());
     this.attempts += 1;
   }
 
@@ -193,7 +192,7 @@ export class ControlSession {
    * That a coordinator which stops sends its nodes away is no fault, nor that nodes start before it does, as long as it comes.
    */
   private tellLoss(error: SwitchyardError): void {
-    const absentMs = performance.now() - this.lostAt;
+    const absentMs = this.now() - this.lostAt;
     const orderly = error.code === 'DRAINING' || !this.joinedBefore || this.lossTold === 'info';
     const level = orderly && absentMs < absentMsUsual ? 'info' : 'warn';
     if (this.lossTold === level || this.lossTold === 'warn') return;
@@ -209,17 +208,17 @@ export class ControlSession {
   /** A name stays taken until the lease of a node's own broken stream has run out, so a member tries again for that long. */
   private isFinal(error: SwitchyardError): boolean {
     if (error.code !== 'NAME_TAKEN') return finalCodes.has(error.code);
-    return !this.joinedBefore || performance.now() - this.lostAt > 2 * this.options.leaseMs;
+    return !this.joinedBefore || this.now() - this.lostAt > 2 * this.options.leaseMs;
   }
 
   private finish(error: SwitchyardError | null): void {
     this.ending = true;
     this.joined = false;
-    clearInterval(this.timer);
-    if (this.retry !== null) clearTimeout(this.retry);
-    this.call?.cancel();
-    this.call = null;
-    this.client.close();
+    this.timer.cancel();
+    this.retry?.cancel();
+    this.stream?.destroy();
+    this.stream = null;
+    this.gone.resolve();
     this.done.resolve(error);
   }
 }

@@ -11,7 +11,11 @@ import { EncodedMessage, passEncoded } from './encoded-message.js';
 import type { ProtoGrpcType } from './generated/client.js';
 import type { ChannelMessage, ChannelMessageInput } from './generated/switchyard/v1/ChannelMessage.js';
 import type { ClusterStateInput } from './generated/switchyard/v1/ClusterState.js';
-import type { CoordinatorMessageInput } from './generated/switchyard/v1/CoordinatorMessage.js';
+import type {
+  CoordinatorMessage,
+  CoordinatorMessageInput,
+} from './generated/switchyard/v1/CoordinatorMessage.js';
+import type { NodeMessage, NodeMessageInput } from './generated/switchyard/v1/NodeMessage.js';
 import type { RouterMessage, RouterMessageInput } from './generated/switchyard/v1/RouterMessage.js';
 import type { SessionRequest, SessionRequestInput } from './generated/switchyard/v1/SessionRequest.js';
 import type { SessionResponse, SessionResponseInput } from './generated/switchyard/v1/SessionResponse.js';
@@ -85,6 +89,14 @@ export const exchangeCodec = codecsOf<RouterMessage, RouterMessageInput, WorkerM
   'switchyard.v1.Experts',
   'Exchange',
 );
+
+/** The messages of a node and its coordinator. */
+export const controlCodec = codecsOf<
+  NodeMessage,
+  NodeMessageInput,
+  CoordinatorMessage,
+  CoordinatorMessageInput | EncodedMessage
+>('switchyard.v1.Coordinator', 'Join');
 
 /** The messages of a session. */
 export const sessionCodec = codecsOf<

@@ -2,16 +2,22 @@ import { controlLimits } from '../common/control-limits.js';
 import type { EncodedMessage } from '../common/encoded-message.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
-import type { CoordinatorHandlers } from '../common/generated/switchyard/v1/Coordinator.js';
 import type { CoordinatorMessageInput } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { NodeMessage } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { Logger } from '../common/log.js';
 import { encodeControl } from '../common/protocol.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
+import type { Clock, Timer } from '../runtime/clock.js';
 import { Cluster, type ClusterOptions } from './cluster.js';
 import type { Member } from './membership.js';
-import { type MessageKind, NodeStream, type NodeStreamOwner, type Told } from './node-stream.js';
+import {
+  type ControlStream,
+  type MessageKind,
+  NodeStream,
+  type NodeStreamOwner,
+  type Told,
+} from './node-stream.js';
 import { Pace, type PaceOptions } from './pace.js';
 
 export interface ControlServiceOptions extends ClusterOptions {
@@ -21,6 +27,7 @@ export interface ControlServiceOptions extends ClusterOptions {
   feedbackOn: boolean;
   description: ModelDescriptionInput;
   log: Logger;
+  clock: Clock;
   /** Messages of one node; beyond them it is cut off. */
   pace: PaceOptions;
   onUnknown: OnUnknown;
@@ -36,12 +43,11 @@ const viewDelayMs = 20;
 /** The Coordinator service: control streams on one side, the cluster's decisions on the other. */
 export class ControlService implements NodeStreamOwner {
   readonly cluster: Cluster;
-  readonly implementation: CoordinatorHandlers;
   private readonly streams = new Map<Member, NodeStream>();
   /** All streams, also those that have not said hello. */
   private readonly open = new Set<NodeStream>();
-  private readonly timers: NodeJS.Timeout[] = [];
-  private viewTimer: NodeJS.Timeout | null = null;
+  private readonly timers: Timer[] = [];
+  private viewTimer: Timer | null = null;
   /** What routers get, by what they know: encoded for the first of them, until something changes. */
   private readonly encoded = {
     view: new Map<number, EncodedMessage>(),
@@ -64,21 +70,26 @@ export class ControlService implements NodeStreamOwner {
         this.sayTo('ROUTER', 'bias');
       },
     });
-    this.implementation = {
-      Join: (call) => {
-        const stream = new NodeStream(call, this, options.leaseMs, new Pace(options.pace, performance.now()));
-        this.open.add(stream);
-        if (this.closing) stream.fail(this.draining());
-        else if (this.strangers > controlLimits.strangersMax) stream.fail(tooManyStrangers());
-      },
-    };
     const sweepMs = Math.max(10, options.leaseMs / 10);
     this.timers.push(
-      setInterval(() => this.sweep(sweepMs), sweepMs),
-      setInterval(() => this.heartbeat(), options.heartbeatMs),
+      this.clock.every(sweepMs, () => this.sweep(sweepMs)),
+      this.clock.every(options.heartbeatMs, () => this.heartbeat()),
     );
     // The server keeps the process alive, not the clocks.
     for (const timer of this.timers) timer.unref();
+  }
+
+  /** Takes a node's control stream. */
+  accept(stream: ControlStream): void {
+    const { leaseMs, pace } = this.options;
+    const node = new NodeStream(stream, this, this.clock, leaseMs, new Pace(pace, this.clock.now()));
+    this.open.add(node);
+    if (this.closing) node.fail(this.draining());
+    else if (this.strangers > controlLimits.strangersMax) node.fail(tooManyStrangers());
+  }
+
+  private get clock(): Clock {
+    return this.options.clock;
   }
 
   get view(): ClusterViewInput {
@@ -99,14 +110,14 @@ export class ControlService implements NodeStreamOwner {
   /** Refuses new members, and sends the present ones away; they join again when a coordinator is back. */
   close(): void {
     this.closing = true;
-    for (const timer of this.timers) clearInterval(timer);
-    if (this.viewTimer !== null) clearTimeout(this.viewTimer);
+    for (const timer of this.timers) timer.cancel();
+    this.viewTimer?.cancel();
     for (const stream of this.open) stream.fail(this.draining());
   }
 
   admit(stream: NodeStream, message: NodeMessage): Member {
     const hello = message.hello!;
-    const member = this.cluster.join(hello, performance.now());
+    const member = this.cluster.join(hello, this.clock.now());
     this.streams.set(member, stream);
     this.options.log.info({
       event: 'node-joined',
@@ -129,7 +140,7 @@ export class ControlService implements NodeStreamOwner {
   }
 
   receive(member: Member, message: NodeMessage): void {
-    this.cluster.heard(member, performance.now());
+    this.cluster.heard(member, this.clock.now());
     switch (message.kind) {
       case 'worker':
         this.cluster.workerReport(member, message.worker!);
@@ -164,7 +175,7 @@ export class ControlService implements NodeStreamOwner {
   gone(stream: NodeStream, member: Member, reason: string): void {
     this.open.delete(stream);
     this.streams.delete(member);
-    if (this.cluster.end(member, reason, performance.now()) && !this.closing) this.logGone(member);
+    if (this.cluster.end(member, reason, this.clock.now()) && !this.closing) this.logGone(member);
   }
 
   compose(kind: MessageKind, member: Member, told: Told): CoordinatorMessageInput | EncodedMessage {
@@ -201,7 +212,7 @@ export class ControlService implements NodeStreamOwner {
   }
 
   private sweep(everyMs: number): void {
-    for (const member of this.cluster.expire(performance.now(), everyMs)) {
+    for (const member of this.cluster.expire(this.clock.now(), everyMs)) {
       this.logGone(member);
       this.streams.get(member)?.fail(new SwitchyardError('DEADLINE_EXCEEDED', member.reason));
     }
@@ -216,12 +227,12 @@ export class ControlService implements NodeStreamOwner {
 
   private scheduleView(): void {
     if (this.closing) return;
-    this.viewTimer ??= setTimeout(() => {
+    this.viewTimer ??= this.clock.after(viewDelayMs, () => {
       this.viewTimer = null;
       this.sayTo('ROUTER', 'view');
       this.options.onView();
       this.logView();
-    }, viewDelayMs);
+    });
   }
 
   private sayTo(role: 'WORKER' | 'ROUTER', kind: MessageKind): void {

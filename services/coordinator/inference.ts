@@ -5,17 +5,19 @@ import type { InferenceHandlers } from '../common/generated/switchyard/v1/Infere
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import { toServiceError } from '../common/status.js';
 import type { Watchers } from '../common/watchers.js';
+import type { Clock } from '../runtime/clock.js';
 import type { Cluster } from './cluster.js';
 
 export interface DescribeOptions {
   description: ModelDescriptionInput;
   cluster: Cluster;
   watchers: Watchers;
+  clock: Clock;
 }
 
 /** The client API of a coordinator that embeds no router: describes the cluster, and names its routers to who asks for more. */
-export function describeOnly({ description, cluster, watchers }: DescribeOptions): InferenceHandlers {
-  const startedMs = performance.now();
+export function describeOnly({ description, cluster, watchers, clock }: DescribeOptions): InferenceHandlers {
+  const startedMs = clock.now();
   return {
     DescribeModel: (_call, answer) => answer(null, description),
     DescribeCluster: ({ request }, answer) =>
@@ -28,7 +30,7 @@ export function describeOnly({ description, cluster, watchers }: DescribeOptions
           model: description,
           routed: [],
           router: '',
-          uptimeMs: performance.now() - startedMs,
+          uptimeMs: clock.now() - startedMs,
         }),
       ),
     WatchCluster: (call) => watchers.accept(call),

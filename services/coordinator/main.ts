@@ -3,6 +3,7 @@ import { advertised, advertisedUrl } from '../common/advertise.js';
 import { controlLimits } from '../common/control-limits.js';
 import { SwitchyardError } from '../common/errors.js';
 import { ExpertMetrics } from '../common/expert-metrics.js';
+import { serveDuplex } from '../common/grpc-duplex.js';
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
 import { cutMs, Deferred, endMsMax, type Running } from '../common/lifecycle.js';
@@ -99,7 +100,10 @@ class CoordinatorService {
       batchesMax: config.batchesMax,
       streamWindowBytes: clientWindowBytes(config),
       services: [
-        { definition: services.Coordinator, implementation: control.implementation },
+        {
+          definition: services.Coordinator,
+          implementation: { Join: serveDuplex((stream) => control.accept(stream)) },
+        },
         this.router?.service ?? this.describeOnly(),
       ],
       log,
@@ -169,6 +173,7 @@ class CoordinatorService {
         windowRowsPerExpert: config.feedbackWindow,
       },
       log,
+      clock: nativeRuntime.clock,
       pace: { atOnce: controlLimits.messagesAtOnce, perSecond: controlLimits.messagesPerSecond },
       onUnknown: this.onUnknown,
       onView: () => this.watchers.notify(),
@@ -211,7 +216,12 @@ class CoordinatorService {
   private describeOnly(): GrpcService {
     const { watchers } = this;
     const { cluster } = this.control;
-    const implementation = describeOnly({ description: describeModel(this.model), cluster, watchers });
+    const implementation = describeOnly({
+      description: describeModel(this.model),
+      cluster,
+      watchers,
+      clock: nativeRuntime.clock,
+    });
     return { definition: services.Inference, implementation };
   }
 

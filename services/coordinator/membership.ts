@@ -4,6 +4,7 @@ import type { LinkDescription } from '../common/generated/switchyard/v1/LinkDesc
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
+import { overdueMs, Standstill } from '../common/lease.js';
 
 /** However many die, no more of them are listed than the newest, and those that are kept for their seats. */
 const deadMembersMax = 64;
@@ -76,7 +77,7 @@ export interface Member {
 export class Membership {
   private readonly byKey = new Map<string, Member>();
   private joins = 0;
-  private sweptAtMs: number | null = null;
+  private readonly standstill = new Standstill();
 
   constructor(private readonly options: MembershipOptions) {}
 
@@ -149,20 +150,20 @@ export class Membership {
   }
 
   /**
-   * Ends every member that has been silent for longer than the lease, and returns them. Call it often, at even times:
+   * Ends every member whose heartbeat is overdue by more than the lease, and returns them. Call it often, at even times:
    * when the calls themselves were late, this process stood still, and the members get that time on top.
    */
   expire(nowMs: number, everyMs: number): Member[] {
     const { leaseMs } = this.options;
-    const lateMs = this.sweptAtMs === null ? 0 : nowMs - this.sweptAtMs - everyMs;
-    this.sweptAtMs = nowMs;
+    const stoodMs = this.standstill.look(nowMs, everyMs);
     const expired: Member[] = [];
     for (const member of this.byKey.values()) {
       if (!member.alive) continue;
-      if (lateMs > everyMs) member.heardAtMs = Math.min(nowMs, member.heardAtMs + lateMs);
-      const silentMs = nowMs - member.heardAtMs;
-      if (silentMs <= leaseMs) continue;
-      this.end(member, `silent for ${Math.round(silentMs)} ms; allowed: ${leaseMs} ms`, nowMs);
+      member.heardAtMs = Math.min(nowMs, member.heardAtMs + stoodMs);
+      const lateMs = overdueMs(nowMs - member.heardAtMs, leaseMs);
+      if (lateMs <= leaseMs) continue;
+      const silence = `silent for ${Math.round(lateMs)} ms beyond its heartbeat`;
+      this.end(member, `${silence}; allowed: ${leaseMs} ms`, nowMs);
       expired.push(member);
     }
     return expired;

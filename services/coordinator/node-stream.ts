@@ -1,13 +1,14 @@
-import type { ServerDuplexStream } from '@grpc/grpc-js';
 import type { EncodedMessage } from '../common/encoded-message.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { CoordinatorMessageInput } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeMessage } from '../common/generated/switchyard/v1/NodeMessage.js';
-import { toServiceError } from '../common/status.js';
+import type { Clock, Timer } from '../runtime/clock.js';
+import type { Duplex } from '../runtime/duplex.js';
 import type { Member } from './membership.js';
 import type { Pace, PaceOptions } from './pace.js';
 
-type JoinCall = ServerDuplexStream<NodeMessage, CoordinatorMessageInput | EncodedMessage>;
+/** Messages that go to many nodes are encoded once. */
+export type ControlStream = Duplex<NodeMessage, CoordinatorMessageInput | EncodedMessage>;
 
 /** What the coordinator says to a node, in the order in which it is said. */
 const kinds = ['welcome', 'assignment', 'keys', 'view', 'bias', 'heartbeat'] as const;
@@ -38,39 +39,44 @@ export interface NodeStreamOwner {
  */
 export class NodeStream {
   member: Member | null = null;
-  readonly peer: string;
   private readonly due = new Set<MessageKind>();
   private readonly told: Told = { epoch: 0, biasVersion: 0 };
-  private readonly helloTimer: NodeJS.Timeout;
+  private readonly helloTimer: Timer;
   private writable = true;
   private closed = false;
-  private flushing: NodeJS.Immediate | null = null;
+  private flushing: Timer | null = null;
 
   constructor(
-    private readonly call: JoinCall,
+    private readonly stream: ControlStream,
     private readonly owner: NodeStreamOwner,
+    private readonly clock: Clock,
     helloMs: number,
     private readonly pace: Pace,
   ) {
-    // A connection that is gone does not know it any more.
-    this.peer = call.getPeer();
-    this.helloTimer = setTimeout(() => {
-      this.fail(new SwitchyardError('DEADLINE_EXCEEDED', `no hello within ${helloMs} ms`));
-    }, helloMs);
-    call.on('data', (message: NodeMessage) => this.receive(message));
-    call.on('drain', () => {
-      this.writable = true;
-      this.flush();
+    this.helloTimer = clock.after(helloMs, () =>
+      this.fail(new SwitchyardError('DEADLINE_EXCEEDED', `no hello within ${helloMs} ms`)),
+    );
+    stream.listen({
+      message: (message) => this.receive(message),
+      drain: () => {
+        this.writable = true;
+        this.flush();
+      },
+      // A stream that breaks ends like one that is ended; only a goodbye tells them apart.
+      end: () => this.end(),
+      fail: () => this.end(),
     });
-    // A stream that breaks ends like one that is ended; only a goodbye tells them apart.
-    for (const event of ['end', 'cancelled', 'error']) call.on(event, () => this.end());
+  }
+
+  get peer(): string {
+    return this.stream.peer;
   }
 
   /** Says this kind of message with its then latest content, as soon as the stream takes it. */
   say(kind: MessageKind): void {
     if (this.closed) return;
     this.due.add(kind);
-    this.flushing ??= setImmediate(() => {
+    this.flushing ??= this.clock.soon(() => {
       this.flushing = null;
       this.flush();
     });
@@ -82,20 +88,20 @@ export class NodeStream {
     this.settle();
     if (this.member === null) this.owner.refused(this, error);
     else this.owner.gone(this, this.member, error.message);
-    this.call.emit('error', toServiceError(error));
+    this.stream.destroy(error);
   }
 
   private receive(message: NodeMessage): void {
     if (this.closed) return;
     try {
-      if (!this.pace.take(performance.now())) throw tooManyMessages(this.pace.options);
+      if (!this.pace.take(this.clock.now())) throw tooManyMessages(this.pace.options);
       if (this.member !== null) {
         this.owner.receive(this.member, message);
         return;
       }
       if (message.kind !== 'hello')
         throw invalidArgument('kind', message.kind ?? '', 'hello, as the first message');
-      clearTimeout(this.helloTimer);
+      this.helloTimer.cancel();
       this.member = this.owner.admit(this, message);
       this.say('welcome');
     } catch (error) {
@@ -107,7 +113,7 @@ export class NodeStream {
     for (const kind of kinds) {
       if (!this.writable || this.closed || this.member === null) return;
       if (!this.due.delete(kind)) continue;
-      this.writable = this.call.write(this.owner.compose(kind, this.member, this.told));
+      this.writable = this.stream.write(this.owner.compose(kind, this.member, this.told));
     }
   }
 
@@ -116,13 +122,13 @@ export class NodeStream {
     this.settle();
     if (this.member !== null)
       this.owner.gone(this, this.member, 'its control stream ended without a goodbye');
-    this.call.end();
+    this.stream.destroy();
   }
 
   private settle(): void {
     this.closed = true;
-    clearTimeout(this.helloTimer);
-    if (this.flushing !== null) clearImmediate(this.flushing);
+    this.helloTimer.cancel();
+    this.flushing?.cancel();
     this.due.clear();
   }
 }

@@ -6,12 +6,15 @@ import type { CoordinatorMessage } from '../common/generated/switchyard/v1/Coord
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { NodeFigures } from '../common/generated/switchyard/v1/NodeFigures.js';
 import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
+import type { NodeMessageInput } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { NodeWelcome } from '../common/generated/switchyard/v1/NodeWelcome.js';
+import { heartbeatMsOf } from '../common/lease.js';
 import { Deferred, type EndSignal, onAbort } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { unpackFloat32 } from '../common/packed.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { modelLimits } from '../model/limits.js';
+import type { Dialer } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { Links } from './links.js';
 import { indexPlacement, type PlacementIndex } from './placement.js';
@@ -21,12 +24,13 @@ import type { RouterWeights } from './weights.js';
 export interface KnownClusterOptions {
   /** The node token, for the coordinator alone. */
   token: string | null;
+  dial: Dialer<CoordinatorMessage, NodeMessageInput>;
   links: Links;
   runtime: Runtime;
   /** Gates and norms of the model that the coordinator describes. */
   loadWeights: (description: ModelDescription) => Promise<RouterWeights>;
   reporter: RouterReporter;
-  /** A coordinator silent for so long is lost. */
+  /** A coordinator whose heartbeat is overdue by so much is lost. */
   leaseMs: number;
   onUnknown: OnUnknown;
   log: Logger;
@@ -35,9 +39,6 @@ export interface KnownClusterOptions {
   /** Called when the router becomes ready, or no longer is. */
   onReady: (ready: boolean) => void;
 }
-
-/** Gate counts do not wait for it. There are three within a lease. */
-const heartbeatMsMax = 1_000;
 
 /**
  * What the router knows of its cluster: model, view, bias. It comes over the control stream; when that
@@ -64,14 +65,17 @@ export class KnownCluster {
 
   /** Joins the coordinator at host:port. Resolves when the router's membership is over: null after `leave`, otherwise why it cannot be a member. */
   async run(coordinator: string, hello: NodeHelloInput): Promise<SwitchyardError | null> {
-    const { token, reporter, leaseMs, onUnknown, log } = this.options;
+    const { token, dial, runtime, reporter, leaseMs, onUnknown, log } = this.options;
     this.coordinator = coordinator;
     const session = new ControlSession({
       coordinator,
       token,
+      dial,
+      runtime,
       hello,
       report: () => reporter.heartbeat(),
-      reportMs: Math.min(heartbeatMsMax, leaseMs / 3),
+      // Gate counts do not wait for it.
+      reportMs: heartbeatMsOf(leaseMs),
       leaseMs,
       onMessage: (message) => this.receive(message),
       onUnknown,

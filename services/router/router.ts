@@ -6,6 +6,7 @@ import type { ClusterStateInput } from '../common/generated/switchyard/v1/Cluste
 import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
+import { dialCoordinator } from '../common/grpc-duplex.js';
 import type { GrpcService } from '../common/grpc-server.js';
 import type { Logger } from '../common/log.js';
 import type { Registry } from '../common/metrics.js';
@@ -99,6 +100,7 @@ export class Router {
     });
     this.cluster = new KnownCluster({
       token,
+      dial: dialCoordinator,
       links: this.links,
       runtime,
       loadWeights: (description) => loadWeights(description, log),

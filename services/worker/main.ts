@@ -9,6 +9,7 @@ import type { Assignment } from '../common/generated/switchyard/v1/Assignment.js
 import type { CoordinatorMessage } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
+import { dialCoordinator } from '../common/grpc-duplex.js';
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
 import { expertsIn } from '../common/layer-experts.js';
@@ -178,6 +179,8 @@ class WorkerService {
     this.session = new ControlSession({
       coordinator: config.coordinator,
       token: this.tokens.node,
+      dial: dialCoordinator,
+      runtime: nativeRuntime,
       hello: this.hello(),
       report: () => {
         const worker = this.reporter.report(this.loaded);

@@ -2,12 +2,10 @@ import type { DeviceFigures } from '../../native/index.js';
 import type { DeviceFiguresInput } from '../common/generated/switchyard/v1/DeviceFigures.js';
 import type { WorkerReportInput } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { groupByLayer } from '../common/layer-experts.js';
+import { heartbeatMsOf } from '../common/lease.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { Executor } from './executor.js';
 import type { ExpertStore } from './store.js';
-
-/** Figures alone are worth a report this often, and three within a lease. */
-const figuresMsMax = 1_000;
 
 /** Makes the reports to the coordinator: figures once a second, the experts held as soon as they changed. */
 export class WorkerReporter {
@@ -23,7 +21,7 @@ export class WorkerReporter {
     leaseMs: number,
   ) {
     this.meter = runtime.usage.eventLoopMeter();
-    this.figuresMs = Math.min(figuresMsMax, leaseMs / 3);
+    this.figuresMs = heartbeatMsOf(leaseMs);
   }
 
   /** The next report names the experts held, changed or not. */

@@ -1,6 +1,8 @@
 import { describe, expect, test } from '@jest/globals';
 import { ControlSession } from '../../services/common/control-session.js';
+import { dialCoordinator } from '../../services/common/grpc-duplex.js';
 import { expertsIn, groupByLayer } from '../../services/common/layer-experts.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
 import { until } from '../support/until.js';
 import {
   allExperts,
@@ -53,7 +55,9 @@ describe('the end of a node', () => {
     const tookMs = performance.now() - begin;
     expect(tookMs).toBeGreaterThan(leaseMs - 100);
     expect(tookMs).toBeLessThan(leaseMs + slackMs);
-    expect(stateOf(started, 'w0')!.reason).toMatch(/^silent for \d+ ms; allowed: 600 ms$/);
+    expect(stateOf(started, 'w0')!.reason).toMatch(
+      /^silent for \d+ ms beyond its heartbeat; allowed: 600 ms$/,
+    );
     expect(await until(() => node.error, Boolean)).toMatchObject({ code: 'DEADLINE_EXCEEDED' });
   });
 
@@ -171,6 +175,8 @@ describe('a coordinator that comes and goes', () => {
     const made = new ControlSession({
       coordinator: address,
       token: null,
+      dial: dialCoordinator,
+      runtime: nativeRuntime,
       hello: hello('w0'),
       report: () => ({ worker: { ready: groupByLayer(allExperts), readyChanged: true } }),
       reportMs: 50,

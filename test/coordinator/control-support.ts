@@ -6,6 +6,7 @@ import { Access } from '../../services/common/access.js';
 import type { CoordinatorMessage } from '../../services/common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
 import { connect } from '../../services/common/grpc-channel.js';
+import { serveDuplex } from '../../services/common/grpc-duplex.js';
 import { type GrpcServer, startGrpcServer } from '../../services/common/grpc-server.js';
 import { type ExpertId, groupByLayer } from '../../services/common/layer-experts.js';
 import { createLogger } from '../../services/common/log.js';
@@ -13,9 +14,11 @@ import { clients, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import { ControlService } from '../../services/coordinator/control-service.js';
 import { describeModel } from '../../services/coordinator/describe.js';
+import type { ControlStream } from '../../services/coordinator/node-stream.js';
 import type { PaceOptions } from '../../services/coordinator/pace.js';
 import type { Topology } from '../../services/coordinator/topology.js';
 import type { ModelSpec } from '../../services/model/spec.js';
+import { systemClock } from '../../services/runtime/system.js';
 import { linkSecretBytes } from '../../services/transport/link-key.js';
 import { hello, tinyModel } from './support.js';
 
@@ -68,6 +71,7 @@ export async function start(
     feedbackOn: true,
     feedback: { rate: 0.01, limit: 1, windowRowsPerExpert: 4 },
     log,
+    clock: systemClock,
     onView: () => {},
     onReady: () => {},
   });
@@ -78,7 +82,12 @@ export async function start(
     access: new Access({}),
     insecure: false,
     messageLimit: { bytesMax: options.messageBytesMax ?? 2 ** 20, node: 'router r' },
-    services: [{ definition: services.Coordinator, implementation: control.implementation }],
+    services: [
+      {
+        definition: services.Coordinator,
+        implementation: { Join: serveDuplex((stream: ControlStream) => control.accept(stream)) },
+      },
+    ],
     log,
   });
   cleanups.push(() => server.close(100));
@@ -150,8 +159,11 @@ export function spawnNode(address: string): ChildProcess {
   const program = `
     import { ControlSession } from './dist/services/common/control-session.js';
     import { createLogger } from './dist/services/common/log.js';
+    import { dialCoordinator } from './dist/services/common/grpc-duplex.js';
+    import { nativeRuntime } from './dist/services/runtime/native.js';
     new ControlSession({
       coordinator: '${address}', token: null,
+      dial: dialCoordinator, runtime: nativeRuntime,
       hello: { ...${JSON.stringify(hello('child'))}, linkSecret: Buffer.alloc(${linkSecretBytes}) },
       report: () => ({ worker: { readyChanged: true, ready: ${JSON.stringify(groupByLayer(allExperts))} } }),
       reportMs: 50, leaseMs: ${leaseMs}, onMessage: () => {}, log: createLogger('worker', 'child', 'silent'),

@@ -11,11 +11,13 @@ import type { SwitchyardError } from '../../services/common/errors.js';
 import type { CoordinatorMessage } from '../../services/common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeHelloInput } from '../../services/common/generated/switchyard/v1/NodeHello.js';
 import { connect } from '../../services/common/grpc-channel.js';
+import { dialCoordinator } from '../../services/common/grpc-duplex.js';
 import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import { createLogger } from '../../services/common/log.js';
 import { clients, packageDefinition, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
 import { createLinkSecret, linkKey, proveLink } from '../../services/transport/link-key.js';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
@@ -129,6 +131,8 @@ function stranger(token: string | null, hello: NodeHelloInput) {
   const session = new ControlSession({
     coordinator: cluster.address,
     token,
+    dial: dialCoordinator,
+    runtime: nativeRuntime,
     hello: { device: 'cpu', threads: 1, pid: 1, ...hello },
     report: () => (hello.role === 'WORKER' ? { worker: {} } : { router: {} }),
     reportMs: 100,
