@@ -5,6 +5,7 @@ import { dialLink } from '../services/transport/dial.js';
 import type { Link, TokenBatch } from '../services/transport/link.js';
 import { linkKey } from '../services/transport/link-key.js';
 import { type LinkEndOptions, startLinkEnd } from './link-process.js';
+import { oneCopyEach } from './one-copy.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
 import { benchSecret, transportsHere } from './serve-links.js';
 
@@ -59,7 +60,8 @@ async function passThrough({ rows, routing }: Chunk, links: readonly Link[]): Pr
     norm: null,
     gate: null,
     table: { routing, layer: 0 },
-    workerOf,
+    copies: oneCopyEach(workerOf),
+    pace: null,
     workers,
     limits: null,
     weighted: true,
@@ -85,7 +87,7 @@ async function passThrough({ rows, routing }: Chunk, links: readonly Link[]): Pr
         rows: rows.share(),
         selected: group.tokens,
       };
-      return links[group.worker]!.exchange(batch, signal);
+      return links[group.worker!]!.exchange(batch, signal);
     }),
   );
   const combined = await native.combineRows({

@@ -1,5 +1,6 @@
 import { type GateWeights, native, type RoutedRows, type Slab } from '../native/index.js';
 import { softmaxRouting } from '../services/model/synthetic.js';
+import { oneCopyEach } from './one-copy.js';
 import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
 
 const hidden = 4096;
@@ -65,7 +66,8 @@ function route({ rows, rowCount, gate, norm, workers }: Routing): Promise<Routed
     norm: norm && { weight: norm, epsilon: 1e-6 },
     gate: { weights: gate, bias: null },
     table: null,
-    workerOf: Uint32Array.from({ length: gate.experts }, (_, expert) => expert % workers),
+    copies: oneCopyEach(Uint32Array.from({ length: gate.experts }, (_, expert) => expert % workers)),
+    pace: null,
     workers,
     limits: null,
     weighted: false,

@@ -1,6 +1,7 @@
 import { type Expert, type ExpertBackend, type GateWeights, native, type Slab } from '../native/index.js';
 import { softmaxRouting } from '../services/model/synthetic.js';
 import { loadExperts, type Shape, syntheticMatrix, weightBytes } from './experts.js';
+import { oneCopyEach } from './one-copy.js';
 import { startNative, startPython } from './peer.js';
 import type { BenchOptions, BenchResult } from './report.js';
 import { type Call, cpuSeconds, summarizeTurns, takeTurns } from './turns.js';
@@ -62,7 +63,8 @@ class Layer {
       norm: null,
       gate: { weights: this.gate, bias: null },
       table: null,
-      workerOf: new Uint32Array(expertCount),
+      copies: oneCopyEach(new Uint32Array(expertCount)),
+      pace: null,
       workers: 1,
       limits: null,
       weighted: false,

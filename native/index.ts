@@ -13,12 +13,13 @@ import { createRequire } from 'node:module';
 import { addonPath } from './locate.js';
 import type {
   GateWeights,
-  GroupLimits,
+  GroupTargets,
   RoutedRows,
   RoutingBytes,
   RoutingFault,
   RoutingSpec,
   RoutingTable,
+  RowGroup,
 } from './routing.js';
 import type { Slab } from './slab.js';
 import type { Ucx, UcxDescription } from './ucx.js';
@@ -284,27 +285,28 @@ export interface Addon {
    * Takes a chunk's rows from a layer's input to the messages for its workers: norm, scores, choice, groups. Rows are read
    * once from memory and stay in a core's cache from norm to choice.
    */
-  routeRows(options: {
-    rows: Slab;
-    rowCount: number;
-    hidden: number;
-    /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * weight, float32 inside, BF16 out. Null: none. */
-    norm: { weight: Slab; epsilon: number } | null;
-    /** `bias`: the feedback loop's, [experts], added for selection only. Null: the table has the choice. */
-    gate: { weights: GateWeights; bias: Float32Array | null } | null;
-    /** Where the choice for the layer, an index, is taken from; with a gate, where it is put. Null: nowhere. */
-    table: { routing: RoutingTable; layer: number } | null;
-    /** Expert -> worker index. */
-    workerOf: Uint32Array;
-    workers: number;
-    /**
-     * A worker gets as many groups as these ask; all of a token's experts at one worker are in one group. Rejects with
-     * INVALID_ARGUMENT if a token alone is beyond a limit. Null: one group per worker.
-     */
-    limits: GroupLimits | null;
-    /** Whether groups carry weights. */
-    weighted: boolean;
-  }): Promise<RoutedRows>;
+  routeRows(
+    options: {
+      rows: Slab;
+      rowCount: number;
+      hidden: number;
+      /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * weight, float32 inside, BF16 out. Null: none. */
+      norm: { weight: Slab; epsilon: number } | null;
+      /** `bias`: the feedback loop's, [experts], added for selection only. Null: the table has the choice. */
+      gate: { weights: GateWeights; bias: Float32Array | null } | null;
+      /** Where the choice for the layer, an index, is taken from; with a gate, where it is put. Null: nowhere. */
+      table: { routing: RoutingTable; layer: number } | null;
+      /** Whether groups carry weights. */
+      weighted: boolean;
+    } & GroupTargets,
+  ): Promise<RoutedRows>;
+  /**
+   * Puts other groups in the place of group number `group`, which is refused from now on: its rows, for other workers. `first`: the
+   * number of the first of them, beyond all that there were.
+   */
+  regroupRows(
+    options: { routed: RoutedRows; group: number } & GroupTargets,
+  ): Promise<{ first: number; groups: RowGroup[] }>;
   /** Copies the rows of `indices` side by side, with `tailBytes` of capacity behind them. The caller owns the slab. */
   packRows(options: { rows: Slab; hidden: number; indices: Uint32Array; tailBytes: number }): Promise<Slab>;
   /**
@@ -319,8 +321,11 @@ export interface Addon {
     hidden: number;
     weighted: boolean;
     residual: Slab | null;
-    /** The results of each of the groups: one row per entry of its rowIndices, or for partial one per row of the group. */
-    parts: readonly Slab[];
+    /**
+     * The results of each of the groups: one row per entry of its rowIndices, or for partial one per row of the group. Null for
+     * those in whose place there are others.
+     */
+    parts: readonly (Slab | null)[];
   }): Promise<{
     rows: Slab;
     /** The number of rows that hold NaN or infinity. */

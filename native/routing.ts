@@ -57,10 +57,39 @@ export interface GroupLimits {
   entryCost: number;
 }
 
+/** The copies of a layer's experts: those of expert e are `workers[offsets[e]]` to `workers[offsets[e + 1] - 1]`, ascending. */
+export interface ExpertCopies {
+  /** [experts + 1] */
+  offsets: Uint32Array;
+  workers: Uint32Array;
+}
+
+/** How busy workers are and how fast, [workers]: rows of experts with several copies are split by that. */
+export interface WorkerPace {
+  /** Until a worker has done what it has. */
+  secondsQueued: Float64Array;
+  /** Above 0. */
+  secondsPerRow: Float64Array;
+}
+
+/** Where rows may go. */
+export interface GroupTargets {
+  copies: ExpertCopies;
+  /** Their number. */
+  workers: number;
+  /** Null: all are idle, and equally fast. */
+  pace: WorkerPace | null;
+  /**
+   * A worker gets as many groups as these ask; all of a token's experts at one worker are in one group. Rejects with
+   * INVALID_ARGUMENT if a token alone is beyond a limit. Null: one group per worker.
+   */
+  limits: GroupLimits | null;
+}
+
 /** A token batch of a chunk for one worker: each row once, segments index into the rows. */
 export interface RowGroup {
-  /** Index as used in `workerOf`. */
-  worker: number;
+  /** Index as used in `copies`. Null: the experts have no copy; the rows wait to be grouped again. */
+  worker: number | null;
   rowCount: number;
   /** [expert, count] pairs in ascending expert order. */
   segments: Uint32Array;
@@ -80,7 +109,7 @@ export interface RoutedRows {
   readonly nonFinite: number;
   /** Rows per expert. */
   readonly counts: Uint32Array;
-  /** By worker and token in ascending order. */
+  /** By worker and token in ascending order, those without a worker last. */
   readonly groups: readonly RowGroup[];
   readonly seconds: { readonly norm: number; readonly gate: number; readonly group: number };
   /** Idempotent. An operation in flight keeps what it uses. */

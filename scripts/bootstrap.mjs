@@ -213,7 +213,7 @@ function ensureNpmPackages() {
 
 /** What the addon is built with beside its own sources. */
 function nativeLibraries() {
-  return `${hasUcx() ? 'ucx' : 'no ucx'}, ${cudaCompiler() ?? 'no cuda'}`;
+  return `${hasUcx() ? 'ucx' : 'no ucx'}, ${cudaCompiler() ?? 'no cuda'}, ${root}`;
 }
 
 function ensureNative() {
@@ -227,7 +227,7 @@ function ensureNative() {
     return present('native addon');
   }
   installPackages(toolchain);
-  // A build that was configured with other libraries stays as it was, so that one is made anew.
+  // A build that was configured with other libraries, or elsewhere and then copied, stays as it was, so that one is made anew.
   if (!stampEquals('native-libraries', nativeLibraries())) rmSync(build, { recursive: true, force: true });
   writeStamp('native-libraries', nativeLibraries());
   const cuda = cudaCompiler() === undefined ? 'OFF' : 'ON';

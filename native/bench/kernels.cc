@@ -156,19 +156,61 @@ std::vector<std::uint32_t> random_experts(std::size_t top_k, std::size_t experts
   return chosen;
 }
 
+/** Experts on workers, `copies` of each side by side. */
+class Placed {
+ public:
+  Placed(std::uint32_t experts, std::uint32_t workers, std::uint32_t copies) : workers_(workers), offsets_(1) {
+    for (std::uint32_t e = 0; e < experts; ++e) {
+      for (std::uint32_t c = 0; c < copies; ++c) holders_.push_back((e + c * (e / workers + 1)) % workers);
+      std::sort(holders_.end() - copies, holders_.end());
+      holders_.erase(std::unique(holders_.begin() + offsets_.back(), holders_.end()), holders_.end());
+      offsets_.push_back(static_cast<std::uint32_t>(holders_.size()));
+    }
+  }
+
+  GroupTargets targets() const { return {.copies = {offsets_, holders_}, .workers = workers_, .pace = {}}; }
+
+ private:
+  std::uint32_t workers_;
+  std::vector<std::uint32_t> offsets_;
+  std::vector<std::uint32_t> holders_;
+};
+
+/**
+ * Grouping alone: copies of each expert, experts, workers and rows. What several copies add to the time of one is what the split costs.
+ */
+void group(benchmark::State& state) {
+  const auto copies = static_cast<std::uint32_t>(state.range(0));
+  const auto experts = static_cast<std::uint32_t>(state.range(1));
+  const auto rows = static_cast<std::size_t>(state.range(3));
+  const Placed placed(experts, static_cast<std::uint32_t>(state.range(2)), copies);
+  // The lower of two is drawn, so that low numbers are hot.
+  std::mt19937_64 random(7);
+  std::vector<std::uint32_t> chosen;
+  for (std::size_t t = 0; t < rows; ++t) {
+    const std::size_t first = chosen.size();
+    while (chosen.size() < first + 8) {
+      const auto expert = static_cast<std::uint32_t>(std::min(random() % experts, random() % experts));
+      if (std::find(chosen.begin() + static_cast<std::ptrdiff_t>(first), chosen.end(), expert) == chosen.end()) chosen.push_back(expert);
+    }
+  }
+  for (auto _ : state) benchmark::DoNotOptimize(plan_groups({chosen, {}, 8}, placed.targets()));
+}
+BENCHMARK(group)->ArgsProduct({{1, 2, 3}, {64}, {8}, {1, 4096}})->ArgsProduct({{1, 2, 3}, {256}, {64}, {1, 1024, 8192}})
+    ->Unit(benchmark::kMicrosecond);
+
 /** Plan and copy for 4 workers. Bytes: every packed row read and written. */
 void pack(benchmark::State& state) {
   const auto top_k = static_cast<std::size_t>(state.range(0));
   const std::vector<std::uint32_t> experts = random_experts(top_k, 16);
   const std::vector<float> weights(experts.size(), 0.5f);
-  std::vector<std::uint32_t> worker_of(16);
-  for (std::uint32_t e = 0; e < 16; ++e) worker_of[e] = e % 4;
+  const Placed placed(16, 4, 1);
   std::size_t rows = 0;
-  for (const GroupPlan& plan : plan_groups(experts, weights, top_k, worker_of, 4)) rows += plan.tokens.size();
+  for (const GroupPlan& plan : plan_groups({experts, weights, top_k}, placed.targets())) rows += plan.tokens.size();
   compare_to_memcpy(state, 2.0 * static_cast<double>(rows * hidden * sizeof(std::uint16_t)), chunks / 4,
                     [&](std::size_t i) {
                       std::uint16_t* output = &memory().target[i * 4 * chunk_values];
-                      for (const GroupPlan& plan : plan_groups(experts, weights, top_k, worker_of, 4)) {
+                      for (const GroupPlan& plan : plan_groups({experts, weights, top_k}, placed.targets())) {
                         pack_rows(&memory().source[i * 4 * chunk_values], hidden * sizeof(std::uint16_t), plan.tokens, 0, plan.tokens.size(),
                                   output);
                         output += plan.tokens.size() * hidden;
@@ -185,9 +227,8 @@ void combine_exact(benchmark::State& state) {
   const auto top_k = static_cast<std::size_t>(state.range(0));
   const std::vector<std::uint32_t> experts = random_experts(top_k, 16);
   const std::vector<float> weights(experts.size(), 0.5f);
-  std::vector<std::uint32_t> worker_of(16);
-  for (std::uint32_t e = 0; e < 16; ++e) worker_of[e] = e % 4;
-  const std::vector<GroupPlan> plans = plan_groups(experts, weights, top_k, worker_of, 4);
+  const Placed placed(16, 4, 1);
+  const std::vector<GroupPlan> plans = plan_groups({experts, weights, top_k}, placed.targets());
   const double bytes = static_cast<double>(top_k + 2) * chunk_bytes;
   compare_to_memcpy(state, bytes, chunks - top_k - 1, [&](std::size_t i) {
     std::vector<CombinePart> parts;

@@ -1,8 +1,7 @@
 import { ExpertRows } from '../common/expert-rows.js';
 import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import type { Clock } from '../runtime/clock.js';
-import { WorkerLoad } from './balancedness.js';
-import type { PlacementIndex } from './placement.js';
+import { type RowsByWorker, WorkerLoad } from './balancedness.js';
 import type { BatchPlan } from './plan.js';
 
 export type Stage = 'norm' | 'gate' | 'group' | 'exchange' | 'compute' | 'queue' | 'combine';
@@ -59,21 +58,18 @@ export class BatchAccount {
     this.seconds[stage] += seconds;
   }
 
-  /** Counts the experts chosen for `tokens` tokens from `offset` on, and where they are. */
+  /** Counts the experts chosen for `tokens` tokens from `offset` on, and who got how many rows. */
   routed(
     chunk: { offset: number; tokens: number },
     layer: number,
     rows: Uint32Array,
-    placement: PlacementIndex,
+    load: RowsByWorker,
   ): void {
     this.rows.add(layer, rows);
     this.assignments += chunk.tokens * this.plan.topK;
-    const workerOf = placement.workerOf.get(layer)!;
     // A batch of fewer than ten chunks has one chunk in each of its tenths.
-    if (chunk.offset < this.plan.tokens / 10) this.first.add(layer, rows, workerOf, placement.workers);
-    if (chunk.offset + chunk.tokens > (this.plan.tokens * 9) / 10) {
-      this.last.add(layer, rows, workerOf, placement.workers);
-    }
+    if (chunk.offset < this.plan.tokens / 10) this.first.add(layer, load);
+    if (chunk.offset + chunk.tokens > (this.plan.tokens * 9) / 10) this.last.add(layer, load);
   }
 
   exchanged(figures: ExchangeFigures): void {

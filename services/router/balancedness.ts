@@ -1,5 +1,5 @@
 /** Rows of one layer by worker. */
-interface LayerLoad {
+export interface RowsByWorker {
   workers: readonly string[];
   /** [workers] */
   rows: Float64Array;
@@ -7,19 +7,19 @@ interface LayerLoad {
 
 /** Rows per worker and layer, and how even they are. Workers without rows count too. */
 export class WorkerLoad {
-  private readonly layers = new Map<number, LayerLoad>();
+  private readonly layers = new Map<number, RowsByWorker>();
 
   /**
-   * Adds a chunk's rows per expert. `workerOf`: expert -> index into `workers`, the workers of the placement. What was
-   * counted for other workers than these is forgotten: whoever holds no expert any more would count as an idle one.
+   * Adds what workers got of a chunk. What was counted for other workers than these, which are those of a placement, is forgotten:
+   * whoever holds no expert any more would count as an idle one.
    */
-  add(layer: number, rows: Uint32Array, workerOf: Uint32Array, workers: readonly string[]): void {
+  add(layer: number, { workers, rows }: RowsByWorker): void {
     let load = this.layers.get(layer);
     if (load?.workers !== workers) {
       load = { workers, rows: new Float64Array(workers.length) };
       this.layers.set(layer, load);
     }
-    for (let expert = 0; expert < rows.length; expert += 1) load.rows[workerOf[expert]!]! += rows[expert]!;
+    for (let worker = 0; worker < rows.length; worker += 1) load.rows[worker]! += rows[worker]!;
   }
 
   /** Makes what was added so far count `factor` as much. */

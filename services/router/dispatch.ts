@@ -1,4 +1,4 @@
-import type { RowGroup, Slab } from '../../native/index.js';
+import type { ExpertCopies, RowGroup, Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { EndSignal } from '../common/lifecycle.js';
 import { type Trace, until } from '../common/trace.js';
@@ -31,11 +31,10 @@ export interface DispatchTarget {
   placement: PlacementIndex;
 }
 
-/** The worker of every expert of a layer. Throws WORKER_LOST if one is on no worker. */
-export function requirePlaced(placement: PlacementIndex, layer: number, experts: number): Uint32Array {
-  const workerOf = placement.workerOf.get(layer);
-  if (workerOf?.length === experts && workerOf.every((worker) => worker < placement.workers.length))
-    return workerOf;
+/** The copies of every expert of a layer. Throws WORKER_LOST if the placement does not have it. */
+export function requirePlaced(placement: PlacementIndex, layer: number, experts: number): ExpertCopies {
+  const copies = placement.copies.get(layer);
+  if (copies?.offsets.length === experts + 1) return copies;
   throw new SwitchyardError('WORKER_LOST', `the experts of layer ${layer} are on no worker`, {
     worker: null,
     layer,
@@ -138,7 +137,7 @@ function checkResult(result: TokenBatchResult, expected: number, plan: BatchPlan
 }
 
 function linkOf(group: RowGroup, links: readonly FoundLink[], target: DispatchTarget): Link {
-  const { link, reason } = links[group.worker]!;
+  const { link, reason } = links[group.worker!]!;
   if (link !== null) return link;
   throw describeFailure(new SwitchyardError('LINK_LOST', reason), group, target);
 }
@@ -152,7 +151,7 @@ function describeFailure(
   const expert = segments[0]!;
   const others = segments.length / 2 - 1;
   const error = asSwitchyardError(thrown);
-  const worker = target.placement.workers[index]!;
+  const worker = target.placement.workers[index!]!;
   const { layer } = target;
   const place = `worker ${worker}, layer ${layer}, expert ${expert}${others > 0 ? ` and ${others} more` : ''}`;
   return new SwitchyardError(

@@ -5,8 +5,7 @@ import type { LayerCountsInput } from '../common/generated/switchyard/v1/LayerCo
 import { type Counter, counter, gauge, histogram, type Registry } from '../common/metrics.js';
 import type { Link, TransportKind } from '../transport/link.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
-import { WorkerLoad } from './balancedness.js';
-import type { PlacementIndex } from './placement.js';
+import { type RowsByWorker, WorkerLoad } from './balancedness.js';
 
 /** What the gauges read when they are asked for. */
 export interface RouterGauges {
@@ -106,7 +105,7 @@ function count(
 }
 
 /** Counts a chunk's rows per expert of a layer. */
-type Routed = (layer: number, counts: Uint32Array, placement: PlacementIndex) => void;
+type Routed = (layer: number, counts: Uint32Array, got: RowsByWorker) => void;
 
 /** Counts in typed arrays, which become series when they are read. */
 function readRouted(registry: Registry, experts: ExpertMetrics, rows: ExpertRows): Routed {
@@ -130,10 +129,10 @@ function readRouted(registry: Registry, experts: ExpertMetrics, rows: ExpertRows
       for (const [layer] of rows.layers()) metric.set({ layer }, load.balancedness(layer));
     },
   );
-  return (layer, counts, placement) => {
+  return (layer, counts, got) => {
     rows.add(layer, counts);
     load.decay(layer, loadDecay);
-    load.add(layer, counts, placement.workerOf.get(layer)!, placement.workers);
+    load.add(layer, got);
   };
 }
 

@@ -1,4 +1,4 @@
-import type { RoutedRows, RoutingTable, Slab } from '../../native/index.js';
+import type { RoutedRows, RoutingTable, RowGroup, Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { until } from '../common/trace.js';
 import type { Stage } from './account.js';
@@ -123,8 +123,9 @@ function route(
       ? null
       : { weights: weights.gate, bias: plan.feedback ? (cluster.bias.get(layer) ?? null) : null },
     table: table && { routing: table, layer: index },
-    workerOf: requirePlaced(placement, layer, plan.layers[index]!.experts),
+    copies: requirePlaced(placement, layer, plan.layers[index]!.experts),
     workers: placement.workers.length,
+    pace: null,
     limits,
     weighted: plan.combine === 'partial' || plan.weighsInput,
   });
@@ -135,8 +136,9 @@ async function account(routed: RoutedRows, pass: LayerPass, context: PipelineCon
   const { plan, metrics, reporter } = context;
   const { chunk, layer, placement } = pass;
   const { counts, nonFinite, seconds } = routed;
-  context.account.routed(chunk, layer, counts, placement);
-  metrics.routed(layer, counts, placement);
+  const load = { workers: placement.workers, rows: rowsByWorker(routed.groups, placement.workers.length) };
+  context.account.routed(chunk, layer, counts, load);
+  metrics.routed(layer, counts, load);
   // Only what the bias can steer counts in the loop that makes it.
   reporter.countRows(layer, counts, plan.feedback);
   if (plan.norm) spend('norm', seconds.norm, context);
@@ -147,6 +149,13 @@ async function account(routed: RoutedRows, pass: LayerPass, context: PipelineCon
   context.account.nonFiniteTokens += nonFinite;
   metrics.nonFiniteTokens.inc(nonFinite);
   if (nonFinite > 0 && plan.refuseNonFinite) await refuseInput(pass, context);
+}
+
+/** The rows that each of so many workers gets. */
+function rowsByWorker(groups: readonly RowGroup[], workers: number): Float64Array {
+  const rows = new Float64Array(workers);
+  for (const { worker, rowIndices } of groups) if (worker !== null) rows[worker]! += rowIndices.length;
+  return rows;
 }
 
 /** Takes over the parts. */

@@ -1,13 +1,7 @@
+import type { ExpertCopies } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { LayerPlacement } from '../common/generated/switchyard/v1/LayerPlacement.js';
 import type { Placement, PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
-
-/** The copies of a layer's experts, as the kernels read them. */
-export interface LayerCopies {
-  /** [experts + 1]: the copies of expert e are `workers[offsets[e]]` to `workers[offsets[e + 1] - 1]`. */
-  offsets: Uint32Array;
-  workers: Uint32Array;
-}
 
 /** The map of one epoch as grouping reads it. A chunk's layer uses one of these from start to end. */
 export interface PlacementIndex {
@@ -16,9 +10,7 @@ export interface PlacementIndex {
   /** Names: an index into it is what the kernels call a worker. The idle ones are in it too. */
   workers: string[];
   /** By layer. */
-  copies: ReadonlyMap<number, LayerCopies>;
-  /** Layer to [experts]: the first copy's worker; beyond the workers where there is none. */
-  workerOf: ReadonlyMap<number, Uint32Array>;
+  copies: ReadonlyMap<number, ExpertCopies>;
   /** Layer to [workers]: the number of its experts there. */
   expertsAt: ReadonlyMap<number, Uint32Array>;
 }
@@ -35,15 +27,7 @@ export function indexPlacement(
     for (const worker of holders) counts[worker]! += 1;
     expertsAt.set(layer, counts);
   }
-  const workerOf = new Map(
-    [...copies].map(([layer, { offsets, workers: holders }]) => [
-      layer,
-      Uint32Array.from(offsets.subarray(1), (end, expert) =>
-        end > offsets[expert]! ? holders[offsets[expert]!]! : 0xffff_ffff,
-      ),
-    ]),
-  );
-  return { term: version.term, epoch: version.epoch, workers, copies, workerOf, expertsAt };
+  return { term: version.term, epoch: version.epoch, workers, copies, expertsAt };
 }
 
 /** As messages have it. */
@@ -56,7 +40,7 @@ export function describePlacement({ workers, copies }: PlacementIndex): Placemen
   return { workers, layers };
 }
 
-function indexLayer({ layer, copies, workers: holders }: LayerPlacement, workers: number): LayerCopies {
+function indexLayer({ layer, copies, workers: holders }: LayerPlacement, workers: number): ExpertCopies {
   const offsets = new Uint32Array(copies.length + 1);
   for (const [expert, count] of copies.entries()) offsets[expert + 1] = offsets[expert]! + count;
   if (offsets.at(-1) !== holders.length) {

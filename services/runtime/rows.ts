@@ -13,6 +13,7 @@ export type RowOperations = Pick<
   | 'writeRouting'
   | 'readRouting'
   | 'routeRows'
+  | 'regroupRows'
   | 'packRows'
   | 'combineRows'
   | 'reduceRows'

@@ -1,4 +1,4 @@
-import type { GroupLimits, RowGroup } from '../../native/index.js';
+import type { GroupTargets, RowGroup } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 
 /** What the gate chose. */
@@ -11,15 +11,6 @@ export interface Choices {
   weighted: boolean;
 }
 
-/** Where rows may go; as native/index.ts has it. */
-export interface Targets {
-  /** The copies of expert e are `workers[offsets[e]]` to `workers[offsets[e + 1] - 1]`. */
-  copies: { offsets: Uint32Array; workers: Uint32Array };
-  workers: number;
-  pace: { secondsQueued: Float64Array; secondsPerRow: Float64Array } | null;
-  limits: GroupLimits | null;
-}
-
 /** A group, and the slots (token * topK + position) of its row indices. */
 export interface GroupedSlots {
   group: RowGroup;
@@ -30,7 +21,7 @@ export interface GroupedSlots {
  * Groups slots, which ascend, by a worker with a copy of their expert: by worker and token, those without a copy last. Rows of an
  * expert with several copies go to the worker that would be done first.
  */
-export function groupSlots(choices: Choices, targets: Targets, slots: Iterable<number>): GroupedSlots[] {
+export function groupSlots(choices: Choices, targets: GroupTargets, slots: Iterable<number>): GroupedSlots[] {
   const byWorker = Array.from({ length: targets.workers + 1 }, (): number[] => []);
   const { secondsQueued, secondsPerRow } = targets.pace ?? {};
   const busyUntil = Array.from({ length: targets.workers }, (_, worker) => secondsQueued?.[worker] ?? 0);
@@ -45,7 +36,7 @@ export function groupSlots(choices: Choices, targets: Targets, slots: Iterable<n
 }
 
 /** `targets.workers`: nobody has it. */
-function workerOf(expert: number, { copies, workers }: Targets, busyUntil: readonly number[]): number {
+function workerOf(expert: number, { copies, workers }: GroupTargets, busyUntil: readonly number[]): number {
   let best = workers;
   for (let copy = copies.offsets[expert]!; copy < copies.offsets[expert + 1]!; copy += 1) {
     const worker = copies.workers[copy]!;
@@ -55,7 +46,12 @@ function workerOf(expert: number, { copies, workers }: Targets, busyUntil: reado
 }
 
 /** Cuts a worker's slots, between tokens, where a group would be above a limit. */
-function cut(slots: number[], worker: number, { topK }: Choices, { workers, limits }: Targets): number[][] {
+function cut(
+  slots: number[],
+  worker: number,
+  { topK }: Choices,
+  { workers, limits }: GroupTargets,
+): number[][] {
   if (slots.length === 0) return [];
   if (limits === null || worker === workers) return [slots];
   const { rowsMax, entriesMax, costMax, rowCost, entryCost } = limits;
@@ -84,7 +80,12 @@ function cut(slots: number[], worker: number, { topK }: Choices, { workers, limi
   return parts;
 }
 
-function makeGroup(slots: number[], worker: number, choices: Choices, { workers }: Targets): GroupedSlots {
+function makeGroup(
+  slots: number[],
+  worker: number,
+  choices: Choices,
+  { workers }: GroupTargets,
+): GroupedSlots {
   const { experts, weights, topK, weighted } = choices;
   const tokens = [...new Set(slots.map((slot) => tokenOf(slot, topK)))];
   const rowOf = new Map(tokens.map((token, row) => [token, row]));
@@ -102,7 +103,7 @@ function makeGroup(slots: number[], worker: number, choices: Choices, { workers 
     weights: weighted ? Float32Array.from(ordered, (slot) => weights[slot]!) : null,
     tokens: Uint32Array.from(tokens),
   };
-  return { group: group as RowGroup, slots: Uint32Array.from(ordered) };
+  return { group, slots: Uint32Array.from(ordered) };
 }
 
 function tokenOf(slot: number, topK: number): number {

@@ -9,11 +9,11 @@ import type {
   Slab,
   SlabRange,
 } from '../../native/index.js';
-import { SwitchyardError } from '../common/errors.js';
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { Clock } from '../runtime/clock.js';
 import type { RowOperations } from '../runtime/rows.js';
 import { addWeighted, choose, normed, type Row, rowBytes, rowWords, weight } from './arithmetic.js';
-import { type Choices, type GroupedSlots, groupSlots, type Targets } from './group.js';
+import { type Choices, type GroupedSlots, groupSlots } from './group.js';
 
 export interface RowCosts {
   /** Milliseconds of one operation, drawn anew for each. */
@@ -106,21 +106,20 @@ class SimulatedTable implements RoutingTable {
 class SimulatedRouted implements RoutedRows {
   readonly nonFinite = 0;
   readonly counts: Uint32Array;
+  readonly groups: readonly RowGroup[];
   readonly seconds = { norm: 0, gate: 0, group: 0 };
 
   constructor(
     readonly rowCount: number,
     readonly choices: Choices,
     readonly normed: Slab | null,
-    readonly grouped: GroupedSlots[],
+    /** Null: other groups have taken its place. */
+    readonly grouped: (GroupedSlots | null)[],
     experts: number,
   ) {
+    this.groups = grouped.map((one) => one!.group);
     this.counts = new Uint32Array(experts);
     for (const expert of choices.experts) this.counts[expert]! += 1;
-  }
-
-  get groups(): readonly RowGroup[] {
-    return this.grouped.map(({ group }) => group);
   }
 
   release(): void {}
@@ -237,11 +236,28 @@ export class SimulatedRows implements RowOperations {
       routing?.weights.set(by.subarray(token * topK, (token + 1) * topK), at);
     }
     const choices = { experts: chosen, weights: by, topK, weighted: options.weighted };
-    const grouped = groupSlots(choices, targetsOf(options), chosen.keys());
+    const grouped = groupSlots(choices, options, chosen.keys());
     const experts = weights?.experts ?? routing!.experts[table!.layer]!;
     const routed = new SimulatedRouted(rowCount, choices, output?.slab ?? null, grouped, experts);
     await this.takeTime(rowCount);
     return routed;
+  };
+
+  regroupRows = async ({
+    routed,
+    group,
+    ...targets
+  }: Parameters<RowOperations['regroupRows']>[0]): Promise<{ first: number; groups: RowGroup[] }> => {
+    const { choices, grouped } = routed as SimulatedRouted;
+    const replaced = grouped[group] ?? null;
+    if (replaced === null)
+      throw invalidArgument('group', group, 'one in whose place there are no others yet');
+    grouped[group] = null;
+    await this.takeTime(replaced.group.rowCount);
+    const made = groupSlots(choices, targets, replaced.slots.toSorted());
+    const first = grouped.length;
+    grouped.push(...made);
+    return { first, groups: made.map((one) => one.group) };
   };
 
   packRows = async ({ rows, indices }: Parameters<RowOperations['packRows']>[0]): Promise<Slab> => {
@@ -263,7 +279,11 @@ export class SimulatedRows implements RowOperations {
     const sums = Array.from({ length: rowCount }, (_, token) =>
       residual === null ? { a: 0, b: 0 } : new RowsOf(residual).get(token),
     );
-    for (const [index, { group, slots }] of grouped.entries()) {
+    for (const [index, one] of grouped.entries()) {
+      if ((parts[index] ?? null) === null ? one !== null : one === null)
+        throw new SwitchyardError('DATA_LOSS', `part ${index} is missing, or of a group that others replace`);
+      if (one === null) continue;
+      const { group, slots } = one;
       for (const slot of slots) {
         if (filled[slot] === 1) throw new SwitchyardError('DATA_LOSS', `slot ${slot} is given twice`);
         filled[slot] = 1;
@@ -325,11 +345,4 @@ export class RowsOf {
 
 function words(bytes: Uint8Array): Uint32Array {
   return new Uint32Array(bytes.slice().buffer);
-}
-
-/** Every expert on one worker. */
-function targetsOf(options: Parameters<RowOperations['routeRows']>[0]): Targets {
-  const { workerOf, workers, limits } = options;
-  const offsets = Uint32Array.from({ length: workerOf.length + 1 }, (_, expert) => expert);
-  return { copies: { offsets, workers: workerOf }, workers, pace: null, limits };
 }

@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from '@jest/globals';
+import { oneCopyEach } from '../../bench/one-copy.js';
 import { native } from '../../native/index.js';
 import { floatsOf, routing, slabOf, synthetic } from './support.js';
 
@@ -25,7 +26,8 @@ const route = {
   norm: { weight: slab, epsilon: 0 },
   gate: { weights: gate, bias: null },
   table: null,
-  workerOf: Uint32Array.of(0, 0, 1, 1),
+  copies: oneCopyEach(Uint32Array.of(0, 0, 1, 1)),
+  pace: null,
   workers: 2,
   limits: null,
   weighted: false,
@@ -179,14 +181,35 @@ describe('a call that returns a promise rejects with the field, the value and wh
       'gate.bias.length is 3; allowed: 4',
     ],
     [
-      'workers of other experts',
-      () => native.routeRows({ ...route, workerOf: new Uint32Array(3) }),
-      'workerOf.length is 3; allowed: 4',
+      'copies of other experts',
+      () => native.routeRows({ ...route, copies: oneCopyEach(new Uint32Array(3)) }),
+      'copies.offsets.length is 4; allowed: 5',
     ],
     [
       'a worker out of range',
       () => native.routeRows({ ...route, workers: 1 }),
-      'workerOf is 1; allowed: below 1',
+      'copies.workers of expert 2 is 1; allowed: below 1, ascending',
+    ],
+    [
+      'a worker without speed',
+      () =>
+        native.routeRows({
+          ...route,
+          pace: { secondsQueued: new Float64Array(2), secondsPerRow: new Float64Array(2) },
+        }),
+      'pace.secondsPerRow is 0.000000; allowed: above 0',
+    ],
+    [
+      'a queue without end',
+      () =>
+        native.routeRows({
+          ...route,
+          pace: {
+            secondsQueued: Float64Array.of(0, Number.POSITIVE_INFINITY),
+            secondsPerRow: Float64Array.of(1, 1),
+          },
+        }),
+      'pace.secondsQueued is inf; allowed: finite numbers',
     ],
     [
       'limits of other workers',

@@ -1,11 +1,15 @@
 import { afterEach, describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
+import { oneCopyEach } from '../../bench/one-copy.js';
 import {
+  type ExpertCopies,
   type GateWeights,
   type GroupLimits,
   native,
   type RoutingSpec,
+  type RowGroup,
   type Slab,
+  type WorkerPace,
 } from '../../native/index.js';
 import { type Choice, choiceOf, expertsOf, gateRows, tableOf } from '../support/routing.js';
 import { floatsOf, rounded, routing, slabOf, someValues, valuesOf } from './support.js';
@@ -199,7 +203,7 @@ class Case {
     this.gate = gateOf(someValues(expertCount * hidden, seed + 1), expertCount, routing);
   }
 
-  async route(workerOf: Uint32Array, limits: GroupLimits | null, weighted: boolean) {
+  async route(copies: ExpertCopies, limits: GroupLimits | null, weighted: boolean) {
     const { rowCount, hidden, topK, given, normed, biased, seed } = this.wanted;
     const choice = {
       experts: new Uint32Array(2 * rowCount * topK),
@@ -218,7 +222,8 @@ class Case {
       norm: normed ? { weight: keep(slabOf(someValues(hidden, 9))), epsilon: 1e-5 } : null,
       gate: given ? null : { weights: this.gate, bias },
       table: { routing: table, layer: 1 },
-      workerOf,
+      copies,
+      pace: null,
       workers: 4,
       limits,
       weighted,
@@ -249,7 +254,7 @@ describe('a chunk that is routed, whatever the options', () => {
         const one = new Case(drawn);
         const workerOf = Uint32Array.from(drawn.workerOf);
         const limits = limitsOf(drawn);
-        const { routed, choice, before, made } = await one.route(workerOf, limits, weighted);
+        const { routed, choice, before, made } = await one.route(oneCopyEach(workerOf), limits, weighted);
         expect(before).toEqual(layerOf(made, 0, topK));
         if (given) expect(choice).toEqual(layerOf(made, 1, topK));
         expect(routed.normed === null).toBe(!normed);
@@ -323,7 +328,7 @@ describe('a chunk that is routed, whatever the options', () => {
           const one = new Case(drawn);
           const answer = async (places: number[], limits: GroupLimits | null) => {
             const workerOf = Uint32Array.from(places);
-            const { routed, choice } = await one.route(workerOf, limits, false);
+            const { routed, choice } = await one.route(oneCopyEach(workerOf), limits, false);
             const parts = groupsOf(choice, topK, workerOf, limits).map(({ slots }) =>
               keep(slabOf(slots.flatMap((slot) => resultOf(slot, hidden)))),
             );
@@ -344,6 +349,161 @@ describe('a chunk that is routed, whatever the options', () => {
   }, 120_000);
 });
 
+/** Up to three of four workers for each expert; at least `least`. */
+const copiesOf = (least: number) =>
+  fc
+    .array(fc.uniqueArray(fc.nat(3), { minLength: least, maxLength: 3 }), { minLength: 12, maxLength: 12 })
+    .map((lists): ExpertCopies => {
+      let count = 0;
+      return {
+        offsets: Uint32Array.from([0, ...lists.map(({ length }) => (count += length))]),
+        workers: Uint32Array.from(lists.flatMap((list) => list.sort((a, b) => a - b))),
+      };
+    });
+
+/** The slots of a group, in the order of its entries. */
+function slotsOf({ segments, rowIndices, tokens }: RowGroup, { experts }: Choice, topK: number): number[] {
+  const wanted = expertsOf(segments);
+  return Array.from(rowIndices, (row, entry) => {
+    const first = tokens[row]! * topK;
+    return first + experts.subarray(first, first + topK).indexOf(wanted[entry]!);
+  });
+}
+
+describe('a chunk whose experts have several copies, or none', () => {
+  const drawnCase = fc.record({
+    wanted,
+    first: copiesOf(0),
+    next: copiesOf(0),
+    last: copiesOf(1),
+    again: fc.array(fc.boolean(), { minLength: 1, maxLength: 8 }),
+    pace: fc.option(fc.array(fc.double({ min: 0.01, max: 1, noNaN: true }), { minLength: 4, maxLength: 4 })),
+  });
+
+  test('has every slot in one group, also after groups were put in the place of others, and the same sum', async () => {
+    await fc.assert(
+      fc.asyncProperty(drawnCase, async ({ wanted: drawn, first, next, last, again, pace: seconds }) => {
+        const { topK, hidden, rowCount } = drawn;
+        const one = new Case(drawn);
+        const limits = limitsOf(drawn);
+        const { routed, choice } = await one.route(first, limits, true);
+        const groups: (RowGroup | null)[] = [...routed.groups];
+        const pace = seconds && {
+          secondsQueued: new Float64Array(4),
+          secondsPerRow: Float64Array.from(seconds),
+        };
+        const regroup = async (copies: ExpertCopies, chosen: (group: RowGroup, at: number) => boolean) => {
+          const calls = groups.flatMap((group, at) => (group && chosen(group, at) ? [at] : []));
+          const targets = { copies, workers: 4, pace, limits };
+          await Promise.all(
+            calls.map(async (group) => {
+              const made = await native.regroupRows({ routed, group, ...targets });
+              for (const [i, one] of made.groups.entries()) groups[made.first + i] = one;
+              const before = slotsOf(groups[group]!, choice, topK);
+              const after = made.groups.flatMap((one) => slotsOf(one, choice, topK));
+              expect(after.sort((a, b) => a - b)).toEqual(before.sort((a, b) => a - b));
+              groups[group] = null;
+            }),
+          );
+          return calls;
+        };
+        const superseded = await regroup(next, (_, at) => again[at % again.length]!);
+        await regroup(last, ({ worker }) => worker === null);
+        for (const group of groups) {
+          if (group === null) continue;
+          expect(group.worker).not.toBeNull();
+          for (const expert of expertsOf(group.segments)) {
+            const held = [first, next, last].flatMap(({ offsets, workers }) => [
+              ...workers.subarray(offsets[expert]!, offsets[expert + 1]!),
+            ]);
+            expect(held).toContain(group.worker);
+          }
+        }
+        const parts = groups.map((group) =>
+          group === null
+            ? null
+            : keep(slabOf(slotsOf(group, choice, topK).flatMap((slot) => resultOf(slot, hidden)))),
+        );
+        const combine = { routed, hidden, residual: null, mode: 'exact', weighted: true } as const;
+        const summed = await native.combineRows({ ...combine, parts });
+        const results = Array.from({ length: rowCount * topK }, (_, slot) => resultOf(slot, hidden));
+        expectBf16(
+          valuesOf(keep(summed.rows)),
+          Array.from({ length: rowCount * hidden }, (_, at) => {
+            const token = Math.floor(at / hidden);
+            const slots = Array.from({ length: topK }, (_, j) => token * topK + j);
+            return slots.reduce((sum, slot) => sum + choice.weights[slot]! * results[slot]![at % hidden]!, 0);
+          }),
+        );
+        const partial = groups.map(
+          (group) => group && keep(slabOf(new Array(group.rowCount * hidden).fill(1))),
+        );
+        keep(
+          (await native.combineRows({ ...combine, mode: 'partial', weighted: false, parts: partial })).rows,
+        );
+        if (superseded.length > 0) {
+          const group = superseded[0]!;
+          await expect(
+            native.regroupRows({ routed, group, copies: last, workers: 4, pace: null, limits: null }),
+          ).rejects.toMatchObject({
+            code: 'INVALID_ARGUMENT',
+            message: expect.stringContaining(`group is ${group}`),
+          });
+          const late = parts.with(group, keep(slabOf(new Array(rowCount * topK * hidden).fill(1))));
+          await expect(native.combineRows({ ...combine, parts: late })).rejects.toMatchObject({
+            code: 'INVALID_ARGUMENT',
+            message: expect.stringContaining('other groups have taken its place'),
+          });
+        }
+        for (const held of [...parts, ...partial]) held?.release();
+      }),
+      { numRuns: 100 },
+    );
+  }, 120_000);
+
+  test('sends the rows of a shared expert to the worker that would have less', async () => {
+    const [rowCount, hidden, topK] = [100, 8, 1];
+    const experts = Uint32Array.from({ length: rowCount }, (_, token) => (token < 60 ? 0 : 1));
+    const table = keep(await tableOf([2], { experts, weights: new Float32Array(rowCount) }, topK));
+    const route = (pace: WorkerPace | null) =>
+      native.routeRows({
+        rows: keep(slabOf(someValues(rowCount * hidden, 1))),
+        rowCount,
+        hidden,
+        norm: null,
+        gate: null,
+        table: { routing: table, layer: 0 },
+        // Expert 0 is on both workers, expert 1 on the second alone.
+        copies: { offsets: Uint32Array.of(0, 2, 3), workers: Uint32Array.of(0, 1, 1) },
+        workers: 2,
+        pace,
+        limits: null,
+        weighted: false,
+      });
+    const rowsAt = async (pace: WorkerPace | null) => {
+      const { groups } = keep(await route(pace));
+      return groups.map(({ worker, rowIndices }) => [worker, rowIndices.length]);
+    };
+    const paceOf = (queued: number[], perRow: number[]) => ({
+      secondsQueued: Float64Array.from(queued),
+      secondsPerRow: Float64Array.from(perRow),
+    });
+    expect(await rowsAt(null)).toEqual([
+      [0, 50],
+      [1, 50],
+    ]);
+    expect(await rowsAt(paceOf([20, 0], [1, 1]))).toEqual([
+      [0, 40],
+      [1, 60],
+    ]);
+    expect(await rowsAt(paceOf([0, 0], [3, 1]))).toEqual([
+      [0, 25],
+      [1, 75],
+    ]);
+    expect(await rowsAt(paceOf([500, 0], [1, 1]))).toEqual([[1, 100]]);
+  });
+});
+
 describe('results of routed rows', () => {
   const [rowCount, hidden, topK] = [200, 7, 2];
 
@@ -361,7 +521,8 @@ describe('results of routed rows', () => {
         norm: null,
         gate: null,
         table: { routing: table, layer: 0 },
-        workerOf: Uint32Array.of(0, 1),
+        copies: oneCopyEach(Uint32Array.of(0, 1)),
+        pace: null,
         workers: 2,
         limits: null,
         weighted: true,

@@ -1,5 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
+import { oneCopyEach } from '../../bench/one-copy.js';
 import { type GateWeights, native, type Slab } from '../../native/index.js';
 import { floatsOf, routing, runScript, slabOf, someValues, valuesOf } from './support.js';
 
@@ -10,7 +11,8 @@ function route(options: Pick<RouteOptions, 'rows' | 'rowCount' | 'hidden'> & Par
     norm: null,
     gate: null,
     table: null,
-    workerOf: new Uint32Array(4),
+    copies: oneCopyEach(new Uint32Array(4)),
+    pace: null,
     workers: 1,
     limits: null,
     weighted: false,

@@ -20,7 +20,7 @@ const placement = indexPlacement({ term: 2, epoch: 3 }, told);
 describe('the index of a placement', () => {
   test('finds every expert, counts those of each worker, and can be told on', () => {
     expect(placement).toMatchObject({ term: 2, epoch: 3, workers: ['w0', 'w1', 'w2'] });
-    expect([...placement.workerOf.get(1)!]).toEqual([0, 1, 2, 0, 1, 2]);
+    expect([...placement.copies.get(1)!.workers]).toEqual([0, 1, 2, 0, 1, 2]);
     expect([...placement.expertsAt.get(1)!]).toEqual([2, 2, 2]);
     expect(describePlacement(placement)).toEqual(told);
   });
@@ -49,15 +49,16 @@ describe('the index of a placement', () => {
   });
 });
 
+const on = (workers: readonly string[], ...rows: number[]) => ({ workers, rows: Float64Array.from(rows) });
+
 describe('balancedness', () => {
-  const workerOf = Uint32Array.of(0, 0, 1, 2);
   const workers = ['a', 'b', 'c', 'idle'];
 
   test('is mean/max over workers, the idle ones included, averaged over layers', () => {
     const load = new WorkerLoad();
-    load.add(0, Uint32Array.of(10, 20, 30, 0), workerOf, workers);
+    load.add(0, on(workers, 30, 30, 0, 0));
     expect(load.balancedness(0)).toBeCloseTo(15 / 30);
-    load.add(1, Uint32Array.of(0, 0, 0, 8), workerOf, workers);
+    load.add(1, on(workers, 0, 0, 8, 0));
     expect(load.balancedness(1)).toBeCloseTo(0.25);
     expect(load.average()).toBeCloseTo((0.5 + 0.25) / 2);
   });
@@ -65,8 +66,8 @@ describe('balancedness', () => {
   test('sums chunks before it compares', () => {
     const load = new WorkerLoad();
     const two = ['a', 'b'];
-    load.add(0, Uint32Array.of(8, 0, 0, 0), workerOf, two);
-    load.add(0, Uint32Array.of(0, 0, 8, 0), workerOf, two);
+    load.add(0, on(two, 8, 0));
+    load.add(0, on(two, 0, 8));
     expect(load.balancedness(0)).toBe(1);
   });
 
@@ -75,13 +76,15 @@ describe('balancedness', () => {
   });
 });
 
+const got = (...rows: number[]) => on(told.workers, ...rows);
+
 describe('the account of a batch', () => {
   test('becomes its summary', () => {
     const account = new BatchAccount(plan({ sequences: 10, length: 10 }), systemClock);
     // First tenth: all on w0. In between: not counted. Last tenth: even.
-    account.routed({ offset: 0, tokens: 10 }, 0, Uint32Array.of(10, 0, 0, 10, 0, 0), placement);
-    account.routed({ offset: 40, tokens: 10 }, 0, Uint32Array.of(0, 20, 0, 0, 0, 0), placement);
-    account.routed({ offset: 85, tokens: 15 }, 0, Uint32Array.of(5, 5, 5, 5, 5, 5), placement);
+    account.routed({ offset: 0, tokens: 10 }, 0, Uint32Array.of(10, 0, 0, 10, 0, 0), got(20, 0, 0));
+    account.routed({ offset: 40, tokens: 10 }, 0, Uint32Array.of(0, 20, 0, 0, 0, 0), got(0, 20, 0));
+    account.routed({ offset: 85, tokens: 15 }, 0, Uint32Array.of(5, 5, 5, 5, 5, 5), got(10, 10, 10));
     account.exchanged({
       rowsSent: 7,
       bytesSent: 224,
@@ -117,7 +120,7 @@ describe('the account of a batch', () => {
 
   test('of a batch of one chunk has it in both tenths', () => {
     const account = new BatchAccount(plan(), systemClock);
-    account.routed({ offset: 0, tokens: 32 }, 0, Uint32Array.of(64, 0, 0, 0, 0, 0), placement);
+    account.routed({ offset: 0, tokens: 32 }, 0, Uint32Array.of(64, 0, 0, 0, 0, 0), got(64, 0, 0));
     expect(account.summary('r')).toMatchObject({
       balancednessFirst: expect.closeTo(1 / 3),
       balancednessLast: expect.closeTo(1 / 3),

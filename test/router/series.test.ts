@@ -68,8 +68,8 @@ test('the series of a worker end when it is no longer listed, and those of the o
 describe('balancedness', () => {
   test('counts the workers that hold experts now, and none that did before', () => {
     const load = new WorkerLoad();
-    load.add(0, Uint32Array.of(4, 0), Uint32Array.of(0, 1), ['a', 'b']);
-    load.add(0, Uint32Array.of(4, 4), Uint32Array.of(0, 1), ['c', 'd']);
+    load.add(0, { workers: ['a', 'b'], rows: Float64Array.of(4, 0) });
+    load.add(0, { workers: ['c', 'd'], rows: Float64Array.of(4, 4) });
     expect(load.balancedness(0)).toBe(1);
   });
 });

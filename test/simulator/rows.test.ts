@@ -1,5 +1,6 @@
 import { expect, test } from '@jest/globals';
 import fc from 'fast-check';
+import { oneCopyEach } from '../../bench/one-copy.js';
 import { native } from '../../native/index.js';
 import { systemClock } from '../../services/runtime/system.js';
 import { type Row, rowBytes } from '../../services/simulator/arithmetic.js';
@@ -33,6 +34,7 @@ test('Rows are grouped as the addon groups them', async () => {
     fc.asyncProperty(grouping, async ({ workers, workerOf, choices, rowsMax, weighted }) => {
       const experts = Uint32Array.from(choices.flat());
       const weights = Float32Array.from(experts, (_, index) => index + 1);
+      const copies = oneCopyEach(Uint32Array.from(workerOf));
       const limits = rowsMax === null ? null : limitsOf(workers, rowsMax);
       const table = await tableOf([workerOf.length], { experts, weights }, 2);
       const rows = slabOf(new Float32Array(choices.length * 16));
@@ -43,13 +45,12 @@ test('Rows are grouped as the addon groups them', async () => {
         norm: null,
         gate: null,
         table: { routing: table, layer: 0 },
-        workerOf: Uint32Array.from(workerOf),
+        copies,
         workers,
+        pace: null,
         limits,
         weighted,
       });
-      const offsets = Uint32Array.from({ length: workerOf.length + 1 }, (_, index) => index);
-      const copies = { offsets, workers: Uint32Array.from(workerOf) };
       const choice = { experts, weights, topK: 2, weighted };
       const grouped = groupSlots(choice, { copies, workers, pace: null, limits }, experts.keys());
       expect(grouped.map(({ group }) => group)).toEqual(routed.groups);
@@ -96,8 +97,9 @@ async function routeSome(
     norm: null,
     gate: { weights: new SimulatedGate(0, 4, 2), bias: null },
     table: null,
-    workerOf: Uint32Array.of(0, 1, 0, 1),
+    copies: oneCopyEach(Uint32Array.of(0, 1, 0, 1)),
     workers: 2,
+    pace: null,
     limits: null,
     weighted: true,
   });

@@ -1,4 +1,5 @@
 import { expect } from '@jest/globals';
+import { oneCopyEach } from '../../bench/one-copy.js';
 import {
   type GateWeights,
   native,
@@ -63,8 +64,9 @@ export async function gateRows(options: GatedRows): Promise<{ routed: RoutedRows
     norm,
     gate: { weights: gate, bias },
     table: { routing, layer: 0 },
-    workerOf: new Uint32Array(experts),
+    copies: oneCopyEach(new Uint32Array(experts)),
     workers: 1,
+    pace: null,
     limits: null,
     weighted: false,
   });

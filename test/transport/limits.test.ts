@@ -1,5 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
+import { oneCopyEach } from '../../bench/one-copy.js';
 import { native } from '../../native/index.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import { exchangeCodec } from '../../services/common/protocol.js';
@@ -127,7 +128,8 @@ describe('the groups of a chunk', () => {
           norm: null,
           gate: null,
           table: { routing, layer: 0 },
-          workerOf,
+          copies: oneCopyEach(workerOf),
+          pace: null,
           workers: links.length,
           limits: cuts,
           weighted: false,
@@ -135,10 +137,10 @@ describe('the groups of a chunk', () => {
         const seen = new Set<number>();
         for (const { worker, rowCount, rowIndices, segments, tokens } of routed.groups) {
           const meta = metaOf({ hidden, combine, rowCount, rowIndices, segments });
-          const { limits } = links[worker]!;
+          const { limits } = links[worker!]!;
           checkBatch('w', limits, meta);
           // Half of the window, so that the next one travels meanwhile, or what a single token needs.
-          const token = creditCost(metaOf({ hidden, combine, rowCount: 1, entries: choices[worker]! }));
+          const token = creditCost(metaOf({ hidden, combine, rowCount: 1, entries: choices[worker!]! }));
           const cutWell = creditCost(meta) <= Math.max(token, limits.creditBytes / 2);
           if (!cutWell || metadataRoom(meta) > 1024 * 1024) throw new Error(`cost ${creditCost(meta)}`);
           const chosen = expertsOf(segments);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <mutex>
 #include <utility>
@@ -18,16 +19,9 @@ namespace {
 
 constexpr uint64_t workers_max = 65536;
 /** Enough blocks to outweigh the hand-over to another thread. */
+/** What it takes to group a slot, as elements of rows that are copied meanwhile. */
+constexpr size_t elements_per_slot = 16;
 constexpr size_t rows_per_range = 4 * GateSession::rows_at_once;
-
-/** Where the experts are, and what a message to their workers may have. */
-struct Destinations {
-  std::span<const uint32_t> worker_of;
-  uint64_t workers;
-  GroupLimits limits;
-  /** Whether groups carry the gate's weights. */
-  bool weighted;
-};
 
 /** The arguments of routeRows with what keeps their memory. */
 struct Request {
@@ -42,11 +36,13 @@ struct Request {
   std::span<const float> bias;
   std::shared_ptr<RoutingTable> table;
   uint64_t layer = 0;
-  Destinations to;
+  GroupTargets targets;
+  bool weighted;
 };
 
 struct Answer {
   Routed routed;
+  std::vector<GroupPlan> groups;
   SlabRef normed;
   std::vector<uint32_t> counts;
   RouteFigures figures;
@@ -97,13 +93,30 @@ void take_table(const Fields& options, Request& request) {
   }
 }
 
-void take_destinations(Operation& operation, const Fields& options, Request& request) {
-  Destinations& to = request.to;
-  const size_t experts = request.gate ? request.gate->experts() : request.table->experts_at(request.layer);
-  to.worker_of = held_span<uint32_t>(operation, options.value("workerOf"), "workerOf", experts);
-  to.workers = options.integer("workers", 1, workers_max);
-  if (!options.is_null("limits")) to.limits = to_limits(operation, options.fields("limits"), to.workers);
-  to.weighted = options.boolean("weighted");
+WorkerPace to_pace(Operation& operation, const Fields& pace, uint64_t workers) {
+  const auto of = [&](const char* field) {
+    return held_span<double>(operation, pace.value(field), pace.name(field), workers);
+  };
+  const WorkerPace read{of("secondsQueued"), of("secondsPerRow")};
+  for (const double seconds : read.seconds_queued) {
+    if (!std::isfinite(seconds)) throw_invalid(pace.name("secondsQueued"), seconds, "finite numbers");
+  }
+  for (const double seconds : read.seconds_per_row) {
+    if (!(seconds > 0 && std::isfinite(seconds))) throw_invalid(pace.name("secondsPerRow"), seconds, "above 0");
+  }
+  return read;
+}
+
+GroupTargets to_targets(Operation& operation, const Fields& options, size_t experts) {
+  GroupTargets targets;
+  const Fields copies = options.fields("copies");
+  targets.copies.offsets =
+      held_span<uint32_t>(operation, copies.value("offsets"), copies.name("offsets"), experts + 1);
+  targets.copies.workers = held_span<uint32_t>(operation, copies.value("workers"), copies.name("workers"));
+  targets.workers = options.integer("workers", 1, workers_max);
+  if (!options.is_null("pace")) targets.pace = to_pace(operation, options.fields("pace"), targets.workers);
+  if (!options.is_null("limits")) targets.limits = to_limits(operation, options.fields("limits"), targets.workers);
+  return targets;
 }
 
 Request to_request(const Napi::CallbackInfo& info, Operation& operation) {
@@ -115,7 +128,9 @@ Request to_request(const Napi::CallbackInfo& info, Operation& operation) {
   take_norm(options, request);
   take_gate(operation, options, request);
   take_table(options, request);
-  take_destinations(operation, options, request);
+  const size_t experts = request.gate ? request.gate->experts() : request.table->experts_at(request.layer);
+  request.targets = to_targets(operation, options, experts);
+  request.weighted = options.boolean("weighted");
   return request;
 }
 
@@ -154,6 +169,11 @@ RouteFigures route(const Request& request, Answer& answer) {
   return {sum.non_finite, sum.norm_seconds * share, sum.gate_seconds * share};
 }
 
+Choices choices_of(const Routed& routed) {
+  const auto weights = routed.weighted ? std::span<const float>(routed.weights) : std::span<const float>();
+  return {routed.experts, weights, routed.top_k};
+}
+
 void run(const Request& request, Answer& answer) {
   Routed& routed = answer.routed;
   const size_t top_k = request.gate ? request.gate->routing().top_k : request.table->top_k();
@@ -168,10 +188,10 @@ void run(const Request& request, Answer& answer) {
   } else if (request.table) {
     request.table->scatter(request.layer, request.row_count, routed.experts.data(), routed.weights.data());
   }
-  const Destinations& to = request.to;
-  answer.counts.resize(to.worker_of.size());
-  const std::span<const float> weights = to.weighted ? std::span<const float>(routed.weights) : std::span<const float>();
-  routed.groups = plan_groups(routed.experts, weights, top_k, to.worker_of, to.workers, to.limits);
+  routed.weighted = request.weighted;
+  routed.expert_count = request.targets.copies.experts();
+  answer.counts.resize(routed.expert_count);
+  answer.groups = plan_groups(choices_of(routed), request.targets);
   count_experts(routed.experts, answer.counts);
   answer.group_seconds = seconds_since(start);
 }
@@ -194,9 +214,9 @@ class PackedArrays {
   size_t used_ = 0;
 };
 
-size_t elements_of(const Answer& answer) {
-  size_t elements = answer.counts.size();
-  for (const GroupPlan& plan : answer.routed.groups) {
+size_t elements_of(const std::vector<GroupPlan>& plans) {
+  size_t elements = 0;
+  for (const GroupPlan& plan : plans) {
     elements += plan.segments.size() + plan.row_indices.size() + plan.weights.size() + plan.tokens.size();
   }
   return elements;
@@ -204,7 +224,7 @@ size_t elements_of(const Answer& answer) {
 
 Napi::Object to_group(Napi::Env env, const GroupPlan& plan, bool weighted, PackedArrays& arrays) {
   auto group = Napi::Object::New(env);
-  group.Set("worker", plan.worker);
+  group.Set("worker", plan.worker == no_worker ? env.Null() : Napi::Number::New(env, plan.worker));
   group.Set("rowCount", static_cast<double>(plan.tokens.size()));
   group.Set("segments", arrays.add<uint32_t>(plan.segments));
   group.Set("rowIndices", arrays.add<uint32_t>(plan.row_indices));
@@ -213,16 +233,25 @@ Napi::Object to_group(Napi::Env env, const GroupPlan& plan, bool weighted, Packe
   return group;
 }
 
-Napi::Value to_routed_rows(Napi::Env env, Answer& answer, bool weighted) {
-  PackedArrays arrays(env, elements_of(answer));
+/** Describes the plans, and adds them to those of `routed`. */
+Napi::Array add_groups(Napi::Env env, std::vector<GroupPlan>& plans, Routed& routed, PackedArrays& arrays) {
+  auto groups = Napi::Array::New(env, plans.size());
+  for (uint32_t i = 0; i < plans.size(); ++i) {
+    groups.Set(i, to_group(env, plans[i], routed.weighted, arrays));
+    routed.groups.push_back(std::make_shared<const GroupPlan>(std::move(plans[i])));
+  }
+  return groups;
+}
+
+Napi::Value to_routed_rows(Napi::Env env, Answer& answer) {
+  PackedArrays arrays(env, answer.counts.size() + elements_of(answer.groups));
   const auto counts = arrays.add<uint32_t>(answer.counts);
-  auto groups = Napi::Array::New(env, answer.routed.groups.size());
-  for (uint32_t i = 0; i < groups.Length(); ++i) groups.Set(i, to_group(env, answer.routed.groups[i], weighted, arrays));
+  const auto groups = add_groups(env, answer.groups, answer.routed, arrays);
   auto seconds = Napi::Object::New(env);
   seconds.Set("norm", answer.figures.norm_seconds);
   seconds.Set("gate", answer.figures.gate_seconds);
   seconds.Set("group", answer.group_seconds);
-  auto rows = RoutedHandle::create(env, std::make_shared<const Routed>(std::move(answer.routed)));
+  auto rows = RoutedHandle::create(env, std::make_shared<Routed>(std::move(answer.routed)));
   rows.Set("normed", answer.normed ? SlabHandle::create(env, std::move(answer.normed)) : env.Null());
   rows.Set("nonFinite", static_cast<double>(answer.figures.non_finite));
   rows.Set("counts", counts);
@@ -243,7 +272,31 @@ void prepare_route(const Napi::CallbackInfo& info, Operation& operation) {
   const auto answer = std::make_shared<Answer>();
   operation.brief = is_brief(request->row_count * request->hidden) && is_brief(gate_elements(*request));
   operation.run = [=] { run(*request, *answer); };
-  operation.result = [=](Napi::Env env) { return to_routed_rows(env, *answer, request->to.weighted); };
+  operation.result = [=](Napi::Env env) { return to_routed_rows(env, *answer); };
+}
+
+void prepare_regroup(const Napi::CallbackInfo& info, Operation& operation) {
+  const Fields options(info[0], "");
+  const std::shared_ptr<Routed> routed = RoutedHandle::of(options.value("routed"), "routed");
+  const uint64_t group = options.integer("group", 0, routed->groups.size() - 1);
+  const std::shared_ptr<const GroupPlan> plan = routed->groups[group];
+  if (!plan) throw_invalid("group", group, "one in whose place there are no others yet");
+  const GroupTargets targets = to_targets(operation, options, routed->expert_count);
+  const auto plans = std::make_shared<std::vector<GroupPlan>>();
+  routed->groups[group] = nullptr;
+  operation.brief = is_brief(plan->slots.size() * elements_per_slot);
+  operation.run = [=] {
+    std::vector<uint32_t> slots = plan->slots;
+    std::ranges::sort(slots);
+    *plans = plan_groups(choices_of(*routed), targets, slots);
+  };
+  operation.result = [=](Napi::Env env) {
+    PackedArrays arrays(env, elements_of(*plans));
+    auto added = Napi::Object::New(env);
+    added.Set("first", static_cast<double>(routed->groups.size()));
+    added.Set("groups", add_groups(env, *plans, *routed, arrays));
+    return added;
+  };
 }
 
 }  // namespace
@@ -255,6 +308,7 @@ std::vector<RoutedHandle::PropertyDescriptor> RoutedHandle::properties() {
 void export_routing(Napi::Env env, Napi::Object exports) {
   RoutedHandle::define(env);
   export_operation(exports, "routeRows", prepare_route);
+  export_operation(exports, "regroupRows", prepare_regroup);
 }
 
 }  // namespace switchyard::addon

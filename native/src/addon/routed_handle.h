@@ -14,14 +14,18 @@ namespace switchyard::addon {
 struct Routed {
   size_t row_count;
   size_t top_k;
+  size_t expert_count;
   std::vector<uint32_t> experts;
   /** [row_count, top_k] */
   std::vector<float> weights;
-  std::vector<GroupPlan> groups;
+  /** Whether groups carry weights. */
+  bool weighted;
+  /** Changed on the JS thread alone; what an operation reads, it has taken before. Null: other groups have taken its place. */
+  std::vector<std::shared_ptr<const GroupPlan>> groups;
 };
 
 /** `RoutedRows` of native/index.ts. */
-class RoutedHandle : public Handle<RoutedHandle, std::shared_ptr<const Routed>> {
+class RoutedHandle : public Handle<RoutedHandle, std::shared_ptr<Routed>> {
  public:
   static constexpr HandleKind kind = HandleKind::routed_rows;
   static constexpr const char* name = "RoutedRows";
@@ -31,7 +35,7 @@ class RoutedHandle : public Handle<RoutedHandle, std::shared_ptr<const Routed>> 
   using Handle::Handle;
 };
 
-/** The function routeRows. */
+/** The functions routeRows and regroupRows. */
 void export_routing(Napi::Env env, Napi::Object exports);
 
 }  // namespace switchyard::addon

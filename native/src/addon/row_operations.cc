@@ -115,13 +115,14 @@ void prepare_pack(const Napi::CallbackInfo& info, Operation& operation) {
   };
 }
 
-/** Results of routed rows, with the slabs that keep them. */
+/** Results of routed rows, with what keeps them and their targets. */
 struct Parts {
   std::vector<SlabRef> slabs;
+  std::vector<std::shared_ptr<const GroupPlan>> groups;
   std::vector<CombinePart> parts;
 };
 
-/** `value`: one slab for each of the groups. */
+/** `value`: one slab for each of the groups, null for those that others have replaced. */
 Parts to_parts(const Napi::Value& value, const Routed& routed, bool exact, uint64_t hidden) {
   if (!value.IsArray()) throw_invalid("parts", show(value), "an array");
   const auto array = value.As<Napi::Array>();
@@ -131,12 +132,36 @@ Parts to_parts(const Napi::Value& value, const Routed& routed, bool exact, uint6
   }
   Parts parts;
   for (uint32_t i = 0; i < array.Length(); ++i) {
-    const std::span<const uint32_t> targets = exact ? routed.groups[i].slots : routed.groups[i].tokens;
-    parts.slabs.push_back(
-        slab_of_rows(array.Get(i), "parts[" + std::to_string(i) + "]", targets.size(), hidden));
+    const std::string name = "parts[" + std::to_string(i) + "]";
+    const Napi::Value part = array.Get(i);
+    const std::shared_ptr<const GroupPlan>& group = routed.groups[i];
+    if (!group) {
+      if (!part.IsNull()) throw_invalid(name, show(part), "null, as other groups have taken its place");
+      continue;
+    }
+    if (part.IsNull()) throw Error(Code::data_loss, name + " is missing");
+    const std::span<const uint32_t> targets = exact ? group->slots : group->tokens;
+    parts.slabs.push_back(slab_of_rows(part, name, targets.size(), hidden));
+    parts.groups.push_back(group);
     parts.parts.push_back({rows_of(parts.slabs.back()), targets});
   }
   return parts;
+}
+
+/** Throws DATA_LOSS unless the groups have every slot, and no slot twice: of sums that is not to be seen later. */
+void check_slots(const Parts& parts, const Routed& routed) {
+  std::vector<bool> filled(routed.row_count * routed.top_k);
+  size_t slots = 0;
+  for (const auto& group : parts.groups) {
+    for (const uint32_t slot : group->slots) {
+      if (filled[slot]) throw Error(Code::data_loss, "slot " + std::to_string(slot) + " is summed twice");
+      filled[slot] = true;
+    }
+    slots += group->slots.size();
+  }
+  if (slots < filled.size()) {
+    throw Error(Code::data_loss, std::to_string(slots) + " slots of " + std::to_string(filled.size()) + " are summed");
+  }
 }
 
 struct Combined {
@@ -168,6 +193,7 @@ void prepare_combine(const Napi::CallbackInfo& info, Operation& operation) {
   operation.brief = is_brief(routed->row_count * (exact ? routed->top_k : parts.parts.size()) * hidden);
   operation.run = [=] {
     const std::span<const float> weights = weighted ? std::span<const float>(routed->weights) : std::span<const float>();
+    if (!exact) check_slots(parts, *routed);
     const CombinePlan plan =
         exact ? plan_combine_exact(parts.parts, routed->row_count, routed->top_k, hidden, weights)
               : plan_combine_partial(parts.parts, routed->row_count, hidden);

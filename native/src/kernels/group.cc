@@ -9,23 +9,31 @@
 namespace switchyard {
 namespace {
 
-void check_choices(std::span<const std::uint32_t> experts, std::span<const float> weights, std::size_t top_k,
-                   std::span<const std::uint32_t> worker_of, std::size_t workers) {
+void check(const Choices& choices, const GroupTargets& targets) {
+  const auto& [experts, weights, top_k] = choices;
   if (top_k == 0 || experts.size() % top_k != 0) {
     throw_invalid("topK", top_k, "a divisor of the number of experts given, " + std::to_string(experts.size()));
   }
   if (!weights.empty() && weights.size() != experts.size()) {
     throw_invalid("weights.length", weights.size(), "0 or " + std::to_string(experts.size()));
   }
-  for (const std::uint32_t worker : worker_of) {
-    if (worker >= workers) throw_invalid("workerOf", worker, "below " + std::to_string(workers));
-  }
+  check_copies(targets.copies, targets.workers);
+  const std::size_t placed = targets.copies.experts();
   for (const std::uint32_t expert : experts) {
-    if (expert >= worker_of.size()) throw_invalid("experts", expert, "below " + std::to_string(worker_of.size()));
+    if (expert >= placed) throw_invalid("experts", expert, "below " + std::to_string(placed));
   }
 }
 
-/** The slots of all workers, side by side; a worker's own ascend. */
+/** Slots in ascending order: all of a chunk, or those of a list. */
+struct SlotRange {
+  /** Empty: slot i is i. */
+  std::span<const std::uint32_t> listed;
+  std::size_t count;
+
+  std::uint32_t at(std::size_t i) const { return listed.empty() ? static_cast<std::uint32_t>(i) : listed[i]; }
+};
+
+/** The slots of all workers, side by side; a worker's own ascend. Behind the workers' are those that nobody holds. */
 struct SlotsByWorker {
   std::vector<std::uint32_t> slots;
   /** Those of worker w begin at offsets[w] and end at offsets[w + 1]. */
@@ -36,27 +44,94 @@ struct SlotsByWorker {
   }
 };
 
-SlotsByWorker sort_by_worker(std::span<const std::uint32_t> experts, std::span<const std::uint32_t> worker_of,
-                             std::size_t workers) {
-  SlotsByWorker sorted{std::vector<std::uint32_t>(experts.size()), std::vector<std::uint32_t>(workers + 1)};
-  for (const std::uint32_t expert : experts) ++sorted.offsets[worker_of[expert] + 1];
-  for (std::size_t w = 0; w < workers; ++w) sorted.offsets[w + 1] += sorted.offsets[w];
+/** `worker_of(i)`: of slot i of the range, up to `workers`: nobody. */
+template <typename WorkerOf>
+SlotsByWorker sort_by_worker(const SlotRange& range, std::size_t workers, WorkerOf worker_of) {
+  SlotsByWorker sorted{std::vector<std::uint32_t>(range.count), std::vector<std::uint32_t>(workers + 2)};
+  for (std::size_t i = 0; i < range.count; ++i) ++sorted.offsets[worker_of(i) + 1];
+  for (std::size_t w = 0; w <= workers; ++w) sorted.offsets[w + 1] += sorted.offsets[w];
   std::vector<std::uint32_t> next(sorted.offsets.begin(), sorted.offsets.end() - 1);
-  for (std::uint32_t slot = 0; slot < experts.size(); ++slot) sorted.slots[next[worker_of[experts[slot]]]++] = slot;
+  for (std::size_t i = 0; i < range.count; ++i) sorted.slots[next[worker_of(i)]++] = range.at(i);
   return sorted;
+}
+
+/** Of each expert the worker of its first copy; `workers`: it has none. */
+std::vector<std::uint32_t> first_workers(const GroupTargets& targets) {
+  const ExpertCopies& copies = targets.copies;
+  std::vector<std::uint32_t> first(copies.experts(), static_cast<std::uint32_t>(targets.workers));
+  for (std::size_t expert = 0; expert < first.size(); ++expert) {
+    if (copies.count(expert) > 0) first[expert] = copies.workers[copies.offsets[expert]];
+  }
+  return first;
+}
+
+/**
+ * The worker of every slot of the range. Rows of an expert with several copies go, as far as its copies have room in the split, where
+ * their token goes anyway, since a token travels to a worker once; otherwise where most room is left.
+ */
+std::vector<std::uint32_t> split_slots(const Choices& choices, const GroupTargets& targets, const SlotRange& range,
+                                       std::span<const std::uint32_t> first) {
+  const ExpertCopies& copies = targets.copies;
+  std::vector<std::uint32_t> counts(copies.experts());
+  std::vector<std::uint32_t> workers(range.count, no_worker);
+  std::vector<std::uint32_t> shared;
+  for (std::size_t i = 0; i < range.count; ++i) {
+    const std::uint32_t expert = choices.experts[range.at(i)];
+    ++counts[expert];
+    if (copies.count(expert) <= 1) {
+      workers[i] = first[expert];
+    } else {
+      shared.push_back(static_cast<std::uint32_t>(i));
+    }
+  }
+  std::vector<std::uint32_t> room = split_rows(counts, copies, targets.workers, targets.pace);
+  for (const std::uint32_t i : shared) {
+    const std::uint32_t slot = range.at(i);
+    const std::size_t token = slot / choices.top_k;
+    const auto goes_to = [&](std::uint32_t worker) {
+      for (std::size_t j = i; j > 0 && range.at(j - 1) / choices.top_k == token; --j) {
+        if (workers[j - 1] == worker) return true;
+      }
+      for (std::size_t j = i + 1; j < range.count && range.at(j) / choices.top_k == token; ++j) {
+        if (workers[j] == worker) return true;
+      }
+      return false;
+    };
+    const std::uint32_t expert = choices.experts[slot];
+    std::uint32_t best = no_worker;
+    for (std::uint32_t copy = copies.offsets[expert]; copy < copies.offsets[expert + 1]; ++copy) {
+      if (room[copy] == 0) continue;
+      if (goes_to(copies.workers[copy])) {
+        best = copy;
+        break;
+      }
+      if (best == no_worker || room[copy] > room[best]) best = copy;
+    }
+    --room[best];
+    workers[i] = copies.workers[best];
+  }
+  return workers;
+}
+
+SlotsByWorker sort_slots(const Choices& choices, const GroupTargets& targets, const SlotRange& range) {
+  const std::vector<std::uint32_t> first = first_workers(targets);
+  if (!has_replicas(targets.copies)) {
+    return sort_by_worker(range, targets.workers, [&](std::size_t i) { return first[choices.experts[range.at(i)]]; });
+  }
+  const std::vector<std::uint32_t> workers = split_slots(choices, targets, range, first);
+  return sort_by_worker(range, targets.workers, [&](std::size_t i) { return workers[i]; });
 }
 
 /** Makes plans out of a worker's slots. */
 class Grouping {
  public:
-  Grouping(std::span<const std::uint32_t> experts, std::span<const float> weights, std::size_t top_k,
-           std::size_t expert_count, const GroupLimits& limits)
-      : experts_(experts),
-        weights_(weights),
-        top_k_(static_cast<std::uint32_t>(top_k)),
-        inverse_(1.0 / static_cast<double>(top_k)),
-        limits_(limits),
-        next_(expert_count) {}
+  Grouping(const Choices& choices, const GroupTargets& targets)
+      : experts_(choices.experts),
+        weights_(choices.weights),
+        top_k_(static_cast<std::uint32_t>(choices.top_k)),
+        inverse_(1.0 / static_cast<double>(choices.top_k)),
+        limits_(targets.limits),
+        next_(targets.copies.experts()) {}
 
   /** How many of the slots, which begin with a token's first, go into one plan: whole tokens. */
   std::size_t fitting(std::uint32_t worker, std::span<const std::uint32_t> slots) const {
@@ -167,16 +242,11 @@ class Grouping {
   std::vector<std::uint32_t> rows_;
 };
 
-}  // namespace
-
-std::vector<GroupPlan> plan_groups(std::span<const std::uint32_t> experts, std::span<const float> weights,
-                                   std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers,
-                                   const GroupLimits& limits) {
-  check_choices(experts, weights, top_k, worker_of, workers);
-  const SlotsByWorker sorted = sort_by_worker(experts, worker_of, workers);
-  Grouping grouping(experts, weights, top_k, worker_of.size(), limits);
+std::vector<GroupPlan> plan_range(const Choices& choices, const GroupTargets& targets, const SlotRange& range) {
+  const SlotsByWorker sorted = sort_slots(choices, targets, range);
+  Grouping grouping(choices, targets);
   std::vector<GroupPlan> plans;
-  for (std::uint32_t worker = 0; worker < workers; ++worker) {
+  for (std::uint32_t worker = 0; worker < targets.workers; ++worker) {
     std::span<const std::uint32_t> left = sorted.of(worker);
     while (!left.empty()) {
       const std::size_t taken = grouping.fitting(worker, left);
@@ -184,7 +254,22 @@ std::vector<GroupPlan> plan_groups(std::span<const std::uint32_t> experts, std::
       left = left.subspan(taken);
     }
   }
+  const std::span<const std::uint32_t> unheld = sorted.of(targets.workers);
+  if (!unheld.empty()) plans.push_back(grouping.plan(no_worker, unheld));
   return plans;
+}
+
+}  // namespace
+
+std::vector<GroupPlan> plan_groups(const Choices& choices, const GroupTargets& targets) {
+  check(choices, targets);
+  return plan_range(choices, targets, {{}, choices.experts.size()});
+}
+
+std::vector<GroupPlan> plan_groups(const Choices& choices, const GroupTargets& targets,
+                                   std::span<const std::uint32_t> slots) {
+  check(choices, targets);
+  return plan_range(choices, targets, {slots, slots.size()});
 }
 
 }  // namespace switchyard

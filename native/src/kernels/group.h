@@ -3,9 +3,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <limits>
 #include <vector>
 
+#include "kernels/split.h"
+
 namespace switchyard {
+
+/** The worker of rows whose experts have no copy. */
+constexpr std::uint32_t no_worker = std::numeric_limits<std::uint32_t>::max();
 
 /** One token batch for one worker; see RowGroup in native/index.ts. */
 struct GroupPlan {
@@ -33,15 +39,33 @@ struct GroupLimits {
   double entry_cost = 0;
 };
 
+/** What the gate chose for the tokens of a chunk. */
+struct Choices {
+  /** [rows, top_k] */
+  std::span<const std::uint32_t> experts;
+  /** One per choice; empty: plans have none. */
+  std::span<const float> weights;
+  std::size_t top_k;
+};
+
+/** Where rows may go. */
+struct GroupTargets {
+  ExpertCopies copies;
+  std::size_t workers;
+  WorkerPace pace;
+  GroupLimits limits = {};
+};
+
 /**
- * Groups [rows, top_k] choices by the worker that holds the expert: as many plans for each worker that gets rows as the
- * limits ask, by worker and then by token in ascending order. All of a token's experts at one worker are in one plan.
- * `worker_of` maps an expert to a worker below `workers`. `weights`: one per choice; empty: the plans have none.
- * Throws INVALID_ARGUMENT for an expert outside `worker_of`, a worker outside `workers`, or a token that alone is
- * beyond a limit.
+ * Groups choices by a worker that holds the expert: as many plans for each worker that gets rows as the limits ask, by worker
+ * and then by token in ascending order; the last is what no worker holds, if there is such. All of a token's experts at one
+ * worker are in one plan. Rows of replicated experts are split as split_rows says, and of a token go where others of it go if they can.
+ * Throws INVALID_ARGUMENT for copies that make no sense, an expert without a place in them, or a token that alone is beyond a limit.
  */
-std::vector<GroupPlan> plan_groups(std::span<const std::uint32_t> experts, std::span<const float> weights,
-                                   std::size_t top_k, std::span<const std::uint32_t> worker_of, std::size_t workers,
-                                   const GroupLimits& limits = {});
+std::vector<GroupPlan> plan_groups(const Choices& choices, const GroupTargets& targets);
+
+/** As plan_groups, of some slots, which ascend. */
+std::vector<GroupPlan> plan_groups(const Choices& choices, const GroupTargets& targets,
+                                   std::span<const std::uint32_t> slots);
 
 }  // namespace switchyard
