@@ -1,9 +1,12 @@
 import { native, type RoutingTable, type Slab } from '../native/index.js';
+import { dialWorker } from '../services/common/grpc-duplex.js';
 import { createLogger } from '../services/common/log.js';
 import { prepareProcess } from '../services/common/process.js';
+import { nativeRuntime } from '../services/runtime/native.js';
 import { dialLink } from '../services/transport/dial.js';
 import type { Link, TokenBatch } from '../services/transport/link.js';
 import { linkKey } from '../services/transport/link-key.js';
+import { nativeUcx } from '../services/transport/ucx/port.js';
 import { type LinkEndOptions, startLinkEnd } from './link-process.js';
 import { oneCopyEach } from './one-copy.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
@@ -134,6 +137,9 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
     const links = await Promise.all(
       ends.map(async (end) =>
         dialLink({
+          dial: dialWorker,
+          ucx: nativeUcx,
+          runtime: nativeRuntime,
           address: (await end.started).address,
           router: 'bench',
           host: '127.0.0.1',

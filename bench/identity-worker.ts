@@ -17,7 +17,7 @@ export interface IdentityWorkerOptions {
 }
 
 const { coordinator, name } = JSON.parse(process.argv[2] ?? '{}') as IdentityWorkerOptions;
-const linkSecret = createLinkSecret();
+const linkSecret = createLinkSecret(nativeRuntime.random);
 const creditBytes = 256 * 1024 ** 2;
 const messageBytesMax = 64 * 1024 ** 2;
 const log = createLogger('worker', name, 'error');

@@ -4,13 +4,16 @@
  * is told.
  */
 import { native } from '../native/index.js';
+import { dialWorker } from '../services/common/grpc-duplex.js';
 import { createLogger } from '../services/common/log.js';
 import { prepareProcess } from '../services/common/process.js';
+import { nativeRuntime } from '../services/runtime/native.js';
 import { systemUsage } from '../services/runtime/system.js';
 import { dialLink } from '../services/transport/dial.js';
 import { resultRowCount } from '../services/transport/limits.js';
 import type { Link, TokenBatch, TokenBatchResult, TransportChoice } from '../services/transport/link.js';
 import { linkKey } from '../services/transport/link-key.js';
+import { nativeUcx } from '../services/transport/ucx/port.js';
 import { benchSecret, serveLinks } from './serve-links.js';
 
 export interface LinkEndOptions {
@@ -160,6 +163,9 @@ const link =
   options.worker === null
     ? null
     : await dialLink({
+        dial: dialWorker,
+        ucx: nativeUcx,
+        runtime: nativeRuntime,
         address: options.worker,
         router: name,
         host: '127.0.0.1',

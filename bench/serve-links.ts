@@ -1,14 +1,19 @@
 import { native } from '../native/index.js';
 import { Access } from '../services/common/access.js';
 import { startGrpcServer } from '../services/common/grpc-server.js';
+import { nativeRuntime } from '../services/runtime/native.js';
+import { linkService } from '../services/transport/grpc/service.js';
 import { linkSecretBytes } from '../services/transport/link-key.js';
-import { type LinkServiceOptions, linkService } from '../services/transport/serve.js';
+import type { LinkServiceOptions } from '../services/transport/serve.js';
+import { nativeUcx } from '../services/transport/ucx/port.js';
 
 /** Of links that are measured without a coordinator: both ends know it. */
 export const benchSecret = Buffer.alloc(linkSecretBytes);
 
 /** Serves links on loopback; resolves with the address. */
-export async function serveLinks(options: Omit<LinkServiceOptions, 'onCancel' | 'access'>): Promise<string> {
+export async function serveLinks(
+  options: Omit<LinkServiceOptions, 'onCancel' | 'access' | 'ucx' | 'runtime'>,
+): Promise<string> {
   const { worker, messageBytesMax, log } = options;
   const access = new Access({});
   const server = await startGrpcServer({
@@ -17,7 +22,9 @@ export async function serveLinks(options: Omit<LinkServiceOptions, 'onCancel' | 
     access,
     insecure: false,
     messageLimit: { bytesMax: messageBytesMax, node: `worker ${worker}` },
-    services: [linkService({ ...options, access, onCancel: () => {} })],
+    services: [
+      linkService({ ...options, access, ucx: nativeUcx, runtime: nativeRuntime, onCancel: () => {} }),
+    ],
     log,
   });
   return server.address;

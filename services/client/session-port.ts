@@ -6,9 +6,10 @@ import type { SessionRequestInput } from '../common/generated/switchyard/v1/Sess
 import type { SessionResponse } from '../common/generated/switchyard/v1/SessionResponse.js';
 import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { sessionCodec } from '../common/protocol.js';
-import { copiedOut, dropRows } from '../transport/port.js';
-import { randomKey } from '../transport/ucx/key.js';
-import { UcxPort } from '../transport/ucx/port.js';
+import { systemRandom } from '../runtime/system.js';
+import { dropRows } from '../transport/port.js';
+import { keyBytes } from '../transport/ucx/key.js';
+import { copiedOut, UcxPort } from '../transport/ucx/port.js';
 
 /** What takes the rows of an answer into memory of their own; it must be called once. */
 export type TakeRows = () => Promise<Uint8Array>;
@@ -26,7 +27,7 @@ const headBytes = 1024;
 
 /** The client's end of the UCX channel of a session. */
 export class SessionPort {
-  private readonly key = randomKey();
+  private readonly key = systemRandom.bytes(keyBytes);
   private readonly port: UcxPort<SessionRequestInput, SessionResponse>;
 
   constructor(ucx: UcxFabric, { onMessage, onFailure }: SessionPortEvents) {

@@ -1,8 +1,9 @@
 import type { UcxFabric } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
+import { systemRandom } from '../runtime/system.js';
 import type { ChunkChannel } from '../transport/chunk-channel.js';
 import type { TransportChoice } from '../transport/link.js';
-import { randomKey } from '../transport/ucx/key.js';
+import { keyBytes } from '../transport/ucx/key.js';
 import type { SessionPort, SessionPortEvents } from './session-port.js';
 
 /** How long the way to a router over UCX, or a session, may take to open where another way is left. */
@@ -21,7 +22,7 @@ export async function openChunkChannel(
 ): Promise<{ channel: ChunkChannel; key: Buffer }> {
   const ucx = await loadUcx(host);
   const { ChunkChannel } = await import('../transport/chunk-channel.js');
-  const key = randomKey();
+  const key = systemRandom.bytes(keyBytes);
   return { channel: new ChunkChannel(ucx, { key, windowBytes, onChange }), key };
 }
 

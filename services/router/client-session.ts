@@ -1,5 +1,5 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
-import type { UcxFabric } from '../../native/index.js';
+import { native, type UcxFabric } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { SessionBatch } from '../common/generated/switchyard/v1/SessionBatch.js';
 import type { SessionHello } from '../common/generated/switchyard/v1/SessionHello.js';
@@ -71,11 +71,11 @@ export class ClientSession {
     // A connection that is gone does not know it any more.
     this.peer = call.getPeer();
     this.gate = gateOf(call);
-    this.writer = new MessageWriter(call, () => this.idle());
+    this.writer = new MessageWriter(call, native, () => this.idle());
     this.stream = { port: this.writer, transport: 'grpc', lanes: 'http2' };
     this.timer = setInterval(() => this.look(), options.stallMs / looksPerStall);
     call.on('data', (message: SessionRequest) => {
-      const rows = rowsOfMessage(message.batch?.rows ?? new Uint8Array(0));
+      const rows = rowsOfMessage(message.batch?.rows ?? new Uint8Array(0), native);
       this.receive(message, rows, this.stream, this.gate?.claim() ?? (() => {}));
     });
     call.on('end', () => {

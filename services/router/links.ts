@@ -4,13 +4,17 @@ import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { LinkDescriptionInput } from '../common/generated/switchyard/v1/LinkDescription.js';
 import type { LinkKey } from '../common/generated/switchyard/v1/LinkKey.js';
+import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
+import type { WorkerMessage } from '../common/generated/switchyard/v1/WorkerMessage.js';
 import { Deferred, sleepOn } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
+import type { Dialer } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
 import { dialLink } from '../transport/dial.js';
 import { resultBytesMax } from '../transport/limits.js';
 import type { Link, TransportChoice } from '../transport/link.js';
+import type { UcxSource } from '../transport/ucx/source.js';
 
 export interface LinksOptions {
   /** This router's name, as workers see it. */
@@ -20,6 +24,9 @@ export interface LinksOptions {
   /** A worker silent for so long is lost. */
   leaseMs: number;
   transport: TransportChoice;
+  dial: Dialer<WorkerMessage, RouterMessageInput>;
+  /** Null: this process has none. */
+  ucx: UcxSource | null;
   onUnknown: OnUnknown;
   log: Logger;
   runtime: Runtime;
@@ -92,7 +99,7 @@ class Connection {
 
   /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
   private async dial(logFailure: boolean): Promise<Link | null> {
-    const { router, host, leaseMs, transport, onUnknown, log } = this.options;
+    const { router, host, leaseMs, transport, dial, ucx, runtime, onUnknown, log } = this.options;
     const { worker, address } = this;
     try {
       const key = this.key();
@@ -109,6 +116,9 @@ class Connection {
         resultBytesMax,
         leaseMs,
         transport,
+        dial,
+        ucx,
+        runtime,
         onUnknown,
         log,
       });

@@ -135,7 +135,7 @@ export class OneShotCall implements BatchCall {
     if (request.chunk) this.closeChannel(notReached);
     return {
       request,
-      rows: rowsOfMessage(request.chunk?.rows ?? new Uint8Array(0)),
+      rows: rowsOfMessage(request.chunk?.rows ?? new Uint8Array(0), native),
       taken,
     };
   }

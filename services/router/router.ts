@@ -6,7 +6,7 @@ import type { ClusterStateInput } from '../common/generated/switchyard/v1/Cluste
 import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
-import { dialCoordinator } from '../common/grpc-duplex.js';
+import { dialCoordinator, dialWorker } from '../common/grpc-duplex.js';
 import type { GrpcService } from '../common/grpc-server.js';
 import type { Logger } from '../common/log.js';
 import type { Registry } from '../common/metrics.js';
@@ -17,6 +17,7 @@ import type { OnUnknown } from '../common/unknown-kinds.js';
 import { clusterState, Watchers } from '../common/watchers.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { UcxAcceptor } from '../transport/handshake.js';
+import { nativeUcx } from '../transport/ucx/port.js';
 import { Batches } from './batches.js';
 import { ByteBudget } from './budget.js';
 import { ChannelWindows } from './channel-windows.js';
@@ -93,6 +94,8 @@ export class Router {
       leaseMs: config.leaseMs,
       host: config.host,
       transport: config.transport,
+      dial: dialWorker,
+      ucx: nativeUcx,
       onUnknown: options.onUnknown,
       log,
       runtime,
@@ -234,7 +237,7 @@ export class Router {
   /** This router as clients' offers of UCX are answered. */
   private acceptor(): UcxAcceptor {
     const { host, transport } = this.options.config;
-    return { host, transport, name: 'the router' };
+    return { ucx: nativeUcx, host, transport, name: 'the router' };
   }
 
   private openSession(call: SessionStream): void {

@@ -8,6 +8,7 @@ import { BatchEnd } from '../router/batch-end.js';
 import type { Reservation } from '../router/budget.js';
 import type { ClientMessage } from '../router/check-chunk.js';
 import type { Clock } from '../runtime/clock.js';
+import type { RowOperations } from '../runtime/rows.js';
 import { rowsOfMessage } from '../transport/port.js';
 import { rowBytes, tokenRow } from './arithmetic.js';
 import { type BatchWish, givenRouting, headerOf, type ModelShape } from './batch.js';
@@ -39,6 +40,7 @@ export class SimulatedCall implements BatchCall {
     private readonly shape: ModelShape,
     private readonly manner: ClientManner,
     private readonly clock: Clock,
+    private readonly memory: RowOperations,
     private readonly listener: BatchListener,
   ) {
     this.end = new BatchEnd(clock);
@@ -57,7 +59,11 @@ export class SimulatedCall implements BatchCall {
     const count = Math.min(messageTokens, tokens - this.sent);
     const chunk = this.chunk(this.sent, count);
     this.sent += count;
-    return { request: { kind: 'chunk', chunk }, rows: rowsOfMessage(chunk.rows), taken: () => {} };
+    return {
+      request: { kind: 'chunk', chunk },
+      rows: rowsOfMessage(chunk.rows, this.memory),
+      taken: () => {},
+    };
   }
 
   idle(): void {}

@@ -3,6 +3,7 @@ import type { BatchMeta } from '../common/generated/switchyard/v1/BatchMeta.js';
 import type { WorkerMessageInput } from '../common/generated/switchyard/v1/WorkerMessage.js';
 import { Deferred } from '../common/lifecycle.js';
 import { nowMicroseconds, type Trace } from '../common/trace.js';
+import type { Clock } from '../runtime/clock.js';
 import { creditCost, metadataRoom, resultRowCount, rowsBytes, tooManyResults } from './limits.js';
 import type { TokenBatchHandler, TokenBatchMeta, TokenBatchResult } from './link.js';
 import { fromWireMeta, toWireFailure } from './messages.js';
@@ -21,6 +22,7 @@ export interface AnswersOptions {
   handler: TokenBatchHandler;
   onCancel: (batchId: string, router: string) => void;
   trace: Trace | null;
+  clock: Clock;
   send: (outgoing: Outgoing<WorkerMessageInput>) => void;
   /** Takes an answer back; false if it is on its way already. */
   withdraw: (outgoing: Outgoing<WorkerMessageInput>) => boolean;
@@ -107,8 +109,8 @@ export class Answers {
   }
 
   private check(meta: BatchMeta, bytes: number, metadataBytes: number): TokenBatchMeta {
-    const { worker, router, hidden, messageBytesMax, resultBytesMax } = this.options;
-    const checked = fromWireMeta(meta, bytes, { worker, hidden, messageBytesMax });
+    const { worker, router, hidden, messageBytesMax, resultBytesMax, clock } = this.options;
+    const checked = fromWireMeta(meta, bytes, { worker, hidden, messageBytesMax }, clock.now());
     const metadataMax = metadataRoom(checked);
     if (metadataBytes > metadataMax) {
       const allowed = `${metadataMax} for ${checked.rowIndices.length} row indices`;

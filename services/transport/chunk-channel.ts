@@ -10,8 +10,8 @@ import { Deferred, type EndSignal } from '../common/lifecycle.js';
 import { channelCodec } from '../common/protocol.js';
 import { chunkCost } from './chunk-size.js';
 import { Credits } from './credits.js';
-import { type ArrivedRows, copiedOut, dropRows, type OutgoingRows } from './port.js';
-import { UcxPort } from './ucx/port.js';
+import { type ArrivedRows, dropRows, type OutgoingRows } from './port.js';
+import { copiedOut, UcxPort } from './ucx/port.js';
 
 /** A chunk as it arrived. The receiver owns the slab, and gives `cost` back once it has taken the rows. */
 export interface ArrivedChunk {

@@ -1,20 +1,18 @@
-import { type ClientDuplexStream, Metadata } from '@grpc/grpc-js';
 import { adviseAdvertiseHost } from '../common/advertise.js';
 import { plainText } from '../common/control-limits.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
-import type { ExpertsClient } from '../common/generated/switchyard/v1/Experts.js';
 import type { LinkHelloInput } from '../common/generated/switchyard/v1/LinkHello.js';
 import type { LinkWelcome } from '../common/generated/switchyard/v1/LinkWelcome.js';
 import type { ResultBatch } from '../common/generated/switchyard/v1/ResultBatch.js';
 import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
 import type { WorkerMessage } from '../common/generated/switchyard/v1/WorkerMessage.js';
-import { connect } from '../common/grpc-channel.js';
 import { Deferred, type EndSignal } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
-import { clients, exchangeCodec } from '../common/protocol.js';
-import { fromServiceError } from '../common/status.js';
+import { exchangeCodec } from '../common/protocol.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
+import type { Dialer, Duplex } from '../runtime/duplex.js';
+import type { Runtime } from '../runtime/runtime.js';
 import { Exchanges } from './exchanges.js';
 import { MessageWriter } from './grpc/writer.js';
 import type {
@@ -28,8 +26,9 @@ import type {
 } from './link.js';
 import { isAnswer, type LinkProof, proveLink } from './link-key.js';
 import { type ArrivedRows, dropRows, type MessagePort, rowsOfMessage } from './port.js';
-import { randomKey } from './ucx/key.js';
-import { isUcxUnreachable, UcxPort, ucxLoss, ucxOrNull, whyNoUcx } from './ucx/port.js';
+import { keyBytes } from './ucx/key.js';
+import type { UcxPort } from './ucx/port.js';
+import { isUcxUnreachable, type UcxSource, ucxLoss, whyNoUcx } from './ucx/source.js';
 
 export interface LinkOptions {
   /** host:port of the worker's gRPC server. */
@@ -49,11 +48,13 @@ export interface LinkOptions {
   /** A worker silent for so long is lost. Default: half a minute. */
   leaseMs?: number;
   transport: TransportChoice;
+  dial: Dialer<WorkerMessage, RouterMessageInput>;
+  /** Null: this process has none. */
+  ucx: UcxSource | null;
+  runtime: Runtime;
   onUnknown?: OnUnknown;
   log: Logger;
 }
-
-type LinkCall = ClientDuplexStream<RouterMessageInput, WorkerMessage>;
 
 const welcomeMsMax = 5_000;
 /** Of a link, whatever the worker gives: results that have arrived over UCX must not take all memory. */
@@ -77,19 +78,13 @@ export async function dialLink(options: LinkOptions): Promise<Link> {
 
 /** `noUcx`: why UCX is not to be tried, if that is not what the options say. */
 async function dialOnce(options: LinkOptions, noUcx?: string): Promise<Link> {
-  const { address, leaseMs, resultBytesMax } = options;
-  const client = connect(clients.Experts, address, {
-    token: null,
-    messageBytesMax: resultBytesMax,
-    ...(leaseMs !== undefined && { leaseMs }),
-  });
-  const link = new RouterLink(options, client, noUcx);
-  const timer = setTimeout(() => link.giveUpOpening(welcomeMsMax), welcomeMsMax);
+  const link = new RouterLink(options, noUcx);
+  const timer = options.runtime.clock.after(welcomeMsMax, () => link.giveUpOpening(welcomeMsMax));
   try {
     await link.opened;
     return link;
   } finally {
-    clearTimeout(timer);
+    timer.cancel();
   }
 }
 
@@ -103,31 +98,34 @@ class RouterLink implements Link {
   private port: MessagePort<RouterMessageInput>;
   private readonly ucx: UcxPort<RouterMessageInput, WorkerMessage> | null;
   private readonly exchanges: Exchanges;
-  private readonly call: LinkCall;
+  private readonly stream: Duplex<WorkerMessage, RouterMessageInput>;
   private readonly proof: LinkProof;
   private welcomed = false;
   private lost: SwitchyardError | null = null;
 
   constructor(
     private readonly options: LinkOptions,
-    private readonly client: ExpertsClient,
     noUcx = whyNoUcx(options.transport, 'the router'),
   ) {
     this.worker = options.worker;
     this.reason = noUcx;
-    this.proof = proveLink(options.key, options.router, options.worker);
-    const metadata = new Metadata();
-    metadata.set('authorization', this.proof.header);
-    const call = client.Exchange(metadata);
-    this.call = call;
-    this.port = new MessageWriter(call);
-    this.exchanges = new Exchanges(this.worker, () => this.port);
-    call.on('data', (message: WorkerMessage) => this.receive(message, rowsIn(message)));
-    call.on('error', (error) =>
-      this.lose(adviseAdvertiseHost(fromServiceError(error), `worker ${this.worker}`)),
-    );
-    call.on('end', () => this.lose(new SwitchyardError('LINK_LOST', 'the worker ended the link')));
-    const key = randomKey();
+    const { address, leaseMs, resultBytesMax, runtime } = options;
+    const { random, rows } = runtime;
+    this.proof = proveLink(random, options.key, options.router, options.worker);
+    this.stream = options.dial(address, {
+      authorization: this.proof.header,
+      messageBytesMax: resultBytesMax,
+      ...(leaseMs !== undefined && { leaseMs }),
+    });
+    this.port = new MessageWriter(this.stream, rows);
+    this.exchanges = new Exchanges(this.worker, () => this.port, runtime);
+    const none = new Uint8Array(0);
+    this.stream.listen({
+      message: (message) => this.receive(message, rowsOfMessage(message.result?.rows ?? none, rows)),
+      end: () => this.lose(new SwitchyardError('LINK_LOST', 'the worker ended the link')),
+      fail: (error) => this.lose(adviseAdvertiseHost(error, `worker ${this.worker}`)),
+    });
+    const key = random.bytes(keyBytes);
     try {
       this.ucx = this.openUcx(key);
     } catch (error) {
@@ -139,9 +137,10 @@ class RouterLink implements Link {
   }
 
   private openUcx(key: Uint8Array): UcxPort<RouterMessageInput, WorkerMessage> | null {
-    const ucx = this.options.transport === 'grpc' ? null : ucxOrNull(this.options.host);
-    if (ucx === null) return null;
-    const port = new UcxPort(ucx, {
+    const { transport, ucx, host } = this.options;
+    const fabric = transport === 'grpc' || ucx === null ? null : ucx.fabric(host);
+    if (fabric === null || ucx === null) return null;
+    const port = ucx.createPort(fabric, {
       codec: exchangeCodec.client,
       key,
       rowBytesMax: this.options.resultBytesMax,
@@ -202,8 +201,7 @@ class RouterLink implements Link {
     this.exchanges.end(this.lossOf(reason));
     this.ucx?.abandon();
     this.port.destroy();
-    this.call.cancel();
-    this.client.close();
+    this.stream.destroy();
     this.gone.resolve(reason);
   }
 
@@ -292,11 +290,6 @@ class RouterLink implements Link {
     this.ucx?.destroy();
     return false;
   }
-}
-
-/** Rows of a message that came over gRPC. */
-function rowsIn({ result }: WorkerMessage): ArrivedRows {
-  return rowsOfMessage(result?.rows ?? new Uint8Array(0));
 }
 
 function violation(message: string): SwitchyardError {

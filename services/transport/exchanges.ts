@@ -1,9 +1,10 @@
-import { native, type Slab } from '../../native/index.js';
+import type { Slab } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import type { ResultMeta } from '../common/generated/switchyard/v1/ResultMeta.js';
 import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
 import { abortError, Deferred, type EndSignal, onAbort } from '../common/lifecycle.js';
+import type { Runtime } from '../runtime/runtime.js';
 import { Credits } from './credits.js';
 import { checkBatch, creditCost, metadataRoom, resultRowCount, rowsBytes } from './limits.js';
 import type { LinkLimits, LinkStats, TokenBatch, TokenBatchMeta, TokenBatchResult } from './link.js';
@@ -41,6 +42,7 @@ export class Exchanges {
   constructor(
     private readonly worker: string,
     private readonly port: () => MessagePort<RouterMessageInput>,
+    private readonly runtime: Pick<Runtime, 'clock' | 'rows'>,
   ) {
     this.credits = this.creditsOf(this.opened);
   }
@@ -71,7 +73,7 @@ export class Exchanges {
       await this.credits.acquire(cost, signal);
       acquired = cost;
       if (selected && !this.port().gathers) {
-        rows = await pack(batch, selected);
+        rows = await this.pack(batch, selected);
         selected = undefined;
       }
     } catch (error) {
@@ -156,6 +158,14 @@ export class Exchanges {
     this.waiting.clear();
   }
 
+  /** The rows to send, side by side; releases those among which they were chosen. */
+  private async pack({ meta, rows }: TokenBatch, indices: Uint32Array): Promise<Slab> {
+    const { hidden } = meta;
+    const packed = await this.runtime.rows.packRows({ rows, hidden, indices, tailBytes: metadataRoom(meta) });
+    rows.release();
+    return packed;
+  }
+
   private creditsOf({ creditBytes }: LinkLimits): Credits {
     return new Credits(creditBytes, { setting: 'linkWindowBytes', node: `worker ${this.worker}` });
   }
@@ -168,7 +178,12 @@ export class Exchanges {
       make: (inMessage) => {
         this.counts.messagesSent += 1;
         this.counts.bytesSent += bytes;
-        return { tokens: { meta: toWireMeta(id, meta), ...(inMessage && { rows: inMessage }) } };
+        return {
+          tokens: {
+            meta: toWireMeta(id, meta, this.runtime.clock.now()),
+            ...(inMessage && { rows: inMessage }),
+          },
+        };
       },
       rows: { slab: rows, bytes, ...(gather && { gather }) },
       done: () => rows.release(),
@@ -221,12 +236,4 @@ export class Exchanges {
     const text = `worker ${this.worker} answered ${rows} rows in ${bytes} bytes; expected: ${rowsExpected} rows in ${bytesExpected}`;
     return new SwitchyardError('DATA_LOSS', text, { worker: this.worker, rows, bytes });
   }
-}
-
-/** The rows to send, side by side; releases those among which they were chosen. */
-async function pack({ meta, rows }: TokenBatch, indices: Uint32Array): Promise<Slab> {
-  const { hidden } = meta;
-  const packed = await native.packRows({ rows, hidden, indices, tailBytes: metadataRoom(meta) });
-  rows.release();
-  return packed;
 }

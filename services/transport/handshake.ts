@@ -3,7 +3,7 @@ import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../com
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
 import type { TransportChoice } from './link.js';
 import { keyBytes } from './ucx/key.js';
-import { ucxOrNull, whyNoUcx } from './ucx/port.js';
+import { type UcxSource, whyNoUcx } from './ucx/source.js';
 
 /** What the dialing end of a gRPC stream offers in its first message: an end of a UCX channel beside the stream, and its key. */
 export interface UcxOffer {
@@ -20,6 +20,8 @@ export interface UcxSide {
 
 /** Who answers an offer. */
 export interface UcxAcceptor {
+  /** Null: it has none. */
+  ucx: UcxSource | null;
   /** Where it serves. */
   host: string;
   transport: TransportChoice;
@@ -42,10 +44,10 @@ function decline(declined: string, unreachable = false): UcxAnswer<never> {
  */
 export async function acceptUcx<Side extends UcxSide>(
   { ucx: end, ucxKey }: UcxOffer,
-  { host, transport, name }: UcxAcceptor,
+  { ucx: source, host, transport, name }: UcxAcceptor,
   open: (ucx: UcxFabric) => Side | string,
 ): Promise<UcxAnswer<Side>> {
-  const ucx = transport === 'grpc' ? null : ucxOrNull(host);
+  const ucx = transport === 'grpc' || source === null ? null : source.fabric(host);
   if (end === null || ucx === null) return decline(whyNoUcx(transport, name));
   const { byteLength } = ucxKey;
   if (byteLength !== keyBytes) throw invalidArgument('ucx_key', `${byteLength} bytes`, `${keyBytes} bytes`);

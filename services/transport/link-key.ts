@@ -1,5 +1,6 @@
-import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
+import { createHmac, timingSafeEqual } from 'node:crypto';
 import { SwitchyardError } from '../common/errors.js';
+import type { Random } from '../runtime/random.js';
 
 /**
  * Who may open a link. Every worker makes a secret and tells it to the coordinator alone. The coordinator gives each router
@@ -12,8 +13,8 @@ const nonceBytes = 16;
 const hmac = (key: Uint8Array, ...words: string[]) =>
   createHmac('sha256', key).update(JSON.stringify(words)).digest();
 
-export function createLinkSecret(): Buffer {
-  return randomBytes(linkSecretBytes);
+export function createLinkSecret(random: Random): Buffer {
+  return random.bytes(linkSecretBytes);
 }
 
 /** The key of one router's links to the worker that has the secret. */
@@ -34,8 +35,8 @@ export interface LinkProof {
 }
 
 /** A router's proof, with a nonce of its own. */
-export function proveLink(key: Uint8Array, router: string, worker: string): LinkProof {
-  return proofOf(key, router, worker, randomBytes(nonceBytes).toString('hex'));
+export function proveLink(random: Random, key: Uint8Array, router: string, worker: string): LinkProof {
+  return proofOf(key, router, worker, random.bytes(nonceBytes).toString('hex'));
 }
 
 function proofOf(key: Uint8Array, router: string, worker: string, nonce: string): LinkProof {

@@ -10,7 +10,7 @@ export interface TokenBatchMeta {
   epoch: number;
   hidden: number;
   rowCount: number;
-  /** On the monotonic clock of this process, performance.now(); Infinity: none. */
+  /** On the `now` of this process's clock; Infinity: none. */
   deadlineMs: number;
   combine: 'exact' | 'partial';
   /** [expert, count] pairs. */

@@ -23,7 +23,8 @@ const batchIdCharactersMax = 256;
 /** Least milliseconds on the wire, where 0 is no deadline. */
 const remainingMsMin = 1;
 
-export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInput {
+/** `nowMs`: on the clock on which the deadline is. */
+export function toWireMeta(exchange: number, meta: TokenBatchMeta, nowMs: number): BatchMetaInput {
   return {
     exchange,
     batchId: meta.batchId,
@@ -33,7 +34,7 @@ export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInp
     epoch: meta.epoch,
     hidden: meta.hidden,
     rows: meta.rowCount,
-    remainingMs: remainingMs(meta.deadlineMs),
+    remainingMs: remainingMs(meta.deadlineMs, nowMs),
     combine: meta.combine === 'exact' ? 'EXACT' : 'PARTIAL',
     segments: packUint32(meta.segments),
     rowIndices: packUint32(meta.rowIndices),
@@ -43,9 +44,14 @@ export function toWireMeta(exchange: number, meta: TokenBatchMeta): BatchMetaInp
 
 /**
  * The metadata of a token batch with `bytes` of rows, checked for everything that can be known without
- * the model. Throws INVALID_ARGUMENT or TOO_LARGE with the field, the value and what is allowed.
+ * the model; its deadline is on the clock that says `nowMs`. Throws INVALID_ARGUMENT or TOO_LARGE with the field, the value and what is allowed.
  */
-export function fromWireMeta(wire: BatchMeta, bytes: number, limits: BatchLimits): TokenBatchMeta {
+export function fromWireMeta(
+  wire: BatchMeta,
+  bytes: number,
+  limits: BatchLimits,
+  nowMs: number,
+): TokenBatchMeta {
   const { rows, hidden, combine, batchId } = wire;
   if (batchId === '' || batchId.length > batchIdCharactersMax) {
     throw invalidArgument('batch_id', batchId.slice(0, 32), `1 to ${batchIdCharactersMax} characters`);
@@ -67,7 +73,7 @@ export function fromWireMeta(wire: BatchMeta, bytes: number, limits: BatchLimits
     epoch: safeInteger('epoch', wire.epoch),
     hidden,
     rowCount: rows,
-    deadlineMs: deadlineAfter(safeInteger('remaining_ms', wire.remainingMs)),
+    deadlineMs: deadlineAfter(safeInteger('remaining_ms', wire.remainingMs), nowMs),
     combine: combine === 'EXACT' ? 'exact' : 'partial',
     segments: checkedSegments(wire.segments, rowIndices.length),
     rowIndices,
@@ -76,13 +82,13 @@ export function fromWireMeta(wire: BatchMeta, bytes: number, limits: BatchLimits
 }
 
 /** Clocks of hosts differ, so what crosses between them is the time that is left. */
-function remainingMs(deadlineMs: number): number {
+function remainingMs(deadlineMs: number, nowMs: number): number {
   if (deadlineMs === Number.POSITIVE_INFINITY) return 0;
-  return Math.max(remainingMsMin, Math.ceil(deadlineMs - performance.now()));
+  return Math.max(remainingMsMin, Math.ceil(deadlineMs - nowMs));
 }
 
-function deadlineAfter(remaining: number): number {
-  return remaining === 0 ? Number.POSITIVE_INFINITY : performance.now() + remaining;
+function deadlineAfter(remaining: number, nowMs: number): number {
+  return remaining === 0 ? Number.POSITIVE_INFINITY : nowMs + remaining;
 }
 
 /** uint64 fields are read as numbers; beyond 2^53 they are not exact. */

@@ -1,5 +1,6 @@
-import { native, type Slab } from '../../native/index.js';
+import type { Slab } from '../../native/index.js';
 import type { Interval } from '../common/trace.js';
+import type { RowOperations } from '../runtime/rows.js';
 
 /** The rows of a message: the first `bytes` of a slab, or, to a port that gathers, the rows of `rowBytes` that `selected` names. */
 export interface OutgoingRows {
@@ -29,42 +30,34 @@ export interface MessagePort<Message> {
   destroy(): void | Promise<void>;
 }
 
+/** By what rows in a message are copied and given up. */
+type MessageMemory = Pick<RowOperations, 'allocateSlab' | 'copyIn' | 'endView'>;
+
 /**
  * Rows as they arrived: bytes in a gRPC message that will be collected, or a slab that the receiver owns. `transfer`: from
  * the first that was known of them to the last byte, where the transport tells.
  */
 export type ArrivedRows = { readonly byteLength: number; readonly transfer?: Interval } & (
-  | { readonly kind: 'bytes'; readonly bytes: Uint8Array }
+  | { readonly kind: 'bytes'; readonly bytes: Uint8Array; readonly memory: MessageMemory }
   | { readonly kind: 'slab'; readonly slab: Slab }
 );
 
-export function rowsOfMessage(bytes: Uint8Array): ArrivedRows {
-  return { kind: 'bytes', bytes, byteLength: bytes.byteLength };
+export function rowsOfMessage(bytes: Uint8Array, memory: MessageMemory): ArrivedRows {
+  return { kind: 'bytes', bytes, byteLength: bytes.byteLength, memory };
 }
 
 /** The rows in a slab that the caller owns; bytes of a message are copied once, off the JS thread. */
 export async function intoSlab(rows: ArrivedRows): Promise<Slab> {
   if (rows.kind === 'slab') return rows.slab;
-  const slab = native.allocateSlab(rows.byteLength);
+  const { memory } = rows;
+  const slab = memory.allocateSlab(rows.byteLength);
   try {
-    await native.copyIn(rows.bytes, slab, 0);
+    await memory.copyIn(rows.bytes, slab, 0);
     return slab;
   } catch (error) {
     slab.release();
     throw error;
   }
-}
-
-/** The first `bytes` of a slab, which is released, in memory of their own. */
-export async function copiedOut(slab: Slab, bytes: number): Promise<Buffer> {
-  // Not of the pool of small Buffers: these rows are the receiver's alone.
-  const rows = Buffer.allocUnsafeSlow(bytes);
-  try {
-    await native.copyOut(slab, 0, rows);
-  } finally {
-    slab.release();
-  }
-  return rows;
 }
 
 /**
@@ -73,5 +66,5 @@ export async function copiedOut(slab: Slab, bytes: number): Promise<Buffer> {
  */
 export function dropRows(rows: ArrivedRows): void {
   if (rows.kind === 'slab') rows.slab.release();
-  else if (rows.byteLength > Buffer.poolSize) native.endView(rows.bytes);
+  else if (rows.byteLength > Buffer.poolSize) rows.memory.endView(rows.bytes);
 }

@@ -1,4 +1,3 @@
-import type { ServerDuplexStream } from '@grpc/grpc-js';
 import type { UcxFabric } from '../../native/index.js';
 import type { Access } from '../common/access.js';
 import {
@@ -12,20 +11,22 @@ import type { LinkHello } from '../common/generated/switchyard/v1/LinkHello.js';
 import type { LinkWelcomeInput } from '../common/generated/switchyard/v1/LinkWelcome.js';
 import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMessage.js';
 import type { WorkerMessageInput } from '../common/generated/switchyard/v1/WorkerMessage.js';
-import type { GrpcService } from '../common/grpc-server.js';
 import { Deferred, onAbort } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { exchangeCodec, services } from '../common/protocol.js';
-import { toServiceError } from '../common/status.js';
 import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
+import type { Timer } from '../runtime/clock.js';
+import type { Duplex, Listener } from '../runtime/duplex.js';
+import type { Runtime } from '../runtime/runtime.js';
 import { Answers } from './answers.js';
 import { MessageWriter } from './grpc/writer.js';
 import { acceptUcx } from './handshake.js';
 import type { TokenBatchHandler, TransportChoice, TransportKind } from './link.js';
 import { checkLink, isLinkProof, type LinkProof } from './link-key.js';
 import { type ArrivedRows, dropRows, type MessagePort, type Outgoing, rowsOfMessage } from './port.js';
-import { UcxPort, ucxLoss } from './ucx/port.js';
+import type { UcxPort } from './ucx/port.js';
+import { type UcxSource, ucxLoss } from './ucx/source.js';
 import { LinkWindows } from './windows.js';
 
 export interface LinkServiceOptions {
@@ -46,6 +47,9 @@ export interface LinkServiceOptions {
   /** Bytes of rows of one token batch. */
   messageBytesMax: number;
   transport: TransportChoice;
+  /** Null: this process has none. */
+  ucx: UcxSource | null;
+  runtime: Runtime;
   handler: TokenBatchHandler;
   /** No answers are wanted any more for this batch of this router: it was cancelled, or its link is gone. */
   onCancel: (batchId: string, router: string) => void;
@@ -59,7 +63,7 @@ export interface LinkServiceOptions {
 /** A welcome's answer to an offer of UCX; empty where there is none. */
 type AboutUcx = Pick<LinkWelcomeInput, 'ucx' | 'ucxDeclined'>;
 
-type LinkCall = ServerDuplexStream<RouterMessage, WorkerMessageInput>;
+type LinkStream = Duplex<RouterMessage, WorkerMessageInput>;
 
 const helloMsMax = 5_000;
 
@@ -69,8 +73,8 @@ const orderlyCodes: ReadonlySet<ErrorCode> = new Set(['NOT_READY', 'DRAINING']);
 /** Answers that may wait for a router that does not read, before nothing more is read from it. */
 const answersQueuedMax = 64;
 
-/** The worker's side of all links, as a service for startGrpcServer. */
-export function linkService(options: LinkServiceOptions): GrpcService {
+/** The worker's side of all links: takes the streams of routers. */
+export function acceptLinks(options: LinkServiceOptions): Listener<RouterMessage, WorkerMessageInput> {
   const links = new Map<string, WorkerLink>();
   const windows = new LinkWindows(options);
   const refuseAll = () => {
@@ -78,31 +82,30 @@ export function linkService(options: LinkServiceOptions): GrpcService {
     for (const link of links.values()) link.fail(error);
   };
   if (options.stopping) onAbort(options.stopping, refuseAll);
-  return {
-    definition: services.Experts,
-    implementation: {
-      Exchange: (call: LinkCall) => {
-        try {
-          new WorkerLink(options, call, proofOf(call, options), links, windows);
-        } catch (error) {
-          refuse(call, error, options);
-        }
-      },
-    },
+  return (stream, authorization) => {
+    try {
+      new WorkerLink(options, stream, proofOf(authorization, options), links, windows);
+    } catch (error) {
+      refuse(stream, error, options);
+    }
   };
 }
 
+const { path } = services.Experts.Exchange;
+
 /** Who calls, before anything else that they say is read. Throws UNAUTHENTICATED or PERMISSION_DENIED. */
-function proofOf(call: LinkCall, { secret, worker, access }: LinkServiceOptions): LinkProof {
-  const header = call.metadata.get('authorization')[0];
-  if (!isLinkProof(header)) access.check(call.getPath(), header);
-  return checkLink(String(header), secret, worker);
+function proofOf(
+  authorization: string | undefined,
+  { secret, worker, access }: LinkServiceOptions,
+): LinkProof {
+  if (!isLinkProof(authorization)) access.check(path, authorization);
+  return checkLink(String(authorization), secret, worker);
 }
 
-function refuse(call: LinkCall, thrown: unknown, { log }: LinkServiceOptions): void {
-  const error = toServiceError(thrown);
-  log.warn({ event: 'call-refused', method: call.getPath(), peer: call.getPeer(), reason: error.message });
-  call.emit('error', error);
+function refuse(stream: LinkStream, thrown: unknown, { log }: LinkServiceOptions): void {
+  const error = asSwitchyardError(thrown);
+  log.warn({ event: 'call-refused', method: path, peer: stream.peer, reason: error.message });
+  stream.destroy(error);
 }
 
 class WorkerLink {
@@ -115,30 +118,35 @@ class WorkerLink {
   /** Resolves when nothing of this link is in memory, nor of those that it replaced. */
   private readonly gone = new Deferred<void>();
   private replaced: Promise<void> | null = null;
-  private readonly helloTimer: NodeJS.Timeout;
+  private readonly helloTimer: Timer;
   private router: string | null = null;
   private halfClosed = false;
   private over = false;
 
   constructor(
     private readonly options: LinkServiceOptions,
-    private readonly call: LinkCall,
+    private readonly stream: LinkStream,
     private readonly proof: LinkProof,
     /** The open links of all routers; each router has one. */
     private readonly links: Map<string, WorkerLink>,
     private readonly windows: LinkWindows,
   ) {
-    this.writer = new MessageWriter(call, () => this.idle());
+    const { clock, rows } = options.runtime;
+    this.writer = new MessageWriter(stream, rows, () => this.idle());
     this.port = this.writer;
-    this.helloTimer = setTimeout(() => {
-      this.fail(new SwitchyardError('DEADLINE_EXCEEDED', `no hello within ${helloMsMax} ms`));
-    }, helloMsMax);
-    call.on('data', (message: RouterMessage) => this.receive(message, rowsIn(message), 'grpc', 0));
-    call.on('end', () => {
-      this.halfClosed = true;
-      this.idle();
+    this.helloTimer = clock.after(helloMsMax, () =>
+      this.fail(new SwitchyardError('DEADLINE_EXCEEDED', `no hello within ${helloMsMax} ms`)),
+    );
+    const none = new Uint8Array(0);
+    stream.listen({
+      message: (message) =>
+        this.receive(message, rowsOfMessage(message.tokens?.rows ?? none, rows), 'grpc', 0),
+      end: () => {
+        this.halfClosed = true;
+        this.idle();
+      },
+      fail: () => this.close(),
     });
-    call.on('cancelled', () => this.close());
   }
 
   private receive(
@@ -171,7 +179,7 @@ class WorkerLink {
     if (model === null)
       throw new SwitchyardError('NOT_READY', `worker ${worker} has no model yet`, { worker });
     this.checkModel(hello, model.fingerprint);
-    clearTimeout(this.helloTimer);
+    this.helloTimer.cancel();
     // A router that connects anew has lost the old link, whether this side has noticed or not.
     const old = this.links.get(router) ?? null;
     old?.fail(new SwitchyardError('LINK_LOST', `router ${router} has connected anew`));
@@ -198,7 +206,7 @@ class WorkerLink {
   }
 
   private createAnswers(router: string, { resultBytesMax }: LinkHello, hidden: number): Answers {
-    const { worker, messageBytesMax, handler, onCancel, trace = null } = this.options;
+    const { worker, messageBytesMax, handler, onCancel, trace = null, runtime } = this.options;
     return new Answers({
       worker,
       router,
@@ -209,6 +217,7 @@ class WorkerLink {
       handler,
       onCancel,
       trace,
+      clock: runtime.clock,
       send: (outgoing) => this.send(outgoing),
       withdraw: (outgoing) => this.port.withdraw(outgoing),
     });
@@ -232,8 +241,8 @@ class WorkerLink {
   /** Takes or declines a router's offer of UCX. Messages are sent there once the router has been heard there. */
   private async openUcx(hello: LinkHello): Promise<AboutUcx> {
     if (hello.ucx === null) return {};
-    const { transport, worker, host } = this.options;
-    const acceptor = { host, transport, name: `worker ${worker}` };
+    const { ucx, transport, worker, host } = this.options;
+    const acceptor = { ucx, host, transport, name: `worker ${worker}` };
     const { side, declined } = await acceptUcx(hello, acceptor, (ucx) => this.ucxPort(ucx, hello.ucxKey));
     if (side === null) return { ucxDeclined: declined };
     this.ucx = side;
@@ -242,7 +251,7 @@ class WorkerLink {
   }
 
   private ucxPort(ucx: UcxFabric, key: Uint8Array): UcxPort<WorkerMessageInput, RouterMessage> {
-    const port = new UcxPort(ucx, {
+    const port = this.options.ucx!.createPort(ucx, {
       codec: exchangeCodec.server,
       key,
       rowBytesMax: this.options.messageBytesMax,
@@ -264,16 +273,16 @@ class WorkerLink {
 
   private send(outgoing: Outgoing<WorkerMessageInput>): void {
     this.port.send(outgoing);
-    if (this.writer.queued > answersQueuedMax) this.call.pause();
+    if (this.writer.queued > answersQueuedMax) this.stream.pause();
   }
 
   /** Everything queued is sent. */
   private idle(): void {
     if (this.over) return;
-    if (this.call.isPaused()) this.call.resume();
+    if (this.stream.paused) this.stream.resume();
     if (!this.halfClosed || (this.answers?.waiting ?? 0) > 0 || this.writer.queued > 0) return;
     this.close();
-    this.call.end();
+    this.stream.end();
   }
 
   /** Ends the link with an error that the router sees as its reason. */
@@ -284,13 +293,13 @@ class WorkerLink {
     const level = orderlyCodes.has(code) ? 'info' : 'warn';
     this.options.log[level]({ event: 'link-failed', router: this.router, code, reason: message });
     this.close();
-    this.call.emit('error', toServiceError(error));
+    this.stream.destroy(error);
   }
 
   private close(): void {
     if (this.over) return;
     this.over = true;
-    clearTimeout(this.helloTimer);
+    this.helloTimer.cancel();
     this.writer.destroy();
     this.ucx?.abandon();
     void this.release();
@@ -307,9 +316,4 @@ class WorkerLink {
     if (router !== null && this.links.get(router) === this) this.links.delete(router);
     this.gone.resolve();
   }
-}
-
-/** Rows of a message that came over gRPC. */
-function rowsIn({ tokens }: RouterMessage): ArrivedRows {
-  return rowsOfMessage(tokens?.rows ?? new Uint8Array(0));
 }

@@ -22,8 +22,9 @@ import { type OnUnknown, unknownKinds } from '../common/unknown-kinds.js';
 import { FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
 import { nativeRuntime } from '../runtime/native.js';
+import { linkService } from '../transport/grpc/service.js';
 import { createLinkSecret } from '../transport/link-key.js';
-import { linkService } from '../transport/serve.js';
+import { nativeUcx } from '../transport/ucx/port.js';
 import { roomBesideSlabs, type WeightBound, type WorkerConfig, weightBound } from './config.js';
 import { Executor } from './executor.js';
 import { type ExecutorMetrics, executorMetrics, workerExpertMetrics, workerGauges } from './metrics.js';
@@ -59,7 +60,7 @@ class WorkerService {
   private readonly log: Logger;
   private readonly tokens: Required<Tokens>;
   private readonly access: Access;
-  private readonly linkSecret = createLinkSecret();
+  private readonly linkSecret = createLinkSecret(nativeRuntime.random);
   private readonly registry: Registry;
   private readonly expertMetrics: ExpertMetrics;
   private readonly onUnknown: OnUnknown;
@@ -291,6 +292,8 @@ class WorkerService {
       messageBytesMax: config.messageBytesMax,
       host: config.host,
       transport: config.transport,
+      ucx: nativeUcx,
+      runtime: nativeRuntime,
       // A link opens only when the model, and so the executor, is there.
       handler: (batch, router) => this.loaded!.executor.submit(batch, router),
       onCancel: (batchId, router) => this.loaded!.executor.cancel(batchId, router),

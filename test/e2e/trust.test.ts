@@ -18,6 +18,7 @@ import { createLogger } from '../../services/common/log.js';
 import { clients, packageDefinition, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import { nativeRuntime } from '../../services/runtime/native.js';
+import { systemRandom } from '../../services/runtime/system.js';
 import { createLinkSecret, linkKey, proveLink } from '../../services/transport/link-key.js';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
@@ -156,7 +157,7 @@ const falseWorker = (name: string, address = '127.0.0.1:9'): NodeHelloInput => (
   role: 'WORKER',
   name,
   address,
-  linkSecret: createLinkSecret(),
+  linkSecret: createLinkSecret(systemRandom),
 });
 const falseRouter = (name: string): NodeHelloInput => ({ role: 'ROUTER', name, address: '127.0.0.1:9' });
 
@@ -199,8 +200,8 @@ describe('with the token of clients', () => {
     const before = await answer();
     for (const header of [
       `Bearer ${tokens.client}`,
-      proveLink(Buffer.from(tokens.client), 'router-0', 'worker-0').header,
-      proveLink(linkKey(Buffer.alloc(32), 'router-0'), 'router-0', 'worker-0').header,
+      proveLink(systemRandom, Buffer.from(tokens.client), 'router-0', 'worker-0').header,
+      proveLink(systemRandom, linkKey(Buffer.alloc(32), 'router-0'), 'router-0', 'worker-0').header,
       'Link router-0',
       '',
     ])
@@ -221,14 +222,16 @@ describe('with the token of nodes', () => {
     const { keys } = (await heard('keys')).keys!;
     expect(keys.map(({ worker }) => worker).sort()).toEqual(['worker-0', 'worker-1']);
     const key = keys.find(({ worker }) => worker === 'worker-0')!.key;
-    expect(await openLink('worker-0', proveLink(key, 'another', 'worker-0').header)).toBe('welcome');
+    expect(await openLink('worker-0', proveLink(systemRandom, key, 'another', 'worker-0').header)).toBe(
+      'welcome',
+    );
     for (const [worker, router, named] of [
       ['worker-0', 'router-0', 'worker-0'],
       ['worker-0', 'coordinator', 'worker-0'],
       ['worker-1', 'another', 'worker-1'],
       ['worker-1', 'another', 'worker-0'],
     ] as const) {
-      const refused = await openLink(worker, proveLink(key, router, named).header);
+      const refused = await openLink(worker, proveLink(systemRandom, key, router, named).header);
       expect(refused).toMatchObject({ code: 'UNAUTHENTICATED' });
     }
     expect(await openLink('worker-0', `Bearer ${tokens.node}`)).toMatchObject({ code: 'PERMISSION_DENIED' });

@@ -73,7 +73,8 @@ export function arrived(
   taken = () => {},
 ): ClientMessage {
   const bytes = request.chunk?.rows ?? new Uint8Array(0);
-  if (over === 'grpc' || bytes.byteLength === 0) return { request, rows: rowsOfMessage(bytes), taken };
+  if (over === 'grpc' || bytes.byteLength === 0)
+    return { request, rows: rowsOfMessage(bytes, native), taken };
   const slab = native.allocateSlab(bytes.byteLength);
   slab.view().set(bytes);
   return { request, rows: { kind: 'slab', slab, byteLength: bytes.byteLength }, taken };

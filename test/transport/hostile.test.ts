@@ -33,7 +33,7 @@ const hello = { hello: { modelFingerprint: 'f', epoch: 1, resultBytesMax: messag
 
 function tokens(exchange: number, rowCount = 4) {
   return {
-    tokens: { meta: toWireMeta(exchange, metaOf({ rowCount })), rows: Buffer.alloc(rowCount * rowBytes) },
+    tokens: { meta: toWireMeta(exchange, metaOf({ rowCount }), 0), rows: Buffer.alloc(rowCount * rowBytes) },
   };
 }
 

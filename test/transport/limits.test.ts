@@ -57,7 +57,7 @@ describe('the credit of a token batch', () => {
           segments: Uint32Array.from({ length: 2 * segments }, (_, i) => (i % 2 ? perSegment : 2 ** 31 + i)),
           weights: new Float32Array(entries),
         });
-        const metadata = exchangeCodec.client.serialize({ tokens: { meta: toWireMeta(2 ** 50, meta) } });
+        const metadata = exchangeCodec.client.serialize({ tokens: { meta: toWireMeta(2 ** 50, meta, 0) } });
         expect(metadata.byteLength).toBeLessThanOrEqual(metadataRoom(meta));
         const taken = slabsOf(meta, metadata.byteLength);
         expect(taken).toBeLessThanOrEqual(creditCost(meta));

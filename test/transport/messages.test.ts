@@ -16,9 +16,13 @@ import { hidden, messageBytesMax, metaOf, rowBytes } from './support.js';
 const limits = { worker: 'w', hidden, messageBytesMax };
 const { Exchange } = services.Experts;
 
+/** On the clocks of the two sides, which have nothing to do with each other. */
+const sentMs = 1_000;
+const arrivedMs = 61_000;
+
 /** Metadata as it arrives at the other side. */
 function sent(exchange: number, meta: TokenBatchMeta): BatchMeta {
-  const message = Exchange.requestSerialize({ tokens: { meta: toWireMeta(exchange, meta) } });
+  const message = Exchange.requestSerialize({ tokens: { meta: toWireMeta(exchange, meta, sentMs) } });
   return Exchange.requestDeserialize(message).tokens!.meta!;
 }
 
@@ -40,7 +44,7 @@ const validMeta = fc
     const entries = counts.reduce((sum, count) => sum + count, 0);
     return {
       ...rest,
-      deadlineMs: leftMs === null ? Number.POSITIVE_INFINITY : performance.now() + leftMs,
+      deadlineMs: leftMs === null ? Number.POSITIVE_INFINITY : sentMs + leftMs,
       hidden,
       segments: Uint32Array.from(counts.flatMap((count, expert) => [expert * 3, count])),
       rowIndices: Uint32Array.from({ length: entries }, (_, i) => (seed + i * 7) % rest.rowCount),
@@ -55,12 +59,18 @@ describe('metadata of a token batch', () => {
   test('arrives as it was sent', () => {
     fc.assert(
       fc.property(validMeta, (meta) => {
-        const { deadlineMs, ...arrived } = fromWireMeta(sent(9, meta), meta.rowCount * rowBytes, limits);
+        const { deadlineMs, ...arrived } = fromWireMeta(
+          sent(9, meta),
+          meta.rowCount * rowBytes,
+          limits,
+          arrivedMs,
+        );
         expect({ ...arrived, deadlineMs: 0 }).toEqual({ ...meta, deadlineMs: 0 });
         // By the time that is left, whatever the clocks say; a deadline that has passed is one still.
         const none = meta.deadlineMs === Number.POSITIVE_INFINITY;
         expect(deadlineMs === Number.POSITIVE_INFINITY).toBe(none);
-        if (!none) expect(deadlineMs).toBeGreaterThanOrEqual(meta.deadlineMs);
+        const leftMs = Math.max(1, meta.deadlineMs - sentMs);
+        if (!none) expect(deadlineMs).toBe(arrivedMs + leftMs);
         expect(creditCost(arrived as TokenBatchMeta)).toBe(creditCost(meta));
       }),
     );
@@ -125,7 +135,7 @@ describe('metadata of a token batch', () => {
     ],
   ])('with %s is refused', (_, change, rows, message) => {
     const meta = good();
-    expect(() => fromWireMeta({ ...meta, ...change(meta) }, rows * rowBytes, limits)).toThrow(message);
+    expect(() => fromWireMeta({ ...meta, ...change(meta) }, rows * rowBytes, limits, 0)).toThrow(message);
   });
 
   test('of any content is either read or refused with a typed error', () => {
@@ -153,7 +163,7 @@ describe('metadata of a token batch', () => {
     fc.assert(
       fc.property(anything, fc.nat({ max: 6 * rowBytes }), (meta, length) => {
         try {
-          const read = fromWireMeta(meta as never, length, limits);
+          const read = fromWireMeta(meta as never, length, limits, 0);
           expect(read.rowCount * rowBytes).toBe(length);
           expect(read.rowIndices.every((index) => index < read.rowCount)).toBe(true);
         } catch (error) {

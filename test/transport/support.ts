@@ -6,14 +6,18 @@ import { Access } from '../../services/common/access.js';
 import type { RouterMessage } from '../../services/common/generated/switchyard/v1/RouterMessage.js';
 import type { UcxEndInput } from '../../services/common/generated/switchyard/v1/UcxEnd.js';
 import type { WorkerMessageInput } from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
+import { dialWorker } from '../../services/common/grpc-duplex.js';
 import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { createLogger } from '../../services/common/log.js';
 import { services } from '../../services/common/protocol.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
 import { dialLink, type LinkOptions } from '../../services/transport/dial.js';
+import { linkService } from '../../services/transport/grpc/service.js';
 import { creditCost, metadataRoom } from '../../services/transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TransportKind } from '../../services/transport/link.js';
 import { checkLink, linkKey, linkSecretBytes, proveLink } from '../../services/transport/link-key.js';
-import { type LinkServiceOptions, linkService } from '../../services/transport/serve.js';
+import type { LinkServiceOptions } from '../../services/transport/serve.js';
+import { nativeUcx } from '../../services/transport/ucx/port.js';
 
 export const hidden = 8;
 export const rowBytes = hidden * 2;
@@ -116,6 +120,8 @@ export async function startWorker(options: Partial<LinkServiceOptions> = {}) {
         }),
         onCancel: () => {},
         transport: 'auto',
+        ucx: nativeUcx,
+        runtime: nativeRuntime,
         log,
         ...options,
       }),
@@ -138,6 +144,9 @@ export async function dial(address: string, options: Partial<LinkOptions> = {}) 
     key: linkKey(secret, router),
     resultBytesMax: messageBytesMax,
     transport: current,
+    dial: dialWorker,
+    ucx: nativeUcx,
+    runtime: nativeRuntime,
     log,
     ...options,
   });
@@ -148,7 +157,7 @@ export async function dial(address: string, options: Partial<LinkOptions> = {}) 
 /** What a router shows the worker `w` with its call. */
 export function proofOf(router: string): Metadata {
   const metadata = new Metadata();
-  metadata.set('authorization', proveLink(linkKey(secret, router), router, 'w').header);
+  metadata.set('authorization', proveLink(nativeRuntime.random, linkKey(secret, router), router, 'w').header);
   return metadata;
 }
 

@@ -54,7 +54,7 @@ const hello: RouterMessageInput = {
 };
 
 const tokens = (exchange: number, rowCount: number) =>
-  encoded({ tokens: { meta: toWireMeta(exchange, metaOf({ rowCount })) } });
+  encoded({ tokens: { meta: toWireMeta(exchange, metaOf({ rowCount }), 0) } });
 
 /** The offer of a router, over gRPC. `change`: what is wrong with it. */
 function offerUcx(address: string, change: LinkHelloInput = {}) {

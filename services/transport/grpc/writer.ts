@@ -1,14 +1,15 @@
-import { native } from '../../../native/index.js';
 import { nowMicroseconds } from '../../common/trace.js';
+import type { RowOperations } from '../../runtime/rows.js';
 import type { MessagePort, Outgoing } from '../port.js';
 
-/** What the writer needs of a gRPC stream of either side. */
+/** What the writer needs of a stream: a Duplex, or a gRPC stream of either side. */
 interface MessageStream<Message> {
-  write(message: Message, callback: (error?: Error | null) => void): boolean;
+  /** `taken`: the message is copied, or will never be sent. */
+  write(message: Message, taken: () => void): boolean;
 }
 
 /**
- * Sends messages one after another; the next is built when gRPC has taken the one before, so that a peer
+ * Sends messages one after another; the next is built when the stream has taken the one before, so that a peer
  * that does not read holds up this queue and nothing is copied ahead of the wire.
  */
 export class MessageWriter<Message> implements MessagePort<Message> {
@@ -21,6 +22,7 @@ export class MessageWriter<Message> implements MessagePort<Message> {
 
   constructor(
     private readonly stream: MessageStream<Message>,
+    private readonly rows: Pick<RowOperations, 'endView'>,
     /** Called when nothing is left to send. */
     private readonly onIdle: () => void = () => {},
   ) {}
@@ -67,12 +69,12 @@ export class MessageWriter<Message> implements MessagePort<Message> {
     this.stream.write(message, () => this.written(next));
   }
 
-  /** gRPC has a copy of the message: its rows need not wait for the garbage collector. */
+  /** The stream has a copy of the message: its rows need not wait for the garbage collector. */
   private written(outgoing: Outgoing<Message>): void {
     if (this.inFlight !== outgoing) return;
     this.inFlight = null;
     outgoing.done();
-    if (this.view !== null) native.endView(this.view);
+    if (this.view !== null) this.rows.endView(this.view);
     this.view = null;
     outgoing.sent?.(nowMicroseconds());
     this.pump();

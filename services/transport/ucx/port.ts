@@ -1,14 +1,20 @@
 import { createHash } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
-import { native, type UcxArrivals, type UcxChannel, type UcxFabric } from '../../../native/index.js';
+import {
+  native,
+  type Slab,
+  type UcxArrivals,
+  type UcxChannel,
+  type UcxFabric,
+} from '../../../native/index.js';
 import { isLoopback } from '../../common/access.js';
-import { asSwitchyardError, invalidArgument, SwitchyardError } from '../../common/errors.js';
+import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
 import { metadataBytesMax } from '../../common/grpc-channel.js';
 import type { StreamCodec } from '../../common/protocol.js';
 import { nowMicroseconds } from '../../common/trace.js';
-import type { TransportChoice } from '../link.js';
 import type { ArrivedRows, MessagePort, Outgoing } from '../port.js';
+import type { UcxSource } from './source.js';
 
 export interface UcxPortOptions<Out, In> {
   /** How messages without their rows become bytes and back. */
@@ -39,10 +45,11 @@ export function ucxOrNull(host: string): UcxFabric | null {
   return native.ucx?.fabric(isLoopback(host) ? 'machine' : 'network') ?? null;
 }
 
-/** In words, why an end whose transport is `choice` keeps to gRPC. */
-export function whyNoUcx(choice: TransportChoice, end: string): string {
-  return choice === 'grpc' ? `transport is grpc at ${end}` : `${end} is built without UCX`;
-}
+/** UCX as the addon has it. */
+export const nativeUcx: UcxSource = {
+  fabric: ucxOrNull,
+  createPort: (fabric, options) => new UcxPort(fabric, options),
+};
 
 /** Both directions of a stream of messages over a UCX channel; rows stay in their slabs. */
 export class UcxPort<Out, In> implements MessagePort<Out> {
@@ -192,12 +199,14 @@ export function sealOf(address: Uint8Array): Buffer {
   return createHash('sha256').update(address).digest().subarray(0, sealBytes);
 }
 
-/** A link that was not made, or lost, because of UCX. */
-export function ucxLoss(reason: string): SwitchyardError {
-  return new SwitchyardError('LINK_LOST', `no way over UCX: ${reason}`, { transport: 'ucx' });
-}
-
-/** Whether an error says that a peer cannot be reached by UCX, so that gRPC is worth a try. */
-export function isUcxUnreachable(error: SwitchyardError): boolean {
-  return error.details.transport === 'ucx';
+/** The first `bytes` of a slab, which is released, in memory of their own. */
+export async function copiedOut(slab: Slab, bytes: number): Promise<Buffer> {
+  // Not of the pool of small Buffers: these rows are the receiver's alone.
+  const rows = Buffer.allocUnsafeSlow(bytes);
+  try {
+    await native.copyOut(slab, 0, rows);
+  } finally {
+    slab.release();
+  }
+  return rows;
 }
