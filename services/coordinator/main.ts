@@ -18,7 +18,7 @@ import { clusterState, Watchers } from '../common/watchers.js';
 import { openModel } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
 import { clientWindowBytes, routerSlabs } from '../router/config.js';
-import { createRouter, type Router } from '../router/router.js';
+import { Router } from '../router/router.js';
 import { nativeRuntime } from '../runtime/native.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf } from './config.js';
 import { ControlService } from './control-service.js';
@@ -184,7 +184,7 @@ class CoordinatorService {
   private createRouter(): Router {
     const { config, log, registry, experts } = this;
     boundSlabs({ ...routerSlabs(config, config.name), threads: config.threads });
-    return createRouter({
+    return new Router({
       config,
       name: config.name,
       token: this.tokens.node,

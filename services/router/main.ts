@@ -11,7 +11,7 @@ import { Trace } from '../common/trace.js';
 import { unknownKinds } from '../common/unknown-kinds.js';
 import { nativeRuntime } from '../runtime/native.js';
 import { clientWindowBytes, type RouterConfig, routerSlabs } from './config.js';
-import { createRouter } from './router.js';
+import { Router } from './router.js';
 
 const serviceName = 'switchyard.v1.Inference';
 
@@ -25,7 +25,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const registry = createRegistry('router', name);
   const experts = new ExpertMetrics('router', name);
   const trace = Trace.open(config.trace, name, log);
-  const router = createRouter({
+  const router = new Router({
     config,
     name,
     token: tokens.node,

@@ -4,7 +4,6 @@ import { ExpertRows } from '../common/expert-rows.js';
 import type { LayerCountsInput } from '../common/generated/switchyard/v1/LayerCounts.js';
 import { type Counter, counter, gauge, histogram, type Registry } from '../common/metrics.js';
 import type { Link, TransportKind } from '../transport/link.js';
-import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 import { type RowsByWorker, WorkerLoad } from './balancedness.js';
 
 /** What the gauges read when they are asked for. */
@@ -26,7 +25,6 @@ export type RouterMetrics = ReturnType<typeof createRouterMetrics>;
 export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, gauges: RouterGauges) {
   readGauges(registry, gauges);
   readLinks(registry, gauges.links);
-  exportUcxMetrics(registry);
   const rows = new ExpertRows();
   const routed = readRouted(registry, experts, rows);
   const traffic = readTraffic(registry);
