@@ -4,7 +4,7 @@ import { startGrpcServer } from '../services/common/grpc-server.js';
 import { nativeRuntime } from '../services/runtime/native.js';
 import { linkService } from '../services/transport/grpc/service.js';
 import { linkSecretBytes } from '../services/transport/link-key.js';
-import type { LinkServiceOptions } from '../services/transport/serve.js';
+import { acceptLinks, type LinkServiceOptions } from '../services/transport/serve.js';
 import { nativeUcx } from '../services/transport/ucx/port.js';
 
 /** Of links that are measured without a coordinator: both ends know it. */
@@ -16,15 +16,14 @@ export async function serveLinks(
 ): Promise<string> {
   const { worker, messageBytesMax, log } = options;
   const access = new Access({});
+  const links = { ...options, access, ucx: nativeUcx, runtime: nativeRuntime, onCancel: () => {} };
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: 0,
     access,
     insecure: false,
     messageLimit: { bytesMax: messageBytesMax, node: `worker ${worker}` },
-    services: [
-      linkService({ ...options, access, ucx: nativeUcx, runtime: nativeRuntime, onCancel: () => {} }),
-    ],
+    services: [linkService(acceptLinks(links))],
     log,
   });
   return server.address;

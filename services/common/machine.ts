@@ -107,6 +107,13 @@ export function memoryLeft({ value, by }: Bound): MemoryLeft | null {
   }
 }
 
+/** What is left of what bounds the memory of this process. */
+export function ownMemoryLeft(): (MemoryLeft & { bound: Bound }) | null {
+  const bound = memoryBound();
+  const left = memoryLeft(bound);
+  return left && { ...left, bound };
+}
+
 /** Cores that this process may keep busy; a quota may be a fraction. */
 export function coreBound(groups = ownGroups(), root = mount): Bound {
   return tightest(cpuFile, availableParallelism(), groups, root);

@@ -2,7 +2,6 @@ import type { DeviceFigures } from '../../native/index.js';
 import type { ExpertMetrics } from '../common/expert-metrics.js';
 import { counter, gauge, type Histogram, histogram, type Registry } from '../common/metrics.js';
 import type { Clock } from '../runtime/clock.js';
-import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 import type { ExpertQueue } from './tasks.js';
 
 /** What the executor tells as it computes. */
@@ -72,7 +71,6 @@ export interface WorkerFigures {
 
 /** Gauges that are read when the metrics are. */
 export function workerGauges(registry: Registry, figures: WorkerFigures): void {
-  exportUcxMetrics(registry);
   gauge(registry, 'queue_rows', 'Rows that wait for an expert.', [], (metric) =>
     metric.set(figures.rowsQueued()),
   );

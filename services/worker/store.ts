@@ -4,22 +4,28 @@ import type { LoadProgressInput } from '../common/generated/switchyard/v1/LoadPr
 import type { ExpertId } from '../common/layer-experts.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
-import { describeMemory, memoryBound, memoryLeft } from '../common/machine.js';
+import { type Bound, describeMemory, type MemoryLeft } from '../common/machine.js';
 import type { FiniteWeights } from '../model/finite.js';
 import type { Model } from '../model/load.js';
 import type { Clock } from '../runtime/clock.js';
 import type { WeightBound } from './config.js';
 import type { Executor } from './executor.js';
 
-export interface StoreOptions {
+/** A model that is open here, and what becomes of its weights that are not finite. */
+export interface OpenedModel {
+  model: Pick<Model, 'spec' | 'expertBytes' | 'expert' | 'close'>;
+  finite: Pick<FiniteWeights, 'checkExpert'>;
+}
+
+export interface StoreOptions extends OpenedModel {
   /** This worker's name. */
   worker: string;
-  model: Model;
   backend: ExpertBackend;
   executor: Executor;
-  finite: FiniteWeights;
   /** What the weights of all experts may take. */
   weights: WeightBound;
+  /** What is left of the memory that bounds the process; null: nothing tells. */
+  memoryLeft: () => (MemoryLeft & { bound: Bound }) | null;
   /** Called when an expert was loaded. */
   onChange: () => void;
   log: Logger;
@@ -174,15 +180,14 @@ export class ExpertStore {
   /** Others in the control group take of its memory too: whoever would go beyond it ends with an error, and not by the system. */
   private checkRoom(): void {
     const { expertBytes } = this.options.model;
-    const bound = memoryBound();
-    const left = memoryLeft(bound);
+    const left = this.options.memoryLeft();
     if (left === null) return;
     // Each of them may be loading as much at this moment.
     const needed = left.processes * loadsMax * expertBytes + roomBytesMin;
     if (left.bytes >= needed) return;
     throw new SwitchyardError(
       'RESOURCE_EXHAUSTED',
-      `it takes ${expertBytes} bytes, and ${needed} must be left while ${left.processes} processes load; left: ${left.bytes} of ${describeMemory(bound)}`,
+      `it takes ${expertBytes} bytes, and ${needed} must be left while ${left.processes} processes load; left: ${left.bytes} of ${describeMemory(left.bound)}`,
       { bytes: needed, allowed: left.bytes },
     );
   }

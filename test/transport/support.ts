@@ -16,7 +16,7 @@ import { linkService } from '../../services/transport/grpc/service.js';
 import { creditCost, metadataRoom } from '../../services/transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TransportKind } from '../../services/transport/link.js';
 import { checkLink, linkKey, linkSecretBytes, proveLink } from '../../services/transport/link-key.js';
-import type { LinkServiceOptions } from '../../services/transport/serve.js';
+import { acceptLinks, type LinkServiceOptions } from '../../services/transport/serve.js';
 import { nativeUcx } from '../../services/transport/ucx/port.js';
 
 export const hidden = 8;
@@ -103,28 +103,30 @@ export async function startWorker(options: Partial<LinkServiceOptions> = {}) {
     insecure: false,
     messageLimit: { bytesMax: messageBytesMax, node: 'worker w' },
     services: [
-      linkService({
-        worker: 'w',
-        secret,
-        access,
-        host: '127.0.0.1',
-        model: () => ({ fingerprint: 'f', hidden }),
-        linkWindowBytes: 1024 * 1024,
-        slabBytes: 256 * 1024 * 1024,
-        messageBytesMax,
-        handler: async ({ meta, rows }) => ({
-          rows,
-          rowCount: meta.rowCount,
-          computeSeconds: 0.25,
-          queueSeconds: 0.5,
+      linkService(
+        acceptLinks({
+          worker: 'w',
+          secret,
+          access,
+          host: '127.0.0.1',
+          model: () => ({ fingerprint: 'f', hidden }),
+          linkWindowBytes: 1024 * 1024,
+          slabBytes: 256 * 1024 * 1024,
+          messageBytesMax,
+          handler: async ({ meta, rows }) => ({
+            rows,
+            rowCount: meta.rowCount,
+            computeSeconds: 0.25,
+            queueSeconds: 0.5,
+          }),
+          onCancel: () => {},
+          transport: 'auto',
+          ucx: nativeUcx,
+          runtime: nativeRuntime,
+          log,
+          ...options,
         }),
-        onCancel: () => {},
-        transport: 'auto',
-        ucx: nativeUcx,
-        runtime: nativeRuntime,
-        log,
-        ...options,
-      }),
+      ),
     ],
     log,
   });

@@ -1,0 +1,305 @@
+import type { ExpertBackend } from '../../native/index.js';
+import type { Access } from '../common/access.js';
+import { ControlSession } from '../common/control-session.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import type { Assignment } from '../common/generated/switchyard/v1/Assignment.js';
+import type { CoordinatorMessage } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
+import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
+import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello.js';
+import type { NodeMessageInput } from '../common/generated/switchyard/v1/NodeMessage.js';
+import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMessage.js';
+import type { WorkerMessageInput } from '../common/generated/switchyard/v1/WorkerMessage.js';
+import { expertsIn } from '../common/layer-experts.js';
+import { sleepOn } from '../common/lifecycle.js';
+import type { Logger } from '../common/log.js';
+import type { Trace } from '../common/trace.js';
+import type { OnUnknown } from '../common/unknown-kinds.js';
+import type { Clock } from '../runtime/clock.js';
+import type { Dialer, Listener } from '../runtime/duplex.js';
+import type { Runtime } from '../runtime/runtime.js';
+import { createLinkSecret } from '../transport/link-key.js';
+import { acceptLinks } from '../transport/serve.js';
+import type { UcxSource } from '../transport/ucx/source.js';
+import type { WeightBound, WorkerConfig } from './config.js';
+import { Executor } from './executor.js';
+import type { ExecutorMetrics } from './metrics.js';
+import { WorkerReporter } from './report.js';
+import { ExpertStore, type OpenedModel, type StoreOptions } from './store.js';
+
+export interface WorkerCoreOptions extends Pick<StoreOptions, 'memoryLeft'> {
+  config: WorkerSettings;
+  /** The node token, for the coordinator alone. */
+  token: string | null;
+  /** Of the server that carries the links. */
+  access: Access;
+  backend: ExpertBackend;
+  /** What the weights may take. */
+  weights: WeightBound;
+  metrics: ExecutorMetrics;
+  trace: Trace | null;
+  onUnknown: OnUnknown;
+  log: Logger;
+  runtime: Runtime;
+  /** How the coordinator is reached. */
+  dial: Dialer<CoordinatorMessage, NodeMessageInput>;
+  /** Null: this process has none. */
+  ucx: UcxSource | null;
+  /** What the coordinator's description names, as it is here; the core closes it. */
+  openModel: (description: ModelDescription) => Promise<OpenedModel>;
+  /** Fingerprint of the model that the worker was started with; empty: it takes what the coordinator names. */
+  ownFingerprint: () => string;
+  /** Called when the worker may have become ready, or no longer be. */
+  onChange: () => void;
+  /** Called once, when it can be a worker no more. */
+  onFailed: (error: SwitchyardError) => void;
+}
+
+export type WorkerSettings = Pick<
+  WorkerConfig,
+  | 'name'
+  | 'coordinator'
+  | 'host'
+  | 'transport'
+  | 'device'
+  | 'maxRows'
+  | 'leaseMs'
+  | 'drainMs'
+  | 'linkWindowBytes'
+  | 'slabBytes'
+  | 'messageBytesMax'
+>;
+
+/** What a worker tells the coordinator of its surroundings. */
+export interface WorkerIdentity {
+  /** host:port under which routers reach it. */
+  address: string;
+  /** Of the machine, as the topology names it. */
+  host: string;
+  /** URL, or empty. */
+  metricsUrl: string;
+  pid: number;
+}
+
+/** What a worker has once it knows its model. */
+interface Loaded {
+  model: OpenedModel['model'];
+  executor: Executor;
+  store: ExpertStore;
+}
+
+const reportMs = 100;
+/** Batches under way come back with their next layer within this. */
+const quietMs = 250;
+
+/** What a worker is without servers: its membership, its experts, and the links that routers open to it. */
+export class WorkerCore {
+  /** Takes the links of routers. */
+  readonly accept: Listener<RouterMessage, WorkerMessageInput>;
+  loaded: Loaded | null = null;
+  private readonly linkSecret: Uint8Array;
+  private readonly reporter: WorkerReporter;
+  private readonly linksEnd = new AbortController();
+  private session: ControlSession | null = null;
+  private loading: Promise<void> | null = null;
+  /** What came before the model was open. */
+  private assignment: Assignment | null = null;
+  private ending = false;
+
+  constructor(private readonly options: WorkerCoreOptions) {
+    const { config, backend, metrics, runtime } = options;
+    this.linkSecret = createLinkSecret(runtime.random);
+    this.reporter = new WorkerReporter(runtime, metrics.totals, () => backend.figures(), config.leaseMs);
+    this.accept = acceptLinks({
+      worker: config.name,
+      secret: this.linkSecret,
+      access: options.access,
+      model: () => this.loaded?.model.spec ?? null,
+      linkWindowBytes: config.linkWindowBytes,
+      slabBytes: config.slabBytes,
+      messageBytesMax: config.messageBytesMax,
+      host: config.host,
+      transport: config.transport,
+      ucx: options.ucx,
+      runtime,
+      // A link opens only when the model, and so the executor, is there.
+      handler: (batch, router) => this.loaded!.executor.submit(batch, router),
+      onCancel: (batchId, router) => this.loaded!.executor.cancel(batchId, router),
+      onUnknown: options.onUnknown,
+      trace: options.trace,
+      stopping: this.linksEnd.signal,
+      log: options.log,
+    });
+  }
+
+  get connected(): boolean {
+    return this.session?.connected ?? false;
+  }
+
+  join(identity: WorkerIdentity): void {
+    const { config, token, dial, runtime, onUnknown, log } = this.options;
+    this.session = new ControlSession({
+      coordinator: config.coordinator,
+      token,
+      dial,
+      runtime,
+      hello: this.hello(identity),
+      report: () => {
+        const worker = this.reporter.report(this.loaded);
+        return worker && { worker };
+      },
+      reportMs,
+      leaseMs: config.leaseMs,
+      onMessage: (message) => this.receive(message),
+      onUnknown,
+      log,
+    });
+    this.session.ended.then((error) => {
+      if (error !== null) this.fail(error);
+    });
+  }
+
+  readiness(): { ready: boolean; reason: string } {
+    const reason = this.whyNotReady();
+    return { ready: reason === '', reason };
+  }
+
+  /** Tells the coordinator, waits up to `drainMs` until nothing is under way, and leaves. */
+  async drain(reason: string): Promise<void> {
+    this.end();
+    this.session?.leaving(reason);
+    const { config, runtime, log } = this.options;
+    const { drainMs } = config;
+    const executor = this.loaded?.executor ?? null;
+    const drained = executor === null || (await untilQuiet(executor, runtime.clock, drainMs));
+    if (!drained) log.warn({ event: 'drain-cut', drainMs, bytesHeld: executor.bytesHeld });
+    await this.leave(reason);
+  }
+
+  /** Leaves the cluster at once. */
+  async leave(reason: string): Promise<void> {
+    this.end();
+    await this.session?.leave(reason);
+  }
+
+  /** Loads no more, and ends the links. */
+  endLinks(): void {
+    this.loaded?.store.close();
+    this.linksEnd.abort();
+  }
+
+  /** Gives up what is left. To be called when the links have ended, before the backend is closed. */
+  close(): void {
+    this.endLinks();
+    this.loaded?.executor.close();
+    this.loaded?.model.close();
+  }
+
+  private end(): void {
+    this.ending = true;
+    this.options.onChange();
+  }
+
+  private hello(identity: WorkerIdentity): NodeHelloInput {
+    const { config, backend, weights, ownFingerprint } = this.options;
+    const fingerprint = () => this.loaded?.model.spec.fingerprint ?? ownFingerprint();
+    return {
+      role: 'WORKER',
+      name: config.name,
+      device: config.device,
+      threads: backend.description.threads,
+      memoryBytes: weights.bytes,
+      linkSecret: this.linkSecret,
+      ...identity,
+      // Read at every joining: a worker that holds experts joins only a coordinator of the same model.
+      get modelFingerprint() {
+        return fingerprint();
+      },
+    };
+  }
+
+  private receive(message: CoordinatorMessage): void {
+    if (message.welcome) {
+      // Whoever joined anew may know nothing of what this worker holds.
+      this.reporter.forgetReported();
+      this.loading ??= this.load(message.welcome.model!).catch((error) =>
+        this.fail(asSwitchyardError(error)),
+      );
+    } else if (message.assignment) {
+      const experts = [...expertsIn(message.assignment.experts)];
+      const { epoch } = message.assignment;
+      this.options.log.info({ event: 'assigned', epoch, experts: experts.length });
+      this.assignment = message.assignment;
+      this.loaded?.store.assign(experts);
+      this.options.onChange();
+    }
+  }
+
+  private async load(description: ModelDescription): Promise<void> {
+    const { config, backend, weights, metrics, trace, runtime, memoryLeft, log, onChange } = this.options;
+    const { model, finite } = await this.options.openModel(description);
+    const { spec } = model;
+    if (spec.fingerprint !== description.fingerprint) {
+      throw new SwitchyardError(
+        'MODEL_MISMATCH',
+        `this worker reads model ${spec.fingerprint}; the cluster serves ${description.name}, ${description.fingerprint}`,
+        { fingerprint: spec.fingerprint, allowed: description.fingerprint },
+      );
+    }
+    const executor = new Executor({
+      backend,
+      runtime,
+      worker: config.name,
+      hidden: spec.hidden,
+      maxRows: config.maxRows,
+      weighsInput: spec.routing.weightOn === 'input',
+      metrics,
+      trace,
+      onDeviceLost: (error) => this.fail(error),
+    });
+    const store = new ExpertStore({
+      worker: config.name,
+      model,
+      backend,
+      executor,
+      finite,
+      weights,
+      memoryLeft,
+      onChange,
+      log,
+      clock: runtime.clock,
+    });
+    store.failed.then((error) => this.fail(error));
+    this.loaded = { model, executor, store };
+    log.info({ event: 'model-opened', model: spec.name, fingerprint: spec.fingerprint });
+    if (this.assignment !== null) store.assign([...expertsIn(this.assignment.experts)]);
+    onChange();
+  }
+
+  private fail(error: SwitchyardError): void {
+    if (this.ending) return;
+    this.end();
+    this.options.onFailed(error);
+  }
+
+  /** A worker without a share is ready: there is nothing that it waits for. */
+  private whyNotReady(): string {
+    if (this.ending) return 'the worker is draining';
+    if (this.loaded === null) {
+      return `not a member of the cluster of ${this.options.config.coordinator} yet`;
+    }
+    const { expertsLoaded, expertsTotal } = this.loaded.store.progress();
+    return expertsLoaded === expertsTotal ? '' : `${expertsLoaded} of ${expertsTotal} experts are loaded`;
+  }
+}
+
+/** True when nothing came for a while; false if that did not happen within `withinMs`. */
+async function untilQuiet(executor: Executor, clock: Clock, withinMs: number): Promise<boolean> {
+  const endMs = clock.now() + withinMs;
+  let quietSinceMs = clock.now();
+  while (clock.now() < endMs) {
+    if (!executor.idle) quietSinceMs = clock.now();
+    else if (clock.now() - quietSinceMs >= quietMs) return true;
+    await sleepOn(clock, 20);
+  }
+  return executor.idle;
+}
