@@ -1,4 +1,5 @@
 import { native } from '../../native/index.js';
+import { systemClock } from '../runtime/system.js';
 
 /** How long slab memory is kept that nobody needs. */
 const trimMs = 10_000;
@@ -10,5 +11,5 @@ export function boundSlabs(options: Parameters<typeof native.configure>[0]): voi
   // Tests start several services in a process.
   if (trimming) return;
   trimming = true;
-  setInterval(() => native.trimSlabs(), trimMs).unref();
+  systemClock.every(trimMs, () => native.trimSlabs()).unref();
 }
