@@ -26,7 +26,10 @@ export function describeBatch({ summary, hidden, verification }: BatchReport): [
     ['routers', summary.routers.map(describeRouter).join(', ')],
   ];
   if (summary.droppedRows > 0) lines.push(['dropped rows', count(summary.droppedRows)]);
-  if (summary.retries > 0) lines.push(['retries', count(summary.retries)]);
+  if (summary.retries > 0) {
+    const text = `${count(summary.retries)} token batches, ${count(summary.failedOverRows)} rows of experts`;
+    lines.push(['sent again', text]);
+  }
   if (summary.nonFiniteTokens > 0)
     lines.push(['tokens with NaN or infinity', count(summary.nonFiniteTokens)]);
   if (summary.nonFiniteOutputs > 0)
@@ -103,6 +106,7 @@ export function batchJson({ summary, hidden, verification }: BatchReport) {
     phaseSeconds: phaseSeconds(summary),
     droppedRows: summary.droppedRows,
     retries: summary.retries,
+    failedOverRows: summary.failedOverRows,
     nonFiniteTokens: summary.nonFiniteTokens,
     nonFiniteOutputs: summary.nonFiniteOutputs,
     routers: summary.routers,

@@ -10,7 +10,10 @@ export const routerHelp = {
   messageBytesMax: ['bytes', "largest chunk of a client's message: rows and routing"],
   threads: ['n', 'threads for row operations'],
   clientStallMs: ['ms', 'a client that takes no answer for so long has stalled'],
-  readyWaitMs: ['ms', 'how long a batch waits for a cluster that is not ready'],
+  readyWaitMs: [
+    'ms',
+    'how long a batch waits for a cluster that is not ready, and rows under way for a worker with their experts',
+  ],
   batchesMax: ['n', 'batches under way at once'],
   leaseMs: ['ms', 'a coordinator or worker silent for so long is lost'],
   drainMs: ['ms', 'how long batches under way may take after SIGTERM'],

@@ -20,8 +20,11 @@ export interface BatchSummary {
   seconds: number;
   /** Rows per expert. */
   layers: { layer: number; rows: number[] }[];
+  /** Rows of answers that came too late to be used. */
   droppedRows: number;
+  /** Token batches that were sent in the place of one whose worker was lost, late, or refused it, and (token, expert) pairs in them. */
   retries: number;
+  failedOverRows: number;
   /** Tokens that held NaN or infinity as they were sent, and as they were answered. */
   nonFiniteTokens: number;
   nonFiniteOutputs: number;
@@ -54,6 +57,7 @@ export function mergeSummaries(summaries: readonly RouterSummary[], seconds: num
     layers: mergeLayers(summaries),
     droppedRows: sum(summaries, (summary) => summary.droppedRows),
     retries: sum(summaries, (summary) => summary.retries),
+    failedOverRows: sum(summaries, (summary) => summary.failedOverRows),
     nonFiniteTokens: sum(summaries, (summary) => summary.nonFiniteTokens),
     nonFiniteOutputs: sum(summaries, (summary) => summary.nonFiniteOutputs),
     timings: mergeTimings(summaries),

@@ -19,7 +19,6 @@ export const configSections = [
   'status',
   'plan',
   'bench',
-  'simulate',
   'doctor',
 ] as const;
 

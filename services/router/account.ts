@@ -24,6 +24,8 @@ export class BatchAccount {
   nonFiniteTokens = 0;
   /** Tokens answered with NaN or infinity. */
   nonFiniteOutputs = 0;
+  /** Rows of answers that came too late to be used. */
+  droppedRows = 0;
   private readonly startedMs: number;
   private readonly seconds: Record<Stage, number> = {
     norm: 0,
@@ -42,6 +44,8 @@ export class BatchAccount {
   private bytesSent = 0;
   private bytesReturned = 0;
   private assignments = 0;
+  private retries = 0;
+  private failedOverRows = 0;
 
   constructor(
     private readonly plan: BatchPlan,
@@ -82,6 +86,12 @@ export class BatchAccount {
     this.spend('queue', figures.queueSeconds);
   }
 
+  /** Counts token batches that were sent in the place of one that got no answer, and rows of experts in them. */
+  failedOver(tokenBatches: number, rows: number): void {
+    this.retries += tokenBatches;
+    this.failedOverRows += rows;
+  }
+
   summary(router: string): ForwardSummaryInput {
     const { seconds } = this;
     return {
@@ -89,8 +99,9 @@ export class BatchAccount {
       router,
       tokens: this.tokens,
       layers: [...this.rows.layers()].map(([layer, rows]) => ({ layer, rows: [...rows] })),
-      droppedRows: 0,
-      retries: 0,
+      droppedRows: this.droppedRows,
+      retries: this.retries,
+      failedOverRows: this.failedOverRows,
       nonFiniteTokens: this.nonFiniteTokens,
       nonFiniteOutputs: this.nonFiniteOutputs,
       timings: {

@@ -16,6 +16,7 @@ import type { Links } from './links.js';
 import type { RouterMetrics } from './metrics.js';
 import { type BatchPlan, planBatch } from './plan.js';
 import type { RouterReporter } from './report.js';
+import { WorkerPaces } from './worker-paces.js';
 
 export interface BatchesOptions {
   config: RouterSettings;
@@ -40,11 +41,13 @@ export class Batches {
   private readonly batchIds = new Set<string>();
   private readonly slots: FairSlots;
   private readonly destinations: Destinations;
+  private readonly paces: WorkerPaces;
   private draining: SwitchyardError | null = null;
 
   constructor(private readonly options: BatchesOptions) {
     this.slots = new FairSlots(options.config.batchesMax);
-    this.destinations = new Destinations(options.links);
+    this.paces = new WorkerPaces(options.runtime.clock, options.config.leaseMs);
+    this.destinations = new Destinations(options.links, this.paces);
   }
 
   get liveCount(): number {
@@ -155,7 +158,8 @@ export class Batches {
     }
     this.batchIds.add(batchId);
     try {
-      await cluster.untilReady(config.readyWaitMs, end.signal);
+      const layers = plan.layers.map(({ layer }) => layer);
+      await cluster.untilReady(layers, config.readyWaitMs, end.signal);
       this.destinations.check(plan, cluster.placement!);
       const account = new BatchAccount(plan, runtime.clock);
       await runBatch({
@@ -165,6 +169,8 @@ export class Batches {
         cluster,
         links,
         destinations: this.destinations,
+        paces: this.paces,
+        readyWaitMs: config.readyWaitMs,
         account,
         reporter,
         metrics,

@@ -33,6 +33,8 @@ export interface RouterCoreOptions {
   trace: Trace | null;
   onUnknown: OnUnknown;
   runtime: Runtime;
+  /** The name of this host. */
+  machine: string;
   /** How the coordinator and the workers are reached. */
   dial: {
     coordinator: Dialer<CoordinatorMessage, NodeMessageInput>;
@@ -52,8 +54,6 @@ export interface RouterCoreOptions {
 export interface RouterIdentity {
   /** host:port under which clients reach it. */
   address: string;
-  /** Of the machine. */
-  host: string;
   /** URL, or empty. */
   metricsUrl: string;
   pid: number;
@@ -76,12 +76,14 @@ export class RouterCore {
       bytesInFlight: () => budget.used,
       links: () => this.links,
       notReady: () => this.readiness().reason,
+      inUse: () => this.cluster.placementInUse,
     });
     const { leaseMs, host, transport } = config;
     const links = new Links({
       router: name,
       leaseMs,
       host,
+      machine: options.machine,
       transport,
       dial: dial.worker,
       ucx,
@@ -143,6 +145,7 @@ export class RouterCore {
     return this.cluster.run(coordinator, {
       role: 'ROUTER',
       name,
+      host: this.options.machine,
       device: 'cpu',
       threads: config.threads,
       memoryBytes: config.budgetBytes,

@@ -18,6 +18,7 @@ import type { Dialer } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { Links } from './links.js';
 import { indexPlacement, type PlacementIndex } from './placement.js';
+import { PlacementsInUse } from './placements-in-use.js';
 import type { RouterReporter } from './report.js';
 import type { RouterWeights } from './weights.js';
 
@@ -60,6 +61,19 @@ export class KnownCluster {
   private failure: SwitchyardError | null = null;
   private changed = new Deferred<void>();
   private wasReady = false;
+  /** What this router says of itself whenever it joins. */
+  private hello: NodeHelloInput = {};
+  /** Layer to why an expert of it cannot be reached, or empty; of the placement and the links as they are. */
+  private readonly unreached = new Map<number, string>();
+  private unreachedAt: { placement: PlacementIndex | null; changes: number } = {
+    placement: null,
+    changes: 0,
+  };
+
+  /** The placements that chunks under way use. */
+  readonly inUse = new PlacementsInUse((left) => {
+    if (left !== this.placement) this.options.reporter.flush();
+  });
 
   constructor(private readonly options: KnownClusterOptions) {}
 
@@ -67,6 +81,7 @@ export class KnownCluster {
   async run(coordinator: string, hello: NodeHelloInput): Promise<SwitchyardError | null> {
     const { token, dial, runtime, reporter, leaseMs, onUnknown, log } = this.options;
     this.coordinator = coordinator;
+    this.hello = hello;
     const session = new ControlSession({
       coordinator,
       token,
@@ -113,6 +128,11 @@ export class KnownCluster {
     return layers * topK * 8;
   }
 
+  /** The oldest placement that is used, or else the latest. */
+  get placementInUse(): { term: number; epoch: number } {
+    return this.inUse.oldest ?? this.placement ?? { term: 0, epoch: 0 };
+  }
+
   get connected(): boolean {
     return this.session?.connected ?? false;
   }
@@ -136,55 +156,81 @@ export class KnownCluster {
 
   /** Resolves with the gates and norms as soon as they are loaded; rejects as `untilReady` does. */
   async untilLoaded(waitMs: number, signal: EndSignal): Promise<RouterWeights> {
-    await this.until(() => this.weights !== null, waitMs, signal);
+    await this.until(() => (this.weights === null ? this.whyNotReady() : ''), waitMs, signal);
     return this.weights!;
   }
 
-  /** Resolves as soon as the cluster is ready. Rejects with NOT_READY after `waitMs`, and with the signal's reason. */
-  untilReady(waitMs: number, signal: EndSignal): Promise<void> {
-    return this.until(() => this.readiness().ready, waitMs, signal);
+  /** Resolves as soon as all experts of the layers can be reached. Rejects with NOT_READY after `waitMs`, and with the signal's reason. */
+  untilReady(layers: readonly number[], waitMs: number, signal: EndSignal): Promise<void> {
+    return this.until(() => this.whyNotReached(layers), waitMs, signal);
   }
 
-  private async until(met: () => boolean, waitMs: number, signal: EndSignal): Promise<void> {
-    // The usual case costs nothing.
-    if (met() && !signal.aborted) return;
-    const expired = new Deferred<'expired'>();
-    const timer = this.options.runtime.clock.after(waitMs, () => expired.resolve('expired'));
-    const forget = onAbort(signal, () => expired.resolve('expired'));
-    try {
-      for (;;) {
-        if (signal.aborted) throw this.abortedWait(signal);
-        if (met()) return;
-        if (this.failure !== null) throw notReady(this.failure.message);
-        const outcome = await Promise.race([this.changed.promise, expired.promise]);
-        if (outcome === 'expired' && !signal.aborted && !met()) {
-          throw notReady(`${this.whyNotReady()} (waited ${waitMs} ms)`);
-        }
-      }
-    } finally {
-      timer.cancel();
-      forget();
+  /** Resolves when something has changed of what is known, after `waitMs`, or when the signal aborts. */
+  async untilChanged(waitMs: number, signal: EndSignal): Promise<void> {
+    const expired = new Deferred<void>();
+    const timer = this.options.runtime.clock.after(waitMs, () => expired.resolve());
+    const forget = onAbort(signal, () => expired.resolve());
+    await Promise.race([this.changed.promise, expired.promise]);
+    timer.cancel();
+    forget();
+  }
+
+  /** `lacking`: what is waited for, in words; empty: nothing any more. */
+  private async until(lacking: () => string, waitMs: number, signal: EndSignal): Promise<void> {
+    const { clock } = this.options.runtime;
+    const endMs = clock.now() + waitMs;
+    for (;;) {
+      const reason = lacking();
+      if (signal.aborted) throw abortedWait(signal, reason);
+      if (reason === '') return;
+      if (this.failure !== null) throw notReady(this.failure.message);
+      const leftMs = endMs - clock.now();
+      if (leftMs <= 0) throw notReady(`${reason} (waited ${waitMs} ms)`);
+      await this.untilChanged(leftMs, signal);
     }
   }
 
-  /** The signal's reason; a deadline that passed also says what the batch was waiting for. */
-  private abortedWait(signal: EndSignal): SwitchyardError {
-    const { code, message, details } = asSwitchyardError(signal.reason);
-    const reason = this.whyNotReady();
-    if (code !== 'DEADLINE_EXCEEDED' || reason === '') return new SwitchyardError(code, message, details);
-    return new SwitchyardError(code, `${message} while the cluster was not ready: ${reason}`, { reason });
+  /** Of the cluster as a whole, in words; empty: it is ready. */
+  private whyNotReady(): string {
+    // A coordinator that was started anew, and has placed nothing yet, knows less than this router.
+    if (this.view !== null && this.view.epoch > 0 && !this.view.ready) return this.view.reason;
+    return this.whyNotReached(this.placement?.copies.keys() ?? []);
   }
 
-  private whyNotReady(): string {
+  /** Why an expert of these layers cannot be reached from here, in words; empty: all can. */
+  private whyNotReached(layers: Iterable<number>): string {
     if (this.failure !== null) return this.failure.message;
     if (this.model === null) return `the coordinator ${this.coordinator} has not welcomed this router yet`;
     if (this.weights === null) return 'the gates of the model are not loaded yet';
     if (this.view === null) return 'no view of the cluster has come yet';
-    // There is no placement before all expected workers have joined.
-    if (!this.view.ready || this.placement === null) return this.view.reason;
-    for (const worker of this.placement.workers) {
-      const { link, reason } = this.options.links.find(worker);
-      if (link === null) return `no link to worker ${worker}: ${reason}`;
+    if (this.placement === null) return this.view.reason;
+    const { changes } = this.options.links;
+    if (this.unreachedAt.placement !== this.placement || this.unreachedAt.changes !== changes) {
+      this.unreached.clear();
+      this.unreachedAt = { placement: this.placement, changes };
+    }
+    for (const layer of layers) {
+      let reason = this.unreached.get(layer);
+      if (reason === undefined) {
+        reason = this.findUnreached(this.placement, layer);
+        this.unreached.set(layer, reason);
+      }
+      if (reason !== '') return reason;
+    }
+    return '';
+  }
+
+  /** Names the first expert of a layer without a copy in reach; empty: there is none. */
+  private findUnreached({ workers, copies }: PlacementIndex, layer: number): string {
+    const { offsets, workers: holders } = copies.get(layer) ?? { offsets: [0], workers: Uint32Array.of() };
+    const found = workers.map((worker) => this.options.links.find(worker));
+    if (offsets.length === 1) return `the experts of layer ${layer} are on no worker`;
+    for (let expert = 0; expert + 1 < offsets.length; expert += 1) {
+      const own = holders.subarray(offsets[expert], offsets[expert + 1]);
+      if (own.some((worker) => found[worker]!.link !== null)) continue;
+      const at = `layer ${layer} expert ${expert}`;
+      if (own.length === 0) return `${at} is on no worker now`;
+      return `${at}: no link to worker ${workers[own[0]!]}: ${found[own[0]!]!.reason}`;
     }
     return '';
   }
@@ -236,10 +282,20 @@ export class KnownCluster {
   }
 
   private receiveView(view: ClusterView): void {
-    if (view.placement) this.placement = indexPlacement(view, view.placement);
+    const { links, reporter, log } = this.options;
+    const known = this.placement;
+    if (known !== null && view.term < known.term) {
+      log.warn({ event: 'view-refused', term: view.term, known: known.term });
+      return;
+    }
+    this.hello.term = view.term;
+    if (view.placement) this.placement = indexPlacement(view, view.placement, known);
     this.view = view;
-    this.options.links.update(view, this.model!.fingerprint);
+    // A coordinator that was started anew does not know at once who is there.
+    const kept = new Set(view.epoch === 0 ? known?.workers : []);
+    links.update(view, this.model!.fingerprint, kept);
     this.notify();
+    if (known !== this.placement && this.inUse.oldest === null) reporter.flush();
   }
 
   private receiveBias({ layers }: BiasUpdate): void {
@@ -253,6 +309,13 @@ export class KnownCluster {
     this.options.log.error({ event: 'membership-over', code, reason: error.message });
     this.notify();
   }
+}
+
+/** The signal's reason; a deadline that passed also says what the batch was waiting for. */
+function abortedWait(signal: EndSignal, reason: string): SwitchyardError {
+  const { code, message, details } = asSwitchyardError(signal.reason);
+  if (code !== 'DEADLINE_EXCEEDED' || reason === '') return new SwitchyardError(code, message, details);
+  return new SwitchyardError(code, `${message} while the cluster was not ready: ${reason}`, { reason });
 }
 
 function notReady(reason: string): SwitchyardError {

@@ -4,9 +4,10 @@ import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { LinkDescriptionInput } from '../common/generated/switchyard/v1/LinkDescription.js';
 import type { LinkKey } from '../common/generated/switchyard/v1/LinkKey.js';
+import type { NodeDescription } from '../common/generated/switchyard/v1/NodeDescription.js';
 import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
 import type { WorkerMessage } from '../common/generated/switchyard/v1/WorkerMessage.js';
-import { Deferred, sleepOn } from '../common/lifecycle.js';
+import { sleepOn } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import type { Dialer } from '../runtime/duplex.js';
@@ -21,6 +22,8 @@ export interface LinksOptions {
   router: string;
   /** Where this router serves. */
   host: string;
+  /** The name of this router's host, as the workers there say it. */
+  machine: string;
   /** A worker silent for so long is lost. */
   leaseMs: number;
   transport: TransportChoice;
@@ -42,12 +45,13 @@ class Connection {
   link: Link | null = null;
   /** Why there is no link. */
   reason: string;
-  private readonly attempted = new Deferred<void>();
   private readonly closing = new AbortController();
 
   constructor(
     readonly worker: string,
     readonly address: string,
+    /** The worker's host, as it says. */
+    readonly host: string,
     private readonly options: LinksOptions,
     private readonly fingerprint: string,
     private readonly epoch: () => number,
@@ -56,11 +60,6 @@ class Connection {
   ) {
     this.reason = 'not connected yet';
     void this.keep();
-  }
-
-  /** Settles when the first attempt to connect has ended. */
-  get attemptedOnce(): Promise<void> {
-    return this.attempted.promise;
   }
 
   close(): void {
@@ -74,7 +73,6 @@ class Connection {
     let failures = 0;
     while (!this.closing.signal.aborted) {
       const link = await this.dial(failures === 0);
-      this.attempted.resolve();
       if (link !== null) {
         failures = 0;
         this.link = link;
@@ -94,7 +92,6 @@ class Connection {
       const pauseMs = backoffMs(runtime.random, failures, backoffMsMin, backoffMsMax);
       await sleepOn(runtime.clock, pauseMs, this.closing.signal).catch(() => {});
     }
-    this.attempted.resolve();
   }
 
   /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
@@ -165,24 +162,29 @@ export class Links {
     this.keys = new Map(keys.map(({ worker, key }) => [worker, key]));
   }
 
-  /** Connects to workers that are new in the view, drops those that are dead or gone. */
-  update(view: ClusterView, fingerprint: string): void {
+  /**
+   * Connects to workers that are new in the view, drops those that are dead or gone. `kept`: workers that are not dropped for not
+   * being in it.
+   */
+  update(view: ClusterView, fingerprint: string, kept: ReadonlySet<string>): void {
     this.epoch = view.epoch;
-    const addresses = new Map<string, string>();
-    for (const node of view.nodes) {
-      if (node.role === 'WORKER' && node.state !== 'DEAD') addresses.set(node.name, node.address);
-    }
+    const workers = new Map(
+      view.nodes.filter(({ role }) => role === 'WORKER').map((node) => [node.name, node]),
+    );
     for (const [worker, connection] of this.connections) {
-      if (addresses.get(worker) === connection.address) continue;
+      const node = workers.get(worker);
+      if (node === undefined ? kept.has(worker) : isAlive(node) && node.address === connection.address)
+        continue;
       this.changes += 1;
       this.connections.delete(worker);
       connection.close();
     }
-    for (const [worker, address] of addresses) {
-      if (this.connections.has(worker)) continue;
+    for (const [worker, node] of workers) {
+      if (!isAlive(node) || this.connections.has(worker)) continue;
       const connection = new Connection(
         worker,
-        address,
+        node.address,
+        node.host,
         this.options,
         fingerprint,
         () => this.epoch,
@@ -201,12 +203,9 @@ export class Links {
     return { link: connection.link, reason: connection.reason };
   }
 
-  /** As `find`, once a first attempt to connect that is under way has ended. */
-  async settled(worker: string): Promise<{ link: Link | null; reason: string }> {
-    const now = this.find(worker);
-    if (now.link !== null) return now;
-    await this.connections.get(worker)?.attemptedOnce;
-    return this.find(worker);
+  /** Whether a worker is on this router's host. */
+  isNear(worker: string): boolean {
+    return this.connections.get(worker)?.host === this.options.machine;
   }
 
   /** How each live worker is reached, or why it is not. */
@@ -232,3 +231,5 @@ export class Links {
     this.connections.clear();
   }
 }
+
+const isAlive = ({ state }: NodeDescription) => state !== 'DEAD';

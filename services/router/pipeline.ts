@@ -1,18 +1,16 @@
 import type { RoutedRows, RoutingTable, RowGroup, Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { until } from '../common/trace.js';
+import type { Link } from '../transport/link.js';
 import type { Stage } from './account.js';
-import type { Destination, Destinations } from './destinations.js';
-import { type DispatchContext, dispatch, requirePlaced } from './dispatch.js';
+import type { Destination } from './destinations.js';
 import type { InputChunk } from './ingest.js';
-import type { KnownCluster } from './known-cluster.js';
+import { Ledger, type LedgerContext } from './ledger.js';
 import type { PlacementIndex } from './placement.js';
 import type { RouterReporter } from './report.js';
 import { createRoutingTable } from './routing-table.js';
 
-export interface PipelineContext extends DispatchContext {
-  destinations: Destinations;
-  cluster: KnownCluster;
+export interface PipelineContext extends LedgerContext {
   reporter: RouterReporter;
 }
 
@@ -45,6 +43,9 @@ export async function runChunk(chunk: InputChunk, context: PipelineContext): Pro
     table?.release();
   }
 }
+
+/** No link is avoided before it has refused. */
+const nobody: ReadonlySet<Link> = new Set();
 
 /** Rows that passed a layer. */
 interface LayerOutput {
@@ -90,15 +91,29 @@ async function runLayers(
 
 async function runLayer(pass: LayerPass, context: PipelineContext): Promise<LayerOutput> {
   const { chunk, rows, layer, placement } = pass;
-  const destination = await context.destinations.find(placement, layer, context.plan);
-  const routed = await route(pass, destination, context);
+  const { cluster, destinations, plan, signal } = context;
+  let routed: RoutedRows | null = null;
+  let results: Promise<(Slab | null)[]>;
+  cluster.inUse.enter(placement);
   try {
-    let parts: Slab[];
+    const destination = destinations.find(placement, layer, plan, nobody);
+    routed = await route(pass, destination, context);
+    await account(routed, pass, context);
+    signal.throwIfAborted();
+    const input = { routed, rows: routed.normed ?? rows, chunk: chunk.index, layer, destination };
+    results = new Ledger(input, context).run();
+  } catch (error) {
+    routed?.normed?.release();
+    routed?.release();
+    throw error;
+  } finally {
+    // From here on it is used by what was sent.
+    cluster.inUse.leave(placement);
+  }
+  try {
+    let parts: (Slab | null)[];
     try {
-      await account(routed, pass, context);
-      context.signal.throwIfAborted();
-      const target = { chunk: chunk.index, layer, placement };
-      parts = await dispatch(routed.groups, destination.links, routed.normed ?? rows, target, context);
+      parts = await results;
     } finally {
       routed.normed?.release();
     }
@@ -109,9 +124,9 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
 }
 
 function route(
-  { chunk, table, rows, layer, index, placement }: LayerPass,
-  { limits }: Destination,
-  { plan, cluster, runtime }: PipelineContext,
+  { chunk, table, rows, layer, index }: LayerPass,
+  destination: Destination,
+  { plan, cluster, destinations, runtime }: PipelineContext,
 ): Promise<RoutedRows> {
   const weights = cluster.weights!.layer(layer);
   return runtime.rows.routeRows({
@@ -123,10 +138,7 @@ function route(
       ? null
       : { weights: weights.gate, bias: plan.feedback ? (cluster.bias.get(layer) ?? null) : null },
     table: table && { routing: table, layer: index },
-    copies: requirePlaced(placement, layer, plan.layers[index]!.experts),
-    workers: placement.workers.length,
-    pace: null,
-    limits,
+    ...destinations.targets(destination),
     weighted: plan.combine === 'partial' || plan.weighsInput,
   });
 }
@@ -161,7 +173,7 @@ function rowsByWorker(groups: readonly RowGroup[], workers: number): Float64Arra
 /** Takes over the parts. */
 async function combine(
   routed: RoutedRows,
-  parts: Slab[],
+  parts: readonly (Slab | null)[],
   pass: LayerPass,
   context: PipelineContext,
 ): Promise<LayerOutput> {
@@ -180,7 +192,7 @@ async function combine(
     const seconds = (runtime.clock.now() - startedMs) / 1000;
     spend('combine', seconds, context);
     draw('combine', seconds, pass, context);
-    for (const part of parts) part.release();
+    for (const part of parts) part?.release();
   }
 }
 

@@ -15,19 +15,25 @@ export interface PlacementIndex {
   expertsAt: ReadonlyMap<number, Uint32Array>;
 }
 
-/** Throws INTERNAL for a placement whose experts are on workers that it does not name. */
+/**
+ * `known`: the placement before, of which layers stay that a message of the same term does not have. Throws INTERNAL for a placement whose
+ * experts are on workers that it does not name.
+ */
 export function indexPlacement(
-  version: { term: number; epoch: number },
+  { term, epoch }: { term: number; epoch: number },
   { workers, layers }: Placement,
+  known: PlacementIndex | null,
 ): PlacementIndex {
-  const copies = new Map(layers.map((layer) => [layer.layer, indexLayer(layer, workers.length)]));
+  const before = known?.term === term ? known : null;
+  const copies = new Map(before?.copies);
   const expertsAt = new Map<number, Uint32Array>();
+  for (const layer of layers) copies.set(layer.layer, indexLayer(layer, workers.length));
   for (const [layer, { workers: holders }] of copies) {
     const counts = new Uint32Array(workers.length);
     for (const worker of holders) counts[worker]! += 1;
     expertsAt.set(layer, counts);
   }
-  return { term: version.term, epoch: version.epoch, workers, copies, expertsAt };
+  return { term, epoch, workers, copies, expertsAt };
 }
 
 /** As messages have it. */

@@ -21,6 +21,8 @@ export interface ReportSources {
   links: () => Pick<Links, 'changes' | 'describe'>;
   /** Why the router is not ready; empty if it is. */
   notReady: () => string;
+  /** The oldest placement that is used, or else the latest. */
+  inUse: () => { term: number; epoch: number };
 }
 
 /**
@@ -112,7 +114,10 @@ export class RouterReporter {
   }
 
   private report(): RouterReportInput {
+    const { term, epoch } = this.sources.inUse();
     return {
+      termInUse: term,
+      epochInUse: epoch,
       loads: [...this.rows.layers()].map(([layer, rows]) => ({
         layer,
         rows: packRows(rows),

@@ -24,7 +24,7 @@ import { OneShotCall } from './one-shot-call.js';
 import { describePlacement } from './placement.js';
 
 export interface RouterOptions
-  extends Omit<RouterCoreOptions, 'dial' | 'ucx' | 'loadWeights' | 'onChange' | 'onReady'> {
+  extends Omit<RouterCoreOptions, 'machine' | 'dial' | 'ucx' | 'loadWeights' | 'onChange' | 'onReady'> {
   /** Called when every expert can be reached from here, and when no longer. */
   onReady?: (ready: boolean) => void;
 }
@@ -57,6 +57,7 @@ export class Router {
     this.startedMs = runtime.clock.now();
     this.core = new RouterCore({
       ...options,
+      machine: hostname(),
       dial: { coordinator: dialCoordinator, worker: dialWorker },
       ucx: nativeUcx,
       loadWeights: (description) => loadWeights(description, log),
@@ -84,7 +85,6 @@ export class Router {
   start({ coordinator, own, metrics }: RouterAddresses): Promise<SwitchyardError | null> {
     return this.core.start(coordinator, {
       address: own,
-      host: hostname(),
       metricsUrl: metrics,
       pid: process.pid,
     });

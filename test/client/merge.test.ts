@@ -54,6 +54,7 @@ const summary = (values: Partial<RouterSummary>): RouterSummary => ({
   layers: [],
   droppedRows: 0,
   retries: 0,
+  failedOverRows: 0,
   nonFiniteTokens: 0,
   nonFiniteOutputs: 0,
   timings: null,

@@ -18,6 +18,7 @@ export function hello(name: string, fields: Partial<NodeHello> = {}): NodeHello 
     pid: 1,
     linkSecret: Buffer.alloc(fields.role === 'ROUTER' ? 0 : linkSecretBytes, name),
     messageBytesMax: 0,
+    term: 0,
     ...fields,
   };
 }

@@ -15,7 +15,7 @@ const told = {
     ),
   ),
 };
-const placement = indexPlacement({ term: 2, epoch: 3 }, told);
+const placement = indexPlacement({ term: 2, epoch: 3 }, told, null);
 
 describe('the index of a placement', () => {
   test('finds every expert, counts those of each worker, and can be told on', () => {
@@ -30,19 +30,34 @@ describe('the index of a placement', () => {
     ['a worker twice', [[0], [1, 1]], /layer 5 expert 1 on worker 1; allowed: below 3, ascending/],
   ])('is refused if it names %s', (_, workersOf, text) => {
     const layers = [copiesMessage(5, workersOf)];
-    expect(() => indexPlacement({ term: 1, epoch: 3 }, { ...told, layers })).toThrow(text);
+    expect(() => indexPlacement({ term: 1, epoch: 3 }, { ...told, layers }, null)).toThrow(text);
   });
 
   test('is refused if it names more workers than copies', () => {
     const layers = [{ layer: 5, copies: [1, 2], workers: [0, 1] }];
-    expect(() => indexPlacement({ term: 1, epoch: 3 }, { ...told, layers })).toThrow(
+    expect(() => indexPlacement({ term: 1, epoch: 3 }, { ...told, layers }, null)).toThrow(
       /placed 3 copies of layer 5 on 2 workers/,
     );
   });
 
+  test('keeps the layers that a message of the same term does not have, and none of another term', () => {
+    const layers = [
+      copiesMessage(
+        1,
+        smallModel.layers.map(() => [2]),
+      ),
+    ];
+    const later = indexPlacement({ term: 2, epoch: 4 }, { ...told, layers }, placement);
+    expect([...later.copies.keys()]).toEqual([...placement.copies.keys()]);
+    expect([...new Set(later.copies.get(1)!.workers)]).toEqual([2]);
+    expect(later.copies.get(0)).toEqual(placement.copies.get(0));
+    const other = indexPlacement({ term: 3, epoch: 1 }, { ...told, layers }, later);
+    expect([...other.copies.keys()]).toEqual([1]);
+  });
+
   test('knows several copies of an expert, and none', () => {
     const layers = [copiesMessage(5, [[1], [], [0, 2]])];
-    const { copies, expertsAt } = indexPlacement({ term: 1, epoch: 3 }, { ...told, layers });
+    const { copies, expertsAt } = indexPlacement({ term: 1, epoch: 3 }, { ...told, layers }, null);
     expect([...copies.get(5)!.offsets]).toEqual([0, 1, 1, 3]);
     expect([...copies.get(5)!.workers]).toEqual([1, 0, 2]);
     expect([...expertsAt.get(5)!]).toEqual([1, 1, 1]);

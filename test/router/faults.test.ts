@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import type { ClusterDescription } from '../../services/common/generated/switchyard/v1/ClusterDescription.js';
 import type { ForwardHeaderInput } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardRequestInput } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
 import type { Running } from '../../services/common/lifecycle.js';
@@ -355,10 +356,14 @@ overEachTransport((transport) => {
         client.DescribeModel({}, (error, answer) => (error ? reject(error) : resolve(answer)));
       });
       expect(model).toMatchObject({ hidden: shape.hidden, routing: { topK: shape.topK } });
-      const cluster = await new Promise<unknown>((resolve, reject) => {
-        client.DescribeCluster({}, (error, answer) => (error ? reject(error) : resolve(answer)));
-      });
-      expect(cluster).toMatchObject({ view: { ready: true }, model: { hidden: shape.hidden } });
+      const cluster = await until(
+        () =>
+          new Promise<ClusterDescription>((resolve, reject) => {
+            client.DescribeCluster({}, (error, answer) => (error ? reject(error) : resolve(answer!)));
+          }),
+        ({ view }) => view!.ready,
+      );
+      expect(cluster).toMatchObject({ model: { hidden: shape.hidden } });
       const text = await (await fetch(`${router.metricsUrl}/metrics`)).text();
       for (const line of [
         /switchyard_batches_total{outcome="complete",.*} 1$/m,

@@ -8,6 +8,7 @@ const sources = {
   bytesInFlight: () => 0,
   links: () => ({ changes: 0, describe: () => [] }),
   notReady: () => '',
+  inUse: () => ({ term: 3, epoch: 7 }),
 };
 
 describe('the reports of a router', () => {
@@ -35,6 +36,8 @@ describe('the reports of a router', () => {
     expect(sent[0]!.router).toMatchObject({
       tokens: 10,
       bytesInFlight: 77,
+      termInUse: 3,
+      epochInUse: 7,
       loads: [
         { layer: 0, rows: packUint32(Uint32Array.of(4, 6)) },
         { layer: 5, rows: packUint32(Uint32Array.of(6, 0)) },

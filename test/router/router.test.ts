@@ -60,6 +60,7 @@ overEachTransport(() => {
         tokens: 200,
         nonFiniteTokens: 0,
         retries: 0,
+        failedOverRows: 0,
         droppedRows: 0,
         // 4 chunks, 3 layers, 2 workers.
         messagesSent: 24,

@@ -8,13 +8,13 @@ import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
 import { openFiles } from '../support/sockets.js';
 
-const kills = 50;
+const kills = 30;
 /** Caches, pools and V8's heap have nearly their size by then. */
-const warmUpKills = 20;
+const warmUpKills = 10;
 /** What is compared are the least figures of so many kills: what waits for the garbage collector comes and goes. */
 const windowKills = 10;
 /**
- * Over 100 further kills memory beside slabs grew by 2 to 21 MiB in all, as V8's heap does. A message has 2 MiB, and dozens
+ * Over 100 kills memory beside slabs grew by 2 to 21 MiB in all, as V8's heap does. A message has 2 MiB, and dozens
  * are on their way at a kill: one lost at each would be 200 MiB.
  */
 const memoryMiBMax = 24;
@@ -38,9 +38,9 @@ function repeated(rows: Buffer, first: number, count: number): Buffer {
   return missing === 0 ? part : Buffer.concat([part, repeated(rows, 0, missing)]);
 }
 
-/** Takes a second or more: it is under way when its worker dies. */
+/** It is under way when its worker dies. */
 const long: RowsReader = {
-  tokens: 64 * blockTokens,
+  tokens: 16 * blockTokens,
   hidden,
   read: (first, count) => repeated(block, first, count),
 };
@@ -72,7 +72,7 @@ async function answers(client: SwitchyardClient): Promise<Buffer> {
 
 /** Kills the worker in the middle of a batch. Every answer must be right; resolves with how the batch ended, and how soon. */
 async function killDuring(client: SwitchyardClient, victim: LocalProcess, delayMs: number, expected: Buffer) {
-  const call = await client.forward(long, { sequences: 64, feedback: false, chunkTokens });
+  const call = await client.forward(long, { sequences: 16, feedback: false, chunkTokens });
   let killedAt = 0;
   let answered = 0;
   let error: SwitchyardError | null = null;
@@ -112,6 +112,13 @@ async function resources(cluster: TestCluster) {
   };
 }
 
+/** Token batches that the router sent again since its start. */
+async function retriesOf(cluster: TestCluster): Promise<number> {
+  const { metricsUrl } = await cluster.process('router-0').listening;
+  const text = await (await fetch(`${metricsUrl}/metrics`)).text();
+  return Number(/^switchyard_retries_total{.*} (\d+)$/m.exec(text)![1]);
+}
+
 type Resources = Awaited<ReturnType<typeof resources>>;
 
 /** The least of a figure over a window of kills. */
@@ -119,7 +126,7 @@ const least = (seen: readonly Resources[], from: number, figure: keyof Resources
   Math.min(...seen.slice(from, from + windowKills).map((now) => now[figure]));
 
 (native.ucx === null ? test.skip : test)(
-  `${kills} workers killed in the middle of transfers: every batch ends rightly, and the router keeps nothing`,
+  `${kills} workers killed in the middle of transfers: every batch is answered as it would have been, and the router keeps nothing`,
   async () => {
     const cluster = await startCluster({
       workers: 2,
@@ -132,28 +139,23 @@ const least = (seen: readonly Resources[], from: number, figure: keyof Resources
     const expected = await answers(client);
     startSpare(cluster, 0);
     const seen: Resources[] = [];
-    let lost = 0;
     let secondsMax = 0;
     for (let kill = 1; kill <= kills; kill += 1) {
       const holders = await seatHolders(client);
       const victim = holders[kill % holders.length]!;
       const { error, seconds } = await killDuring(client, byName(cluster, victim), (kill * 7) % 23, expected);
-      // A batch that had nothing on its way to the victim goes on with the worker that takes its seat.
-      if (error !== null) {
-        lost += 1;
-        secondsMax = Math.max(secondsMax, seconds);
-        const details = { worker: victim, layer: expect.any(Number), expert: expect.any(Number) };
-        expect(error).toMatchObject({ code: 'WORKER_LOST', details });
-      }
+      // What was on its way to the victim goes to the worker that loads its experts.
+      expect(error).toBeNull();
+      secondsMax = Math.max(secondsMax, seconds);
       startSpare(cluster, kill);
       await client.waitUntilReady(20_000);
       expect((await answers(client)).equals(expected)).toBe(true);
       seen.push(await resources(cluster));
     }
     expect(cluster.process('router-0').running).toBe(true);
-    expect(lost).toBeGreaterThan(kills / 2);
+    expect(await retriesOf(cluster)).toBeGreaterThan(kills / 2);
     // Silence would be noticed after half a minute.
-    expect(secondsMax).toBeLessThan(10);
+    expect(secondsMax).toBeLessThan(20);
     const last = kills - windowKills;
     const grown = (figure: keyof Resources) => least(seen, last, figure) - least(seen, warmUpKills, figure);
     expect(grown('files')).toBeLessThanOrEqual(0);
@@ -162,4 +164,5 @@ const least = (seen: readonly Resources[], from: number, figure: keyof Resources
     expect(least(seen, last, 'bytesReserved')).toBe(0);
     expect(least(seen, last, 'bytesOutstanding')).toBe(0);
   },
+  900_000,
 );

@@ -1,0 +1,149 @@
+import type { RowGroup, Slab } from '../../native/index.js';
+import { SwitchyardError } from '../common/errors.js';
+import type { EndSignal } from '../common/lifecycle.js';
+import { type Trace, until } from '../common/trace.js';
+import type { Runtime } from '../runtime/runtime.js';
+import type { Link, TokenBatchResult } from '../transport/link.js';
+import type { BatchAccount } from './account.js';
+import type { RouterMetrics } from './metrics.js';
+import type { BatchPlan } from './plan.js';
+import type { WorkerPaces } from './worker-paces.js';
+
+export interface ExchangeContext {
+  plan: BatchPlan;
+  paces: WorkerPaces;
+  account: BatchAccount;
+  metrics: RouterMetrics;
+  trace: Trace | null;
+  runtime: Runtime;
+  /** On the clock's `now`; Infinity: none. */
+  deadlineMs: number;
+  signal: EndSignal;
+}
+
+/** What goes to a worker. */
+export interface Sending {
+  group: RowGroup;
+  link: Link;
+  /** Among which the group chooses; they stay the caller's. */
+  rows: Slab;
+  chunk: number;
+  layer: number;
+  epoch: number;
+  attempt: number;
+  /** Whether somebody else could take a late group's rows. */
+  isMovable: () => boolean;
+}
+
+/** The answer did not come in the time that the worker usually takes, and others have what it has. */
+export class LateError extends SwitchyardError {
+  constructor(worker: string, ms: number) {
+    super('WORKER_LOST', `worker ${worker} has not answered within ${ms.toFixed(0)} ms`, { worker });
+  }
+}
+
+/**
+ * Sends a group and resolves with its results. Rejects as Link.exchange does, with DATA_LOSS for other rows than were asked for, and with
+ * a LateError; what comes after that is counted and dropped.
+ */
+export function exchange(sending: Sending, context: ExchangeContext): Promise<Slab> {
+  const { group, link } = sending;
+  const { plan, paces, metrics, signal, runtime } = context;
+  return new Promise((resolve, reject) => {
+    let isGivenUp = false;
+    const sent = {
+      link,
+      rows: group.rowIndices.length,
+      sentMs: runtime.clock.now(),
+      attempt: sending.attempt,
+      late: () => {
+        if (!sending.isMovable()) return false;
+        isGivenUp = true;
+        reject(new LateError(link.worker, runtime.clock.now() - sent.sentMs));
+        return true;
+      },
+    };
+    paces.sent(sent);
+    metrics.sent(link, group.rowCount * plan.rowBytes);
+    link.exchange(tokenBatch(sending, context), signal).then(
+      (result) => {
+        paces.answered(sent);
+        if (isGivenUp) {
+          result.rows.release();
+          metrics.droppedRows.inc(sent.rows);
+          context.account.droppedRows += sent.rows;
+          return;
+        }
+        try {
+          checkResult(result, group, plan);
+        } catch (error) {
+          reject(error);
+          return;
+        }
+        record(sending, result, (runtime.clock.now() - sent.sentMs) / 1000, context);
+        resolve(result.rows);
+      },
+      (error) => {
+        paces.forget(sent);
+        reject(error);
+      },
+    );
+  });
+}
+
+function tokenBatch(sending: Sending, { plan, deadlineMs }: ExchangeContext) {
+  const { group, rows, chunk, layer, epoch, attempt } = sending;
+  return {
+    meta: {
+      batchId: plan.batchId,
+      chunk,
+      layer,
+      attempt,
+      epoch,
+      hidden: plan.hidden,
+      rowCount: group.rowCount,
+      deadlineMs,
+      combine: plan.combine,
+      segments: group.segments,
+      rowIndices: group.rowIndices,
+      weights: group.weights,
+    },
+    rows: rows.share(),
+    selected: group.tokens,
+  };
+}
+
+/** A worker that returned other rows than it was asked for must not turn into wrong sums. */
+function checkResult({ rows, rowCount }: TokenBatchResult, group: RowGroup, plan: BatchPlan): void {
+  const expected = plan.combine === 'exact' ? group.rowIndices.length : group.rowCount;
+  if (rowCount === expected && rows.byteLength >= expected * plan.rowBytes) return;
+  const bytes = rows.byteLength;
+  rows.release();
+  throw new SwitchyardError(
+    'DATA_LOSS',
+    `${rowCount} rows (${bytes} bytes) were returned; expected: ${expected} rows of ${plan.rowBytes} bytes`,
+    { rows: rowCount, expected },
+  );
+}
+
+function record(
+  { group, link, chunk, layer }: Sending,
+  { rowCount, computeSeconds, queueSeconds }: TokenBatchResult,
+  seconds: number,
+  { plan, account, metrics, trace }: ExchangeContext,
+): void {
+  const bytesSent = group.rowCount * plan.rowBytes;
+  const bytesReturned = rowCount * plan.rowBytes;
+  metrics.returned(link, bytesReturned);
+  metrics.seconds.exchange.observe(seconds);
+  const details = { batch: plan.batchId, chunk, layer, rows: group.rowCount, bytesSent, bytesReturned };
+  trace?.beside(`exchange with ${link.worker}`, 'exchange', until(seconds), details);
+  account.exchanged({
+    rowsSent: group.rowCount,
+    bytesSent,
+    bytesReturned,
+    seconds,
+    computeSeconds,
+    queueSeconds,
+  });
+}

@@ -1,0 +1,139 @@
+import type { WorkerPace } from '../../native/index.js';
+import type { Clock, Timer } from '../runtime/clock.js';
+import type { Link } from '../transport/link.js';
+
+/** How much what was measured before an answer counts after it: about the last ten answers decide. */
+const measuredDecay = 0.9;
+/** A token batch is late when its worker took so many times as long for all it had from here as its rate says, */
+const lateFactor = 4;
+/** and this beside, doubled with each attempt: systems pause, and what is sent again is computed twice. */
+const lateMsMin = 300;
+const checkMs = 50;
+/** Of a row, as long as no worker was measured; only what the workers have beside each other counts then. */
+const secondsPerRowUnknown = 1e-6;
+
+/** A token batch on its way. */
+export interface SentBatch {
+  readonly link: Link;
+  readonly rows: number;
+  readonly sentMs: number;
+  readonly attempt: number;
+  /** Called when the answer is late, again and again until it returns true: it is not waited for any more. */
+  readonly late: () => boolean;
+}
+
+/** What is known of the worker at the end of a link. */
+interface Pace {
+  rowsOutstanding: number;
+  /** Of the last answers, decayed: rows, and the seconds in which the worker did nothing else for this router. */
+  rows: number;
+  seconds: number;
+  answeredMs: number;
+  /** Since when it is late; null: it is not. */
+  suspectedMs: number | null;
+}
+
+/** How fast workers answer this router and what they have from it: rows of replicated experts are split by that, and who is late is told by it. */
+export class WorkerPaces {
+  /** Counts the changes of who is suspected. */
+  changes = 0;
+  private readonly byLink = new WeakMap<Link, Pace>();
+  private readonly underWay = new Set<SentBatch>();
+  private readonly suspected = new Set<Pace>();
+  private timer: Timer | null = null;
+
+  /** A worker that is late is tried again after `leaseMs`: silence for so long would have ended its link. */
+  constructor(
+    private readonly clock: Clock,
+    private readonly leaseMs: number,
+  ) {}
+
+  sent(batch: SentBatch): void {
+    this.of(batch.link).rowsOutstanding += batch.rows;
+    this.underWay.add(batch);
+    this.timer ??= this.clock.after(checkMs, () => this.check()).unref();
+  }
+
+  /** Takes an answer, however late. */
+  answered(batch: SentBatch): void {
+    const pace = this.of(batch.link);
+    const now = this.clock.now();
+    pace.rows = pace.rows * measuredDecay + batch.rows;
+    pace.seconds = pace.seconds * measuredDecay + (now - Math.max(pace.answeredMs, batch.sentMs)) / 1000;
+    pace.answeredMs = now;
+    this.forget(batch);
+    this.clear(pace);
+  }
+
+  /** It gets no answer of use. */
+  forget(batch: SentBatch): void {
+    this.of(batch.link).rowsOutstanding -= batch.rows;
+    this.underWay.delete(batch);
+  }
+
+  /** Avoids the worker for a while, as long as others have what it has. */
+  suspect(link: Link): void {
+    const pace = this.of(link);
+    if (pace.suspectedMs === null) this.changes += 1;
+    pace.suspectedMs = this.clock.now();
+    this.suspected.add(pace);
+    this.timer ??= this.clock.after(checkMs, () => this.check()).unref();
+  }
+
+  isSuspect(link: Link): boolean {
+    return (this.byLink.get(link)?.suspectedMs ?? null) !== null;
+  }
+
+  /** As the kernels take it; `near`: who is on this router's host, and wins ties: it counts as a row less busy. */
+  describe(links: readonly (Link | null)[], near: readonly boolean[]): WorkerPace {
+    const paces = links.map((link) => (link === null ? undefined : this.byLink.get(link)));
+    const measured = paces.flatMap((pace) => (pace && pace.rows > 0 ? [secondsPerRow(pace)] : []));
+    const mean = measured.reduce((sum, one) => sum + one, 0) / measured.length || secondsPerRowUnknown;
+    const perRow = Float64Array.from(paces, (pace) => (pace && pace.rows > 0 ? secondsPerRow(pace) : mean));
+    const queued = Float64Array.from(paces, (pace, worker) => {
+      const rows = (pace?.rowsOutstanding ?? 0) - (near[worker] ? 1 : 0);
+      return rows * perRow[worker]!;
+    });
+    return { secondsQueued: queued, secondsPerRow: perRow };
+  }
+
+  private of(link: Link): Pace {
+    let pace = this.byLink.get(link);
+    if (pace === undefined) {
+      pace = { rowsOutstanding: 0, rows: 0, seconds: 0, answeredMs: 0, suspectedMs: null };
+      this.byLink.set(link, pace);
+    }
+    return pace;
+  }
+
+  private check(): void {
+    this.timer = null;
+    // What has arrived meanwhile is taken first: this process may have stood still itself.
+    this.clock.soon(() => {
+      const now = this.clock.now();
+      for (const pace of this.suspected) if (now - pace.suspectedMs! > this.leaseMs) this.clear(pace);
+      for (const batch of this.underWay) {
+        if (!this.isLate(batch, now)) continue;
+        this.suspect(batch.link);
+        if (batch.late()) this.underWay.delete(batch);
+      }
+      if (this.underWay.size + this.suspected.size === 0) return;
+      this.timer ??= this.clock.after(checkMs, () => this.check()).unref();
+    });
+  }
+
+  private isLate({ link, sentMs, attempt }: SentBatch, now: number): boolean {
+    const pace = this.of(link);
+    const expectedMs = pace.rows > 0 ? pace.rowsOutstanding * secondsPerRow(pace) * 1000 : 0;
+    return now - sentMs > expectedMs * lateFactor + lateMsMin * 2 ** attempt;
+  }
+
+  private clear(pace: Pace): void {
+    if (!this.suspected.delete(pace)) return;
+    pace.suspectedMs = null;
+    this.changes += 1;
+  }
+}
+
+/** Answers may come as fast as the clock does not see. */
+const secondsPerRow = ({ seconds, rows }: Pace) => Math.max(seconds / rows, 1e-9);
