@@ -20,6 +20,7 @@ const commands: Record<string, () => Promise<Command>> = {
   status: async () => (await import('./status.js')).statusCommand,
   plan: async () => (await import('./plan.js')).planCommand,
   bench: async () => (await import('./bench.js')).benchCommand,
+  simulate: async () => (await import('./simulate.js')).simulateCommand,
   doctor: async () => (await import('./doctor.js')).doctorCommand,
 };
 

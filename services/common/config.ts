@@ -19,6 +19,7 @@ export const configSections = [
   'status',
   'plan',
   'bench',
+  'simulate',
   'doctor',
 ] as const;
 

@@ -98,6 +98,14 @@ export const controlCodec = codecsOf<
   CoordinatorMessageInput | EncodedMessage
 >('switchyard.v1.Coordinator', 'Join');
 
+/** The messages of a control stream: a node is the client. */
+export const joinCodec = codecsOf<
+  NodeMessage,
+  NodeMessageInput,
+  CoordinatorMessage,
+  CoordinatorMessageInput | EncodedMessage
+>('switchyard.v1.Coordinator', 'Join');
+
 /** The messages of a session. */
 export const sessionCodec = codecsOf<
   SessionRequest,

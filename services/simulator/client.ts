@@ -7,8 +7,7 @@ import type { BatchCall, RowsWay } from '../router/batch-call.js';
 import { BatchEnd } from '../router/batch-end.js';
 import type { Reservation } from '../router/budget.js';
 import type { ClientMessage } from '../router/check-chunk.js';
-import type { Clock } from '../runtime/clock.js';
-import type { RowOperations } from '../runtime/rows.js';
+import type { Runtime } from '../runtime/runtime.js';
 import { rowsOfMessage } from '../transport/port.js';
 import { rowBytes, tokenRow } from './arithmetic.js';
 import { type BatchWish, givenRouting, headerOf, type ModelShape } from './batch.js';
@@ -39,11 +38,10 @@ export class SimulatedCall implements BatchCall {
     private readonly wish: BatchWish,
     private readonly shape: ModelShape,
     private readonly manner: ClientManner,
-    private readonly clock: Clock,
-    private readonly memory: RowOperations,
+    private readonly runtime: Pick<Runtime, 'clock' | 'rows'>,
     private readonly listener: BatchListener,
   ) {
-    this.end = new BatchEnd(clock);
+    this.end = new BatchEnd(runtime.clock);
   }
 
   async header(): Promise<ForwardHeader> {
@@ -61,7 +59,7 @@ export class SimulatedCall implements BatchCall {
     this.sent += count;
     return {
       request: { kind: 'chunk', chunk },
-      rows: rowsOfMessage(chunk.rows, this.memory),
+      rows: rowsOfMessage(chunk.rows, this.runtime.rows),
       taken: () => {},
     };
   }
@@ -112,7 +110,7 @@ export class SimulatedCall implements BatchCall {
   }
 
   private pause(ms: number): Promise<void> {
-    return new Promise((resolve) => this.clock.after(ms, resolve));
+    return new Promise((resolve) => this.runtime.clock.after(ms, resolve));
   }
 
   private chunk(first: number, count: number) {

@@ -38,7 +38,7 @@ export class Network {
   private readonly served = new Map<string, Served>();
   private readonly connections = new Set<Connection>();
   private readonly cuts = new Map<string, number>();
-  private readonly waiting: (() => void)[] = [];
+  private readonly waiting: { from: string; to: string; run: () => void }[] = [];
 
   constructor(readonly options: NetworkOptions) {}
 
@@ -82,7 +82,12 @@ export class Network {
 
   heal(): void {
     this.cuts.clear();
-    for (const run of this.waiting.splice(0)) this.options.time.after(0, run);
+    this.letThrough();
+  }
+
+  healPath(a: string, b: string): void {
+    this.cuts.delete(pathKey(a, b));
+    this.letThrough();
   }
 
   /** Since when the path is cut; null: it is not. */
@@ -119,7 +124,13 @@ export class Network {
   /** Runs now, or when the hosts hear each other again. */
   whenOpen(from: string, to: string, run: () => void): void {
     if (this.cutSince(from, to) === null) run();
-    else this.waiting.push(run);
+    else this.waiting.push({ from, to, run });
+  }
+
+  private letThrough(): void {
+    for (const { from, to, run } of this.waiting.splice(0))
+      if (this.cutSince(from, to) === null) this.options.time.after(0, run);
+      else this.waiting.push({ from, to, run });
   }
 
   forget(connection: Connection): void {
@@ -306,7 +317,11 @@ class StreamEnd<In, Out> implements Duplex<In, Out> {
       if (taken) this.process.runtime.clock.soon(taken);
       return true;
     }
-    this.waiting.push({ bytes: this.codec.serialize(message), taken });
+    // As gRPC does: what serializes has a length, and copies itself once.
+    const serialized = this.codec.serialize(message);
+    const bytes = Buffer.allocUnsafe(serialized.length);
+    serialized.copy(bytes, 0);
+    this.waiting.push({ bytes, taken });
     this.flush();
     this.blocked = this.waiting.length > 0;
     return !this.blocked;
@@ -360,6 +375,7 @@ class StreamEnd<In, Out> implements Duplex<In, Out> {
       this.send(bytes.byteLength, (other) => other.arrive(bytes, this));
       if (taken) this.process.runtime.clock.soon(taken);
     }
+    this.drained();
     if (this.opened && this.ended && this.waiting.length === 0 && !this.endSent && !this.closed) {
       this.endSent = true;
       this.send(0, (other) => other.arriveEnd());
@@ -430,8 +446,14 @@ class StreamEnd<In, Out> implements Duplex<In, Out> {
     if (this.closed) return;
     this.outstandingBytes -= bytes;
     this.flush();
-    if (!this.blocked || this.waiting.length > 0) return;
+  }
+
+  /** What was written is on its way: the writer may go on. */
+  private drained(): void {
+    if (!this.blocked || this.waiting.length > 0 || this.closed) return;
     this.blocked = false;
-    this.handlers?.drain?.();
+    this.process.runtime.clock.soon(() => {
+      if (!this.closed) this.handlers?.drain?.();
+    });
   }
 }

@@ -24,6 +24,8 @@ export class SimulatedProcess {
   state: 'running' | 'stopped' | 'dead' = 'running';
   /** When it came to stand still. */
   stoppedAtMs = 0;
+  /** The times in which it stood still, over by now. */
+  private readonly stood: { fromMs: number; toMs: number }[] = [];
   private readonly time: VirtualTime;
   /** What happened to it while it stood still: its timers first, as an event loop takes them. */
   private readonly due: { timers: (() => void)[]; messages: (() => void)[] } = { timers: [], messages: [] };
@@ -61,8 +63,18 @@ export class SimulatedProcess {
   resume(): void {
     if (this.state !== 'stopped') return;
     this.state = 'running';
+    this.stood.push({ fromMs: this.stoppedAtMs, toMs: this.time.nowMs });
     const due = [...this.due.timers.splice(0), ...this.due.messages.splice(0)];
     for (const run of due) this.time.after(0, () => this.deliver(run));
+  }
+
+  /** How long it stood still since then. */
+  stoodMs(sinceMs: number): number {
+    const now = this.state === 'stopped' ? [{ fromMs: this.stoppedAtMs, toMs: this.time.nowMs }] : [];
+    return [...this.stood, ...now].reduce(
+      (sum, { fromMs, toMs }) => sum + Math.max(0, toMs - Math.max(fromMs, sinceMs)),
+      0,
+    );
   }
 
   /** As SIGKILL: its connections break, which their other ends learn. */

@@ -129,11 +129,12 @@ class SimulatedRouted implements RoutedRows {
 export class SimulatedRows implements RowOperations {
   private slabs = 0;
   private bytesInUse = 0;
+  private takenBytes = 0;
 
   constructor(private readonly options: SimulatedRowsOptions) {}
 
   allocateSlab = (byteLength: number): Slab => {
-    const { bytesLimit } = this.options;
+    const bytesLimit = this.options.bytesLimit - this.takenBytes;
     if (this.bytesInUse + byteLength > bytesLimit) {
       const text = `${byteLength} bytes beside ${this.bytesInUse} in use; allowed: ${bytesLimit}`;
       throw new SwitchyardError('RESOURCE_EXHAUSTED', text, { bytes: byteLength, allowed: bytesLimit });
@@ -142,6 +143,11 @@ export class SimulatedRows implements RowOperations {
     this.bytesInUse += byteLength;
     return new SimulatedSlab(this, { bytes: new Uint8Array(byteLength), handles: 0 });
   };
+
+  /** So much of the limit is not to be had. */
+  starve(bytes: number): void {
+    this.takenBytes = bytes;
+  }
 
   /** For slabs alone. */
   free(bytes: number): void {
@@ -344,5 +350,5 @@ export class RowsOf {
 }
 
 function words(bytes: Uint8Array): Uint32Array {
-  return new Uint32Array(bytes.slice().buffer);
+  return new Uint32Array(Uint8Array.from(bytes).buffer);
 }

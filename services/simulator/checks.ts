@@ -1,0 +1,137 @@
+import { indexPlacement } from '../router/placement.js';
+import type { SimulatedCluster } from './cluster.js';
+import type { CoordinatorNode, RouterNode, WorkerNode } from './nodes.js';
+import type { SimulatedProcess } from './process.js';
+
+interface Version {
+  term: number;
+  epoch: number;
+}
+
+/** How long experts that are held may be without a copy that serves: they are reported, published and told within it. */
+const unservedMsMax = 4_000;
+
+/** What holds at any moment, judged from outside: by what processes hold and know, not by what they say. */
+export class Invariants {
+  private readonly known = new Map<SimulatedProcess, Version & { sinceMs: number }>();
+  /** Expert to when it was first seen held by a live member and served by none. */
+  private readonly unservedSince = new Map<string, number>();
+  /** (term, epoch) to the placement that it named first. */
+  private readonly placements = new Map<string, string>();
+
+  constructor(
+    private readonly cluster: SimulatedCluster,
+    private readonly violated: (what: string) => void,
+  ) {}
+
+  check(): void {
+    const { coordinator, routers, workers } = this.cluster;
+    for (const { node } of workers) if (node !== null) this.checkMemory(node);
+    for (const { node } of routers) if (node !== null) this.checkRouter(node);
+    if (coordinator.node !== null) this.checkServed(coordinator.node);
+  }
+
+  private checkMemory({ process, backend, memoryBytes }: WorkerNode): void {
+    if (backend.bytesHeldMax > memoryBytes)
+      this.violated(`${process.name} held ${backend.bytesHeldMax} bytes of experts; allowed: ${memoryBytes}`);
+  }
+
+  /** Versions only rise, one version is one placement, and what is published to a member is held. */
+  private checkRouter({ process, core }: RouterNode): void {
+    const { placement } = core.cluster;
+    if (placement === null) return;
+    const { term, epoch } = placement;
+    const before = this.known.get(process);
+    if (before !== undefined && isOlder(placement, before))
+      this.violated(
+        `${process.name} went from (term, epoch) (${before.term}, ${before.epoch}) back to (${term}, ${epoch})`,
+      );
+    if (before === undefined || isOlder(before, placement)) {
+      this.known.set(process, { term, epoch, sinceMs: this.cluster.time.nowMs });
+      const names = [...placement.copies].map(([layer, { offsets, workers }]) => [
+        layer,
+        [...offsets],
+        [...workers].map((worker) => placement.workers[worker]),
+      ]);
+      const text = JSON.stringify(names);
+      const first = this.placements.get(`${term}/${epoch}`) ?? text;
+      this.placements.set(`${term}/${epoch}`, first);
+      if (first !== text) this.violated(`(term, epoch) (${term}, ${epoch}) names two placements`);
+    }
+  }
+
+  /**
+   * An expert that a live member holds is served by some. While the coordinator stands still or has just begun it cannot know, nor of members
+   * that it cannot hear.
+   */
+  private checkServed({ process, control }: CoordinatorNode): void {
+    const { time, workers, network } = this.cluster;
+    const placement = process.state === 'running' ? publishedBy(control) : null;
+    const served = new Set<string>();
+    const held = new Set<string>();
+    if (placement !== null) {
+      for (const [layer, { offsets }] of placement.copies)
+        for (let expert = 0; expert + 1 < offsets.length; expert += 1)
+          if (offsets[expert + 1]! > offsets[expert]!) served.add(`${layer}/${expert}`);
+      for (const { node } of workers) {
+        if (node === null || node.draining || node.process.state !== 'running') continue;
+        if (!node.core.connected || network.cutSince(node.process.host, process.host) !== null) continue;
+        for (const expert of node.holds()) held.add(expert);
+      }
+    }
+    for (const expert of this.unservedSince.keys())
+      if (!held.has(expert) || served.has(expert)) this.unservedSince.delete(expert);
+    for (const expert of held) {
+      if (served.has(expert)) continue;
+      const since = this.unservedSince.get(expert) ?? time.nowMs;
+      this.unservedSince.set(expert, since);
+      if (time.nowMs - since > unservedMsMax) this.violated(`expert ${expert} is held, and no copy serves`);
+    }
+  }
+}
+
+/** Null: nothing is placed yet. */
+function publishedBy({ cluster, view }: CoordinatorNode['control']) {
+  const epoch = Number(view.epoch ?? 0);
+  if (epoch === 0) return null;
+  const { workers = [], layers = [] } = cluster.placement();
+  const whole = layers.map(({ layer = 0, copies = [], workers: holders = [] }) => ({
+    layer,
+    copies,
+    workers: holders,
+  }));
+  return indexPlacement({ term: Number(view.term ?? 0), epoch }, { workers, layers: whole }, null);
+}
+
+function isOlder(a: Version, b: Version): boolean {
+  return a.term < b.term || (a.term === b.term && a.epoch < b.epoch);
+}
+
+/** What is left when nothing is under way any more: nothing. */
+export function leftBehind({ routers, workers }: SimulatedCluster): string | null {
+  for (const { node } of routers) {
+    if (node === null) continue;
+    const { core, process } = node;
+    const own = core.cluster.weights === null ? 0 : core.cluster.model!.layers.length;
+    const left = {
+      batches: core.batches.liveCount,
+      budget: core.budget.used,
+      credit: core.links.open().reduce((sum, { stats }) => sum + stats.bytesOutstanding, 0),
+      slabs: process.rows.arenaStats().slabs - own,
+    };
+    if (Object.values(left).some((value) => value !== 0))
+      return `${process.name} has ${JSON.stringify(left)}`;
+  }
+  for (const { node } of workers) {
+    if (node === null) continue;
+    const { core, process } = node;
+    const left = {
+      bytes: core.loaded?.executor.bytesHeld ?? 0,
+      rows: core.loaded?.executor.rowsQueued ?? 0,
+      slabs: process.rows.arenaStats().slabs,
+    };
+    if (Object.values(left).some((value) => value !== 0))
+      return `${process.name} has ${JSON.stringify(left)}`;
+  }
+  return null;
+}

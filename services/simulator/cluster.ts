@@ -1,0 +1,118 @@
+import type { EventLog } from './event-log.js';
+import { modelSpec } from './model.js';
+import { Network } from './network.js';
+import { CoordinatorNode, RouterNode, type SimulatedNode, type Surroundings, WorkerNode } from './nodes.js';
+import { SimulatedProcess } from './process.js';
+import type { SeededRandom } from './random.js';
+import type { RouterScenario, Scenario, WorkerScenario } from './scenario.js';
+import type { VirtualTime } from './virtual-time.js';
+
+const mebibyte = 1024 * 1024;
+
+/** The place of a process, which may be empty: started, killed, and started anew under the same name. */
+export interface Slot<Node extends SimulatedNode> {
+  readonly name: string;
+  readonly host: string;
+  node: Node | null;
+  /** Counts its processes. */
+  starts: number;
+}
+
+/** All processes of a simulated cluster, and what connects them. */
+export class SimulatedCluster {
+  readonly network: Network;
+  readonly coordinator: Slot<CoordinatorNode>;
+  readonly routers: Slot<RouterNode>[];
+  readonly workers: Slot<WorkerNode>[];
+  private readonly surroundings: Surroundings;
+
+  constructor(
+    readonly scenario: Scenario,
+    readonly time: VirtualTime,
+    readonly log: EventLog,
+    private readonly random: SeededRandom,
+  ) {
+    const { rates, coordinatorHost } = scenario;
+    this.network = new Network({ time, random, rates, log });
+    this.surroundings = {
+      scenario,
+      spec: modelSpec(scenario.shape),
+      network: this.network,
+      log,
+      coordinator: `${coordinatorHost}:1`,
+    };
+    const slot = ({ name, host }: { name: string; host: string }) => ({ name, host, node: null, starts: 0 });
+    this.coordinator = slot({ name: 'coordinator', host: coordinatorHost });
+    this.routers = scenario.routers.map(slot);
+    this.workers = scenario.workers.map(slot);
+  }
+
+  get slots(): Slot<SimulatedNode>[] {
+    return [this.coordinator, ...this.routers, ...this.workers];
+  }
+
+  /** Starts the process of an empty slot. */
+  start(slot: Slot<SimulatedNode>): void {
+    if (slot.node !== null) return;
+    slot.starts += 1;
+    this.log.add(slot.name, `starts, number ${slot.starts}`);
+    const worker = this.scenario.workers.find(({ name }) => name === slot.name);
+    const router = this.scenario.routers.find(({ name }) => name === slot.name);
+    const slabBytes = worker?.slabBytes ?? 64 * mebibyte;
+    const process = this.process(slot, slabBytes);
+    slot.node = this.createNode(slot, process, worker, router);
+  }
+
+  /** As SIGKILL. */
+  kill(slot: Slot<SimulatedNode>): void {
+    if (slot.node === null) return;
+    this.log.add(slot.name, 'dies');
+    slot.node.process.kill();
+    slot.node = null;
+  }
+
+  /** As SIGTERM. */
+  drain(slot: Slot<SimulatedNode>): void {
+    const { node } = slot;
+    if (node === null || node.draining) return;
+    this.log.add(slot.name, 'is asked to end');
+    void node.stop().then(() => this.ended(slot, node));
+  }
+
+  private ended(slot: Slot<SimulatedNode>, node: SimulatedNode): void {
+    if (slot.node !== node) return;
+    this.log.add(slot.name, 'ends');
+    node.process.kill();
+    slot.node = null;
+  }
+
+  private createNode(
+    slot: Slot<SimulatedNode>,
+    process: SimulatedProcess,
+    worker: WorkerScenario | undefined,
+    router: RouterScenario | undefined,
+  ): SimulatedNode {
+    if (router !== undefined) return new RouterNode(process, router, this.surroundings);
+    if (worker === undefined) return new CoordinatorNode(process, this.surroundings);
+    const port = 100 * slot.starts + this.scenario.workers.indexOf(worker) + 10;
+    return new WorkerNode(process, worker, this.surroundings, port, () => {
+      this.log.add(slot.name, 'cannot be a worker any more');
+      if (slot.node?.process === process) this.kill(slot);
+    });
+  }
+
+  private process({ name, host, starts }: Slot<SimulatedNode>, slabBytes: number): SimulatedProcess {
+    const { time, random, scenario } = this;
+    const { operationMs, operationRowMs } = scenario.rates;
+    const own = random.fork();
+    return new SimulatedProcess({
+      time,
+      name: starts === 1 ? name : `${name}#${starts}`,
+      host,
+      skew: scenario.hosts.get(host)!,
+      random: own,
+      slabBytes,
+      costs: { operation: (rows) => own.exponential(operationMs) + rows * operationRowMs },
+    });
+  }
+}

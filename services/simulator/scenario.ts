@@ -1,0 +1,92 @@
+import type { ModelShape } from './batch.js';
+import { drawFaults, type FaultPlan } from './faults.js';
+import type { SeededRandom } from './random.js';
+import { type ClockSkew, type DeviceRates, drawClock, drawDevice, drawRates, type Rates } from './rates.js';
+
+export interface WorkerScenario {
+  name: string;
+  host: string;
+  device: DeviceRates;
+  /** How many experts its memory holds. */
+  expertsMax: number;
+  slabBytes: number;
+}
+
+export interface RouterScenario {
+  name: string;
+  host: string;
+  budgetBytes: number;
+}
+
+/** All that a seed decides before anything happens. */
+export interface Scenario {
+  shape: ModelShape;
+  rates: Rates;
+  hosts: ReadonlyMap<string, ClockSkew>;
+  coordinatorHost: string;
+  workers: WorkerScenario[];
+  routers: RouterScenario[];
+  clients: number;
+  /** Between two batches of a client, on average. */
+  thinkMs: number;
+  leaseMs: number;
+  heartbeatMs: number;
+  readyWaitMs: number;
+  /** Serving copies of each expert that the coordinator keeps, if memory allows. */
+  copies: number;
+  feedback: boolean;
+  faults: FaultPlan;
+  /** How long anything may go wrong. */
+  safetyMs: number;
+}
+
+const mebibyte = 1024 * 1024;
+
+export function drawScenario(random: SeededRandom): Scenario {
+  const experts = random.integer(3, 10);
+  const shape = { layers: random.integer(1, 3), experts, topK: random.integer(1, Math.min(3, experts)) };
+  const workerCount = random.integer(2, 6);
+  const hostCount = random.integer(2, workerCount + 2);
+  const hosts = new Map(
+    Array.from({ length: hostCount }, (_, index) => [`host-${index}`, drawClock(random)]),
+  );
+  const names = [...hosts.keys()];
+  const copies = random.chance(0.6) ? 2 : 1;
+  const clients = random.integer(1, 4);
+  const safetyMs = random.integer(8_000, 30_000);
+  const leaseMs = random.pick([600, 1_000, 3_000]);
+  return {
+    shape,
+    rates: drawRates(random),
+    hosts,
+    coordinatorHost: random.pick(names),
+    workers: drawWorkers(random, names, workerCount, copies * shape.layers * shape.experts),
+    routers: Array.from({ length: random.integer(1, 3) }, (_, index) => ({
+      name: `router-${index}`,
+      host: random.pick(names),
+      budgetBytes: random.pick([4, 16]) * mebibyte,
+    })),
+    clients,
+    thinkMs: (safetyMs * clients) / random.integer(20, 120),
+    leaseMs,
+    heartbeatMs: Math.floor(leaseMs / 3),
+    readyWaitMs: random.pick([5_000, 30_000]),
+    copies,
+    feedback: random.chance(0.5),
+    faults: drawFaults(random),
+    safetyMs,
+  };
+}
+
+/** Their memory holds all copies with one worker missing, as a rule; where it does not, experts may be without a place for a while. */
+function drawWorkers(random: SeededRandom, hosts: string[], count: number, copies: number): WorkerScenario[] {
+  const share = Math.ceil(copies / Math.max(1, count - 1));
+  const roomy = random.chance(0.8);
+  return Array.from({ length: count }, (_, index) => ({
+    name: `worker-${index}`,
+    host: random.pick(hosts),
+    device: drawDevice(random),
+    expertsMax: roomy ? share * random.integer(1, 3) + 1 : share,
+    slabBytes: random.pick([2, 8, 64]) * mebibyte,
+  }));
+}
