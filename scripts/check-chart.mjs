@@ -1,0 +1,165 @@
+/**
+ * Looks through the rendered chart in a directory: every process reads its configuration as it would in its pod, and what names
+ * something else finds it. Exits with 1 and a line for each thing that is wrong.
+ *   node scripts/check-chart.mjs DIRECTORY
+ */
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseAllDocuments } from 'yaml';
+import { loadConfig } from '../dist/services/common/config.js';
+import { endMsMax } from '../dist/services/common/lifecycle.js';
+import { checkTimes, coordinatorSchema, modelSourceOf } from '../dist/services/coordinator/config.js';
+import { checkPlace, parseTopology } from '../dist/services/coordinator/topology.js';
+import { routerSchema } from '../dist/services/router/config.js';
+import { workerSchema } from '../dist/services/worker/config.js';
+
+const schemas = { coordinator: coordinatorSchema, router: routerSchema, worker: workerSchema };
+const [directory] = process.argv.slice(2);
+const scratch = mkdtempSync(join(tmpdir(), 'switchyard-chart-'));
+const faults = [];
+
+const objects = readdirSync(directory, { recursive: true, withFileTypes: true })
+  .filter((entry) => entry.isFile())
+  .flatMap((entry) => parseAllDocuments(readFileSync(join(entry.parentPath, entry.name), 'utf8')))
+  .map((document) => document.toJS())
+  .filter((object) => object !== null);
+const ofKind = (kind) => objects.filter((object) => object.kind === kind);
+const named = (kind, name) => ofKind(kind).find(({ metadata }) => metadata.name === name);
+
+function expect(holds, text) {
+  if (!holds) faults.push(text);
+}
+
+const workloads = [...ofKind('Deployment'), ...ofKind('StatefulSet')];
+const selects = (labels, workload) =>
+  Object.entries(labels).every(([key, value]) => workload.spec.template.metadata.labels[key] === value);
+const selected = (labels) => workloads.filter((workload) => selects(labels, workload));
+
+/** Stands for what Kubernetes puts there. */
+const fieldValues = { 'status.podIP': '10.1.2.3', 'spec.nodeName': 'node-a' };
+
+function environmentOf({ metadata }, { env }) {
+  return Object.fromEntries(
+    env.map(({ name, value, valueFrom }) => [
+      name,
+      value ??
+        fieldValues[valueFrom.fieldRef?.fieldPath] ??
+        (valueFrom.resourceFieldRef ? '1' : `${metadata.name}-12345`),
+    ]),
+  );
+}
+
+/** The configuration with which a workload's container runs. */
+function configOf(workload) {
+  const { containers, volumes } = workload.spec.template.spec;
+  const [container] = containers;
+  const [section] = container.args;
+  const map = named('ConfigMap', volumes.find(({ name }) => name === 'config').configMap.name);
+  const path = join(scratch, `${workload.metadata.name}.yaml`);
+  writeFileSync(path, map.data['config.yaml']);
+  const env = environmentOf(workload, container);
+  return { section, map, config: loadConfig(schemas[section], { env, file: { path, section } }) };
+}
+
+function checkWorkload(workload) {
+  const { name } = workload.metadata;
+  const { section, map, config } = configOf(workload);
+  const pod = workload.spec.template.spec;
+  const [container] = pod.containers;
+  expect(selects(workload.spec.selector.matchLabels, workload), `${name}: its selector misses its pods`);
+  expect(
+    named('ServiceAccount', pod.serviceAccountName),
+    `${name}: no ServiceAccount ${pod.serviceAccountName}`,
+  );
+  const preStopMs = (container.lifecycle?.preStop.sleep.seconds ?? 0) * 1000;
+  expect(
+    pod.terminationGracePeriodSeconds * 1000 > endMsMax(config.drainMs) + preStopMs,
+    `${name}: ${pod.terminationGracePeriodSeconds} s are too few for a drain of ${config.drainMs} ms`,
+  );
+  for (const { name: port, containerPort } of container.ports) {
+    const set = port === 'grpc' ? config.port : config.metricsPort;
+    expect(set === containerPort, `${name}: port ${port} is ${containerPort}, the process takes ${set}`);
+  }
+  expect(config.advertiseHost === '10.1.2.3', `${name}: it advertises ${config.advertiseHost}`);
+  checkTokens(name, config, pod);
+  if (section === 'coordinator') checkCoordinator(config, map);
+  else checkNode(workload, config);
+  checkBudget(workload, section);
+}
+
+/** Every token file that the process reads is there, and no other. */
+function checkTokens(name, config, { containers, volumes }) {
+  const { mountPath } = containers[0].volumeMounts.find((mount) => mount.name === 'tokens');
+  const { secret } = volumes.find((volume) => volume.name === 'tokens');
+  const mounted = secret.items.map(({ path }) => `${mountPath}/${path}`).sort();
+  const read = [config.clientTokenFile, config.nodeTokenFile, config.operatorTokenFile].filter(
+    (path) => path,
+  );
+  expect(`${mounted}` === `${read.sort()}`, `${name}: it reads ${read}, its pod has ${mounted}`);
+  expect(config.insecure === false, `${name}: it is insecure`);
+}
+
+const workers = workloads.filter(({ kind }) => kind === 'StatefulSet');
+
+function checkCoordinator(config, map) {
+  checkTimes(config);
+  modelSourceOf(config);
+  const replicas = workers.reduce((sum, { spec }) => sum + spec.replicas, 0);
+  expect(config.workers <= replicas, `the coordinator waits for ${config.workers} workers of ${replicas}`);
+  if (config.topology === null) return;
+  const topology = parseTopology(map.data['topology.yaml'], 'topology.yaml');
+  for (const workload of workers) {
+    const { name, topologyHost: host, device } = configOf(workload).config;
+    checkPlace(topology, { name, host, device });
+  }
+}
+
+function checkNode({ kind, metadata, spec }, config) {
+  const [host, port] = config.coordinator.split(':');
+  const service = named('Service', host);
+  expect(
+    service?.spec.ports.some((each) => String(each.port) === port),
+    `${metadata.name}: nothing at ${config.coordinator}`,
+  );
+  expect(config.name.startsWith(metadata.name), `${metadata.name}: its pods are named ${config.name}`);
+  if (kind === 'StatefulSet')
+    expect(named('Service', spec.serviceName), `${metadata.name}: no Service ${spec.serviceName}`);
+}
+
+/** One below the replicas, so that one pod at a time may be evicted; none for a single pod. */
+function checkBudget(workload, section) {
+  const scaler = ofKind('HorizontalPodAutoscaler').find(
+    ({ spec }) => spec.scaleTargetRef.name === workload.metadata.name,
+  );
+  const replicas = scaler?.spec.minReplicas ?? workload.spec.replicas;
+  const budget = named('PodDisruptionBudget', workload.metadata.name);
+  const least = budget?.spec.minAvailable ?? 0;
+  expect(least === replicas - 1, `${workload.metadata.name}: ${least} of ${replicas} must stay available`);
+  const policies = ofKind('NetworkPolicy').filter(({ spec }) =>
+    selects(spec.podSelector.matchLabels, workload),
+  );
+  const wanted = ofKind('NetworkPolicy').length === 0 ? 0 : 1;
+  expect(
+    policies.length === wanted,
+    `${workload.metadata.name} (${section}): ${policies.length} network policies`,
+  );
+}
+
+try {
+  for (const workload of workloads) checkWorkload(workload);
+  for (const { metadata, spec } of ofKind('Service'))
+    expect(selected(spec.selector).length > 0, `Service ${metadata.name} selects nothing`);
+  for (const { metadata, spec } of ofKind('PodDisruptionBudget'))
+    expect(
+      selected(spec.selector.matchLabels).length === 1,
+      `the budget ${metadata.name} is not of one workload`,
+    );
+} catch (error) {
+  faults.push(error.message);
+} finally {
+  rmSync(scratch, { recursive: true });
+}
+expect(workloads.length >= 3, `only ${workloads.length} workloads`);
+for (const fault of faults) process.stderr.write(`${fault}\n`);
+process.exitCode = faults.length === 0 ? 0 : 1;
