@@ -1,6 +1,6 @@
 import type { RowGroup, Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
-import type { EndSignal } from '../common/lifecycle.js';
+import { abortError, End, type EndSignal, onAbort } from '../common/lifecycle.js';
 import { type Trace, until } from '../common/trace.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { Link, TokenBatchResult } from '../transport/link.js';
@@ -51,6 +51,11 @@ export function exchange(sending: Sending, context: ExchangeContext): Promise<Sl
   const { plan, paces, metrics, signal, runtime } = context;
   return new Promise((resolve, reject) => {
     let isGivenUp = false;
+    // What is given up outlives the batch: its answer tells that the worker is no longer late.
+    const end = new End();
+    const forget = onAbort(signal, () => {
+      if (!isGivenUp) end.abort(abortError(signal));
+    });
     const sent = {
       link,
       rows: group.rowIndices.length,
@@ -65,8 +70,9 @@ export function exchange(sending: Sending, context: ExchangeContext): Promise<Sl
     };
     paces.sent(sent);
     metrics.sent(link, group.rowCount * plan.rowBytes);
-    link.exchange(tokenBatch(sending, context), signal).then(
+    link.exchange(tokenBatch(sending, context), end).then(
       (result) => {
+        forget();
         paces.answered(sent);
         if (isGivenUp) {
           result.rows.release();
@@ -84,6 +90,7 @@ export function exchange(sending: Sending, context: ExchangeContext): Promise<Sl
         resolve(result.rows);
       },
       (error) => {
+        forget();
         paces.forget(sent);
         reject(error);
       },

@@ -65,25 +65,34 @@ export async function startCluster(wishes: ClusterWishes = {}): Promise<TestClus
     cluster.workers.push(await addWorker(cluster, `worker-${index}`, wishes.worker));
   }
   for (let index = 0; index < routers; index += 1) {
-    const router = await startRouter(
-      routerSchema.parse({
-        ...quiet,
-        transport: current ?? 'auto',
-        coordinator: coordinator.address,
-        name: `router-${index}`,
-        threads,
-        drainMs: 2_000,
-        ...wishes.router,
-      }),
-    );
-    running.push(router);
-    cluster.routers.push(router);
+    cluster.routers.push(await addRouter(cluster, `router-${index}`, wishes.router));
   }
   return cluster;
 }
 
+/** `coordinator`: whom it joins. */
+export async function addRouter(
+  { coordinator }: { coordinator: { address: string } },
+  name: string,
+  wishes: Record<string, unknown> = {},
+): Promise<Running> {
+  const router = await startRouter(
+    routerSchema.parse({
+      ...quiet,
+      transport: current ?? 'auto',
+      coordinator: coordinator.address,
+      name,
+      threads,
+      drainMs: 2_000,
+      ...wishes,
+    }),
+  );
+  running.push(router);
+  return router;
+}
+
 export async function addWorker(
-  { coordinator }: TestCluster,
+  { coordinator }: { coordinator: { address: string } },
   name: string,
   wishes: Record<string, unknown> = {},
 ): Promise<Running> {
