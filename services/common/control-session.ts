@@ -86,6 +86,11 @@ export class ControlSession {
     return this.joined;
   }
 
+  /** Resolves when the present stream is gone. */
+  get streamEnded(): Promise<void> {
+    return this.gone.promise;
+  }
+
   /** Sends at once; false if there is no stream or it cannot take more now: then say it again later. */
   send(message: NodeMessageInput): boolean {
     if (!this.joined || !this.writable || this.stream === null) return false;

@@ -61,13 +61,19 @@ export const packageDefinition = loadProtocols();
 const { v1 } = (loadPackageDefinition(packageDefinition) as unknown as ProtoGrpcType).switchyard;
 
 /** Client constructors; `connect` of grpc-channel.ts makes clients of them. */
-export const clients = { Inference: v1.Inference, Experts: v1.Experts, Coordinator: v1.Coordinator };
+export const clients = {
+  Inference: v1.Inference,
+  Experts: v1.Experts,
+  Coordinator: v1.Coordinator,
+  Operator: v1.Operator,
+};
 
 /** Service definitions, for `startGrpcServer`. */
 export const services = {
   Inference: v1.Inference.service,
   Experts: v1.Experts.service,
   Coordinator: v1.Coordinator.service,
+  Operator: v1.Operator.service,
 };
 
 /** The codecs of both ends of a stream, for transports other than gRPC. */

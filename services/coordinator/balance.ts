@@ -105,15 +105,16 @@ export class Feedback {
   }
 }
 
-/** Mean/max of rows over the seats that have experts: 1 is even. 1 if there are no rows. `seatOf`: by expert. */
-export function balancedness(rowsPerExpert: Float64Array, seatOf: Uint32Array): number {
-  const bySeat = new Map<number, number>();
-  let total = 0;
-  for (const [expert, rows] of rowsPerExpert.entries()) {
-    const seat = seatOf[expert]!;
-    bySeat.set(seat, (bySeat.get(seat) ?? 0) + rows);
-    total += rows;
-  }
-  if (total === 0) return 1;
-  return total / bySeat.size / Math.max(...bySeat.values());
+/**
+ * Mean/max of rows over the workers that have experts: 1 is even. 1 if there are no rows. `workersOf`: [experts] → who serves it; those of a replicated
+ * expert are taken to get the same share.
+ */
+export function balancedness(rowsPerExpert: Float64Array, workersOf: readonly (readonly number[])[]): number {
+  const byWorker = new Map<number, number>();
+  for (const [expert, workers] of workersOf.entries())
+    for (const worker of workers)
+      byWorker.set(worker, (byWorker.get(worker) ?? 0) + rowsPerExpert[expert]! / workers.length);
+  const rows = [...byWorker.values()];
+  const total = rows.reduce((sum, one) => sum + one, 0);
+  return total === 0 ? 1 : total / rows.length / Math.max(...rows);
 }

@@ -13,7 +13,7 @@ import { linkSecretBytes } from '../transport/link-key.js';
 const urlCharactersMax = 1024;
 
 /** Throws INVALID_ARGUMENT for a hello that makes no sense. */
-export function checkHello(hello: NodeHello): void {
+export function checkHello(hello: NodeHello, order: ExpertOrder): void {
   const { role, name, address, metricsUrl, linkSecret } = hello;
   if (role !== 'WORKER' && role !== 'ROUTER') throw invalidArgument('role', role, 'WORKER, ROUTER');
   if (!isNodeName(name)) throw invalidArgument('name', name, nodeNameAllowed);
@@ -25,7 +25,8 @@ export function checkHello(hello: NodeHello): void {
     (metricsUrl.length > urlCharactersMax || !/^https?:\/\/[\x21-\x7e]+$/.test(metricsUrl))
   )
     throw invalidArgument('metricsUrl', metricsUrl, `an http URL of at most ${urlCharactersMax} characters`);
-  checkCount('memoryBytes', hello.memoryBytes);
+  for (const field of ['memoryBytes', 'term'] as const) checkCount(field, hello[field]);
+  checkExperts('held', hello.held, order);
   const secretBytes = role === 'WORKER' ? linkSecretBytes : 0;
   if (linkSecret.byteLength !== secretBytes)
     throw invalidArgument('link_secret', `${linkSecret.byteLength} bytes`, `${secretBytes} bytes`);
@@ -34,7 +35,7 @@ export function checkHello(hello: NodeHello): void {
 /** Throws INVALID_ARGUMENT for what no worker of this model can say of itself. */
 export function checkWorkerReport(report: WorkerReport, order: ExpertOrder): void {
   checkExperts('ready', report.ready, order);
-  for (const field of ['rowsQueued', 'rowsComputed', 'bytesInFlight', 'rssBytes'] as const)
+  for (const field of ['rowsQueued', 'rowsComputed', 'bytesInFlight', 'rssBytes', 'assignment'] as const)
     checkCount(field, report[field]);
   for (const field of ['computeSeconds', 'eventLoopUtilization'] as const) checkFigure(field, report[field]);
   for (const part of ['load', 'device'] as const) {

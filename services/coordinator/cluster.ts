@@ -1,5 +1,4 @@
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
-import { copiesMessage } from '../common/expert-copies.js';
 import type { AssignmentInput } from '../common/generated/switchyard/v1/Assignment.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { LinkKeyInput } from '../common/generated/switchyard/v1/LinkKey.js';
@@ -8,7 +7,7 @@ import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
 import type { PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
-import { type ExpertId, expertsIn, groupByLayer } from '../common/layer-experts.js';
+import { expertsIn, groupByLayer } from '../common/layer-experts.js';
 import { unpackUint32 } from '../common/packed.js';
 import { ExpertOrder } from '../model/expert-order.js';
 import type { ModelSpec } from '../model/spec.js';
@@ -16,26 +15,25 @@ import { linkKey } from '../transport/link-key.js';
 import { balancedness, Feedback, type FeedbackOptions } from './balance.js';
 import { checkHello, checkRouterReport, checkText, checkWorkerReport } from './check.js';
 import { type Member, Membership } from './membership.js';
-import { assignSeats, dealExperts, type Seats } from './placement.js';
-import { checkPlace, orderWorkers, type Topology } from './topology.js';
+import { type PlacementOptions, PlacementPlans } from './plans.js';
+import { checkPlace, type Topology } from './topology.js';
 import { clusterView, nodeFigures } from './view.js';
 
 export interface ClusterOptions {
   model: ModelSpec;
-  /** Workers that must have joined before experts are placed: the number of shares. */
-  workers: number;
   topology: Topology | null;
   leaseMs: number;
   leftKeptMs: number;
   deadKeptMs: number;
   feedback: FeedbackOptions;
+  placement: PlacementOptions;
 }
 
 /** What changed, for those who tell the nodes. */
 export interface ClusterEvents {
-  /** Who is there, in what state, or where experts are: a new view. */
-  onView: () => void;
-  /** A worker must hold other experts than before. */
+  /** Who is there or in what state has changed, or copies may be moved: call `settle` soon, and tell the new view. */
+  onChange: () => void;
+  /** A worker must hold other experts than before, or may leave. */
   onAssignment: (member: Member) => void;
   onBias: () => void;
 }
@@ -44,12 +42,10 @@ export interface ClusterEvents {
 export class Cluster {
   readonly experts: ExpertOrder;
   readonly feedback: Feedback;
+  readonly plans: PlacementPlans;
   private readonly membership: Membership;
-  /** The seat of each expert. */
-  private readonly seatOf: Uint32Array;
-  private seats: Seats;
-  private placementEpoch = 0;
-  private signature = '';
+  /** Above that of any coordinator that a member knew. */
+  private ownTerm = 1;
   /** Null: something has changed since it was made. */
   private knownView: ClusterViewInput | null = null;
 
@@ -59,13 +55,22 @@ export class Cluster {
   ) {
     this.membership = new Membership(options);
     this.experts = new ExpertOrder(options.model.layers);
-    this.seatOf = dealExperts(this.experts.total, options.workers);
-    this.seats = new Array<null>(options.workers).fill(null);
+    this.plans = new PlacementPlans({
+      ...options,
+      ...options.placement,
+      experts: this.experts,
+      onPlanned: () => this.changed(),
+    });
     this.feedback = new Feedback(options.model.layers, options.feedback);
   }
 
+  get term(): number {
+    return this.ownTerm;
+  }
+
+  /** Of the placement; 0: none has been published. */
   get epoch(): number {
-    return this.placementEpoch;
+    return this.plans.placement.epoch;
   }
 
   members(): Member[] {
@@ -75,7 +80,7 @@ export class Cluster {
   /** Throws NAME_TAKEN, MODEL_MISMATCH, RESOURCE_EXHAUSTED or INVALID_ARGUMENT; the cluster is then as before. */
   join(hello: NodeHello, nowMs: number): Member {
     const { model, topology } = this.options;
-    checkHello(hello);
+    checkHello(hello, this.experts);
     if (hello.modelFingerprint !== '' && hello.modelFingerprint !== model.fingerprint) {
       throw new SwitchyardError(
         'MODEL_MISMATCH',
@@ -84,8 +89,15 @@ export class Cluster {
       );
     }
     if (topology !== null && hello.role === 'WORKER') checkPlace(topology, hello);
+    const before = this.membership.find(hello.role, hello.name);
     const member = this.membership.join(hello, nowMs);
-    this.place();
+    // A term that this coordinator itself has told is no other's.
+    if (hello.term >= this.ownTerm && before?.told.term !== hello.term) this.ownTerm = hello.term + 1;
+    if (hello.role === 'WORKER') {
+      member.ready.replace(this.experts.numbersOf(expertsIn(hello.held)), this.experts.total);
+      this.plans.join(member, nowMs);
+    }
+    this.changed();
     return member;
   }
 
@@ -97,68 +109,92 @@ export class Cluster {
     if (member.hello.role !== 'WORKER')
       throw invalidArgument('kind', 'worker', 'router reports from a router');
     checkWorkerReport(report, this.experts);
+    if (report.assignment > member.assignment)
+      throw invalidArgument('assignment', report.assignment, `at most ${member.assignment}`);
     member.worker = report;
-    if (!report.readyChanged) return;
-    member.ready.replace(this.experts.numbersOf(expertsIn(report.ready)), this.experts.total);
-    this.viewChanged();
+    // What it says before it has heard of its first assignment, that one will change.
+    if (report.assignment === 0 && member.assignment > 0) return;
+    const follows = report.assignment !== member.acknowledged;
+    member.acknowledged = report.assignment;
+    if (report.readyChanged)
+      member.ready.replace(this.experts.numbersOf(expertsIn(report.ready)), this.experts.total);
+    if (report.readyChanged || follows) this.changed();
   }
 
-  routerReport(member: Member, report: RouterReport): void {
+  routerReport(member: Member, report: RouterReport, nowMs: number): void {
     if (member.hello.role !== 'ROUTER')
       throw invalidArgument('kind', 'router', 'worker reports from a worker');
     checkRouterReport(report, this.experts);
-    const readinessChanged = member.router?.notReady !== report.notReady;
+    const { router } = member;
     member.router = report;
     if (report.linksChanged) member.links = report.links;
-    if (report.linksChanged || readinessChanged) this.viewChanged();
-    let changed = false;
-    for (const { layer, rows, steered } of report.loads)
-      changed =
-        this.feedback.observe(layer, unpackUint32(steered.byteLength > 0 ? steered : rows)) || changed;
-    if (changed) this.events.onBias();
+    const movedOn =
+      router?.termInUse !== report.termInUse ||
+      router.epochInUse !== report.epochInUse ||
+      router.bytesInFlight > 0 !== report.bytesInFlight > 0;
+    if (report.linksChanged || router?.notReady !== report.notReady) this.changed();
+    else if (movedOn && this.plans.waitsForRouters) this.events.onChange();
+    let biased = false;
+    for (const { layer, rows: packed, steered } of report.loads) {
+      const rows = unpackUint32(packed);
+      this.plans.loads.observe(layer, rows, nowMs);
+      biased = this.feedback.observe(layer, steered.byteLength > 0 ? unpackUint32(steered) : rows) || biased;
+    }
+    if (biased) this.events.onBias();
   }
 
   leave(member: Member, reason: string): void {
     checkText('reason', reason);
     this.membership.leave(member, reason);
-    this.place();
+    this.plans.membersChanged();
+    this.changed();
   }
 
   /** The member's stream is gone. Returns whether it lived until now. */
   end(member: Member, reason: string, nowMs: number): boolean {
     if (!this.membership.end(member, reason, nowMs)) return false;
-    this.place();
+    this.ended(member);
     return true;
   }
 
   /** Ends the members that have been silent for too long, and returns them. Forgets those that are long dead. */
   expire(nowMs: number, everyMs: number): Member[] {
     const expired = this.membership.expire(nowMs, everyMs);
-    if (expired.length > 0) this.place();
-    // The holder of a seat is named by errors until its experts are somewhere else.
-    const isNeeded = ({ hello }: Member) => hello.role === 'WORKER' && this.seats.includes(hello.name);
-    if (this.membership.forget(nowMs, isNeeded)) this.viewChanged();
+    for (const member of expired) this.ended(member);
+    const isNeeded = ({ hello }: Member) =>
+      hello.role === 'WORKER' && this.plans.placement.isMissed(hello.name);
+    if (this.membership.forget(nowMs, isNeeded)) this.changed();
+    else if (this.plans.isDue(nowMs)) this.events.onChange();
     return expired;
   }
 
-  assignment(member: Member): AssignmentInput {
-    const seat = this.seats.indexOf(member.hello.name);
-    return { epoch: this.placementEpoch, experts: groupByLayer(this.expertsOf(seat)) };
+  /** Decides what copies are to be where, and takes the next steps there. To be called soon after a change, however many there were. */
+  settle(nowMs: number): void {
+    const { assigned, published } = this.plans.settle(this.membership, this.ownTerm, nowMs);
+    for (const member of assigned) this.events.onAssignment(member);
+    if (assigned.length > 0 || published) this.knownView = null;
   }
 
-  /** Where every expert is; nowhere as long as no worker is seated. */
-  placement(): PlacementInput {
-    if (this.placementEpoch === 0) return { workers: [], layers: [] };
-    return {
-      // The seats are taken all at once.
-      workers: this.seats.map((holder) => holder!),
-      layers: this.experts.layers.map(({ layer }) =>
-        copiesMessage(
-          layer,
-          Array.from(this.experts.sliceOf(layer, this.seatOf), (seat) => [seat]),
-        ),
-      ),
-    };
+  /** Brings the view up to date with what was decided elsewhere. */
+  changed(): void {
+    this.knownView = null;
+    this.events.onChange();
+  }
+
+  assignment(member: Member): AssignmentInput {
+    const { version, experts } = this.plans.placement.assigned(member);
+    member.assignment = version;
+    const named = groupByLayer(experts.map((expert) => this.experts.at(expert)));
+    member.told = { term: this.ownTerm, epoch: this.epoch };
+    return { term: this.ownTerm, version, experts: named, leave: this.plans.mayLeave(member) };
+  }
+
+  /** Where every expert is served, or the layers that changed since a placement of this term. */
+  placement(since: { term: number; epoch: number } = { term: 0, epoch: 0 }): PlacementInput {
+    const { placement } = this.plans;
+    if (this.epoch === 0) return { workers: [], layers: [] };
+    const layers = placement.describe(since.term === this.ownTerm ? since.epoch : 0);
+    return { workers: [...placement.names], layers };
   }
 
   /** What the live nodes measure of themselves. */
@@ -175,22 +211,20 @@ export class Cluster {
       .map((worker) => ({ worker: worker.hello.name, key: linkKey(worker.linkSecret, hello.name) }));
   }
 
-  /** Whether a worker that holds experts is dead without having said goodbye. */
+  /** Whether an expert is missed because its worker died without having said goodbye. */
   lostHolder(): boolean {
-    return this.seats.some((name) => {
-      const member = name === null ? undefined : this.membership.find('WORKER', name);
-      return member?.alive === false && !member.draining;
-    });
+    const { placement } = this.plans;
+    return this.members().some(
+      ({ hello, alive, draining }) => !alive && !draining && placement.isMissed(hello.name),
+    );
   }
 
   /** What routers and operators see of the cluster, without placement and figures. */
   get view(): ClusterViewInput {
     this.knownView ??= clusterView({
-      epoch: this.placementEpoch,
+      term: this.ownTerm,
       members: this.membership.all(),
-      experts: this.experts,
-      seatOf: this.seatOf,
-      seats: this.seats,
+      plans: this.plans,
     });
     return this.knownView;
   }
@@ -198,37 +232,13 @@ export class Cluster {
   /** Mean/max of rows over workers in the last window of a layer; null if no expert is placed. */
   balancedness(layer: number): number | null {
     const rows = this.feedback.lastWindow(layer);
-    if (rows === undefined || this.placementEpoch === 0) return null;
-    return balancedness(rows, this.experts.sliceOf(layer, this.seatOf));
+    if (rows === undefined || this.epoch === 0) return null;
+    const { first, experts } = this.experts.rangeOf(layer);
+    return balancedness(rows, this.plans.placement.published.slice(first, first + experts));
   }
 
-  private *expertsOf(seat: number): Generator<ExpertId> {
-    for (const [index, taken] of this.seatOf.entries()) if (taken === seat) yield this.experts.at(index);
-  }
-
-  /** Gives seats to workers, and starts an epoch if an expert's worker is another one than before, or another process. */
-  private place(): void {
-    const serving = this.membership.serving('WORKER');
-    const order = orderWorkers(
-      serving.map((member) => member.hello),
-      this.options.topology,
-    );
-    const before = this.seats;
-    this.seats = assignSeats(before, order);
-    const holders = new Map(serving.map((member) => [member.hello.name, member.incarnation]));
-    const signature = this.seats.map((name) => `${name}#${holders.get(name ?? '') ?? 'dead'}`).join();
-    if (signature !== this.signature && this.seats.some((holder) => holder !== null))
-      this.placementEpoch += 1;
-    this.signature = signature;
-    for (const member of serving) {
-      const seat = this.seats.indexOf(member.hello.name);
-      if (seat >= 0 && before[seat] !== member.hello.name) this.events.onAssignment(member);
-    }
-    this.viewChanged();
-  }
-
-  private viewChanged(): void {
-    this.knownView = null;
-    this.events.onView();
+  private ended(member: Member): void {
+    if (member.hello.role === 'WORKER') this.plans.end(member);
+    this.changed();
   }
 }

@@ -4,6 +4,7 @@ import {
   advertisedHost,
   clientTokenFields,
   decimal,
+  humanBytes,
   humanCount,
   nodeName,
   port,
@@ -18,6 +19,7 @@ import { parseModelSource } from '../model/load.js';
 import type { ModelSource, SyntheticSpec } from '../model/spec.js';
 import { type PresetName, presetNames, presets } from '../model/synthetic.js';
 import { routerFields } from '../router/config.js';
+import type { PlacementOptions } from './plans.js';
 
 const override = (max: number) => humanCount(1, max).nullable().default(null);
 
@@ -87,6 +89,11 @@ export const coordinatorSchema = z
     ...modelFields,
     workers: humanCount(1, 65_536).default(1),
     topology: text().nullable().default(null),
+    copies: humanCount(1, 64).default(1),
+    replicaSlots: humanCount(0, 1_048_576).nullable().default(null),
+    rebalanceSeconds: decimal(0, 86_400).default(60),
+    rebalanceBytesPerSecond: humanBytes(1).default(256 * 1024 * 1024),
+    rebalanceLoads: humanCount(1, 65_536).default(8),
     /** Embed a router, which the fields of routers configure. Lease and drain are those of the coordinator too. */
     router: toggle().default(true),
     ...routerFields,
@@ -99,6 +106,12 @@ export const coordinatorSchema = z
   .superRefine(checkSizes);
 
 export type CoordinatorConfig = z.infer<typeof coordinatorSchema>;
+
+/** How copies of experts are placed, but for who makes the plans. */
+export function placementOf(config: CoordinatorConfig): Omit<PlacementOptions, 'plan'> {
+  const { workers, copies, replicaSlots, rebalanceSeconds, rebalanceBytesPerSecond, rebalanceLoads } = config;
+  return { workers, copies, replicaSlots, rebalanceSeconds, rebalanceBytesPerSecond, rebalanceLoads };
+}
 
 const shapeKeys = ['hidden', 'ffn', 'experts', 'topK', 'layers', 'activation', 'seed'] as const;
 

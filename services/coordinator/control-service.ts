@@ -50,20 +50,20 @@ export class ControlService implements NodeStreamOwner {
   private viewTimer: Timer | null = null;
   /** What routers get, by what they know: encoded for the first of them, until something changes. */
   private readonly encoded = {
-    view: new Map<number, EncodedMessage>(),
+    view: new Map<string, EncodedMessage>(),
     bias: new Map<number, EncodedMessage>(),
     figures: new Map<null, EncodedMessage>(),
   };
+  /** What routers were told last, and what `encoded` has. */
+  private toldView: ClusterViewInput | null = null;
+  private encodedView: ClusterViewInput | null = null;
   private closing = false;
   private wasReady = false;
   private loggedEpoch = 0;
 
   constructor(private readonly options: ControlServiceOptions) {
     this.cluster = new Cluster(options, {
-      onView: () => {
-        this.encoded.view.clear();
-        this.scheduleView();
-      },
+      onChange: () => this.scheduleView(),
       onAssignment: (member) => this.streams.get(member)?.say('assignment'),
       onBias: () => {
         this.encoded.bias.clear();
@@ -129,7 +129,7 @@ export class ControlService implements NodeStreamOwner {
       nodePid: hello.pid,
     });
     if (hello.role === 'WORKER') {
-      if (this.cluster.epoch > 0) stream.say('assignment');
+      if (this.cluster.plans.started) stream.say('assignment');
       this.sayTo('ROUTER', 'keys');
     } else {
       stream.say('keys');
@@ -146,7 +146,7 @@ export class ControlService implements NodeStreamOwner {
         this.cluster.workerReport(member, message.worker!);
         break;
       case 'router':
-        this.cluster.routerReport(member, message.router!);
+        this.cluster.routerReport(member, message.router!, this.clock.now());
         break;
       case 'leaving':
         this.cluster.leave(member, message.leaving!.reason);
@@ -188,11 +188,14 @@ export class ControlService implements NodeStreamOwner {
       case 'keys':
         return { keys: { keys: cluster.linkKeys(member) } };
       case 'view': {
-        const { epoch } = told;
-        told.epoch = cluster.epoch;
-        return encodedOnce(this.encoded.view, epoch, () => {
-          const placement = epoch === cluster.epoch ? null : cluster.placement();
-          return { view: { ...this.view, placement } };
+        const since = member.told;
+        const { term, epoch } = cluster;
+        member.told = { term, epoch };
+        if (this.view !== this.encodedView) this.encoded.view.clear();
+        this.encodedView = this.view;
+        const isNew = epoch > 0 && (since.term !== term || since.epoch !== epoch);
+        return encodedOnce(this.encoded.view, `${since.term}/${since.epoch}`, () => {
+          return { view: { ...this.view, placement: isNew ? cluster.placement(since) : null } };
         });
       }
       case 'bias': {
@@ -229,10 +232,19 @@ export class ControlService implements NodeStreamOwner {
     if (this.closing) return;
     this.viewTimer ??= this.clock.after(viewDelayMs, () => {
       this.viewTimer = null;
-      this.sayTo('ROUTER', 'view');
-      this.options.onView();
-      this.logView();
+      this.cluster.settle(this.clock.now());
+      this.tellView();
     });
+  }
+
+  /** Tells routers and clients what they do not know yet. */
+  private tellView(): void {
+    const { view } = this;
+    if (view === this.toldView) return;
+    this.toldView = view;
+    this.sayTo('ROUTER', 'view');
+    this.options.onView();
+    this.logView();
   }
 
   private sayTo(role: 'WORKER' | 'ROUTER', kind: MessageKind): void {
@@ -248,7 +260,7 @@ export class ControlService implements NodeStreamOwner {
         event: 'placed',
         epoch,
         experts: this.cluster.experts.total,
-        workers: this.options.workers,
+        workers: this.cluster.plans.placement.names.length,
       });
     }
     if (ready === this.wasReady) return;

@@ -20,11 +20,12 @@ import type { ModelSpec } from '../model/spec.js';
 import { clientWindowBytes, routerSlabs } from '../router/config.js';
 import { Router } from '../router/router.js';
 import { nativeRuntime } from '../runtime/native.js';
-import { type CoordinatorConfig, checkTimes, modelSourceOf } from './config.js';
+import { type CoordinatorConfig, checkTimes, modelSourceOf, placementOf } from './config.js';
 import { ControlService } from './control-service.js';
 import { describeModel } from './describe.js';
 import { describeOnly } from './inference.js';
 import { coordinatorMetrics } from './metrics.js';
+import { planAside } from './plan-aside.js';
 import { readTopology } from './topology.js';
 
 /** A bias of 1 outweighs any score, so nothing beyond it makes a difference. */
@@ -160,7 +161,7 @@ class CoordinatorService {
     return new ControlService({
       model,
       description: describeModel(model),
-      workers: config.workers,
+      placement: { ...placementOf(config), plan: planAside },
       topology: config.topology === null ? null : readTopology(config.topology),
       leaseMs: config.leaseMs,
       leftKeptMs,

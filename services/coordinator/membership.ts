@@ -6,7 +6,7 @@ import type { RouterReport } from '../common/generated/switchyard/v1/RouterRepor
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { overdueMs, Standstill } from '../common/lease.js';
 
-/** However many die, no more of them are listed than the newest, and those that are kept for their seats. */
+/** However many die, no more of them are listed than the newest, and those that errors still name. */
 const deadMembersMax = 64;
 
 export interface MembershipOptions {
@@ -17,8 +17,8 @@ export interface MembershipOptions {
   deadKeptMs: number;
 }
 
-/** What may be shown of a hello. */
-export type Hello = Omit<NodeHello, 'linkSecret'>;
+/** What is kept and may be shown of a hello. */
+export type Hello = Omit<NodeHello, 'linkSecret' | 'held'>;
 
 /** The experts that a worker has reported ready. */
 export class ReadyExperts {
@@ -38,6 +38,11 @@ export class ReadyExperts {
       if (!this.has(index)) this.count += 1;
       this.flags[index] = 1;
     }
+  }
+
+  /** Ascending. */
+  *numbers(): Generator<number> {
+    for (let index = 0; index < this.flags.length; index += 1) if (this.has(index)) yield index;
   }
 
   clear(): void {
@@ -63,6 +68,11 @@ export interface Member {
   heardAtMs: number;
   /** Monotonic milliseconds of its death; 0 while it lives. */
   endedAtMs: number;
+  /** Of a worker: the assignments that it was told last and that its last report follows; 0: none. */
+  assignment: number;
+  acknowledged: number;
+  /** The placement that it was told last; 0: none. */
+  told: { term: number; epoch: number };
   readonly ready: ReadyExperts;
   worker: WorkerReport | null;
   router: RouterReport | null;
@@ -82,7 +92,7 @@ export class Membership {
   constructor(private readonly options: MembershipOptions) {}
 
   /** Throws NAME_TAKEN if a live node bears the name, RESOURCE_EXHAUSTED if there are too many. */
-  join({ linkSecret, ...hello }: NodeHello, nowMs: number): Member {
+  join({ linkSecret, held: _, ...hello }: NodeHello, nowMs: number): Member {
     const key = `${hello.role}/${hello.name}`;
     const holder = this.byKey.get(key);
     if (holder?.alive === true) {
@@ -107,6 +117,9 @@ export class Membership {
       reason: '',
       heardAtMs: nowMs,
       endedAtMs: 0,
+      assignment: 0,
+      acknowledged: 0,
+      told: { term: 0, epoch: 0 },
       ready: new ReadyExperts(),
       worker: null,
       router: null,

@@ -16,8 +16,6 @@ export type MessageKind = (typeof kinds)[number];
 
 /** What a node knows by what its stream was told: only what is newer needs to be said. */
 export interface Told {
-  /** Epoch of the placement. */
-  epoch: number;
   biasVersion: number;
 }
 
@@ -40,7 +38,7 @@ export interface NodeStreamOwner {
 export class NodeStream {
   member: Member | null = null;
   private readonly due = new Set<MessageKind>();
-  private readonly told: Told = { epoch: 0, biasVersion: 0 };
+  private readonly told: Told = { biasVersion: 0 };
   private readonly helloTimer: Timer;
   private writable = true;
   private closed = false;

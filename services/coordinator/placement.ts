@@ -1,30 +1,198 @@
-/**
- * A seat is one share of the experts; there are as many as workers are expected. It keeps the name of its
- * last holder when that one dies, so that the holder finds its experts again, unless a spare took the seat.
- */
-export type Seats = readonly (string | null)[];
+import { copiesMessage } from '../common/expert-copies.js';
+import type { LayerPlacement } from '../common/generated/switchyard/v1/LayerPlacement.js';
+import type { ExpertOrder } from '../model/expert-order.js';
+import { type CopyHolder, Reconciler, type Steps } from '../placement/reconcile.js';
+import { insert } from '../placement/sorted-list.js';
+import type { Member } from './membership.js';
 
-/**
- * Static placement: the seat of each expert, in the order of the model. They are dealt in turn: within a layer no seat has
- * more than one expert above any other; and as the dealing goes on from layer to layer, the same holds for the
- * model as a whole.
- */
-export function dealExperts(experts: number, seats: number): Uint32Array {
-  return Uint32Array.from({ length: experts }, (_, index) => index % seats);
+/** How many copies of a worker are in which state. */
+export interface CopyCounts {
+  loading: number;
+  serving: number;
+  draining: number;
 }
 
-/**
- * Seats after a change of membership; `live` is in the order in which workers take seats.
- *
- * - Nobody is seated until as many workers live as there are seats.
- * - A live worker keeps its seat, and a returned one finds its old seat if it still bears its name.
- * - Live workers without a seat (spares) take over seats whose holders are dead.
- */
-export function assignSeats(seats: Seats, live: readonly string[]): Seats {
-  const isOpen = seats.every((holder) => holder === null);
-  if (isOpen && live.length < seats.length) return seats;
-  const alive = new Set(live);
-  const seated = new Set(seats);
-  const spares = live.filter((name) => !seated.has(name));
-  return seats.map((holder) => (holder !== null && alive.has(holder) ? holder : (spares.shift() ?? holder)));
+/** How fast copies of experts that serve already may be loaded. */
+export interface LoadLimits {
+  /** At once. */
+  loads: number;
+  bytesPerSecond: number;
 }
+
+const nobody: CopyHolder = { alive: false, capacity: 0, acknowledged: 0, has: () => false };
+
+/**
+ * Where the copies of experts are and shall be. Workers are known by slots, which stay a name's as long as the coordinator runs. Times are monotonic
+ * milliseconds.
+ */
+export class ClusterPlacement {
+  /** Where copies shall be, by number of the expert. */
+  target: number[][];
+  readonly names: string[] = [];
+  private readonly slots = new Map<string, number>();
+  /** By slot; null: it is dead. */
+  private readonly members: (Member | null)[] = [];
+  private readonly reconciler: Reconciler;
+  /** By number of the expert: the slot that served it last; -1: none has. */
+  private readonly servedLast: Int32Array;
+  /** By layer: the epoch in which its copies changed last. */
+  private readonly changedIn = new Map<number, number>();
+  /** When the next copy of an expert that serves already may be begun. */
+  private nextLoadMs = 0;
+  private paced = false;
+
+  constructor(
+    readonly experts: ExpertOrder,
+    private readonly expertBytes: number,
+    private readonly limits: LoadLimits,
+  ) {
+    this.reconciler = new Reconciler(experts.total);
+    this.target = Array.from({ length: experts.total }, () => []);
+    this.servedLast = new Int32Array(experts.total).fill(-1);
+  }
+
+  /** 0: nothing has been published. */
+  get epoch(): number {
+    return this.reconciler.epoch;
+  }
+
+  get published(): readonly (readonly number[])[] {
+    return this.reconciler.published;
+  }
+
+  /** Whether copies wait for routers to move on. */
+  get drains(): boolean {
+    return this.reconciler.drains;
+  }
+
+  /** Whether something waits for time to pass. */
+  get waits(): boolean {
+    return this.paced;
+  }
+
+  slotOf(name: string): number {
+    return this.slots.get(name) ?? -1;
+  }
+
+  /** A worker has joined. What it holds is kept where it is. */
+  join(member: Member): void {
+    const { name } = member.hello;
+    let slot = this.slotOf(name);
+    if (slot < 0) {
+      slot = this.names.push(name) - 1;
+      this.slots.set(name, slot);
+    }
+    this.members[slot] = member;
+    const held = [...member.ready.numbers()];
+    this.reconciler.adopt(slot, held);
+    for (const expert of held) if (!this.target[expert]!.includes(slot)) insert(this.target[expert]!, slot);
+  }
+
+  /** A worker is gone. */
+  end(member: Member): void {
+    const slot = this.slotOf(member.hello.name);
+    if (this.members[slot] !== member) return;
+    this.members[slot] = null;
+    for (const [expert, slots] of this.published.entries())
+      if (slots.includes(slot)) this.servedLast[expert] = slot;
+    this.reconciler.forget(slot);
+  }
+
+  /** Copies that are there on the workers of these slots: those of the target; where it has none, any that are held. */
+  present(slots: ReadonlySet<number>): number[][] {
+    return this.target.map((wanted, expert) => {
+      const kept = wanted.filter((slot) => slots.has(slot));
+      if (kept.length > 0) return kept;
+      const held = (slot: number) => slots.has(slot) && this.members[slot]?.ready.has(expert) === true;
+      return this.reconciler.assigned[expert]!.filter(held);
+    });
+  }
+
+  /** The next steps to the target, as far as they can be made now. `capacityOf`: copies that a worker's memory holds. */
+  reconcile(oldestInUse: number, capacityOf: (member: Member) => number, nowMs: number): Steps {
+    const { loads, bytesPerSecond } = this.limits;
+    // What a second allows may be begun at once; it is made up for afterwards.
+    const loadsOfSecond = Math.max(1, Math.floor(bytesPerSecond / this.expertBytes));
+    const loadsNow = nowMs >= this.nextLoadMs ? loadsOfSecond : 0;
+    const steps = this.reconciler.reconcile({
+      holders: this.members.map((member) =>
+        member === null ? nobody : holderOf(member, capacityOf(member)),
+      ),
+      target: this.target,
+      oldestInUse,
+      loadsMax: loads,
+      loadsNow,
+    });
+    if (steps.begun > 0) this.nextLoadMs = nowMs + (steps.begun * this.expertBytes * 1000) / bytesPerSecond;
+    this.paced = steps.begun > 0 || loadsNow === 0;
+    for (const expert of steps.stuck) this.target[expert] = [...this.reconciler.assigned[expert]!];
+    for (const expert of steps.published) {
+      const [first] = this.published[expert]!;
+      if (first !== undefined) this.servedLast[expert] = first;
+      this.changedIn.set(this.experts.at(expert).layer, this.epoch);
+    }
+    return steps;
+  }
+
+  /** What a worker is told to hold, by number. */
+  assigned({ hello }: Member): { version: number; experts: number[] } {
+    const slot = this.slotOf(hello.name);
+    const { assigned, versions } = this.reconciler;
+    const experts = [...assigned.keys()].filter((expert) => assigned[expert]!.includes(slot));
+    return { version: versions[slot]!, experts };
+  }
+
+  /** Whether a worker holds nothing that anybody may use, nor is told to. */
+  isFree({ hello }: Member): boolean {
+    const slot = this.slotOf(hello.name);
+    return this.reconciler.assigned.every((slots) => !slots.includes(slot));
+  }
+
+  /** By slot. */
+  counts(): CopyCounts[] {
+    const counts = this.names.map((): CopyCounts => ({ loading: 0, serving: 0, draining: 0 }));
+    for (const [expert, slots] of this.reconciler.assigned.entries()) {
+      for (const slot of slots) {
+        if (this.published[expert]!.includes(slot)) counts[slot]!.serving += 1;
+        else if (this.reconciler.isDraining(expert, slot)) counts[slot]!.draining += 1;
+        else counts[slot]!.loading += 1;
+      }
+    }
+    return counts;
+  }
+
+  /** Experts that nobody serves, ascending. */
+  missing(): number[] {
+    return [...this.published.keys()].filter((expert) => this.published[expert]!.length === 0);
+  }
+
+  /** The worker that loads an expert, or else the one that served it last; null: none. */
+  workerFor(expert: number): string | null {
+    const slot = this.reconciler.assigned[expert]![0] ?? this.servedLast[expert]!;
+    return this.names[slot] ?? null;
+  }
+
+  /** Whether errors still name a worker: it was the last that served an expert which nobody serves. */
+  isMissed(name: string): boolean {
+    const slot = this.slotOf(name);
+    return slot >= 0 && this.missing().some((expert) => this.servedLast[expert] === slot);
+  }
+
+  /** Of the layers that changed after `epoch`; 0: of all. */
+  describe(epoch: number): LayerPlacement[] {
+    const layers = this.experts.layers.filter(
+      ({ layer }) => epoch === 0 || (this.changedIn.get(layer) ?? 0) > epoch,
+    );
+    return layers.map(({ layer }) => {
+      const { first, experts } = this.experts.rangeOf(layer);
+      return copiesMessage(layer, this.published.slice(first, first + experts));
+    });
+  }
+}
+
+const holderOf = ({ acknowledged, ready }: Member, capacity: number): CopyHolder => ({
+  alive: true,
+  capacity,
+  acknowledged,
+  has: (expert) => ready.has(expert),
+});

@@ -1,39 +1,30 @@
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { NodeDescriptionInput } from '../common/generated/switchyard/v1/NodeDescription.js';
 import type { NodeFiguresInput } from '../common/generated/switchyard/v1/NodeFigures.js';
-import type { ExpertOrder } from '../model/expert-order.js';
 import type { Member } from './membership.js';
-import type { Seats } from './placement.js';
+import type { CopyCounts } from './placement.js';
+import type { PlacementPlans } from './plans.js';
 
 export interface ViewSource {
-  epoch: number;
+  term: number;
   members: readonly Member[];
-  experts: ExpertOrder;
-  /** The seat of each expert. */
-  seatOf: Uint32Array;
-  seats: Seats;
-}
-
-/** A share of the experts, and how much of it can be computed. */
-interface Share {
-  holder: Member | undefined;
-  experts: number;
-  /** Experts that cannot be computed now, and the number of the first of them. */
-  missing: number;
-  firstMissing: number;
+  plans: PlacementPlans;
 }
 
 /** What routers and operators see of the cluster, without the placement and without figures. */
 export function clusterView(source: ViewSource): ClusterViewInput {
-  const shares = sharesOf(source);
-  const shareOf = new Map(shares.map((share) => [share.holder, share]));
-  const reason = whyNotReady(source, shares);
+  const { term, members, plans } = source;
+  const counts = plans.placement.counts();
+  const reason = whyNotReady(source);
   return {
-    term: 1,
-    epoch: source.epoch,
+    term,
+    epoch: plans.placement.epoch,
     ready: reason === '',
     reason,
-    nodes: source.members.map((member) => describeNode(member, shareOf.get(member) ?? null)),
+    nodes: members.map((member) => {
+      const slot = member.hello.role === 'WORKER' ? plans.placement.slotOf(member.hello.name) : -1;
+      return describeNode(member, plans, (member.alive && counts[slot]) || null);
+    }),
   };
 }
 
@@ -53,40 +44,28 @@ export function nodeFigures({ hello, worker, router }: Member): NodeFiguresInput
   };
 }
 
-/** By seat. */
-function sharesOf({ members, seatOf, seats }: ViewSource): Share[] {
-  const workers = new Map<string, Member>();
-  for (const member of members) if (member.hello.role === 'WORKER') workers.set(member.hello.name, member);
-  const shares = seats.map(
-    (name): Share => ({ holder: workers.get(name ?? ''), experts: 0, missing: 0, firstMissing: -1 }),
-  );
-  for (const [expert, seat] of seatOf.entries()) {
-    const share = shares[seat]!;
-    const { holder } = share;
-    share.experts += 1;
-    if (holder?.draining === false && holder.ready.has(expert)) continue;
-    if (share.missing === 0) share.firstMissing = expert;
-    share.missing += 1;
-  }
-  return shares;
-}
-
 /** In words, naming the first expert that cannot be computed and its worker; empty if there is none. */
-function whyNotReady({ members, experts, seats, epoch }: ViewSource, shares: readonly Share[]): string {
-  if (epoch === 0) {
+function whyNotReady({ members, plans }: ViewSource): string {
+  const { placement, started, workersExpected, lacking } = plans;
+  if (!started) {
     const joined = members.filter(
       ({ hello, alive, draining }) => hello.role === 'WORKER' && alive && !draining,
     ).length;
-    return `${joined} of the ${seats.length} expected workers have joined, so no expert is placed yet`;
+    return `${joined} of the ${workersExpected} expected workers have joined, so no expert is placed yet`;
   }
-  const missing = shares.reduce((sum, share) => sum + share.missing, 0);
-  if (missing === 0) return '';
-  const lacking = shares.filter((share) => share.missing > 0);
-  const first = lacking.reduce((least, share) => (share.firstMissing < least.firstMissing ? share : least));
-  const { layer, expert } = experts.at(first.firstMissing);
-  const worker = seats[shares.indexOf(first)];
-  const text = `layer ${layer} expert ${expert} on worker ${worker}: ${whyNotHere(first.holder)}`;
-  return missing === 1 ? text : `${text}; ${missing} of ${experts.total} experts are not ready`;
+  const missing = placement.missing();
+  const [first] = missing;
+  if (first === undefined) return '';
+  const { layer, expert } = placement.experts.at(first);
+  const worker = placement.workerFor(first);
+  const member = members.find(({ hello }) => hello.role === 'WORKER' && hello.name === worker);
+  const where = worker === null ? '' : ` on worker ${worker}`;
+  const why = worker === null ? 'no worker has it' : whyNotHere(member);
+  const room = placement.target[first]!.length === 0 && lacking !== null ? `; ${lacking.message}` : '';
+  const text = `layer ${layer} expert ${expert}${where}: ${why}${room}`;
+  return missing.length === 1
+    ? text
+    : `${text}; ${missing.length} of ${placement.experts.total} experts are not ready`;
 }
 
 function whyNotHere(worker: Member | undefined): string {
@@ -95,10 +74,15 @@ function whyNotHere(worker: Member | undefined): string {
   return worker.draining ? `the worker is ${worker.reason}` : 'not loaded yet';
 }
 
-/** `share`: what a worker must hold; null: it has no seat, or is no worker. */
-function describeNode(member: Member, share: Share | null): NodeDescriptionInput {
+/** `counts`: of a live worker's copies; null: none are placed there. */
+function describeNode(
+  member: Member,
+  plans: PlacementPlans,
+  counts: CopyCounts | null,
+): NodeDescriptionInput {
   const { hello } = member;
-  const { state, reason } = nodeState(member, share);
+  const isWorker = hello.role === 'WORKER';
+  const { state, reason } = nodeState(member, plans, counts);
   return {
     role: hello.role,
     name: hello.name,
@@ -113,13 +97,16 @@ function describeNode(member: Member, share: Share | null): NodeDescriptionInput
     experts: member.ready.count,
     links: member.alive ? [...member.links] : [],
     messageBytesMax: hello.messageBytesMax,
-    memoryBytes: hello.role === 'WORKER' ? hello.memoryBytes : 0,
+    memoryBytes: isWorker ? hello.memoryBytes : 0,
+    ...counts,
+    mark: (isWorker && plans.marks.get(hello.name)) || 'NO_MARK',
   };
 }
 
 function nodeState(
   member: Member,
-  share: Share | null,
+  plans: PlacementPlans,
+  counts: CopyCounts | null,
 ): { state: 'JOINING' | 'LOADING' | 'READY' | 'DRAINING' | 'DEAD'; reason: string } {
   if (!member.alive) return { state: 'DEAD', reason: member.reason };
   if (member.draining) return { state: 'DRAINING', reason: member.reason };
@@ -127,7 +114,8 @@ function nodeState(
     const reason = member.router === null ? 'it has not reported yet' : member.router.notReady;
     return { state: reason === '' ? 'READY' : 'JOINING', reason };
   }
-  if (share === null) return { state: 'READY', reason: 'no share of the experts is open' };
-  if (share.missing === 0) return { state: 'READY', reason: '' };
-  return { state: 'LOADING', reason: `${share.missing} of ${share.experts} experts are not loaded yet` };
+  if (!plans.started) return { state: 'READY', reason: 'no expert is placed yet' };
+  const { loading, serving } = counts!;
+  if (loading === 0) return { state: 'READY', reason: serving === 0 ? 'it has no experts' : '' };
+  return { state: 'LOADING', reason: `${loading} of ${loading + serving} experts are not loaded yet` };
 }

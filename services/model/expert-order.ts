@@ -42,8 +42,13 @@ export class ExpertOrder {
   }
 
   /** The part of an array of all experts that is of one layer, as a view. */
-  sliceOf(layer: number, all: Uint32Array): Uint32Array {
+  sliceOf(layer: number, all: Float64Array): Float64Array {
     const { first, experts } = this.byLayer.get(layer)!;
     return all.subarray(first, first + experts);
+  }
+
+  /** The numbers of a layer's experts: from `first` on, so many. */
+  rangeOf(layer: number): { first: number; experts: number } {
+    return this.byLayer.get(layer)!;
   }
 }

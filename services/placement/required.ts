@@ -11,7 +11,25 @@ export function requiredCopies(input: PlanInput): Draft {
   checkTotals(input);
   const draft = new Draft(input);
   for (const worker of input.workers.keys()) if (draft.free[worker]! < 0) shed(input, draft, worker);
-  for (const layer of input.layers.keys()) new Filling(input, draft, layer).run();
+  for (const layer of input.layers.keys())
+    new Filling(input, draft, layer, (error) => {
+      throw error;
+    }).run();
+  return draft;
+}
+
+/**
+ * As `requiredCopies`, as far as memory goes: one copy of every expert comes before a second one of any. `nowhere` hears of each copy that is
+ * left out, why it is.
+ */
+export function bestEffortCopies(input: PlanInput, nowhere: (error: SwitchyardError) => void): Draft {
+  const draft = new Draft(input);
+  for (const worker of input.workers.keys()) if (draft.free[worker]! < 0) shed(input, draft, worker);
+  const needed = Math.min(input.copiesMin, input.workers.length);
+  for (const copiesMin of new Set([1, needed])) {
+    const fillable = { ...input, copiesMin };
+    for (const layer of input.layers.keys()) new Filling(fillable, draft, layer, nowhere).run();
+  }
   return draft;
 }
 
@@ -56,11 +74,13 @@ class Filling {
   private readonly count: Uint32Array;
   /** [workers] Copies that a worker would take more if memory alone decided. */
   private readonly share: Float64Array;
+  private full = false;
 
   constructor(
     private readonly input: PlanInput,
     private readonly draft: Draft,
     private readonly layer: number,
+    private readonly nowhere: (error: SwitchyardError) => void,
   ) {
     const { workers, layers } = input;
     ({ expertBytes: this.expertBytes, loads: this.loads } = layers[layer]!);
@@ -83,8 +103,13 @@ class Filling {
       const index = { layer: this.layer, expert };
       while (this.draft.holders(index).length < this.input.copiesMin) {
         let worker = this.choose(expert);
-        if (worker < 0) worker = makeRoom(this.draft, index, this.input.copiesMin);
-        if (worker < 0) throw this.nowhere(index);
+        if (worker < 0 && !this.full) worker = makeRoom(this.draft, index, this.input.copiesMin);
+        if (worker < 0) {
+          // What has no room makes none for others of its size.
+          this.full = true;
+          this.nowhere(this.noRoom(index));
+          break;
+        }
         this.draft.add(index, worker);
         this.share[worker]! -= 1;
         this.took(expert, worker);
@@ -126,7 +151,7 @@ class Filling {
     return best;
   }
 
-  private nowhere(index: ExpertIndex): SwitchyardError {
+  private noRoom(index: ExpertIndex): SwitchyardError {
     const { layer } = this.input.layers[this.layer]!;
     const { expert } = index;
     const { free } = this.draft;

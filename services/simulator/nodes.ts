@@ -3,10 +3,11 @@ import { controlLimits } from '../common/control-limits.js';
 import { ExpertMetrics } from '../common/expert-metrics.js';
 import { Registry } from '../common/metrics.js';
 import { exchangeCodec, joinCodec } from '../common/protocol.js';
-import { coordinatorSchema } from '../coordinator/config.js';
+import { coordinatorSchema, placementOf } from '../coordinator/config.js';
 import { ControlService } from '../coordinator/control-service.js';
 import { describeModel } from '../coordinator/describe.js';
 import type { ModelSpec } from '../model/spec.js';
+import { plan } from '../placement/plan.js';
 import { routerSchema } from '../router/config.js';
 import { RouterCore } from '../router/core.js';
 import { workerSchema } from '../worker/config.js';
@@ -56,7 +57,7 @@ export class CoordinatorNode implements SimulatedNode {
     this.control = new ControlService({
       model: spec,
       description: describeModel(spec),
-      workers: config.workers,
+      placement: { ...placementOf(config), plan: async (input) => plan(input) },
       topology: null,
       leaseMs,
       leftKeptMs: 60_000,
@@ -152,7 +153,7 @@ export class WorkerNode implements SimulatedNode {
       token: null,
       access: new Access({ client: null, node: null, operator: null }),
       backend: this.backend,
-      weights: { bytes: this.memoryBytes, by: 'memory' },
+      weights: { bytes: this.memoryBytes, by: 'memory', shared: false },
       memoryLeft: () => null,
       metrics: executorMetrics(new Registry()),
       trace: null,

@@ -51,6 +51,8 @@ export interface WeightBound {
   bytes: number;
   /** The setting, and what it is by default. */
   by: string;
+  /** Whether it is memory that other workers of the machine may take too. */
+  shared: boolean;
 }
 
 /** What is left beside slabs and the process. Throws RESOURCE_EXHAUSTED if the slabs alone do not fit. */
@@ -77,8 +79,12 @@ export function weightBound(
   deviceBytes: number | null,
 ): WeightBound {
   if (deviceBytes !== null)
-    return { bytes: memory ?? deviceBytes, by: memory === null ? 'memory (of the device)' : 'memory' };
-  if (memory !== null && memory <= left) return { bytes: memory, by: 'memory' };
+    return {
+      bytes: memory ?? deviceBytes,
+      by: memory === null ? 'memory (of the device)' : 'memory',
+      shared: false,
+    };
+  if (memory !== null && memory <= left) return { bytes: memory, by: 'memory', shared: false };
   const by = `memory (${describeMemory(memoryBound())}, less slabBytes, ${slabBytes}, and ${processBytes} for the process)`;
-  return { bytes: left, by };
+  return { bytes: left, by, shared: true };
 }

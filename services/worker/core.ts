@@ -9,14 +9,14 @@ import type { NodeHelloInput } from '../common/generated/switchyard/v1/NodeHello
 import type { NodeMessageInput } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMessage.js';
 import type { WorkerMessageInput } from '../common/generated/switchyard/v1/WorkerMessage.js';
-import { expertsIn } from '../common/layer-experts.js';
-import { sleepOn } from '../common/lifecycle.js';
+import { expertsIn, groupByLayer } from '../common/layer-experts.js';
+import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
-import type { Clock } from '../runtime/clock.js';
 import type { Dialer, Listener } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
+import type { TokenBatchHandler } from '../transport/link.js';
 import { createLinkSecret } from '../transport/link-key.js';
 import { acceptLinks } from '../transport/serve.js';
 import type { UcxSource } from '../transport/ucx/source.js';
@@ -88,8 +88,6 @@ interface Loaded {
 }
 
 const reportMs = 100;
-/** Batches under way come back with their next layer within this. */
-const quietMs = 250;
 
 /** What a worker is without servers: its membership, its experts, and the links that routers open to it. */
 export class WorkerCore {
@@ -101,9 +99,15 @@ export class WorkerCore {
   private readonly linksEnd = new AbortController();
   private session: ControlSession | null = null;
   private loading: Promise<void> | null = null;
-  /** What came before the model was open. */
+  /** The last one. */
   private assignment: Assignment | null = null;
+  /** Whether it came on the present stream. */
+  private assignedHere = false;
   private ending = false;
+  /** Resolves when the coordinator says that no router uses this worker any more. */
+  private readonly released = new Deferred<void>();
+  /** Token batches are refused: routers turn to other copies. */
+  private refusing = false;
 
   constructor(private readonly options: WorkerCoreOptions) {
     const { config, backend, metrics, runtime } = options;
@@ -122,7 +126,7 @@ export class WorkerCore {
       ucx: options.ucx,
       runtime,
       // A link opens only when the model, and so the executor, is there.
-      handler: (batch, router) => this.loaded!.executor.submit(batch, router),
+      handler: (batch, router) => this.submit(batch, router),
       onCancel: (batchId, router) => this.loaded!.executor.cancel(batchId, router),
       onUnknown: options.onUnknown,
       trace: options.trace,
@@ -144,7 +148,8 @@ export class WorkerCore {
       runtime,
       hello: this.hello(identity),
       report: () => {
-        const worker = this.reporter.report(this.loaded);
+        const version = this.loaded !== null && this.assignedHere ? this.assignment!.version : 0;
+        const worker = this.reporter.report(this.loaded, version);
         return worker && { worker };
       },
       reportMs,
@@ -163,15 +168,25 @@ export class WorkerCore {
     return { ready: reason === '', reason };
   }
 
-  /** Tells the coordinator, waits up to `drainMs` until nothing is under way, and leaves. */
+  /**
+   * Says that it leaves, and goes when the coordinator says that no router uses it any more, or is away itself, and nothing is under way; after
+   * `drainMs` in any case.
+   */
   async drain(reason: string): Promise<void> {
     this.end();
-    this.session?.leaving(reason);
     const { config, runtime, log } = this.options;
     const { drainMs } = config;
+    const expired = new Deferred<void>();
+    const timer = runtime.clock.after(drainMs, () => expired.resolve());
+    this.session?.leaving(reason);
+    if (this.connected)
+      await Promise.race([this.released.promise, this.session!.streamEnded, expired.promise]);
+    this.refusing = true;
     const executor = this.loaded?.executor ?? null;
-    const drained = executor === null || (await untilQuiet(executor, runtime.clock, drainMs));
-    if (!drained) log.warn({ event: 'drain-cut', drainMs, bytesHeld: executor.bytesHeld });
+    if (executor !== null) await Promise.race([executor.whenIdle(), expired.promise]);
+    timer.cancel();
+    if (executor !== null && !executor.idle)
+      log.warn({ event: 'drain-cut', drainMs, bytesHeld: executor.bytesHeld });
     await this.leave(reason);
   }
 
@@ -194,6 +209,13 @@ export class WorkerCore {
     this.loaded?.model.close();
   }
 
+  private submit(...[batch, router]: Parameters<TokenBatchHandler>): ReturnType<TokenBatchHandler> {
+    const { name } = this.options.config;
+    if (!this.refusing) return this.loaded!.executor.submit(batch, router);
+    batch.rows.release();
+    return Promise.reject(new SwitchyardError('DRAINING', `worker ${name} is stopping`, { worker: name }));
+  }
+
   private end(): void {
     this.ending = true;
     this.options.onChange();
@@ -202,17 +224,26 @@ export class WorkerCore {
   private hello(identity: WorkerIdentity): NodeHelloInput {
     const { config, backend, weights, ownFingerprint } = this.options;
     const fingerprint = () => this.loaded?.model.spec.fingerprint ?? ownFingerprint();
+    const held = () => groupByLayer(this.loaded?.store.ready() ?? []);
+    const term = () => this.assignment?.term ?? 0;
     return {
       role: 'WORKER',
       name: config.name,
       device: config.device,
       threads: backend.description.threads,
       memoryBytes: weights.bytes,
+      memoryShared: weights.shared,
       linkSecret: this.linkSecret,
       ...identity,
       // Read at every joining: a worker that holds experts joins only a coordinator of the same model.
       get modelFingerprint() {
         return fingerprint();
+      },
+      get held() {
+        return held();
+      },
+      get term() {
+        return term();
       },
     };
   }
@@ -221,17 +252,28 @@ export class WorkerCore {
     if (message.welcome) {
       // Whoever joined anew may know nothing of what this worker holds.
       this.reporter.forgetReported();
+      this.assignedHere = false;
       this.loading ??= this.load(message.welcome.model!).catch((error) =>
         this.fail(asSwitchyardError(error)),
       );
-    } else if (message.assignment) {
-      const experts = [...expertsIn(message.assignment.experts)];
-      const { epoch } = message.assignment;
-      this.options.log.info({ event: 'assigned', epoch, experts: experts.length });
-      this.assignment = message.assignment;
-      this.loaded?.store.assign(experts);
-      this.options.onChange();
+    } else if (message.assignment) this.assign(message.assignment);
+  }
+
+  private assign(assignment: Assignment): void {
+    const { log, onChange } = this.options;
+    const { term, version, leave } = assignment;
+    const known = this.assignment ?? { term: 0, version: 0 };
+    if (term < known.term || (term === known.term && version < known.version)) {
+      log.warn({ event: 'assignment-refused', term, version, known: [known.term, known.version] });
+      return;
     }
+    const experts = [...expertsIn(assignment.experts)];
+    log.info({ event: 'assigned', term, version, experts: experts.length });
+    this.assignment = assignment;
+    this.assignedHere = true;
+    this.loaded?.store.assign(experts);
+    if (leave) this.released.resolve();
+    onChange();
   }
 
   private async load(description: ModelDescription): Promise<void> {
@@ -290,16 +332,4 @@ export class WorkerCore {
     const { expertsLoaded, expertsTotal } = this.loaded.store.progress();
     return expertsLoaded === expertsTotal ? '' : `${expertsLoaded} of ${expertsTotal} experts are loaded`;
   }
-}
-
-/** True when nothing came for a while; false if that did not happen within `withinMs`. */
-async function untilQuiet(executor: Executor, clock: Clock, withinMs: number): Promise<boolean> {
-  const endMs = clock.now() + withinMs;
-  let quietSinceMs = clock.now();
-  while (clock.now() < endMs) {
-    if (!executor.idle) quietSinceMs = clock.now();
-    else if (clock.now() - quietSinceMs >= quietMs) return true;
-    await sleepOn(clock, 20);
-  }
-  return executor.idle;
 }

@@ -12,6 +12,7 @@ export class WorkerReporter {
   private readonly meter: () => number;
   private readonly figuresMs: number;
   private reportedChanges: number | null = null;
+  private reportedAssignment = 0;
   private reportedAt = Number.NEGATIVE_INFINITY;
 
   constructor(
@@ -29,9 +30,17 @@ export class WorkerReporter {
     this.reportedChanges = null;
   }
 
-  /** Rows and seconds are those since the start of the worker. Null: there is nothing new to say yet. */
-  report(loaded: { executor: Executor; store: ExpertStore } | null): WorkerReportInput | null {
-    const changed = loaded !== null && loaded.store.changes !== this.reportedChanges;
+  /**
+   * Rows and seconds are those since the start of the worker. `assignment`: the version that came last on this stream; 0: none. Null: there is nothing new to say
+   * yet.
+   */
+  report(
+    loaded: { executor: Executor; store: ExpertStore } | null,
+    assignment: number,
+  ): WorkerReportInput | null {
+    const changed =
+      loaded !== null &&
+      (loaded.store.changes !== this.reportedChanges || assignment !== this.reportedAssignment);
     const nowMs = this.runtime.clock.now();
     if (!changed && nowMs - this.reportedAt < this.figuresMs) return null;
     this.reportedAt = nowMs;
@@ -45,8 +54,10 @@ export class WorkerReporter {
     if (loaded === null) return figures;
     const { executor, store } = loaded;
     this.reportedChanges = store.changes;
+    this.reportedAssignment = assignment;
     return {
       ...figures,
+      assignment,
       rowsQueued: executor.rowsQueued,
       bytesInFlight: executor.bytesHeld,
       load: store.progress(),

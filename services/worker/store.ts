@@ -127,7 +127,10 @@ export class ExpertStore {
   }
 
   private pump(): void {
+    const { model, weights } = this.options;
     while (!this.closed && this.loading.size < loadsMax) {
+      // What is being loaded and no longer wanted takes memory until it is released.
+      if ((this.held.size + this.loading.size + 1) * model.expertBytes > weights.bytes) return;
       const id = this.missing.pop();
       if (id === undefined) return;
       void this.load(idOf(id), id);

@@ -86,17 +86,21 @@ describe('load feedback', () => {
       }
       feedback.observe(0, Uint32Array.from(rows));
     }
-    expect(balancedness(Float64Array.from(rows), Uint32Array.of(0, 1, 2, 3))).toBeGreaterThan(0.9);
+    expect(balancedness(Float64Array.from(rows), [[0], [1], [2], [3]])).toBeGreaterThan(0.9);
   });
 });
 
 describe('balancedness', () => {
   test('is mean/max of the rows of workers, not of experts', () => {
-    const seatOf = Uint32Array.of(0, 0, 1, 1);
-    const balance = (...rows: number[]) => balancedness(Float64Array.from(rows), seatOf);
+    const workersOf = [[0], [0], [1], [1]];
+    const balance = (...rows: number[]) => balancedness(Float64Array.from(rows), workersOf);
     expect(balance(30, 10, 20, 20)).toBe(1);
     expect(balance(30, 30, 10, 10)).toBeCloseTo(40 / 60);
     expect(balance(80, 0, 0, 0)).toBe(0.5);
     expect(balance(0, 0, 0, 0)).toBe(1);
+  });
+
+  test("takes the rows of an expert with several copies as shared, and those of one without a copy as nobody's", () => {
+    expect(balancedness(Float64Array.of(40, 20, 99), [[0, 1], [1], []])).toBe(30 / 40);
   });
 });

@@ -8,6 +8,7 @@ import { groupByLayer } from '../../services/common/layer-experts.js';
 import { packUint32 } from '../../services/common/packed.js';
 import { checkHello } from '../../services/coordinator/check.js';
 import { Pace } from '../../services/coordinator/pace.js';
+import { ExpertOrder } from '../../services/model/expert-order.js';
 import { until } from '../support/until.js';
 import { allExperts, RawNode, type Started, start, stateOf, worker } from './control-support.js';
 import { hello, tinyModel } from './support.js';
@@ -32,9 +33,11 @@ describe('a hello that makes no sense is refused', () => {
     [{ metricsUrl: `http://${huge}` }, /^metricsUrl is .*; allowed: an http URL of at most 1024 characters/],
     [{ memoryBytes: 2 ** 60 }, /^memoryBytes is 1152921504606847000; allowed: 0 to 2\^53 - 1/],
     [{ linkSecret: Buffer.alloc(31) }, /^link_secret is "31 bytes"; allowed: 32 bytes/],
+    [{ term: 2 ** 60 }, /^term is 1152921504606847000; allowed: 0 to 2\^53 - 1/],
+    [{ held: [{ layer: 0, experts: [99] }] }, /^held is "layer 0 expert 99"/],
     [{ role: 'ROUTER', linkSecret: Buffer.alloc(32) }, /^link_secret is "32 bytes"; allowed: 0 bytes/],
   ])('%#', (fields, message) => {
-    expect(() => checkHello(hello('w', fields))).toThrow(message);
+    expect(() => checkHello(hello('w', fields), new ExpertOrder(tinyModel.layers))).toThrow(message);
   });
 });
 

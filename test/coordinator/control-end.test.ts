@@ -1,7 +1,8 @@
 import { describe, expect, test } from '@jest/globals';
 import { ControlSession } from '../../services/common/control-session.js';
 import { dialCoordinator } from '../../services/common/grpc-duplex.js';
-import { expertsIn, groupByLayer } from '../../services/common/layer-experts.js';
+import { groupByLayer } from '../../services/common/layer-experts.js';
+import { expertWeightBytes } from '../../services/model/limits.js';
 import { nativeRuntime } from '../../services/runtime/native.js';
 import { until } from '../support/until.js';
 import {
@@ -16,7 +17,7 @@ import {
   stateOf,
   worker,
 } from './control-support.js';
-import { hello } from './support.js';
+import { hello, tinyModel } from './support.js';
 
 /** What a loaded machine may add. */
 const slackMs = 10_000;
@@ -69,7 +70,14 @@ describe('the end of a node', () => {
       () => stateOf(started, 'w0')?.state,
       (state) => state === 'DRAINING',
     );
-    expect(started.control.readiness().reason).toContain('worker w0: the worker is leaving: SIGTERM');
+    await until(
+      () => started.control.readiness().reason,
+      (reason) => reason.includes('worker w0: the worker is leaving: SIGTERM'),
+    );
+    await until(
+      () => node.of('assignment').at(-1)!.assignment!,
+      ({ leave, experts }) => leave && experts.length === 0,
+    );
     node.silence();
     node.call.end();
     await until(
@@ -96,55 +104,69 @@ describe('the end of a node', () => {
     expect(states()).toEqual(['holder DEAD']);
     await new Promise((resolve) => setTimeout(resolve, 500));
     expect(states()).toEqual(['holder DEAD']);
-    const heir = worker(started, 'heir').report(allExperts);
+    const heir = worker(started, 'heir').obey();
     await until(states, (all) => all.length === 1 && all[0] === 'heir READY');
     expect(heir.error).toBeNull();
   });
 
-  test('it gets its experts back when it returns, in a new epoch', async () => {
-    const started = await start({ workers: 2 });
-    const nodes = ['w0', 'w1'].map((name) => worker(started, name));
-    await until(
-      () => nodes[0]!.of('assignment').length,
-      (count) => count > 0,
-    );
-    const before = nodes[0]!.of('assignment')[0]!.assignment!;
+  test('its experts are loaded by those that are left, and it gets none when it returns unless that pays', async () => {
+    const started = await start({ workers: 2, leaseMs: 60_000 });
+    const nodes = ['w0', 'w1'].map((name) => worker(started, name).obey());
+    await until(() => started.control.readiness().ready, Boolean);
+    const { epoch } = started.control.view;
     nodes[0]!.close();
     await until(
-      () => stateOf(started, 'w0')?.state,
-      (state) => state === 'DEAD',
+      () => started.control.view,
+      (view) => view.ready === true && Number(view.epoch) > Number(epoch) + 1,
     );
-    const again = worker(started, 'w0');
+    expect(stateOf(started, 'w1')).toMatchObject({ experts: 16, serving: 16 });
+    const again = worker(started, 'w0').obey();
     await until(
       () => again.of('assignment').length,
       (count) => count > 0,
     );
-    const after = again.of('assignment')[0]!.assignment!;
-    expect(after.experts).toEqual(before.experts);
-    expect(after.epoch).toBeGreaterThan(before.epoch);
+    expect(stateOf(started, 'w0')).toMatchObject({ state: 'READY', reason: 'it has no experts' });
+    expect(started.control.readiness().ready).toBe(true);
   });
 
-  test('a new worker takes its share over, and it has none when it returns', async () => {
+  test('where nobody has room for its experts, the reason says so with numbers, until somebody has', async () => {
+    const started = await start({ workers: 2, leaseMs: 60_000 });
+    const memoryBytes = 8 * expertWeightBytes(tinyModel);
+    const nodes = ['w0', 'w1'].map((name) => worker(started, name, { memoryBytes }).obey());
+    await until(() => started.control.readiness().ready, Boolean);
+    nodes[0]!.close();
+    const { reason } = await until(
+      () => started.control.readiness(),
+      ({ reason }) => reason.includes('fits on none'),
+    );
+    expect(reason).toMatch(
+      /^layer 0 expert 0 on worker w0: the worker is dead \(.*\); layer 0 expert 0 has \d+ bytes and fits on none of the 1 workers without it: the most that is left on one of them is 0 bytes; 8 of 16 experts are not ready$/,
+    );
+    worker(started, 'w2', { memoryBytes }).obey();
+    await until(() => started.control.readiness().ready, Boolean);
+    expect(stateOf(started, 'w2')).toMatchObject({ serving: 8 });
+  });
+
+  test('a spare serves nothing before it has loaded it', async () => {
     const started = await start({ leaseMs: 60_000 });
     const node = await ready(started);
-    node.close();
+    const spare = worker(started, 'w1');
     await until(
-      () => stateOf(started, 'w0')?.state,
-      (state) => state === 'DEAD',
-    );
-    const heir = await ready(started, 'spare');
-    expect([...expertsIn(heir.of('assignment')[0]!.assignment!.experts)]).toEqual(allExperts);
-    const again = worker(started, 'w0');
-    await until(
-      () => again.of('assignment').length,
+      () => spare.of('assignment').length,
       (count) => count > 0,
     );
-    expect(again.of('assignment')[0]!.assignment!.experts).toEqual([]);
-    expect(stateOf(started, 'w0')).toMatchObject({
-      state: 'READY',
-      reason: 'no share of the experts is open',
-    });
-    expect(started.control.readiness().ready).toBe(true);
+    node.close();
+    await until(
+      () => spare.of('assignment').at(-1)!.assignment!.experts.length,
+      (layers) => layers > 0,
+    );
+    const published = () =>
+      started.control.cluster.placement().layers!.flatMap(({ workers }) => workers!.length);
+    await until(published, (layers) => layers.every((copies) => copies === 0));
+    expect(started.control.readiness().reason).toMatch(/^layer 0 expert 0 on worker w1: not loaded yet/);
+    spare.obey();
+    await until(published, (layers) => layers.every((copies) => copies === 8));
+    await until(() => started.control.readiness().ready, Boolean);
   });
 
   test('a process that is stopped (SIGSTOP) is dead after the lease, and a member again when it goes on', async () => {
@@ -172,17 +194,20 @@ describe('the end of a node', () => {
 
 describe('a coordinator that comes and goes', () => {
   const session = (address: string, events: string[]) => {
+    let assignment = 0;
     const made = new ControlSession({
       coordinator: address,
       token: null,
       dial: dialCoordinator,
       runtime: nativeRuntime,
       hello: hello('w0'),
-      report: () => ({ worker: { ready: groupByLayer(allExperts), readyChanged: true } }),
+      report: () => ({ worker: { ready: groupByLayer(allExperts), readyChanged: true, assignment } }),
       reportMs: 50,
       leaseMs,
       onMessage: (message) => {
         if (message.kind) events.push(message.kind);
+        if (message.welcome) assignment = 0;
+        if (message.assignment) assignment = message.assignment.version;
       },
       log,
     });

@@ -8,7 +8,7 @@ import type { NodeMessageInput } from '../../services/common/generated/switchyar
 import { connect } from '../../services/common/grpc-channel.js';
 import { serveDuplex } from '../../services/common/grpc-duplex.js';
 import { type GrpcServer, startGrpcServer } from '../../services/common/grpc-server.js';
-import { type ExpertId, groupByLayer } from '../../services/common/layer-experts.js';
+import { type ExpertId, expertsIn, groupByLayer } from '../../services/common/layer-experts.js';
 import { createLogger } from '../../services/common/log.js';
 import { clients, services } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
@@ -16,11 +16,12 @@ import { ControlService } from '../../services/coordinator/control-service.js';
 import { describeModel } from '../../services/coordinator/describe.js';
 import type { ControlStream } from '../../services/coordinator/node-stream.js';
 import type { PaceOptions } from '../../services/coordinator/pace.js';
+import type { PlacementOptions } from '../../services/coordinator/plans.js';
 import type { Topology } from '../../services/coordinator/topology.js';
 import type { ModelSpec } from '../../services/model/spec.js';
 import { systemClock } from '../../services/runtime/system.js';
 import { linkSecretBytes } from '../../services/transport/link-key.js';
-import { hello, tinyModel } from './support.js';
+import { hello, placementOptions, tinyModel } from './support.js';
 
 export const log = createLogger('test', 'test', 'silent');
 export const leaseMs = 600;
@@ -44,6 +45,7 @@ export interface Started {
 export async function start(
   options: {
     workers?: number;
+    placement?: Partial<PlacementOptions>;
     topology?: Topology;
     port?: number;
     heartbeatMs?: number;
@@ -60,7 +62,7 @@ export async function start(
   const control = new ControlService({
     model,
     description: describeModel(model),
-    workers: options.workers ?? 1,
+    placement: { ...placementOptions, ...options.placement, workers: options.workers ?? 1 },
     topology: options.topology ?? null,
     leaseMs: options.leaseMs ?? leaseMs,
     leftKeptMs: options.leftKeptMs ?? 60_000,
@@ -101,11 +103,16 @@ export class RawNode {
   readonly call: ClientDuplexStream<NodeMessageInput, CoordinatorMessage>;
   private readonly client;
   private timer: NodeJS.Timeout | null = null;
+  /** Version of the assignment that came last. */
+  private assignment = 0;
 
   constructor({ server }: Started) {
     this.client = connect(clients.Coordinator, server.address, { token: null, messageBytesMax: 2 ** 24 });
     this.call = this.client.Join();
-    this.call.on('data', (message: CoordinatorMessage) => this.received.push(message));
+    this.call.on('data', (message: CoordinatorMessage) => {
+      this.received.push(message);
+      if (message.assignment) this.assignment = message.assignment.version;
+    });
     this.call.on('error', (error) => {
       this.error = fromServiceError(error);
     });
@@ -117,13 +124,26 @@ export class RawNode {
     return this;
   }
 
+  /** Holds what it is told to, from then on, and reports it. */
+  obey(): this {
+    return this.report(() => {
+      const told = this.of('assignment').at(-1)?.assignment;
+      return told ? [...expertsIn(told.experts)] : [];
+    });
+  }
+
   /** Reports often, as a worker that holds these experts does. */
-  report(ready: ExpertId[]): this {
+  report(held: ExpertId[] | (() => ExpertId[])): this {
+    const ready = typeof held === 'function' ? held : () => held;
     this.silence();
-    let readyChanged = true;
+    let followed = -1;
     this.timer = setInterval(() => {
-      this.say({ worker: { ready: readyChanged ? groupByLayer(ready) : [], readyChanged } });
-      readyChanged = false;
+      const { assignment } = this;
+      const changed = assignment !== followed;
+      this.say({
+        worker: { ready: changed ? groupByLayer(ready()) : [], readyChanged: changed, assignment },
+      });
+      followed = assignment;
     }, 50);
     return this;
   }
@@ -161,12 +181,16 @@ export function spawnNode(address: string): ChildProcess {
     import { createLogger } from './dist/services/common/log.js';
     import { dialCoordinator } from './dist/services/common/grpc-duplex.js';
     import { nativeRuntime } from './dist/services/runtime/native.js';
+    let assignment = 0;
     new ControlSession({
       coordinator: '${address}', token: null,
       dial: dialCoordinator, runtime: nativeRuntime,
       hello: { ...${JSON.stringify(hello('child'))}, linkSecret: Buffer.alloc(${linkSecretBytes}) },
-      report: () => ({ worker: { readyChanged: true, ready: ${JSON.stringify(groupByLayer(allExperts))} } }),
-      reportMs: 50, leaseMs: ${leaseMs}, onMessage: () => {}, log: createLogger('worker', 'child', 'silent'),
+      report: () => ({ worker: { readyChanged: true, assignment, ready: ${JSON.stringify(groupByLayer(allExperts))} } }),
+      reportMs: 50, leaseMs: ${leaseMs}, onMessage: (message) => {
+        if (message.welcome) assignment = 0;
+        if (message.assignment) assignment = message.assignment.version;
+      }, log: createLogger('worker', 'child', 'silent'),
     });`;
   const child = spawn(process.execPath, ['--input-type=module', '--eval', program], { stdio: 'inherit' });
   cleanups.push(async () => {

@@ -21,7 +21,7 @@ describe('joining', () => {
       kind: 'welcome',
       welcome: { model: { name: 'tiny', fingerprint: tinyModel.fingerprint, hidden: 256 }, feedback: true },
     });
-    expect(node.of('assignment')[0]!.assignment).toMatchObject({ epoch: 1 });
+    expect(node.of('assignment')[0]!.assignment).toMatchObject({ term: 1, leave: false });
     expect([...expertsIn(node.of('assignment')[0]!.assignment!.experts)]).toEqual(allExperts);
 
     node.report(allExperts.slice(1));
@@ -64,7 +64,7 @@ describe('joining', () => {
     expect(router.of('view')).toHaveLength(before);
   });
 
-  test('a router is told the placement when it joins and with each epoch, whole, and not again', async () => {
+  test('a router is told the placement when it joins and with each epoch, and not again; an index stays that of one worker', async () => {
     const started = await start();
     const router = (name: string) => new RawNode(started).say({ hello: hello(name, { role: 'ROUTER' }) });
     const views = (node: RawNode) => node.of('view').map(({ view }) => view!);
@@ -99,7 +99,10 @@ describe('joining', () => {
       expect(new Set(epochs).size).toBe(epochs.length);
       expect(told(one).at(-1)).toMatchObject({
         epoch: views(one).at(-1)!.epoch,
-        placement: { workers: ['w1'] },
+        placement: {
+          workers: ['w0', 'w1'],
+          layers: [0, 1].map((layer) => ({ layer, workers: new Array(8).fill(1) })),
+        },
       });
     }
   });

@@ -203,7 +203,9 @@ describe('a process that dies in the middle of a batch', () => {
   let cluster: TestCluster;
   beforeAll(async () => {
     // Longer than it takes to see that the worker is gone, and less than a test may take.
-    cluster = await startCluster({ workers: 2, routers: 1, coordinator: { readyWaitMs: 1_000 } });
+    // Each has memory for its share alone.
+    const worker = { memory: '6MiB' };
+    cluster = await startCluster({ workers: 2, routers: 1, coordinator: { readyWaitMs: 1_000 }, worker });
   });
 
   test('a router: the batch ends with ROUTER_LOST, and the other router serves', async () => {

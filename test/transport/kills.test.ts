@@ -52,16 +52,16 @@ const byName = (cluster: TestCluster, name: string) =>
 
 afterAll(() => Promise.all(started.map((process) => process.stop(5_000))));
 
-/** A worker beyond the seats: it takes the seat of the next one that dies. */
+/** One more worker: it takes a share, or the experts of the next one that dies. */
 function startSpare(cluster: TestCluster, index: number): void {
   const name = `spare-${index}`;
   const flags = { coordinator: cluster.address, name, port: 0, metricsPort: 0, threads: 1, transport };
   started.push(new LocalProcess('worker', name, flags, {}, () => {}));
 }
 
-async function seatHolders(client: SwitchyardClient): Promise<string[]> {
-  const { view } = await client.describeCluster({ placement: true });
-  return view!.placement!.workers;
+async function servingWorkers(client: SwitchyardClient): Promise<string[]> {
+  const { view } = await client.describeCluster();
+  return view!.nodes.filter(({ serving, state }) => serving > 0 && state !== 'DEAD').map(({ name }) => name);
 }
 
 /** The answers to the block, which are the same bits whoever computes them. */
@@ -141,7 +141,7 @@ const least = (seen: readonly Resources[], from: number, figure: keyof Resources
     const seen: Resources[] = [];
     let secondsMax = 0;
     for (let kill = 1; kill <= kills; kill += 1) {
-      const holders = await seatHolders(client);
+      const holders = await servingWorkers(client);
       const victim = holders[kill % holders.length]!;
       const { error, seconds } = await killDuring(client, byName(cluster, victim), (kill * 7) % 23, expected);
       // What was on its way to the victim goes to the worker that loads its experts.

@@ -1,0 +1,41 @@
+import type { ExpertOrder } from '../model/expert-order.js';
+
+const halfLifeSeconds = 60;
+/** A load of fewer rows a second than this, over all experts, is none. */
+const rowsPerSecondMin = 1e-3;
+
+/** What routers send to each expert: an average over time in which what is older counts less. Times are monotonic milliseconds. */
+export class ExpertLoads {
+  /** By number of the expert: decayed rows. */
+  private readonly rows: Float64Array;
+  /** When they were decayed last. */
+  private atMs = 0;
+
+  constructor(private readonly order: ExpertOrder) {
+    this.rows = new Float64Array(order.total);
+  }
+
+  /** Adds rows of the experts of a layer of the model. */
+  observe(layer: number, rows: Uint32Array, nowMs: number): void {
+    this.decay(nowMs);
+    const first = this.order.indexOf({ layer, expert: 0 });
+    for (let expert = 0; expert < rows.length; expert += 1) this.rows[first + expert]! += rows[expert]!;
+  }
+
+  /** Rows a second by number of the expert; null if there are next to none. */
+  rates(nowMs: number): Float64Array | null {
+    this.decay(nowMs);
+    const perSecond = Math.LN2 / halfLifeSeconds;
+    const rates = this.rows.map((rows) => rows * perSecond);
+    return rates.reduce((sum, rate) => sum + rate, 0) < rowsPerSecondMin ? null : rates;
+  }
+
+  private decay(nowMs: number): void {
+    // Often enough for the average, and rarely enough to cost nothing.
+    const seconds = (nowMs - this.atMs) / 1000;
+    if (seconds < 1) return;
+    this.atMs = nowMs;
+    const factor = 2 ** (-seconds / halfLifeSeconds);
+    for (let expert = 0; expert < this.rows.length; expert += 1) this.rows[expert]! *= factor;
+  }
+}

@@ -1,0 +1,132 @@
+import type { SwitchyardError } from '../common/errors.js';
+import type { ExpertOrder } from '../model/expert-order.js';
+import type { Copies, PlanInput, PlanWorker } from '../placement/input.js';
+import type { CopyLists } from '../placement/reconcile.js';
+import { bestEffortCopies } from '../placement/required.js';
+
+/** For how long the load is taken to stay as it is. */
+const horizonSeconds = 3_600;
+/** What is assumed where nothing was measured: only their proportions matter. */
+const rowsPerSecondAssumed = 100_000;
+const loadBytesPerSecondAssumed = 1e9;
+/** Of what the workers can compute, an unknown load is taken to be so much. */
+const shareAssumed = 0.5;
+
+/** What the coordinator knows of a worker that may have copies. */
+export interface Candidate {
+  slot: number;
+  name: string;
+  host: string;
+  memoryBytes: number;
+  /** It gets none that it does not have. */
+  cordoned: boolean;
+  /** Null: not measured. */
+  rowsPerSecond: number | null;
+  loadBytesPerSecond: number | null;
+}
+
+export interface PlanningOptions {
+  experts: ExpertOrder;
+  /** Of one expert. */
+  expertBytes: number;
+  topK: number;
+  /** Of each expert at least. */
+  copies: number;
+  /** Of a layer beyond those; null: as many as memory holds. */
+  replicaSlots: number | null;
+}
+
+/** Makes the planner's input of what the coordinator knows, and targets by slot of what it answers. */
+export class Planning {
+  constructor(private readonly options: PlanningOptions) {}
+
+  /** `rates`: rows a second by number of the expert; null: nothing is known, and all are taken to be the same. */
+  input(candidates: readonly Candidate[], present: CopyLists, rates: Float64Array | null): PlanInput {
+    const { experts, expertBytes, topK, copies, replicaSlots } = this.options;
+    const counts = countOf(candidates, present);
+    const workers = candidates.map((candidate, index): PlanWorker => {
+      const { name, host, memoryBytes, cordoned } = candidate;
+      return {
+        name,
+        host,
+        memoryBytes: cordoned ? Math.min(counts[index]! * expertBytes, memoryBytes) : memoryBytes,
+        rowsPerSecond: measured('rowsPerSecond', candidate, candidates, rowsPerSecondAssumed),
+        loadBytesPerSecond: measured('loadBytesPerSecond', candidate, candidates, loadBytesPerSecondAssumed),
+      };
+    });
+    const capacity = workers.reduce((sum, { rowsPerSecond }) => sum + rowsPerSecond, 0);
+    const loads = rates ?? new Float64Array(experts.total).fill((capacity * shareAssumed) / experts.total);
+    const indexOf = new Map(candidates.map(({ slot }, index) => [slot, index]));
+    return {
+      workers,
+      layers: experts.layers.map(({ layer }) => ({
+        layer,
+        expertBytes,
+        loads: experts.sliceOf(layer, loads),
+        choices: null,
+      })),
+      topK,
+      present: experts.layers.map(({ layer, experts: count }) => {
+        const first = experts.indexOf({ layer, expert: 0 });
+        return present
+          .slice(first, first + count)
+          .map((slots) => slots.flatMap((slot) => indexOf.get(slot) ?? []).sort((a, b) => a - b));
+      }),
+      copiesMin: Math.min(copies, Math.max(1, candidates.length)),
+      replicaSlots,
+      horizonSeconds,
+      crossingSeconds: 0,
+    };
+  }
+
+  /** By number of the expert, as slots. */
+  target(candidates: readonly Candidate[], copies: Copies): number[][] {
+    const slots = (holders: readonly number[]) => holders.map((worker) => candidates[worker]!.slot);
+    return copies.flatMap((layer) => layer.map((holders) => slots(holders).sort((a, b) => a - b)));
+  }
+
+  /**
+   * The copies that there must be, with as little change as can be: what is missing comes where it fits best. What fits nowhere is left out; the error
+   * says so with numbers.
+   */
+  required(candidates: readonly Candidate[], present: CopyLists, rates: Float64Array | null) {
+    if (candidates.length === 0) return { target: present.map((): number[] => []), lacking: null };
+    const lacking: SwitchyardError[] = [];
+    const input = this.input(candidates, present, rates);
+    const draft = bestEffortCopies(input, (error) => lacking.push(error));
+    return { target: this.target(candidates, draft.copies), lacking: lacking[0] ?? null };
+  }
+
+  /**
+   * The first copies of experts that nobody holds: dealt to the workers in turn, so that within a layer none has more than one above any other, and the same holds
+   * for the model as a whole. `candidates`: in the order in which they are dealt to. Where memory is too small for equal shares it decides.
+   */
+  dealt(candidates: readonly Candidate[]): number[][] {
+    const { experts, expertBytes } = this.options;
+    const share = Math.ceil(experts.total / candidates.length) * expertBytes;
+    const fits = candidates.every(({ memoryBytes, cordoned }) => !cordoned && memoryBytes >= share);
+    return Array.from({ length: experts.total }, (_, expert) =>
+      fits ? [candidates[expert % candidates.length]!.slot] : [],
+    );
+  }
+}
+
+/** By candidate: how many copies it has. */
+function countOf(candidates: readonly Candidate[], present: CopyLists): number[] {
+  const counts = new Map<number, number>();
+  for (const slot of present.flat()) counts.set(slot, (counts.get(slot) ?? 0) + 1);
+  return candidates.map(({ slot }) => counts.get(slot) ?? 0);
+}
+
+/** What was measured of a worker; otherwise the mean of the others. */
+function measured(
+  field: 'rowsPerSecond' | 'loadBytesPerSecond',
+  candidate: Candidate,
+  candidates: readonly Candidate[],
+  assumed: number,
+): number {
+  const own = candidate[field];
+  if (own !== null) return own;
+  const known = candidates.map((other) => other[field]).filter((value) => value !== null);
+  return known.length === 0 ? assumed : known.reduce((sum, value) => sum + value, 0) / known.length;
+}

@@ -1,0 +1,363 @@
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { listCopies } from '../common/expert-copies.js';
+import type { Placement } from '../common/generated/switchyard/v1/Placement.js';
+import type { RebalanceAnswerInput } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
+import type { ExpertOrder } from '../model/expert-order.js';
+import { expertWeightBytes } from '../model/limits.js';
+import type { ModelSpec } from '../model/spec.js';
+import type { PlanInput } from '../placement/input.js';
+import type { Plan } from '../placement/plan.js';
+import { ExpertLoads } from './loads.js';
+import type { Member, Membership } from './membership.js';
+import { ClusterPlacement } from './placement.js';
+import { type Candidate, Planning } from './planning.js';
+import { orderWorkers, type Topology } from './topology.js';
+
+export interface PlacementOptions {
+  /** Workers that must have joined before experts are placed for the first time. */
+  workers: number;
+  /** Copies of each expert at least, as far as there are workers and memory. */
+  copies: number;
+  /** Copies of a layer beyond those; null: as many as memory holds. */
+  replicaSlots: number | null;
+  /** How often a plan is made that is followed if it pays; 0: only when an operator says so. */
+  rebalanceSeconds: number;
+  /** How fast copies of experts that serve already may be loaded, and how many at once. */
+  rebalanceBytesPerSecond: number;
+  rebalanceLoads: number;
+  /** Makes a plan, off the event loop where that takes long. */
+  plan: (input: PlanInput) => Promise<Plan>;
+}
+
+export interface PlansOptions extends PlacementOptions {
+  model: ModelSpec;
+  experts: ExpertOrder;
+  topology: Topology | null;
+  leaseMs: number;
+  /** A plan is made that `settle` is to follow. */
+  onPlanned: () => void;
+}
+
+/** What an operator has said of a worker: it gets no new copies, or also those that it has go elsewhere. */
+export type Mark = 'CORDONED' | 'DRAINED';
+
+/** What `settle` did: workers that must be told an assignment, and whether routers must be told a placement. */
+export interface Settled {
+  assigned: Member[];
+  published: boolean;
+}
+
+/** Decides where copies of experts shall be, as workers come and go and loads change. Times are monotonic milliseconds. */
+export class PlacementPlans {
+  readonly placement: ClusterPlacement;
+  readonly loads: ExpertLoads;
+  /** By name of the worker, whether it is there or not. */
+  readonly marks = new Map<string, Mark>();
+  /** Why copies are missing that there should be. */
+  lacking: SwitchyardError | null = null;
+  /** Whether experts have been placed. */
+  started = false;
+  private readonly planning: Planning;
+  private readonly expertBytes: number;
+  /** When a worker joined that held experts, before any were placed. */
+  private heldSinceMs: number | null = null;
+  /** Whether the target must be looked at again. */
+  private stale = true;
+  /** Counts the changes of who may have copies: a plan for others is void. */
+  private generation = 0;
+  private planAtMs = Number.POSITIVE_INFINITY;
+  private candidates: readonly Candidate[] = [];
+  /** Workers that leave, and have been told that they may. */
+  private readonly released = new Set<Member>();
+  private lastingOn = false;
+
+  constructor(private readonly options: PlansOptions) {
+    const { experts, model, rebalanceLoads, rebalanceBytesPerSecond } = options;
+    this.expertBytes = expertWeightBytes(model);
+    this.loads = new ExpertLoads(experts);
+    this.placement = new ClusterPlacement(experts, this.expertBytes, {
+      loads: rebalanceLoads,
+      bytesPerSecond: rebalanceBytesPerSecond,
+    });
+    this.planning = new Planning({ ...options, expertBytes: this.expertBytes, topK: model.routing.topK });
+  }
+
+  /** Workers that are waited for before experts are placed for the first time. */
+  get workersExpected(): number {
+    return this.options.workers;
+  }
+
+  /** Whether a next step waits until routers have moved on. */
+  get waitsForRouters(): boolean {
+    return this.placement.drains || this.lastingOn;
+  }
+
+  join(member: Member, nowMs: number): void {
+    if (this.started) this.placement.join(member);
+    else if (member.ready.count > 0) this.heldSinceMs ??= nowMs;
+    this.membersChanged();
+    this.planSoon(nowMs);
+  }
+
+  end(member: Member): void {
+    this.placement.end(member);
+    this.released.delete(member);
+    this.membersChanged();
+  }
+
+  /** Workers came, went, or said that they leave. */
+  membersChanged(): void {
+    this.stale = true;
+    this.generation += 1;
+  }
+
+  /** Whether `settle` has something to do though nothing has happened. */
+  isDue(nowMs: number): boolean {
+    const heldLongEnough = this.heldSinceMs !== null && nowMs - this.heldSinceMs >= this.options.leaseMs;
+    return this.started ? this.placement.waits || nowMs >= this.planAtMs : heldLongEnough;
+  }
+
+  settle(membership: Membership, term: number, nowMs: number): Settled {
+    const living = membership.living('WORKER');
+    if (this.started || this.mayStart(membership, nowMs)) {
+      const routers = membership.living('ROUTER');
+      this.candidates = this.candidatesOf(living);
+      if (!this.started) this.start(living, nowMs);
+      if (this.stale) this.retarget(living, routers, nowMs);
+      if (nowMs >= this.planAtMs) void this.replan(nowMs);
+      const sharers = sharersOf(living);
+      const capacity = (member: Member) => Math.floor(memoryOf(member, sharers) / this.expertBytes);
+      const steps = this.placement.reconcile(oldestInUse(routers, term), capacity, nowMs);
+      const assigned = new Set(
+        living.filter(({ hello }) => steps.assigned.has(this.placement.slotOf(hello.name))),
+      );
+      for (const member of this.release(living)) assigned.add(member);
+      return { assigned: [...assigned], published: steps.published.length > 0 };
+    }
+    return { assigned: this.release(living), published: false };
+  }
+
+  /** Whether a worker that leaves may end: nobody uses what it holds. */
+  mayLeave(member: Member): boolean {
+    return this.released.has(member);
+  }
+
+  /** Throws INVALID_ARGUMENT for a name that no worker bears. Null takes a mark back. */
+  mark(membership: Membership, worker: string, mark: Mark | null, nowMs: number): void {
+    if (membership.find('WORKER', worker) === undefined && !this.marks.has(worker)) {
+      const names = membership.living('WORKER').map(({ hello }) => hello.name);
+      throw invalidArgument(
+        'worker',
+        worker,
+        names.length === 0 ? 'none: no worker has joined' : names.join(', '),
+      );
+    }
+    if (mark === null) this.marks.delete(worker);
+    else this.marks.set(worker, mark);
+    this.membersChanged();
+    this.planSoon(nowMs);
+  }
+
+  /** Plans for the present load, and begins to go there. Throws NOT_READY as long as no expert is placed. */
+  async rebalance(nowMs: number): Promise<RebalanceAnswerInput> {
+    this.checkStarted();
+    const { generation, candidates } = this;
+    const planned = await this.options.plan(this.planInput(nowMs));
+    if (generation !== this.generation)
+      throw new SwitchyardError('NOT_READY', 'workers came or went while the plan was made: ask again');
+    this.follow(this.planned(candidates, planned));
+    const { copiesToLoad: toLoad, copiesToDrop: toDrop, bytesToLoad, netGainSeconds } = planned;
+    return { toLoad, toDrop, bytesToLoad, netGainSeconds };
+  }
+
+  /** Begins to bring copies to where an operator says. Throws INVALID_ARGUMENT for what cannot be. */
+  goTo(wanted: Placement): RebalanceAnswerInput {
+    this.checkStarted();
+    const { experts } = this.options;
+    const slots = wanted.workers.map((name) => this.candidates.find((one) => one.name === name)?.slot);
+    const target = this.placement.target.map((holders) => [...holders]);
+    for (const layer of wanted.layers) {
+      const { first, experts: count } = experts.rangeOf(layer.layer) ?? { first: 0, experts: 0 };
+      const lists = listCopies(layer);
+      if (count === 0 || lists.length !== count)
+        throw invalidArgument(
+          'copies',
+          `${lists.length} of layer ${layer.layer}`,
+          `one for each of its ${count} experts`,
+        );
+      for (const [expert, workers] of lists.entries()) {
+        const holders = workers.map((worker) => slots[worker]);
+        if (holders.length === 0 || holders.includes(undefined) || new Set(holders).size !== holders.length) {
+          const value = workers.map((worker) => wanted.workers[worker] ?? worker).join(', ');
+          const allowed = `different ones of ${this.candidates.map(({ name }) => name).join(', ')}`;
+          throw invalidArgument(`workers of layer ${layer.layer} expert ${expert}`, value, allowed);
+        }
+        target[first + expert] = (holders as number[]).sort((a, b) => a - b);
+      }
+    }
+    this.checkMemory(target);
+    const toLoad = copiesBeyond(target, this.placement.target);
+    const toDrop = copiesBeyond(this.placement.target, target);
+    this.follow(target);
+    return { toLoad, toDrop, bytesToLoad: toLoad * this.expertBytes, netGainSeconds: 0 };
+  }
+
+  private checkMemory(target: readonly (readonly number[])[]): void {
+    for (const { slot, name, memoryBytes } of this.candidates) {
+      const capacity = Math.floor(memoryBytes / this.expertBytes);
+      const count = target.filter((holders) => holders.includes(slot)).length;
+      if (count > capacity)
+        throw invalidArgument(`copies on worker ${name}`, count, `at most ${capacity}, its memory`);
+    }
+  }
+
+  private checkStarted(): void {
+    if (!this.started) throw new SwitchyardError('NOT_READY', 'no expert is placed yet');
+  }
+
+  private follow(target: number[][]): void {
+    this.placement.target = target;
+    this.options.onPlanned();
+  }
+
+  private planSoon(nowMs: number): void {
+    if (this.options.rebalanceSeconds > 0) this.planAtMs = nowMs;
+  }
+
+  /** What there is to be held in memory, or said to be, counts from the start: what a coordinator before this one placed stays where it is. */
+  private mayStart(membership: Membership, nowMs: number): boolean {
+    const serving = membership.serving('WORKER');
+    if (serving.length >= this.options.workers || this.isDue(nowMs)) return serving.length > 0;
+    const isHeld = (expert: number) => serving.some(({ ready }) => ready.has(expert));
+    return (
+      serving.length > 0 && Array.from({ length: this.options.experts.total }, (_, at) => at).every(isHeld)
+    );
+  }
+
+  private start(living: readonly Member[], nowMs: number): void {
+    this.started = true;
+    const { placement, candidates } = this;
+    for (const member of living) placement.join(member);
+    this.candidates = candidates.map((one) => ({ ...one, slot: placement.slotOf(one.name) }));
+    if (living.every(({ ready }) => ready.count === 0))
+      placement.target = this.planning.dealt(this.candidates);
+    this.planAtMs = nowMs + (this.options.rebalanceSeconds || Number.POSITIVE_INFINITY) * 1000;
+  }
+
+  /** As little change as who is there now makes necessary. */
+  private retarget(living: readonly Member[], routers: readonly Member[], nowMs: number): void {
+    const { placement, candidates } = this;
+    const isMarked = ({ hello, draining }: Member) => !draining && this.marks.get(hello.name) === 'DRAINED';
+    // Who leaves last serves what is under way; who is drained keeps what fits nowhere else.
+    this.lastingOn = candidates.length === 0 && living.length > 0 && routers.some(isBusy);
+    const lasting = this.lastingOn ? living : living.filter(isMarked);
+    this.stale = this.lastingOn;
+    const slotsOf = (members: readonly { slot: number }[]) => new Set(members.map(({ slot }) => slot));
+    const lastingSlots = lasting.map(({ hello }) => ({ slot: placement.slotOf(hello.name) }));
+    const present = placement.present(slotsOf(candidates));
+    const fallback = placement.present(slotsOf(lastingSlots));
+    const { target, lacking } = this.planning.required(candidates, present, this.loads.rates(nowMs));
+    placement.target = target.map((slots, expert) => (slots.length > 0 ? slots : fallback[expert]!));
+    this.lacking = lacking;
+  }
+
+  private async replan(nowMs: number): Promise<void> {
+    const { rebalanceSeconds, plan } = this.options;
+    this.planAtMs = nowMs + rebalanceSeconds * 1000;
+    if (this.candidates.length === 0 || this.lacking !== null) return;
+    const { generation, candidates } = this;
+    const planned = await plan(this.planInput(nowMs)).catch(() => null);
+    // Memory for as many copies as there should be is not there, or others may have copies now: then they are planned for.
+    if (planned === null || generation !== this.generation) return;
+    if (planned.copiesToLoad > 0) this.follow(this.planned(candidates, planned));
+  }
+
+  /** The target of a plan, less what it would bring to cordoned workers. */
+  private planned(candidates: readonly Candidate[], { target }: Plan): number[][] {
+    const closed = new Set(candidates.filter(({ cordoned }) => cordoned).map(({ slot }) => slot));
+    return this.planning.target(candidates, target).map((slots, expert) => {
+      const present = this.placement.target[expert]!;
+      return slots.some((slot) => closed.has(slot) && !present.includes(slot)) ? [...present] : slots;
+    });
+  }
+
+  private planInput(nowMs: number): PlanInput {
+    const { candidates, placement } = this;
+    const present = placement.present(new Set(candidates.map(({ slot }) => slot)));
+    return this.planning.input(candidates, present, this.loads.rates(nowMs));
+  }
+
+  /** In the order in which shares are dealt. */
+  private candidatesOf(living: readonly Member[]): Candidate[] {
+    const sharers = sharersOf(living);
+    const usable = living.filter(
+      ({ draining, hello }) => !draining && this.marks.get(hello.name) !== 'DRAINED',
+    );
+    const byName = new Map(usable.map((member) => [member.hello.name, member]));
+    const order = orderWorkers(
+      usable.map(({ hello }) => hello),
+      this.options.topology,
+    );
+    return order.map((name) => {
+      const member = byName.get(name)!;
+      const { worker, hello } = member;
+      return {
+        slot: this.placement.slotOf(name),
+        name,
+        host: hello.host,
+        memoryBytes: memoryOf(member, sharers),
+        cordoned: this.marks.get(name) === 'CORDONED',
+        rowsPerSecond: worker?.computeSeconds ? worker.rowsComputed / worker.computeSeconds || null : null,
+        loadBytesPerSecond: worker?.load?.bytesPerSecond || null,
+      };
+    });
+  }
+
+  /** Workers that leave and of which nobody needs anything any more. */
+  private release(living: readonly Member[]): Member[] {
+    const free = living.filter(
+      (member) =>
+        member.draining && !this.released.has(member) && (!this.started || this.placement.isFree(member)),
+    );
+    for (const member of free) this.released.add(member);
+    return free;
+  }
+}
+
+/** By host: how many workers have its memory together. */
+function sharersOf(living: readonly Member[]): Map<string, number> {
+  const sharers = new Map<string, number>();
+  for (const { hello } of living)
+    if (hello.memoryShared) sharers.set(hello.host, (sharers.get(hello.host) ?? 0) + 1);
+  return sharers;
+}
+
+/** What a worker's experts may take. */
+function memoryOf({ hello }: Member, sharers: ReadonlyMap<string, number>): number {
+  return hello.memoryShared ? Math.floor(hello.memoryBytes / sharers.get(hello.host)!) : hello.memoryBytes;
+}
+
+/** Whether batches may be under way at a router. */
+const isBusy = ({ router }: Member) => router === null || router.bytesInFlight > 0;
+
+/** The oldest epoch of this term that a router may use; 0: one may use an older term. */
+function oldestInUse(routers: readonly Member[], term: number): number {
+  return Math.min(
+    ...routers.map(({ router, told }) => {
+      if (router === null) return 0;
+      if (router.termInUse === term) return router.epochInUse;
+      const knowsNone = router.termInUse === 0 && told.epoch === 0;
+      return knowsNone ? Number.POSITIVE_INFINITY : 0;
+    }),
+  );
+}
+
+function copiesBeyond(
+  copies: readonly (readonly number[])[],
+  others: readonly (readonly number[])[],
+): number {
+  return copies.reduce(
+    (sum, slots, expert) => sum + slots.filter((slot) => !others[expert]!.includes(slot)).length,
+    0,
+  );
+}
