@@ -120,11 +120,16 @@ class ProcessClock implements Clock {
   }
 
   after(ms: number, run: () => void): Timer {
-    return new ProcessTimer(this.time, this.fire, ms / this.skew.rate, run, false);
+    return new ProcessTimer(this.time, this.fire, this.trueMs(ms), run, false);
   }
 
   every(ms: number, run: () => void): Timer {
-    return new ProcessTimer(this.time, this.fire, ms / this.skew.rate, run, true);
+    return new ProcessTimer(this.time, this.fire, this.trueMs(ms), run, true);
+  }
+
+  /** A little more than it takes by this clock, which rounds: a timer never comes early. */
+  private trueMs(ms: number): number {
+    return ms <= 0 ? 0 : ms / this.skew.rate + 1e-6;
   }
 
   soon(run: () => void): Timer {
