@@ -26,6 +26,7 @@ export const serverHelp = {
   ...serverTokenHelp,
   insecure: [null, 'listen beyond loopback without tokens'],
   logLevel: ['level', 'trace, debug, info, warn, error or silent'],
+  standstillMs: ['ms', 'how long own work may stand still before health fails'],
   trace: ['file', 'write what this process does and when, for Perfetto (Chrome trace-event JSON)'],
 } as const satisfies Record<string, OptionHelp>;
 

@@ -157,6 +157,7 @@ export const serverFields = {
   operatorTokenFile: tokenFile(),
   insecure: toggle().default(false),
   logLevel: z.enum(logLevels).default('info'),
+  standstillMs: humanCount(100, 3_600_000).default(30_000),
   /** File for what this process does and when. */
   trace: text().nullable().default(null),
 };

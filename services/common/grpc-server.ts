@@ -52,6 +52,8 @@ export interface GrpcServer {
   readonly port: number;
   /** What grpc.health.v1 answers for a service's full name; '' is the whole server. Not serving until told so. */
   setServing(service: string, serving: boolean): void;
+  /** Whether the work of the process gets on: while it does not, nothing here serves. */
+  setLive(live: boolean): void;
   /** Refuses new calls, waits up to `graceMs` for those that run, then cuts them, whatever their peers do. Idempotent. */
   close(graceMs: number): Promise<void>;
 }
@@ -113,6 +115,7 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
     address: `${bracketed}:${boundPort}`,
     port: boundPort,
     setServing: (name, serving) => health.setServing(name, serving),
+    setLive: (live) => health.setLive(live),
     close: (graceMs) => {
       health.endWatches();
       closing ??= shutDown(server, sockets, graceMs);

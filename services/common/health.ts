@@ -5,14 +5,24 @@ import { toServiceError } from './status.js';
 
 type WatchCall = ServerWritableStream<unknown, unknown>;
 
-/** grpc.health.v1 of a server whose services have these full names; '' is the whole server. All of them begin as not serving. */
+/** The service that tells whether the process lives, ready or not. */
+export const livenessName = 'liveness';
+
+/**
+ * grpc.health.v1 of a server whose services have these full names; '' is the whole server. All of them begin as not serving, and do not serve
+ * while the process does not live.
+ */
 export class Health {
   private readonly library: HealthImplementation;
   private readonly watches = new Set<WatchCall>();
+  private readonly serving = new Map<string, boolean>();
+  private live = true;
 
   constructor(names: readonly string[]) {
+    for (const name of ['', ...names]) this.serving.set(name, false);
+    this.serving.set(livenessName, true);
     this.library = new HealthImplementation(
-      Object.fromEntries(['', ...names].map((name) => [name, 'NOT_SERVING'])),
+      Object.fromEntries([...this.serving].map(([name, serving]) => [name, statusOf(serving)])),
     );
   }
 
@@ -33,7 +43,13 @@ export class Health {
   }
 
   setServing(name: string, serving: boolean): void {
-    this.library.setStatus(name, serving ? 'SERVING' : 'NOT_SERVING');
+    this.serving.set(name, serving);
+    this.library.setStatus(name, statusOf(serving && this.live));
+  }
+
+  setLive(live: boolean): void {
+    this.live = live;
+    for (const [name, serving] of this.serving) this.library.setStatus(name, statusOf(serving && live));
   }
 
   /** Ends the streams of those who watch: they are no work that a server which stops would wait for. */
@@ -42,4 +58,8 @@ export class Health {
     for (const call of this.watches) call.emit('error', reason);
     this.watches.clear();
   }
+}
+
+function statusOf(serving: boolean): 'SERVING' | 'NOT_SERVING' {
+  return serving ? 'SERVING' : 'NOT_SERVING';
 }

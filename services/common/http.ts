@@ -15,6 +15,7 @@ export interface HttpOptions {
   insecure: boolean;
   registry: Registry;
   experts: ExpertMetrics;
+  health: () => { healthy: boolean; reason: string };
   ready: () => { ready: boolean; reason: string };
   /** What /state shows as JSON, and /state/experts of every expert. */
   state: () => unknown;
@@ -36,14 +37,14 @@ const json = (status: number, value: unknown): Answer => ({
 });
 
 /**
- * Serves GET /metrics (Prometheus), /healthz (the process answers), /readyz (503 and the reason until
+ * Serves GET /metrics (Prometheus), /healthz (503 and what stands still), /readyz (503 and the reason until
  * ready) and /state (JSON). Of single experts /metrics/experts and /state/experts tell, since there may be tens of
  * thousands. Throws CONFIG_INVALID as startGrpcServer does.
  */
 export async function startHttp(options: HttpOptions): Promise<HttpServer> {
   const { host, port, access } = options;
   const routes: Record<string, () => Answer | Promise<Answer>> = {
-    '/healthz': () => json(200, { healthy: true }),
+    '/healthz': () => health(options),
     '/readyz': () => readiness(options),
     '/metrics': () => metrics(options.registry),
     '/metrics/experts': () => ({
@@ -89,6 +90,11 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
         server.closeAllConnections();
       }),
   };
+}
+
+function health(options: HttpOptions): Answer {
+  const now = options.health();
+  return json(now.healthy ? 200 : 503, now);
 }
 
 function readiness({ ready }: HttpOptions): Answer {

@@ -7,6 +7,7 @@ import { serveDuplex } from '../common/grpc-duplex.js';
 import { type GrpcServer, type GrpcService, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
 import { cutMs, Deferred, endMsMax, type Running } from '../common/lifecycle.js';
+import { Liveness } from '../common/liveness.js';
 import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
@@ -71,6 +72,7 @@ class CoordinatorService {
   private readonly stopped = new Deferred<void>();
   private grpc: GrpcServer | null = null;
   private http: HttpServer | null = null;
+  private liveness: Liveness | null = null;
   private stopping: Promise<void> | null = null;
 
   constructor(
@@ -109,6 +111,13 @@ class CoordinatorService {
       ],
       log,
     });
+    this.liveness = new Liveness({
+      work: () => (this.router === null ? [] : [this.router.work]),
+      standstillMs: config.standstillMs,
+      clock: nativeRuntime.clock,
+      log,
+      onChange: (live) => this.grpc?.setLive(live),
+    });
     this.http = await startHttp({
       host,
       port: config.metricsPort,
@@ -116,6 +125,7 @@ class CoordinatorService {
       insecure,
       registry,
       experts,
+      health: () => this.liveness!.health(),
       ready: () => this.readiness(),
       state: () => this.state(),
       expertState: () => this.expertState(),
@@ -138,6 +148,7 @@ class CoordinatorService {
     this.control.close();
     await this.grpc?.close(cutMs);
     await this.http?.close();
+    this.liveness?.close();
     await this.trace?.close();
   }
 

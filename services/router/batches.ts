@@ -16,6 +16,7 @@ import type { Links } from './links.js';
 import type { RouterMetrics } from './metrics.js';
 import { type BatchPlan, planBatch } from './plan.js';
 import type { RouterReporter } from './report.js';
+import type { RowWork } from './row-work.js';
 import { WorkerPaces } from './worker-paces.js';
 
 export interface BatchesOptions {
@@ -29,6 +30,7 @@ export interface BatchesOptions {
   trace: Trace | null;
   log: Logger;
   runtime: Runtime;
+  work: RowWork;
 }
 
 /** For the log. */
@@ -166,6 +168,7 @@ export class Batches {
         plan,
         call,
         runtime,
+        work: this.options.work,
         cluster,
         links,
         destinations: this.destinations,

@@ -19,6 +19,7 @@ import { KnownCluster } from './known-cluster.js';
 import { Links } from './links.js';
 import { createRouterMetrics, type RouterMetrics } from './metrics.js';
 import { RouterReporter } from './report.js';
+import { RowWork } from './row-work.js';
 import type { RouterWeights } from './weights.js';
 
 export interface RouterCoreOptions {
@@ -66,6 +67,8 @@ export class RouterCore {
   readonly cluster: KnownCluster;
   readonly batches: Batches;
   readonly metrics: RouterMetrics;
+  /** The rows that the router has at hand. */
+  readonly work = new RowWork();
   private draining = false;
 
   constructor(private readonly options: RouterCoreOptions) {
@@ -129,6 +132,7 @@ export class RouterCore {
       trace,
       log,
       runtime,
+      work: this.work,
     });
     this.budget = budget;
     this.links = links;

@@ -4,6 +4,7 @@ import { ExpertMetrics } from '../common/expert-metrics.js';
 import { startGrpcServer } from '../common/grpc-server.js';
 import { startHttp } from '../common/http.js';
 import { cutMs, endMsMax, type Running } from '../common/lifecycle.js';
+import { Liveness } from '../common/liveness.js';
 import { createLogger } from '../common/log.js';
 import { createRegistry } from '../common/metrics.js';
 import { boundSlabs } from '../common/slabs.js';
@@ -51,6 +52,13 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     services: [router.service],
     log,
   });
+  const liveness = new Liveness({
+    work: () => [router.work],
+    standstillMs: config.standstillMs,
+    clock: nativeRuntime.clock,
+    log,
+    onChange: (live) => server.setLive(live),
+  });
   const http = await startHttp({
     host,
     port: config.metricsPort,
@@ -58,10 +66,12 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     insecure,
     registry,
     experts,
+    health: () => liveness.health(),
     ready: () => router.readiness(),
     state: () => router.state(),
     expertState: () => router.expertState(),
   }).catch(async (error) => {
+    liveness.close();
     await server.close(0);
     throw error;
   });
@@ -81,6 +91,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     await router.stop(reason);
     await server.close(cutMs);
     await http.close();
+    liveness.close();
     await trace?.close();
     log.info({ event: 'stopped', reason });
   };

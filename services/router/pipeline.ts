@@ -9,9 +9,12 @@ import { Ledger, type LedgerContext } from './ledger.js';
 import type { PlacementIndex } from './placement.js';
 import type { RouterReporter } from './report.js';
 import { createRoutingTable } from './routing-table.js';
+import type { RowWork } from './row-work.js';
 
 export interface PipelineContext extends LedgerContext {
   reporter: RouterReporter;
+  /** The rows that this router has at hand. */
+  work: RowWork;
 }
 
 /** A chunk that passed all layers. The receiver owns rows and routing. */
@@ -97,7 +100,7 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
   cluster.inUse.enter(placement);
   try {
     const destination = destinations.find(placement, layer, plan, nobody);
-    routed = await route(pass, destination, context);
+    routed = await atHand(pass, context, route(pass, destination, context));
     await account(routed, pass, context);
     signal.throwIfAborted();
     const input = { routed, rows: routed.normed ?? rows, chunk: chunk.index, layer, destination };
@@ -143,6 +146,15 @@ function route(
   });
 }
 
+/** An operation on rows that this router does itself. */
+function atHand<T>(
+  { chunk, layer }: LayerPass,
+  { plan, work }: PipelineContext,
+  operation: Promise<T>,
+): Promise<T> {
+  return work.on({ batchId: plan.batchId, chunk: chunk.index, layer }, operation);
+}
+
 /** Counts what was routed. Throws NON_FINITE for tokens that came with NaN or infinity, if the batch refuses them. */
 async function account(routed: RoutedRows, pass: LayerPass, context: PipelineContext): Promise<void> {
   const { plan, metrics, reporter } = context;
@@ -180,7 +192,7 @@ async function combine(
   const { plan, runtime } = context;
   const startedMs = runtime.clock.now();
   try {
-    return await runtime.rows.combineRows({
+    const combined = runtime.rows.combineRows({
       routed,
       mode: plan.combine,
       hidden: plan.hidden,
@@ -188,6 +200,7 @@ async function combine(
       residual: plan.residual ? pass.rows : null,
       parts,
     });
+    return await atHand(pass, context, combined);
   } finally {
     const seconds = (runtime.clock.now() - startedMs) / 1000;
     spend('combine', seconds, context);

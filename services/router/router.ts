@@ -7,6 +7,7 @@ import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/Mo
 import type { PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
 import { dialCoordinator, dialWorker } from '../common/grpc-duplex.js';
 import type { GrpcService } from '../common/grpc-server.js';
+import type { OwnWork } from '../common/liveness.js';
 import { services } from '../common/protocol.js';
 import { toServiceError } from '../common/status.js';
 import { clusterState, Watchers } from '../common/watchers.js';
@@ -88,6 +89,11 @@ export class Router {
       metricsUrl: metrics,
       pid: process.pid,
     });
+  }
+
+  /** What goes on by the router's own doing. */
+  get work(): OwnWork {
+    return this.core.work;
   }
 
   readiness(): { ready: boolean; reason: string } {

@@ -11,6 +11,7 @@ import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMess
 import type { WorkerMessageInput } from '../common/generated/switchyard/v1/WorkerMessage.js';
 import { expertsIn, groupByLayer } from '../common/layer-experts.js';
 import { Deferred } from '../common/lifecycle.js';
+import type { OwnWork } from '../common/liveness.js';
 import type { Logger } from '../common/log.js';
 import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
@@ -133,6 +134,11 @@ export class WorkerCore {
       stopping: this.linksEnd.signal,
       log: options.log,
     });
+  }
+
+  /** What the device has to do. */
+  get work(): OwnWork[] {
+    return this.loaded === null ? [] : [this.loaded.executor];
   }
 
   get connected(): boolean {

@@ -1,6 +1,7 @@
 import type { ComputeTime, Expert, ExpertBackend, Slab } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
+import type { OwnWork } from '../common/liveness.js';
 import type { Trace } from '../common/trace.js';
 import type { Runtime } from '../runtime/runtime.js';
 import { resultMetadataBytes, rowsBytes } from '../transport/limits.js';
@@ -42,7 +43,10 @@ const callRowsMin = 64;
  * the token batch waiting longest needs, so that none is overtaken forever. Memory is bounded by the credits of the links: a token batch ends when
  * nothing is held of it, and holds what `creditCost` says at most.
  */
-export class Executor {
+export class Executor implements OwnWork {
+  readonly name = 'token batches';
+  /** Calls to the backend that ended, and token batches. */
+  done = 0;
   private readonly queues = new Map<number, Map<number, ExpertQueue>>();
   private readonly tasks = new Set<Task>();
   /** Tasks with parts that no call has taken, in the order of arrival. */
@@ -61,6 +65,13 @@ export class Executor {
   /** Bytes of rows and results held. */
   get bytesHeld(): number {
     return this.heldBytes;
+  }
+
+  underWay(): string | null {
+    const [oldest] = this.tasks;
+    if (oldest === undefined) return null;
+    const { batchId, layer } = oldest.batch.meta;
+    return `${this.tasks.size} under way, the oldest of batch ${batchId}, layer ${layer}, from router ${oldest.router}`;
   }
 
   get idle(): boolean {
@@ -253,6 +264,7 @@ export class Executor {
     for (const { queue } of call) queue.calls += 1;
     await this.compute(call);
     this.calls -= 1;
+    this.done += 1;
     for (const { queue } of call) {
       queue.calls -= 1;
       this.releaseIfDone(queue);

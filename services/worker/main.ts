@@ -8,6 +8,7 @@ import { dialCoordinator } from '../common/grpc-duplex.js';
 import { type GrpcServer, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
 import { cutMs, Deferred, endMsMax, type Running } from '../common/lifecycle.js';
+import { Liveness } from '../common/liveness.js';
 import { createLogger, type Logger } from '../common/log.js';
 import { ownMemoryLeft } from '../common/machine.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
@@ -54,6 +55,7 @@ class WorkerService {
   private ownModel: Model | null = null;
   private grpc: GrpcServer | null = null;
   private http: HttpServer | null = null;
+  private liveness: Liveness | null = null;
   private readonly trace: Trace | null;
   private stopping: Promise<void> | null = null;
 
@@ -108,6 +110,13 @@ class WorkerService {
       services: [linkService(this.core.accept)],
       log,
     });
+    this.liveness = new Liveness({
+      work: () => this.core.work,
+      standstillMs: config.standstillMs,
+      clock: nativeRuntime.clock,
+      log,
+      onChange: (live) => this.grpc?.setLive(live),
+    });
     this.http = await startHttp({
       host,
       port: config.metricsPort,
@@ -115,6 +124,7 @@ class WorkerService {
       insecure,
       registry: this.registry,
       experts: this.expertMetrics,
+      health: () => this.liveness!.health(),
       ready: () => this.core.readiness(),
       state: () => this.state(),
       expertState: () => this.expertState(),
@@ -143,6 +153,7 @@ class WorkerService {
     this.core.endLinks();
     await this.grpc?.close(cutMs);
     await this.http?.close();
+    this.liveness?.close();
     this.core.close();
     this.backend.close();
     this.ownModel?.close();

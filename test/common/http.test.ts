@@ -15,6 +15,7 @@ async function serve(options: Partial<HttpOptions> = {}) {
     insecure: false,
     registry: createRegistry('worker', 'w0'),
     experts: new ExpertMetrics('worker', 'w0'),
+    health: () => ({ healthy: true, reason: '' }),
     ready: () => ({ ready: true, reason: '' }),
     state: () => ({ epoch: 7 }),
     expertState: () => [{ layer: 0, expert: 1 }],

@@ -1,9 +1,8 @@
 import { spawnSync } from 'node:child_process';
-import { credentials, makeClientConstructor } from '@grpc/grpc-js';
 import { afterEach } from '@jest/globals';
-import { service as healthService } from 'grpc-health-check';
 import { type Flags, LocalProcess, type ProcessRole, parseLine } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
+import { healthOf } from './health.js';
 
 const closers: (() => unknown)[] = [];
 
@@ -45,17 +44,7 @@ export class Service {
 
   /** What grpc.health.v1 answers for the process as a whole: SERVING or NOT_SERVING. */
   async health(): Promise<string> {
-    const Health = makeClientConstructor(healthService, 'Health');
-    const client = new Health(await this.address, credentials.createInsecure());
-    try {
-      return await new Promise((resolve, reject) =>
-        client.check!({ service: '' }, (error: Error | null, answer?: { status: string }) =>
-          answer ? resolve(answer.status) : reject(error),
-        ),
-      );
-    } finally {
-      client.close();
-    }
+    return healthOf(await this.address);
   }
 }
 

@@ -14,7 +14,7 @@ async function obey({ start = null }) {
   worker = await startWorker(workerSchema.parse(start));
   // One that ends by itself is missed in the cluster; the test says so.
   worker.stopped.catch(() => {});
-  return { metricsUrl: worker.metricsUrl };
+  return { address: worker.address, metricsUrl: worker.metricsUrl };
 }
 
 process.on('message', (order) => {

@@ -13,8 +13,8 @@ export class WorkerProcess {
   }
 
   /** Resolves when the worker listens; its keys are those of the configuration. */
-  async start(config: Record<string, unknown>): Promise<{ metricsUrl: string }> {
-    return (await this.order({ start: config })) as { metricsUrl: string };
+  async start(config: Record<string, unknown>): Promise<{ address: string; metricsUrl: string }> {
+    return (await this.order({ start: config })) as { address: string; metricsUrl: string };
   }
 
   async stop(): Promise<void> {
