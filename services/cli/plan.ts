@@ -12,7 +12,7 @@ import { planInput } from './plan-input.js';
 import { type Recording, readRecording } from './recording.js';
 
 /** Said with every plan. */
-const notApplied = 'dry run: this version plans, and no cluster applies its plans yet';
+const notApplied = 'dry run: switchyard rebalance applies what the coordinator plans';
 
 export const planCommand = defineCommand({
   name: 'plan',

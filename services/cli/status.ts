@@ -66,7 +66,7 @@ function describe({ view, model, version, uptimeSeconds }: ClusterDescription): 
     node.address,
     node.figures?.device ? `${node.device} ${describeDevice(node.figures.device)}` : node.device || '-',
     node.threads ? String(node.threads) : '-',
-    node.role === 'WORKER' ? count(node.experts) : '-',
+    node.role === 'WORKER' ? copies(node) : '-',
     node.role === 'WORKER' && node.figures ? count(node.figures.rowsQueued) : '-',
     node.figures ? bytes(node.figures.rssBytes) : '-',
     node.figures ? percent(node.figures.eventLoopUtilization) : '-',
@@ -81,8 +81,20 @@ function describe({ view, model, version, uptimeSeconds }: ClusterDescription): 
   return [table([head, ...rows]), ...(ways.length > 1 ? [table(ways)] : []), summary].join('\n\n');
 }
 
+/** Experts that a worker holds, and what is on its way or going. */
+function copies({ experts, loading, draining, mark }: Nodes[number]): string {
+  const notes = [
+    loading > 0 ? `${count(loading)} loading` : '',
+    draining > 0 ? `${count(draining)} draining` : '',
+    mark === 'NO_MARK' ? '' : mark.toLowerCase(),
+  ].filter((note) => note !== '');
+  return notes.length === 0 ? count(experts) : `${count(experts)} (${notes.join(', ')})`;
+}
+
+type Nodes = NonNullable<ClusterDescription['view']>['nodes'];
+
 /** How each router reaches each worker, under its head. */
-function links(nodes: NonNullable<ClusterDescription['view']>['nodes']): string[][] {
+function links(nodes: Nodes): string[][] {
   const names = { NO_LINK: 'none', GRPC: 'grpc', UCX: 'ucx' } as const;
   const rows = nodes.flatMap(({ name, links }) =>
     links.map(({ worker, transport, lanes, reason }) => [

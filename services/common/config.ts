@@ -18,6 +18,7 @@ export const configSections = [
   'demo',
   'status',
   'plan',
+  'operate',
   'bench',
   'simulate',
   'doctor',

@@ -15,7 +15,7 @@ import { linkKey } from '../transport/link-key.js';
 import { balancedness, Feedback, type FeedbackOptions } from './balance.js';
 import { checkHello, checkRouterReport, checkText, checkWorkerReport } from './check.js';
 import { type Member, Membership } from './membership.js';
-import { type PlacementOptions, PlacementPlans } from './plans.js';
+import { type Mark, type PlacementOptions, PlacementPlans } from './plans.js';
 import { checkPlace, type Topology } from './topology.js';
 import { clusterView, nodeFigures } from './view.js';
 
@@ -173,6 +173,12 @@ export class Cluster {
     const { assigned, published } = this.plans.settle(this.membership, this.ownTerm, nowMs);
     for (const member of assigned) this.events.onAssignment(member);
     if (assigned.length > 0 || published) this.knownView = null;
+  }
+
+  /** What an operator says of a worker; null: nothing any more. Throws INVALID_ARGUMENT for a name that no worker bears. */
+  mark(worker: string, mark: Mark | null, nowMs: number): void {
+    this.plans.mark(this.membership, worker, mark, nowMs);
+    this.changed();
   }
 
   /** Brings the view up to date with what was decided elsewhere. */

@@ -26,6 +26,7 @@ import { ControlService } from './control-service.js';
 import { describeModel } from './describe.js';
 import { describeOnly } from './inference.js';
 import { coordinatorMetrics } from './metrics.js';
+import { operatorService } from './operator.js';
 import { planAside } from './plan-aside.js';
 import { readTopology } from './topology.js';
 
@@ -106,6 +107,10 @@ class CoordinatorService {
         {
           definition: services.Coordinator,
           implementation: { Join: serveDuplex((stream) => control.accept(stream)) },
+        },
+        {
+          definition: services.Operator,
+          implementation: operatorService(control.cluster, nativeRuntime.clock),
         },
         this.router?.service ?? this.describeOnly(),
       ],

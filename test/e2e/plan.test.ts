@@ -65,7 +65,7 @@ describe('switchyard plan', () => {
     expect(status).toBe(0);
     expect(stdout).toMatch(/^balancedness, mean of layers +0\.\d{3} +\d\.\d{3}$/m);
     expect(stdout).toMatch(/^worker-0 /m);
-    expect(stdout).toContain('dry run: this version plans, and no cluster applies its plans yet');
+    expect(stdout).toContain('dry run: switchyard rebalance applies what the coordinator plans');
     const { stdout: json } = await switchyard([...args, '--json']);
     const planned = JSON.parse(json);
     expect(planned.applied).toBe(false);
