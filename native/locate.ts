@@ -14,12 +14,18 @@ export function packageRoot(): string {
   return directory;
 }
 
+/** What builds the addon, in a checkout as in an installed package. */
+export function buildCommand(): string {
+  const native = join(packageRoot(), 'native');
+  return `npx cmake-js@8 compile --directory ${native} --out ${join(native, 'build')}`;
+}
+
 /** The built addon: the one that SWITCHYARD_ADDON names, otherwise the package's. Throws with the command that builds it. */
 export function addonPath(): string {
   const path =
     process.env.SWITCHYARD_ADDON ?? join(packageRoot(), 'native', 'build', 'Release', 'switchyard.node');
   if (!existsSync(path)) {
-    throw new Error(`switchyard: the native addon is not built (${path} is missing); run: npm run bootstrap`);
+    throw new Error(`switchyard: the native addon is not built (${path} is missing); run: ${buildCommand()}`);
   }
   return path;
 }

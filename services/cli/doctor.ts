@@ -4,7 +4,7 @@ import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { z } from 'zod';
 import type { Addon, CudaDescription, UcxDescription } from '../../native/index.js';
-import { addonPath } from '../../native/locate.js';
+import { addonPath, buildCommand } from '../../native/locate.js';
 import { toggle } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import { type Bound, coreBound, memoryBound } from '../common/machine.js';
@@ -99,7 +99,7 @@ function library(name: string, version: string | null, without: string): Finding
 
 function ucx(found: UcxDescription | null): Finding {
   const without = 'token batches travel over gRPC; to have it: apt-get install';
-  if (found === null) return library('UCX', null, `${without} libucx-dev, then npm run bootstrap`);
+  if (found === null) return library('UCX', null, `${without} libucx-dev, then ${buildCommand()}`);
   if (found.version !== null) return { name: 'UCX', state: 'ok', detail: found.version };
   return { name: 'UCX', state: 'absent', detail: `${without} libucx0: ${found.problem}` };
 }

@@ -12,6 +12,7 @@ import { workerSchema } from '../../services/worker/config.js';
 interface Container {
   hostname: string;
   command: string;
+  healthcheck: { test: string[] };
   stop_grace_period: string;
   ports?: string[];
 }
@@ -23,13 +24,20 @@ const { services } = parse(readFileSync(path, 'utf8'), { merge: true }) as {
 const containers = Object.entries(services);
 const schemas = { coordinator: coordinatorSchema, router: routerSchema, worker: workerSchema };
 
+/** Text of the compose file, where the environment sets nothing. */
+function withDefaults(text: string): string {
+  return text.replace(/\$\{\w+:-([^}]+)\}/g, '$1');
+}
+
 /** The configuration that the container's command gives, as the command itself would read it. */
 function configOf({ command }: Container): { role: string; config: Record<string, unknown> } {
-  const [role = '', ...words] = command.replace(/\$\{\w+:-(\w+)\}/g, '$1').split(' ');
-  const flags: Record<string, string> = {};
-  for (let at = 0; at < words.length; at += 2) {
-    const key = words[at]!.replace(/^--/, '').replace(/-./g, (letter) => letter[1]!.toUpperCase());
-    flags[key] = words[at + 1]!;
+  const [role = '', ...words] = withDefaults(command).split(' ');
+  const flags: Record<string, string | boolean> = {};
+  for (const [at, word] of words.entries()) {
+    const [, negated, name] = /^--(no-)?(.*)$/.exec(word) ?? [];
+    if (name === undefined) continue;
+    const key = name.replace(/-./g, (letter) => letter[1]!.toUpperCase());
+    flags[key] = negated ? false : words[at + 1]!;
   }
   const schema = schemas[role as keyof typeof schemas] as unknown as z.ZodObject;
   return { role, config: loadConfig(schema, { flags }) };
@@ -42,7 +50,13 @@ describe.each(containers)('the container %s', (name, container) => {
 
   test('is known to the others by the name that it advertises', () => {
     expect(container.hostname).toBe(name);
-    expect(config).toMatchObject({ host: '0.0.0.0', advertiseHost: null });
+    // Only clients reach routers by name, and these are on the host.
+    const advertiseHost = name === 'router' ? '127.0.0.1' : null;
+    expect(config).toMatchObject({ host: '0.0.0.0', advertiseHost });
+  });
+
+  test('is asked for its health where it serves it', () => {
+    expect(container.healthcheck.test.join(' ')).toContain(`http://127.0.0.1:${config.metricsPort}/readyz`);
   });
 
   test('has time to drain before Docker ends it', () => {
@@ -60,9 +74,12 @@ test('the workers of docker-compose.yml are as many as the coordinator waits for
   expect(new Set(workers.map(({ config }) => config.name)).size).toBe(workers.length);
 });
 
-test('clients on the host reach the ports of the coordinator', () => {
-  expect(services.coordinator!.ports).toEqual([
-    `127.0.0.1:${head.port}:${head.port}`,
-    `127.0.0.1:${head.metricsPort}:${head.metricsPort}`,
-  ]);
+test('clients on the host reach coordinator and router, each by the port that it says it has', () => {
+  const published = (name: string) => services[name]!.ports!.map(withDefaults);
+  const router = configOf(services.router!).config;
+  const local = (port: unknown) => `127.0.0.1:${port}:${port}`;
+  expect(published('coordinator')).toEqual([local(head.port), local(head.metricsPort)]);
+  expect(published('router')).toEqual([local(router.port)]);
+  expect(router).toMatchObject({ coordinator: `coordinator:${head.port}`, advertiseHost: '127.0.0.1' });
+  expect(head.router).toBe(false);
 });
