@@ -11,6 +11,7 @@ import { layerGroups } from './layer.js';
 import { benchLink } from './link.js';
 import { benchPlane } from './plane.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
+import { trafficGroups } from './traffic.js';
 
 /** What can be measured, by the name or the beginning of the name of its figures. */
 const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> = {
@@ -21,6 +22,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
   ...layerGroups,
   ...latencyGroups,
   ...balanceGroups,
+  ...trafficGroups,
   ...Object.fromEntries(
     clusterCases.map((test) => [
       test.id,

@@ -9,10 +9,16 @@ import { performance } from 'node:perf_hooks';
 import { promisify } from 'node:util';
 import { LocalProcess } from '../../services/cli/local-process.js';
 import { readMetrics } from '../../services/cli/node-metrics.js';
-import { type ForwardCall, type RowsReader, SwitchyardClient } from '../../services/client/index.js';
+import {
+  type ForwardCall,
+  type ForwardOptions,
+  type RowsReader,
+  SwitchyardClient,
+} from '../../services/client/index.js';
 import { asSwitchyardError, SwitchyardError } from '../../services/common/errors.js';
 import { presets } from '../../services/model/synthetic.js';
 import { drain, repeatedRows } from '../batch.js';
+import { topicChoices } from '../topics.js';
 import {
   type BatchRequest,
   type HostCalls,
@@ -22,6 +28,7 @@ import {
   type ProcessCpu,
 } from './calls.js';
 import { ticksPerSecond } from './machine.js';
+import { rebalance } from './rebalance.js';
 
 const run = promisify(execFile);
 const outputBytesMax = 64 * 1024 * 1024;
@@ -29,6 +36,7 @@ const outputBytesMax = 64 * 1024 * 1024;
 const processes = new Map<string, LocalProcess>();
 let client: SwitchyardClient | null = null;
 let rows: RowsReader | null = null;
+let given: ForwardOptions['given'];
 
 function started(name: string): LocalProcess {
   const process = processes.get(name);
@@ -40,7 +48,7 @@ function started(name: string): LocalProcess {
 function begin(options: BatchRequest): Promise<ForwardCall> {
   if (client === null || rows === null)
     throw new SwitchyardError('INTERNAL', 'the client is not connected, or has no rows');
-  return client.forward(rows, { ...options, routers: 1 });
+  return client.forward(rows, { ...options, routers: 1, ...(given && { given }) });
 }
 
 const calls: HostCalls = {
@@ -75,6 +83,18 @@ const calls: HostCalls = {
     const { utilization } = performance.eventLoopUtilization(before);
     return { seconds, eventLoopUtilization: utilization };
   },
+  prepareTopics: async (hidden, tokens, topics) => {
+    rows = await repeatedRows(hidden, tokens);
+    const experts = topicChoices(topics, 0, tokens);
+    const weights = new Float32Array(experts.length).fill(1 / topics.topK);
+    const part = (first: number, count: number) =>
+      [first * topics.topK, (first + count) * topics.topK] as const;
+    given = (first, count) => ({
+      experts: experts.subarray(...part(first, count)),
+      weights: weights.subarray(...part(first, count)),
+    });
+  },
+  rebalance: (coordinator, token, target) => rebalance(client!, coordinator, token, target),
   digest: async (options) => {
     const { rows: answers } = await (await begin(options)).collect();
     return createHash('sha256').update(answers).digest('hex');

@@ -1,5 +1,6 @@
 import type { Exit, Flags, Listening, ProcessRole } from '../../services/cli/local-process.js';
 import type { PresetName } from '../../services/model/synthetic.js';
+import type { Topics } from '../topics.js';
 
 /** The name of the link's device on every host. */
 export const linkDevice = 'eth0';
@@ -18,6 +19,12 @@ export interface BatchRequest {
   combine: 'exact' | 'partial';
   /** Default: as the cluster is configured. */
   feedback?: boolean;
+}
+
+/** The copies of a layer's experts: by expert, the names of the workers, in order. */
+export interface CopiesByName {
+  layer: number;
+  workersOf: string[][];
 }
 
 export interface BatchOutcome {
@@ -54,7 +61,11 @@ export interface HostCalls {
   connect(address: string, token: string, routers: number, timeoutMs: number): Promise<void>;
   /** Makes the client's batch: rows of the model's width. */
   prepare(preset: PresetName, tokens: number): Promise<void>;
+  /** Makes the client's batch for one layer: each of its tokens comes with the experts that its topic chooses. */
+  prepareTopics(hidden: number, tokens: number, topics: Topics): Promise<void>;
   forward(batch: BatchRequest): Promise<BatchOutcome>;
+  /** Brings the copies of experts to where they shall be, and waits until they are there. */
+  rebalance(coordinator: string, token: string, target: CopiesByName[]): Promise<void>;
   /** The same, and returns the SHA-256 of all answers in order. */
   digest(batch: BatchRequest): Promise<string>;
   /** Metrics of a process, summed over labels. */

@@ -6,8 +6,11 @@ import { Host, joinHosts } from './host.js';
 
 export interface HostClusterOptions {
   preset: PresetName;
-  /** Further flags of all processes, and of the second host's worker. */
+  /** Default: 1. */
+  workersPerHost?: number;
+  /** Further flags of all processes, of the coordinator, and of the second host's workers. */
   flags?: Flags;
+  coordinator?: Flags;
   workerB?: Flags;
 }
 
@@ -17,7 +20,7 @@ const secret = () => randomBytes(16).toString('hex');
 const port = 7070;
 
 /**
- * A cluster of two hosts: each has one core, a router, a worker with one thread, and a client. The coordinator embeds the
+ * A cluster of two hosts: each has one core, a router, workers with one thread, and a client. The coordinator embeds the
  * first host's router.
  */
 export class HostCluster {
@@ -25,14 +28,31 @@ export class HostCluster {
   readonly token = secret();
   private readonly tokens = { client: secret(), node: secret(), operator: this.token };
 
-  private constructor(readonly hosts: readonly [Host, Host]) {}
+  /** By host. */
+  private readonly workers: readonly [string[], string[]];
+
+  private constructor(
+    readonly hosts: readonly [Host, Host],
+    workersPerHost: number,
+  ) {
+    const names = (host: string) =>
+      workersPerHost === 1
+        ? [`worker-${host}`]
+        : Array.from({ length: workersPerHost }, (_, index) => `worker-${host}${index}`);
+    this.workers = [names('a'), names('b')];
+  }
+
+  /** host:port of the coordinator, from both hosts. */
+  get address(): string {
+    return `${this.hosts[0].address}:${port}`;
+  }
 
   static async start(options: HostClusterOptions): Promise<HostCluster> {
     const [a, b] = await Promise.all([
       Host.start('host-a', '10.77.0.1', 0),
       Host.start('host-b', '10.77.0.2', 1),
     ]);
-    const cluster = new HostCluster([a, b]);
+    const cluster = new HostCluster([a, b], options.workersPerHost ?? 1);
     try {
       await joinHosts(a, b);
       await cluster.launch(options);
@@ -43,33 +63,27 @@ export class HostCluster {
     }
   }
 
-  private async launch({ preset, flags = {}, workerB = {} }: HostClusterOptions): Promise<void> {
+  private async launch(options: HostClusterOptions): Promise<void> {
+    const { preset, flags = {}, coordinator: ofCoordinator = {}, workerB = {} } = options;
     const [a, b] = this.hosts;
     const environment = tokenEnvironment(this.tokens);
-    const coordinator = `${a.address}:${port}`;
+    const coordinator = this.address;
     const node = (host: Host) => ({ host: host.address, threads: 1, ...flags });
-    const coordinatorFlags = { ...node(a), port, metricsPort: 0, preset, workers: 2 };
+    const workers = this.workers.flat().length;
+    const coordinatorFlags = { ...node(a), port, metricsPort: 0, preset, workers, ...ofCoordinator };
     await a.call('start', {
       role: 'coordinator',
       name: 'router-a',
       flags: { ...coordinatorFlags, name: 'router-a' },
       environment,
     });
-    const names: [Host, 'router' | 'worker', string][] = [
-      [a, 'worker', 'worker-a'],
-      [b, 'worker', 'worker-b'],
-      [b, 'router', 'router-b'],
-    ];
-    const started = names.map(async ([host, role, name]) => {
-      const own = name === 'worker-b' ? workerB : {};
-      const nodeFlags = { ...node(host), coordinator, name, ...own };
-      return host.call('start', { role, name, flags: nodeFlags, environment });
-    });
-    const [, , { address: routerB }] = (await Promise.all(started)) as [
-      unknown,
-      unknown,
-      { address: string },
-    ];
+    const start = (host: Host, role: 'router' | 'worker', name: string, own: Flags = {}) =>
+      host.call('start', { role, name, flags: { ...node(host), coordinator, name, ...own }, environment });
+    const [{ address: routerB }] = await Promise.all([
+      start(b, 'router', 'router-b'),
+      ...this.workers[0].map((name) => start(a, 'worker', name)),
+      ...this.workers[1].map((name) => start(b, 'worker', name, workerB)),
+    ]);
     await Promise.all([
       a.call('connect', coordinator, this.token, 2, readyTimeoutMs),
       b.call('connect', routerB, this.token, 2, readyTimeoutMs),
@@ -80,7 +94,10 @@ export class HostCluster {
   async stop(): Promise<void> {
     const [a, b] = this.hosts;
     await Promise.allSettled([a.call('stop', 'router-a', stopMs), b.call('stop', 'router-b', stopMs)]);
-    await Promise.allSettled([a.call('stop', 'worker-a', stopMs), b.call('stop', 'worker-b', stopMs)]);
+    const workers = [a, b].flatMap((host, index) =>
+      this.workers[index]!.map((name) => host.call('stop', name, stopMs)),
+    );
+    await Promise.allSettled(workers);
     await this.close();
   }
 
