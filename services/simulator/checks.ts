@@ -1,4 +1,4 @@
-import { indexPlacement } from '../router/placement.js';
+import { indexPlacement, type PlacementIndex } from '../router/placement.js';
 import type { SimulatedCluster } from './cluster.js';
 import type { CoordinatorNode, RouterNode, WorkerNode } from './nodes.js';
 import type { SimulatedProcess } from './process.js';
@@ -8,16 +8,20 @@ interface Version {
   epoch: number;
 }
 
+/** The placement of a router, and since when it knows it. */
+interface Known extends Version {
+  sinceMs: number;
+  text: string;
+}
+
 /** How long experts that are held may be without a copy that serves: they are reported, published and told within it. */
 const unservedMsMax = 4_000;
 
 /** What holds at any moment, judged from outside: by what processes hold and know, not by what they say. */
 export class Invariants {
-  private readonly known = new Map<SimulatedProcess, Version & { sinceMs: number }>();
+  private readonly known = new Map<SimulatedProcess, Known>();
   /** Expert to when it was first seen held by a live member and served by none. */
   private readonly unservedSince = new Map<string, number>();
-  /** (term, epoch) to the placement that it named first. */
-  private readonly placements = new Map<string, string>();
 
   constructor(
     private readonly cluster: SimulatedCluster,
@@ -28,7 +32,9 @@ export class Invariants {
     const { coordinator, routers, workers } = this.cluster;
     for (const { node } of workers) if (node !== null) this.checkMemory(node);
     for (const { node } of routers) if (node !== null) this.checkRouter(node);
-    if (coordinator.node !== null) this.checkServed(coordinator.node);
+    if (coordinator.node === null) return;
+    this.checkAgreement(coordinator.node);
+    this.checkServed(coordinator.node);
   }
 
   private checkMemory({ process, backend, memoryBytes }: WorkerNode): void {
@@ -36,7 +42,7 @@ export class Invariants {
       this.violated(`${process.name} held ${backend.bytesHeldMax} bytes of experts; allowed: ${memoryBytes}`);
   }
 
-  /** Versions only rise, one version is one placement, and what is published to a member is held. */
+  /** Versions only rise, and what is published to a member is held. */
   private checkRouter({ process, core }: RouterNode): void {
     const { placement } = core.cluster;
     if (placement === null) return;
@@ -47,16 +53,54 @@ export class Invariants {
         `${process.name} went from (term, epoch) (${before.term}, ${before.epoch}) back to (${term}, ${epoch})`,
       );
     if (before === undefined || isOlder(before, placement)) {
-      this.known.set(process, { term, epoch, sinceMs: this.cluster.time.nowMs });
-      const names = [...placement.copies].map(([layer, { offsets, workers }]) => [
+      const named = [...placement.copies].map(([layer, { offsets, workers }]) => [
         layer,
         [...offsets],
         [...workers].map((worker) => placement.workers[worker]),
       ]);
-      const text = JSON.stringify(names);
-      const first = this.placements.get(`${term}/${epoch}`) ?? text;
-      this.placements.set(`${term}/${epoch}`, first);
-      if (first !== text) this.violated(`(term, epoch) (${term}, ${epoch}) names two placements`);
+      this.known.set(process, { term, epoch, sinceMs: this.cluster.time.nowMs, text: JSON.stringify(named) });
+    }
+    this.checkHeld(process, core, placement);
+  }
+
+  /** Members of one coordinator that know one version know one placement. */
+  private checkAgreement({ process, control }: CoordinatorNode): void {
+    const first = new Map<string, Known>();
+    for (const { node } of this.cluster.routers) {
+      const known = node?.core.cluster.connected ? this.known.get(node.process) : undefined;
+      if (known === undefined || known.term !== Number(control.view.term)) continue;
+      if (this.cluster.network.cutSince(node!.process.host, process.host) !== null) continue;
+      const key = `${known.term}/${known.epoch}`;
+      const other = first.get(key) ?? known;
+      first.set(key, other);
+      if (other.text !== known.text)
+        this.violated(`(term, epoch) (${known.term}, ${known.epoch}) names two placements`);
+    }
+  }
+
+  /** What a member is told to be at a worker, by the coordinator that both belong to, is there until the member is told otherwise. */
+  private checkHeld(
+    process: SimulatedProcess,
+    { cluster }: RouterNode['core'],
+    placement: PlacementIndex,
+  ): void {
+    const { name, host } = process;
+    const { sinceMs } = this.known.get(process)!;
+    const { coordinator, network, workers } = this.cluster;
+    const control = coordinator.node?.control;
+    if (control === undefined || Number(control.view.term) !== placement.term || !cluster.connected) return;
+    if (network.cutSince(host, coordinator.host) !== null) return;
+    const live = control.cluster.members().filter(({ alive, draining }) => alive && !draining);
+    const isMember = (node: string) => live.some(({ hello }) => hello.name === node.split('#')[0]);
+    if (!isMember(name)) return;
+    for (const { name: worker, node } of workers) {
+      const index = placement.workers.indexOf(worker);
+      if (node === null || node.draining || index < 0 || !isMember(worker) || !node.core.connected) continue;
+      if (node.process.startedMs > sinceMs) continue;
+      const held = node.holds();
+      for (const expert of expertsAt(placement, index))
+        if (!held.has(expert))
+          this.violated(`${name} is told that ${worker} has expert ${expert}, which it does not hold`);
     }
   }
 
@@ -101,6 +145,14 @@ function publishedBy({ cluster, view }: CoordinatorNode['control']) {
     workers: holders,
   }));
   return indexPlacement({ term: Number(view.term ?? 0), epoch }, { workers, layers: whole }, null);
+}
+
+/** The experts that a placement has at a worker, by its index. */
+function* expertsAt({ copies }: PlacementIndex, worker: number): Generator<string> {
+  for (const [layer, { offsets, workers }] of copies)
+    for (let expert = 0; expert + 1 < offsets.length; expert += 1)
+      if (workers.subarray(offsets[expert]!, offsets[expert + 1]!).includes(worker))
+        yield `${layer}/${expert}`;
 }
 
 function isOlder(a: Version, b: Version): boolean {

@@ -79,7 +79,6 @@ export class SimulatedCall implements BatchCall {
     { slab, byteOffset, byteLength }: SlabRange,
     held: Reservation,
   ): Promise<void> {
-    this.end.signal.throwIfAborted();
     const rows = new Uint32Array(slab.view().slice(byteOffset, byteOffset + byteLength).buffer);
     const routing = {
       experts: new Uint32Array(Uint8Array.from(chunk.experts as Buffer).buffer),
@@ -87,6 +86,7 @@ export class SimulatedCall implements BatchCall {
     };
     try {
       await this.pause(this.manner.takeMs());
+      this.end.signal.throwIfAborted();
       this.listener.answered(Number(chunk.offset), rows, routing);
     } finally {
       held.release();

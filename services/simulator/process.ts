@@ -22,6 +22,7 @@ export class SimulatedProcess {
   readonly runtime: Runtime;
   readonly rows: SimulatedRows;
   state: 'running' | 'stopped' | 'dead' = 'running';
+  readonly startedMs: number;
   /** When it came to stand still. */
   stoppedAtMs = 0;
   /** The times in which it stood still, over by now. */
@@ -34,6 +35,7 @@ export class SimulatedProcess {
   constructor(options: ProcessOptions) {
     const { time, name, host, skew, random, slabBytes, costs } = options;
     this.time = time;
+    this.startedMs = time.nowMs;
     this.name = name;
     this.host = host;
     const clock = new ProcessClock(time, skew, (run) => this.timer(run));
