@@ -91,11 +91,9 @@ export class Reconciler {
   /** The worker of a slot is gone with all that it held. */
   forget(slot: number): void {
     for (const holders of this.assigned) if (holders.includes(slot)) remove(holders, slot);
-    for (const [expert, holders] of this.published.entries()) {
-      if (!holders.includes(slot)) continue;
-      remove(holders, slot);
-      this.lost.add(expert);
-    }
+    // Until the next epoch begins, routers that join are told what the others know.
+    for (const [expert, holders] of this.published.entries())
+      if (holders.includes(slot)) this.lost.add(expert);
     for (const keys of [this.drainingSince, this.dropping])
       for (const key of keys.keys()) if (key % slotsMax === slot) keys.delete(key);
   }

@@ -1,3 +1,4 @@
+import type { Member } from '../coordinator/membership.js';
 import { indexPlacement, type PlacementIndex } from '../router/placement.js';
 import type { SimulatedCluster } from './cluster.js';
 import type { CoordinatorNode, RouterNode, WorkerNode } from './nodes.js';
@@ -7,6 +8,9 @@ interface Version {
   term: number;
   epoch: number;
 }
+
+/** For so long routers may still be told of what a member of this name had before. */
+const newMsMax = 100;
 
 /** The placement of a router, and since when it knows it. */
 interface Known extends Version {
@@ -20,6 +24,8 @@ const unservedMsMax = 4_000;
 /** What holds at any moment, judged from outside: by what processes hold and know, not by what they say. */
 export class Invariants {
   private readonly known = new Map<SimulatedProcess, Known>();
+  /** When a member was first seen. */
+  private readonly joinedMs = new WeakMap<Member, number>();
   /** Expert to when it was first seen held by a live member and served by none. */
   private readonly unservedSince = new Map<string, number>();
 
@@ -91,7 +97,13 @@ export class Invariants {
     if (control === undefined || Number(control.view.term) !== placement.term || !cluster.connected) return;
     if (network.cutSince(host, coordinator.host) !== null) return;
     const live = control.cluster.members().filter(({ alive, draining }) => alive && !draining);
-    const isMember = (node: string) => live.some(({ hello }) => hello.name === node.split('#')[0]);
+    const nowMs = this.cluster.time.nowMs;
+    for (const member of live) if (!this.joinedMs.has(member)) this.joinedMs.set(member, nowMs);
+    const isMember = (node: string) =>
+      live.some((member) => {
+        const { hello } = member;
+        return hello.name === node.split('#')[0] && nowMs - this.joinedMs.get(member)! >= newMsMax;
+      });
     if (!isMember(name)) return;
     for (const { name: worker, node } of workers) {
       const index = placement.workers.indexOf(worker);

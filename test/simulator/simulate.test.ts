@@ -1,4 +1,8 @@
+import { execFile } from 'node:child_process';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { expect, test } from '@jest/globals';
+import { packageRoot } from '../../native/locate.js';
 import { simulate } from '../../services/simulator/simulate.js';
 
 test('A seed decides everything: run again, it does the same', async () => {
@@ -16,4 +20,21 @@ test('A seed decides everything: run again, it does the same', async () => {
 test('Seeds differ', async () => {
   const [one, other] = [await simulate(21), await simulate(22)];
   expect(one.hash).not.toBe(other.hash);
+});
+
+test('200 seeds do nothing that must never happen', async () => {
+  const main = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const run = (seed: number) =>
+    promisify(execFile)(process.execPath, [
+      main,
+      'simulate',
+      '--seed',
+      `${seed}`,
+      '--seeds',
+      '100',
+      '--json',
+    ]);
+  // What fails says so, with its last events, in what the rejection carries.
+  const reports = await Promise.all([1, 101].map(run));
+  for (const { stdout } of reports) expect(JSON.parse(stdout)).toMatchObject({ seeds: 100, failed: 0 });
 });
