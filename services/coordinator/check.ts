@@ -25,7 +25,7 @@ export function checkHello(hello: NodeHello, order: ExpertOrder): void {
     (metricsUrl.length > urlCharactersMax || !/^https?:\/\/[\x21-\x7e]+$/.test(metricsUrl))
   )
     throw invalidArgument('metricsUrl', metricsUrl, `an http URL of at most ${urlCharactersMax} characters`);
-  for (const field of ['memoryBytes', 'term'] as const) checkCount(field, hello[field]);
+  for (const field of ['memoryBytes', 'memorySharedBytes', 'term'] as const) checkCount(field, hello[field]);
   checkExperts('held', hello.held, order);
   const secretBytes = role === 'WORKER' ? linkSecretBytes : 0;
   if (linkSecret.byteLength !== secretBytes)

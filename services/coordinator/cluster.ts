@@ -36,6 +36,8 @@ export interface ClusterEvents {
   /** A worker must hold other experts than before, or may leave. */
   onAssignment: (member: Member) => void;
   onBias: () => void;
+  /** No plan could be made for the present load: copies stay as they are. */
+  onPlanFailed: (error: SwitchyardError) => void;
 }
 
 /** The coordinator's knowledge and decisions, without any input or output. Times are monotonic milliseconds. */
@@ -60,6 +62,7 @@ export class Cluster {
       ...options.placement,
       experts: this.experts,
       onPlanned: () => this.changed(),
+      onPlanFailed: events.onPlanFailed,
     });
     this.feedback = new Feedback(options.model.layers, options.feedback);
   }
@@ -163,7 +166,9 @@ export class Cluster {
     for (const member of expired) this.ended(member);
     const isNeeded = ({ hello }: Member) =>
       hello.role === 'WORKER' && this.plans.placement.isMissed(hello.name);
-    if (this.membership.forget(nowMs, isNeeded)) this.changed();
+    const forgotten = this.membership.forget(nowMs, isNeeded);
+    for (const { hello } of forgotten) if (hello.role === 'WORKER') this.plans.placement.free(hello.name);
+    if (forgotten.length > 0) this.changed();
     else if (this.plans.isDue(nowMs)) this.events.onChange();
     return expired;
   }

@@ -69,6 +69,7 @@ export class ControlService implements NodeStreamOwner {
         this.encoded.bias.clear();
         this.sayTo('ROUTER', 'bias');
       },
+      onPlanFailed: ({ code, message }) => options.log.warn({ event: 'plan-failed', code, reason: message }),
     });
     const sweepMs = Math.max(10, options.leaseMs / 10);
     this.timers.push(

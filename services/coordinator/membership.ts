@@ -148,10 +148,9 @@ export class Membership {
   }
 
   /**
-   * Forgets members that have been dead for long enough, or for longest where there are too many, and returns whether there
-   * were any. Those for which `isNeeded` holds stay.
+   * Forgets members that have been dead for long enough, or for longest where there are too many, and returns them. Those for which `isNeeded` holds stay.
    */
-  forget(nowMs: number, isNeeded: (member: Member) => boolean): boolean {
+  forget(nowMs: number, isNeeded: (member: Member) => boolean): Member[] {
     const { leftKeptMs, deadKeptMs } = this.options;
     const dead = this.all().filter((member) => !member.alive && !isNeeded(member));
     dead.sort((a, b) => b.endedAtMs - a.endedAtMs);
@@ -159,7 +158,7 @@ export class Membership {
       return index >= deadMembersMax || nowMs - endedAtMs > (draining ? leftKeptMs : deadKeptMs);
     });
     for (const { hello } of old) this.byKey.delete(`${hello.role}/${hello.name}`);
-    return old.length > 0;
+    return old;
   }
 
   /**

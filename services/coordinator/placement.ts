@@ -22,7 +22,7 @@ export interface LoadLimits {
 const nobody: CopyHolder = { alive: false, capacity: 0, acknowledged: 0, has: () => false };
 
 /**
- * Where the copies of experts are and shall be. Workers are known by slots, which stay a name's as long as the coordinator runs. Times are monotonic
+ * Where the copies of experts are and shall be. Workers are known by slots, which stay a name's until it is freed. Times are monotonic
  * milliseconds.
  */
 export class ClusterPlacement {
@@ -30,6 +30,8 @@ export class ClusterPlacement {
   target: number[][];
   readonly names: string[] = [];
   private readonly slots = new Map<string, number>();
+  /** Slots of names that nobody remembers. */
+  private readonly unnamed = new Set<number>();
   /** By slot; null: it is dead. */
   private readonly members: (Member | null)[] = [];
   private readonly reconciler: Reconciler;
@@ -79,7 +81,9 @@ export class ClusterPlacement {
     const { name } = member.hello;
     let slot = this.slotOf(name);
     if (slot < 0) {
-      slot = this.names.push(name) - 1;
+      slot = this.freeSlot() ?? this.names.length;
+      this.unnamed.delete(slot);
+      this.names[slot] = name;
       this.slots.set(name, slot);
     }
     this.members[slot] = member;
@@ -96,6 +100,20 @@ export class ClusterPlacement {
     for (const [expert, slots] of this.published.entries())
       if (slots.includes(slot)) this.servedLast[expert] = slot;
     this.reconciler.forget(slot);
+  }
+
+  /** The name of a worker that is gone is not needed any more: its slot may become another's. */
+  free(name: string): void {
+    const slot = this.slotOf(name);
+    if (slot < 0 || this.members[slot] !== null) return;
+    this.slots.delete(name);
+    this.unnamed.add(slot);
+  }
+
+  /** One that no placement has told of since the epoch began, so that routers who are told only what changed never take one worker for the other. */
+  private freeSlot(): number | undefined {
+    if (this.reconciler.hasLost) return undefined;
+    return [...this.unnamed].find((slot) => this.target.every((slots) => !slots.includes(slot)));
   }
 
   /** Copies that are there on the workers of these slots: those of the target; where it has none, any that are held. */

@@ -1,4 +1,4 @@
-import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { listCopies } from '../common/expert-copies.js';
 import type { Placement } from '../common/generated/switchyard/v1/Placement.js';
 import type { RebalanceAnswerInput } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
@@ -9,6 +9,7 @@ import type { PlanInput } from '../placement/input.js';
 import type { Plan } from '../placement/plan.js';
 import { ExpertLoads } from './loads.js';
 import type { Member, Membership } from './membership.js';
+import { weightBytes } from './memory.js';
 import { ClusterPlacement } from './placement.js';
 import { type Candidate, Planning } from './planning.js';
 import { orderWorkers, type Topology } from './topology.js';
@@ -36,6 +37,8 @@ export interface PlansOptions extends PlacementOptions {
   leaseMs: number;
   /** A plan is made that `settle` is to follow. */
   onPlanned: () => void;
+  /** None could be made by itself; what is told of one that an operator asked for is told to him alone. */
+  onPlanFailed: (error: SwitchyardError) => void;
 }
 
 /** What an operator has said of a worker: it gets no new copies, or also those that it has go elsewhere. */
@@ -125,8 +128,8 @@ export class PlacementPlans {
       if (!this.started) this.start(living, nowMs);
       if (this.stale) this.retarget(living, routers, nowMs);
       if (nowMs >= this.planAtMs) void this.replan(nowMs);
-      const sharers = sharersOf(living);
-      const capacity = (member: Member) => Math.floor(memoryOf(member, sharers) / this.expertBytes);
+      const memory = weightBytes(living);
+      const capacity = (member: Member) => Math.floor(memory.get(member)! / this.expertBytes);
       const steps = this.placement.reconcile(oldestInUse(routers, term), capacity, nowMs);
       const assigned = new Set(
         living.filter(({ hello }) => steps.assigned.has(this.placement.slotOf(hello.name))),
@@ -162,6 +165,8 @@ export class PlacementPlans {
   async rebalance(nowMs: number): Promise<RebalanceAnswerInput> {
     this.checkStarted();
     const { generation, candidates } = this;
+    if (candidates.length === 0)
+      throw new SwitchyardError('NOT_READY', 'there is no worker that may have copies');
     const planned = await this.options.plan(this.planInput(nowMs));
     if (generation !== this.generation)
       throw new SwitchyardError('NOT_READY', 'workers came or went while the plan was made: ask again');
@@ -266,8 +271,11 @@ export class PlacementPlans {
     this.planAtMs = nowMs + rebalanceSeconds * 1000;
     if (this.candidates.length === 0 || this.lacking !== null) return;
     const { generation, candidates } = this;
-    const planned = await plan(this.planInput(nowMs)).catch(() => null);
-    // Memory for as many copies as there should be is not there, or others may have copies now: then they are planned for.
+    const planned = await plan(this.planInput(nowMs)).catch((error) => {
+      this.options.onPlanFailed(asSwitchyardError(error));
+      return null;
+    });
+    // Others may have copies now: then they are planned for.
     if (planned === null || generation !== this.generation) return;
     if (planned.copiesToLoad > 0) this.follow(this.planned(candidates, planned));
   }
@@ -289,7 +297,7 @@ export class PlacementPlans {
 
   /** In the order in which shares are dealt. */
   private candidatesOf(living: readonly Member[]): Candidate[] {
-    const sharers = sharersOf(living);
+    const memory = weightBytes(living);
     const usable = living.filter(
       ({ draining, hello }) => !draining && this.marks.get(hello.name) !== 'DRAINED',
     );
@@ -305,7 +313,7 @@ export class PlacementPlans {
         slot: this.placement.slotOf(name),
         name,
         host: hello.host,
-        memoryBytes: memoryOf(member, sharers),
+        memoryBytes: memory.get(member)!,
         cordoned: this.marks.get(name) === 'CORDONED',
         rowsPerSecond: worker?.computeSeconds ? worker.rowsComputed / worker.computeSeconds || null : null,
         loadBytesPerSecond: worker?.load?.bytesPerSecond || null,
@@ -322,19 +330,6 @@ export class PlacementPlans {
     for (const member of free) this.released.add(member);
     return free;
   }
-}
-
-/** By host: how many workers have its memory together. */
-function sharersOf(living: readonly Member[]): Map<string, number> {
-  const sharers = new Map<string, number>();
-  for (const { hello } of living)
-    if (hello.memoryShared) sharers.set(hello.host, (sharers.get(hello.host) ?? 0) + 1);
-  return sharers;
-}
-
-/** What a worker's experts may take. */
-function memoryOf({ hello }: Member, sharers: ReadonlyMap<string, number>): number {
-  return hello.memoryShared ? Math.floor(hello.memoryBytes / sharers.get(hello.host)!) : hello.memoryBytes;
 }
 
 /** Whether batches may be under way at a router. */

@@ -2,6 +2,7 @@ import type { ClusterViewInput } from '../common/generated/switchyard/v1/Cluster
 import type { NodeDescriptionInput } from '../common/generated/switchyard/v1/NodeDescription.js';
 import type { NodeFiguresInput } from '../common/generated/switchyard/v1/NodeFigures.js';
 import type { Member } from './membership.js';
+import { weightBytes } from './memory.js';
 import type { CopyCounts } from './placement.js';
 import type { PlacementPlans } from './plans.js';
 
@@ -15,6 +16,7 @@ export interface ViewSource {
 export function clusterView(source: ViewSource): ClusterViewInput {
   const { term, members, plans } = source;
   const counts = plans.placement.counts();
+  const memory = weightBytes(members.filter(({ alive }) => alive));
   const reason = whyNotReady(source);
   return {
     term,
@@ -23,7 +25,8 @@ export function clusterView(source: ViewSource): ClusterViewInput {
     reason,
     nodes: members.map((member) => {
       const slot = member.hello.role === 'WORKER' ? plans.placement.slotOf(member.hello.name) : -1;
-      return describeNode(member, plans, (member.alive && counts[slot]) || null);
+      const memoryBytes = memory.get(member) ?? member.hello.memoryBytes;
+      return describeNode(member, memoryBytes, plans, (member.alive && counts[slot]) || null);
     }),
   };
 }
@@ -77,6 +80,7 @@ function whyNotHere(worker: Member | undefined): string {
 /** `counts`: of a live worker's copies; null: none are placed there. */
 function describeNode(
   member: Member,
+  memoryBytes: number,
   plans: PlacementPlans,
   counts: CopyCounts | null,
 ): NodeDescriptionInput {
@@ -97,7 +101,7 @@ function describeNode(
     experts: member.ready.count,
     links: member.alive ? [...member.links] : [],
     messageBytesMax: hello.messageBytesMax,
-    memoryBytes: isWorker ? hello.memoryBytes : 0,
+    memoryBytes: isWorker ? memoryBytes : 0,
     ...counts,
     mark: (isWorker && plans.marks.get(hello.name)) || 'NO_MARK',
   };

@@ -98,6 +98,11 @@ export class Reconciler {
       for (const key of keys.keys()) if (key % slotsMax === slot) keys.delete(key);
   }
 
+  /** Whether published copies are gone that routers have not been told of. */
+  get hasLost(): boolean {
+    return this.lost.size > 0;
+  }
+
   /** Whether there are copies that are published no more but may still be used. */
   get drains(): boolean {
     return this.drainingSince.size > 0;

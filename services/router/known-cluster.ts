@@ -284,15 +284,16 @@ export class KnownCluster {
   private receiveView(view: ClusterView): void {
     const { links, reporter, log } = this.options;
     const known = this.placement;
-    if (known !== null && view.term < known.term) {
-      log.warn({ event: 'view-refused', term: view.term, known: known.term });
+    const { term, epoch } = view;
+    if (known !== null && (term < known.term || (term === known.term && epoch < known.epoch))) {
+      log.warn({ event: 'view-refused', term, epoch, known: [known.term, known.epoch] });
       return;
     }
-    this.hello.term = view.term;
+    this.hello.term = term;
     if (view.placement) this.placement = indexPlacement(view, view.placement, known);
     this.view = view;
     // A coordinator that was started anew does not know at once who is there.
-    const kept = new Set(view.epoch === 0 ? known?.workers : []);
+    const kept = new Set(epoch === 0 ? known?.workers : []);
     links.update(view, this.model!.fingerprint, kept);
     this.notify();
     if (known !== this.placement && this.inUse.oldest === null) reporter.flush();

@@ -153,7 +153,7 @@ export class WorkerNode implements SimulatedNode {
       token: null,
       access: new Access({ client: null, node: null, operator: null }),
       backend: this.backend,
-      weights: { bytes: this.memoryBytes, by: 'memory', shared: false },
+      weights: { bytes: this.memoryBytes, by: 'memory', sharedBytes: 0 },
       memoryLeft: () => null,
       metrics: executorMetrics(new Registry()),
       trace: null,

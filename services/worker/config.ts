@@ -51,8 +51,8 @@ export interface WeightBound {
   bytes: number;
   /** The setting, and what it is by default. */
   by: string;
-  /** Whether it is memory that other workers of the machine may take too. */
-  shared: boolean;
+  /** Memory that other workers of the machine may take too, of which the process, its slabs and its weights are; 0: the weights have theirs. */
+  sharedBytes: number;
 }
 
 /** What is left beside slabs and the process. Throws RESOURCE_EXHAUSTED if the slabs alone do not fit. */
@@ -82,9 +82,10 @@ export function weightBound(
     return {
       bytes: memory ?? deviceBytes,
       by: memory === null ? 'memory (of the device)' : 'memory',
-      shared: false,
+      sharedBytes: 0,
     };
-  if (memory !== null && memory <= left) return { bytes: memory, by: 'memory', shared: false };
-  const by = `memory (${describeMemory(memoryBound())}, less slabBytes, ${slabBytes}, and ${processBytes} for the process)`;
-  return { bytes: left, by, shared: true };
+  if (memory !== null && memory <= left) return { bytes: memory, by: 'memory', sharedBytes: 0 };
+  const bound = memoryBound();
+  const by = `memory (${describeMemory(bound)}, less slabBytes, ${slabBytes}, and ${processBytes} for the process)`;
+  return { bytes: left, by, sharedBytes: bound.value };
 }

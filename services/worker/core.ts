@@ -238,7 +238,7 @@ export class WorkerCore {
       device: config.device,
       threads: backend.description.threads,
       memoryBytes: weights.bytes,
-      memoryShared: weights.shared,
+      memorySharedBytes: weights.sharedBytes,
       linkSecret: this.linkSecret,
       ...identity,
       // Read at every joining: a worker that holds experts joins only a coordinator of the same model.

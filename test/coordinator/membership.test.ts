@@ -63,13 +63,13 @@ describe('membership', () => {
     const [alive, left, died] = ['alive', 'left', 'died'].map((name) => membership.join(hello(name), 0));
     membership.leave(left!, 'SIGTERM');
     for (const member of [left!, died!]) membership.end(member, 'gone', 1_000);
-    expect(membership.forget(61_000, never)).toBe(false);
+    expect(membership.forget(61_000, never)).toEqual([]);
     expect(names()).toEqual(['alive', 'left', 'died']);
-    expect(membership.forget(61_001, never)).toBe(true);
+    expect(membership.forget(61_001, never)).toEqual([left]);
     expect(names()).toEqual(['alive', 'died']);
-    expect(membership.forget(901_000, never)).toBe(false);
-    expect(membership.forget(901_001, (member) => member === died)).toBe(false);
-    expect(membership.forget(901_001, never)).toBe(true);
+    expect(membership.forget(901_000, never)).toEqual([]);
+    expect(membership.forget(901_001, (member) => member === died)).toEqual([]);
+    expect(membership.forget(901_001, never)).toEqual([died]);
     expect(membership.all()).toEqual([alive]);
   });
 

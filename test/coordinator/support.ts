@@ -22,7 +22,7 @@ export function hello(name: string, fields: Partial<NodeHello> = {}): NodeHello 
     messageBytesMax: 0,
     held: [],
     term: 0,
-    memoryShared: false,
+    memorySharedBytes: 0,
     ...fields,
   };
 }

@@ -1,0 +1,19 @@
+import type { Member } from './membership.js';
+
+/** What the experts of each live worker may take. Workers that share the memory of their host have equal parts of what all of them leave for weights. */
+export function weightBytes(living: readonly Member[]): Map<Member, number> {
+  const sharers = new Map<string, Member[]>();
+  for (const member of living) {
+    const { host, memorySharedBytes } = member.hello;
+    if (memorySharedBytes > 0) sharers.set(host, [...(sharers.get(host) ?? []), member]);
+  }
+  const bytes = new Map(living.map((member) => [member, member.hello.memoryBytes]));
+  for (const members of sharers.values()) {
+    const hellos = members.map(({ hello }) => hello);
+    const whole = Math.min(...hellos.map(({ memorySharedBytes }) => memorySharedBytes));
+    const beside = hellos.reduce((sum, one) => sum + one.memorySharedBytes - one.memoryBytes, 0);
+    const share = Math.max(0, Math.floor((whole - beside) / members.length));
+    for (const member of members) bytes.set(member, Math.min(share, member.hello.memoryBytes));
+  }
+  return bytes;
+}

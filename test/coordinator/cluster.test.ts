@@ -1,0 +1,359 @@
+import { describe, expect, test } from '@jest/globals';
+import type { NodeHello } from '../../services/common/generated/switchyard/v1/NodeHello.js';
+import type { RouterReport } from '../../services/common/generated/switchyard/v1/RouterReport.js';
+import { type ExpertId, expertsIn, groupByLayer } from '../../services/common/layer-experts.js';
+import { Cluster } from '../../services/coordinator/cluster.js';
+import type { Member } from '../../services/coordinator/membership.js';
+import type { PlacementOptions } from '../../services/coordinator/plans.js';
+import { expertWeightBytes } from '../../services/model/limits.js';
+import { hello, placementOptions, tinyModel } from './support.js';
+
+const expertBytes = expertWeightBytes(tinyModel);
+const total = tinyModel.layers.reduce((sum, { experts }) => sum + experts, 0);
+const allExperts = tinyModel.layers.flatMap(({ layer, experts }) =>
+  Array.from({ length: experts }, (_, expert) => ({ layer, expert })),
+);
+
+/** A coordinator's decisions, with workers that do at once what they are told, without connections. */
+class Scene {
+  readonly cluster: Cluster;
+  readonly told = new Map<string, ExpertId[]>();
+  readonly failures: string[] = [];
+  nowMs = 0;
+  private dirty = false;
+
+  constructor(placement: Partial<PlacementOptions> = {}) {
+    this.cluster = new Cluster(
+      {
+        model: tinyModel,
+        topology: null,
+        leaseMs: 1_000,
+        leftKeptMs: 2_000,
+        deadKeptMs: 2_000,
+        feedback: { rate: 0.01, limit: 1, windowRowsPerExpert: 4 },
+        placement: { ...placementOptions, ...placement },
+      },
+      {
+        onChange: () => {
+          this.dirty = true;
+        },
+        onAssignment: (member) => this.obey(member),
+        onBias: () => {},
+        onPlanFailed: ({ message }) => this.failures.push(message),
+      },
+    );
+  }
+
+  worker(name: string, fields: Partial<NodeHello> = {}): Member {
+    const member = this.cluster.join(hello(name, fields), this.nowMs);
+    if (this.cluster.plans.started) this.obey(member);
+    return this.settle(member);
+  }
+
+  router(name: string, fields: Partial<NodeHello> = {}): Member {
+    const member = this.cluster.join(hello(name, { role: 'ROUTER', ...fields }), this.nowMs);
+    return this.settle(member);
+  }
+
+  /** The router uses this placement, and is told the present one. */
+  uses(member: Member, term: number, epoch: number): void {
+    member.told = { term: this.cluster.term, epoch: this.cluster.epoch };
+    const report = {
+      loads: [],
+      links: [],
+      linksChanged: false,
+      notReady: '',
+      termInUse: term,
+      epochInUse: epoch,
+    };
+    const figures = { tokens: 0, bytesInFlight: 0, eventLoopUtilization: 0, rssBytes: 0 };
+    this.cluster.routerReport(member, { ...report, ...figures } as RouterReport, this.nowMs);
+    this.settle(null);
+  }
+
+  /** It is gone, and so long that nobody remembers it. */
+  forget(member: Member): void {
+    this.cluster.end(member, 'killed', this.nowMs);
+    this.settle(null);
+    // A coordinator that stood still gives its members that time on top.
+    for (let seconds = 0; seconds < 6; seconds += 1) this.pass(1_000);
+    expect(this.cluster.members()).not.toContain(member);
+  }
+
+  /** Time goes by in which every member lets itself be heard. */
+  pass(ms: number): void {
+    this.nowMs += ms;
+    for (const member of this.cluster.members()) if (member.alive) this.cluster.heard(member, this.nowMs);
+    this.cluster.expire(this.nowMs, ms);
+    this.settle(null);
+  }
+
+  settle<Value>(value: Value): Value {
+    for (let steps = 0; this.dirty; steps += 1) {
+      if (steps > 1_000) throw new Error('it does not come to rest');
+      this.dirty = false;
+      this.cluster.settle(this.nowMs);
+    }
+    return value;
+  }
+
+  private obey(member: Member): void {
+    const { version, experts } = this.cluster.assignment(member);
+    const ready = [...expertsIn((experts ?? []) as never)];
+    this.told.set(member.hello.name, ready);
+    this.cluster.workerReport(member, {
+      ...{ rowsQueued: 0, rowsComputed: 0, computeSeconds: 0, bytesInFlight: 0, rssBytes: 0 },
+      ...{ eventLoopUtilization: 0, load: null, device: null },
+      ready: groupByLayer(ready),
+      readyChanged: true,
+      assignment: Number(version),
+    });
+  }
+}
+
+describe('terms', () => {
+  test('a coordinator starts with the first, and takes one above any that a node was told by another', () => {
+    const { cluster } = new Scene();
+    expect(cluster.term).toBe(1);
+    cluster.join(hello('w0', { term: 4 }), 0);
+    expect(cluster.term).toBe(5);
+    cluster.join(hello('w1', { term: 3 }), 0);
+    expect(cluster.term).toBe(5);
+    cluster.join(hello('r0', { role: 'ROUTER', term: 5 }), 0);
+    expect(cluster.term).toBe(6);
+  });
+
+  test('a node that comes back with the term that this coordinator told it raises nothing', () => {
+    const scene = new Scene();
+    const first = scene.worker('w0');
+    scene.cluster.end(first, 'its stream broke', 0);
+    scene.worker('w0', { term: 1, held: groupByLayer(allExperts) });
+    expect(scene.cluster.term).toBe(1);
+  });
+});
+
+describe('a coordinator that starts anew', () => {
+  test('takes up what workers hold: nothing is loaded, nothing is dropped, whoever joins first', () => {
+    const scene = new Scene({ workers: 2 });
+    const half = (odd: number) => allExperts.filter(({ expert }) => expert % 2 === odd);
+    scene.worker('w1', { term: 1, held: groupByLayer(half(1)) });
+    expect(scene.cluster.epoch).toBe(0);
+    scene.worker('w0', { term: 1, held: groupByLayer(half(0)) });
+    expect(scene.cluster.view).toMatchObject({ term: 2, ready: true });
+    expect(scene.told.get('w0') ?? half(0)).toEqual(half(0));
+    expect(scene.told.get('w1') ?? half(1)).toEqual(half(1));
+  });
+
+  test('waits for nobody once all experts are held, and a lease at most for those that hold the others', () => {
+    const whole = new Scene({ workers: 5 });
+    whole.worker('w0', { term: 1, held: groupByLayer(allExperts) });
+    expect(whole.cluster.view.ready).toBe(true);
+
+    const part = new Scene({ workers: 5 });
+    const member = part.worker('w0', { term: 1, held: groupByLayer(allExperts.slice(3)) });
+    expect(part.cluster.epoch).toBe(0);
+    part.nowMs = 1_000;
+    part.cluster.heard(member, part.nowMs);
+    part.cluster.expire(part.nowMs, 1_000);
+    part.settle(null);
+    expect(part.cluster.view.ready).toBe(true);
+    expect(part.told.get('w0')).toEqual(allExperts);
+  });
+});
+
+describe('placements', () => {
+  test('a router is told the layers that changed since the one that it knows, and all of another term', () => {
+    const scene = new Scene({ workers: 2 });
+    scene.worker('w0');
+    scene.worker('w1');
+    const { cluster } = scene;
+    const { term, epoch } = cluster;
+    expect(cluster.placement().layers).toHaveLength(2);
+    expect(cluster.placement({ term, epoch }).layers).toEqual([]);
+    const workers = ['w0', 'w1'];
+    // Expert 0 of layer 0 gets a second copy; layer 1 stays as it is.
+    cluster.plans.goTo({
+      workers,
+      layers: [{ layer: 0, copies: [2, 1, 1, 1, 1, 1, 1, 1], workers: [0, 1, 1, 0, 1, 0, 1, 0, 1] }],
+    });
+    scene.settle(null);
+    expect(cluster.epoch).toBeGreaterThan(epoch);
+    expect(cluster.placement({ term, epoch })).toEqual({
+      workers,
+      layers: [{ layer: 0, copies: [2, 1, 1, 1, 1, 1, 1, 1], workers: [0, 1, 1, 0, 1, 0, 1, 0, 1] }],
+    });
+    expect(cluster.placement({ term: term - 1, epoch: cluster.epoch }).layers).toHaveLength(2);
+  });
+
+  test('with copies of 2 and three workers, each expert is on two, and of a worker that is gone on two again', () => {
+    const scene = new Scene({ workers: 3, copies: 2 });
+    const members = ['w0', 'w1', 'w2'].map((name) => scene.worker(name));
+    const copies = () => scene.cluster.placement().layers!.flatMap(({ copies }) => copies);
+    expect(copies()).toEqual(new Array(total).fill(2));
+    scene.cluster.end(members[1]!, 'killed', 0);
+    scene.settle(null);
+    // Loads of experts that serve already have a pace.
+    scene.pass(1_000);
+    expect(copies()).toEqual(new Array(total).fill(2));
+    expect(scene.cluster.view.ready).toBe(true);
+  });
+
+  test('a copy that serves no more is kept until no router uses an epoch in which it served', () => {
+    const scene = new Scene({ workers: 2 });
+    scene.worker('w0');
+    scene.worker('w1');
+    const router = scene.router('r0');
+    const { term, epoch } = scene.cluster;
+    scene.uses(router, term, epoch);
+    scene.cluster.mark('w0', 'DRAINED', 0);
+    scene.settle(null);
+    expect(scene.cluster.epoch).toBeGreaterThan(epoch);
+    const counts = () => scene.cluster.view.nodes!.find(({ name }) => name === 'w0');
+    expect(counts()).toMatchObject({ serving: 0, draining: total / 2, mark: 'DRAINED' });
+    expect(scene.told.get('w0')).toHaveLength(total / 2);
+    scene.uses(router, term, scene.cluster.epoch);
+    expect(counts()).toMatchObject({ serving: 0, draining: 0 });
+    expect(scene.told.get('w0')).toEqual([]);
+  });
+
+  test('the place of a name that nobody remembers is taken by the next: the table does not grow with those that come and go', () => {
+    const scene = new Scene();
+    scene.worker('keeper');
+    for (let round = 0; round < 5; round += 1) scene.forget(scene.worker(`guest-${round}`));
+    scene.worker('last');
+    expect(scene.cluster.placement().workers).toEqual(['keeper', 'last']);
+    expect(scene.cluster.view.nodes!.map(({ name }) => name)).toEqual(['keeper', 'last']);
+  });
+
+  test('a name keeps its place as long as an error may have to name it', () => {
+    const scene = new Scene({ workers: 2 });
+    const half = (total / 2) * expertBytes;
+    const lost = scene.worker('w0', { memoryBytes: half });
+    scene.worker('w1', { memoryBytes: half });
+    scene.cluster.end(lost, 'killed', 0);
+    scene.settle(null);
+    for (let seconds = 0; seconds < 6; seconds += 1) scene.pass(1_000);
+    scene.worker('w2', { memoryBytes: 0 });
+    expect(scene.cluster.placement().workers).toEqual(['w0', 'w1', 'w2']);
+    expect(scene.cluster.view.reason).toContain('on worker w0: the worker is dead');
+  });
+});
+
+describe('memory that workers of a host share', () => {
+  const beside = 1_000_000;
+  const shared = (experts: number, own = beside) => ({
+    memorySharedBytes: experts * expertBytes + 2 * beside,
+    memoryBytes: experts * expertBytes + 2 * beside - own,
+  });
+  const shown = (scene: Scene) => scene.cluster.view.nodes!.map(({ memoryBytes }) => memoryBytes);
+
+  test('is what all of them leave beside their slabs and themselves, in equal parts', () => {
+    const scene = new Scene({ workers: 2 });
+    scene.worker('w0', shared(total));
+    expect(shown(scene)).toEqual([total * expertBytes + beside]);
+    scene.worker('w1', shared(total));
+    expect(shown(scene)).toEqual([(total / 2) * expertBytes, (total / 2) * expertBytes]);
+    expect(scene.cluster.view.ready).toBe(true);
+  });
+
+  test('fits one expert less than it seems: the reason says so', () => {
+    const scene = new Scene({ workers: 2 });
+    scene.worker('w0', shared(total - 1));
+    scene.worker('w1', shared(total - 1));
+    expect(scene.cluster.view.ready).toBe(false);
+    expect(scene.cluster.view.reason).toContain('fits on none of the 2 workers');
+  });
+
+  test('is not that of workers elsewhere, nor of those with memory of their own', () => {
+    const scene = new Scene();
+    scene.worker('w0', shared(total));
+    scene.worker('w1', { ...shared(total), host: 'other' });
+    scene.worker('w2', { memoryBytes: 5 });
+    expect(shown(scene)).toEqual([total * expertBytes + beside, total * expertBytes + beside, 5]);
+  });
+
+  test('is nothing where slabs and processes take all of it', () => {
+    const scene = new Scene();
+    for (const name of ['w0', 'w1', 'w2']) scene.worker(name, { memorySharedBytes: 100, memoryBytes: 50 });
+    expect(shown(scene)).toEqual([0, 0, 0]);
+  });
+});
+
+describe('plans', () => {
+  test('one that is made by itself and fails is told, and copies stay', async () => {
+    const plan = () => Promise.reject(new Error('no plan today'));
+    const scene = new Scene({ rebalanceSeconds: 60, plan });
+    scene.worker('w0');
+    scene.worker('w1');
+    await Promise.resolve();
+    await Promise.resolve();
+    expect(scene.failures[0]).toContain('no plan today');
+    expect(scene.cluster.view.ready).toBe(true);
+  });
+
+  test('an operator is told that there is none to be made without workers', async () => {
+    const scene = new Scene();
+    await expect(scene.cluster.plans.rebalance(0)).rejects.toMatchObject({ code: 'NOT_READY' });
+    const member = scene.worker('w0');
+    scene.cluster.end(member, 'killed', 0);
+    scene.settle(null);
+    await expect(scene.cluster.plans.rebalance(0)).rejects.toMatchObject({
+      code: 'NOT_READY',
+      message: 'there is no worker that may have copies',
+    });
+  });
+});
+
+describe('copies where an operator says', () => {
+  const scene = () => {
+    const made = new Scene({ workers: 2 });
+    made.worker('w0');
+    made.worker('w1', { memoryBytes: total * expertBytes });
+    return made;
+  };
+  const every = (workers: number[]) => ({
+    copies: new Array(8).fill(workers.length),
+    workers: Array.from({ length: 8 }, () => workers).flat(),
+  });
+
+  test('are brought there', () => {
+    const made = scene();
+    const layers = [0, 1].map((layer) => ({ layer, ...every([0]) }));
+    const answer = made.cluster.plans.goTo({ workers: ['w1'], layers });
+    expect(answer).toMatchObject({ toLoad: total / 2, toDrop: total / 2 });
+    made.settle(null);
+    expect(made.told.get('w1')).toEqual(allExperts);
+    expect(made.told.get('w0')).toEqual([]);
+  });
+
+  test.each([
+    ['a worker that is not there', ['w7'], every([0]), 'workers of layer 0 expert 0'],
+    [
+      'no worker at all',
+      ['w0'],
+      { copies: new Array(8).fill(0), workers: [] },
+      'workers of layer 0 expert 0',
+    ],
+    ['one worker twice', ['w0', 'w0'], every([0, 1]), 'workers of layer 0 expert 0'],
+    ['an index beyond the names', ['w0'], every([3]), 'workers of layer 0 expert 0'],
+    ['other experts than the layer has', ['w0'], { copies: [1], workers: [0] }, 'copies'],
+  ])('%s is refused, and nothing moves', (_, workers, copies, field) => {
+    const made = scene();
+    const before = made.cluster.placement();
+    expect(() => made.cluster.plans.goTo({ workers, layers: [{ layer: 0, ...copies }] })).toThrow(
+      expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(field) }),
+    );
+    made.settle(null);
+    expect(made.cluster.placement()).toEqual(before);
+  });
+
+  test('more than a worker has memory for is refused', () => {
+    const made = new Scene({ workers: 2 });
+    made.worker('w0');
+    made.worker('w1', { memoryBytes: 9 * expertBytes });
+    const layers = [0, 1].map((layer) => ({ layer, ...every([0]) }));
+    expect(() => made.cluster.plans.goTo({ workers: ['w1'], layers })).toThrow(
+      expect.objectContaining({ message: 'copies on worker w1 is 16; allowed: at most 9, its memory' }),
+    );
+  });
+});
