@@ -141,7 +141,7 @@ overEachTransport((transport) => {
   test('a small batch of forward() ends by its signal and its deadline while it waits', async () => {
     const { routers, workers } = await startCluster();
     const client = await connected(routers[0]!, transport);
-    await workers[0]!.stop('the test wants it');
+    await Promise.all(workers.map((worker) => worker.stop('the test wants it')));
     await until(
       () => stateOf(routers[0]!),
       ({ ready }) => !ready,
@@ -223,7 +223,7 @@ overEachTransport((transport) => {
     const session = client.session();
     const rows = await tokens(8);
     await session.forward(rows);
-    await workers[0]!.stop('the test wants it');
+    await Promise.all(workers.map((worker) => worker.stop('the test wants it')));
     await until(
       () => stateOf(routers[0]!),
       ({ ready }) => !ready,

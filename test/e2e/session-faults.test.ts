@@ -97,23 +97,23 @@ describe('a session whose', () => {
     await cluster.stop();
   });
 
-  test('cluster loses a worker waits for the next one; what has less time ends by its deadline, and names it', async () => {
-    const cluster = await startCluster({ workers: 2 });
+  test('cluster loses its worker waits for the next one; what has less time ends by its deadline, and names an expert', async () => {
+    const cluster = await startCluster({ workers: 1 });
     const session = cluster.client.session();
     const outcomes = await keepSending(session, 6);
     await until(() => outcomes.complete > 20);
-    await cluster.kill('worker-1');
+    await cluster.kill('worker-0');
     await until(async () => (await routerState(cluster)).batches > 0);
     const late = session.forward(rows, { ...off, deadlineMs: 500 });
     await expect(late).rejects.toMatchObject({
       code: 'DEADLINE_EXCEEDED',
-      message: expect.stringContaining('worker-1'),
+      message: expect.stringMatching(/layer \d,? expert \d/),
     });
     const flags = [
       '--coordinator',
       cluster.address,
       '--name',
-      'worker-1',
+      'worker-0',
       '--port',
       '0',
       '--metrics-port',
