@@ -2,12 +2,18 @@ import { z } from 'zod';
 import { readToken } from '../common/access.js';
 import { address, nodeName, presentedTokenFields } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
+import { copiesMessage } from '../common/expert-copies.js';
+import type { RebalanceAnswer } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
 import type { WorkerMark } from '../common/generated/switchyard/v1/WorkerMark.js';
 import { connect } from '../common/grpc-channel.js';
 import { clients } from '../common/protocol.js';
 import { fromServiceError } from '../common/status.js';
+import { readTopology } from '../coordinator/topology.js';
+import { plan } from '../placement/plan.js';
 import { defineCommand } from './command.js';
 import { bytes, count, seconds } from './format.js';
+import { type PlanOptions, planFields, planHelp, planInput } from './plan-input.js';
+import { readRecording } from './recording.js';
 
 const operatorFields = { address: address().default('127.0.0.1:7070'), ...presentedTokenFields };
 const operatorHelp = {
@@ -83,24 +89,50 @@ export const undrainCommand = markCommand(
   'may have copies again',
 );
 
+/** The coordinator plans by its own settings and loads: only the plan for a recording has others. */
+function recordedTarget(config: { recording: string; topology: string | null } & PlanOptions) {
+  const topology = config.topology === null ? null : readTopology(config.topology);
+  const input = planInput(readRecording(config.recording), topology, config);
+  const { target, netGainSeconds } = plan(input);
+  const layers = input.layers.map(({ layer }, index) => copiesMessage(layer, target[index]!));
+  return { target: { workers: input.workers.map(({ name }) => name), layers }, netGainSeconds };
+}
+
 export const rebalanceCommand = defineCommand({
   name: 'rebalance',
-  summary: 'Plan for the present load, and begin to bring copies of experts there',
+  summary: 'Plan for the present load, or for a recorded one, and begin to bring copies of experts there',
   section: 'operate',
-  schema: z.object(operatorFields),
-  help: operatorHelp,
-  examples: ['switchyard rebalance'],
+  schema: z.object({ ...operatorFields, ...planFields }),
+  help: { ...operatorHelp, ...planHelp },
+  examples: [
+    'switchyard rebalance',
+    'switchyard rebalance --recording load.json --topology hosts.yaml --copies 2',
+  ],
   run: async (config) => {
-    const { toLoad, toDrop, bytesToLoad, netGainSeconds } = await ask<{
-      toLoad: number;
-      toDrop: number;
-      bytesToLoad: number;
-      netGainSeconds: number;
-    }>(config, (operator, deadline, answer) => operator.Rebalance({}, { deadline }, answer as never));
+    const { recording } = config;
+    if (recording === null) checkUnused(config);
+    const planned = recording === null ? null : recordedTarget({ ...config, recording });
+    const request = planned === null ? {} : { target: planned.target };
+    const answer = await ask<RebalanceAnswer>(config, (operator, deadline, done) =>
+      operator.Rebalance(request, { deadline }, done),
+    );
+    const { toLoad, toDrop, bytesToLoad } = answer;
+    const gain = planned?.netGainSeconds ?? answer.netGainSeconds;
     const text =
       toLoad + toDrop === 0
         ? 'nothing to move: no change pays'
-        : `to load ${count(toLoad)} copies, ${bytes(bytesToLoad)}; to drop ${count(toDrop)}; net gain ${seconds(netGainSeconds)}`;
+        : `to load ${count(toLoad)} copies, ${bytes(bytesToLoad)}; to drop ${count(toDrop)}; net gain ${seconds(gain)}`;
     process.stdout.write(`${text}\n`);
   },
 });
+
+/** Throws CONFIG_INVALID for what a plan of the coordinator would not heed. */
+function checkUnused(config: Record<keyof typeof planFields, unknown>): void {
+  for (const key of Object.keys(planFields) as (keyof typeof planFields)[]) {
+    const { [key]: field } = planFields;
+    if (config[key] === field.parse(undefined)) continue;
+    const allowed = 'only with recording: otherwise the coordinator plans by its own settings';
+    const text = `${key} is ${JSON.stringify(config[key])}; allowed: ${allowed}`;
+    throw new SwitchyardError('CONFIG_INVALID', text, { key });
+  }
+}

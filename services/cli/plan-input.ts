@@ -1,7 +1,24 @@
+import { decimal, humanCount, text } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { Topology } from '../coordinator/topology.js';
 import type { PlanInput, PlanWorker } from '../placement/input.js';
 import type { Recording } from './recording.js';
+
+/** What a plan is made with. */
+export const planFields = {
+  recording: text().nullable().default(null),
+  topology: text().nullable().default(null),
+  copies: humanCount(1, 64).default(1),
+  replicaSlots: humanCount(0, 1_048_576).nullable().default(null),
+  horizon: decimal(1, 31_536_000).default(3_600),
+};
+export const planHelp = {
+  recording: ['file', 'plan for this load, as forward --record wrote it, instead of asking the cluster'],
+  topology: ['file', 'plan for the devices of this topology file instead of the workers that there are'],
+  copies: ['n', 'copies of each expert at least'],
+  replicaSlots: ['n', 'copies of a layer beyond those (default: as many as memory holds)'],
+  horizon: ['seconds', 'how long the load is taken to stay, which decides what a change may cost'],
+} as const;
 
 export interface PlanOptions {
   copies: number;

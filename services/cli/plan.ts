@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { readToken } from '../common/access.js';
-import { decimal, humanCount, text, toggle } from '../common/config.js';
+import { decimal, toggle } from '../common/config.js';
 import { readTopology } from '../coordinator/topology.js';
 import type { PlanInput } from '../placement/input.js';
 import { type Plan, plan } from '../placement/plan.js';
@@ -8,11 +8,11 @@ import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
 import { bytes, count, seconds, table } from './format.js';
 import { measureLoad } from './measure-load.js';
-import { planInput } from './plan-input.js';
+import { planFields, planHelp, planInput } from './plan-input.js';
 import { type Recording, readRecording } from './recording.js';
 
 /** Said with every plan. */
-const notApplied = 'dry run: switchyard rebalance applies what the coordinator plans';
+const notApplied = 'dry run: switchyard rebalance --recording FILE applies the plan for a recording';
 
 export const planCommand = defineCommand({
   name: 'plan',
@@ -20,22 +20,14 @@ export const planCommand = defineCommand({
   section: 'plan',
   schema: z.object({
     ...connectionFields,
-    recording: text().nullable().default(null),
-    topology: text().nullable().default(null),
+    ...planFields,
     seconds: decimal(0.1, 86_400).default(10),
-    copies: humanCount(1, 64).default(1),
-    replicaSlots: humanCount(0, 1_048_576).nullable().default(null),
-    horizon: decimal(1, 31_536_000).default(3_600),
     json: toggle().default(false),
   }),
   help: {
     ...connectionHelp,
-    recording: ['file', 'plan for this load, as forward --record wrote it, instead of asking a cluster'],
-    topology: ['file', 'plan for the devices of this topology file instead of the workers that there are'],
+    ...planHelp,
     seconds: ['seconds', 'how long to count what routers send to experts'],
-    copies: ['n', 'copies of each expert at least'],
-    replicaSlots: ['n', 'copies of a layer beyond those (default: as many as memory holds)'],
-    horizon: ['seconds', 'how long the load is taken to stay, which decides what a change may cost'],
     json: [null, 'print figures and target as JSON'],
   },
   examples: [

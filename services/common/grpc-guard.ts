@@ -92,8 +92,10 @@ function lengthLimitOf(
     lengthMax,
     tooLarge: (length: number) => overLimit('TOO_LARGE', field, length, lengthMax, null),
   });
+  // A placement has a few bytes for each copy.
+  if (path === services.Coordinator.Join.path || path === services.Operator.Rebalance.path)
+    return fixed(controlLimits.messageBytesMax);
   if (!requestStream || path.startsWith('/grpc.')) return fixed(smallRequestBytes);
-  if (path === services.Coordinator.Join.path) return fixed(controlLimits.messageBytesMax);
   const by = { setting: 'messageBytesMax', node };
   return {
     lengthMax: messageLengthMax(bytesMax),

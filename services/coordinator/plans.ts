@@ -149,6 +149,7 @@ export class PlacementPlans {
   mark(membership: Membership, worker: string, mark: Mark | null, nowMs: number): void {
     if (membership.find('WORKER', worker) === undefined && !this.marks.has(worker)) {
       const names = membership.living('WORKER').map(({ hello }) => hello.name);
+      names.sort((a, b) => a.localeCompare(b, 'en', { numeric: true }));
       throw invalidArgument(
         'worker',
         worker,
@@ -184,7 +185,11 @@ export class PlacementPlans {
     for (const layer of wanted.layers) {
       const { first, experts: count } = experts.rangeOf(layer.layer) ?? { first: 0, experts: 0 };
       const lists = listCopies(layer);
-      if (count === 0 || lists.length !== count)
+      if (count === 0) {
+        const allowed = experts.layers.map((one) => one.layer).join(', ');
+        throw invalidArgument('layer', layer.layer, `those of the model: ${allowed}`);
+      }
+      if (lists.length !== count)
         throw invalidArgument(
           'copies',
           `${lists.length} of layer ${layer.layer}`,

@@ -336,6 +336,12 @@ describe('copies where an operator says', () => {
     ],
     ['one worker twice', ['w0', 'w0'], every([0, 1]), 'workers of layer 0 expert 0'],
     ['an index beyond the names', ['w0'], every([3]), 'workers of layer 0 expert 0'],
+    [
+      'no layer of the model',
+      ['w0'],
+      { ...every([0]), layer: 7 },
+      'layer is 7; allowed: those of the model: 0, 1',
+    ],
     ['other experts than the layer has', ['w0'], { copies: [1], workers: [0] }, 'copies'],
   ])('%s is refused, and nothing moves', (_, workers, copies, field) => {
     const made = scene();

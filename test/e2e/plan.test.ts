@@ -65,7 +65,9 @@ describe('switchyard plan', () => {
     expect(status).toBe(0);
     expect(stdout).toMatch(/^balancedness, mean of layers +0\.\d{3} +\d\.\d{3}$/m);
     expect(stdout).toMatch(/^worker-0 /m);
-    expect(stdout).toContain('dry run: switchyard rebalance applies what the coordinator plans');
+    expect(stdout).toContain(
+      'dry run: switchyard rebalance --recording FILE applies the plan for a recording',
+    );
     const { stdout: json } = await switchyard([...args, '--json']);
     const planned = JSON.parse(json);
     expect(planned.applied).toBe(false);

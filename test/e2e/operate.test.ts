@@ -1,0 +1,212 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import type { Recording } from '../../services/cli/recording.js';
+import { listCopies } from '../../services/common/expert-copies.js';
+import { switchyard } from '../support/cli.js';
+import { startCluster, type TestCluster } from '../support/cluster.js';
+import { Load } from '../support/load.js';
+import { until } from '../support/until.js';
+
+const operator = { SWITCHYARD_TOKEN: 'an-operator-token' };
+const tokens = { client: 'a-client-token', node: 'a-node-token', operator: operator.SWITCHYARD_TOKEN };
+const names = ['worker-0', 'worker-1', 'worker-2'];
+let cluster: TestCluster;
+let load: Load | null = null;
+
+beforeAll(async () => {
+  // Copies move when an operator says so, and not by themselves.
+  cluster = await startCluster({ workers: 3, tokens, coordinator: { rebalanceSeconds: 0 } });
+});
+
+afterEach(async () => {
+  await load?.stop().catch(() => {});
+  load = null;
+});
+
+const run = (...args: string[]) => switchyard([...args, '--address', cluster.address], operator);
+
+async function node(name: string) {
+  const { view } = await cluster.client.describeCluster();
+  return view!.nodes.find((one) => one.name === name)!;
+}
+
+/** Expert after expert, the names of the workers that serve it. */
+async function workersOf(client = cluster.client): Promise<string[][]> {
+  const { workers, layers } = (await client.describeCluster({ placement: true })).view!.placement!;
+  return layers.flatMap((layer) => listCopies(layer).map((copies) => copies.map((at) => workers[at]!)));
+}
+
+describe('who may tell the coordinator', () => {
+  test.each([
+    ['nobody', {}],
+    ['a client', { SWITCHYARD_TOKEN: tokens.client }],
+    ['a node', { SWITCHYARD_TOKEN: tokens.node }],
+  ])('is not %s', async (_, environment: Record<string, string>) => {
+    for (const args of [
+      ['cordon', 'worker-0'],
+      ['drain', 'worker-0'],
+      ['undrain', 'worker-0'],
+      ['rebalance'],
+    ]) {
+      const { status, stderr } = await switchyard([...args, '--address', cluster.address], environment);
+      expect(stderr).toMatch(/^switchyard: (UNAUTHENTICATED|PERMISSION_DENIED): .*the operator token/);
+      expect(status).toBe(1);
+    }
+    expect(await node('worker-0')).toMatchObject({ mark: 'NO_MARK' });
+  });
+});
+
+describe('a worker that an operator names', () => {
+  test('must be one of the cluster: those that there are are named', async () => {
+    for (const command of ['cordon', 'drain', 'undrain']) {
+      const { status, stderr } = await run(command, 'worker-9');
+      expect(stderr).toBe(
+        'switchyard: INVALID_ARGUMENT: worker is "worker-9"; allowed: worker-0, worker-1, worker-2\n',
+      );
+      expect(status).toBe(2);
+    }
+    const { stderr } = await run('drain');
+    expect(stderr).toContain('worker is missing; allowed: the name of a worker');
+  });
+
+  test('drained under load, it gives its experts to the others, costs no batch, and may be ended; undrained, it has copies again', async () => {
+    load = await Load.start(cluster.client);
+    await load.more(4);
+    expect((await node('worker-1')).serving).toBeGreaterThan(0);
+    expect((await run('drain', 'worker-1')).stdout).toMatch(/^worker-1: its copies go elsewhere/);
+    const drained = await until(
+      () => node('worker-1'),
+      ({ loading, serving, draining }) => loading + serving + draining === 0,
+    );
+    expect(drained).toMatchObject({ mark: 'DRAINED', state: 'READY', experts: expect.any(Number) });
+    await load.more(8);
+    const placed = await workersOf();
+    expect(placed.every((copies) => copies.length === 1 && copies[0] !== 'worker-1')).toBe(true);
+    expect((await run('status')).stdout).toMatch(/^worker-1 .*drained/m);
+
+    expect((await run('undrain', 'worker-1')).stdout).toBe('worker-1: may have copies again\n');
+    expect(await node('worker-1')).toMatchObject({ mark: 'NO_MARK' });
+    await load.more(4);
+    await load.stop();
+  });
+
+  test('cordoned, it keeps what it has and gets nothing new', async () => {
+    expect((await run('cordon', 'worker-0')).status).toBe(0);
+    const before = (await node('worker-0')).serving;
+    expect((await run('drain', 'worker-2')).status).toBe(0);
+    await until(
+      () => node('worker-2'),
+      ({ serving, draining }) => serving + draining === 0,
+    );
+    await until(async () => (await cluster.client.describeCluster()).view!.ready);
+    expect(await node('worker-0')).toMatchObject({ serving: before, mark: 'CORDONED' });
+    for (const name of ['worker-0', 'worker-2']) await run('undrain', name);
+    expect(await node('worker-0')).toMatchObject({ mark: 'NO_MARK' });
+  });
+});
+
+describe('switchyard rebalance', () => {
+  let directory: string;
+  beforeAll(async () => {
+    directory = await mkdtemp(join(tmpdir(), 'switchyard-operate-'));
+  });
+  afterAll(() => rm(directory, { recursive: true }));
+
+  /** A load of this cluster of which the plan is known: expert 0 of each layer is hot, and worker-2 has nothing. */
+  async function record(change: (recording: Recording) => void = () => {}): Promise<string> {
+    const { model } = await cluster.client.describeCluster();
+    const file = join(directory, 'load.json');
+    const recording: Recording = {
+      format: 'switchyard-recording',
+      version: 1,
+      model: model!.name,
+      hidden: model!.hidden,
+      topK: 2,
+      seconds: 10,
+      workers: names.map((name) => ({
+        ...{ name, host: 'local', device: 'cpu', memoryBytes: 2 ** 30 },
+        ...{ rowsPerSecond: 1_000, loadBytesPerSecond: 1e9 },
+      })),
+      layers: model!.layers.map(({ layer, experts }) => ({
+        layer,
+        expertBytes: 2 ** 18,
+        rows: Array.from({ length: experts }, (_, expert) => (expert === 0 ? 9_000 : 100)),
+        workersOf: Array.from({ length: experts }, (_, expert) => [expert % 2]),
+        choices: null,
+      })),
+    };
+    change(recording);
+    await writeFile(file, JSON.stringify(recording));
+    return file;
+  }
+
+  test('with a recording brings copies to where plan says, under load, and costs no batch', async () => {
+    const file = await record();
+    load = await Load.start(cluster.client);
+    const planned = JSON.parse((await switchyard(['plan', '--recording', file, '--json'])).stdout);
+    const target = planned.layers.flatMap(({ workersOf }: { workersOf: string[][] }) => workersOf);
+    expect(target[0].length).toBeGreaterThan(1);
+    const { stdout, stderr } = await run('rebalance', '--recording', file);
+    expect({ stdout, stderr }).toMatchObject({ stdout: expect.stringMatching(/^to load [\d,]+ copies, /) });
+    await until(
+      workersOf,
+      (placed) => JSON.stringify(placed.map((one) => one.sort())) === JSON.stringify(target),
+    );
+    await load.more(4);
+    await load.stop();
+    expect((await run('rebalance', '--recording', file)).stdout).toBe('nothing to move: no change pays\n');
+  });
+
+  test('without one has the coordinator plan for what routers send', async () => {
+    load = await Load.start(cluster.client);
+    await load.more(8);
+    const { status, stdout } = await run('rebalance');
+    expect(stdout).toMatch(/^(to load [\d,]+ copies, .*; net gain |nothing to move: no change pays)/);
+    expect(status).toBe(0);
+    await load.more(4);
+    await load.stop();
+  });
+
+  test('names what is wrong with the target, and moves nothing', async () => {
+    const before = await workersOf();
+    const stranger = await record(({ workers }) => {
+      workers[2]!.name = 'somebody';
+    });
+    expect((await run('rebalance', '--recording', stranger)).stderr).toMatch(
+      /^switchyard: INVALID_ARGUMENT: workers of layer 0 expert \d+ is .*somebody.*; allowed: different ones of worker-0, worker-1, worker-2/,
+    );
+    const other = await record(({ layers }) => {
+      layers[0]!.layer = 77;
+    });
+    expect((await run('rebalance', '--recording', other)).stderr).toMatch(
+      /^switchyard: INVALID_ARGUMENT: layer is 77; allowed: those of the model: 0, 1$/m,
+    );
+    expect((await run('rebalance', '--copies', '2')).stderr).toContain(
+      'copies is 2; allowed: only with recording',
+    );
+    expect(await workersOf()).toEqual(before);
+  });
+});
+
+test('with copies of 2 each expert is on two of three workers, and one that is killed under load costs no batch', async () => {
+  const doubled = await startCluster({ workers: 3, coordinator: { copies: 2, replicaSlots: 0 } });
+  const twice = (copies: string[]) => new Set(copies).size === 2;
+  const { client } = doubled;
+  await until(
+    () => workersOf(client),
+    (placed) => placed.every(twice),
+  );
+  load = await Load.start(client);
+  await load.more(4);
+  await doubled.kill('worker-1');
+  await load.more(8);
+  await until(
+    () => workersOf(client),
+    (placed) => placed.every((copies) => twice(copies) && !copies.includes('worker-1')),
+  );
+  await load.more(4);
+  await load.stop();
+  await doubled.stop();
+});
