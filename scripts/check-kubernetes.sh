@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Gives the rendered Helm chart, for every file of values in deploy/chart/ci, to a real Kubernetes API server with a real etcd: it
+# takes each object, in a namespace that admits restricted pods alone, and warns of none. Nothing is scheduled.
+#
+#   scripts/check-kubernetes.sh
+#
+# It needs Go, and etcd in PATH (Debian: etcd-server). The programs are built once into ${XDG_CACHE_HOME:-~/.cache}/switchyard/bin,
+# which takes two cores seven minutes. Everything listens on 127.0.0.1, on free ports, and is gone at the end.
+# Ends with a line `N passed, N failed`, and with 1 if something failed.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/switchyard
+kubernetes=1.37.2
+chart=$root/deploy/chart
+scratch=$(mktemp -d)
+processes=()
+passed=0 failed=0
+export PATH=$cache/bin:$PATH KUBECONFIG=$scratch/kubeconfig HELM_CACHE_HOME=$scratch/helm HELM_CONFIG_HOME=$scratch/helm HELM_DATA_HOME=$scratch/helm
+
+fail() {
+  echo "check-kubernetes: $*" >&2
+  tail -n 5 "$scratch"/*.log >&2 || true
+  exit 1
+}
+
+clean_up() {
+  for ((at = ${#processes[@]} - 1; at >= 0; at--)); do
+    kill "${processes[at]}" 2>/dev/null || true
+    wait "${processes[at]}" 2>/dev/null || true
+  done
+  rm -rf "$scratch"
+}
+trap clean_up EXIT
+
+# The module's releases depend on each other by folders that only its repository has.
+build_kubernetes() {
+  local module sources=$scratch/kubernetes version=k8s.io/component-base/version
+  module=$(go mod download -json "k8s.io/kubernetes@v$kubernetes" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+  cp --recursive --no-preserve=mode "$module" "$sources"
+  sed -E -i "s#(k8s\.io/[a-z-]+) => \./staging/src/k8s\.io/[a-z-]+#\1 => \1 v0.${kubernetes#1.}#" "$sources/go.mod"
+  rm -rf "$sources"/{go.work,go.work.sum,vendor}
+  (cd "$sources" && go mod tidy -e >/dev/null 2>&1 && go build -buildvcs=false -o "$cache/bin/" \
+    -ldflags "-X $version.gitVersion=v$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=${kubernetes:2:2}" \
+    ./cmd/{kube-apiserver,kubectl})
+  rm -rf "$sources"
+}
+
+build_programs() {
+  command -v etcd >/dev/null || fail "etcd is not in PATH; Debian has it in etcd-server"
+  mkdir -p "$cache/bin"
+  [[ -x $cache/bin/kubectl && -x $cache/bin/kube-apiserver ]] || build_kubernetes
+  [[ -x $cache/bin/helm ]] || GOBIN=$cache/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0
+}
+
+free_ports() {
+  node -e 'const servers = Array.from({ length: Number(process.argv[1]) }, () => require("node:net").createServer().listen(0, "127.0.0.1"));
+    setImmediate(() => { console.log(...servers.map((server) => server.address().port)); for (const server of servers) server.close(); });' "$1"
+}
+
+# Starts a program in the background; its output goes to a log of its name.
+start() {
+  "$@" >"$scratch/$1.log" 2>&1 &
+  processes+=($!)
+}
+
+# Waits until a command succeeds.
+until_true() {
+  local seconds=$1
+  shift
+  for ((at = 0; at < seconds * 2; at++)); do
+    if "$@" >/dev/null 2>&1; then return; fi
+    sleep 0.5
+  done
+  echo "not within $seconds s: $*"
+  return 1
+}
+
+start_api_server() {
+  local client peer api token
+  read -r client peer api < <(free_ports 3)
+  token=$(openssl rand -hex 16)
+  openssl genrsa -out "$scratch/accounts.key" 2048 2>/dev/null
+  echo "$token,admin,admin,system:masters" >"$scratch/tokens.csv"
+  start etcd --data-dir "$scratch/etcd" --listen-client-urls "http://127.0.0.1:$client" \
+    --advertise-client-urls "http://127.0.0.1:$client" --listen-peer-urls "http://127.0.0.1:$peer" \
+    --initial-advertise-peer-urls "http://127.0.0.1:$peer" --initial-cluster "default=http://127.0.0.1:$peer"
+  start kube-apiserver --etcd-servers "http://127.0.0.1:$client" --bind-address 127.0.0.1 --secure-port "$api" \
+    --cert-dir "$scratch/certificates" --token-auth-file "$scratch/tokens.csv" --authorization-mode RBAC \
+    --service-cluster-ip-range 10.96.0.0/16 --service-account-issuer https://kubernetes.default.svc \
+    --service-account-key-file "$scratch/accounts.key" --service-account-signing-key-file "$scratch/accounts.key"
+  kubectl config set-cluster local --server "https://127.0.0.1:$api" --insecure-skip-tls-verify >/dev/null
+  kubectl config set-credentials admin --token "$token" >/dev/null
+  kubectl config set-context local --cluster local --user admin >/dev/null
+  kubectl config use-context local >/dev/null
+  until_true 120 kubectl get --raw /readyz || fail "the API server does not become ready"
+}
+
+prepare_namespace() {
+  kubectl create namespace moe >/dev/null
+  for mode in enforce warn; do kubectl label namespace moe "pod-security.kubernetes.io/$mode=restricted" >/dev/null; done
+  # The controllers would make it.
+  kubectl --namespace moe create serviceaccount default >/dev/null
+}
+
+# Runs the rest of its arguments as the check named by the first.
+check() {
+  local name=$1 status
+  shift
+  # In a condition a failure inside the check would not end it.
+  set +e
+  (set -e && "$@") >"$scratch/output" 2>&1
+  status=$?
+  set -e
+  if [[ $status -eq 0 ]]; then
+    passed=$((passed + 1))
+    echo "passed  $name"
+  else
+    failed=$((failed + 1))
+    echo "FAILED  $name"
+    sed 's/^/        /' "$scratch/output"
+  fi
+}
+
+# Pods of the workloads are warned of, that of the test is refused.
+taken() {
+  helm template moe "$chart" --namespace moe --kube-version "$kubernetes" --values "$1" >"$scratch/rendered.yaml"
+  kubectl apply --namespace moe --dry-run=server -f "$scratch/rendered.yaml" 2>&1 | tee "$scratch/applied"
+  ! grep --ignore-case 'warning\|error\|forbidden' "$scratch/applied"
+}
+
+build_programs
+start_api_server
+prepare_namespace
+kubectl get --raw /version | grep gitVersion
+for values in "$chart"/ci/*.yaml; do
+  name=$(basename "$values" .yaml)
+  check "$name: the API server takes every object, in a namespace for restricted pods" taken "$values"
+done
+echo "$passed passed, $failed failed"
+[[ $failed -eq 0 ]]
