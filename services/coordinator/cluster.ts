@@ -208,6 +208,16 @@ export class Cluster {
     return { workers: [...placement.names], layers };
   }
 
+  /** Every copy of every expert, and where it shall be. */
+  copies() {
+    const { placement } = this.plans;
+    return Array.from({ length: this.experts.total }, (_, expert) => ({
+      ...this.experts.at(expert),
+      copies: placement.copiesOf(expert),
+      target: placement.target[expert]!.map((slot) => placement.names[slot]!),
+    }));
+  }
+
   /** What the live nodes measure of themselves. */
   figures(): NodeFiguresInput[] {
     return this.members()

@@ -269,10 +269,10 @@ class CoordinatorService {
     };
   }
 
-  /** Where every expert is, and its bias. */
+  /** Where the copies of every expert are, their states and where they shall be; and the biases. */
   private expertState(): unknown {
     const { cluster } = this.control;
     const biases = [...cluster.feedback.biases()].map(([layer, bias]) => ({ layer, bias: [...bias] }));
-    return { epoch: cluster.epoch, placement: cluster.placement(), biases };
+    return { term: cluster.term, epoch: cluster.epoch, experts: cluster.copies(), biases };
   }
 }

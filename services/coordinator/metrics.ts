@@ -22,6 +22,27 @@ export function coordinatorMetrics(
   gauge(registry, 'placement_epoch', 'Version of the map from experts to workers.', [], (metric) =>
     metric.set(cluster.epoch),
   );
+  gauge(
+    registry,
+    'placement_term',
+    'Of the coordinator: it is higher than that of the one before.',
+    [],
+    (metric) => metric.set(cluster.term),
+  );
+  gauge(
+    registry,
+    'expert_copies',
+    'Copies of experts by state: loading, serving, or draining until no router uses them.',
+    ['state'] as const,
+    (metric) => {
+      const counts = cluster.plans.placement.counts();
+      for (const state of ['loading', 'serving', 'draining'] as const)
+        metric.set(
+          { state },
+          counts.reduce((sum, count) => sum + count[state], 0),
+        );
+    },
+  );
   gauge(registry, 'feedback_steps', 'Steps of the load feedback loop.', [], (metric) =>
     metric.set(cluster.feedback.version),
   );

@@ -5,12 +5,9 @@ import { type CopyHolder, Reconciler, type Steps } from '../placement/reconcile.
 import { insert } from '../placement/sorted-list.js';
 import type { Member } from './membership.js';
 
+export type CopyState = 'loading' | 'serving' | 'draining';
 /** How many copies of a worker are in which state. */
-export interface CopyCounts {
-  loading: number;
-  serving: number;
-  draining: number;
-}
+export type CopyCounts = Record<CopyState, number>;
 
 /** How fast copies of experts that serve already may be loaded. */
 export interface LoadLimits {
@@ -170,13 +167,22 @@ export class ClusterPlacement {
   counts(): CopyCounts[] {
     const counts = this.names.map((): CopyCounts => ({ loading: 0, serving: 0, draining: 0 }));
     for (const [expert, slots] of this.reconciler.assigned.entries()) {
-      for (const slot of slots) {
-        if (this.published[expert]!.includes(slot)) counts[slot]!.serving += 1;
-        else if (this.reconciler.isDraining(expert, slot)) counts[slot]!.draining += 1;
-        else counts[slot]!.loading += 1;
-      }
+      for (const slot of slots) counts[slot]![this.stateOf(expert, slot)] += 1;
     }
     return counts;
+  }
+
+  /** The copies of an expert, by its number. */
+  copiesOf(expert: number): { worker: string; state: CopyState }[] {
+    return this.reconciler.assigned[expert]!.map((slot) => {
+      return { worker: this.names[slot]!, state: this.stateOf(expert, slot) };
+    });
+  }
+
+  /** Of a copy that a worker is told to hold. */
+  private stateOf(expert: number, slot: number): CopyState {
+    if (this.published[expert]!.includes(slot)) return 'serving';
+    return this.reconciler.isDraining(expert, slot) ? 'draining' : 'loading';
   }
 
   /** Experts that nobody serves, ascending. */

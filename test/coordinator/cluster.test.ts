@@ -210,6 +210,13 @@ describe('placements', () => {
     expect(scene.cluster.epoch).toBeGreaterThan(epoch);
     const counts = () => scene.cluster.view.nodes!.find(({ name }) => name === 'w0');
     expect(counts()).toMatchObject({ serving: 0, draining: total / 2, mark: 'DRAINED' });
+    expect(scene.cluster.copies()[0]).toEqual({
+      ...{ layer: 0, expert: 0, target: ['w1'] },
+      copies: [
+        { worker: 'w0', state: 'draining' },
+        { worker: 'w1', state: 'serving' },
+      ],
+    });
     expect(scene.told.get('w0')).toHaveLength(total / 2);
     scene.uses(router, term, scene.cluster.epoch);
     expect(counts()).toMatchObject({ serving: 0, draining: 0 });
