@@ -254,8 +254,10 @@ export class ControlService implements NodeStreamOwner {
 
   private logView(): void {
     const { log, onReady } = this.options;
-    const { epoch, ready, reason } = this.view;
-    if (this.cluster.epoch !== this.loggedEpoch) {
+    const { epoch, ready, reason, nodes } = this.view;
+    // While copies load, there is an epoch for every few of them.
+    const isLoading = nodes?.some(({ loading }) => (loading ?? 0) > 0);
+    if (this.cluster.epoch !== this.loggedEpoch && !isLoading) {
       this.loggedEpoch = this.cluster.epoch;
       log.info({
         event: 'placed',

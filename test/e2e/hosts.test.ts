@@ -10,9 +10,6 @@ if (obstacle !== null) process.stderr.write(`two hosts are not tested: ${obstacl
 const preset = 'demo';
 /** A batch must still be under way when the link is cut a second later, whatever computes it. */
 const tokens = (process.env.SWITCHYARD_DEVICE ?? 'cpu') === 'cpu' ? 8_192 : 65_536;
-const leaseMs = 3_000;
-/** What a loaded machine may add. */
-const slackMs = 5_000;
 const recoveryMs = 60_000;
 
 interface Ending {
@@ -78,12 +75,12 @@ interface Ending {
     }
   });
 
-  /** Whatever a batch ended with, it is the right answer or says which worker was lost. */
+  /** Whatever a batch ended with, it is the right answer or says which expert was out of reach. */
   const expectHonest = ({ digest, error }: Ending) => {
     if (error === null) return expect(digest).toBe(expected);
     expect(error).toMatchObject({
       code: 'WORKER_LOST',
-      message: expect.stringMatching(/^worker worker-[ab], /),
+      message: expect.stringMatching(/^(worker worker-[ab], )?layer \d+, expert \d+/),
     });
   };
 
@@ -104,13 +101,10 @@ interface Ending {
     await expectRecovery();
   });
 
-  test('a long cut ends batches with what was lost, and once it is mended batches run again', async () => {
-    const { cutAtMs, endings } = await cutDuring(30_000);
-    for (const ending of endings) {
-      expectHonest(ending);
-      expect(ending.error!.message).toContain(ending.host === 'host-a' ? 'worker-b' : 'worker-a');
-      expect(ending.endedMs - cutAtMs).toBeLessThan(leaseMs + slackMs);
-    }
+  test('in a long cut the host of the coordinator goes on alone, the other waits or says what it lacks, and all is well afterwards', async () => {
+    const { endings } = await cutDuring(30_000);
+    endings.forEach(expectHonest);
+    expect(endings.find(({ host }) => host === 'host-a')!.error).toBeNull();
     await expectRecovery();
   });
 
