@@ -39,8 +39,11 @@ describe('the end of a node', () => {
       (state) => state === 'DEAD',
     );
     expect(performance.now() - begin).toBeLessThan(30_000);
-    expect(started.control.readiness().reason).toMatch(
-      /^layer 0 expert 0 on worker w0: the worker is dead \(its control stream ended without a goodbye\); 16 of 16 experts are not ready$/,
+    const said =
+      /^layer 0 expert 0 on worker w0: the worker is dead \(its control stream ended without a goodbye\); 16 of 16 experts are not ready$/;
+    await until(
+      () => started.control.readiness().reason,
+      (reason) => said.test(reason),
     );
   });
 
@@ -181,6 +184,10 @@ describe('the end of a node', () => {
     );
     expect(performance.now() - begin).toBeLessThan(leaseMs + slackMs);
     expect(stateOf(started, 'child')!.reason).toMatch(/^silent for/);
+    await until(
+      () => started.control.readiness().ready,
+      (isReady) => !isReady,
+    );
     child.kill('SIGCONT');
     await until(() => started.control.readiness().ready, Boolean);
     child.kill('SIGKILL');

@@ -39,7 +39,7 @@ test.each(['SIGKILL', 'SIGTERM'] as const)(
     const client = await SwitchyardClient.connect((await router.listening).address);
     clients.push(client);
     const state = async () => (await client.describeCluster({ placement: true })).view!;
-    await until(state, ({ ready }) => ready);
+    await client.waitUntilReady(120_000);
     const load = await Load.start(client);
     await load.more(4);
     const before = await state();
