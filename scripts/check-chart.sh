@@ -17,7 +17,7 @@ schemas=$cache/kubernetes-schemas/$kubernetes
 chart=$root/deploy/chart
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-passed=0 failed=0
+source "$root/scripts/checks.sh"
 
 # The program NAME, built of the Go package PACKAGE if it is not in PATH.
 tool() {
@@ -27,20 +27,6 @@ tool() {
     GOBIN=$cache/bin go install "$2" >&2
   fi
   echo "$cache/bin/$1"
-}
-
-# Runs the rest of its arguments as the check named by the first.
-check() {
-  local name=$1
-  shift
-  if "$@" >"$scratch/output" 2>&1; then
-    passed=$((passed + 1))
-    echo "passed  $name"
-  else
-    failed=$((failed + 1))
-    echo "FAILED  $name"
-    sed 's/^/        /' "$scratch/output"
-  fi
 }
 
 render() { "$helm" template moe "$chart" --namespace moe --kube-version "$kubernetes" "$@"; }
@@ -81,9 +67,8 @@ check 'values that do not exist are refused' refused "replica" --set router.repl
 check 'the drain is a number' refused "drainMs" --set-string worker.config.drainMs=30k
 check 'workers have a memory limit' refused "memory" --set worker.resources.limits.memory=null
 check 'pods do not run as root' refused "runAsUser" --set pod.runAsUser=0
-check 'more seats than workers are refused' refused 'at most 2' --set coordinator.seats=3
+check 'more workers expected than there are is refused' refused 'at most 2' --set coordinator.workersExpected=3
 check 'two classes of one name are refused' refused 'unique names' --set 'workers[0].name=cpu' --set 'workers[1].name=cpu'
 check 'old versions of Kubernetes are refused' refused 'incompatible' --kube-version 1.29.4
 
-echo "$passed passed, $failed failed"
-[[ $failed -eq 0 ]]
+count_checks

@@ -15,7 +15,7 @@ kubernetes=1.37.2
 chart=$root/deploy/chart
 scratch=$(mktemp -d)
 processes=()
-passed=0 failed=0
+source "$root/scripts/checks.sh"
 export PATH=$cache/bin:$PATH KUBECONFIG=$scratch/kubeconfig HELM_CACHE_HOME=$scratch/helm HELM_CONFIG_HOME=$scratch/helm HELM_DATA_HOME=$scratch/helm
 
 fail() {
@@ -103,25 +103,6 @@ prepare_namespace() {
   kubectl --namespace moe create serviceaccount default >/dev/null
 }
 
-# Runs the rest of its arguments as the check named by the first.
-check() {
-  local name=$1 status
-  shift
-  # In a condition a failure inside the check would not end it.
-  set +e
-  (set -e && "$@") >"$scratch/output" 2>&1
-  status=$?
-  set -e
-  if [[ $status -eq 0 ]]; then
-    passed=$((passed + 1))
-    echo "passed  $name"
-  else
-    failed=$((failed + 1))
-    echo "FAILED  $name"
-    sed 's/^/        /' "$scratch/output"
-  fi
-}
-
 # Pods of the workloads are warned of, that of the test is refused.
 taken() {
   helm template moe "$chart" --namespace moe --kube-version "$kubernetes" --values "$1" >"$scratch/rendered.yaml"
@@ -137,5 +118,4 @@ for values in "$chart"/ci/*.yaml; do
   name=$(basename "$values" .yaml)
   check "$name: the API server takes every object, in a namespace for restricted pods" taken "$values"
 done
-echo "$passed passed, $failed failed"
-[[ $failed -eq 0 ]]
+count_checks

@@ -124,11 +124,11 @@ export class PlacementPlans {
     const living = membership.living('WORKER');
     if (this.started || this.mayStart(membership, nowMs)) {
       const routers = membership.living('ROUTER');
-      this.candidates = this.candidatesOf(living);
+      const memory = weightBytes(living);
+      this.candidates = this.candidatesOf(living, memory);
       if (!this.started) this.start(living, nowMs);
       if (this.stale) this.retarget(living, routers, nowMs);
       if (nowMs >= this.planAtMs) void this.replan(nowMs);
-      const memory = weightBytes(living);
       const capacity = (member: Member) => Math.floor(memory.get(member)! / this.expertBytes);
       const steps = this.placement.reconcile(oldestInUse(routers, term), capacity, nowMs);
       const assigned = new Set(
@@ -301,8 +301,7 @@ export class PlacementPlans {
   }
 
   /** In the order in which shares are dealt. */
-  private candidatesOf(living: readonly Member[]): Candidate[] {
-    const memory = weightBytes(living);
+  private candidatesOf(living: readonly Member[], memory: ReadonlyMap<Member, number>): Candidate[] {
     const usable = living.filter(
       ({ draining, hello }) => !draining && this.marks.get(hello.name) !== 'DRAINED',
     );

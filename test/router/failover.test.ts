@@ -2,6 +2,7 @@ import { afterEach, expect, test } from '@jest/globals';
 import { LocalProcess } from '../../services/cli/local-process.js';
 import type { Running } from '../../services/common/lifecycle.js';
 import { presets, syntheticModel } from '../../services/model/synthetic.js';
+import { Load } from '../support/load.js';
 import { until } from '../support/until.js';
 import { addRouter, forward, overEachTransport, shape, stateOf, tokens, untilIdle } from './cluster.js';
 import { ScriptedCoordinator, type Wanted } from './scripted-coordinator.js';
@@ -60,35 +61,8 @@ async function hold(router: Running, worker: LocalProcess): Promise<void> {
   );
 }
 
-/** Keeps four batches under way until it is stopped; fails with the first that fails or has another answer. */
-class Load {
-  complete = 0;
-  private going = true;
-  private readonly all: Promise<void>;
-
-  constructor(router: Running, rows: Buffer, expected: Buffer) {
-    const one = async () => {
-      while (this.going) {
-        const outcome = await forward(router, rows, exact);
-        if (!outcome.rows.equals(expected)) throw new Error('another answer');
-        this.complete += 1;
-      }
-    };
-    this.all = Promise.all([one(), one(), one(), one()]).then(() => {});
-    this.all.catch(() => {});
-  }
-
-  /** Resolves when so many more batches are complete. */
-  async more(count: number): Promise<void> {
-    const enough = this.complete + count;
-    await Promise.race([until(() => this.complete >= enough), this.all]);
-  }
-
-  stop(): Promise<void> {
-    this.going = false;
-    return this.all;
-  }
-}
+const loadOf = (router: Running, rows: Buffer, expected: Buffer) =>
+  new Load(async () => (await forward(router, rows, exact)).rows, expected);
 
 async function start(wanted: Wanted, transport: string, wishes: Record<string, unknown> = {}) {
   const coordinator = await coordinate(wanted);
@@ -105,7 +79,7 @@ overEachTransport((transport) => {
     'a worker that ends by %s under load costs no batch where experts have two copies, and no bit of an output',
     async (signal) => {
       const { workers, router, rows, expected } = await start(twice, transport);
-      const load = new Load(router, rows, expected);
+      const load = loadOf(router, rows, expected);
       await load.more(8);
       if (signal === 'SIGKILL') await hold(router, workers[1]!);
       workers[1]!.kill(signal);
@@ -119,7 +93,7 @@ overEachTransport((transport) => {
 
   test('a worker that stands still is late: others compute its rows long before its lease ends, and what it answers at last is dropped', async () => {
     const { workers, router, rows, expected } = await start(twice, transport);
-    const load = new Load(router, rows, expected);
+    const load = loadOf(router, rows, expected);
     await load.more(8);
     workers[2]!.kill('SIGSTOP');
     await load.more(20);
@@ -134,7 +108,7 @@ overEachTransport((transport) => {
 
   test('without other copies rows wait for the worker that comes instead, and a batch tells how often they were sent', async () => {
     const { coordinator, workers, router, rows, expected } = await start(once, transport);
-    const load = new Load(router, rows, expected);
+    const load = loadOf(router, rows, expected);
     await load.more(8);
     workers[1]!.kill('SIGKILL');
     await workers[1]!.exited;
@@ -225,7 +199,7 @@ test('a batch needs only the experts of its own layers', async () => {
 
 test('a router goes on without its coordinator, with the next one before that has placed experts, and heeds no older one', async () => {
   const { coordinator, router, rows, expected } = await start(twice, 'auto');
-  const load = new Load(router, rows, expected);
+  const load = loadOf(router, rows, expected);
   await load.more(4);
   const { port } = coordinator;
   await coordinator.stop();
@@ -239,7 +213,7 @@ test('a router goes on without its coordinator, with the next one before that ha
 
 test('reports tell the oldest placement in use, and rise when it is left', async () => {
   const { coordinator, router, rows, expected } = await start(twice, 'auto');
-  const load = new Load(router, rows, expected);
+  const load = loadOf(router, rows, expected);
   for (const wanted of [once, twice, once]) {
     await load.more(2);
     coordinator.place(wanted);

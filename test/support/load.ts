@@ -4,20 +4,17 @@ import { until } from './until.js';
 
 const tokens = 600;
 
-/** Keeps four batches under way through a cluster of the preset `tiny`; fails with the first that fails or has another answer than without it. */
+/** Keeps four batches under way until it is stopped; fails with the first that fails or has another answer. */
 export class Load {
   complete = 0;
   private going = true;
   private readonly all: Promise<void>;
 
-  private constructor(
-    private readonly client: SwitchyardClient,
-    private readonly rows: Uint8Array,
-    expected: Buffer,
-  ) {
+  /** `send`: sends the batch and resolves with its answer. */
+  constructor(send: () => Promise<Buffer>, expected: Buffer) {
     const one = async () => {
       while (this.going) {
-        if (!(await forward(this.client, this.rows)).equals(expected)) throw new Error('another answer');
+        if (!(await send()).equals(expected)) throw new Error('another answer');
         this.complete += 1;
       }
     };
@@ -25,10 +22,11 @@ export class Load {
     this.all.catch(() => {});
   }
 
-  /** `client`: of the caller. */
+  /** Through a cluster of the preset `tiny`, whose answer is now what it is to be. */
   static async start(client: SwitchyardClient): Promise<Load> {
     const rows = testRows(tokens, 256);
-    return new Load(client, rows, await forward(client, rows));
+    const send = () => forward(client, rows);
+    return new Load(send, await send());
   }
 
   /** Resolves when so many more batches are complete. */
