@@ -32,6 +32,8 @@ export interface BatchWish {
   given: boolean;
   /** 0: none. */
   deadlineMs: number;
+  /** When its client gives it up; 0: never. */
+  cancelMs: number;
 }
 
 /** Experts and weights of a token, layer after layer, topK each. */
@@ -57,6 +59,7 @@ export function drawWish(random: SeededRandom, number: number, { layers }: Model
     feedback: !given && random.chance(0.3),
     given,
     deadlineMs: random.chance(0.5) ? Math.round(random.magnitude(500, 60_000)) : 0,
+    cancelMs: random.chance(0.08) ? random.magnitude(1, 2_000) : 0,
   };
 }
 

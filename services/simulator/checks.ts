@@ -1,6 +1,9 @@
 import type { Member } from '../coordinator/membership.js';
 import { indexPlacement, type PlacementIndex } from '../router/placement.js';
 import type { SimulatedCluster } from './cluster.js';
+import { checkDeparture } from './departures.js';
+import { GoingOn } from './going-on.js';
+import { MembersJudged } from './members.js';
 import type { CoordinatorNode, RouterNode, WorkerNode } from './nodes.js';
 import type { SimulatedProcess } from './process.js';
 
@@ -29,18 +32,60 @@ export class Invariants {
   /** Expert to when it was first seen held by a live member and served by none. */
   private readonly unservedSince = new Map<string, number>();
 
+  /** Coordinators that have placed experts. */
+  private readonly started = new WeakSet<CoordinatorNode>();
+  private readonly goingOn: GoingOn;
+  private readonly members: MembersJudged;
+
   constructor(
     private readonly cluster: SimulatedCluster,
     private readonly violated: (what: string) => void,
-  ) {}
+  ) {
+    this.goingOn = new GoingOn(cluster, violated);
+    this.members = new MembersJudged(cluster, violated);
+    cluster.judge = {
+      viewed: (node) => this.checkAdopted(node),
+      departed: (node, askedMs) => {
+        const wrong = checkDeparture(node, askedMs, cluster);
+        if (wrong !== null) violated(wrong);
+      },
+    };
+  }
 
   check(): void {
     const { coordinator, routers, workers } = this.cluster;
     for (const { node } of workers) if (node !== null) this.checkMemory(node);
-    for (const { node } of routers) if (node !== null) this.checkRouter(node);
+    for (const { node } of routers) {
+      if (node === null) continue;
+      this.checkRouter(node);
+      this.goingOn.check(node);
+    }
     if (coordinator.node === null) return;
+    this.members.check(coordinator.node);
     this.checkAgreement(coordinator.node);
     this.checkServed(coordinator.node);
+  }
+
+  /** Where a coordinator that has just begun wants copies: of what is held nothing moves because it began. */
+  private checkAdopted(node: CoordinatorNode): void {
+    const { cluster } = node.control;
+    const { started, placement } = cluster.plans;
+    if (!started || this.started.has(node)) return;
+    this.started.add(node);
+    const isHeld = (name: string, expert: number) =>
+      cluster
+        .members()
+        .some(
+          ({ hello, alive, draining, ready }) =>
+            hello.role === 'WORKER' && hello.name === name && alive && !draining && ready.has(expert),
+        );
+    for (const [expert, slots] of placement.target.entries()) {
+      const holders = placement.names.filter((name) => isHeld(name, expert));
+      if (holders.length === 0 || slots.some((slot) => holders.includes(placement.names[slot]!))) continue;
+      this.violated(
+        `${node.process.name} began, and wants expert ${expert} elsewhere than on ${holders.join(', ')}, where it is`,
+      );
+    }
   }
 
   private checkMemory({ process, backend, memoryBytes }: WorkerNode): void {

@@ -1,5 +1,5 @@
 import type { SlabRange } from '../../native/index.js';
-import type { SwitchyardError } from '../common/errors.js';
+import { SwitchyardError } from '../common/errors.js';
 import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
@@ -42,6 +42,11 @@ export class SimulatedCall implements BatchCall {
     private readonly listener: BatchListener,
   ) {
     this.end = new BatchEnd(runtime.clock);
+  }
+
+  /** The client gives it up, or is gone. */
+  cancel(): void {
+    this.end.abort(new SwitchyardError('CANCELLED', 'the client cancelled the batch'));
   }
 
   async header(): Promise<ForwardHeader> {

@@ -18,12 +18,24 @@ export interface Slot<Node extends SimulatedNode> {
   starts: number;
 }
 
+/** Who judges what happens between two looks. */
+export interface Judge {
+  /** A coordinator tells a new view. */
+  viewed: (node: CoordinatorNode) => void;
+  /** A worker that was asked to end has ended. */
+  departed: (node: WorkerNode, askedMs: number) => void;
+}
+
 /** All processes of a simulated cluster, and what connects them. */
 export class SimulatedCluster {
   readonly network: Network;
   readonly coordinator: Slot<CoordinatorNode>;
   readonly routers: Slot<RouterNode>[];
   readonly workers: Slot<WorkerNode>[];
+  /** Who hears of what happens; given before anything does. */
+  judge: Judge = { viewed: () => {}, departed: () => {} };
+  /** All that there were, by name. */
+  private readonly processes = new Map<string, SimulatedProcess>();
   private readonly surroundings: Surroundings;
 
   constructor(
@@ -45,6 +57,11 @@ export class SimulatedCluster {
     this.coordinator = slot({ name: 'coordinator', host: coordinatorHost });
     this.routers = scenario.routers.map(slot);
     this.workers = scenario.workers.map(slot);
+  }
+
+  /** A process by its name and number. */
+  processOf(name: string, number: number): SimulatedProcess | undefined {
+    return this.processes.get(number === 1 ? name : `${name}#${number}`);
   }
 
   get slots(): Slot<SimulatedNode>[] {
@@ -76,11 +93,13 @@ export class SimulatedCluster {
     const { node } = slot;
     if (node === null || node.draining) return;
     this.log.add(slot.name, 'is asked to end');
-    void node.stop().then(() => this.ended(slot, node));
+    const askedMs = this.time.nowMs;
+    void node.stop().then(() => this.ended(slot, node, askedMs));
   }
 
-  private ended(slot: Slot<SimulatedNode>, node: SimulatedNode): void {
+  private ended(slot: Slot<SimulatedNode>, node: SimulatedNode, askedMs: number): void {
     if (slot.node !== node) return;
+    if (node instanceof WorkerNode) this.judge.departed(node, askedMs);
     this.log.add(slot.name, 'ends');
     node.process.kill();
     slot.node = null;
@@ -93,7 +112,7 @@ export class SimulatedCluster {
     router: RouterScenario | undefined,
   ): SimulatedNode {
     if (router !== undefined) return new RouterNode(process, router, this.surroundings);
-    if (worker === undefined) return new CoordinatorNode(process, this.surroundings);
+    if (worker === undefined) return new CoordinatorNode(process, this.surroundings, this.judge.viewed);
     const port = 100 * slot.starts + this.scenario.workers.indexOf(worker) + 10;
     return new WorkerNode(process, worker, this.surroundings, port, () => {
       this.log.add(slot.name, 'cannot be a worker any more');
@@ -105,14 +124,17 @@ export class SimulatedCluster {
     const { time, random, scenario } = this;
     const { operationMs, operationRowMs } = scenario.rates;
     const own = random.fork();
-    return new SimulatedProcess({
+    const process = new SimulatedProcess({
       time,
-      name: starts === 1 ? name : `${name}#${starts}`,
+      name,
+      number: starts,
       host,
       skew: scenario.hosts.get(host)!,
       random: own,
       slabBytes,
       costs: { operation: (rows) => own.exponential(operationMs) + rows * operationRowMs },
     });
+    this.processes.set(process.name, process);
+    return process;
   }
 }

@@ -9,6 +9,11 @@ export interface FaultWeights {
   isolate: number;
   break: number;
   starve: number;
+  /** What operators ask for. */
+  mark: number;
+  rebalance: number;
+  /** Of a host's wall clock. */
+  jump: number;
 }
 
 export interface FaultPlan {
@@ -32,6 +37,9 @@ export function drawFaults(random: SeededRandom): FaultPlan {
     isolate: weight(),
     break: weight(),
     starve: weight(),
+    mark: weight(),
+    rebalance: weight(),
+    jump: weight(),
   };
   return { weights, everyMs: random.magnitude(300, 8_000), lastsMs: random.magnitude(200, 12_000) };
 }

@@ -51,9 +51,10 @@ export class CoordinatorNode implements SimulatedNode {
   constructor(
     readonly process: SimulatedProcess,
     { scenario, spec, network, log, coordinator }: Surroundings,
+    private readonly onView: (node: CoordinatorNode) => void,
   ) {
-    const { leaseMs, heartbeatMs, workers, feedback } = scenario;
-    const config = coordinatorSchema.parse({ workers: workers.length, leaseMs, heartbeatMs });
+    const { leaseMs, heartbeatMs, workers, feedback, placement } = scenario;
+    const config = coordinatorSchema.parse({ workers: workers.length, leaseMs, heartbeatMs, ...placement });
     this.control = new ControlService({
       model: spec,
       description: describeModel(spec),
@@ -69,7 +70,7 @@ export class CoordinatorNode implements SimulatedNode {
       clock: process.runtime.clock,
       pace: { atOnce: controlLimits.messagesAtOnce, perSecond: controlLimits.messagesPerSecond },
       onUnknown,
-      onView: () => {},
+      onView: () => this.onView(this),
       onReady: () => {},
     });
     network.listen(process, coordinator, join, (stream) => this.control.accept(stream));
@@ -113,7 +114,7 @@ export class RouterNode implements SimulatedNode {
       onChange: () => {},
       onReady: () => {},
     });
-    void this.core.start(coordinator, { address: `${host}:2`, metricsUrl: '', pid: 1 });
+    void this.core.start(coordinator, { address: `${host}:2`, metricsUrl: '', pid: process.number });
   }
 
   async stop(): Promise<void> {
@@ -127,11 +128,14 @@ export class WorkerNode implements SimulatedNode {
   readonly core: WorkerCore;
   readonly backend: SimulatedBackend;
   readonly memoryBytes: number;
+  readonly drainMs: number;
   draining = false;
+  /** Whether it was a member when it was asked to end. */
+  wasConnected = false;
 
   constructor(
     readonly process: SimulatedProcess,
-    { name, host, device, expertsMax, slabBytes }: WorkerScenario,
+    { name, host, device, expertsMax, slabBytes, drainMs }: WorkerScenario,
     { scenario, spec, network, log, coordinator }: Surroundings,
     port: number,
     onFailed: () => void,
@@ -139,6 +143,7 @@ export class WorkerNode implements SimulatedNode {
     const { leaseMs, rates } = scenario;
     const { clock } = process.runtime;
     const opened = openedModel(spec);
+    this.drainMs = drainMs;
     this.memoryBytes = expertsMax * opened.model.expertBytes;
     this.backend = new SimulatedBackend(clock, device, rates.callMs, opened.model.expertBytes);
     this.core = new WorkerCore({
@@ -148,7 +153,7 @@ export class WorkerNode implements SimulatedNode {
         transport: 'grpc',
         leaseMs,
         slabBytes,
-        drainMs: 2_000,
+        drainMs,
       }),
       token: null,
       access: new Access({ client: null, node: null, operator: null }),
@@ -172,11 +177,12 @@ export class WorkerNode implements SimulatedNode {
     });
     const address = `${host}:${port}`;
     network.listen(process, address, exchange, this.core.accept);
-    this.core.join({ address, host, metricsUrl: '', pid: 1 });
+    this.core.join({ address, host, metricsUrl: '', pid: process.number });
   }
 
   async stop(): Promise<void> {
     this.draining = true;
+    this.wasConnected = this.core.connected;
     await this.core.drain('asked to');
     this.core.close();
   }

@@ -27,6 +27,8 @@ export interface OutcomeBounds {
  */
 export class Attempt implements BatchListener {
   ended: 'complete' | ErrorCode | null = null;
+  /** The client has given it up. */
+  cancelled = false;
   private readonly startedMs: number;
   private readonly answeredTokens: Uint8Array;
   private tokens = 0;
@@ -110,6 +112,8 @@ export class Attempt implements BatchListener {
         return passed(readyWaitMs);
       case 'DRAINING':
         return this.drains();
+      case 'CANCELLED':
+        return this.cancelled;
       case 'RESOURCE_EXHAUSTED':
         return this.bounds.memoryRunsOut;
       default:

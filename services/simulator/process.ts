@@ -8,6 +8,8 @@ import type { Cancel, VirtualTime } from './virtual-time.js';
 export interface ProcessOptions {
   time: VirtualTime;
   name: string;
+  /** Among those that bore the name, from 1 on. */
+  number: number;
   host: string;
   skew: ClockSkew;
   random: SeededRandom;
@@ -18,6 +20,7 @@ export interface ProcessOptions {
 /** A process of the cluster, as its host sees it: it runs, stands still, or is dead. What is not running does nothing. */
 export class SimulatedProcess {
   readonly name: string;
+  readonly number: number;
   readonly host: string;
   readonly runtime: Runtime;
   readonly rows: SimulatedRows;
@@ -25,6 +28,9 @@ export class SimulatedProcess {
   readonly startedMs: number;
   /** When it came to stand still. */
   stoppedAtMs = 0;
+  /** When one of its connections broke last by a fault of the network, and when it died. */
+  brokenMs = Number.NEGATIVE_INFINITY;
+  diedMs = Number.POSITIVE_INFINITY;
   /** The times in which it stood still, over by now. */
   private readonly stood: { fromMs: number; toMs: number }[] = [];
   private readonly time: VirtualTime;
@@ -33,10 +39,11 @@ export class SimulatedProcess {
   private readonly deaths = new Set<() => void>();
 
   constructor(options: ProcessOptions) {
-    const { time, name, host, skew, random, slabBytes, costs } = options;
+    const { time, name, number, host, skew, random, slabBytes, costs } = options;
     this.time = time;
     this.startedMs = time.nowMs;
-    this.name = name;
+    this.name = number === 1 ? name : `${name}#${number}`;
+    this.number = number;
     this.host = host;
     const clock = new ProcessClock(time, skew, (run) => this.timer(run));
     this.rows = new SimulatedRows({ bytesLimit: slabBytes, clock, costs });
@@ -70,6 +77,11 @@ export class SimulatedProcess {
     for (const run of due) this.time.after(0, () => this.deliver(run));
   }
 
+  /** When it went on last. */
+  get resumedMs(): number {
+    return this.stood.at(-1)?.toMs ?? this.startedMs;
+  }
+
   /** How long it stood still since then. */
   stoodMs(sinceMs: number): number {
     const now = this.state === 'stopped' ? [{ fromMs: this.stoppedAtMs, toMs: this.time.nowMs }] : [];
@@ -83,6 +95,7 @@ export class SimulatedProcess {
   kill(): void {
     if (this.state === 'dead') return;
     this.state = 'dead';
+    this.diedMs = this.time.nowMs;
     this.due.timers = [];
     this.due.messages = [];
     for (const death of this.deaths) death();

@@ -56,9 +56,9 @@ export function drawDevice(random: SeededRandom): DeviceRates {
   return { rowMs: random.magnitude(0.001, 0.1) * slow, loadMs: random.magnitude(1, 300) * slow };
 }
 
-/** How the clock of a host goes: how fast beside true time, and what it believes the time to be. */
+/** How the clock of a host goes: how fast beside true time, and what it believes the time to be, which may jump. */
 export interface ClockSkew {
-  rate: number;
+  readonly rate: number;
   wallMs: number;
 }
 

@@ -127,6 +127,8 @@ class SimulatedRouted implements RoutedRows {
 
 /** The row operations of one simulated process, over identities of rows; see arithmetic.ts. */
 export class SimulatedRows implements RowOperations {
+  /** Slabs taken: whatever is done to rows needs one. */
+  taken = 0;
   private slabs = 0;
   private bytesInUse = 0;
   private takenBytes = 0;
@@ -139,6 +141,7 @@ export class SimulatedRows implements RowOperations {
       const text = `${byteLength} bytes beside ${this.bytesInUse} in use; allowed: ${bytesLimit}`;
       throw new SwitchyardError('RESOURCE_EXHAUSTED', text, { bytes: byteLength, allowed: bytesLimit });
     }
+    this.taken += 1;
     this.slabs += 1;
     this.bytesInUse += byteLength;
     return new SimulatedSlab(this, { bytes: new Uint8Array(byteLength), handles: 0 });

@@ -10,12 +10,23 @@ export interface WorkerScenario {
   /** How many experts its memory holds. */
   expertsMax: number;
   slabBytes: number;
+  /** What it has to end in order. */
+  drainMs: number;
 }
 
 export interface RouterScenario {
   name: string;
   host: string;
   budgetBytes: number;
+}
+
+/** The coordinator's settings of the same names. */
+export interface PlacementScenario {
+  copies: number;
+  replicaSlots: number | null;
+  rebalanceSeconds: number;
+  rebalanceLoads: number;
+  rebalanceBytesPerSecond: number;
 }
 
 /** All that a seed decides before anything happens. */
@@ -32,8 +43,7 @@ export interface Scenario {
   leaseMs: number;
   heartbeatMs: number;
   readyWaitMs: number;
-  /** Serving copies of each expert that the coordinator keeps, if memory allows. */
-  copies: number;
+  placement: PlacementScenario;
   feedback: boolean;
   faults: FaultPlan;
   /** How long anything may go wrong. */
@@ -71,7 +81,13 @@ export function drawScenario(random: SeededRandom): Scenario {
     leaseMs,
     heartbeatMs: Math.floor(leaseMs / 3),
     readyWaitMs: random.pick([5_000, 30_000]),
-    copies,
+    placement: {
+      copies,
+      replicaSlots: random.pick([null, 0, 2]),
+      rebalanceSeconds: random.pick([0, 0.5, 5, 60]),
+      rebalanceLoads: random.pick([1, 8]),
+      rebalanceBytesPerSecond: Math.round(random.magnitude(5_000, 100_000_000)),
+    },
     feedback: random.chance(0.5),
     faults: drawFaults(random),
     safetyMs,
@@ -88,5 +104,6 @@ function drawWorkers(random: SeededRandom, hosts: string[], count: number, copie
     device: drawDevice(random),
     expertsMax: roomy ? share * random.integer(1, 3) + 1 : share,
     slabBytes: random.pick([2, 8, 64]) * mebibyte,
+    drainMs: random.pick([500, 2_000, 10_000]),
   }));
 }

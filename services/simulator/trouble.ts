@@ -1,7 +1,14 @@
+import { type ErrorCode, SwitchyardError } from '../common/errors.js';
+import type { ControlService } from '../coordinator/control-service.js';
+import type { Mark } from '../coordinator/plans.js';
 import type { SimulatedCluster, Slot } from './cluster.js';
 import { type FaultTarget, pickFault } from './faults.js';
 import type { SimulatedNode } from './nodes.js';
 import type { SeededRandom } from './random.js';
+
+const jumpMsMax = 3_600_000;
+/** What an operator may hear. */
+const refusals = new Set<ErrorCode>(['NOT_READY', 'INVALID_ARGUMENT', 'RESOURCE_EXHAUSTED']);
 
 /** Does faults to a cluster, one after the other and several at once, until `heal`. */
 export class Trouble implements FaultTarget {
@@ -23,6 +30,7 @@ export class Trouble implements FaultTarget {
     this.cluster.network.heal();
     for (const { node } of this.cluster.slots) node?.process.resume();
     for (const { node } of this.cluster.workers) node?.process.rows.starve(0);
+    for (const { name } of this.cluster.workers) this.say(name, null);
   }
 
   crash(): () => void {
@@ -69,6 +77,47 @@ export class Trouble implements FaultTarget {
     this.cluster.log.add(name, 'has no memory left for rows');
     node?.process.rows.starve(Number.POSITIVE_INFINITY);
     return () => node?.process.rows.starve(0);
+  }
+
+  /** An operator drains or cordons a worker. */
+  mark(): () => void {
+    const { name } = this.random.pick(this.cluster.workers);
+    this.say(name, this.random.pick(['DRAINED', 'CORDONED'] as const));
+    return () => this.say(name, null);
+  }
+
+  /** An operator asks for a plan for the present load. */
+  rebalance(): () => void {
+    this.command('rebalance', ({ cluster }, nowMs) => cluster.plans.rebalance(nowMs));
+    return () => {};
+  }
+
+  jump(): () => void {
+    const { scenario, log } = this.cluster;
+    const [host, skew] = this.random.pick([...scenario.hosts]);
+    const ms = Math.round(this.random.between(-jumpMsMax, jumpMsMax));
+    skew.wallMs += ms;
+    log.add(host, `sets its clock by ${ms} ms`);
+    return () => {};
+  }
+
+  private say(worker: string, mark: Mark | null): void {
+    this.command(`${worker} is ${mark ?? 'as any other'}`, async ({ cluster }, nowMs) =>
+      cluster.mark(worker, mark, nowMs),
+    );
+  }
+
+  /** Whoever cannot be asked, or refuses, does nothing. */
+  private command(what: string, run: (control: ControlService, nowMs: number) => Promise<unknown>): void {
+    const { node } = this.cluster.coordinator;
+    if (node === null || node.draining) return;
+    node.process.deliver(() => {
+      this.cluster.log.add('operator', what);
+      run(node.control, node.process.runtime.clock.now()).catch((error) => {
+        if (!(error instanceof SwitchyardError) || !refusals.has(error.code)) throw error;
+        this.cluster.log.add('operator', `is refused: ${error.message}`);
+      });
+    });
   }
 
   private next(): void {

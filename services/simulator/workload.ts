@@ -6,7 +6,7 @@ import { Attempt } from './outcomes.js';
 import type { SeededRandom } from './random.js';
 
 /** What ends a wish for good: it need not be tried again. */
-const finalEnds = new Set<string>(['complete', 'DEADLINE_EXCEEDED']);
+const finalEnds = new Set<string>(['complete', 'DEADLINE_EXCEEDED', 'CANCELLED']);
 /** Before the next try. */
 const againMs = 200;
 
@@ -48,7 +48,8 @@ export class Workload {
 
   /** One more batch, at a given router, without a deadline. */
   ask(slot: Slot<RouterNode>): void {
-    const wish = { ...drawWish(this.random, this.wishes++, this.cluster.scenario.shape), deadlineMs: 0 };
+    const drawn = drawWish(this.random, this.wishes++, this.cluster.scenario.shape);
+    const wish = { ...drawn, deadlineMs: 0, cancelMs: 0 };
     this.open.set(wish, null);
     this.attempt(wish, 'asker', slot);
   }
@@ -90,11 +91,13 @@ export class Workload {
     const sendMs = random.magnitude(0.01, 50);
     const takeMs = random.magnitude(0.01, 50);
     const manner = { sendMs: () => random.exponential(sendMs), takeMs: () => random.exponential(takeMs) };
-    process.deliver(() =>
-      node.core.batches.accept(
-        new SimulatedCall(client, wish, scenario.shape, manner, process.runtime, attempt),
-      ),
-    );
+    const call = new SimulatedCall(client, wish, scenario.shape, manner, process.runtime, attempt);
+    process.deliver(() => node.core.batches.accept(call));
+    if (wish.cancelMs > 0)
+      time.after(wish.cancelMs, () => {
+        attempt.cancelled = true;
+        process.deliver(() => call.cancel());
+      });
   }
 
   private end(wish: BatchWish, client: string, { ended, at }: Attempt): void {

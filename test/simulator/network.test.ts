@@ -22,6 +22,7 @@ function world() {
     new SimulatedProcess({
       time,
       name,
+      number: 1,
       host: name,
       skew: { rate: 1, wallMs: 0 },
       random,
