@@ -30,23 +30,20 @@ export class UsageMeter {
     return new UsageMeter(cluster, await readAll(cluster));
   }
 
-  /** Reading the utilisation of a node starts its next interval: nobody else may read it in between. */
   async end(): Promise<ProcessUsage[]> {
     const elapsed = (performance.now() - this.startedMs) / 1000;
     const { utilization } = performance.eventLoopUtilization(performance.eventLoopUtilization(), this.loop);
     const after = await readAll(this.cluster);
-    const compute = (metrics: NodeMetrics) => metrics.get('switchyard_compute_seconds_total') ?? 0;
+    const share = (index: number, metric: string) =>
+      ((after[index]!.get(metric) ?? 0) - (this.before[index]!.get(metric) ?? 0)) / elapsed;
     const nodes = this.cluster.processes.map(
       (process, index): ProcessUsage => ({
         role: process.role,
         name: process.name,
         pid: process.pid,
         peakRssBytes: process.peakRssBytes(),
-        eventLoopUtilization: after[index]!.get('switchyard_event_loop_utilization') ?? 0,
-        computeShare:
-          process.role === 'worker'
-            ? (compute(after[index]!) - compute(this.before[index]!)) / elapsed
-            : null,
+        eventLoopUtilization: share(index, 'switchyard_event_loop_busy_seconds_total'),
+        computeShare: process.role === 'worker' ? share(index, 'switchyard_compute_seconds_total') : null,
       }),
     );
     const client: ProcessUsage = {

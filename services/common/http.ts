@@ -4,7 +4,7 @@ import { type Access, assertBindAllowed } from './access.js';
 import { asSwitchyardError } from './errors.js';
 import type { ExpertMetrics } from './expert-metrics.js';
 import { bindError } from './grpc-server.js';
-import type { Registry } from './metrics.js';
+import { gauge, type Registry } from './metrics.js';
 
 export interface HttpOptions {
   host: string;
@@ -56,6 +56,7 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
     '/state/experts': () => json(200, options.expertState()),
   };
   assertBindAllowed(host, access, options.insecure, Object.keys(routes));
+  probeGauges(options);
 
   async function answer(request: IncomingMessage): Promise<Answer> {
     if (request.method !== 'GET' && request.method !== 'HEAD')
@@ -90,6 +91,14 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
         server.closeAllConnections();
       }),
   };
+}
+
+/** What the probes answer. */
+function probeGauges({ registry, health, ready }: HttpOptions): void {
+  gauge(registry, 'healthy', "1, or 0 while the process's own work stands still.", [], (metric) =>
+    metric.set(health().healthy ? 1 : 0),
+  );
+  gauge(registry, 'ready', '1 if the process takes work.', [], (metric) => metric.set(ready().ready ? 1 : 0));
 }
 
 function health(options: HttpOptions): Answer {

@@ -1,5 +1,6 @@
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from 'prom-client';
-import { systemUsage } from '../runtime/system.js';
+import { eventLoopBusySeconds } from '../runtime/system.js';
+import { version } from './version.js';
 
 export { Counter, Gauge, Registry } from 'prom-client';
 
@@ -57,6 +58,27 @@ export function gauge<Label extends string = never>(
     registers: [registry],
     ...(collect ? { collect } : {}),
   });
+}
+
+/** Gives a counter without labels the value that was counted elsewhere. */
+export function setTotal(metric: Counter, value: number): void {
+  metric.reset();
+  metric.inc(value);
+}
+
+/** Slab memory of a process. */
+export function slabGauges(
+  registry: Registry,
+  read: () => { bytesInUse: number; bytesCached: number; bytesLimit: number },
+): void {
+  gauge(registry, 'slab_bytes', 'Slab memory by state.', ['state'] as const, (metric) => {
+    const { bytesInUse, bytesCached } = read();
+    metric.set({ state: 'used' }, bytesInUse);
+    metric.set({ state: 'cached' }, bytesCached);
+  });
+  gauge(registry, 'slab_limit_bytes', 'Slab memory that there may be.', [], (metric) =>
+    metric.set(read().bytesLimit),
+  );
 }
 
 /** Counts in plain numbers, which become series when they are read: each chunk is observed several times. */
@@ -124,13 +146,9 @@ export function createRegistry(role: string, name: string): Registry {
   // The default of 10 ms would wake an idle process a hundred times a second.
   collectDefaultMetrics({ register: registry, eventLoopMonitoringPrecision: 200 });
   for (const metric of misnamedDefaults) registry.removeSingleMetric(metric);
-  const meter = systemUsage.eventLoopMeter();
-  gauge(
-    registry,
-    'event_loop_utilization',
-    'Share of time the event loop was busy since the previous read.',
-    [],
-    (metric) => metric.set(meter()),
+  counter(registry, 'event_loop_busy_seconds_total', 'Seconds the event loop was busy.', [], (metric) =>
+    setTotal(metric, eventLoopBusySeconds()),
   );
+  gauge(registry, 'build_info', 'The version that runs. Always 1.', ['version'] as const).set({ version }, 1);
   return registry;
 }

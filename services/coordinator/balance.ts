@@ -15,8 +15,6 @@ interface LayerFeedback {
   /** Rows per expert since the last step. */
   window: Float64Array;
   bias: Float64Array;
-  /** Rows per expert of the last whole window. */
-  last: Float64Array;
   /** The feedback's version since which the bias is as it is; 0: it is all 0. */
   version: number;
 }
@@ -43,7 +41,6 @@ export class Feedback {
         {
           window: new Float64Array(experts),
           bias: new Float64Array(experts),
-          last: new Float64Array(experts),
           version: 0,
         },
       ]),
@@ -81,11 +78,6 @@ export class Feedback {
     for (const [layer, { bias }] of this.byLayer) yield [layer, bias];
   }
 
-  /** Rows per expert of the layer's last whole window; all 0 before the first. */
-  lastWindow(layer: number): Float64Array | undefined {
-    return this.byLayer.get(layer)?.last;
-  }
-
   private step(state: LayerFeedback, mean: number): void {
     const { rate, limit } = this.options;
     const { bias, window } = state;
@@ -98,7 +90,6 @@ export class Feedback {
     const centre = sum / bias.length;
     for (let expert = 0; expert < bias.length; expert += 1)
       bias[expert] = Math.max(-limit, Math.min(limit, bias[expert]! - centre));
-    state.last.set(window);
     window.fill(0);
     this.steps += 1;
     state.version = this.steps;

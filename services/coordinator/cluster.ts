@@ -16,6 +16,7 @@ import { balancedness, Feedback, type FeedbackOptions } from './balance.js';
 import { checkHello, checkRouterReport, checkText, checkWorkerReport } from './check.js';
 import { type Member, Membership } from './membership.js';
 import { type Mark, type PlacementOptions, PlacementPlans } from './plans.js';
+import { type Spread, spreadOf } from './spread.js';
 import { checkPlace, type Topology } from './topology.js';
 import { clusterView, nodeFigures } from './view.js';
 
@@ -27,6 +28,13 @@ export interface ClusterOptions {
   deadKeptMs: number;
   feedback: FeedbackOptions;
   placement: PlacementOptions;
+}
+
+/** Rows a second of the experts of a layer, and mean/max of the same over workers: 1 is even. */
+export interface LayerLoad {
+  layer: number;
+  rows: Spread;
+  balancedness: number;
 }
 
 /** What changed, for those who tell the nodes. */
@@ -250,12 +258,24 @@ export class Cluster {
     return this.knownView;
   }
 
-  /** Mean/max of rows over workers in the last window of a layer; null if no expert is placed. */
-  balancedness(layer: number): number | null {
-    const rows = this.feedback.lastWindow(layer);
-    if (rows === undefined || this.epoch === 0) return null;
+  /** What the experts of each layer get at present, and how even that is; none as long as next to nothing is routed. */
+  layerLoads(nowMs: number): LayerLoad[] {
+    const rates = this.plans.loads.rates(nowMs);
+    if (rates === null || this.epoch === 0) return [];
+    return this.experts.layers.map(({ layer }) => {
+      const rows = this.experts.sliceOf(layer, rates);
+      return { layer, rows: spreadOf(rows), balancedness: balancedness(rows, this.publishedOf(layer)) };
+    });
+  }
+
+  /** How many copies serve each expert of a layer. */
+  layerCopies(layer: number): Spread {
+    return spreadOf(this.publishedOf(layer).map(({ length }) => length));
+  }
+
+  private publishedOf(layer: number): readonly (readonly number[])[] {
     const { first, experts } = this.experts.rangeOf(layer);
-    return balancedness(rows, this.plans.placement.published.slice(first, first + experts));
+    return this.plans.placement.published.slice(first, first + experts);
   }
 
   private ended(member: Member): void {

@@ -88,7 +88,7 @@ class CoordinatorService {
     this.onUnknown = unknownKinds(this.registry, this.log);
     this.trace = Trace.open(config.trace, config.name, this.log);
     this.control = this.createControl();
-    coordinatorMetrics(this.registry, this.experts, this.control);
+    coordinatorMetrics(this.registry, this.experts, this.control, nativeRuntime.clock);
     this.router = config.router ? this.createRouter() : null;
   }
 
@@ -264,7 +264,7 @@ class CoordinatorService {
       view: { ...cluster.view, figures: cluster.figures() },
       topology: cluster.options.topology,
       feedbackSteps: cluster.feedback.version,
-      balancedness: model.layers.map(({ layer }) => ({ layer, value: cluster.balancedness(layer) })),
+      loads: cluster.layerLoads(nativeRuntime.clock.now()),
       router: this.router?.state() ?? null,
     };
   }

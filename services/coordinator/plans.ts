@@ -21,7 +21,7 @@ export interface PlacementOptions {
   copies: number;
   /** Copies of a layer beyond those; null: as many as memory holds. */
   replicaSlots: number | null;
-  /** How often a plan is made that is followed if it pays; 0: only when an operator says so. */
+  /** How often a plan is made that is followed if it pays; 0: those that are made are only told. */
   rebalanceSeconds: number;
   /** How fast copies of experts that serve already may be loaded, and how many at once. */
   rebalanceBytesPerSecond: number;
@@ -40,6 +40,9 @@ export interface PlansOptions extends PlacementOptions {
   /** None could be made by itself; what is told of one that an operator asked for is told to him alone. */
   onPlanFailed: (error: SwitchyardError) => void;
 }
+
+/** How often a plan is made that is only told, in seconds. */
+const dryRunSeconds = 60;
 
 /** What an operator has said of a worker: it gets no new copies, or also those that it has go elsewhere. */
 export type Mark = 'CORDONED' | 'DRAINED';
@@ -60,6 +63,8 @@ export class PlacementPlans {
   lacking: SwitchyardError | null = null;
   /** Whether experts have been placed. */
   started = false;
+  /** Of the last plan that was made for the present load, followed or not; null: there is none. */
+  outlook: Pick<Plan, 'copiesToLoad' | 'netGainSeconds'> | null = null;
   private readonly planning: Planning;
   private readonly expertBytes: number;
   /** When a worker joined that held experts, before any were placed. */
@@ -251,7 +256,7 @@ export class PlacementPlans {
     this.candidates = candidates.map((one) => ({ ...one, slot: placement.slotOf(one.name) }));
     if (living.every(({ ready }) => ready.count === 0))
       placement.target = this.planning.dealt(this.candidates);
-    this.planAtMs = nowMs + (this.options.rebalanceSeconds || Number.POSITIVE_INFINITY) * 1000;
+    this.planAtMs = this.nextPlanMs(nowMs);
   }
 
   /** As little change as who is there now makes necessary. */
@@ -273,7 +278,8 @@ export class PlacementPlans {
 
   private async replan(nowMs: number): Promise<void> {
     const { rebalanceSeconds, plan } = this.options;
-    this.planAtMs = nowMs + rebalanceSeconds * 1000;
+    this.planAtMs = this.nextPlanMs(nowMs);
+    this.outlook = null;
     if (this.candidates.length === 0 || this.lacking !== null) return;
     const { generation, candidates } = this;
     const planned = await plan(this.planInput(nowMs)).catch((error) => {
@@ -282,7 +288,12 @@ export class PlacementPlans {
     });
     // Others may have copies now: then they are planned for.
     if (planned === null || generation !== this.generation) return;
-    if (planned.copiesToLoad > 0) this.follow(this.planned(candidates, planned));
+    this.outlook = planned;
+    if (planned.copiesToLoad > 0 && rebalanceSeconds > 0) this.follow(this.planned(candidates, planned));
+  }
+
+  private nextPlanMs(nowMs: number): number {
+    return nowMs + (this.options.rebalanceSeconds || dryRunSeconds) * 1000;
   }
 
   /** The target of a plan, less what it would bring to cordoned workers. */

@@ -113,6 +113,7 @@ export class Batches {
       const done = await this.runPlan(plan, call);
       metrics.batches.inc({ outcome: 'complete' });
       const seconds = (runtime.clock.now() - startedMs) / 1000;
+      metrics.batchSeconds.observe(seconds);
       log[call.loggedAt]({ event: 'batch-complete', batch: plan.batchId, ...done, seconds });
     } catch (thrown) {
       const error = endedBy(call.end.signal, asSwitchyardError(thrown));

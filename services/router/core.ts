@@ -116,8 +116,7 @@ export class RouterCore {
     });
     const metrics = createRouterMetrics(options.registry, options.experts, {
       batchesLive: () => this.batches.liveCount,
-      bytesInFlight: () => budget.used,
-      bytesMax: config.budgetBytes,
+      budget: () => budget,
       links: () => links.open(),
       arena: () => runtime.rows.arenaStats(),
     });

@@ -2,15 +2,14 @@ import type { ArenaStats } from '../../native/index.js';
 import { type ExpertMetrics, figuresOf } from '../common/expert-metrics.js';
 import { ExpertRows } from '../common/expert-rows.js';
 import type { LayerCountsInput } from '../common/generated/switchyard/v1/LayerCounts.js';
-import { type Counter, counter, gauge, histogram, type Registry } from '../common/metrics.js';
-import type { Link, TransportKind } from '../transport/link.js';
+import { type Counter, counter, gauge, histogram, type Registry, slabGauges } from '../common/metrics.js';
+import type { Link, LinkStats, TransportKind } from '../transport/link.js';
 import { type RowsByWorker, WorkerLoad } from './balancedness.js';
 
 /** What the gauges read when they are asked for. */
 export interface RouterGauges {
   batchesLive: () => number;
-  bytesInFlight: () => number;
-  bytesMax: number;
+  budget: () => { used: number; capacity: number; waiting: number };
   links: () => Link[];
   arena: () => ArenaStats;
 }
@@ -32,6 +31,7 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
     histogram(registry, `${name}_seconds`, help, secondsBuckets);
   return {
     batches: counter(registry, 'batches_total', 'Batches ended, by outcome.', ['outcome'] as const),
+    batchSeconds: seconds('batch', 'A batch that ended well, from its header to its summary.'),
     tokens: counter(registry, 'tokens_total', 'Tokens received.'),
     nonFiniteTokens: counter(registry, 'non_finite_tokens_total', 'Tokens received with NaN or infinity.'),
     nonFiniteOutputs: counter(registry, 'non_finite_outputs_total', 'Tokens answered with NaN or infinity.'),
@@ -142,15 +142,15 @@ function readRouted(registry: Registry, experts: ExpertMetrics, rows: ExpertRows
 function readGauges(registry: Registry, gauges: RouterGauges): void {
   gauge(registry, 'batches_live', 'Batches under way.', [], (metric) => metric.set(gauges.batchesLive()));
   gauge(registry, 'in_flight_bytes', 'Bytes reserved for chunks in flight.', [], (metric) =>
-    metric.set(gauges.bytesInFlight()),
+    metric.set(gauges.budget().used),
   );
-  gauge(registry, 'in_flight_bytes_limit', 'The byte budget for chunks in flight.').set(gauges.bytesMax);
-  gauge(registry, 'slab_bytes', 'Slab memory by state.', ['state'] as const, (metric) => {
-    const { bytesInUse, bytesCached, bytesLimit } = gauges.arena();
-    metric.set({ state: 'used' }, bytesInUse);
-    metric.set({ state: 'cached' }, bytesCached);
-    metric.set({ state: 'limit' }, bytesLimit);
-  });
+  gauge(registry, 'in_flight_limit_bytes', 'The byte budget for chunks in flight.', [], (metric) =>
+    metric.set(gauges.budget().capacity),
+  );
+  gauge(registry, 'in_flight_waiting', 'Chunks that wait for the byte budget.', [], (metric) =>
+    metric.set(gauges.budget().waiting),
+  );
+  slabGauges(registry, gauges.arena);
 }
 
 function readLinks(registry: Registry, links: () => Link[]): void {
@@ -165,13 +165,12 @@ function readLinks(registry: Registry, links: () => Link[]): void {
         metric.set({ worker, transport, lanes, reason }, 1);
     },
   );
-  const labels = ['worker'] as const;
-  gauge(registry, 'link_credit_bytes', 'Bytes that may be outstanding on a link.', labels, (metric) => {
-    metric.reset();
-    for (const { worker, stats } of links()) metric.set({ worker }, stats.creditBytes);
-  });
-  gauge(registry, 'link_outstanding_bytes', 'Bytes outstanding on a link.', labels, (metric) => {
-    metric.reset();
-    for (const { worker, stats } of links()) metric.set({ worker }, stats.bytesOutstanding);
-  });
+  const read = (name: string, help: string, figure: (stats: LinkStats) => number) =>
+    gauge(registry, name, help, ['worker'] as const, (metric) => {
+      metric.reset();
+      for (const { worker, stats } of links()) metric.set({ worker }, figure(stats));
+    });
+  read('link_credit_bytes', 'Bytes that may be outstanding on a link.', ({ creditBytes }) => creditBytes);
+  read('link_outstanding_bytes', 'Bytes outstanding on a link.', ({ bytesOutstanding }) => bytesOutstanding);
+  read('link_waiting', 'Token batches that wait for credit on a link.', ({ waiting }) => waiting);
 }

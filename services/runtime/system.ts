@@ -40,6 +40,9 @@ export const systemClock: Clock = {
 
 export const systemRandom: Random = { unit: Math.random, bytes: randomBytes };
 
+/** Since the process started. */
+export const eventLoopBusySeconds = () => performance.eventLoopUtilization().active / 1000;
+
 export const systemUsage: Usage = {
   rssBytes: () => process.memoryUsage.rss(),
   eventLoopMeter() {

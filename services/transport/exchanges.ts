@@ -48,8 +48,8 @@ export class Exchanges {
   }
 
   get stats(): LinkStats {
-    const { outstanding, capacity } = this.credits;
-    return { ...this.counts, bytesOutstanding: outstanding, creditBytes: capacity };
+    const { outstanding, capacity, waiting } = this.credits;
+    return { ...this.counts, bytesOutstanding: outstanding, creditBytes: capacity, waiting };
   }
 
   get limits(): LinkLimits {

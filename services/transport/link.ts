@@ -61,6 +61,8 @@ export interface LinkStats {
   readonly answersDiscarded: number;
   readonly bytesOutstanding: number;
   readonly creditBytes: number;
+  /** Token batches that wait for credit. */
+  readonly waiting: number;
 }
 
 /**

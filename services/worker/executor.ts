@@ -313,7 +313,7 @@ export class Executor implements OwnWork {
     });
     queue.rowsComputed += rows;
     queue.computeSeconds += seconds;
-    this.options.metrics.computed(rows, seconds);
+    this.options.metrics.computed(queue.layer, rows, seconds);
     for (const { task, count } of pieces) {
       if (task.failure !== null) continue;
       task.computeSeconds += (seconds * count) / rows;

@@ -86,9 +86,7 @@ class WorkerService {
         bytes: this.core.loaded?.store.bytes ?? 0,
       }),
       arena: () => native.arenaStats(),
-      busySeconds: () => this.metrics.totals.seconds,
       device: () => this.backend.figures(),
-      clock: nativeRuntime.clock,
     });
   }
 

@@ -1,20 +1,33 @@
 import type { DeviceFigures } from '../../native/index.js';
 import type { ExpertMetrics } from '../common/expert-metrics.js';
-import { counter, gauge, type Histogram, histogram, type Registry } from '../common/metrics.js';
-import type { Clock } from '../runtime/clock.js';
+import {
+  counter,
+  gauge,
+  type Histogram,
+  histogram,
+  type Registry,
+  setTotal,
+  slabGauges,
+} from '../common/metrics.js';
 import type { ExpertQueue } from './tasks.js';
 
 /** What the executor tells as it computes. */
 export interface ExecutorMetrics {
   readonly queueSeconds: Histogram;
-  computed(rows: number, seconds: number): void;
+  computed(layer: number, rows: number, seconds: number): void;
   readonly totals: { rows: number; seconds: number };
 }
 
 export function executorMetrics(registry: Registry): ExecutorMetrics {
-  const rowsTotal = counter(registry, 'computed_rows_total', 'Rows computed.');
-  const secondsTotal = counter(registry, 'compute_seconds_total', 'Seconds the device spent on rows.');
+  const rowsOf = new Map<number, number>();
   const totals = { rows: 0, seconds: 0 };
+  counter(registry, 'computed_rows_total', 'Rows computed, by layer.', ['layer'] as const, (metric) => {
+    metric.reset();
+    for (const [layer, rows] of rowsOf) metric.inc({ layer }, rows);
+  });
+  counter(registry, 'compute_seconds_total', 'Seconds the device spent on rows.', [], (metric) =>
+    setTotal(metric, totals.seconds),
+  );
   return {
     totals,
     queueSeconds: histogram(
@@ -23,11 +36,10 @@ export function executorMetrics(registry: Registry): ExecutorMetrics {
       'Seconds from the arrival of a token batch to the start of its first segment.',
       [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30],
     ),
-    computed(rows, seconds) {
+    computed(layer, rows, seconds) {
+      rowsOf.set(layer, (rowsOf.get(layer) ?? 0) + rows);
       totals.rows += rows;
       totals.seconds += seconds;
-      rowsTotal.inc(rows);
-      secondsTotal.inc(seconds);
     },
   };
 }
@@ -63,10 +75,8 @@ export interface WorkerFigures {
   bytesHeld: () => number;
   loaded: () => { experts: number; bytes: number };
   arena: () => { bytesInUse: number; bytesCached: number; bytesLimit: number };
-  busySeconds: () => number;
   /** Null if the device is the host. */
   device: () => DeviceFigures | null;
-  clock: Clock;
 }
 
 /** Gauges that are read when the metrics are. */
@@ -83,40 +93,23 @@ export function workerGauges(registry: Registry, figures: WorkerFigures): void {
   gauge(registry, 'expert_bytes', 'Bytes of the weights loaded.', [], (metric) =>
     metric.set(figures.loaded().bytes),
   );
-  gauge(registry, 'slab_bytes', 'Slab memory by state.', ['state'] as const, (metric) => {
-    const { bytesInUse, bytesCached, bytesLimit } = figures.arena();
-    metric.set({ state: 'used' }, bytesInUse);
-    metric.set({ state: 'cached' }, bytesCached);
-    metric.set({ state: 'limit' }, bytesLimit);
-  });
+  slabGauges(registry, figures.arena);
   if (figures.device() !== null) deviceGauges(registry, () => figures.device()!);
-  let last = { at: figures.clock.now(), seconds: figures.busySeconds() };
-  gauge(
-    registry,
-    'compute_busy_ratio',
-    'Share of time the device computed since the previous read.',
-    [],
-    (metric) => {
-      const now = { at: figures.clock.now(), seconds: figures.busySeconds() };
-      const elapsed = (now.at - last.at) / 1000;
-      metric.set(elapsed > 0 ? Math.min(1, (now.seconds - last.seconds) / elapsed) : 0);
-      last = now;
-    },
-  );
 }
 
 /** Of a device with memory and streams of its own. */
 function deviceGauges(registry: Registry, read: () => DeviceFigures): void {
-  gauge(
+  counter(
     registry,
-    'device_stream_seconds',
-    'Seconds that a stream of the device was at work since the start.',
+    'device_stream_seconds_total',
+    'Seconds that a stream of the device was at work.',
     ['stream'] as const,
     (metric) => {
       const { copyInSeconds, computeSeconds, copyOutSeconds } = read();
-      metric.set({ stream: 'copy_in' }, copyInSeconds);
-      metric.set({ stream: 'compute' }, computeSeconds);
-      metric.set({ stream: 'copy_out' }, copyOutSeconds);
+      metric.reset();
+      metric.inc({ stream: 'copy_in' }, copyInSeconds);
+      metric.inc({ stream: 'compute' }, computeSeconds);
+      metric.inc({ stream: 'copy_out' }, copyOutSeconds);
     },
   );
   gauge(registry, 'device_memory_bytes', 'Memory of the device.', [], (metric) =>
@@ -129,10 +122,16 @@ function deviceGauges(registry: Registry, read: () => DeviceFigures): void {
     [],
     (metric) => metric.set(read().memoryUsedBytes),
   );
-  gauge(registry, 'device_utilization', 'Share of the last second in which a kernel ran.', [], (metric) => {
-    const { utilization } = read();
-    // A gauge without labels is 0 until it is set, and that would say that the device is idle.
-    if (utilization === null) metric.remove();
-    else metric.set(utilization);
-  });
+  gauge(
+    registry,
+    'device_utilization_ratio',
+    'Share of the last second in which a kernel ran.',
+    [],
+    (metric) => {
+      const { utilization } = read();
+      // A gauge without labels is 0 until it is set, and that would say that the device is idle.
+      if (utilization === null) metric.remove();
+      else metric.set(utilization);
+    },
+  );
 }

@@ -103,7 +103,9 @@ describe('metrics', () => {
     expect(body).toContain('switchyard_tokens_total{layer="0",role="router",name="r1"} 5');
     expect(body).toContain('switchyard_in_flight_bytes{role="router",name="r1"} 42');
     expect(body).toContain('switchyard_gate_seconds_bucket{le="1",role="router",name="r1"} 1');
-    expect(body).toMatch(/^switchyard_event_loop_utilization\{[^}]*\} [01]/m);
+    expect(body).toMatch(/^switchyard_event_loop_busy_seconds_total\{[^}]*\} \d/m);
+    expect(body).toMatch(/^switchyard_build_info\{version="[^"]+",[^}]*\} 1$/m);
+    expect(body).toContain('switchyard_healthy{role="router",name="r1"} 1');
     for (const [, name, kind] of body.matchAll(/^# TYPE (\S+) (\S+)$/gm)) {
       expect(`${name} ${kind}`).toMatch(
         kind === 'counter' ? /_total counter$/ : /(?<!_total) (gauge|histogram|summary)$/,

@@ -87,10 +87,12 @@ describe('after a batch', () => {
     // One worker is even with itself, on each of the layers.
     expect(value('router_balancedness')).toBe(layers.length);
     expect(value('link_credit_bytes')).toBeGreaterThan(0);
-    expect(value('in_flight_bytes_limit')).toBeGreaterThan(0);
-    expect(value('event_loop_utilization')).toBeGreaterThan(0);
-    expect(value('event_loop_utilization')).toBeLessThanOrEqual(1);
-    for (const metric of ['retries_total', 'dropped_rows_total', 'batches_live', 'in_flight_bytes']) {
+    expect(value('in_flight_limit_bytes')).toBeGreaterThan(0);
+    expect(value('event_loop_busy_seconds_total')).toBeGreaterThan(0);
+    expect(value('batch_seconds_count')).toBe(1);
+    for (const metric of ['healthy', 'ready']) expect([metric, value(metric)]).toEqual([metric, 1]);
+    const idle = ['retries_total', 'dropped_rows_total', 'batches_live', 'in_flight_bytes', 'link_waiting'];
+    for (const metric of idle) {
       expect([metric, value(metric)]).toEqual([metric, 0]);
     }
   });
@@ -145,7 +147,9 @@ describe('after a batch', () => {
     expect(figure(after, 'switchyard_compute_seconds_total')).toBeGreaterThan(0);
     expect(figure(after, 'switchyard_queue_seconds_count')).toBe(8 * layers.length);
     expect(figure(after, 'switchyard_experts_loaded')).toBe(expertNumbers.length * layers.length);
-    expect(figure(after, 'switchyard_event_loop_utilization')).toBeGreaterThan(0);
+    expect(figure(after, 'switchyard_event_loop_busy_seconds_total')).toBeGreaterThan(0);
+    for (const layer of layers)
+      expect(figure(after, `switchyard_computed_rows_total{layer="${layer}"}`)).toBe(tokens * topK);
     expect(figure(after, 'switchyard_queue_rows')).toBe(0);
     const text = await exposition('worker-0', '/metrics/experts');
     for (const metric of ['computed_rows_total', 'compute_seconds_total', 'queue_rows'])
@@ -160,9 +164,18 @@ describe('after a batch', () => {
   test('the coordinator tells of nodes, placement, bias and balance', async () => {
     const after = await metrics('coordinator');
     expect(figure(after, 'switchyard_cluster_ready')).toBe(1);
-    expect(figure(after, 'switchyard_nodes')).toBe(3);
+    expect(figure(after, 'switchyard_node_info{state="ready"}')).toBe(3);
+    expect(figure(after, 'switchyard_experts_without_copy')).toBe(0);
+    const copies = ['min', 'p50', 'max'].map((statistic) =>
+      figure(after, `switchyard_layer_copies{statistic="${statistic}"}`),
+    );
+    expect(copies).toEqual([layers.length, layers.length, layers.length]);
+    const load = (statistic: string) =>
+      figure(after, `switchyard_layer_load_rows_per_second{statistic="${statistic}"}`);
+    expect(load('max')).toBeGreaterThan(load('p50'));
+    expect(load('p50')).toBeGreaterThan(load('min'));
     expect(figure(after, 'switchyard_placement_epoch')).toBeGreaterThan(0);
-    expect(figure(after, 'switchyard_feedback_steps')).toBeGreaterThan(0);
+    expect(figure(after, 'switchyard_feedback_steps_total')).toBeGreaterThan(0);
     expect(figure(after, 'switchyard_cluster_balancedness')).toBe(layers.length);
     const text = await exposition('coordinator', '/metrics/experts');
     for (const series of perExpert('switchyard_expert_feedback_bias')) expect(text).toContain(series);

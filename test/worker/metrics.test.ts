@@ -2,7 +2,6 @@ import { describe, expect, test } from '@jest/globals';
 import type { DeviceFigures } from '../../native/index.js';
 import { describeDevice } from '../../services/cli/status.js';
 import { createRegistry } from '../../services/common/metrics.js';
-import { systemClock } from '../../services/runtime/system.js';
 import { workerGauges } from '../../services/worker/metrics.js';
 
 /** What a worker exports if its device tells this of itself. */
@@ -13,9 +12,7 @@ async function exposition(device: () => DeviceFigures | null): Promise<string> {
     bytesHeld: () => 0,
     loaded: () => ({ experts: 0, bytes: 0 }),
     arena: () => ({ bytesInUse: 0, bytesCached: 0, bytesLimit: 0 }),
-    busySeconds: () => 0,
     device,
-    clock: systemClock,
   });
   return registry.metrics();
 }
@@ -52,7 +49,7 @@ describe('the metrics of a worker', () => {
       copy_out: 3.5,
       switchyard_device_memory_bytes: 80e9,
       switchyard_device_memory_used_bytes: 5e9,
-      switchyard_device_utilization: 0.75,
+      switchyard_device_utilization_ratio: 0.75,
     });
     now = { ...figures, computeSeconds: 9 };
     expect(await exposition(() => now)).toMatch(/stream="compute".*\} 9$/m);
@@ -61,7 +58,7 @@ describe('the metrics of a worker', () => {
   test('leave the utilisation out where the driver does not tell it', async () => {
     const text = await exposition(() => ({ ...figures, utilization: null }));
     expect(series(text).some((line) => line.startsWith('switchyard_device_memory_bytes'))).toBe(true);
-    expect(series(text).some((line) => line.startsWith('switchyard_device_utilization'))).toBe(false);
+    expect(series(text).some((line) => line.startsWith('switchyard_device_utilization_ratio'))).toBe(false);
   });
 });
 
