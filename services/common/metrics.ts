@@ -66,6 +66,13 @@ export function setTotal(metric: Counter, value: number): void {
   metric.inc(value);
 }
 
+/** Whether a node has a coordinator. */
+export function coordinatorGauge(registry: Registry, connected: () => boolean): void {
+  gauge(registry, 'coordinator_connected', '1 while a coordinator leads this node.', [], (metric) =>
+    metric.set(connected() ? 1 : 0),
+  );
+}
+
 /** Slab memory of a process. */
 export function slabGauges(
   registry: Registry,

@@ -115,6 +115,7 @@ export class RouterCore {
       },
     });
     const metrics = createRouterMetrics(options.registry, options.experts, {
+      connected: () => this.cluster.connected,
       batchesLive: () => this.batches.liveCount,
       budget: () => budget,
       links: () => links.open(),

@@ -2,12 +2,21 @@ import type { ArenaStats } from '../../native/index.js';
 import { type ExpertMetrics, figuresOf } from '../common/expert-metrics.js';
 import { ExpertRows } from '../common/expert-rows.js';
 import type { LayerCountsInput } from '../common/generated/switchyard/v1/LayerCounts.js';
-import { type Counter, counter, gauge, histogram, type Registry, slabGauges } from '../common/metrics.js';
+import {
+  type Counter,
+  coordinatorGauge,
+  counter,
+  gauge,
+  histogram,
+  type Registry,
+  slabGauges,
+} from '../common/metrics.js';
 import type { Link, LinkStats, TransportKind } from '../transport/link.js';
 import { type RowsByWorker, WorkerLoad } from './balancedness.js';
 
 /** What the gauges read when they are asked for. */
 export interface RouterGauges {
+  connected: () => boolean;
   batchesLive: () => number;
   budget: () => { used: number; capacity: number; waiting: number };
   links: () => Link[];
@@ -140,6 +149,7 @@ function readRouted(registry: Registry, experts: ExpertMetrics, rows: ExpertRows
 }
 
 function readGauges(registry: Registry, gauges: RouterGauges): void {
+  coordinatorGauge(registry, gauges.connected);
   gauge(registry, 'batches_live', 'Batches under way.', [], (metric) => metric.set(gauges.batchesLive()));
   gauge(registry, 'in_flight_bytes', 'Bytes reserved for chunks in flight.', [], (metric) =>
     metric.set(gauges.budget().used),

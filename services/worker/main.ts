@@ -79,6 +79,7 @@ class WorkerService {
     this.core = this.createCore();
     exportUcxMetrics(this.registry);
     workerGauges(this.registry, {
+      connected: () => this.core.connected,
       rowsQueued: () => this.core.loaded?.executor.rowsQueued ?? 0,
       bytesHeld: () => this.core.loaded?.executor.bytesHeld ?? 0,
       loaded: () => ({

@@ -1,6 +1,7 @@
 import type { DeviceFigures } from '../../native/index.js';
 import type { ExpertMetrics } from '../common/expert-metrics.js';
 import {
+  coordinatorGauge,
   counter,
   gauge,
   type Histogram,
@@ -71,6 +72,7 @@ export function workerExpertMetrics(metrics: ExpertMetrics, experts: () => Itera
 }
 
 export interface WorkerFigures {
+  connected: () => boolean;
   rowsQueued: () => number;
   bytesHeld: () => number;
   loaded: () => { experts: number; bytes: number };
@@ -81,6 +83,7 @@ export interface WorkerFigures {
 
 /** Gauges that are read when the metrics are. */
 export function workerGauges(registry: Registry, figures: WorkerFigures): void {
+  coordinatorGauge(registry, figures.connected);
   gauge(registry, 'queue_rows', 'Rows that wait for an expert.', [], (metric) =>
     metric.set(figures.rowsQueued()),
   );

@@ -8,6 +8,7 @@ import { workerGauges } from '../../services/worker/metrics.js';
 async function exposition(device: () => DeviceFigures | null): Promise<string> {
   const registry = createRegistry('worker', 'w0');
   workerGauges(registry, {
+    connected: () => true,
     rowsQueued: () => 0,
     bytesHeld: () => 0,
     loaded: () => ({ experts: 0, bytes: 0 }),
