@@ -26,6 +26,7 @@ native.configure({ slabBytesMax, threads: 1 });
 
 let model: ModelDescription | null = null;
 let ready: LayerExpertsInput[] = [];
+let assigned = 0;
 let readyChanged = false;
 
 const handler: TokenBatchHandler = async ({ meta, rows }) => {
@@ -49,11 +50,15 @@ new ControlSession({
   token: null,
   dial: dialCoordinator,
   runtime: nativeRuntime,
-  hello: { role: 'WORKER', name, address, device: 'cpu', threads: 1, pid: process.pid, linkSecret },
+  // Its experts have no weights, so all of them fit.
+  hello: {
+    ...{ role: 'WORKER', name, address, device: 'cpu', threads: 1, pid: process.pid, linkSecret },
+    memoryBytes: Number.MAX_SAFE_INTEGER,
+  },
   report: () => {
     const changed = readyChanged;
     readyChanged = false;
-    return { worker: { readyChanged: changed, ready: changed ? ready : [] } };
+    return { worker: { readyChanged: changed, ready: changed ? ready : [], assignment: assigned } };
   },
   reportMs: 100,
   leaseMs: 10_000,
@@ -61,6 +66,7 @@ new ControlSession({
     if (welcome?.model) model = welcome.model;
     if (!assignment) return;
     ready = assignment.experts;
+    assigned = assignment.version;
     readyChanged = true;
   },
   log,
