@@ -1,12 +1,12 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
-import { native } from '../native/index.js';
 import { LocalProcess } from '../services/cli/local-process.js';
 import { SwitchyardClient } from '../services/client/index.js';
 import { prepareProcess } from '../services/common/process.js';
 import { systemUsage } from '../services/runtime/system.js';
 import { repeatedRows, submit } from './batch.js';
 import type { IdentityWorkerOptions } from './identity-worker.js';
+import { memcpyPastCaches } from './memcpy.js';
 import { type BenchOptions, type BenchResult, summarize } from './report.js';
 import { transportsHere } from './serve-links.js';
 
@@ -58,7 +58,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
     const runs = [];
     for (let run = 0; run < options.runs; run++) {
       const value = ((await submit(client, rows, {})) * rowBytes) / 1e9;
-      runs.push({ value, reference: (await native.measureMemcpy(8 * 1024 ** 2)) / 1e9 });
+      runs.push({ value, reference: await memcpyPastCaches() });
     }
     return summarize(`link/client-${transport}`, 'GB/s', 'memcpy', runs, {
       clientEventLoop: meter(),
