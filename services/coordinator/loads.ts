@@ -10,6 +10,8 @@ export class ExpertLoads {
   private readonly rows: Float64Array;
   /** When they were decayed last. */
   private atMs = 0;
+  /** Whether there was ever any. */
+  heard = false;
 
   constructor(private readonly order: ExpertOrder) {
     this.rows = new Float64Array(order.total);
@@ -18,6 +20,7 @@ export class ExpertLoads {
   /** Adds rows of the experts of a layer of the model. */
   observe(layer: number, rows: Uint32Array, nowMs: number): void {
     this.decay(nowMs);
+    this.heard = true;
     const first = this.order.indexOf({ layer, expert: 0 });
     for (let expert = 0; expert < rows.length; expert += 1) this.rows[first + expert]! += rows[expert]!;
   }

@@ -27,7 +27,7 @@ import { describeModel } from './describe.js';
 import { describeOnly } from './inference.js';
 import { coordinatorMetrics } from './metrics.js';
 import { operatorService } from './operator.js';
-import { planAside } from './plan-aside.js';
+import { PlansAside } from './plan-aside.js';
 import { readTopology } from './topology.js';
 
 /** A bias of 1 outweighs any score, so nothing beyond it makes a difference. */
@@ -64,6 +64,7 @@ class CoordinatorService {
   private readonly registry: Registry;
   private readonly experts: ExpertMetrics;
   private readonly onUnknown: OnUnknown;
+  private readonly plans = new PlansAside();
   private readonly control: ControlService;
   /** Of a coordinator without a router. */
   private readonly watchers = new Watchers(() => clusterState(this.control.view, describeModel(this.model)));
@@ -117,7 +118,7 @@ class CoordinatorService {
       log,
     });
     this.liveness = new Liveness({
-      work: () => (this.router === null ? [] : [this.router.work]),
+      work: () => [this.plans, ...(this.router === null ? [] : [this.router.work])],
       standstillMs: config.standstillMs,
       clock: nativeRuntime.clock,
       log,
@@ -177,7 +178,7 @@ class CoordinatorService {
     return new ControlService({
       model,
       description: describeModel(model),
-      placement: { ...placementOf(config), plan: planAside },
+      placement: { ...placementOf(config), plan: (input) => this.plans.plan(input) },
       topology: config.topology === null ? null : readTopology(config.topology),
       leaseMs: config.leaseMs,
       leftKeptMs,

@@ -65,6 +65,8 @@ export class PlacementPlans {
   started = false;
   /** Of the last plan that was made for the present load, followed or not; null: there is none. */
   outlook: Pick<Plan, 'copiesToLoad' | 'netGainSeconds'> | null = null;
+  /** Whether workers held experts when they were placed. */
+  private adopted = false;
   private readonly planning: Planning;
   private readonly expertBytes: number;
   /** When a worker joined that held experts, before any were placed. */
@@ -122,7 +124,13 @@ export class PlacementPlans {
   /** Whether `settle` has something to do though nothing has happened. */
   isDue(nowMs: number): boolean {
     const heldLongEnough = this.heldSinceMs !== null && nowMs - this.heldSinceMs >= this.options.leaseMs;
-    return this.started ? this.placement.waits || nowMs >= this.planAtMs : heldLongEnough;
+    return this.started ? this.placement.waits || this.isPlanDue(nowMs) : heldLongEnough;
+  }
+
+  /** Copies that are there for loads of before, or of which nobody knows why, wait for loads to be measured; only those that were dealt do not. */
+  private isPlanDue(nowMs: number): boolean {
+    if (nowMs < this.planAtMs) return false;
+    return (!this.adopted && !this.loads.heard) || this.loads.rates(nowMs) !== null;
   }
 
   settle(membership: Membership, term: number, nowMs: number): Settled {
@@ -133,7 +141,7 @@ export class PlacementPlans {
       this.candidates = this.candidatesOf(living, memory);
       if (!this.started) this.start(living, nowMs);
       if (this.stale) this.retarget(living, routers, nowMs);
-      if (nowMs >= this.planAtMs) void this.replan(nowMs);
+      if (this.isPlanDue(nowMs)) void this.replan(nowMs);
       const capacity = (member: Member) => Math.floor(memory.get(member)! / this.expertBytes);
       const steps = this.placement.reconcile(oldestInUse(routers, term), capacity, nowMs);
       const assigned = new Set(
@@ -239,14 +247,18 @@ export class PlacementPlans {
     if (this.options.rebalanceSeconds > 0) this.planAtMs = nowMs;
   }
 
-  /** What there is to be held in memory, or said to be, counts from the start: what a coordinator before this one placed stays where it is. */
+  /**
+   * What workers hold from before stays where it is, so it must be known first: all experts are held as often as they are to be, or whoever holds the others has
+   * had the time to say so.
+   */
   private mayStart(membership: Membership, nowMs: number): boolean {
+    const { workers, copies, experts } = this.options;
     const serving = membership.serving('WORKER');
-    if (serving.length >= this.options.workers || this.isDue(nowMs)) return serving.length > 0;
-    const isHeld = (expert: number) => serving.some(({ ready }) => ready.has(expert));
-    return (
-      serving.length > 0 && Array.from({ length: this.options.experts.total }, (_, at) => at).every(isHeld)
-    );
+    if (serving.length >= workers || this.isDue(nowMs)) return serving.length > 0;
+    if (serving.length < copies) return false;
+    for (let expert = 0; expert < experts.total; expert += 1)
+      if (serving.filter(({ ready }) => ready.has(expert)).length < copies) return false;
+    return true;
   }
 
   private start(living: readonly Member[], nowMs: number): void {
@@ -254,8 +266,8 @@ export class PlacementPlans {
     const { placement, candidates } = this;
     for (const member of living) placement.join(member);
     this.candidates = candidates.map((one) => ({ ...one, slot: placement.slotOf(one.name) }));
-    if (living.every(({ ready }) => ready.count === 0))
-      placement.target = this.planning.dealt(this.candidates);
+    this.adopted = living.some(({ ready }) => ready.count > 0);
+    if (!this.adopted) placement.target = this.planning.dealt(this.candidates);
     this.planAtMs = this.nextPlanMs(nowMs);
   }
 

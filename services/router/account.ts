@@ -62,18 +62,17 @@ export class BatchAccount {
     this.seconds[stage] += seconds;
   }
 
-  /** Counts the experts chosen for `tokens` tokens from `offset` on, and who got how many rows. */
-  routed(
-    chunk: { offset: number; tokens: number },
-    layer: number,
-    rows: Uint32Array,
-    load: RowsByWorker,
-  ): void {
+  /** Counts the experts chosen for `tokens` tokens. */
+  routed(tokens: number, layer: number, rows: Uint32Array): void {
     this.rows.add(layer, rows);
-    this.assignments += chunk.tokens * this.plan.topK;
+    this.assignments += tokens * this.plan.topK;
+  }
+
+  /** Counts what workers get of the tokens of a chunk. */
+  got({ offset, tokens }: { offset: number; tokens: number }, layer: number, load: RowsByWorker): void {
     // A batch of fewer than ten chunks has one chunk in each of its tenths.
-    if (chunk.offset < this.plan.tokens / 10) this.first.add(layer, load);
-    if (chunk.offset + chunk.tokens > (this.plan.tokens * 9) / 10) this.last.add(layer, load);
+    if (offset < this.plan.tokens / 10) this.first.add(layer, load);
+    if (offset + tokens > (this.plan.tokens * 9) / 10) this.last.add(layer, load);
   }
 
   exchanged(figures: ExchangeFigures): void {

@@ -5,6 +5,7 @@ import type { Destination, Destinations } from './destinations.js';
 import { type ExchangeContext, exchange, LateError } from './exchange.js';
 import type { KnownCluster } from './known-cluster.js';
 import type { Links } from './links.js';
+import type { PlacementIndex } from './placement.js';
 
 export interface LedgerContext extends ExchangeContext {
   links: Links;
@@ -25,6 +26,8 @@ export interface RoutedChunk {
   layer: number;
   /** As it was when the rows were routed. */
   destination: Destination;
+  /** Hears of groups that go to other workers than those that were routed. */
+  got: (groups: readonly RowGroup[], placement: PlacementIndex) => void;
 }
 
 /** What has become of a group's rows before. */
@@ -145,6 +148,7 @@ export class Ledger {
     }
     const made = await operations.regroupRows({ routed, group: index, ...destinations.targets(to) });
     for (const at of made.groups.keys()) this.parts[made.first + at] = null;
+    this.of.got(made.groups, to.placement);
     const sent = made.groups.filter(({ worker }) => worker !== null);
     if (history.failure !== null) {
       const rows = sent.reduce((sum, { rowIndices }) => sum + rowIndices.length, 0);

@@ -34,7 +34,8 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
   readGauges(registry, gauges);
   readLinks(registry, gauges.links);
   const rows = new ExpertRows();
-  const routed = readRouted(registry, experts, rows);
+  const load = new WorkerLoad();
+  readRouted(registry, experts, rows, load);
   const traffic = readTraffic(registry);
   const seconds = (name: string, help: string) =>
     histogram(registry, `${name}_seconds`, help, secondsBuckets);
@@ -64,7 +65,13 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
     keepWorkers(workers: ReadonlySet<string>): void {
       for (const worker of traffic.keys()) if (!workers.has(worker)) traffic.delete(worker);
     },
-    routed,
+    /** Counts a chunk's rows per expert of a layer. */
+    routed(layer: number, counts: Uint32Array): void {
+      rows.add(layer, counts);
+      load.decay(layer, loadDecay);
+    },
+    /** Counts what workers get of a chunk. */
+    got: (layer: number, by: RowsByWorker) => load.add(layer, by),
     /** Rows routed to each expert since the start. */
     routedRows: (): LayerCountsInput[] =>
       [...rows.layers()].map(([layer, sums]) => ({ layer, rows: [...sums] })),
@@ -116,12 +123,8 @@ function count(
   sums.bytes += rowBytes;
 }
 
-/** Counts a chunk's rows per expert of a layer. */
-type Routed = (layer: number, counts: Uint32Array, got: RowsByWorker) => void;
-
 /** Counts in typed arrays, which become series when they are read. */
-function readRouted(registry: Registry, experts: ExpertMetrics, rows: ExpertRows): Routed {
-  const load = new WorkerLoad();
+function readRouted(registry: Registry, experts: ExpertMetrics, rows: ExpertRows, load: WorkerLoad): void {
   experts.add('counter', 'rows_total', 'Rows routed to an expert.', () => figuresOf(rows.layers()));
   const labels = ['layer'] as const;
   counter(registry, 'routed_rows_total', 'Rows routed to the experts of a layer.', labels, (metric) => {
@@ -141,11 +144,6 @@ function readRouted(registry: Registry, experts: ExpertMetrics, rows: ExpertRows
       for (const [layer] of rows.layers()) metric.set({ layer }, load.balancedness(layer));
     },
   );
-  return (layer, counts, got) => {
-    rows.add(layer, counts);
-    load.decay(layer, loadDecay);
-    load.add(layer, got);
-  };
 }
 
 function readGauges(registry: Registry, gauges: RouterGauges): void {

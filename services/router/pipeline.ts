@@ -103,7 +103,11 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
     routed = await atHand(pass, context, route(pass, destination, context));
     await account(routed, pass, context);
     signal.throwIfAborted();
-    const input = { routed, rows: routed.normed ?? rows, chunk: chunk.index, layer, destination };
+    const got = (groups: readonly RowGroup[], { term }: PlacementIndex) => {
+      // Within a term indices of workers stay.
+      if (term === placement.term) count(groups, pass, context);
+    };
+    const input = { routed, rows: routed.normed ?? rows, chunk: chunk.index, layer, destination, got };
     results = new Ledger(input, context).run();
   } catch (error) {
     routed?.normed?.release();
@@ -158,11 +162,11 @@ function atHand<T>(
 /** Counts what was routed. Throws NON_FINITE for tokens that came with NaN or infinity, if the batch refuses them. */
 async function account(routed: RoutedRows, pass: LayerPass, context: PipelineContext): Promise<void> {
   const { plan, metrics, reporter } = context;
-  const { chunk, layer, placement } = pass;
+  const { chunk, layer } = pass;
   const { counts, nonFinite, seconds } = routed;
-  const load = { workers: placement.workers, rows: rowsByWorker(routed.groups, placement.workers.length) };
-  context.account.routed(chunk, layer, counts, load);
-  metrics.routed(layer, counts, load);
+  context.account.routed(chunk.tokens, layer, counts);
+  metrics.routed(layer, counts);
+  count(routed.groups, pass, context);
   // Only what the bias can steer counts in the loop that makes it.
   reporter.countRows(layer, counts, plan.feedback);
   if (plan.norm) spend('norm', seconds.norm, context);
@@ -175,11 +179,17 @@ async function account(routed: RoutedRows, pass: LayerPass, context: PipelineCon
   if (nonFinite > 0 && plan.refuseNonFinite) await refuseInput(pass, context);
 }
 
-/** The rows that each of so many workers gets. */
-function rowsByWorker(groups: readonly RowGroup[], workers: number): Float64Array {
-  const rows = new Float64Array(workers);
+/** Counts the rows that workers get, also those that others get in their place. */
+function count(
+  groups: readonly RowGroup[],
+  { chunk, layer, placement: { workers } }: LayerPass,
+  { account, metrics }: PipelineContext,
+): void {
+  // Typed arrays ignore what is written beyond their end: who joined since then is not among the workers of the chunk's placement.
+  const rows = new Float64Array(workers.length);
   for (const { worker, rowIndices } of groups) if (worker !== null) rows[worker]! += rowIndices.length;
-  return rows;
+  account.got(chunk, layer, { workers, rows });
+  metrics.got(layer, { workers, rows });
 }
 
 /** Takes over the parts. */

@@ -6,6 +6,7 @@ import { Cluster } from '../../services/coordinator/cluster.js';
 import type { Member } from '../../services/coordinator/membership.js';
 import type { PlacementOptions } from '../../services/coordinator/plans.js';
 import { expertWeightBytes } from '../../services/model/limits.js';
+import { plan } from '../../services/placement/plan.js';
 import { hello, placementOptions, tinyModel } from './support.js';
 
 const expertBytes = expertWeightBytes(tinyModel);
@@ -56,10 +57,10 @@ class Scene {
   }
 
   /** The router uses this placement, and is told the present one. */
-  uses(member: Member, term: number, epoch: number): void {
+  uses(member: Member, term: number, epoch: number, loads: { layer: number; rows: Buffer }[] = []): void {
     member.told = { term: this.cluster.term, epoch: this.cluster.epoch };
     const report = {
-      loads: [],
+      loads: loads.map((load) => ({ ...load, steered: Buffer.alloc(0) })),
       links: [],
       linksChanged: false,
       notReady: '',
@@ -144,6 +145,17 @@ describe('a coordinator that starts anew', () => {
     expect(scene.told.get('w1') ?? half(1)).toEqual(half(1));
   });
 
+  test('with copies of 2, waits until all are held twice: nothing is loaded in the place of copies of which word is still to come', () => {
+    const scene = new Scene({ workers: 4, copies: 2 });
+    const all = groupByLayer(allExperts);
+    scene.worker('w0', { term: 1, held: all });
+    scene.worker('w1', { term: 1, held: groupByLayer(allExperts.slice(3)) });
+    expect(scene.cluster.epoch).toBe(0);
+    scene.worker('w2', { term: 1, held: all });
+    expect(scene.cluster.view.ready).toBe(true);
+    expect(scene.told.get('w1') ?? allExperts.slice(3)).toEqual(allExperts.slice(3));
+  });
+
   test('waits for nobody once all experts are held, and a lease at most for those that hold the others', () => {
     const whole = new Scene({ workers: 5 });
     whole.worker('w0', { term: 1, held: groupByLayer(allExperts) });
@@ -158,6 +170,53 @@ describe('a coordinator that starts anew', () => {
     part.settle(null);
     expect(part.cluster.view.ready).toBe(true);
     expect(part.told.get('w0')).toEqual(allExperts);
+  });
+});
+
+describe('plans that are made by themselves', () => {
+  /** How often a plan was asked for. */
+  const counting = (placement: Partial<PlacementOptions>) => {
+    const counted = { plans: 0 };
+    const planOf: PlacementOptions['plan'] = async (input) => {
+      counted.plans += 1;
+      return plan(input);
+    };
+    return { counted, scene: new Scene({ rebalanceSeconds: 60, plan: planOf, ...placement }) };
+  };
+  const rows = Buffer.from(Uint32Array.from([900, 5, 5, 5, 5, 5, 5, 5]).buffer);
+  const reports = (scene: Scene, router: Member) =>
+    scene.uses(router, scene.cluster.term, scene.cluster.epoch, [{ layer: 0, rows }]);
+
+  test('a joiner gets a share of what was dealt before there was any load', () => {
+    const { counted, scene } = counting({});
+    scene.worker('w0');
+    scene.worker('w1');
+    expect(counted.plans).toBe(1);
+  });
+
+  test('where copies are from before, they wait for loads to be measured, whoever joins', () => {
+    const { counted, scene } = counting({ copies: 2, workers: 2 });
+    const router = scene.router('r0');
+    for (const name of ['w0', 'w1']) scene.worker(name, { term: 1, held: groupByLayer(allExperts) });
+    scene.worker('w2', { term: 1, held: groupByLayer(allExperts.slice(4)) });
+    scene.worker('w3');
+    scene.pass(120_000);
+    expect(counted.plans).toBe(0);
+    reports(scene, router);
+    scene.pass(1_000);
+    expect(counted.plans).toBe(1);
+  });
+
+  test('where there were loads, they wait until there are some again', () => {
+    const { counted, scene } = counting({});
+    const router = scene.router('r0');
+    scene.worker('w0');
+    reports(scene, router);
+    for (let hours = 0; hours < 2; hours += 1) scene.pass(3_600_000);
+    const { plans } = counted;
+    scene.worker('w1');
+    scene.pass(120_000);
+    expect(counted.plans).toBe(plans);
   });
 });
 

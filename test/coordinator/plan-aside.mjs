@@ -1,5 +1,5 @@
 import { SwitchyardError } from '../../dist/services/common/errors.js';
-import { planAside } from '../../dist/services/coordinator/plan-aside.js';
+import { PlansAside } from '../../dist/services/coordinator/plan-aside.js';
 import { plan } from '../../dist/services/placement/plan.js';
 
 // Plans for 64 workers of so many bytes and 1,024 experts, which takes a thread, and prints what came and how often the event loop turned meanwhile.
@@ -28,8 +28,11 @@ const ticking = setInterval(() => {
   turns += 1;
 }, 1);
 try {
-  const planned = await planAside(input);
-  console.log(JSON.stringify({ same: JSON.stringify(planned) === JSON.stringify(plan(input)), turns }));
+  const aside = new PlansAside();
+  const planning = aside.plan(input);
+  const underWay = aside.underWay();
+  const same = JSON.stringify(await planning) === JSON.stringify(plan(input));
+  console.log(JSON.stringify({ same, turns, underWay, done: aside.done, left: aside.underWay() }));
 } catch (error) {
   console.log(
     JSON.stringify({

@@ -2,7 +2,8 @@ import { cp, mkdtemp, open, readFile, rm, truncate, writeFile } from 'node:fs/pr
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
-import { LocalProcess } from '../../services/cli/local-process.js';
+import { type Flags, LocalProcess, type ProcessRole } from '../../services/cli/local-process.js';
+import { SwitchyardClient } from '../../services/client/index.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
@@ -94,6 +95,33 @@ describe('weights that change while a cluster serves them', () => {
     await expect(call.collect()).rejects.toMatchObject({ code: 'NOT_READY' });
     await cluster.stop();
   });
+});
+
+test('overwritten in place while the coordinator is away: the next one takes up nothing that is held of the old ones', async () => {
+  const { model, weights } = await checkpoint('adopted');
+  const lines: string[] = [];
+  const start = (role: ProcessRole, name: string, flags: Flags) =>
+    new LocalProcess(role, name, { name, port: 0, metricsPort: 0, ...flags }, {}, (_, line) =>
+      lines.push(line),
+    );
+  const first = start('coordinator', 'coordinator', { model, router: false });
+  const { address } = await first.listening;
+  const worker = start('worker', 'worker-0', { coordinator: address, threads: 1 });
+  const router = start('router', 'router-0', { coordinator: address });
+  const client = await SwitchyardClient.connect((await router.listening).address);
+  await client.waitUntilReady(60_000);
+  first.kill('SIGKILL');
+  await first.exited;
+  await flipBit(weights);
+  const port = Number(address.split(':')[1]);
+  const second = start('coordinator', 'coordinator', { model, router: false, port });
+  for (const node of [worker, router]) expect(await node.exited).toEqual({ code: 1, signal: null });
+  for (const event of ['worker-failed', 'membership-over']) {
+    const failed = lines.find((line) => line.includes(event));
+    for (const part of ['MODEL_MISMATCH', 'serves adopted']) expect(failed).toContain(part);
+  }
+  client.destroy();
+  await second.stop(10_000);
 });
 
 describe('a worker with files of its own is a member if they are those of the coordinator', () => {

@@ -93,13 +93,23 @@ describe('balancedness', () => {
 
 const got = (...rows: number[]) => on(told.workers, ...rows);
 
+function routed(
+  account: BatchAccount,
+  chunk: { offset: number; tokens: number },
+  rows: Uint32Array,
+  load: ReturnType<typeof got>,
+): void {
+  account.routed(chunk.tokens, 0, rows);
+  account.got(chunk, 0, load);
+}
+
 describe('the account of a batch', () => {
   test('becomes its summary', () => {
     const account = new BatchAccount(plan({ sequences: 10, length: 10 }), systemClock);
     // First tenth: all on w0. In between: not counted. Last tenth: even.
-    account.routed({ offset: 0, tokens: 10 }, 0, Uint32Array.of(10, 0, 0, 10, 0, 0), got(20, 0, 0));
-    account.routed({ offset: 40, tokens: 10 }, 0, Uint32Array.of(0, 20, 0, 0, 0, 0), got(0, 20, 0));
-    account.routed({ offset: 85, tokens: 15 }, 0, Uint32Array.of(5, 5, 5, 5, 5, 5), got(10, 10, 10));
+    routed(account, { offset: 0, tokens: 10 }, Uint32Array.of(10, 0, 0, 10, 0, 0), got(20, 0, 0));
+    routed(account, { offset: 40, tokens: 10 }, Uint32Array.of(0, 20, 0, 0, 0, 0), got(0, 20, 0));
+    routed(account, { offset: 85, tokens: 15 }, Uint32Array.of(5, 5, 5, 5, 5, 5), got(10, 10, 10));
     account.exchanged({
       rowsSent: 7,
       bytesSent: 224,
@@ -133,9 +143,18 @@ describe('the account of a batch', () => {
     });
   });
 
+  test('tells who got rows, also those that another one got before and did not answer', () => {
+    const account = new BatchAccount(plan(), systemClock);
+    const chunk = { offset: 0, tokens: 32 };
+    routed(account, chunk, Uint32Array.of(64, 0, 0, 0, 0, 0), got(64, 0, 0));
+    account.got(chunk, 0, got(0, 32, 32));
+    expect(account.summary('r').balancednessLast).toBeCloseTo(128 / 3 / 64);
+    expect(account.summary('r').layers).toEqual([{ layer: 0, rows: [64, 0, 0, 0, 0, 0] }]);
+  });
+
   test('of a batch of one chunk has it in both tenths', () => {
     const account = new BatchAccount(plan(), systemClock);
-    account.routed({ offset: 0, tokens: 32 }, 0, Uint32Array.of(64, 0, 0, 0, 0, 0), got(64, 0, 0));
+    routed(account, { offset: 0, tokens: 32 }, Uint32Array.of(64, 0, 0, 0, 0, 0), got(64, 0, 0));
     expect(account.summary('r')).toMatchObject({
       balancednessFirst: expect.closeTo(1 / 3),
       balancednessLast: expect.closeTo(1 / 3),
