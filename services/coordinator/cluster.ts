@@ -104,6 +104,7 @@ export class Cluster {
     const member = this.membership.join(hello, nowMs);
     // A term that this coordinator itself has told is no other's.
     if (hello.term >= this.ownTerm && before?.told.term !== hello.term) this.ownTerm = hello.term + 1;
+    if (hello.term > 0) this.plans.placedBefore(nowMs);
     if (hello.role === 'WORKER') {
       member.ready.replace(this.experts.numbersOf(expertsIn(hello.held)), this.experts.total);
       this.plans.join(member, nowMs);

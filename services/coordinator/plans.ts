@@ -69,8 +69,8 @@ export class PlacementPlans {
   private adopted = false;
   private readonly planning: Planning;
   private readonly expertBytes: number;
-  /** When a worker joined that held experts, before any were placed. */
-  private heldSinceMs: number | null = null;
+  /** When it was heard that a coordinator before this one had placed experts. */
+  private placedBeforeMs: number | null = null;
   /** Whether the target must be looked at again. */
   private stale = true;
   /** Counts the changes of who may have copies: a plan for others is void. */
@@ -104,9 +104,14 @@ export class PlacementPlans {
 
   join(member: Member, nowMs: number): void {
     if (this.started) this.placement.join(member);
-    else if (member.ready.count > 0) this.heldSinceMs ??= nowMs;
+    else if (member.ready.count > 0) this.placedBefore(nowMs);
     this.membersChanged();
     this.planSoon(nowMs);
+  }
+
+  /** A member has come from a coordinator before this one: its workers are not waited for longer than they need to come back. */
+  placedBefore(nowMs: number): void {
+    this.placedBeforeMs ??= nowMs;
   }
 
   end(member: Member): void {
@@ -123,8 +128,8 @@ export class PlacementPlans {
 
   /** Whether `settle` has something to do though nothing has happened. */
   isDue(nowMs: number): boolean {
-    const heldLongEnough = this.heldSinceMs !== null && nowMs - this.heldSinceMs >= this.options.leaseMs;
-    return this.started ? this.placement.waits || this.isPlanDue(nowMs) : heldLongEnough;
+    if (this.started) return this.placement.waits || this.isPlanDue(nowMs);
+    return this.placedBeforeMs !== null && nowMs - this.placedBeforeMs >= this.options.leaseMs;
   }
 
   /** Copies that are there for loads of before, or of which nobody knows why, wait for loads to be measured; only those that were dealt do not. */

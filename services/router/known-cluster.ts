@@ -289,7 +289,8 @@ export class KnownCluster {
       log.warn({ event: 'view-refused', term, epoch, known: [known.term, known.epoch] });
       return;
     }
-    this.hello.term = term;
+    // One that has placed nothing leaves the first of its workers to be waited for.
+    if (epoch > 0) this.hello.term = term;
     if (view.placement) this.placement = indexPlacement(view, view.placement, known);
     this.view = view;
     // A coordinator that was started anew does not know at once who is there.

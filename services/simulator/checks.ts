@@ -33,7 +33,7 @@ export class Invariants {
   private readonly unservedSince = new Map<string, number>();
 
   /** Coordinators that have placed experts. */
-  private readonly started = new WeakSet<CoordinatorNode>();
+  private readonly started = new WeakSet<SimulatedProcess>();
   private readonly goingOn: GoingOn;
   private readonly members: MembersJudged;
 
@@ -66,24 +66,24 @@ export class Invariants {
     this.checkServed(coordinator.node);
   }
 
-  /** Where a coordinator that has just begun wants copies: of what is held nothing moves because it began. */
-  private checkAdopted(node: CoordinatorNode): void {
-    const { cluster } = node.control;
+  /** Where a coordinator that has just begun wants copies: where all are held as often as they are to be, nothing moves because it began. */
+  private checkAdopted({ process, control: { cluster } }: CoordinatorNode): void {
     const { started, placement } = cluster.plans;
-    if (!started || this.started.has(node)) return;
-    this.started.add(node);
-    const isHeld = (name: string, expert: number) =>
-      cluster
-        .members()
-        .some(
-          ({ hello, alive, draining, ready }) =>
-            hello.role === 'WORKER' && hello.name === name && alive && !draining && ready.has(expert),
-        );
+    if (!started || this.started.has(process)) return;
+    this.started.add(process);
+    const serving = cluster
+      .members()
+      .filter(({ hello, alive, draining }) => hello.role === 'WORKER' && alive && !draining);
+    const holders = placement.target.map((_, expert) =>
+      serving.filter(({ ready }) => ready.has(expert)).map(({ hello }) => hello.name),
+    );
+    const { copies } = this.cluster.scenario.placement;
+    if (holders.some(({ length }) => length < copies)) return;
     for (const [expert, slots] of placement.target.entries()) {
-      const holders = placement.names.filter((name) => isHeld(name, expert));
-      if (holders.length === 0 || slots.some((slot) => holders.includes(placement.names[slot]!))) continue;
+      const wanted = slots.map((slot) => placement.names[slot]!);
+      if (wanted.every((name) => holders[expert]!.includes(name))) continue;
       this.violated(
-        `${node.process.name} began, and wants expert ${expert} elsewhere than on ${holders.join(', ')}, where it is`,
+        `${process.name} began, and wants expert ${expert} on ${wanted.join(', ')}, while ${holders[expert]!.join(', ')} hold it`,
       );
     }
   }

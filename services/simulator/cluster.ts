@@ -8,6 +8,7 @@ import type { RouterScenario, Scenario, WorkerScenario } from './scenario.js';
 import type { VirtualTime } from './virtual-time.js';
 
 const mebibyte = 1024 * 1024;
+const startedAnewMs = 500;
 
 /** The place of a process, which may be empty: started, killed, and started anew under the same name. */
 export interface Slot<Node extends SimulatedNode> {
@@ -32,6 +33,8 @@ export class SimulatedCluster {
   readonly coordinator: Slot<CoordinatorNode>;
   readonly routers: Slot<RouterNode>[];
   readonly workers: Slot<WorkerNode>[];
+  /** Names of those that never come back. */
+  readonly gone = new Set<string>();
   /** Who hears of what happens; given before anything does. */
   judge: Judge = { viewed: () => {}, departed: () => {} };
   /** All that there were, by name. */
@@ -94,7 +97,9 @@ export class SimulatedCluster {
     if (node === null || node.draining) return;
     this.log.add(slot.name, 'is asked to end');
     const askedMs = this.time.nowMs;
-    void node.stop().then(() => this.ended(slot, node, askedMs));
+    node.process.deliver(() => {
+      if (!node.draining) void node.stop().then(() => this.ended(slot, node, askedMs));
+    });
   }
 
   private ended(slot: Slot<SimulatedNode>, node: SimulatedNode, askedMs: number): void {
@@ -111,12 +116,20 @@ export class SimulatedCluster {
     worker: WorkerScenario | undefined,
     router: RouterScenario | undefined,
   ): SimulatedNode {
-    if (router !== undefined) return new RouterNode(process, router, this.surroundings);
+    const onFailed = () => this.failed(slot, process);
+    if (router !== undefined) return new RouterNode(process, router, this.surroundings, onFailed);
     if (worker === undefined) return new CoordinatorNode(process, this.surroundings, this.judge.viewed);
     const port = 100 * slot.starts + this.scenario.workers.indexOf(worker) + 10;
-    return new WorkerNode(process, worker, this.surroundings, port, () => {
-      this.log.add(slot.name, 'cannot be a worker any more');
-      if (slot.node?.process === process) this.kill(slot);
+    return new WorkerNode(process, worker, this.surroundings, port, onFailed);
+  }
+
+  /** A process that cannot be a member any more ends, and whoever watches over it starts it anew. */
+  private failed(slot: Slot<SimulatedNode>, process: SimulatedProcess): void {
+    if (slot.node?.process !== process) return;
+    this.log.add(slot.name, 'cannot be a member any more');
+    this.kill(slot);
+    this.time.after(startedAnewMs, () => {
+      if (!this.gone.has(slot.name)) this.start(slot);
     });
   }
 

@@ -85,11 +85,14 @@ export class CoordinatorNode implements SimulatedNode {
 export class RouterNode implements SimulatedNode {
   readonly core: RouterCore;
   draining = false;
+  /** It can be a router no more, and ends. */
+  over = false;
 
   constructor(
     readonly process: SimulatedProcess,
     { name, host, budgetBytes }: RouterScenario,
     { scenario, spec, network, log, coordinator }: Surroundings,
+    onFailed: () => void,
   ) {
     const { leaseMs, readyWaitMs } = scenario;
     const { clock } = process.runtime;
@@ -114,7 +117,11 @@ export class RouterNode implements SimulatedNode {
       onChange: () => {},
       onReady: () => {},
     });
-    void this.core.start(coordinator, { address: `${host}:2`, metricsUrl: '', pid: process.number });
+    const identity = { address: `${host}:2`, metricsUrl: '', pid: process.number };
+    void this.core.start(coordinator, identity).then((error) => {
+      this.over = error !== null;
+      if (this.over) onFailed();
+    });
   }
 
   async stop(): Promise<void> {

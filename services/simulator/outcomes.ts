@@ -2,7 +2,7 @@ import type { ErrorCode, SwitchyardError } from '../common/errors.js';
 import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import { type BatchWish, expectedToken, type ModelShape } from './batch.js';
 import type { BatchListener } from './client.js';
-import type { SimulatedProcess } from './process.js';
+import type { RouterNode } from './nodes.js';
 
 /** How far a clock may be from true time, and then some. */
 const clockSlack = 0.02;
@@ -15,6 +15,8 @@ export interface OutcomeBounds {
   /** Slabs are full now and then. */
   memoryRunsOut: boolean;
   nowMs: () => number;
+  /** Runs when what happens now is over. */
+  soon: (run: () => void) => void;
   /** Called with what must never happen. */
   violated: (what: string) => void;
   /** Called once, when the attempt has ended. */
@@ -35,8 +37,7 @@ export class Attempt implements BatchListener {
 
   constructor(
     readonly wish: BatchWish,
-    private readonly router: SimulatedProcess,
-    private readonly drains: () => boolean,
+    private readonly router: RouterNode,
     private readonly bounds: OutcomeBounds,
   ) {
     this.startedMs = bounds.nowMs();
@@ -79,8 +80,12 @@ export class Attempt implements BatchListener {
 
   failed({ code, message }: SwitchyardError): void {
     this.end(code);
-    if (!this.mayFail(code))
-      this.violated(`failed with ${code} after ${Math.round(this.elapsedMs)} ms: ${message}`);
+    if (this.mayFail(code)) return;
+    const text = `failed with ${code} after ${Math.round(this.elapsedMs)} ms: ${message}`;
+    // A router that can be none any more refuses batches, and ends.
+    this.bounds.soon(() => {
+      if (code !== 'NOT_READY' || !this.router.over) this.violated(text);
+    });
   }
 
   /** The router died: whatever it was about to say is lost. */
@@ -92,12 +97,12 @@ export class Attempt implements BatchListener {
 
   /** The process that runs it. */
   get at(): string {
-    return this.router.name;
+    return this.router.process.name;
   }
 
   /** Of the router's own time: while it stands still it can end nothing. */
   private get elapsedMs(): number {
-    return this.bounds.nowMs() - this.startedMs - this.router.stoodMs(this.startedMs);
+    return this.bounds.nowMs() - this.startedMs - this.router.process.stoodMs(this.startedMs);
   }
 
   private mayFail(code: ErrorCode): boolean {
@@ -111,7 +116,7 @@ export class Attempt implements BatchListener {
       case 'WORKER_LOST':
         return passed(readyWaitMs);
       case 'DRAINING':
-        return this.drains();
+        return this.router.draining;
       case 'CANCELLED':
         return this.cancelled;
       case 'RESOURCE_EXHAUSTED':
@@ -129,6 +134,6 @@ export class Attempt implements BatchListener {
   }
 
   private violated(what: string): void {
-    this.bounds.violated(`batch ${this.wish.number} at ${this.router.name}: ${what}`);
+    this.bounds.violated(`batch ${this.wish.number} at ${this.at}: ${what}`);
   }
 }

@@ -113,7 +113,7 @@ class Simulation {
     this.loseWorkers();
     for (const slot of cluster.slots) {
       if (slot.node?.draining) cluster.kill(slot);
-      if (!this.lost.has(slot.name)) cluster.start(slot);
+      if (!cluster.gone.has(slot.name)) cluster.start(slot);
     }
     for (const slot of cluster.routers) if (random.chance(0.7)) workload.ask(slot);
     const done = await this.until(livenessMsMax, () => workload.openCount === 0);
@@ -124,8 +124,6 @@ class Simulation {
     }
   }
 
-  private readonly lost = new Set<string>();
-
   /** Some workers never come back, as long as the others have memory for all experts. */
   private loseWorkers(): void {
     const { cluster, random } = this;
@@ -135,7 +133,7 @@ class Simulation {
     for (const { name, expertsMax } of random.shuffled(workers)) {
       if (room - expertsMax < needed || random.chance(0.5)) continue;
       room -= expertsMax;
-      this.lost.add(name);
+      cluster.gone.add(name);
       cluster.kill(cluster.workers.find((slot) => slot.name === name)!);
     }
   }

@@ -73,11 +73,12 @@ export class Workload {
       return;
     }
     const { process } = node;
-    const attempt = new Attempt(wish, process, () => node.draining, {
+    const attempt = new Attempt(wish, node, {
       shape: scenario.shape,
       readyWaitMs: scenario.readyWaitMs,
       memoryRunsOut: scenario.faults.weights.starve > 0,
       nowMs: () => time.nowMs,
+      soon: (run) => time.after(0, run),
       violated: this.violated,
       ended: () => {
         forget();

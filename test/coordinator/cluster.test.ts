@@ -156,6 +156,21 @@ describe('a coordinator that starts anew', () => {
     expect(scene.told.get('w1') ?? allExperts.slice(3)).toEqual(allExperts.slice(3));
   });
 
+  test('waits for no more than a lease for workers if a member comes from one that had placed experts, for as many as are wanted otherwise', () => {
+    for (const [term, epoch] of [
+      [3, 1],
+      [0, 0],
+    ] as const) {
+      const scene = new Scene({ workers: 3 });
+      scene.router('r0', { term });
+      scene.worker('w0');
+      scene.pass(500);
+      expect(scene.cluster.epoch).toBe(0);
+      for (let passed = 0; passed < 1_000; passed += 500) scene.pass(500);
+      expect(scene.cluster.epoch > 0).toBe(epoch > 0);
+    }
+  });
+
   test('waits for nobody once all experts are held, and a lease at most for those that hold the others', () => {
     const whole = new Scene({ workers: 5 });
     whole.worker('w0', { term: 1, held: groupByLayer(allExperts) });

@@ -55,6 +55,7 @@ test('a router heeds no older term, and no lower epoch of the same term', async 
     process('router'),
     { ...scenario.routers[0]!, host: 'router' },
     surroundings,
+    () => {},
   );
   await time.run(1_000, () => false);
   const view = (term: number, epoch: number, worker: string) => {
