@@ -21,6 +21,8 @@ import { checkPlace, type Topology } from './topology.js';
 import { clusterView, nodeFigures } from './view.js';
 
 export interface ClusterOptions {
+  /** Of this coordinator's lead, from its start on. */
+  term: number;
   model: ModelSpec;
   topology: Topology | null;
   leaseMs: number;
@@ -55,7 +57,7 @@ export class Cluster {
   readonly plans: PlacementPlans;
   private readonly membership: Membership;
   /** Above that of any coordinator that a member knew. */
-  private ownTerm = 1;
+  private ownTerm: number;
   /** Null: something has changed since it was made. */
   private knownView: ClusterViewInput | null = null;
 
@@ -63,6 +65,7 @@ export class Cluster {
     readonly options: ClusterOptions,
     private readonly events: ClusterEvents,
   ) {
+    this.ownTerm = options.term;
     this.membership = new Membership(options);
     this.experts = new ExpertOrder(options.model.layers);
     this.plans = new PlacementPlans({

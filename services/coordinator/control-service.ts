@@ -31,6 +31,8 @@ export interface ControlServiceOptions extends ClusterOptions {
   /** Messages of one node; beyond them it is cut off. */
   pace: PaceOptions;
   onUnknown: OnUnknown;
+  /** Whether this coordinator leads at this moment: otherwise it neither hears nor says anything. */
+  leads: () => boolean;
   /** Called when the view may have changed. */
   onView: () => void;
   /** Called when the cluster becomes ready, or no longer is. */
@@ -57,7 +59,8 @@ export class ControlService implements NodeStreamOwner {
   /** What routers were told last, and what `encoded` has. */
   private toldView: ClusterViewInput | null = null;
   private encodedView: ClusterViewInput | null = null;
-  private closing = false;
+  /** Why it is over. */
+  private closed: SwitchyardError | null = null;
   private wasReady = false;
   private loggedEpoch = 0;
 
@@ -85,7 +88,7 @@ export class ControlService implements NodeStreamOwner {
     const { leaseMs, pace } = this.options;
     const node = new NodeStream(stream, this, this.clock, leaseMs, new Pace(pace, this.clock.now()));
     this.open.add(node);
-    if (this.closing) node.fail(this.draining());
+    if (this.closed !== null) node.fail(this.closed);
     else if (this.strangers > controlLimits.strangersMax) node.fail(tooManyStrangers());
   }
 
@@ -103,17 +106,21 @@ export class ControlService implements NodeStreamOwner {
   }
 
   readiness(): { ready: boolean; reason: string } {
-    if (this.closing) return { ready: false, reason: 'the coordinator is draining' };
+    if (this.closed !== null) return { ready: false, reason: this.closed.message };
     const { ready, reason } = this.view;
     return { ready: ready === true, reason: reason ?? '' };
   }
 
-  /** Refuses new members, and sends the present ones away; they join again when a coordinator is back. */
-  close(): void {
-    this.closing = true;
+  get leads(): boolean {
+    return this.options.leads();
+  }
+
+  /** Refuses new members, and sends the present ones away with the reason; they join again where a coordinator leads. Idempotent. */
+  close(reason: SwitchyardError): void {
+    this.closed ??= reason;
     for (const timer of this.timers) timer.cancel();
     this.viewTimer?.cancel();
-    for (const stream of this.open) stream.fail(this.draining());
+    for (const stream of this.open) stream.fail(this.closed);
   }
 
   admit(stream: NodeStream, message: NodeMessage): Member {
@@ -168,7 +175,7 @@ export class ControlService implements NodeStreamOwner {
 
   refused(stream: NodeStream, error: SwitchyardError): void {
     this.open.delete(stream);
-    if (this.closing) return;
+    if (this.closed !== null) return;
     const { code, message, details } = error;
     this.options.log.warn({ event: 'node-refused', peer: stream.peer, code, reason: message, details });
   }
@@ -176,7 +183,7 @@ export class ControlService implements NodeStreamOwner {
   gone(stream: NodeStream, member: Member, reason: string): void {
     this.open.delete(stream);
     this.streams.delete(member);
-    if (this.cluster.end(member, reason, this.clock.now()) && !this.closing) this.logGone(member);
+    if (this.cluster.end(member, reason, this.clock.now()) && this.closed === null) this.logGone(member);
   }
 
   compose(kind: MessageKind, member: Member, told: Told): CoordinatorMessageInput | EncodedMessage {
@@ -230,7 +237,7 @@ export class ControlService implements NodeStreamOwner {
   }
 
   private scheduleView(): void {
-    if (this.closing) return;
+    if (this.closed !== null) return;
     this.viewTimer ??= this.clock.after(viewDelayMs, () => {
       this.viewTimer = null;
       this.cluster.settle(this.clock.now());
@@ -278,10 +285,6 @@ export class ControlService implements NodeStreamOwner {
     const line = { node: member.hello.name, nodeRole: member.hello.role, reason: member.reason };
     if (member.draining) log.info({ event: 'node-left', ...line });
     else log.warn({ event: 'node-dead', ...line });
-  }
-
-  private draining(): SwitchyardError {
-    return new SwitchyardError('DRAINING', 'the coordinator is stopping');
   }
 }
 

@@ -10,33 +10,51 @@ import type { Cluster } from './cluster.js';
 
 export interface DescribeOptions {
   description: ModelDescriptionInput;
-  cluster: Cluster;
-  watchers: Watchers;
+  /** Throws if this coordinator does not lead; `watchers` is then null. */
+  cluster: () => Cluster;
+  watchers: () => Watchers | null;
   clock: Clock;
 }
 
 /** The client API of a coordinator that embeds no router: describes the cluster, and names its routers to who asks for more. */
 export function describeOnly({ description, cluster, watchers, clock }: DescribeOptions): InferenceHandlers {
   const startedMs = clock.now();
+  const describe = (placement: boolean) =>
+    describeCluster({
+      view: cluster().view,
+      placement: placement ? cluster().placement() : null,
+      figures: cluster().figures(),
+      model: description,
+      routed: [],
+      router: '',
+      uptimeMs: clock.now() - startedMs,
+    });
   return {
     DescribeModel: (_call, answer) => answer(null, description),
-    DescribeCluster: ({ request }, answer) =>
-      answer(
-        null,
-        describeCluster({
-          view: cluster.view,
-          placement: request.placement ? cluster.placement() : null,
-          figures: cluster.figures(),
-          model: description,
-          routed: [],
-          router: '',
-          uptimeMs: clock.now() - startedMs,
-        }),
-      ),
-    WatchCluster: (call) => watchers.accept(call),
-    Forward: (call) => call.emit('error', toServiceError(noRouter(cluster.view))),
-    Session: (call) => call.emit('error', toServiceError(noRouter(cluster.view))),
+    DescribeCluster: ({ request }, answer) => {
+      try {
+        answer(null, describe(request.placement));
+      } catch (error) {
+        answer(toServiceError(error));
+      }
+    },
+    WatchCluster: (call) => {
+      const open = watchers();
+      if (open === null) call.emit('error', whyRefused(cluster));
+      else open.accept(call);
+    },
+    Forward: (call) => call.emit('error', whyRefused(cluster)),
+    Session: (call) => call.emit('error', whyRefused(cluster)),
   };
+}
+
+/** That it does not lead, or has no router. */
+function whyRefused(cluster: () => Cluster): Error {
+  try {
+    return toServiceError(noRouter(cluster().view));
+  } catch (error) {
+    return toServiceError(error);
+  }
 }
 
 function noRouter({ nodes }: ClusterViewInput): SwitchyardError {

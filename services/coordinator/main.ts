@@ -22,7 +22,7 @@ import { clientWindowBytes, routerSlabs } from '../router/config.js';
 import { Router } from '../router/router.js';
 import { nativeRuntime } from '../runtime/native.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf, placementOf } from './config.js';
-import { ControlService } from './control-service.js';
+import { CoordinatorCore } from './core.js';
 import { describeModel } from './describe.js';
 import { describeOnly } from './inference.js';
 import { coordinatorMetrics } from './metrics.js';
@@ -65,9 +65,9 @@ class CoordinatorService {
   private readonly experts: ExpertMetrics;
   private readonly onUnknown: OnUnknown;
   private readonly plans = new PlansAside();
-  private readonly control: ControlService;
-  /** Of a coordinator without a router. */
-  private readonly watchers = new Watchers(() => clusterState(this.control.view, describeModel(this.model)));
+  private readonly core: CoordinatorCore;
+  /** Clients that watch the cluster at a coordinator without a router; null: it does not lead. */
+  private watchers: Watchers | null = null;
   private readonly router: Router | null;
   /** Of the embedded router. */
   private readonly trace: Trace | null;
@@ -88,13 +88,14 @@ class CoordinatorService {
     this.experts = new ExpertMetrics('coordinator', config.name);
     this.onUnknown = unknownKinds(this.registry, this.log);
     this.trace = Trace.open(config.trace, config.name, this.log);
-    this.control = this.createControl();
-    coordinatorMetrics(this.registry, this.experts, this.control, nativeRuntime.clock);
+    this.core = this.createCore();
+    this.onLeading();
+    coordinatorMetrics(this.registry, this.experts, model, nativeRuntime.clock, () => this.core.leading);
     this.router = config.router ? this.createRouter() : null;
   }
 
   async start(): Promise<Running> {
-    const { config, log, access, control, registry, experts } = this;
+    const { config, log, access, core, registry, experts } = this;
     const { host, insecure } = config;
     this.grpc = await startGrpcServer({
       host,
@@ -107,11 +108,11 @@ class CoordinatorService {
       services: [
         {
           definition: services.Coordinator,
-          implementation: { Join: serveDuplex((stream) => control.accept(stream)) },
+          implementation: { Join: serveDuplex((stream) => core.accept(stream)) },
         },
         {
           definition: services.Operator,
-          implementation: operatorService(control.cluster, nativeRuntime.clock),
+          implementation: operatorService(() => core.control.cluster, nativeRuntime.clock),
         },
         this.router?.service ?? this.describeOnly(),
       ],
@@ -136,7 +137,8 @@ class CoordinatorService {
       state: () => this.state(),
       expertState: () => this.expertState(),
     });
-    this.grpc.setServing(coordinatorName, true);
+    this.core.start(advertised(host, this.grpc.port, config.advertiseHost));
+    this.onLeading();
     const metricsUrl = this.http.url;
     log.info({ event: 'listening', address: this.grpc.address, metricsUrl, model: this.model.name });
     this.startRouter();
@@ -151,7 +153,7 @@ class CoordinatorService {
 
   /** Closes what is open, without a drain. */
   async close(): Promise<void> {
-    this.control.close();
+    await this.core.stop();
     await this.grpc?.close(cutMs);
     await this.http?.close();
     this.liveness?.close();
@@ -166,16 +168,19 @@ class CoordinatorService {
   private async drain(reason: string): Promise<void> {
     this.log.info({ event: 'stopping', reason });
     for (const name of ['', inferenceName, coordinatorName]) this.grpc?.setServing(name, false);
-    this.watchers.end();
+    this.watchers?.end();
     // The workers stay members meanwhile: batches under way need them.
     await this.router?.stop(reason);
     await this.close();
     this.log.info({ event: 'stopped', reason });
   }
 
-  private createControl(): ControlService {
+  private createCore(): CoordinatorCore {
     const { config, model, log } = this;
-    return new ControlService({
+    return new CoordinatorCore({
+      lease: null,
+      leaderLeaseMs: 5_000,
+      random: nativeRuntime.random,
       model,
       description: describeModel(model),
       placement: { ...placementOf(config), plan: (input) => this.plans.plan(input) },
@@ -194,8 +199,9 @@ class CoordinatorService {
       clock: nativeRuntime.clock,
       pace: { atOnce: controlLimits.messagesAtOnce, perSecond: controlLimits.messagesPerSecond },
       onUnknown: this.onUnknown,
-      onView: () => this.watchers.notify(),
+      onView: () => this.watchers?.notify(),
       onReady: () => this.showReadiness(),
+      onLeading: () => this.onLeading(),
     });
   }
 
@@ -232,22 +238,29 @@ class CoordinatorService {
   }
 
   private describeOnly(): GrpcService {
-    const { watchers } = this;
-    const { cluster } = this.control;
     const implementation = describeOnly({
       description: describeModel(this.model),
-      cluster,
-      watchers,
+      cluster: () => this.core.control.cluster,
+      watchers: () => this.watchers,
       clock: nativeRuntime.clock,
     });
     return { definition: services.Inference, implementation };
+  }
+
+  /** It began to lead, or does not any more. */
+  private onLeading(): void {
+    const { leading } = this.core;
+    this.watchers?.end();
+    this.watchers = leading && new Watchers(() => clusterState(leading.view, describeModel(this.model)));
+    this.grpc?.setServing(coordinatorName, leading !== null);
+    this.showReadiness();
   }
 
   /** Ready for batches: every expert is ready, and the embedded router reaches them all. */
   private readiness(): { ready: boolean; reason: string } {
     if (this.stopping !== null) return { ready: false, reason: 'the coordinator is draining' };
     // The router answers clients who ask; what it says is what they find.
-    return this.router?.readiness() ?? this.control.readiness();
+    return this.router?.readiness() ?? this.core.readiness();
   }
 
   private showReadiness(): void {
@@ -256,24 +269,26 @@ class CoordinatorService {
   }
 
   private state(): unknown {
-    const { cluster } = this.control;
     const { source: _, ...model } = this.model;
+    const cluster = this.core.leading?.cluster;
     return {
       version,
       model,
       readiness: this.readiness(),
-      view: { ...cluster.view, figures: cluster.figures() },
-      topology: cluster.options.topology,
-      feedbackSteps: cluster.feedback.version,
-      loads: cluster.layerLoads(nativeRuntime.clock.now()),
+      leading: cluster !== undefined,
+      view: cluster && { ...cluster.view, figures: cluster.figures() },
+      topology: cluster?.options.topology,
+      feedbackSteps: cluster?.feedback.version,
+      loads: cluster?.layerLoads(nativeRuntime.clock.now()),
       router: this.router?.state() ?? null,
     };
   }
 
   /** Where the copies of every expert are, their states and where they shall be; and the biases. */
   private expertState(): unknown {
-    const { cluster } = this.control;
+    const cluster = this.core.leading?.cluster;
+    if (cluster === undefined) return { leading: false };
     const biases = [...cluster.feedback.biases()].map(([layer, bias]) => ({ layer, bias: [...bias] }));
-    return { term: cluster.term, epoch: cluster.epoch, experts: cluster.copies(), biases };
+    return { leading: true, term: cluster.term, epoch: cluster.epoch, experts: cluster.copies(), biases };
   }
 }

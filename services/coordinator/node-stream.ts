@@ -21,6 +21,8 @@ export interface Told {
 
 /** The coordinator's side of what happens on a stream. */
 export interface NodeStreamOwner {
+  /** Whether the coordinator leads at this moment. */
+  readonly leads: boolean;
   /** Throws to refuse the node. */
   admit(stream: NodeStream, message: NodeMessage): Member;
   /** Throws if the message makes no sense: the node is then cut off. */
@@ -90,7 +92,7 @@ export class NodeStream {
   }
 
   private receive(message: NodeMessage): void {
-    if (this.closed) return;
+    if (this.closed || !this.owner.leads) return;
     try {
       if (!this.pace.take(this.clock.now())) throw tooManyMessages(this.pace.options);
       if (this.member !== null) {
@@ -109,7 +111,7 @@ export class NodeStream {
 
   private flush(): void {
     for (const kind of kinds) {
-      if (!this.writable || this.closed || this.member === null) return;
+      if (!this.writable || this.closed || this.member === null || !this.owner.leads) return;
       if (!this.due.delete(kind)) continue;
       this.writable = this.stream.write(this.owner.compose(kind, this.member, this.told));
     }

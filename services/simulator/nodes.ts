@@ -4,7 +4,8 @@ import { ExpertMetrics } from '../common/expert-metrics.js';
 import { Registry } from '../common/metrics.js';
 import { exchangeCodec, joinCodec } from '../common/protocol.js';
 import { coordinatorSchema, placementOf } from '../coordinator/config.js';
-import { ControlService } from '../coordinator/control-service.js';
+import type { ControlService } from '../coordinator/control-service.js';
+import { CoordinatorCore } from '../coordinator/core.js';
 import { describeModel } from '../coordinator/describe.js';
 import type { ModelSpec } from '../model/spec.js';
 import { plan } from '../placement/plan.js';
@@ -45,7 +46,7 @@ export interface SimulatedNode {
 }
 
 export class CoordinatorNode implements SimulatedNode {
-  readonly control: ControlService;
+  readonly core: CoordinatorCore;
   draining = false;
 
   constructor(
@@ -55,7 +56,10 @@ export class CoordinatorNode implements SimulatedNode {
   ) {
     const { leaseMs, heartbeatMs, workers, feedback, placement } = scenario;
     const config = coordinatorSchema.parse({ workers: workers.length, leaseMs, heartbeatMs, ...placement });
-    this.control = new ControlService({
+    this.core = new CoordinatorCore({
+      lease: null,
+      leaderLeaseMs: 5_000,
+      random: process.runtime.random,
       model: spec,
       description: describeModel(spec),
       placement: { ...placementOf(config), plan: async (input) => plan(input) },
@@ -72,13 +76,19 @@ export class CoordinatorNode implements SimulatedNode {
       onUnknown,
       onView: () => this.onView(this),
       onReady: () => {},
+      onLeading: () => {},
     });
-    network.listen(process, coordinator, join, (stream) => this.control.accept(stream));
+    network.listen(process, coordinator, join, (stream) => this.core.accept(stream));
+    this.core.start(coordinator);
+  }
+
+  get control(): ControlService {
+    return this.core.control;
   }
 
   async stop(): Promise<void> {
     this.draining = true;
-    this.control.close();
+    await this.core.stop();
   }
 }
 

@@ -26,6 +26,7 @@ class Scene {
   constructor(placement: Partial<PlacementOptions> = {}) {
     this.cluster = new Cluster(
       {
+        term: 1,
         model: tinyModel,
         topology: null,
         leaseMs: 1_000,

@@ -15,6 +15,7 @@ import {
   spawnNode,
   start,
   stateOf,
+  stopping,
   worker,
 } from './control-support.js';
 import { hello, tinyModel } from './support.js';
@@ -227,9 +228,9 @@ describe('a coordinator that comes and goes', () => {
     const events: string[] = [];
     const node = session(first.server.address, events);
     await until(() => first.control.readiness().ready, Boolean);
-    first.control.close();
+    first.control.close(stopping);
     await first.server.close(100);
-    expect(first.control.readiness()).toEqual({ ready: false, reason: 'the coordinator is draining' });
+    expect(first.control.readiness()).toEqual({ ready: false, reason: 'the coordinator is stopping' });
     await until(
       () => node.connected,
       (connected) => !connected,

@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import type { ClientDuplexStream } from '@grpc/grpc-js';
 import { afterEach } from '@jest/globals';
 import { Access } from '../../services/common/access.js';
+import { SwitchyardError } from '../../services/common/errors.js';
 import type { CoordinatorMessage } from '../../services/common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeMessageInput } from '../../services/common/generated/switchyard/v1/NodeMessage.js';
 import { connect } from '../../services/common/grpc-channel.js';
@@ -25,6 +26,7 @@ import { hello, placementOptions, tinyModel } from './support.js';
 
 export const log = createLogger('test', 'test', 'silent');
 export const leaseMs = 600;
+export const stopping = new SwitchyardError('DRAINING', 'the coordinator is stopping');
 const cleanups: (() => unknown)[] = [];
 
 /** Runs when the test is over, the last one first. */
@@ -60,6 +62,8 @@ export async function start(
 ): Promise<Started> {
   const model = options.model ?? tinyModel;
   const control = new ControlService({
+    term: 1,
+    leads: () => true,
     model,
     description: describeModel(model),
     placement: { ...placementOptions, ...options.placement, workers: options.workers ?? 1 },
@@ -77,7 +81,7 @@ export async function start(
     onView: () => {},
     onReady: () => {},
   });
-  cleanups.push(() => control.close());
+  cleanups.push(() => control.close(stopping));
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: options.port ?? 0,
