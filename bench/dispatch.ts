@@ -1,5 +1,5 @@
 import { native, type RoutingTable, type Slab } from '../native/index.js';
-import { dialWorker } from '../services/common/grpc-duplex.js';
+import { workerDialer } from '../services/common/grpc-duplex.js';
 import { createLogger } from '../services/common/log.js';
 import { prepareProcess } from '../services/common/process.js';
 import { nativeRuntime } from '../services/runtime/native.js';
@@ -136,7 +136,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
     const links = await Promise.all(
       ends.map(async (end) =>
         dialLink({
-          dial: dialWorker,
+          dial: workerDialer(null),
           ucx: nativeUcx,
           runtime: nativeRuntime,
           address: (await end.started).address,

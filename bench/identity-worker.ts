@@ -4,7 +4,7 @@ import { native } from '../native/index.js';
 import { ControlSession } from '../services/common/control-session.js';
 import type { LayerExpertsInput } from '../services/common/generated/switchyard/v1/LayerExperts.js';
 import type { ModelDescription } from '../services/common/generated/switchyard/v1/ModelDescription.js';
-import { dialCoordinator } from '../services/common/grpc-duplex.js';
+import { coordinatorDialer } from '../services/common/grpc-duplex.js';
 import { createLogger } from '../services/common/log.js';
 import { nativeRuntime } from '../services/runtime/native.js';
 import type { TokenBatchHandler } from '../services/transport/link.js';
@@ -48,7 +48,7 @@ const address = await serveLinks({
 new ControlSession({
   coordinator,
   token: null,
-  dial: dialCoordinator,
+  dial: coordinatorDialer(null),
   runtime: nativeRuntime,
   // Its experts have no weights, so all of them fit.
   hello: {

@@ -4,7 +4,7 @@
  * is told.
  */
 import { native } from '../native/index.js';
-import { dialWorker } from '../services/common/grpc-duplex.js';
+import { workerDialer } from '../services/common/grpc-duplex.js';
 import { createLogger } from '../services/common/log.js';
 import { prepareProcess } from '../services/common/process.js';
 import { nativeRuntime } from '../services/runtime/native.js';
@@ -163,7 +163,7 @@ const link =
   options.worker === null
     ? null
     : await dialLink({
-        dial: dialWorker,
+        dial: workerDialer(null),
         ucx: nativeUcx,
         runtime: nativeRuntime,
         address: options.worker,

@@ -101,7 +101,7 @@ const calls: HostCalls = {
   },
   metrics: async (name, token) => {
     const { metricsUrl } = await started(name).listening;
-    return [...(await readMetrics(metricsUrl, token))];
+    return [...(await readMetrics(metricsUrl, { token, tls: null }))];
   },
   cpu: async () => [
     cpuOf('client', process.pid),

@@ -1,9 +1,18 @@
 import { z } from 'zod';
 import { readTokens } from '../common/access.js';
-import { clientTokenFields, decimal, humanCount, port, serverFields, text } from '../common/config.js';
+import {
+  clientTokenFields,
+  decimal,
+  humanCount,
+  port,
+  serverFields,
+  serverTlsFields,
+  text,
+} from '../common/config.js';
+import { tlsFilesOf } from '../common/tls.js';
 import type { LocalClusterOptions } from './local-cluster.js';
 import type { Flags } from './local-process.js';
-import { clientTokenHelp, serverTokenHelp } from './service.js';
+import { clientTokenHelp, serverTlsHelp, serverTokenHelp } from './service.js';
 
 /** A cluster of child processes: for every command that starts one. */
 export const clusterFields = {
@@ -19,6 +28,7 @@ export const clusterFields = {
   nodeTokenFile: serverFields.nodeTokenFile,
   operatorToken: serverFields.operatorToken,
   operatorTokenFile: serverFields.operatorTokenFile,
+  ...serverTlsFields,
   readyTimeout: decimal(1, 86_400).default(600),
 };
 
@@ -32,6 +42,7 @@ export const clusterHelp = {
   logDirectory: ['directory', 'write the log of each process to a file there'],
   ...clientTokenHelp,
   ...serverTokenHelp,
+  ...serverTlsHelp,
   readyTimeout: ['seconds', 'how long loading may take'],
 } as const;
 
@@ -57,6 +68,7 @@ export function localClusterOptions(
     router: node,
     worker: node,
     tokens: readTokens(config),
+    tls: tlsFilesOf(config, true),
     readyTimeoutMs: Math.ceil(config.readyTimeout * 1000),
   };
 }

@@ -61,7 +61,7 @@ export class UsageMeter {
 async function readAll(cluster: LocalCluster): Promise<NodeMetrics[]> {
   return Promise.all(
     cluster.processes.map(async (process) =>
-      readMetrics((await process.listening).metricsUrl, cluster.token),
+      readMetrics((await process.listening).metricsUrl, cluster.credential),
     ),
   );
 }

@@ -1,25 +1,50 @@
-import { SwitchyardClient } from '../client/index.js';
+import { type ConnectOptions, SwitchyardClient, type TlsOptions } from '../client/index.js';
 import { readToken } from '../common/access.js';
-import { addresses, presentedTokenFields } from '../common/config.js';
+import { addresses, presentedTlsFields, presentedTokenFields } from '../common/config.js';
+import { type TlsConfig, type TlsFiles, tlsFilesOf } from '../common/tls.js';
+
+/** What a command shows of itself, and whom it trusts. */
+export const credentialFields = { ...presentedTokenFields, ...presentedTlsFields };
+
+export const tlsHelp = {
+  tlsCa: ['file', 'PEM file of who signs the certificates of servers: connections are encrypted'],
+  tlsCert: ['file', 'PEM file of the certificate to show'],
+  tlsKey: ['file', 'PEM file of its key'],
+} as const;
+
+export type CredentialConfig = TlsConfig & { token: string | null; tokenFile: string | null };
+export type PresentedCredential = Required<Pick<ConnectOptions, 'token' | 'tls'>>;
+
+/** What a client shows and trusts of the files of a process. */
+export function presentedFiles(files: TlsFiles | null): TlsOptions | null {
+  if (files === null) return null;
+  const { ca, cert, key } = files;
+  return { ca, cert, key };
+}
+
+export function readCredential(config: CredentialConfig): PresentedCredential {
+  return { token: readToken(config), tls: presentedFiles(tlsFilesOf(config, false)) };
+}
 
 /** How to reach a running cluster: for every command that talks to one. */
 export const connectionFields = {
   address: addresses().default(['127.0.0.1:7070']),
-  ...presentedTokenFields,
+  ...credentialFields,
 };
 
 export const connectionHelp = {
   address: ['host:port,…', 'the coordinator or any router of the cluster; several: any that answers'],
   token: ['token', "a client's or an operator's token; better in SWITCHYARD_TOKEN or --token-file"],
   tokenFile: ['file', 'file that holds the token'],
+  ...tlsHelp,
 } as const;
 
 /** Connects, does the work, and ends the connection whatever happens. */
 export async function withClient<T>(
-  config: { address: string[]; token: string | null; tokenFile: string | null },
+  config: CredentialConfig & { address: string[] },
   work: (client: SwitchyardClient) => Promise<T>,
 ): Promise<T> {
-  const client = await SwitchyardClient.connect(config.address, { token: readToken(config) });
+  const client = await SwitchyardClient.connect(config.address, readCredential(config));
   try {
     return await work(client);
   } finally {

@@ -19,8 +19,8 @@ export const forwardCommand = defineCommand({
     'switchyard forward --address 10.0.0.1:7070 --input rows.bin --sequences 128 --output out.bin --deadline 60',
   ],
   run: async (config) => {
-    const { address, token, tokenFile, json, ...batch } = config;
-    await withClient({ address, token, tokenFile }, async (client) => {
+    const { json, ...batch } = config;
+    await withClient(config, async (client) => {
       const report = await runBatch(client, batch, abortOnSignal(batchEndMsMax)).catch(async (error) => {
         await endDespiteReads();
         throw error;

@@ -3,6 +3,8 @@ import { accessRoles, type Tokens } from '../common/access.js';
 import { SwitchyardError } from '../common/errors.js';
 import { onAbort, sleep } from '../common/lifecycle.js';
 import { usableCores } from '../common/machine.js';
+import type { TlsFiles } from '../common/tls.js';
+import { type PresentedCredential, presentedFiles } from './connection.js';
 import { type Flags, LocalProcess } from './local-process.js';
 
 export interface LocalClusterOptions {
@@ -17,6 +19,7 @@ export interface LocalClusterOptions {
   worker?: Flags;
   /** Of the whole cluster. Default: none. */
   tokens?: Tokens;
+  tls?: TlsFiles | null;
   readyTimeoutMs: number;
   /** Gives up starting, and stops what has started, whatever its user is at. */
   signal?: AbortSignal;
@@ -40,16 +43,17 @@ export class LocalCluster {
     readonly address: string,
     readonly metricsUrl: string,
     readonly client: SwitchyardClient,
-    /** What this process presents: an operator's token, or a client's if there is none. */
-    readonly token: string | null,
+    /** What this process presents: an operator's token, or a client's if there is none, and the certificate of all. */
+    readonly credential: PresentedCredential,
   ) {}
 
   /** Starts all processes and resolves when the cluster is ready. A failure stops what was started, and says which process failed why. */
   static async start(options: LocalClusterOptions): Promise<LocalCluster> {
-    const { tokens = {} } = options;
+    const { tokens = {}, tls = null } = options;
     const launch = (role: 'coordinator' | 'router' | 'worker', name: string, flags: Flags) => {
       const known = role === 'worker' ? { ...tokens, client: null } : tokens;
-      return new LocalProcess(role, name, flags, tokenEnvironment(known), options.onLine ?? (() => {}));
+      const all = { ...flags, ...tlsFlags(tls) };
+      return new LocalProcess(role, name, all, tokenEnvironment(known), options.onLine ?? (() => {}));
     };
     const coordinator = launch('coordinator', 'coordinator', {
       ...options.coordinator,
@@ -60,8 +64,9 @@ export class LocalCluster {
     try {
       const { address, metricsUrl } = await within(options, coordinator.listening);
       const token = tokens.operator ?? tokens.client ?? null;
-      client = await within(options, SwitchyardClient.connect(address, { token }));
-      const cluster = new LocalCluster(address, metricsUrl, client, token);
+      const credential = { token, tls: presentedFiles(tls) };
+      client = await within(options, SwitchyardClient.connect(address, credential));
+      const cluster = new LocalCluster(address, metricsUrl, client, credential);
       cluster.processes.push(coordinator);
       const threads = options.threads ?? Math.max(1, Math.floor(usableCores() / options.workers));
       for (let index = 0; index < options.workers; index++) {
@@ -119,6 +124,12 @@ export class LocalCluster {
     await Promise.race([this.client.waitUntilReady(readyTimeoutMs, routersWanted, signal), ...ended]);
     await within(options, Promise.all(this.processes.map((process) => process.listening)));
   }
+}
+
+function tlsFlags(files: TlsFiles | null): Flags {
+  if (files === null) return {};
+  const { ca, cert, key, clientCa } = files;
+  return { tlsCa: ca, tlsCert: cert, tlsKey: key, tlsClientCa: clientCa };
 }
 
 /** Tokens as servers read them from their environment. */

@@ -1,5 +1,6 @@
 import { type ClusterDescription, SwitchyardClient } from '../client/index.js';
 import { sleep } from '../common/lifecycle.js';
+import type { PresentedCredential } from './connection.js';
 import { describeMeasured, type Recording, recordCluster } from './recording.js';
 
 /** Rows of each expert, by layer. */
@@ -14,12 +15,12 @@ interface Snapshot {
 /** What all routers of a cluster send to its experts within some seconds, and where the experts are then. */
 export async function measureLoad(
   client: SwitchyardClient,
-  token: string | null,
+  credential: PresentedCredential,
   seconds: number,
 ): Promise<Recording> {
-  const before = await lookAt(client, token);
+  const before = await lookAt(client, credential);
   await sleep(seconds * 1000);
-  const after = await lookAt(client, token);
+  const after = await lookAt(client, credential);
   const recorded = recordCluster(await describeMeasured(client));
   const layers = recorded.layers.map((layer) => {
     const rows = new Array<number>(layer.workersOf.length).fill(0);
@@ -37,7 +38,7 @@ export async function measureLoad(
 }
 
 /** Every router tells of itself; the one that answers does so at once. */
-async function lookAt(client: SwitchyardClient, token: string | null): Promise<Snapshot> {
+async function lookAt(client: SwitchyardClient, credential: PresentedCredential): Promise<Snapshot> {
   const cluster = await client.describeCluster({ placement: true });
   const routed = new Map<string, Rows>();
   const take = ({ router, routed: layers }: ClusterDescription) =>
@@ -49,7 +50,7 @@ async function lookAt(client: SwitchyardClient, token: string | null): Promise<S
   );
   await Promise.all(
     others.map(async ({ address }) => {
-      const router = await SwitchyardClient.connect(address, { token });
+      const router = await SwitchyardClient.connect(address, credential);
       try {
         take(await router.describeCluster({ placement: true }));
       } finally {

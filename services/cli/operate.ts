@@ -1,6 +1,5 @@
 import { z } from 'zod';
-import { readToken } from '../common/access.js';
-import { address, nodeName, presentedTokenFields } from '../common/config.js';
+import { address, nodeName } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import { copiesMessage } from '../common/expert-copies.js';
 import type { RebalanceAnswer } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
@@ -8,21 +7,24 @@ import type { WorkerMark } from '../common/generated/switchyard/v1/WorkerMark.js
 import { connect } from '../common/grpc-channel.js';
 import { clients } from '../common/protocol.js';
 import { fromServiceError } from '../common/status.js';
+import { Tls } from '../common/tls.js';
 import { readTopology } from '../coordinator/topology.js';
 import { plan } from '../placement/plan.js';
 import { defineCommand } from './command.js';
+import { type CredentialConfig, credentialFields, readCredential, tlsHelp } from './connection.js';
 import { bytes, count, seconds } from './format.js';
 import { type PlanOptions, planFields, planHelp, planInput } from './plan-input.js';
 import { readRecording } from './recording.js';
 
-const operatorFields = { address: address().default('127.0.0.1:7070'), ...presentedTokenFields };
+const operatorFields = { address: address().default('127.0.0.1:7070'), ...credentialFields };
 const operatorHelp = {
   address: ['host:port', 'the coordinator'],
   token: ['token', "the operator's token; better in SWITCHYARD_TOKEN or --token-file"],
   tokenFile: ['file', 'file that holds the token'],
+  ...tlsHelp,
 } as const;
 
-type Connection = { address: string; token: string | null; tokenFile: string | null };
+type Connection = CredentialConfig & { address: string };
 type Operator = InstanceType<typeof clients.Operator>;
 
 const messageBytesMax = 64 * 1024 * 1024;
@@ -38,7 +40,9 @@ async function ask<Answer>(
     answer: (error: Error | null, value?: Answer) => void,
   ) => unknown,
 ): Promise<Answer> {
-  const operator = connect(clients.Operator, config.address, { token: readToken(config), messageBytesMax });
+  const { token = null, tls: files } = readCredential(config);
+  const tls = files ? new Tls(files) : null;
+  const operator = connect(clients.Operator, config.address, { token, tls, messageBytesMax });
   try {
     return await new Promise((resolve, reject) => {
       call(operator, new Date(Date.now() + answerMsMax), (error, value) =>
@@ -47,6 +51,7 @@ async function ask<Answer>(
     });
   } finally {
     operator.close();
+    tls?.close();
   }
 }
 

@@ -1,11 +1,10 @@
 import { z } from 'zod';
-import { readToken } from '../common/access.js';
 import { decimal, toggle } from '../common/config.js';
 import { readTopology } from '../coordinator/topology.js';
 import type { PlanInput } from '../placement/input.js';
 import { type Plan, plan } from '../placement/plan.js';
 import { defineCommand } from './command.js';
-import { connectionFields, connectionHelp, withClient } from './connection.js';
+import { connectionFields, connectionHelp, readCredential, withClient } from './connection.js';
 import { bytes, count, seconds, table } from './format.js';
 import { measureLoad } from './measure-load.js';
 import { planFields, planHelp, planInput } from './plan-input.js';
@@ -39,7 +38,7 @@ export const planCommand = defineCommand({
     const topology = config.topology === null ? null : readTopology(config.topology);
     const recording =
       config.recording === null
-        ? await withClient(config, (client) => measureLoad(client, readToken(config), config.seconds))
+        ? await withClient(config, (client) => measureLoad(client, readCredential(config), config.seconds))
         : readRecording(config.recording);
     const input = planInput(recording, topology, config);
     const planned = plan(input);

@@ -5,6 +5,7 @@ import { clientTokenHelp, serve, serverHelp } from './service.js';
 /** Help of the keys in `routerFields`. */
 export const routerHelp = {
   transport: ['name', 'how token batches travel: auto, ucx or grpc'],
+  allowPlaintextRows: [null, 'with TLS: let UCX carry rows between hosts as they are'],
   budgetBytes: ['bytes', 'rows of all chunks in flight'],
   chunkTokens: ['n', 'tokens per chunk unless a batch says otherwise; 0: by bytes'],
   messageBytesMax: ['bytes', "largest chunk of a client's message: rows and routing"],

@@ -18,13 +18,22 @@ export const serverTokenHelp = {
   operatorTokenFile: ['file', 'file that holds the operator token'],
 } as const satisfies Record<string, OptionHelp>;
 
+/** Help of `serverTlsFields`. */
+export const serverTlsHelp = {
+  tlsCa: ['file', 'PEM file of who signs the certificates of the cluster'],
+  tlsCert: ['file', 'PEM file of the certificate to show: everything is encrypted'],
+  tlsKey: ['file', 'PEM file of its key'],
+  tlsClientCa: ['file', 'PEM file of who signs the certificates of callers, which are asked for'],
+} as const satisfies Record<string, OptionHelp>;
+
 /** Help of the keys in `serverFields`. */
 export const serverHelp = {
   host: ['address', 'address to listen on; other than loopback needs tokens'],
   port: ['n', 'port of the gRPC server; 0: a free one'],
   metricsPort: ['n', 'port of /metrics, /healthz, /readyz and /state; 0: a free one'],
   ...serverTokenHelp,
-  insecure: [null, 'listen beyond loopback without tokens'],
+  ...serverTlsHelp,
+  insecure: [null, 'listen beyond loopback without tokens or certificates'],
   logLevel: ['level', 'trace, debug, info, warn, error or silent'],
   standstillMs: ['ms', 'how long own work may stand still before health fails'],
   trace: ['file', 'write what this process does and when, for Perfetto (Chrome trace-event JSON)'],

@@ -14,6 +14,7 @@ export const workerCommand = defineCommand({
     advertiseHost: ['host', 'host by which routers reach this worker'],
     topologyHost: ['host', 'this machine, as the topology file names it'],
     transport: ['name', 'how token batches travel: auto, ucx or grpc'],
+    allowPlaintextRows: [null, 'with TLS: let UCX carry rows between hosts as they are'],
     device: ['device', 'what computes: cpu, or cuda:0 for the first CUDA device'],
     threads: ['n', 'compute threads'],
     memory: ['bytes', 'memory for weights (default: what the machine has)'],

@@ -39,6 +39,8 @@ const batch = {
   signal,
 };
 const streams = { transport, routers: whole(1, uint32Max) };
+const file = z.string({ error: 'the path of a PEM file' });
+const tlsAllowed = 'an object with ca, and with cert and key together or neither; null';
 const object = { error: 'an object of options' };
 
 const schemas = {
@@ -47,6 +49,12 @@ const schemas = {
       token: z
         .string({ error: 'a text, null' })
         .regex(/^[\x21-\x7e]+$/, { error: 'printable ASCII without spaces, and no end of line' })
+        .nullish(),
+      tls: z
+        .strictObject({ ca: file, cert: file.nullish(), key: file.nullish() }, { error: tlsAllowed })
+        .refine(({ cert, key }) => ((cert ?? null) === null) === ((key ?? null) === null), {
+          error: tlsAllowed,
+        })
         .nullish(),
       timeoutMs: milliseconds,
       transport,

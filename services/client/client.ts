@@ -7,7 +7,9 @@ import type { ClusterState } from '../common/generated/switchyard/v1/ClusterStat
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
+import type { Credential } from '../common/grpc-channel.js';
 import { abortable, abortError, onAbort } from '../common/lifecycle.js';
+import { Tls } from '../common/tls.js';
 import { usualChunkTokens } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
 import { checkOptions } from './check-options.js';
@@ -24,9 +26,20 @@ import { checkInput, type ForwardInput, openInput, StreamedRows } from './source
 import { UnreachableByUcx } from './ucx.js';
 import { ClusterWatch } from './watch.js';
 
+/** PEM files, which are read anew when they change. */
+export interface TlsOptions {
+  /** Who signs the certificates of the cluster's servers. */
+  ca: string;
+  /** A certificate to show, with those between it and its CA, and its key. Default: none. */
+  cert?: string | null | undefined;
+  key?: string | null | undefined;
+}
+
 export interface ConnectOptions {
   /** Bearer token of the cluster; null: none. */
   token?: string | null;
+  /** Connections are encrypted; null, the default: they are not. */
+  tls?: TlsOptions | null;
   /** How long each address may take to answer. */
   timeoutMs?: number;
   /**
@@ -72,18 +85,19 @@ export class SwitchyardClient {
 
   private constructor(
     readonly addresses: readonly string[],
-    private readonly token: string | null,
+    private readonly credential: Credential,
     private readonly timeoutMs: number,
     private readonly transport: TransportChoice,
   ) {
-    this.connections = new Connections(token, timeoutMs);
+    this.connections = new Connections(credential, timeoutMs);
     const onState = (state: ClusterState) => this.forgetOthers(state);
-    this.watch = new ClusterWatch({ addresses, token, timeoutMs, onState });
+    this.watch = new ClusterWatch({ addresses, credential, timeoutMs, onState });
   }
 
   /**
    * Connects by the address of the coordinator or of any router, or by several of them, any of which may be down. Throws
-   * INVALID_ARGUMENT for what is not host:port, NOT_READY if nothing answers, UNAUTHENTICATED for a wrong token; the cluster may
+   * INVALID_ARGUMENT for what is not host:port, NOT_READY if nothing answers, UNAUTHENTICATED for a wrong token or certificate, and where the server's is
+   * not trusted, CONFIG_INVALID for files of TLS that cannot be used; the cluster may
    * still be loading.
    */
   static async connect(
@@ -91,12 +105,18 @@ export class SwitchyardClient {
     options: ConnectOptions = {},
   ): Promise<SwitchyardClient> {
     checkOptions('connect', options);
-    const { token = null, timeoutMs = 5_000, transport = 'auto' } = options;
+    const { token = null, tls: files = null, timeoutMs = 5_000, transport = 'auto' } = options;
     const given = [...new Set([addresses].flat().map((address) => parseAddress(address)))];
     if (given.length === 0) throw invalidArgument('addresses', '[]', 'one or more');
-    const client = new SwitchyardClient(given, token, timeoutMs, transport);
-    await client.watch.start();
-    return client;
+    const tls = files && new Tls(files);
+    const client = new SwitchyardClient(given, { token, tls }, timeoutMs, transport);
+    try {
+      await client.watch.start();
+      return client;
+    } catch (error) {
+      tls?.close();
+      throw error;
+    }
   }
 
   /** Members and readiness, as of now; with `placement` also where every expert is. */
@@ -261,8 +281,8 @@ export class SwitchyardClient {
 
   private async openSession(router: RouterDescription, transport: TransportChoice): Promise<RouterSession> {
     await reachRouters([router], this.connections, 1, 0);
-    const { token, unreachableByUcx: unreachable } = this;
-    const session = new RouterSession({ router: router.address, token, transport, unreachable });
+    const { credential, unreachableByUcx: unreachable } = this;
+    const session = new RouterSession({ router: router.address, credential, transport, unreachable });
     try {
       await session.opened;
       return session;
@@ -298,6 +318,7 @@ export class SwitchyardClient {
     this.watch.end(this.over.signal.reason);
     this.small.end(this.over.signal.reason);
     this.connections.retain(new Set());
+    this.credential.tls?.close();
   }
 
   /** What was kept of servers that are neither given nor in the state is given up: a client may outlive many routers. */

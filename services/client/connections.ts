@@ -1,7 +1,7 @@
 import { connectivityState } from '@grpc/grpc-js';
 import { SwitchyardError } from '../common/errors.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
-import { connect } from '../common/grpc-channel.js';
+import { type Credential, connect } from '../common/grpc-channel.js';
 import { clients } from '../common/protocol.js';
 import { fromServiceError, speaksNoGrpc } from '../common/status.js';
 
@@ -25,7 +25,7 @@ export class Connections {
 
   /** `timeoutMs`: how long connecting may take. */
   constructor(
-    private readonly token: string | null,
+    private readonly credential: Credential,
     private readonly timeoutMs: number,
   ) {}
 
@@ -63,7 +63,7 @@ export class Connections {
   }
 
   private open(address: string): InferenceClient {
-    return connect(clients.Inference, address, { token: this.token, messageBytesMax: answerBytesMax });
+    return connect(clients.Inference, address, { ...this.credential, messageBytesMax: answerBytesMax });
   }
 
   private async attempt(address: string, connection: Connection): Promise<InferenceClient> {

@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net';
 import { type ClientDuplexStream, type StatusObject, status } from '@grpc/grpc-js';
+import { hostOf } from '../common/address.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
@@ -8,7 +9,7 @@ import type { SessionRequestInput } from '../common/generated/switchyard/v1/Sess
 import type { SessionResponse } from '../common/generated/switchyard/v1/SessionResponse.js';
 import type { SessionWelcome } from '../common/generated/switchyard/v1/SessionWelcome.js';
 import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
-import { connect } from '../common/grpc-channel.js';
+import { type Credential, connect } from '../common/grpc-channel.js';
 import { abortError, Deferred, End, type EndSignal, onAbort } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
 import { fromFailure } from '../common/status.js';
@@ -16,7 +17,7 @@ import { chunkCost, chunkRoutingBytesMax } from '../transport/chunk-size.js';
 import { Credits } from '../transport/credits.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
 import { answerBytesMax } from './connections.js';
-import { hostOf, routerError, routerLost } from './router-stream.js';
+import { routerError, routerLost } from './router-stream.js';
 import type { SessionPort, TakeRows } from './session-port.js';
 import type { RouterSummary } from './summary.js';
 import { noWay, openMsOf, openSessionPort, type UnreachableByUcx } from './ucx.js';
@@ -24,7 +25,7 @@ import { noWay, openMsOf, openSessionPort, type UnreachableByUcx } from './ucx.j
 export interface RouterSessionOptions {
   /** host:port */
   router: string;
-  token: string | null;
+  credential: Credential;
   transport: TransportChoice;
   unreachable: UnreachableByUcx;
 }
@@ -84,12 +85,16 @@ export class RouterSession {
   private ended: SwitchyardError | null = null;
 
   constructor(private readonly options: RouterSessionOptions) {
-    const { router, token } = options;
+    const { router, credential } = options;
     const onSocket = (socket: Socket) => {
       this.sockets.add(socket);
       socket.once('close', () => this.sockets.delete(socket));
     };
-    this.client = connect(clients.Inference, router, { token, messageBytesMax: answerBytesMax, onSocket });
+    this.client = connect(clients.Inference, router, {
+      ...credential,
+      messageBytesMax: answerBytesMax,
+      onSocket,
+    });
     this.call = this.client.session();
     this.call.on('data', (message: SessionResponse) => this.receive(message, null));
     this.call.on('status', (result: StatusObject) => this.lose(whyEnded(result, router)));

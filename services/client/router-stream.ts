@@ -1,5 +1,6 @@
 import { type ClientDuplexStream, type StatusObject, status } from '@grpc/grpc-js';
 import type { SlabRange } from '../../native/index.js';
+import { hostOf } from '../common/address.js';
 import { adviseAdvertiseHost } from '../common/advertise.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
@@ -247,11 +248,6 @@ export class RouterStream implements BatchStream {
 
 function bufferOf(rows: Uint8Array): Buffer {
   return Buffer.from(rows.buffer, rows.byteOffset, rows.byteLength);
-}
-
-/** The host of host:port, without the brackets of an IPv6 address. */
-export function hostOf(address: string): string {
-  return address.slice(0, address.lastIndexOf(':')).replace(/^\[(.*)\]$/, '$1');
 }
 
 /** What a call to a router failed with; a broken connection is the loss of that router. */

@@ -5,17 +5,17 @@ import { backoffMs } from '../common/backoff.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
-import { connect } from '../common/grpc-channel.js';
+import { type Credential, connect } from '../common/grpc-channel.js';
 import { abortable, Deferred, onAbort } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
-import { fromServiceError } from '../common/status.js';
+import { fromServiceError, isUntrusted } from '../common/status.js';
 import { systemRandom } from '../runtime/system.js';
 import { unanswered } from './connections.js';
 
 export interface WatchOptions {
   /** host:port, at least one: those that the user gave. */
   addresses: readonly string[];
-  token: string | null;
+  credential: Credential;
   /** How long a server may take to tell the state. */
   timeoutMs: number;
   /** Called with every new state. */
@@ -51,8 +51,8 @@ export class ClusterWatch {
   constructor(private readonly options: WatchOptions) {}
 
   /**
-   * Resolves when an address has answered. Rejects if none does, with NOT_READY, or if one refuses the token; the watch is then
-   * over.
+   * Resolves when an address has answered. Rejects if none does, with NOT_READY, or if one refuses the credential; the watch
+   * is then over.
    */
   start(): Promise<void> {
     void this.run();
@@ -114,7 +114,8 @@ export class ClusterWatch {
   /** Ends the watch if the first round brought nothing. */
   private giveUp(failures: SwitchyardError[], failure: SwitchyardError): void {
     failures.push(failure);
-    const refused = failure.code === 'UNAUTHENTICATED' || failure.code === 'PERMISSION_DENIED';
+    const refused =
+      (failure.code === 'UNAUTHENTICATED' && !isUntrusted(failure)) || failure.code === 'PERMISSION_DENIED';
     if (!refused && failures.length < this.options.addresses.length) return;
     const texts = failures.map(({ message }) => message).join('; ');
     const all = new SwitchyardError('NOT_READY', texts, failure.details, { cause: failure });
@@ -125,12 +126,12 @@ export class ClusterWatch {
 
   /** Watches at one server. Resolves when that is over, with why. */
   private async follow(address: string): Promise<SwitchyardError> {
-    const { token, timeoutMs } = this.options;
+    const { credential, timeoutMs } = this.options;
     let socket: Socket | null = null;
     const onSocket = (made: Socket) => {
       socket = made;
     };
-    const client = connect(clients.Inference, address, { token, messageBytesMax, onSocket });
+    const client = connect(clients.Inference, address, { ...credential, messageBytesMax, onSocket });
     const call = client.watchCluster({});
     const ended = new Deferred<SwitchyardError>();
     const cancel = (reason: string) => {

@@ -1,19 +1,20 @@
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { isIPv4 } from 'node:net';
+import { type CertificateNames, noCertificate, roleName } from './certificate.js';
 import { SwitchyardError } from './errors.js';
 
-/** Who may call: each role has a token of its own. */
+/** Who may call: each role has a token of its own, or certificates that name it. */
 export const accessRoles = ['client', 'node', 'operator'] as const;
 export type AccessRole = (typeof accessRoles)[number];
 
 /** The tokens that a server knows. A role without one needs none here. */
 export type Tokens = Readonly<Partial<Record<AccessRole, string | null>>>;
 
-/** What a call needs: the token of a role, the key of a link, or nothing. */
+/** What a call needs: the credential of a role, the key of a link, or nothing. */
 type Need = AccessRole | 'link' | 'nothing';
 
-/** Every gRPC method, by its service, and every HTTP path that needs something else than the operator's token. */
+/** Every gRPC method, by its service, and every HTTP path that needs something else than the operator's credential. */
 const needs: readonly (readonly [start: string, need: Need])[] = [
   ['/switchyard.v1.Inference/', 'client'],
   ['/switchyard.v1.Coordinator/', 'node'],
@@ -28,25 +29,24 @@ export function needOf(path: string): Need {
   return needs.find(([start]) => path.startsWith(start))?.[1] ?? 'operator';
 }
 
-/** Roles whose token a call may carry that needs that of `role`. */
+/** Roles whose credential a call may carry that needs that of `role`. */
 const allowedFor = (role: AccessRole): readonly AccessRole[] =>
   role === 'client' ? ['client', 'operator'] : [role];
-
-const allowedText = (need: Need): string =>
-  need === 'link'
-    ? 'the key of a link, which the coordinator gives to routers'
-    : `the ${allowedFor(need as AccessRole).join(' or the ')} token`;
 
 const digest = (text: string) => createHash('sha256').update(text).digest();
 
 /** RFC 9110: the scheme in any case, and spaces in front of the token. */
 const bearerPattern = /^\s*bearer +([\x21-\x7e]+)\s*$/i;
 
-/** Decides who may call a server: by bearer tokens of which it keeps digests. */
+/** Decides who may call a server: by bearer tokens of which it keeps digests, and by the names in certificates. */
 export class Access {
   private readonly digests: ReadonlyMap<AccessRole, Buffer>;
 
-  constructor(tokens: Tokens) {
+  /** `certificates`: whether callers are asked for them; then no role is open to all. */
+  constructor(
+    tokens: Tokens,
+    private readonly certificates = false,
+  ) {
     this.digests = new Map(
       accessRoles.flatMap((role) => {
         const token = tokens[role] ?? null;
@@ -56,31 +56,53 @@ export class Access {
   }
 
   has(role: AccessRole): boolean {
-    return this.digests.has(role);
+    return this.certificates || this.digests.has(role);
   }
 
-  /** Whether a call of the method or path needs no token here. A link's key is checked by the service. */
+  /** Whether a call of the method or path needs no credential here. A link's key is checked by the service. */
   isOpen(path: string): boolean {
     const need = needOf(path);
     return need === 'nothing' || (need !== 'link' && !this.has(need));
   }
 
   /**
-   * Throws UNAUTHENTICATED if the `authorization` header carries no token that is known here, PERMISSION_DENIED if the
-   * token is of a role that may not call the method or path.
+   * Throws UNAUTHENTICATED if the `authorization` header carries no token that is known here and the certificate names no
+   * role, PERMISSION_DENIED if both are of roles that may not call the method or path.
    */
-  check(path: string, header: unknown): void {
+  check(path: string, header: unknown, certificate: CertificateNames = noCertificate): void {
     if (this.isOpen(path)) return;
     const need = needOf(path);
-    const role = this.roleOf(header);
-    if (role !== null && need !== 'link' && allowedFor(need as AccessRole).includes(role)) return;
-    const allowed = allowedText(need);
-    if (role === null) {
-      const text = `the call carries no valid credential; allowed: ${allowed}`;
+    const token = this.roleOf(header);
+    const roles = token === null ? certificate.roles : [token, ...certificate.roles];
+    if (need !== 'link' && roles.some((role) => allowedFor(need as AccessRole).includes(role))) return;
+    const allowed = this.allowedText(need);
+    if (roles.length === 0) {
+      const text = `the call carries no valid credential${this.problemOf(certificate)}; allowed: ${allowed}`;
       throw new SwitchyardError('UNAUTHENTICATED', text, { method: path, allowed });
     }
-    const text = `the call carries the ${role} token; allowed: ${allowed}`;
-    throw new SwitchyardError('PERMISSION_DENIED', text, { method: path, role, allowed });
+    const carried = [
+      ...(token === null ? [] : [`the ${token} token`]),
+      ...certificate.roles.map((role) => `a certificate with ${roleName(role)}`),
+    ];
+    const text = `the call carries ${carried.join(' and ')}; allowed: ${allowed}`;
+    throw new SwitchyardError('PERMISSION_DENIED', text, { method: path, role: roles[0]!, allowed });
+  }
+
+  private allowedText(need: Need): string {
+    if (need === 'link') return 'the key of a link, which the coordinator gives to routers';
+    const roles = allowedFor(need as AccessRole);
+    const tokens = roles.filter((role) => this.digests.has(role));
+    const ways = tokens.length === 0 ? [] : [`the ${tokens.join(' or the ')} token`];
+    if (this.certificates)
+      ways.push(
+        `a certificate (tlsCert) that tlsClientCa of the server signs, with the name ${roles.map(roleName).join(' or ')}`,
+      );
+    return ways.join(', or ');
+  }
+
+  private problemOf({ problem }: CertificateNames): string {
+    if (!this.certificates) return '';
+    return `: ${problem ?? 'its certificate names no role'}`;
   }
 
   /** Digests of equal length are compared in constant time, and with every role's: the time taken tells nothing about a token. */
@@ -96,7 +118,7 @@ export function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || (isIPv4(host) && host.startsWith('127.'));
 }
 
-/** Refuses to let other machines call what `paths` name without tokens, unless `insecure` says so. Throws CONFIG_INVALID. */
+/** Refuses to let other machines call what `paths` name without credentials, unless `insecure` says so. Throws CONFIG_INVALID. */
 export function assertBindAllowed(
   host: string,
   access: Access,
@@ -108,7 +130,7 @@ export function assertBindAllowed(
   const missing = accessRoles.filter((role) => needed.has(role) && !access.has(role));
   if (missing.length === 0) return;
   const files = missing.map((role) => `--${role}-token-file`).join(' and ');
-  const allowed = `a loopback address, or ${files}, or --insecure`;
+  const allowed = `a loopback address, or ${files}, or --tls-client-ca, or --insecure`;
   throw new SwitchyardError(
     'CONFIG_INVALID',
     `host is ${JSON.stringify(host)}, which other machines can reach, and there is no ${missing.join(', no ')} token; allowed: ${allowed}`,

@@ -28,6 +28,11 @@ export function isAddress(text: string): boolean {
   return bracketed === undefined ? isHost(host!) : isIPv6(bracketed);
 }
 
+/** The host of host:port, without the brackets of an IPv6 address. */
+export function hostOf(address: string): string {
+  return address.slice(0, address.lastIndexOf(':')).replace(/^\[(.*)\]$/, '$1');
+}
+
 /** The address as it is. Throws INVALID_ARGUMENT, naming `field`, for what is not host:port. */
 export function parseAddress(address: string, field = 'address'): string {
   if (typeof address === 'string' && isAddress(address)) return address;

@@ -12,9 +12,10 @@ export function advertised(host: string, port: number, advertiseHost: string | n
   return `${isIPv6(shown) ? `[${shown}]` : shown}:${port}`;
 }
 
-/** The same for an http server that listens at `url`. */
+/** The same for a server of HTTP that listens at `url`. */
 export function advertisedUrl(host: string, url: string, advertiseHost: string | null): string {
-  return `http://${advertised(host, Number(new URL(url).port), advertiseHost)}`;
+  const { protocol, port } = new URL(url);
+  return `${protocol}//${advertised(host, Number(port), advertiseHost)}`;
 }
 
 /** What a call to the address that `node` advertises failed with: where its name does not resolve, also what to change. */

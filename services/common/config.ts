@@ -141,6 +141,14 @@ const token = () =>
     .default(null);
 const tokenFile = () => text().nullable().default(null);
 
+const file = () => text().nullable().default(null);
+
+/** Files by which a command trusts a cluster, and is known to it. */
+export const presentedTlsFields = { tlsCa: file(), tlsCert: file(), tlsKey: file() };
+
+/** Of servers: they show the certificate to whoever calls, too. */
+export const serverTlsFields = { ...presentedTlsFields, tlsClientCa: file() };
+
 /** The token that a command presents to a cluster. */
 export const presentedTokenFields = { token: token(), tokenFile: tokenFile() };
 
@@ -156,6 +164,7 @@ export const serverFields = {
   nodeTokenFile: tokenFile(),
   operatorToken: token(),
   operatorTokenFile: tokenFile(),
+  ...serverTlsFields,
   insecure: toggle().default(false),
   logLevel: z.enum(logLevels).default('info'),
   standstillMs: humanCount(100, 3_600_000).default(30_000),
@@ -193,7 +202,12 @@ export function loadConfig<Shape extends z.ZodRawShape>(
   const found = new Map<string, Found>();
   if (file) {
     for (const [key, value] of Object.entries(readSection(file))) {
-      found.set(key, { value, origin: `${file.path}: ${file.section}.${key}` });
+      const at = `${file.path}: ${file.section}.${key}`;
+      if (key !== 'tls' || !isMapping(value)) found.set(key, { value, origin: at });
+      // `tls: { cert: … }` says the same as `tlsCert: …`.
+      else
+        for (const [name, path] of Object.entries(value))
+          found.set(`tls${name[0]?.toUpperCase()}${name.slice(1)}`, { value: path, origin: `${at}.${name}` });
     }
   }
   for (const key of Object.keys(schema.shape)) {
@@ -224,8 +238,6 @@ function readSection({ path, section }: { path: string; section: ConfigSection }
       `a readable YAML file (${(error as Error).message.split('\n')[0]})`,
     );
   }
-  const isMapping = (value: unknown): value is Record<string, unknown> =>
-    value !== null && typeof value === 'object' && !Array.isArray(value);
   if (!isMapping(parsed))
     throw invalid('config', '--config', path, 'a YAML mapping with one section per service');
   // A misspelt section would otherwise configure nothing, in silence.
@@ -236,6 +248,10 @@ function readSection({ path, section }: { path: string; section: ConfigSection }
   if (!isMapping(content))
     throw invalid(section, `${path}: ${section}`, content, 'a mapping of keys to values');
   return content;
+}
+
+function isMapping(value: unknown): value is Record<string, unknown> {
+  return value !== null && typeof value === 'object' && !Array.isArray(value);
 }
 
 function invalid(key: string, origin: string, value: unknown, allowed: string): SwitchyardError {

@@ -10,6 +10,7 @@ import type { NodeMessageInput } from './generated/switchyard/v1/NodeMessage.js'
 import { overdueMs, Standstill } from './lease.js';
 import { Deferred, goodbyeMs } from './lifecycle.js';
 import type { Logger } from './log.js';
+import { isUntrusted } from './status.js';
 import type { OnUnknown } from './unknown-kinds.js';
 
 export interface ControlSessionOptions {
@@ -210,8 +211,12 @@ export class ControlSession {
     });
   }
 
-  /** A name stays taken until the lease of a node's own broken stream has run out, so a member tries again for that long. */
+  /**
+   * A member waits for a coordinator whose certificate is not trusted: it may be about to change, or this end's trust.
+   * A name stays taken until the lease of a node's own broken stream has run out, so a member tries again for that long.
+   */
   private isFinal(error: SwitchyardError): boolean {
+    if (isUntrusted(error)) return !this.joinedBefore;
     if (error.code !== 'NAME_TAKEN') return finalCodes.has(error.code);
     return !this.joinedBefore || this.now() - this.lostAt > 2 * this.options.leaseMs;
   }

@@ -1,13 +1,16 @@
 import type { Socket } from 'node:net';
 import {
-  type ChannelCredentials,
+  CallCredentials,
+  ChannelCredentials,
   type ChannelOptions,
   type Client,
   type ClientOptions,
-  credentials,
+  type experimental,
   InterceptingCall,
   type Interceptor,
 } from '@grpc/grpc-js';
+import { hostOf } from './address.js';
+import type { Tls } from './tls.js';
 
 /** Metadata beside the rows of a message, on every transport: indices, weights, routing. Senders cut what needs more. */
 export const metadataBytesMax = 1024 * 1024;
@@ -77,25 +80,52 @@ function bearerInterceptor(token: string): Interceptor {
     });
 }
 
-/** grpc-js keeps the sockets of a channel to itself; only its credentials see them. */
-function channelCredentials(onSocket: ((socket: Socket) => void) | undefined): ChannelCredentials {
-  const plain = credentials.createInsecure();
-  if (onSocket === undefined) return plain;
-  const createConnector = plain._createSecureConnector.bind(plain);
-  plain._createSecureConnector = (...target) => {
-    const connector = createConnector(...target);
-    const secure = connector.connect.bind(connector);
-    connector.connect = (socket) => {
-      onSocket(socket);
-      return secure(socket);
-    };
-    return connector;
-  };
-  return plain;
+/** What a caller shows of itself, and whom it trusts. */
+export interface Credential {
+  token: string | null;
+  /** Default: connections are not encrypted. */
+  tls?: Tls | null;
 }
 
-export interface ConnectionOptions {
-  token: string | null;
+/** grpc-js keeps the sockets of a channel to itself; only its credentials see them. */
+class ConnectionCredentials extends ChannelCredentials {
+  constructor(
+    private readonly host: string,
+    private readonly tls: Tls | null,
+    private readonly onSocket: (socket: Socket) => void,
+  ) {
+    super();
+  }
+
+  _isSecure(): boolean {
+    return this.tls !== null;
+  }
+
+  _equals(other: ChannelCredentials): boolean {
+    return this === other;
+  }
+
+  _createSecureConnector(
+    _target: unknown,
+    _options: unknown,
+    calls = CallCredentials.createEmpty(),
+  ): experimental.SecureConnector {
+    const { host, tls, onSocket } = this;
+    return {
+      async connect(socket) {
+        onSocket(socket);
+        return tls === null
+          ? { socket, secure: false }
+          : { socket: await tls.secure(socket, host), secure: true };
+      },
+      waitForReady: async () => {},
+      getCallCredentials: () => calls,
+      destroy() {},
+    };
+  }
+}
+
+export interface ConnectionOptions extends Credential {
   messageBytesMax: number;
   leaseMs?: number;
   /** Gets the socket of every connection that the client makes. */
@@ -104,19 +134,15 @@ export interface ConnectionOptions {
 
 /**
  * A client of one of `clients` on a connection of its own to `address` (host:port). Every call carries
- * the token. With `leaseMs` the connection breaks when the server is silent for so long. Connecting happens on the
+ * the token, and with `tls` nothing is said in the clear. With `leaseMs` the connection breaks when the server is silent for so long. Connecting happens on the
  * first call; `client.close()` ends the connection.
  */
 export function connect<C extends Client>(
-  ClientType: new (
-    address: string,
-    creds: ReturnType<typeof credentials.createInsecure>,
-    options: ClientOptions,
-  ) => C,
+  ClientType: new (address: string, credentials: ChannelCredentials, options: ClientOptions) => C,
   address: string,
-  { token, messageBytesMax, leaseMs, onSocket }: ConnectionOptions,
+  { token, tls = null, messageBytesMax, leaseMs, onSocket = () => {} }: ConnectionOptions,
 ): C {
-  return new ClientType(address, channelCredentials(onSocket), {
+  return new ClientType(address, new ConnectionCredentials(hostOf(address), tls, onSocket), {
     ...channelOptions(messageBytesMax),
     ...clientOptions,
     ...(leaseMs === undefined ? {} : keepalive(leaseMs)),

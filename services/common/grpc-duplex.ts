@@ -1,5 +1,6 @@
 import { type Client, type ClientDuplexStream, Metadata, type ServerDuplexStream } from '@grpc/grpc-js';
 import type { Dialer, Duplex, DuplexHandlers, Listener } from '../runtime/duplex.js';
+import { namesIn } from './certificate.js';
 import { SwitchyardError } from './errors.js';
 import type { CoordinatorMessage } from './generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeMessageInput } from './generated/switchyard/v1/NodeMessage.js';
@@ -8,6 +9,7 @@ import type { WorkerMessage } from './generated/switchyard/v1/WorkerMessage.js';
 import { connect } from './grpc-channel.js';
 import { clients } from './protocol.js';
 import { fromServiceError, toServiceError } from './status.js';
+import type { Tls } from './tls.js';
 
 type GrpcStream<In, Out> = ClientDuplexStream<Out, In> | ServerDuplexStream<In, Out>;
 
@@ -113,10 +115,11 @@ class AcceptedDuplex<In, Out> extends GrpcDuplex<In, Out, ServerDuplexStream<In,
 /** A dialer whose streams have a connection each, which ends with them. */
 function grpcDialer<C extends Client, In, Out>(
   ClientType: Parameters<typeof connect<C>>[0],
+  tls: Tls | null,
   open: (client: C, metadata: Metadata) => ClientDuplexStream<Out, In>,
 ): Dialer<In, Out> {
   return (address, { authorization, ...options }) => {
-    const client = connect(ClientType, address, { token: null, ...options });
+    const client = connect(ClientType, address, { token: null, tls, ...options });
     const metadata = new Metadata();
     if (authorization !== null) metadata.set('authorization', authorization);
     return new DialedDuplex(open(client, metadata), client);
@@ -124,16 +127,12 @@ function grpcDialer<C extends Client, In, Out>(
 }
 
 /** Join, from a node to its coordinator. */
-export const dialCoordinator: Dialer<CoordinatorMessage, NodeMessageInput> = grpcDialer(
-  clients.Coordinator,
-  (client, metadata) => client.Join(metadata),
-);
+export const coordinatorDialer = (tls: Tls | null): Dialer<CoordinatorMessage, NodeMessageInput> =>
+  grpcDialer(clients.Coordinator, tls, (client, metadata) => client.Join(metadata));
 
 /** Exchange, from a router to a worker. */
-export const dialWorker: Dialer<WorkerMessage, RouterMessageInput> = grpcDialer(
-  clients.Experts,
-  (client, metadata) => client.Exchange(metadata),
-);
+export const workerDialer = (tls: Tls | null): Dialer<WorkerMessage, RouterMessageInput> =>
+  grpcDialer(clients.Experts, tls, (client, metadata) => client.Exchange(metadata));
 
 /** The method of a gRPC service whose streams `listener` gets. */
 export function serveDuplex<In, Out>(
@@ -141,6 +140,10 @@ export function serveDuplex<In, Out>(
 ): (call: ServerDuplexStream<In, Out>) => void {
   return (call) => {
     const header = call.metadata.get('authorization')[0];
-    listener(new AcceptedDuplex(call), header === undefined ? undefined : String(header));
+    const { sslPeerCertificate } = call.getAuthContext();
+    listener(new AcceptedDuplex(call), {
+      authorization: header === undefined ? undefined : String(header),
+      certificate: namesIn(sslPeerCertificate?.subjectaltname),
+    });
   };
 }

@@ -1,5 +1,12 @@
 import type { Http2Server, ServerHttp2Session, ServerHttp2Stream } from 'node:http2';
-import { ServerInterceptingCall, type ServerInterceptor, type StatusObject, status } from '@grpc/grpc-js';
+import type { Socket } from 'node:net';
+import {
+  ServerInterceptingCall,
+  type ServerInterceptingCallInterface,
+  type ServerInterceptor,
+  type StatusObject,
+  status,
+} from '@grpc/grpc-js';
 import { controlLimits } from './control-limits.js';
 import { invalidArgument, overLimit, SwitchyardError } from './errors.js';
 import { FairSlots } from './fair-slots.js';
@@ -21,6 +28,14 @@ interface CallInternals {
   incomingEncoding: string;
   stream: ServerHttp2Stream;
   decoder: CallDecoder;
+}
+
+/** The connection of a call, which is within the interceptors next to the wire. */
+export function socketOf(call: ServerInterceptingCallInterface): Socket | undefined {
+  const { nextCall, stream } = call as unknown as {
+    nextCall?: ServerInterceptingCallInterface;
+  } & CallInternals;
+  return nextCall === undefined ? stream.session?.socket : socketOf(nextCall);
 }
 
 /**

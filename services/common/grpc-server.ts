@@ -12,9 +12,10 @@ import {
 import { loadSync } from '@grpc/proto-loader';
 import { protoPath as healthProtoPath } from 'grpc-health-check';
 import { type Access, assertBindAllowed, needOf } from './access.js';
+import { certificateOf } from './certificate.js';
 import { SwitchyardError } from './errors.js';
 import { channelOptions, type MessageLimit, windowBytes } from './grpc-channel.js';
-import { boundConnections, connectionsMax, guardCalls } from './grpc-guard.js';
+import { boundConnections, connectionsMax, guardCalls, socketOf } from './grpc-guard.js';
 import { Health } from './health.js';
 import type { Logger } from './log.js';
 import type { MessageRoom } from './message-gate.js';
@@ -22,6 +23,7 @@ import { prepareProcess } from './process.js';
 import { packageDefinition } from './protocol.js';
 import { addReflection } from './reflection.js';
 import { toServiceError } from './status.js';
+import { guardHandshakes, type Tls, TlsServerCredentials } from './tls.js';
 
 export interface GrpcService {
   definition: ServiceDefinition;
@@ -37,6 +39,8 @@ export interface GrpcServerOptions {
   /** Who may call. */
   access: Access;
   insecure: boolean;
+  /** Default: connections are not encrypted. */
+  tls?: Tls | null;
   messageLimit: MessageLimit;
   /** Calls at once that the services count and bound themselves. Default: none. */
   batchesMax?: number;
@@ -75,7 +79,7 @@ const reflectionPath = '/grpc.reflection.v1.ServerReflection/ServerReflectionInf
  * Throws CONFIG_INVALID for a host that needs a token and for an address that cannot be bound.
  */
 export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
-  const { host, port, access, messageLimit, services, log } = options;
+  const { host, port, access, tls = null, messageLimit, services, log } = options;
   const paths = services.flatMap(({ definition }) => Object.values(definition).map(({ path }) => path));
   assertBindAllowed(host, access, options.insecure, [...paths, reflectionPath]);
   prepareProcess();
@@ -100,7 +104,8 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
   addReflection(server, definitions, [...names, 'grpc.health.v1.Health']);
 
   const bracketed = isIPv6(host) ? `[${host}]` : host;
-  const boundPort = await bind(server, host, bracketed, port);
+  const credentials = tls === null ? ServerCredentials.createInsecure() : new TlsServerCredentials(tls);
+  const boundPort = await bind(server, credentials, host, bracketed, port);
   const sockets = new Set<Socket>();
   for (const http2Server of internals.http2Servers.keys()) {
     http2Server.on('connection', (socket) => {
@@ -109,6 +114,7 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
     });
     http2Server.on('session', (session) => session.setLocalWindowSize(windowBytes));
     boundConnections(http2Server, connectionsMax);
+    if (tls !== null) guardHandshakes(http2Server, log);
   }
   let closing: Promise<void> | null = null;
   return {
@@ -149,7 +155,7 @@ function accessInterceptor(access: Access, log: Logger): ServerInterceptor {
         next({
           onReceiveMetadata(metadata, deliver) {
             try {
-              access.check(path, metadata.get('authorization')[0]);
+              access.check(path, metadata.get('authorization')[0], certificateOf(socketOf(call)));
             } catch (error) {
               const { code, details, metadata: trailers } = toServiceError(error);
               log.warn({ event: 'call-refused', method: path, peer: call.getPeer(), reason: details });
@@ -169,9 +175,15 @@ function accessInterceptor(access: Access, log: Logger): ServerInterceptor {
   };
 }
 
-function bind(server: Server, host: string, bracketed: string, port: number): Promise<number> {
+function bind(
+  server: Server,
+  credentials: ServerCredentials,
+  host: string,
+  bracketed: string,
+  port: number,
+): Promise<number> {
   return new Promise((resolve, reject) => {
-    server.bindAsync(`${bracketed}:${port}`, ServerCredentials.createInsecure(), (error, boundPort) => {
+    server.bindAsync(`${bracketed}:${port}`, credentials, (error, boundPort) => {
       if (!error) resolve(boundPort);
       else reject(bindError('port', host, port, error));
     });

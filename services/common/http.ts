@@ -1,18 +1,25 @@
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer, type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http';
+import { createServer as createSecureServer, type Server as HttpsServer } from 'node:https';
 import { type AddressInfo, isIPv6 } from 'node:net';
 import { type Access, assertBindAllowed } from './access.js';
+import { certificateOf } from './certificate.js';
 import { asSwitchyardError } from './errors.js';
 import type { ExpertMetrics } from './expert-metrics.js';
 import { bindError } from './grpc-server.js';
+import type { Logger } from './log.js';
 import { gauge, type Registry } from './metrics.js';
+import { guardHandshakes, type Tls } from './tls.js';
 
 export interface HttpOptions {
   host: string;
   /** 0: a free one. */
   port: number;
-  /** Who may read metrics and state; probes need no token. */
+  /** Who may read metrics and state; probes need no credential. */
   access: Access;
   insecure: boolean;
+  /** Default: connections are not encrypted. */
+  tls?: Tls | null;
+  log: Logger;
   registry: Registry;
   experts: ExpertMetrics;
   health: () => { healthy: boolean; reason: string };
@@ -23,7 +30,7 @@ export interface HttpOptions {
 }
 
 export interface HttpServer {
-  /** http://host:port */
+  /** http://host:port, or https. */
   readonly url: string;
   close(): Promise<void>;
 }
@@ -42,7 +49,7 @@ const json = (status: number, value: unknown): Answer => ({
  * thousands. Throws CONFIG_INVALID as startGrpcServer does.
  */
 export async function startHttp(options: HttpOptions): Promise<HttpServer> {
-  const { host, port, access } = options;
+  const { host, port, access, tls = null, log } = options;
   const routes: Record<string, () => Answer | Promise<Answer>> = {
     '/healthz': () => health(options),
     '/readyz': () => readiness(options),
@@ -65,7 +72,7 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
     const route = Object.hasOwn(routes, path) ? routes[path] : undefined;
     if (!route) return json(404, { error: `no such path; there are ${Object.keys(routes).join(' ')}` });
     try {
-      access.check(path, request.headers.authorization);
+      access.check(path, request.headers.authorization, certificateOf(request.socket));
     } catch (error) {
       const { code, message } = asSwitchyardError(error);
       return json(code === 'UNAUTHENTICATED' ? 401 : 403, { error: message });
@@ -73,18 +80,19 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
     return route();
   }
 
-  const server = createServer((request, response) => {
+  const serve = (request: IncomingMessage, response: ServerResponse) => {
     answer(request)
       .catch((error: Error) => json(500, { error: error.message }))
       .then((result) => send(response, result));
-  });
+  };
+  const server = tls === null ? createServer(serve) : createTlsServer(tls, serve, log);
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error) => reject(bindError('metricsPort', host, port, error)));
     server.listen(port, host, resolve);
   });
   const bound = (server.address() as AddressInfo).port;
   return {
-    url: `http://${isIPv6(host) ? `[${host}]` : host}:${bound}`,
+    url: `${tls === null ? 'http' : 'https'}://${isIPv6(host) ? `[${host}]` : host}:${bound}`,
     close: () =>
       new Promise((resolve) => {
         server.close(() => resolve());
@@ -99,6 +107,13 @@ function probeGauges({ registry, health, ready }: HttpOptions): void {
     metric.set(health().healthy ? 1 : 0),
   );
   gauge(registry, 'ready', '1 if the process takes work.', [], (metric) => metric.set(ready().ready ? 1 : 0));
+}
+
+function createTlsServer(tls: Tls, serve: RequestListener, log: Logger): HttpsServer {
+  const server = createSecureServer(tls.serverOptions(), serve);
+  guardHandshakes(server, log);
+  tls.onServerContext((options) => server.setSecureContext(options));
+  return server;
 }
 
 function health(options: HttpOptions): Answer {

@@ -1,4 +1,5 @@
 import { Metadata, type StatusObject, status } from '@grpc/grpc-js';
+import { tlsFailure } from './certificate.js';
 import {
   asSwitchyardError,
   type ErrorCode,
@@ -35,6 +36,17 @@ const unconnectedPattern =
 
 /** Why there is no connection to a server that is not one of gRPC. */
 export const speaksNoGrpc = 'what listens there does not speak gRPC; it may be a metrics port';
+
+/** Reasons in the words of grpc-js, and what they mean. */
+const meanings: Readonly<Record<string, string>> = {
+  'Protocol error': speaksNoGrpc,
+  'Failed to connect': 'the server ended the connection without a word; it may want TLS (tlsCa)',
+};
+
+/** Whether a connection was not made because this end does not trust the server. */
+export function isUntrusted({ code, details }: SwitchyardError): boolean {
+  return code === 'UNAUTHENTICATED' && details.peer === 'server';
+}
 
 /** Details as JSON in printable ASCII, as header values must be. */
 export function formatDetails(details: ErrorDetails): string {
@@ -102,7 +114,9 @@ export function fromServiceError(thrown: unknown): SwitchyardError {
   }
   const [, why] = unconnectedPattern.exec(message) ?? [];
   if (why !== undefined) {
-    const text = why === 'Protocol error' ? speaksNoGrpc : why;
+    if (why.startsWith(tlsFailure))
+      return new SwitchyardError('UNAUTHENTICATED', why, { peer: 'server' }, { cause: thrown });
+    const text = meanings[why] ?? why;
     return new SwitchyardError('LINK_LOST', text, { status: status[code] ?? code }, { cause: thrown });
   }
   // The wording of grpc-js is the only sign that the message, and not the server, was at fault.

@@ -9,6 +9,7 @@ import type { Logger } from '../common/log.js';
 import { encodeControl } from '../common/protocol.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import type { Clock, Timer } from '../runtime/clock.js';
+import type { Caller } from '../runtime/duplex.js';
 import { Cluster, type ClusterOptions } from './cluster.js';
 import type { Member } from './membership.js';
 import {
@@ -84,9 +85,9 @@ export class ControlService implements NodeStreamOwner {
   }
 
   /** Takes a node's control stream. */
-  accept(stream: ControlStream): void {
+  accept(stream: ControlStream, caller: Caller): void {
     const { leaseMs, pace } = this.options;
-    const node = new NodeStream(stream, this, this.clock, leaseMs, new Pace(pace, this.clock.now()));
+    const node = new NodeStream(stream, caller, this, this.clock, leaseMs, new Pace(pace, this.clock.now()));
     this.open.add(node);
     if (this.closed !== null) node.fail(this.closed);
     else if (this.strangers > controlLimits.strangersMax) node.fail(tooManyStrangers());

@@ -1,4 +1,5 @@
 import { SwitchyardError } from '../common/errors.js';
+import type { Caller } from '../runtime/duplex.js';
 import type { LeaderLease } from '../runtime/leader-lease.js';
 import { type Random, uuid } from '../runtime/random.js';
 import { ControlService, type ControlServiceOptions } from './control-service.js';
@@ -70,10 +71,10 @@ export class CoordinatorCore {
   }
 
   /** Takes a node's control stream. */
-  accept(stream: ControlStream): void {
+  accept(stream: ControlStream, caller: Caller): void {
     const { leading } = this;
     if (leading === null) stream.destroy(this.stopping ? stoppingError() : this.notLeading());
-    else leading.accept(stream);
+    else leading.accept(stream, caller);
   }
 
   readiness(): { ready: boolean; reason: string } {

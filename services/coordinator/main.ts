@@ -12,6 +12,7 @@ import { createLogger, type Logger } from '../common/log.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { services } from '../common/protocol.js';
 import { boundSlabs } from '../common/slabs.js';
+import { readTls, type Tls } from '../common/tls.js';
 import { Trace } from '../common/trace.js';
 import { type OnUnknown, unknownKinds } from '../common/unknown-kinds.js';
 import { version } from '../common/version.js';
@@ -60,6 +61,7 @@ async function readSpec(config: CoordinatorConfig, log: Logger): Promise<ModelSp
 
 class CoordinatorService {
   private readonly tokens: Required<Tokens>;
+  private readonly tls: Tls | null;
   private readonly access: Access;
   private readonly registry: Registry;
   private readonly experts: ExpertMetrics;
@@ -83,7 +85,8 @@ class CoordinatorService {
     private readonly log: Logger,
   ) {
     this.tokens = readTokens(config);
-    this.access = new Access(this.tokens);
+    this.tls = readTls(config, log);
+    this.access = new Access(this.tokens, this.tls?.asksCallers);
     this.registry = createRegistry('coordinator', config.name);
     this.experts = new ExpertMetrics('coordinator', config.name);
     this.onUnknown = unknownKinds(this.registry, this.log);
@@ -95,20 +98,21 @@ class CoordinatorService {
   }
 
   async start(): Promise<Running> {
-    const { config, log, access, core, registry, experts } = this;
+    const { config, log, access, tls, core, registry, experts } = this;
     const { host, insecure } = config;
     this.grpc = await startGrpcServer({
       host,
       port: config.port,
       access,
       insecure,
+      tls,
       messageLimit: { bytesMax: config.messageBytesMax, node: `router ${config.name}` },
       batchesMax: config.batchesMax,
       streamWindowBytes: clientWindowBytes(config),
       services: [
         {
           definition: services.Coordinator,
-          implementation: { Join: serveDuplex((stream) => core.accept(stream)) },
+          implementation: { Join: serveDuplex((stream, caller) => core.accept(stream, caller)) },
         },
         {
           definition: services.Operator,
@@ -130,6 +134,8 @@ class CoordinatorService {
       port: config.metricsPort,
       access,
       insecure,
+      tls,
+      log,
       registry,
       experts,
       health: () => this.liveness!.health(),
@@ -156,6 +162,7 @@ class CoordinatorService {
     await this.core.stop();
     await this.grpc?.close(cutMs);
     await this.http?.close();
+    this.tls?.close();
     this.liveness?.close();
     await this.trace?.close();
   }
@@ -211,7 +218,7 @@ class CoordinatorService {
     return new Router({
       config,
       name: config.name,
-      token: this.tokens.node,
+      credential: { token: this.tokens.node, tls: this.tls },
       log,
       registry,
       experts,

@@ -1,9 +1,10 @@
+import { checkNodeName } from '../common/certificate.js';
 import type { EncodedMessage } from '../common/encoded-message.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { CoordinatorMessageInput } from '../common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeMessage } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { Clock, Timer } from '../runtime/clock.js';
-import type { Duplex } from '../runtime/duplex.js';
+import type { Caller, Duplex } from '../runtime/duplex.js';
 import type { Member } from './membership.js';
 import type { Pace, PaceOptions } from './pace.js';
 
@@ -48,6 +49,7 @@ export class NodeStream {
 
   constructor(
     private readonly stream: ControlStream,
+    private readonly caller: Caller,
     private readonly owner: NodeStreamOwner,
     private readonly clock: Clock,
     helloMs: number,
@@ -102,6 +104,7 @@ export class NodeStream {
       if (message.kind !== 'hello')
         throw invalidArgument('kind', message.kind ?? '', 'hello, as the first message');
       this.helloTimer.cancel();
+      checkNodeName(message.hello!.name, this.caller.certificate);
       this.member = this.owner.admit(this, message);
       this.say('welcome');
     } catch (error) {

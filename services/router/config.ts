@@ -7,6 +7,7 @@ import {
   humanCount,
   nodeName,
   serverFields,
+  toggle,
 } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import { messageLengthMax, windowBytes } from '../common/grpc-channel.js';
@@ -50,6 +51,8 @@ function defaultBudgetBytes(): number {
 export const routerFields = {
   /** How token batches travel to workers. */
   transport: z.enum(transportChoices).default('auto'),
+  /** With TLS: rows between hosts may travel over UCX as they are. */
+  allowPlaintextRows: toggle().default(false),
   /** Bytes of all chunks in flight. */
   budgetBytes: humanBytes(budgetBytesMin).default(defaultBudgetBytes()),
   /** Tokens per chunk unless a batch says otherwise; 0: by bytes. */

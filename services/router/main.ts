@@ -8,6 +8,7 @@ import { Liveness } from '../common/liveness.js';
 import { createLogger } from '../common/log.js';
 import { createRegistry } from '../common/metrics.js';
 import { boundSlabs } from '../common/slabs.js';
+import { readTls } from '../common/tls.js';
 import { Trace } from '../common/trace.js';
 import { unknownKinds } from '../common/unknown-kinds.js';
 import { nativeRuntime } from '../runtime/native.js';
@@ -20,16 +21,17 @@ const serviceName = 'switchyard.v1.Inference';
 export async function startRouter(config: RouterConfig): Promise<Running> {
   const { name, host, insecure } = config;
   const tokens = readTokens(config);
-  const access = new Access(tokens);
-  boundSlabs({ ...routerSlabs(config, name), threads: config.threads });
   const log = createLogger('router', name, config.logLevel);
+  const tls = readTls(config, log);
+  const access = new Access(tokens, tls?.asksCallers);
+  boundSlabs({ ...routerSlabs(config, name), threads: config.threads });
   const registry = createRegistry('router', name);
   const experts = new ExpertMetrics('router', name);
   const trace = Trace.open(config.trace, name, log);
   const router = new Router({
     config,
     name,
-    token: tokens.node,
+    credential: { token: tokens.node, tls },
     log,
     registry,
     experts,
@@ -46,6 +48,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     port: config.port,
     access,
     insecure,
+    tls,
     messageLimit: { bytesMax: config.messageBytesMax, node: `router ${config.name}` },
     batchesMax: config.batchesMax,
     streamWindowBytes: clientWindowBytes(config),
@@ -64,6 +67,8 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     port: config.metricsPort,
     access,
     insecure,
+    tls,
+    log,
     registry,
     experts,
     health: () => liveness.health(),
@@ -72,6 +77,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     expertState: () => router.expertState(),
   }).catch(async (error) => {
     liveness.close();
+    tls?.close();
     await server.close(0);
     throw error;
   });
@@ -91,6 +97,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     await router.stop(reason);
     await server.close(cutMs);
     await http.close();
+    tls?.close();
     liveness.close();
     await trace?.close();
     log.info({ event: 'stopped', reason });

@@ -5,7 +5,8 @@ import type { ClusterStateInput } from '../common/generated/switchyard/v1/Cluste
 import type { InferenceHandlers } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescriptionInput } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
-import { dialCoordinator, dialWorker } from '../common/grpc-duplex.js';
+import type { Credential } from '../common/grpc-channel.js';
+import { coordinatorDialer, workerDialer } from '../common/grpc-duplex.js';
 import type { GrpcService } from '../common/grpc-server.js';
 import type { OwnWork } from '../common/liveness.js';
 import { services } from '../common/protocol.js';
@@ -25,7 +26,12 @@ import { OneShotCall } from './one-shot-call.js';
 import { describePlacement } from './placement.js';
 
 export interface RouterOptions
-  extends Omit<RouterCoreOptions, 'machine' | 'dial' | 'ucx' | 'loadWeights' | 'onChange' | 'onReady'> {
+  extends Omit<
+    RouterCoreOptions,
+    'token' | 'machine' | 'dial' | 'ucx' | 'loadWeights' | 'onChange' | 'onReady'
+  > {
+  /** As a node. The token is for the coordinator alone. */
+  credential: Credential;
   /** Called when every expert can be reached from here, and when no longer. */
   onReady?: (ready: boolean) => void;
 }
@@ -54,12 +60,14 @@ export class Router {
   private stopping: Promise<void> | null = null;
 
   constructor(private readonly options: RouterOptions) {
-    const { config, log, registry, runtime } = options;
+    const { config, credential, log, registry, runtime } = options;
+    const { token, tls = null } = credential;
     this.startedMs = runtime.clock.now();
     this.core = new RouterCore({
       ...options,
+      token,
       machine: hostname(),
-      dial: { coordinator: dialCoordinator, worker: dialWorker },
+      dial: { coordinator: coordinatorDialer(tls), worker: workerDialer(tls) },
       ucx: nativeUcx,
       loadWeights: (description) => loadWeights(description, log),
       onChange: () => this.watchers.notify(),

@@ -1,3 +1,4 @@
+import type { CertificateNames } from '../common/certificate.js';
 import type { SwitchyardError } from '../common/errors.js';
 
 /** What one end of a stream hears. After `fail`, and after `destroy`, nothing more is heard. */
@@ -41,5 +42,12 @@ export interface DialOptions {
 /** Opens a stream of one method to host:port. What cannot be reached is heard as `fail`. */
 export type Dialer<In, Out> = (address: string, options: DialOptions) => Duplex<In, Out>;
 
-/** Gets the streams that others open, with what each shows of itself. */
-export type Listener<In, Out> = (stream: Duplex<In, Out>, authorization: string | undefined) => void;
+/** What the opener of a stream shows of itself. */
+export interface Caller {
+  /** The header, for what the server itself has not checked. */
+  authorization: string | undefined;
+  certificate: CertificateNames;
+}
+
+/** Gets the streams that others open. */
+export type Listener<In, Out> = (stream: Duplex<In, Out>, caller: Caller) => void;

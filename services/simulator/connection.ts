@@ -1,3 +1,4 @@
+import { noCertificate } from '../common/certificate.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { DialOptions } from '../runtime/duplex.js';
 import type { Network, Served } from './network.js';
@@ -55,7 +56,8 @@ export class Connection {
     server.attach(this);
     this.established = true;
     this.forgetDeaths.push(process.onDeath(() => this.processDied(server)));
-    process.deliver(() => listener(server, this.options.authorization ?? undefined));
+    const authorization = this.options.authorization ?? undefined;
+    process.deliver(() => listener(server, { authorization, certificate: noCertificate }));
     client.open();
     server.open();
     this.watch();

@@ -78,7 +78,7 @@ export class CoordinatorNode implements SimulatedNode {
       onReady: () => {},
       onLeading: () => {},
     });
-    network.listen(process, coordinator, join, (stream) => this.core.accept(stream));
+    network.listen(process, coordinator, join, (stream, caller) => this.core.accept(stream, caller));
     this.core.start(coordinator);
   }
 

@@ -1,5 +1,6 @@
 import type { UcxFabric } from '../../native/index.js';
 import type { Access } from '../common/access.js';
+import { checkNodeName } from '../common/certificate.js';
 import {
   asSwitchyardError,
   type ErrorCode,
@@ -17,7 +18,7 @@ import { exchangeCodec, services } from '../common/protocol.js';
 import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import type { Timer } from '../runtime/clock.js';
-import type { Duplex, Listener } from '../runtime/duplex.js';
+import type { Caller, Duplex, Listener } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
 import { Answers } from './answers.js';
 import { MessageWriter } from './grpc/writer.js';
@@ -82,9 +83,9 @@ export function acceptLinks(options: LinkServiceOptions): Listener<RouterMessage
     for (const link of links.values()) link.fail(error);
   };
   if (options.stopping) onAbort(options.stopping, refuseAll);
-  return (stream, authorization) => {
+  return (stream, caller) => {
     try {
-      new WorkerLink(options, stream, proofOf(authorization, options), links, windows);
+      new WorkerLink(options, stream, proofOf(caller, options), links, windows);
     } catch (error) {
       refuse(stream, error, options);
     }
@@ -95,11 +96,13 @@ const { path } = services.Experts.Exchange;
 
 /** Who calls, before anything else that they say is read. Throws UNAUTHENTICATED or PERMISSION_DENIED. */
 function proofOf(
-  authorization: string | undefined,
+  { authorization, certificate }: Caller,
   { secret, worker, access }: LinkServiceOptions,
 ): LinkProof {
-  if (!isLinkProof(authorization)) access.check(path, authorization);
-  return checkLink(String(authorization), secret, worker);
+  if (!isLinkProof(authorization)) access.check(path, authorization, certificate);
+  const proof = checkLink(String(authorization), secret, worker);
+  checkNodeName(proof.router, certificate);
+  return proof;
 }
 
 function refuse(stream: LinkStream, thrown: unknown, { log }: LinkServiceOptions): void {

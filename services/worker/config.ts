@@ -8,6 +8,7 @@ import {
   nodeName,
   serverFields,
   text,
+  toggle,
 } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import { describeMemory, memoryBound, processBytes, usableCores } from '../common/machine.js';
@@ -29,6 +30,7 @@ export const workerSchema = z.object({
   /** As the coordinator's topology file names this machine. */
   topologyHost: text().default(hostname()),
   transport: z.enum(transportChoices).default('auto'),
+  allowPlaintextRows: toggle().default(false),
   device: z
     .string()
     .regex(/^(cpu|cuda:\d{1,3})$/, { error: 'cpu, or cuda:N for device number N' })

@@ -4,7 +4,7 @@ import { Access, readTokens, type Tokens } from '../common/access.js';
 import { advertised, advertisedUrl } from '../common/advertise.js';
 import type { SwitchyardError } from '../common/errors.js';
 import { ExpertMetrics } from '../common/expert-metrics.js';
-import { dialCoordinator } from '../common/grpc-duplex.js';
+import { coordinatorDialer } from '../common/grpc-duplex.js';
 import { type GrpcServer, startGrpcServer } from '../common/grpc-server.js';
 import { type HttpServer, startHttp } from '../common/http.js';
 import { cutMs, Deferred, endMsMax, type Running } from '../common/lifecycle.js';
@@ -13,6 +13,7 @@ import { createLogger, type Logger } from '../common/log.js';
 import { ownMemoryLeft } from '../common/machine.js';
 import { createRegistry, type Registry } from '../common/metrics.js';
 import { boundSlabs } from '../common/slabs.js';
+import { readTls, type Tls } from '../common/tls.js';
 import { Trace } from '../common/trace.js';
 import { unknownKinds } from '../common/unknown-kinds.js';
 import { FiniteWeights } from '../model/finite.js';
@@ -43,6 +44,7 @@ export async function startWorker(config: WorkerConfig): Promise<Running> {
 class WorkerService {
   private readonly log: Logger;
   private readonly tokens: Required<Tokens>;
+  private readonly tls: Tls | null;
   private readonly access: Access;
   private readonly registry: Registry;
   private readonly expertMetrics: ExpertMetrics;
@@ -62,7 +64,8 @@ class WorkerService {
   constructor(private readonly config: WorkerConfig) {
     this.log = createLogger('worker', config.name, config.logLevel);
     this.tokens = readTokens(config);
-    this.access = new Access(this.tokens);
+    this.tls = readTls(config, this.log);
+    this.access = new Access(this.tokens, this.tls?.asksCallers);
     this.trace = Trace.open(config.trace, config.name, this.log);
     const weightRoom = roomBesideSlabs(config);
     boundSlabs({
@@ -92,7 +95,7 @@ class WorkerService {
   }
 
   async start(): Promise<Running> {
-    const { config, log, access } = this;
+    const { config, log, access, tls } = this;
     const { host, insecure } = config;
     if (config.model !== null) {
       this.ownModel = await openModel(
@@ -105,6 +108,7 @@ class WorkerService {
       port: config.port,
       access,
       insecure,
+      tls,
       messageLimit: { bytesMax: config.messageBytesMax, node: `worker ${config.name}` },
       services: [linkService(this.core.accept)],
       log,
@@ -121,6 +125,8 @@ class WorkerService {
       port: config.metricsPort,
       access,
       insecure,
+      tls,
+      log,
       registry: this.registry,
       experts: this.expertMetrics,
       health: () => this.liveness!.health(),
@@ -152,6 +158,7 @@ class WorkerService {
     this.core.endLinks();
     await this.grpc?.close(cutMs);
     await this.http?.close();
+    this.tls?.close();
     this.liveness?.close();
     this.core.close();
     this.backend.close();
@@ -173,7 +180,7 @@ class WorkerService {
       onUnknown: unknownKinds(this.registry, log),
       log,
       runtime: nativeRuntime,
-      dial: dialCoordinator,
+      dial: coordinatorDialer(this.tls),
       ucx: nativeUcx,
       openModel: async ({ source: described }) => {
         const source = parseModelSource(described);

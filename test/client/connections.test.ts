@@ -28,7 +28,7 @@ async function serve(port = 0) {
 }
 
 function connections(): Connections {
-  const all = new Connections(null, 600_000);
+  const all = new Connections({ token: null }, 600_000);
   cleanups.push(() => all.retain(new Set()));
   return all;
 }

@@ -112,7 +112,7 @@ describe('a token', () => {
     const bind = (host: string, insecure = false) =>
       codeOf(() => assertBindAllowed(host, new Access(given), insecure, paths));
     expect(() => assertBindAllowed('0.0.0.0', new Access(given), false, paths)).toThrow(
-      `there is ${missing}; allowed: a loopback address, or ${files}, or --insecure`,
+      `there is ${missing}; allowed: a loopback address, or ${files}, or --tls-client-ca, or --insecure`,
     );
     expect(bind('0.0.0.0')).toBe('CONFIG_INVALID');
     expect(bind('127.0.0.1')).toBe('OK');

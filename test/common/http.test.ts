@@ -5,7 +5,7 @@ import { ExpertRows } from '../../services/common/expert-rows.js';
 import { type HttpOptions, startHttp } from '../../services/common/http.js';
 import { counter, createRegistry, gauge, histogram } from '../../services/common/metrics.js';
 import { systemUsage } from '../../services/runtime/system.js';
-import { atEnd, errorOf } from './support.js';
+import { atEnd, errorOf, log } from './support.js';
 
 async function serve(options: Partial<HttpOptions> = {}) {
   const server = await startHttp({
@@ -18,6 +18,7 @@ async function serve(options: Partial<HttpOptions> = {}) {
     health: () => ({ healthy: true, reason: '' }),
     ready: () => ({ ready: true, reason: '' }),
     state: () => ({ epoch: 7 }),
+    log,
     expertState: () => [{ layer: 0, expert: 1 }],
     ...options,
   });

@@ -68,7 +68,11 @@ describe('a status of gRPC itself', () => {
 
   test.each([
     ['Error: connect ECONNREFUSED ::1:70', 'connect ECONNREFUSED ::1:70'],
-    ['Failed to connect (2026-01-02T03:04:05.678Z)', 'Failed to connect'],
+    ['connect ETIMEDOUT 10.0.0.1:70 (2026-01-02T03:04:05.678Z)', 'connect ETIMEDOUT 10.0.0.1:70'],
+    [
+      'Failed to connect (2026-01-02T03:04:05.678Z)',
+      'the server ended the connection without a word; it may want TLS (tlsCa)',
+    ],
     [
       'Protocol error (2026-01-02T03:04:05.678Z)',
       'what listens there does not speak gRPC; it may be a metrics port',

@@ -1,6 +1,6 @@
 import { describe, expect, test } from '@jest/globals';
 import { ControlSession } from '../../services/common/control-session.js';
-import { dialCoordinator } from '../../services/common/grpc-duplex.js';
+import { coordinatorDialer } from '../../services/common/grpc-duplex.js';
 import { groupByLayer } from '../../services/common/layer-experts.js';
 import { expertWeightBytes } from '../../services/model/limits.js';
 import { nativeRuntime } from '../../services/runtime/native.js';
@@ -206,7 +206,7 @@ describe('a coordinator that comes and goes', () => {
     const made = new ControlSession({
       coordinator: address,
       token: null,
-      dial: dialCoordinator,
+      dial: coordinatorDialer(null),
       runtime: nativeRuntime,
       hello: hello('w0'),
       report: () => ({ worker: { ready: groupByLayer(allExperts), readyChanged: true, assignment } }),

@@ -91,7 +91,9 @@ export async function start(
     services: [
       {
         definition: services.Coordinator,
-        implementation: { Join: serveDuplex((stream: ControlStream) => control.accept(stream)) },
+        implementation: {
+          Join: serveDuplex((stream: ControlStream, caller) => control.accept(stream, caller)),
+        },
       },
     ],
     log,
@@ -183,12 +185,12 @@ export function spawnNode(address: string): ChildProcess {
   const program = `
     import { ControlSession } from './dist/services/common/control-session.js';
     import { createLogger } from './dist/services/common/log.js';
-    import { dialCoordinator } from './dist/services/common/grpc-duplex.js';
+    import { coordinatorDialer } from './dist/services/common/grpc-duplex.js';
     import { nativeRuntime } from './dist/services/runtime/native.js';
     let assignment = 0;
     new ControlSession({
       coordinator: '${address}', token: null,
-      dial: dialCoordinator, runtime: nativeRuntime,
+      dial: coordinatorDialer(null), runtime: nativeRuntime,
       hello: { ...${JSON.stringify(hello('child'))}, linkSecret: Buffer.alloc(${linkSecretBytes}) },
       report: () => ({ worker: { readyChanged: true, assignment, ready: ${JSON.stringify(groupByLayer(allExperts))} } }),
       reportMs: 50, leaseMs: ${leaseMs}, onMessage: (message) => {

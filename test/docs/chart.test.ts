@@ -25,6 +25,7 @@ const { definitions, properties } = JSON.parse(read('values.schema.json')) as {
 /** What the chart decides for every process: where it listens, who it is, what it asks and presents. */
 const decided = [
   ...['host', 'port', 'metricsPort', 'insecure', 'trace', 'name', 'advertiseHost'],
+  ...['tlsCa', 'tlsCert', 'tlsKey', 'tlsClientCa'],
   ...['nodeToken', 'nodeTokenFile', 'operatorToken', 'operatorTokenFile', 'clientToken', 'clientTokenFile'],
 ];
 /** Keys of a router that the coordinator heeds without one. */

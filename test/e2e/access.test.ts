@@ -106,7 +106,7 @@ describe('a server told to listen beyond this machine', () => {
     const args = [role, ...flags.split(' '), '--host', '0.0.0.0'];
     const { status: code, stdout, stderr } = await switchyard(args);
     expect(stderr).toMatch(/^switchyard: CONFIG_INVALID: host is "0\.0\.0\.0"/);
-    expect(stderr).toContain(`allowed: a loopback address, or ${missing}, or --insecure`);
+    expect(stderr).toContain(`allowed: a loopback address, or ${missing}, or --tls-client-ca, or --insecure`);
     expect(stdout).not.toContain('listening');
     expect(code).toBe(2);
   });

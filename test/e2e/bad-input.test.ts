@@ -272,7 +272,7 @@ describe.each(transports)('over %s', (over) => {
     broken.writeUInt16LE(nan, 20 * rowBytes + 2);
 
     test('are counted and reported, and no other token is touched', async () => {
-      const before = await readMetrics(cluster.metricsUrl, null);
+      const before = await readMetrics(cluster.metricsUrl);
       const { rows: answered, summary } = await answer([head(), chunk({ offset: 0, rows: broken })]);
       expect(summary).toMatchObject({ tokens, nonFiniteTokens: 2 });
       for (let token = 0; token < tokens; token++) {
@@ -280,7 +280,7 @@ describe.each(transports)('over %s', (over) => {
         const [from, to] = [token * rowBytes, (token + 1) * rowBytes];
         expect(answered.subarray(from, to).equals(expected.subarray(from, to))).toBe(true);
       }
-      const after = await readMetrics(cluster.metricsUrl, null);
+      const after = await readMetrics(cluster.metricsUrl);
       const name = 'switchyard_non_finite_tokens_total';
       expect((after.get(name) ?? 0) - (before.get(name) ?? 0)).toBe(2);
     });
@@ -297,7 +297,7 @@ describe.each(transports)('over %s', (over) => {
 });
 
 test('nothing of what was refused is left in memory or under way', async () => {
-  const metrics = await readMetrics(cluster.metricsUrl, null);
+  const metrics = await readMetrics(cluster.metricsUrl);
   expect(metrics.get('switchyard_batches_live')).toBe(0);
   expect(metrics.get('switchyard_in_flight_bytes')).toBe(0);
   expect(metrics.get('switchyard_link_outstanding_bytes')).toBe(0);

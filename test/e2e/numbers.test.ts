@@ -76,7 +76,7 @@ describe('tokens that are not finite, or become so', () => {
     const input = rowsFile('broken', { 3: 0x7fc0, 20: 0x7f80, 40: 0x7e00, 41: 0x7e00, 42: 0x7e00 });
     const output = join(directory, 'broken.out.bin');
     const routing = join(directory, 'broken.jsonl');
-    const before = await readMetrics(cluster.metricsUrl, null);
+    const before = await readMetrics(cluster.metricsUrl);
     const files = ['--input', input, '--output', output, '--return-routing', routing];
     const { status, stdout } = await forward(cluster, ...files, '--no-norm', '--verify', all);
     expect(status).toBe(0);
@@ -85,7 +85,7 @@ describe('tokens that are not finite, or become so', () => {
     expect(line(stdout, 'verified')).toMatch(
       /yes: .* over 59 tokens, 121 of 121 gate choices equal, 2 left out that held NaN or infinity, 3 left out that overflowed$/,
     );
-    const after = await readMetrics(cluster.metricsUrl, null);
+    const after = await readMetrics(cluster.metricsUrl);
     const answered = 'switchyard_non_finite_outputs_total';
     expect((after.get(answered) ?? 0) - (before.get(answered) ?? 0)).toBe(5);
 

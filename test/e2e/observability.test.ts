@@ -25,7 +25,7 @@ let cluster: TestCluster;
 const metricsUrl = async (name: string) => (await cluster.process(name).listening).metricsUrl;
 const exposition = async (name: string, path = '/metrics') =>
   (await fetch(`${await metricsUrl(name)}${path}`)).text();
-const metrics = async (name: string) => readMetrics(await metricsUrl(name), null);
+const metrics = async (name: string) => readMetrics(await metricsUrl(name));
 const experts = async (name: string) => parseMetrics(await exposition(name, '/metrics/experts'));
 
 /** Both routers and the worker get their part of a batch; feedback is on, so that there is a bias. */

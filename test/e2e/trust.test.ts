@@ -10,7 +10,7 @@ import type { SwitchyardError } from '../../services/common/errors.js';
 import type { CoordinatorMessage } from '../../services/common/generated/switchyard/v1/CoordinatorMessage.js';
 import type { NodeHelloInput } from '../../services/common/generated/switchyard/v1/NodeHello.js';
 import { connect } from '../../services/common/grpc-channel.js';
-import { dialCoordinator } from '../../services/common/grpc-duplex.js';
+import { coordinatorDialer } from '../../services/common/grpc-duplex.js';
 import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import { createLogger } from '../../services/common/log.js';
@@ -131,7 +131,7 @@ function stranger(token: string | null, hello: NodeHelloInput) {
   const session = new ControlSession({
     coordinator: cluster.address,
     token,
-    dial: dialCoordinator,
+    dial: coordinatorDialer(null),
     runtime: nativeRuntime,
     hello: { device: 'cpu', threads: 1, pid: 1, ...hello },
     report: () => (hello.role === 'WORKER' ? { worker: {} } : { router: {} }),

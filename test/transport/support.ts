@@ -6,7 +6,7 @@ import { Access } from '../../services/common/access.js';
 import type { RouterMessage } from '../../services/common/generated/switchyard/v1/RouterMessage.js';
 import type { UcxEndInput } from '../../services/common/generated/switchyard/v1/UcxEnd.js';
 import type { WorkerMessageInput } from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
-import { dialWorker } from '../../services/common/grpc-duplex.js';
+import { workerDialer } from '../../services/common/grpc-duplex.js';
 import { startGrpcServer } from '../../services/common/grpc-server.js';
 import { createLogger } from '../../services/common/log.js';
 import { services } from '../../services/common/protocol.js';
@@ -146,7 +146,7 @@ export async function dial(address: string, options: Partial<LinkOptions> = {}) 
     key: linkKey(secret, router),
     resultBytesMax: messageBytesMax,
     transport: current,
-    dial: dialWorker,
+    dial: workerDialer(null),
     ucx: nativeUcx,
     runtime: nativeRuntime,
     log,
