@@ -35,6 +35,25 @@ export interface SlabRange {
   byteLength: number;
 }
 
+/** Part of a segment of shared memory that a client's program has made; it is read and written, never mapped. */
+export interface SharedSegment {
+  readonly byteLength: number;
+  /** Its name is gone: nobody else can open it any more. */
+  readonly unlinked: boolean;
+  /** Closes it once no operation uses it. Idempotent. */
+  release(): void;
+}
+
+/** Part of a segment, counted from the segment's own start. */
+export interface SegmentRange {
+  segment: SharedSegment;
+  byteOffset: number;
+  byteLength: number;
+}
+
+/** What a client's program may keep elements of rows as, in the names of the Open Inference Protocol. */
+export type RowDtype = 'BF16' | 'FP16' | 'FP32';
+
 export interface ArenaStats {
   slabs: number;
   bytesInUse: number;
@@ -261,6 +280,28 @@ export interface Addon {
   findNonFinite(rows: Slab, firstRow: number, rowCount: number, hidden: number): Promise<number | null>;
   /** Fills `target` with the slab's bytes from `byteOffset` on. */
   copyOut(source: Slab, byteOffset: number, target: Uint8Array): Promise<void>;
+  /**
+   * The `byteLength` bytes from `byteOffset` on of the segment `key` of POSIX shared memory. Throws INVALID_ARGUMENT unless it is a
+   * segment of this process's own user with so many bytes, and none of UCX.
+   */
+  openSharedSegment(key: string, byteOffset: number, byteLength: number): SharedSegment;
+  /** Elements of a client as BF16, to nearest, ties to even, into `target` from `byteOffset` on. */
+  narrowRows(
+    source: Uint8Array | SegmentRange,
+    dtype: RowDtype,
+    target: Slab,
+    byteOffset: number,
+  ): Promise<void>;
+  /** Fills `target` with the BF16 elements from `byteOffset` on; as FP16 what is above its range is infinity. */
+  widenRows(
+    source: Slab,
+    byteOffset: number,
+    dtype: RowDtype,
+    target: Uint8Array | SegmentRange,
+  ): Promise<void>;
+  /** Fills `bytes` from the segment; rejects with INVALID_ARGUMENT if it became shorter. */
+  readSegment(segment: SharedSegment, byteOffset: number, bytes: Uint8Array): Promise<void>;
+  writeSegment(segment: SharedSegment, byteOffset: number, bytes: Uint8Array): Promise<void>;
   createGate(options: {
     /** float32 [experts, hidden], as readFloats gives it; not kept. */
     weight: Slab;

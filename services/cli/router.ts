@@ -16,6 +16,7 @@ export const routerHelp = {
     'how long a batch waits for a cluster that is not ready, and rows under way for a worker with their experts',
   ],
   batchesMax: ['n', 'batches under way at once'],
+  sharedMemoryRegions: ['n', 'parts of shared memory that clients of this machine may register; 0: none'],
   leaseMs: ['ms', 'a coordinator or worker silent for so long is lost'],
   drainMs: ['ms', 'how long batches under way may take after SIGTERM'],
 } as const satisfies Record<keyof typeof routerFields, OptionHelp>;

@@ -9,6 +9,7 @@ import {
 import { packageRoot } from '../../native/locate.js';
 import { EncodedMessage, passEncoded } from './encoded-message.js';
 import type { ProtoGrpcType } from './generated/client.js';
+import type { ProtoGrpcType as InferenceGrpcType } from './generated/grpc_service.js';
 import type { ChannelMessage, ChannelMessageInput } from './generated/switchyard/v1/ChannelMessage.js';
 import type { ClusterStateInput } from './generated/switchyard/v1/ClusterState.js';
 import type {
@@ -20,7 +21,7 @@ import type { RouterMessage, RouterMessageInput } from './generated/switchyard/v
 import type { SessionRequest, SessionRequestInput } from './generated/switchyard/v1/SessionRequest.js';
 import type { SessionResponse, SessionResponseInput } from './generated/switchyard/v1/SessionResponse.js';
 import type { WorkerMessage, WorkerMessageInput } from './generated/switchyard/v1/WorkerMessage.js';
-import { placeRows } from './placed-rows.js';
+import { placeRows, placeTensors } from './placed-rows.js';
 
 /** A stream's messages as bytes and back, as one end needs it. */
 export interface StreamCodec<Out, In> {
@@ -30,7 +31,10 @@ export interface StreamCodec<Out, In> {
 
 function loadProtocols(): PackageDefinition {
   const definition = loadSync(
-    ['client', 'control', 'model', 'tokens'].map((name) => `switchyard/v1/${name}.proto`),
+    [
+      ...['client', 'control', 'model', 'tokens'].map((name) => `switchyard/v1/${name}.proto`),
+      'inference/grpc_service.proto',
+    ],
     {
       includeDirs: [join(packageRoot(), 'proto')],
       longs: Number,
@@ -50,6 +54,9 @@ function loadProtocols(): PackageDefinition {
   Exchange!.responseSerialize = placeRows(Exchange!.responseSerialize, 'result', 2);
   const { WatchCluster } = definition['switchyard.v1.Inference'] as ServiceDefinition;
   const { Join } = definition['switchyard.v1.Coordinator'] as ServiceDefinition;
+  const { ModelInfer, ModelStreamInfer } = definition['inference.GRPCInferenceService'] as ServiceDefinition;
+  ModelInfer!.responseSerialize = placeTensors(ModelInfer!.responseSerialize);
+  ModelStreamInfer!.responseSerialize = placeTensors(ModelStreamInfer!.responseSerialize, 'inferResponse');
   for (const method of [WatchCluster!, Join!])
     method.responseSerialize = passEncoded(method.responseSerialize);
   return definition;
@@ -59,6 +66,8 @@ function loadProtocols(): PackageDefinition {
 export const packageDefinition = loadProtocols();
 
 const { v1 } = (loadPackageDefinition(packageDefinition) as unknown as ProtoGrpcType).switchyard;
+const { inference } = loadPackageDefinition(packageDefinition) as unknown as InferenceGrpcType;
+const { service: openInference } = inference.GRPCInferenceService;
 
 /** Client constructors; `connect` of grpc-channel.ts makes clients of them. */
 export const clients = {
@@ -66,6 +75,7 @@ export const clients = {
   Experts: v1.Experts,
   Coordinator: v1.Coordinator,
   Operator: v1.Operator,
+  OpenInference: inference.GRPCInferenceService,
 };
 
 /** Service definitions, for `startGrpcServer`. */
@@ -74,6 +84,11 @@ export const services = {
   Experts: v1.Experts.service,
   Coordinator: v1.Coordinator.service,
   Operator: v1.Operator.service,
+  // A call of one request and one answer is a stream of them on the wire: so the server bounds it as it does its streams.
+  OpenInference: {
+    ...openInference,
+    ModelInfer: { ...openInference.ModelInfer, requestStream: true, responseStream: true },
+  } as ServiceDefinition,
 };
 
 /** The codecs of both ends of a stream, for transports other than gRPC. */

@@ -20,7 +20,7 @@ import { clusterState, Watchers } from '../common/watchers.js';
 import { openModel } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
 import { clientWindowBytes, routerSlabs } from '../router/config.js';
-import { Router } from '../router/router.js';
+import { Router, routerServices } from '../router/router.js';
 import { nativeRuntime } from '../runtime/native.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf, placementOf } from './config.js';
 import { CoordinatorCore } from './core.js';
@@ -36,7 +36,6 @@ const biasLimit = 1;
 /** Operators see who left, and who died, for so long. */
 const leftKeptMs = 60_000;
 const deadKeptMs = 15 * 60_000;
-const inferenceName = 'switchyard.v1.Inference';
 const coordinatorName = 'switchyard.v1.Coordinator';
 
 /** Runs a coordinator until `stop`. Rejects with CONFIG_INVALID or MODEL_INVALID if it cannot be started. */
@@ -118,7 +117,7 @@ class CoordinatorService {
           definition: services.Operator,
           implementation: operatorService(() => core.control.cluster, nativeRuntime.clock),
         },
-        this.router?.service ?? this.describeOnly(),
+        ...(this.router?.services ?? [this.describeOnly()]),
       ],
       log,
     });
@@ -174,7 +173,7 @@ class CoordinatorService {
 
   private async drain(reason: string): Promise<void> {
     this.log.info({ event: 'stopping', reason });
-    for (const name of ['', inferenceName, coordinatorName]) this.grpc?.setServing(name, false);
+    for (const name of [...this.clientServices, coordinatorName]) this.grpc?.setServing(name, false);
     this.watchers?.end();
     // The workers stay members meanwhile: batches under way need them.
     await this.router?.stop(reason);
@@ -226,6 +225,7 @@ class CoordinatorService {
       runtime: nativeRuntime,
       onUnknown: this.onUnknown,
       onReady: () => this.showReadiness(),
+      live: () => this.liveness?.health().healthy ?? true,
     });
   }
 
@@ -270,9 +270,14 @@ class CoordinatorService {
     return this.router?.readiness() ?? this.core.readiness();
   }
 
+  /** What of grpc.health.v1 is ready when batches can come. */
+  private get clientServices(): readonly string[] {
+    return this.router === null ? ['', 'switchyard.v1.Inference'] : routerServices;
+  }
+
   private showReadiness(): void {
     const { ready } = this.readiness();
-    for (const name of ['', inferenceName]) this.grpc?.setServing(name, ready);
+    for (const name of this.clientServices) this.grpc?.setServing(name, ready);
   }
 
   private state(): unknown {

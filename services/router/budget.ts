@@ -98,6 +98,11 @@ export class ByteBudget {
     return this.usedBytes;
   }
 
+  /** As JSON, for operators. */
+  state(): { bytes: number; used: number; waiting: number } {
+    return { bytes: this.capacity, used: this.usedBytes, waiting: this.waiting };
+  }
+
   get waiting(): number {
     return this.waiters.length;
   }

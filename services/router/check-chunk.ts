@@ -1,16 +1,31 @@
-import type { RoutingBytes } from '../../native/index.js';
+import type { RoutingBytes, Slab } from '../../native/index.js';
 import { invalidArgument, overLimit, type SwitchyardError } from '../common/errors.js';
 import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { MessageLimit } from '../common/grpc-channel.js';
-import type { ArrivedRows } from '../transport/port.js';
+import { type ArrivedRows, dropRows } from '../transport/port.js';
 import type { BatchPlan } from './plan.js';
+
+/** Rows in memory of a client, in a form of its own: they are read, as BF16, when there is a slab for them. */
+export interface StoredRows {
+  readonly kind: 'stored';
+  /** As BF16; so are the other offsets and lengths. */
+  readonly byteLength: number;
+  readInto(byteOffset: number, byteLength: number, target: Slab, targetOffset: number): Promise<void>;
+}
+
+export type ClientRows = ArrivedRows | StoredRows;
+
+/** Gives up rows that nobody wants any more. */
+export function dropClientRows(rows: ClientRows): void {
+  if (rows.kind !== 'stored') dropRows(rows);
+}
 
 /** A message of a client. */
 export interface ClientMessage {
   request: ForwardRequest;
   /** Of its chunk. The receiver owns a slab. */
-  rows: ArrivedRows;
+  rows: ClientRows;
   /** To be called once the rows are taken, so that the client may send more. */
   taken: () => void;
 }
@@ -20,7 +35,7 @@ export interface CheckedChunk {
   offset: number;
   tokens: number;
   /** Still as they arrived. */
-  rows: ArrivedRows;
+  rows: ClientRows;
   taken: () => void;
   /** Of the right size, not looked at yet. */
   given: RoutingBytes | null;

@@ -67,6 +67,8 @@ export const routerFields = {
   readyWaitMs: humanCount(0, 3_600_000).default(30_000),
   /** Batches under way at once. */
   batchesMax: humanCount(1, 65_536).default(512),
+  /** Parts of shared memory that clients of this machine may have registered at once; 0: none. */
+  sharedMemoryRegions: humanCount(0, 4096).default(256),
   /** A coordinator silent for so long is lost, and joined again. */
   leaseMs: humanCount(100, 600_000).default(3_000),
   /** How long batches under way may take once the router stops. */

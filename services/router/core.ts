@@ -163,6 +163,11 @@ export class RouterCore {
     return this.cluster.readiness();
   }
 
+  /** Why batches of these layers are not computed now, in words; empty: they are. */
+  whyNot(layers: readonly number[]): string {
+    return this.draining ? this.readiness().reason : this.cluster.whyNotReached(layers);
+  }
+
   /** Refuses new batches, and waits for those under way up to `drainMs`; then it ends them. */
   async drain(reason: string): Promise<void> {
     const { config, runtime } = this.options;

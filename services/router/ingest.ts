@@ -1,14 +1,14 @@
-import type { RoutingTable, Slab, SlabRange } from '../../native/index.js';
+import type { RoutingTable, Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { MessageLimit } from '../common/grpc-channel.js';
 import { Deferred, type EndSignal } from '../common/lifecycle.js';
 import type { Runtime } from '../runtime/runtime.js';
-import { type ArrivedRows, dropRows } from '../transport/port.js';
 import type { BudgetShare, Reservation } from './budget.js';
 import {
   type CheckedChunk,
   type ClientMessage,
   checkChunk,
+  dropClientRows,
   tooFewTokens,
   tooManyTokens,
 } from './check-chunk.js';
@@ -94,7 +94,7 @@ export class Ingest {
     const { plan, source, busy } = this.options;
     const message = await source.next(busy);
     if (message === null) return;
-    dropRows(message.rows);
+    dropClientRows(message.rows);
     throw tooManyTokens(plan);
   }
 
@@ -123,9 +123,9 @@ export class Ingest {
 
   /** Gives up what was read and is not part of a chunk. */
   private drop(): void {
-    if (this.message !== null) dropRows(this.message.rows);
+    if (this.message !== null) dropClientRows(this.message.rows);
     this.reading?.then(
-      (message) => message && dropRows(message.rows),
+      (message) => message && dropClientRows(message.rows),
       () => {},
     );
   }
@@ -166,7 +166,7 @@ export class Ingest {
     try {
       this.message = checkChunk(request, this.received, plan, messageLimit);
     } catch (error) {
-      dropRows(request.rows);
+      dropClientRows(request.rows);
       throw error;
     }
     this.taken = 0;
@@ -198,16 +198,23 @@ export class Ingest {
 
   /** All tokens of the message are in chunks. */
   private release(): void {
-    dropRows(this.message!.rows);
+    dropClientRows(this.message!.rows);
     this.message!.taken();
     this.message = null;
   }
 
   private copyRows(target: Slab, targetToken: number, count: number): Promise<void> {
     const { plan, runtime } = this.options;
-    const { rowBytes } = plan;
-    const source = part(this.message!.rows, this.taken * rowBytes, count * rowBytes);
-    return runtime.rows.copyIn(source, target, targetToken * rowBytes);
+    const { rows } = this.message!;
+    const [byteOffset, byteLength, targetOffset] = [this.taken, count, targetToken].map(
+      (tokens) => tokens * plan.rowBytes,
+    ) as [number, number, number];
+    if (rows.kind === 'stored') return rows.readInto(byteOffset, byteLength, target, targetOffset);
+    const source =
+      rows.kind === 'slab'
+        ? { slab: rows.slab, byteOffset, byteLength }
+        : rows.bytes.subarray(byteOffset, byteOffset + byteLength);
+    return runtime.rows.copyIn(source, target, targetOffset);
   }
 
   private copyRouting(target: RoutingTable, targetToken: number, count: number): Promise<void> {
@@ -216,9 +223,4 @@ export class Ingest {
     const source = sliceRouting(given!, plan, this.taken, count);
     return writeRouting(runtime.rows, target, targetToken, source, offset + this.taken, plan);
   }
-}
-
-function part(rows: ArrivedRows, byteOffset: number, byteLength: number): Uint8Array | SlabRange {
-  if (rows.kind === 'slab') return { slab: rows.slab, byteOffset, byteLength };
-  return rows.bytes.subarray(byteOffset, byteOffset + byteLength);
 }

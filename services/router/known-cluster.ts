@@ -198,7 +198,7 @@ export class KnownCluster {
   }
 
   /** Why an expert of these layers cannot be reached from here, in words; empty: all can. */
-  private whyNotReached(layers: Iterable<number>): string {
+  whyNotReached(layers: Iterable<number>): string {
     if (this.failure !== null) return this.failure.message;
     if (this.model === null) return `the coordinator ${this.coordinator} has not welcomed this router yet`;
     if (this.weights === null) return 'the gates of the model are not loaded yet';

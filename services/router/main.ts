@@ -13,9 +13,7 @@ import { Trace } from '../common/trace.js';
 import { unknownKinds } from '../common/unknown-kinds.js';
 import { nativeRuntime } from '../runtime/native.js';
 import { clientWindowBytes, type RouterConfig, routerSlabs } from './config.js';
-import { Router } from './router.js';
-
-const serviceName = 'switchyard.v1.Inference';
+import { Router, routerServices } from './router.js';
 
 /** Starts a router as a process of its own. Rejects with CONFIG_INVALID for an address that cannot be bound. */
 export async function startRouter(config: RouterConfig): Promise<Running> {
@@ -39,9 +37,9 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     runtime: nativeRuntime,
     onUnknown: unknownKinds(registry, log),
     onReady: (ready) => {
-      server.setServing('', ready);
-      server.setServing(serviceName, ready);
+      for (const service of routerServices) server.setServing(service, ready);
     },
+    live: () => liveness.health().healthy,
   });
   const server = await startGrpcServer({
     host,
@@ -52,7 +50,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     messageLimit: { bytesMax: config.messageBytesMax, node: `router ${config.name}` },
     batchesMax: config.batchesMax,
     streamWindowBytes: clientWindowBytes(config),
-    services: [router.service],
+    services: router.services,
     log,
   });
   const liveness = new Liveness({
@@ -92,8 +90,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
 
   const end = async (reason: string): Promise<void> => {
     log.info({ event: 'stopping', reason });
-    server.setServing('', false);
-    server.setServing(serviceName, false);
+    for (const service of routerServices) server.setServing(service, false);
     await router.stop(reason);
     await server.close(cutMs);
     await http.close();

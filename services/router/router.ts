@@ -23,7 +23,11 @@ import { channelBytesMax, messageRoomBytes } from './config.js';
 import { RouterCore, type RouterCoreOptions } from './core.js';
 import { loadWeights } from './load-weights.js';
 import { OneShotCall } from './one-shot-call.js';
+import { OpenInference } from './open-inference/service.js';
 import { describePlacement } from './placement.js';
+
+/** What of grpc.health.v1 is ready when a router is: the server as a whole, and its services. */
+export const routerServices = ['', 'switchyard.v1.Inference', 'inference.GRPCInferenceService'];
 
 export interface RouterOptions
   extends Omit<
@@ -34,12 +38,14 @@ export interface RouterOptions
   credential: Credential;
   /** Called when every expert can be reached from here, and when no longer. */
   onReady?: (ready: boolean) => void;
+  /** Whether the work of the process gets on. */
+  live: () => boolean;
 }
 
 export interface RouterAddresses {
   /** host:port */
   coordinator: string;
-  /** host:port under which clients reach the gRPC server that carries `service`. */
+  /** host:port under which clients reach the gRPC server that carries `services`. */
   own: string;
   /** URL, or empty. */
   metrics: string;
@@ -48,19 +54,20 @@ export interface RouterAddresses {
 /** A router as clients see it, without a server of its own. The native addon must be configured already. */
 export class Router {
   /** To be added to a gRPC server. */
-  readonly service: GrpcService;
+  readonly services: GrpcService[];
   private readonly core: RouterCore;
   /** Of clients' messages that are in no chunk yet. */
   private readonly messages: ByteBudget;
   private readonly windows: ChannelWindows;
   private readonly channels: ClientChannels;
   private readonly sessions = new Set<ClientSession>();
+  private readonly openInference: OpenInference;
   private readonly watchers = new Watchers(() => this.clusterState());
   private readonly startedMs: number;
   private stopping: Promise<void> | null = null;
 
   constructor(private readonly options: RouterOptions) {
-    const { config, credential, log, registry, runtime } = options;
+    const { config, name, credential, log, registry, runtime, live } = options;
     const { token, tls = null } = credential;
     this.startedMs = runtime.clock.now();
     this.core = new RouterCore({
@@ -83,11 +90,10 @@ export class Router {
       log,
     });
     this.messages = new ByteBudget(messageRoomBytes(config));
-    this.service = {
-      definition: services.Inference,
-      implementation: this.handlers(),
-      messageRoom: this.messages,
-    };
+    const { core, messages } = this;
+    this.openInference = new OpenInference({ router: name, config, core, messages, live });
+    const own = { definition: services.Inference, implementation: this.handlers(), messageRoom: messages };
+    this.services = [own, this.openInference.service];
   }
 
   /** As RouterCore.start. */
@@ -118,8 +124,9 @@ export class Router {
       epoch: cluster.view?.epoch ?? 0,
       batches: batches.liveCount,
       sessions: this.sessions.size,
-      budget: stateOf(budget),
-      messages: stateOf(this.messages),
+      budget: budget.state(),
+      messages: this.messages.state(),
+      openInference: this.openInference.state(),
       links: links.open().map(({ worker, transport, lanes, reason, stats }) => ({
         worker,
         transport,
@@ -147,6 +154,7 @@ export class Router {
     this.watchers.end();
     await drained;
     for (const session of this.sessions) session.finish();
+    this.openInference.finish();
     await this.core.leave(reason);
   }
 
@@ -231,8 +239,4 @@ export class Router {
       reason,
     });
   }
-}
-
-function stateOf({ capacity, used, waiting }: ByteBudget): { bytes: number; used: number; waiting: number } {
-  return { bytes: capacity, used, waiting };
 }

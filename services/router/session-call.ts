@@ -8,11 +8,11 @@ import type { SessionResponseInput } from '../common/generated/switchyard/v1/Ses
 import { toFailure } from '../common/status.js';
 import { systemClock } from '../runtime/system.js';
 import { sessionTokensMax, tokensWithin } from '../transport/chunk-size.js';
-import { type ArrivedRows, dropRows, type MessagePort, type Outgoing } from '../transport/port.js';
+import type { ArrivedRows, MessagePort, Outgoing } from '../transport/port.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
 import { BatchEnd } from './batch-end.js';
 import type { Reservation } from './budget.js';
-import type { ClientMessage } from './check-chunk.js';
+import { type ClientMessage, dropClientRows } from './check-chunk.js';
 
 /** The way that a batch came, by which it is answered. */
 export interface SessionWay extends RowsWay {
@@ -137,7 +137,7 @@ export class SessionCall implements BatchCall {
   /** Gives up what nobody wants any more. */
   private drop(): void {
     if (this.message !== null) {
-      dropRows(this.message.rows);
+      dropClientRows(this.message.rows);
       this.message.taken();
     }
     this.last?.rows.slab.release();

@@ -19,6 +19,7 @@ enum class HandleKind {
   expert,
   expert_backend,
   ucx_channel,
+  shared_segment,
 };
 
 /** What one JS environment (the main thread or a worker thread) has of its own. */
@@ -35,7 +36,7 @@ class Environment {
 
  private:
   std::shared_ptr<CompletionQueue> completions_;
-  std::array<Napi::FunctionReference, 8> constructors_;
+  std::array<Napi::FunctionReference, 9> constructors_;
 };
 
 }  // namespace switchyard::addon

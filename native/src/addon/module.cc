@@ -10,6 +10,7 @@
 #include "addon/routed_handle.h"
 #include "addon/routing_table_handle.h"
 #include "addon/row_operations.h"
+#include "addon/shared_segment_handle.h"
 #include "addon/slab_handle.h"
 #include "addon/ucx.h"
 
@@ -28,6 +29,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   export_routing_table(env, exports);
   export_routing(env, exports);
   export_row_operations(exports);
+  export_client_rows(env, exports);
   export_experts(env, exports);
   export_reference(exports);
   export_ucx(env, exports);

@@ -1,0 +1,120 @@
+import { invalidArgument } from '../../common/errors.js';
+import type { InferTensorContents } from '../../common/generated/inference/InferTensorContents.js';
+import type { ModelInferRequest } from '../../common/generated/inference/ModelInferRequest.js';
+import { type SharedContext, sharedMemoryOf } from './shared-parameters.js';
+import {
+  elementBytes,
+  product,
+  rowDtypes,
+  type TensorMemory,
+  type TensorName,
+  type TensorSpec,
+  tensorNames,
+} from './tensors.js';
+
+/** A tensor that a request gives, of the right shape and size. */
+export interface InputTensor {
+  datatype: string;
+  /** The sizes in front of those of one token: [tokens] or [batch, tokens]. */
+  leading: number[];
+  tokens: number;
+  memory: TensorMemory;
+}
+
+type Given = ModelInferRequest['inputs'][number];
+
+/** The inputs of a request by their names. Throws INVALID_ARGUMENT, naming field, value and what is allowed. */
+export function readInputs(
+  request: ModelInferRequest,
+  specs: Record<TensorName, TensorSpec>,
+  context: SharedContext,
+): Partial<Record<TensorName, InputTensor>> {
+  const raw = [...request.rawInputContents];
+  const inputs: Partial<Record<TensorName, InputTensor>> = {};
+  for (const [index, given] of request.inputs.entries()) {
+    const spec = specs[given.name as TensorName];
+    if (spec === undefined || inputs[spec.name] !== undefined) {
+      const allowed = `${tensorNames.join(', ')}, each once`;
+      throw invalidArgument(`inputs[${index}].name`, given.name, allowed);
+    }
+    checkDatatype(given, spec);
+    const leading = readLeading(given, spec);
+    const tokens = product(leading);
+    const bytes = tokens * product(spec.tail) * elementBytes(given.datatype);
+    const memory = sharedMemoryOf(given.parameters, given.name, context) ?? bytesOf(given, raw, request);
+    if (memory.byteLength !== bytes) {
+      const allowed = `${bytes} bytes: ${[...leading, ...spec.tail].join(' x ')} ${given.datatype}`;
+      throw invalidArgument(`contents of ${given.name}`, `${memory.byteLength} bytes`, allowed);
+    }
+    inputs[spec.name] = { datatype: given.datatype, leading, tokens, memory };
+  }
+  if (raw.length > 0) {
+    const allowed = 'one for each input that is not in shared memory';
+    throw invalidArgument('raw_input_contents', `${request.rawInputContents.length} of them`, allowed);
+  }
+  checkSameLeading(inputs);
+  return inputs;
+}
+
+function checkDatatype({ name, datatype }: Given, spec: TensorSpec): void {
+  const allowed: readonly string[] = spec.name === 'hidden_states' ? rowDtypes : [spec.datatype];
+  if (!allowed.includes(datatype)) throw invalidArgument(`datatype of ${name}`, datatype, allowed.join(', '));
+}
+
+function readLeading({ name, shape }: Given, { tail }: TensorSpec): number[] {
+  const leading = shape.slice(0, -tail.length);
+  const right =
+    (leading.length === 1 || leading.length === 2) &&
+    shape.every((size) => Number.isSafeInteger(size) && size >= 1) &&
+    tail.every((size, index) => shape[leading.length + index] === size);
+  if (right) return leading;
+  const end = tail.join(', ');
+  throw invalidArgument(
+    `shape of ${name}`,
+    `[${shape.join(', ')}]`,
+    `[tokens, ${end}], [batch, tokens, ${end}]`,
+  );
+}
+
+/** Routing is that of the rows. */
+function checkSameLeading({
+  hidden_states: rows,
+  ...routing
+}: Partial<Record<TensorName, InputTensor>>): void {
+  for (const [name, tensor] of Object.entries(routing)) {
+    const own = tensor.leading.join(', ');
+    if (rows === undefined || own === rows.leading.join(', ')) continue;
+    throw invalidArgument(
+      `shape of ${name}`,
+      `[${own}, ...]`,
+      `[${rows.leading.join(', ')}, ...], as hidden_states has it`,
+    );
+  }
+}
+
+/** Bytes in the message: the next of the raw contents, or else typed ones. */
+function bytesOf({ name, datatype, contents }: Given, raw: Buffer[], request: ModelInferRequest): Uint8Array {
+  if (request.rawInputContents.length > 0) {
+    const bytes = raw.shift();
+    if (bytes !== undefined) return bytes;
+    const allowed = 'one for each input that is not in shared memory';
+    throw invalidArgument('raw_input_contents', `${request.rawInputContents.length} of them`, allowed);
+  }
+  return typedBytes(name, datatype, contents);
+}
+
+function typedBytes(name: string, datatype: string, contents: InferTensorContents | null): Uint8Array {
+  if (contents !== null && datatype === 'FP32') return bytesOfArray(Float32Array.from(contents.fp32Contents));
+  if (contents !== null && datatype === 'INT32') return bytesOfArray(Int32Array.from(contents.intContents));
+  const allowed =
+    datatype === 'FP32' || datatype === 'INT32' ? 'raw_input_contents, or contents' : 'raw_input_contents';
+  throw invalidArgument(
+    `contents of ${name}`,
+    contents === null ? 'missing' : `of datatype ${datatype}`,
+    allowed,
+  );
+}
+
+function bytesOfArray({ buffer, byteLength }: Float32Array | Int32Array): Uint8Array {
+  return new Uint8Array(buffer as ArrayBuffer, 0, byteLength);
+}

@@ -1,0 +1,56 @@
+import { SwitchyardError } from '../../common/errors.js';
+import type { LayerSpec, ModelSpec } from '../../model/spec.js';
+
+/** A model as clients of the Open Inference Protocol name it: layers of the cluster's, or the bare block of one. */
+export interface ServedModel {
+  name: string;
+  /** Those with experts, ascending. */
+  layers: LayerSpec[];
+  /** Without norm and residual. */
+  bare: boolean;
+  /** What routing of a token is: [layers, topK], or of one layer [topK]. */
+  routingShape: number[];
+}
+
+/** There is one of each model. */
+export const modelVersion = '1';
+
+/** NAME: all layers in a row; NAME.layer.N: one; NAME.moe.N: its bare block. */
+export function servedModels({ name, layers, routing: { topK } }: ModelSpec): ServedModel[] {
+  const single = (kind: 'layer' | 'moe') =>
+    layers.map((spec) => ({
+      name: `${name}.${kind}.${spec.layer}`,
+      layers: [spec],
+      bare: kind === 'moe',
+      routingShape: [topK],
+    }));
+  const whole = { name, layers, bare: false, routingShape: [layers.length, topK] };
+  return [whole, ...single('layer'), ...single('moe')];
+}
+
+/** @throws NOT_FOUND, saying which there are. */
+export function findModel(models: readonly ServedModel[], name: string, version: string): ServedModel {
+  const found = models.find((model) => model.name === name);
+  const whole = models[0]!;
+  if (found === undefined) {
+    const layers = whole.layers.map(({ layer }) => layer).join(', ');
+    throw notFound(
+      'model name',
+      name,
+      `${whole.name}, ${whole.name}.layer.N, ${whole.name}.moe.N with N of ${layers}`,
+    );
+  }
+  if (version !== '' && version !== modelVersion) {
+    throw notFound('model version', version, `${modelVersion}, or none`);
+  }
+  return found;
+}
+
+export function notFound(field: string, value: string, allowed: string): SwitchyardError {
+  const shown = JSON.stringify(value.slice(0, 200));
+  return new SwitchyardError('NOT_FOUND', `${field} is ${shown}; allowed: ${allowed}`, {
+    field,
+    value: shown,
+    allowed,
+  });
+}
