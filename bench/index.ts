@@ -9,6 +9,7 @@ import { benchKernels } from './kernels.js';
 import { latencyGroups } from './latency.js';
 import { layerGroups } from './layer.js';
 import { benchLink } from './link.js';
+import { moveGroups } from './moves.js';
 import { benchPlane } from './plane.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
 import { trafficGroups } from './traffic.js';
@@ -23,6 +24,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
   ...latencyGroups,
   ...balanceGroups,
   ...trafficGroups,
+  ...moveGroups,
   ...Object.fromEntries(
     clusterCases.map((test) => [
       test.id,

@@ -1,8 +1,10 @@
 /**
  * Faults on real processes under load: workers and the coordinator are killed, stopped and ended, in an order that depends on the
  * seed alone. No batch may fail, no row be lost, and every output is what it is without faults.
- * npm run chaos -- --runs 100 [--seed 1] [--faults 4] [--copies 2] [--transport auto] [--lease-ms 2000] [--json]
+ * With --cables each process has a network of its own, whose cable is pulled too; that needs the rights of root.
+ * npm run chaos -- --runs 100 [--seed 1] [--faults 4] [--copies 2] [--transport auto] [--lease-ms 2000] [--cables] [--json]
  */
+import { spawnSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { runChaos } from '../dist/bench/chaos/run.js';
 
@@ -17,9 +19,18 @@ const { values } = parseArgs({
     routers: text('2'),
     transport: text('auto'),
     'lease-ms': text('2000'),
+    cables: { type: 'boolean', default: false },
     json: { type: 'boolean', default: false },
   },
 });
+// The cables end in a network that is this program's alone.
+if (values.cables && process.env.SWITCHYARD_CHAOS !== 'apart') {
+  const { status } = spawnSync('unshare', ['--net', process.execPath, ...process.argv.slice(1)], {
+    stdio: 'inherit',
+    env: { ...process.env, SWITCHYARD_CHAOS: 'apart' },
+  });
+  process.exit(status ?? 1);
+}
 const count = (name) => {
   const value = Number(values[name]);
   if (Number.isSafeInteger(value) && value >= 0) return value;
@@ -27,6 +38,7 @@ const count = (name) => {
   process.exit(2);
 };
 const report = await runChaos({
+  cables: values.cables,
   runs: count('runs'),
   seed: count('seed'),
   faults: count('faults'),

@@ -1,6 +1,7 @@
 import { type Flags, LocalProcess } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { sleep } from '../../services/common/lifecycle.js';
+import { Cables } from './cables.js';
 
 export interface ChaosClusterOptions {
   workers: number;
@@ -10,6 +11,10 @@ export interface ChaosClusterOptions {
   preset: string;
   transport: 'auto' | 'ucx' | 'grpc';
   leaseMs: number;
+  /** Each process has a network of its own, and a cable that can be pulled. */
+  cables: boolean;
+  /** Further flags of the coordinator. */
+  coordinator?: Flags;
   onLine: (process: string, line: string) => void;
 }
 
@@ -22,14 +27,17 @@ export class ChaosCluster {
   /** By name. */
   readonly processes = new Map<string, LocalProcess>();
   /** host:port of the coordinator, the same for each that is started. */
-  private address = '';
+  address = '';
   private client: SwitchyardClient | null = null;
+  private cables: Cables | null = null;
 
   private constructor(private readonly options: ChaosClusterOptions) {}
 
   static async start(options: ChaosClusterOptions): Promise<ChaosCluster> {
     const cluster = new ChaosCluster(options);
     try {
+      const names = ['coordinator', ...cluster.workers, ...cluster.routers];
+      if (options.cables) cluster.cables = await Cables.lay(names);
       cluster.launch('coordinator');
       cluster.address = (await cluster.processes.get('coordinator')!.listening).address;
       for (const name of [...cluster.workers, ...cluster.routers]) cluster.launch(name);
@@ -61,7 +69,9 @@ export class ChaosCluster {
   launch(name: string): void {
     const { copies, leaseMs, preset, transport, workers, onLine } = this.options;
     const kind = name === 'coordinator' ? name : name.startsWith('worker') ? 'worker' : 'router';
-    const own: Flags = { name, port: 0, metricsPort: 0, leaseMs };
+    const { cables } = this;
+    const place = cables === null ? {} : { host: cables.addressOf(name), insecure: true };
+    const own: Flags = { name, port: 0, metricsPort: 0, leaseMs, ...place };
     const flags: Flags =
       kind === 'coordinator'
         ? {
@@ -72,13 +82,21 @@ export class ChaosCluster {
             ...(copies > 1 && { copies }),
             router: false,
             heartbeatMs: leaseMs / 5,
+            ...this.options.coordinator,
           }
         : { ...own, coordinator: this.address, transport, ...(kind === 'worker' && { threads: 1 }) };
-    this.processes.set(name, new LocalProcess(kind, name, flags, {}, (_, line) => onLine(name, line)));
+    const wrapper = cables?.wrapperOf(name) ?? [];
+    const process = new LocalProcess(kind, name, flags, {}, (_, line) => onLine(name, line), wrapper);
+    this.processes.set(name, process);
   }
 
   signal(name: string, signal: NodeJS.Signals): void {
     this.processes.get(name)!.kill(signal);
+  }
+
+  /** Pulls a process's cable, or puts it in again. */
+  plug(name: string, state: 'up' | 'down'): Promise<void> {
+    return this.cables!.plug(name, state);
   }
 
   /** Resolves when a process has ended. */
@@ -103,6 +121,7 @@ export class ChaosCluster {
     const all = [...this.processes.values()];
     for (const process of all) process.kill('SIGCONT');
     await Promise.all(all.map((process) => process.stop(stopMsMax)));
+    await this.cables?.close();
   }
 
   private async whyNotWhole(): Promise<string> {

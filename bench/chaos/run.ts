@@ -61,7 +61,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
         for (let fault = 0; fault < options.faults; fault += 1) {
           await sleep(calmMs);
           load.takeLongestPause();
-          const drawn = drawFault(random, cluster.workers, options.leaseMs);
+          const drawn = drawFault(random, cluster.workers, options);
           log(`seed ${seed + run}: ${describeFault(drawn)}`);
           await inject(drawn, cluster);
           heals.push(await cluster.untilWhole(healMsMax));

@@ -18,6 +18,7 @@ import {
 import { asSwitchyardError, SwitchyardError } from '../../services/common/errors.js';
 import { presets } from '../../services/model/synthetic.js';
 import { drain, repeatedRows } from '../batch.js';
+import { rebalance } from '../operator.js';
 import { topicChoices } from '../topics.js';
 import {
   type BatchRequest,
@@ -28,7 +29,6 @@ import {
   type ProcessCpu,
 } from './calls.js';
 import { ticksPerSecond } from './machine.js';
-import { rebalance } from './rebalance.js';
 
 const run = promisify(execFile);
 const outputBytesMax = 64 * 1024 * 1024;

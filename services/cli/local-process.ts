@@ -51,11 +51,14 @@ export class LocalProcess {
     flags: Flags,
     environment: Readonly<Record<string, string>>,
     onLine: (process: LocalProcess, line: string) => void,
+    /** A program, with arguments, that becomes this process's. */
+    wrapper: readonly string[] = [],
   ) {
     const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
     // A session of its own keeps a terminal's Ctrl-C from it, so that the parent decides the order of shutdown;
     // the channel tells it when the parent is gone, and the parent where it listens.
-    this.child = spawn(process.execPath, [program, role, ...toArguments(flags)], {
+    const [command, ...args] = [...wrapper, process.execPath, program, role, ...toArguments(flags)];
+    this.child = spawn(command!, args, {
       stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
       env: { ...process.env, ...environment },
       detached: true,

@@ -54,8 +54,8 @@ export class CoordinatorNode implements SimulatedNode {
     { scenario, spec, network, log, coordinator }: Surroundings,
     private readonly onView: (node: CoordinatorNode) => void,
   ) {
-    const { leaseMs, heartbeatMs, workers, feedback, placement } = scenario;
-    const config = coordinatorSchema.parse({ workers: workers.length, leaseMs, heartbeatMs, ...placement });
+    const { leaseMs, heartbeatMs, feedback, placement } = scenario;
+    const config = coordinatorSchema.parse({ leaseMs, heartbeatMs, ...placement });
     this.core = new CoordinatorCore({
       lease: null,
       leaderLeaseMs: 5_000,

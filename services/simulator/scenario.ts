@@ -22,6 +22,7 @@ export interface RouterScenario {
 
 /** The coordinator's settings of the same names. */
 export interface PlacementScenario {
+  workers: number;
   copies: number;
   replicaSlots: number | null;
   rebalanceSeconds: number;
@@ -82,6 +83,7 @@ export function drawScenario(random: SeededRandom): Scenario {
     heartbeatMs: Math.floor(leaseMs / 3),
     readyWaitMs: random.pick([5_000, 30_000]),
     placement: {
+      workers: random.integer(1, workerCount),
       copies,
       replicaSlots: random.pick([null, 0, 2]),
       rebalanceSeconds: random.pick([0, 0.5, 5, 60]),

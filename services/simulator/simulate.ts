@@ -124,15 +124,18 @@ class Simulation {
     }
   }
 
-  /** Some workers never come back, as long as the others have memory for all experts. */
+  /** Some workers never come back, as long as the others have memory for all experts, and are as many as a first start waits for. */
   private loseWorkers(): void {
     const { cluster, random } = this;
-    const { shape, workers } = cluster.scenario;
+    const { shape, workers, placement } = cluster.scenario;
     const needed = shape.layers * shape.experts;
     let room = workers.reduce((sum, { expertsMax }) => sum + expertsMax, 0);
+    let left = workers.length;
     for (const { name, expertsMax } of random.shuffled(workers)) {
+      if (left === placement.workers) return;
       if (room - expertsMax < needed || random.chance(0.5)) continue;
       room -= expertsMax;
+      left -= 1;
       cluster.gone.add(name);
       cluster.kill(cluster.workers.find((slot) => slot.name === name)!);
     }
