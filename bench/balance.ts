@@ -46,7 +46,7 @@ const cases: readonly Case[] = [
 ];
 
 /** Zipf's. */
-const exponent = 1.2;
+export const exponent = 1.2;
 const expertBytes = 44 * 1024 ** 2;
 const rowsPerSecond = 100_000;
 const loadBytesPerSecond = 1024 ** 3;
@@ -93,13 +93,13 @@ function inputOf(test: Case, random: () => number, copiesMin: number): PlanInput
 }
 
 /** (max − mean)/mean */
-function imbalance(workerRows: Float64Array): number {
+export function imbalance(workerRows: Float64Array): number {
   const mean = workerRows.reduce((sum, rows) => sum + rows, 0) / workerRows.length;
   return Math.max(...workerRows) / mean - 1;
 }
 
 /** Rows of each worker where every copy of an expert gets the same part; a worker may have several. */
-function evenShares(loads: Float64Array, copies: Copies[number], workers: number): Float64Array {
+export function evenShares(loads: Float64Array, copies: Copies[number], workers: number): Float64Array {
   const rows = new Float64Array(workers);
   for (const [expert, holders] of copies.entries())
     for (const worker of holders) rows[worker]! += loads[expert]! / holders.length;

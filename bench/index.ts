@@ -1,5 +1,6 @@
 import { invalidArgument } from '../services/common/errors.js';
 import { balanceGroups } from './balance.js';
+import { balanceClusterGroups } from './balance-cluster.js';
 import { benchCluster, clusterCases } from './cluster.js';
 import { benchDeviceCluster } from './device-cluster.js';
 import { expertGroups } from './experts.js';
@@ -23,6 +24,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
   ...layerGroups,
   ...latencyGroups,
   ...balanceGroups,
+  ...balanceClusterGroups,
   ...trafficGroups,
   ...moveGroups,
   ...Object.fromEntries(

@@ -1,6 +1,7 @@
 import type { SwitchyardClient } from '../services/client/index.js';
 import { listCopies } from '../services/common/expert-copies.js';
 import type { PlacementInput } from '../services/common/generated/switchyard/v1/Placement.js';
+import type { RebalanceAnswer } from '../services/common/generated/switchyard/v1/RebalanceAnswer.js';
 import type { WorkerMark } from '../services/common/generated/switchyard/v1/WorkerMark.js';
 import { connect } from '../services/common/grpc-channel.js';
 import { sleep } from '../services/common/lifecycle.js';
@@ -11,6 +12,27 @@ const messageBytesMax = 1024 * 1024;
 const withinMs = 60_000;
 const pollMs = 50;
 
+/** Has the coordinator plan for the load that it knows, and resolves when as many copies serve as it wants. */
+export async function rebalanceByLoad(
+  client: SwitchyardClient,
+  coordinator: string,
+  token: string | null,
+): Promise<void> {
+  const { toLoad, toDrop } = await ask<RebalanceAnswer>(coordinator, token, (operator, options, answer) =>
+    operator.Rebalance({}, options, answer),
+  );
+  const placed = async () => {
+    const { layers } = (await client.describeCluster({ placement: true })).view!.placement!;
+    return layers.flatMap(({ copies }) => copies).reduce((sum, one) => sum + one, 0);
+  };
+  const isMoving = async () => {
+    const { view } = await client.describeCluster();
+    return view!.nodes.some(({ loading, draining }) => loading + draining > 0);
+  };
+  const wanted = (await placed()) + toLoad - toDrop;
+  while ((await placed()) !== wanted || (await isMoving())) await sleep(pollMs);
+}
+
 /** Asks the coordinator for these copies, and resolves when they serve, and no others. */
 export async function rebalance(
   client: SwitchyardClient,
@@ -18,7 +40,7 @@ export async function rebalance(
   token: string | null,
   target: readonly CopiesByName[],
 ): Promise<void> {
-  await ask(coordinator, token, (operator, options, answer) =>
+  await ask<RebalanceAnswer>(coordinator, token, (operator, options, answer) =>
     operator.Rebalance({ target: placementOf(target) }, options, answer),
   );
   const wanted = JSON.stringify(target);
@@ -40,25 +62,26 @@ export function mark(
   token: string | null,
   worker: string,
   wanted: WorkerMark,
-): Promise<void> {
+): Promise<unknown> {
   return ask(coordinator, token, (operator, options, answer) =>
     operator.MarkWorker({ worker, mark: wanted }, options, answer),
   );
 }
 
-async function ask(
+async function ask<Answer>(
   coordinator: string,
   token: string | null,
   call: (
     operator: InstanceType<typeof clients.Operator>,
     options: { deadline: number },
-    answer: (error: Error | null) => void,
+    answer: (error: Error | null, value?: Answer) => void,
   ) => unknown,
-): Promise<void> {
+): Promise<Answer> {
   const operator = connect(clients.Operator, coordinator, { token, messageBytesMax });
   try {
-    await new Promise<void>((resolve, reject) => {
-      const answer = (error: Error | null) => (error === null ? resolve() : reject(error));
+    return await new Promise((resolve, reject) => {
+      const answer = (error: Error | null, value?: Answer) =>
+        error === null ? resolve(value!) : reject(error);
       call(operator, { deadline: Date.now() + withinMs }, answer);
     });
   } finally {

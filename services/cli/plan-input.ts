@@ -2,6 +2,7 @@ import { decimal, humanCount, text } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { Topology } from '../coordinator/topology.js';
 import type { PlanInput, PlanWorker } from '../placement/input.js';
+import { usualRates } from '../placement/rates.js';
 import type { Recording } from './recording.js';
 
 /** What a plan is made with. */
@@ -29,8 +30,7 @@ export interface PlanOptions {
 type RecordedWorker = Recording['workers'][number];
 
 /**
- * What the planner is given for a recorded load; with a topology, on the devices that it lists. What was not measured of a worker is
- * taken to be the mean of the others. Throws NOT_READY for a recording without rows.
+ * What the planner is given for a recorded load; with a topology, on the devices that it lists. Rates are those of `usualRates`. Throws NOT_READY for a recording without rows.
  */
 export function planInput(
   recording: Recording,
@@ -44,16 +44,16 @@ export function planInput(
     throw new SwitchyardError('NOT_READY', text);
   }
   const { workers, indexOf } = onTopology(recording.workers, topology);
-  const rowsPerSecond = mean('rowsPerSecond', recording.workers);
-  const loadBytesPerSecond = mean('loadBytesPerSecond', recording.workers);
+  const rowsPerSecond = ratesOf('rowsPerSecond', recording.workers, workers);
+  const loadBytesPerSecond = ratesOf('loadBytesPerSecond', recording.workers, workers);
   return {
     workers: workers.map(
-      (worker): PlanWorker => ({
-        name: worker.name,
-        host: worker.host,
-        memoryBytes: worker.memoryBytes,
-        rowsPerSecond: worker.rowsPerSecond ?? rowsPerSecond,
-        loadBytesPerSecond: worker.loadBytesPerSecond ?? loadBytesPerSecond,
+      ({ name, host, memoryBytes }, index): PlanWorker => ({
+        name,
+        host,
+        memoryBytes,
+        rowsPerSecond: rowsPerSecond[index]!,
+        loadBytesPerSecond: loadBytesPerSecond[index]!,
       }),
     ),
     layers: layers.map(({ layer, expertBytes, rows, choices }) => ({
@@ -107,11 +107,20 @@ function onTopology(recorded: readonly RecordedWorker[], topology: Topology | nu
   return { workers, indexOf };
 }
 
-function mean(field: 'rowsPerSecond' | 'loadBytesPerSecond', workers: readonly RecordedWorker[]): number {
-  const measured = workers.map((worker) => worker[field]).filter((value) => value !== null);
-  if (measured.length === 0) {
-    const text = `${field} is null for all ${workers.length} workers; allowed: a number above 0 for one at least`;
+/** Of workers, some of which were not recorded. */
+function ratesOf(
+  field: 'rowsPerSecond' | 'loadBytesPerSecond',
+  recorded: readonly RecordedWorker[],
+  workers: readonly RecordedWorker[],
+): number[] {
+  const measured = recorded.map((worker) => worker[field]);
+  if (measured.every((rate) => rate === null)) {
+    const text = `${field} is null for all ${measured.length} workers; allowed: a number above 0 for one at least`;
     throw new SwitchyardError('NOT_READY', text, { field });
   }
-  return measured.reduce((sum, value) => sum + value, 0) / measured.length;
+  const [usual] = usualRates([null, ...measured], 0);
+  return usualRates(
+    workers.map((worker) => worker[field]),
+    usual!,
+  );
 }

@@ -16,6 +16,16 @@ export interface LoadLimits {
   bytesPerSecond: number;
 }
 
+/** What is told of all copies together. */
+interface Summary {
+  /** By slot. */
+  counts: CopyCounts[];
+  /** Experts that nobody serves, ascending. */
+  missing: number[];
+  /** Slots of those who served them last. */
+  missed: Set<number>;
+}
+
 const nobody: CopyHolder = { alive: false, capacity: 0, acknowledged: 0, has: () => false };
 
 /**
@@ -39,6 +49,8 @@ export class ClusterPlacement {
   /** When the next copy of an expert that serves already may be begun. */
   private nextLoadMs = 0;
   private paced = false;
+  /** Null: copies have changed since it was made. */
+  private summary: Summary | null = null;
 
   constructor(
     readonly experts: ExpertOrder,
@@ -84,6 +96,7 @@ export class ClusterPlacement {
       this.slots.set(name, slot);
     }
     this.members[slot] = member;
+    this.summary = null;
     const held = [...member.ready.numbers()];
     this.reconciler.adopt(slot, held);
     for (const expert of held) if (!this.target[expert]!.includes(slot)) insert(this.target[expert]!, slot);
@@ -94,6 +107,7 @@ export class ClusterPlacement {
     const slot = this.slotOf(member.hello.name);
     if (this.members[slot] !== member) return;
     this.members[slot] = null;
+    this.summary = null;
     for (const [expert, slots] of this.published.entries())
       if (slots.includes(slot)) this.servedLast[expert] = slot;
     this.reconciler.forget(slot);
@@ -138,6 +152,7 @@ export class ClusterPlacement {
       loadsMax: loads,
       loadsNow,
     });
+    if (steps.assigned.size > 0 || steps.published.length > 0) this.summary = null;
     if (steps.begun > 0) this.nextLoadMs = nowMs + (steps.begun * this.expertBytes * 1000) / bytesPerSecond;
     this.paced = steps.begun > 0 || loadsNow === 0;
     for (const expert of steps.stuck) this.target[expert] = [...this.reconciler.assigned[expert]!];
@@ -164,12 +179,8 @@ export class ClusterPlacement {
   }
 
   /** By slot. */
-  counts(): CopyCounts[] {
-    const counts = this.names.map((): CopyCounts => ({ loading: 0, serving: 0, draining: 0 }));
-    for (const [expert, slots] of this.reconciler.assigned.entries()) {
-      for (const slot of slots) counts[slot]![this.stateOf(expert, slot)] += 1;
-    }
-    return counts;
+  counts(): readonly CopyCounts[] {
+    return this.summarize().counts;
   }
 
   /** The copies of an expert, by its number. */
@@ -186,8 +197,8 @@ export class ClusterPlacement {
   }
 
   /** Experts that nobody serves, ascending. */
-  missing(): number[] {
-    return [...this.published.keys()].filter((expert) => this.published[expert]!.length === 0);
+  missing(): readonly number[] {
+    return this.summarize().missing;
   }
 
   /** The worker that loads an expert, or else the one that served it last; null: none. */
@@ -198,8 +209,18 @@ export class ClusterPlacement {
 
   /** Whether errors still name a worker: it was the last that served an expert which nobody serves. */
   isMissed(name: string): boolean {
-    const slot = this.slotOf(name);
-    return slot >= 0 && this.missing().some((expert) => this.servedLast[expert] === slot);
+    return this.summarize().missed.has(this.slotOf(name));
+  }
+
+  private summarize(): Summary {
+    if (this.summary !== null) return this.summary;
+    const counts = this.names.map((): CopyCounts => ({ loading: 0, serving: 0, draining: 0 }));
+    for (const [expert, slots] of this.reconciler.assigned.entries())
+      for (const slot of slots) counts[slot]![this.stateOf(expert, slot)] += 1;
+    const missing = [...this.published.keys()].filter((expert) => this.published[expert]!.length === 0);
+    const missed = new Set(missing.map((expert) => this.servedLast[expert]!).filter((slot) => slot >= 0));
+    this.summary = { counts, missing, missed };
+    return this.summary;
   }
 
   /** Of the layers that changed after `epoch`; 0: of all. */

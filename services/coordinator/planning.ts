@@ -1,6 +1,7 @@
 import type { SwitchyardError } from '../common/errors.js';
 import type { ExpertOrder } from '../model/expert-order.js';
 import type { Copies, PlanInput, PlanWorker } from '../placement/input.js';
+import { usualRates } from '../placement/rates.js';
 import type { CopyLists } from '../placement/reconcile.js';
 import { bestEffortCopies } from '../placement/required.js';
 
@@ -44,17 +45,25 @@ export class Planning {
   input(candidates: readonly Candidate[], present: CopyLists, rates: Float64Array | null): PlanInput {
     const { experts, expertBytes, topK, copies, replicaSlots } = this.options;
     const counts = countOf(candidates, present);
+    const rowsPerSecond = usualRates(
+      candidates.map((candidate) => candidate.rowsPerSecond),
+      rowsPerSecondAssumed,
+    );
+    const loadBytesPerSecond = usualRates(
+      candidates.map((candidate) => candidate.loadBytesPerSecond),
+      loadBytesPerSecondAssumed,
+    );
     const workers = candidates.map((candidate, index): PlanWorker => {
       const { name, host, memoryBytes, cordoned } = candidate;
       return {
         name,
         host,
         memoryBytes: cordoned ? Math.min(counts[index]! * expertBytes, memoryBytes) : memoryBytes,
-        rowsPerSecond: measured('rowsPerSecond', candidate, candidates, rowsPerSecondAssumed),
-        loadBytesPerSecond: measured('loadBytesPerSecond', candidate, candidates, loadBytesPerSecondAssumed),
+        rowsPerSecond: rowsPerSecond[index]!,
+        loadBytesPerSecond: loadBytesPerSecond[index]!,
       };
     });
-    const capacity = workers.reduce((sum, { rowsPerSecond }) => sum + rowsPerSecond, 0);
+    const capacity = rowsPerSecond.reduce((sum, rate) => sum + rate, 0);
     const loads = rates ?? new Float64Array(experts.total).fill((capacity * shareAssumed) / experts.total);
     const indexOf = new Map(candidates.map(({ slot }, index) => [slot, index]));
     return {
@@ -116,17 +125,4 @@ function countOf(candidates: readonly Candidate[], present: CopyLists): number[]
   const counts = new Map<number, number>();
   for (const slot of present.flat()) counts.set(slot, (counts.get(slot) ?? 0) + 1);
   return candidates.map(({ slot }) => counts.get(slot) ?? 0);
-}
-
-/** What was measured of a worker; otherwise the mean of the others. */
-function measured(
-  field: 'rowsPerSecond' | 'loadBytesPerSecond',
-  candidate: Candidate,
-  candidates: readonly Candidate[],
-  assumed: number,
-): number {
-  const own = candidate[field];
-  if (own !== null) return own;
-  const known = candidates.map((other) => other[field]).filter((value) => value !== null);
-  return known.length === 0 ? assumed : known.reduce((sum, value) => sum + value, 0) / known.length;
 }

@@ -73,7 +73,7 @@ export function exchange(sending: Sending, context: ExchangeContext): Promise<Sl
     link.exchange(tokenBatch(sending, context), end).then(
       (result) => {
         forget();
-        paces.answered(sent);
+        paces.answered(sent, result.computeSeconds);
         if (isGivenUp) {
           result.rows.release();
           metrics.droppedRows.inc(sent.rows);

@@ -1,4 +1,5 @@
 import type { WorkerPace } from '../../native/index.js';
+import { usualRates } from '../placement/rates.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { Link } from '../transport/link.js';
 
@@ -25,9 +26,10 @@ export interface SentBatch {
 /** What is known of the worker at the end of a link. */
 interface Pace {
   rowsOutstanding: number;
-  /** Of the last answers, decayed: rows, and the seconds in which the worker did nothing else for this router. */
+  /** Of the last answers, decayed: rows, the seconds in which the worker did nothing else for this router, and those for which it computed. */
   rows: number;
   seconds: number;
+  computeSeconds: number;
   answeredMs: number;
   /** Since when it is late; null: it is not. */
   suspectedMs: number | null;
@@ -54,12 +56,13 @@ export class WorkerPaces {
     this.timer ??= this.clock.after(checkMs, () => this.check()).unref();
   }
 
-  /** Takes an answer, however late. */
-  answered(batch: SentBatch): void {
+  /** Takes an answer, however late, for which the worker computed so long. */
+  answered(batch: SentBatch, computeSeconds: number): void {
     const pace = this.of(batch.link);
     const now = this.clock.now();
     pace.rows = pace.rows * measuredDecay + batch.rows;
     pace.seconds = pace.seconds * measuredDecay + (now - Math.max(pace.answeredMs, batch.sentMs)) / 1000;
+    pace.computeSeconds = pace.computeSeconds * measuredDecay + computeSeconds;
     pace.answeredMs = now;
     this.forget(batch);
     this.clear(pace);
@@ -87,9 +90,8 @@ export class WorkerPaces {
   /** As the kernels take it; `near`: who is on this router's host, and wins ties: it counts as a row less busy. */
   describe(links: readonly (Link | null)[], near: readonly boolean[]): WorkerPace {
     const paces = links.map((link) => (link === null ? undefined : this.byLink.get(link)));
-    const measured = paces.flatMap((pace) => (pace && pace.rows > 0 ? [secondsPerRow(pace)] : []));
-    const mean = measured.reduce((sum, one) => sum + one, 0) / measured.length || secondsPerRowUnknown;
-    const perRow = Float64Array.from(paces, (pace) => (pace && pace.rows > 0 ? secondsPerRow(pace) : mean));
+    const measured = paces.map((pace) => (pace && pace.rows > 0 ? secondsPerRowBusy(pace) : null));
+    const perRow = Float64Array.from(usualRates(measured, secondsPerRowUnknown));
     const queued = Float64Array.from(paces, (pace, worker) => {
       const rows = (pace?.rowsOutstanding ?? 0) - (near[worker] ? 1 : 0);
       return rows * perRow[worker]!;
@@ -100,7 +102,14 @@ export class WorkerPaces {
   private of(link: Link): Pace {
     let pace = this.byLink.get(link);
     if (pace === undefined) {
-      pace = { rowsOutstanding: 0, rows: 0, seconds: 0, answeredMs: 0, suspectedMs: null };
+      pace = {
+        rowsOutstanding: 0,
+        rows: 0,
+        seconds: 0,
+        computeSeconds: 0,
+        answeredMs: 0,
+        suspectedMs: null,
+      };
       this.byLink.set(link, pace);
     }
     return pace;
@@ -135,5 +144,12 @@ export class WorkerPaces {
   }
 }
 
+/**
+ * Of a worker that always has rows: what it computes takes no longer, where calls overlap even less, and between answers there is its waiting for rows
+ * too, of which one with few has more.
+ */
+const secondsPerRowBusy = ({ seconds, computeSeconds, rows }: Pace) =>
+  Math.max(Math.min(seconds, computeSeconds || seconds) / rows, secondsPerRowMin);
 /** Answers may come as fast as the clock does not see. */
-const secondsPerRow = ({ seconds, rows }: Pace) => Math.max(seconds / rows, 1e-9);
+const secondsPerRowMin = 1e-9;
+const secondsPerRow = ({ seconds, rows }: Pace) => Math.max(seconds / rows, secondsPerRowMin);

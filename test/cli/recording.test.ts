@@ -67,7 +67,7 @@ describe('a recording', () => {
 describe('what the planner is given for a recording', () => {
   const options = { copies: 1, replicaSlots: null, horizon: 60 };
 
-  test('rows a second, and for a worker without a measure the mean of the others', () => {
+  test('rows a second, and for a worker without a measure the median of the others', () => {
     const { workers, layers, present } = planInput(good, null, options);
     expect(workers.map(({ rowsPerSecond }) => rowsPerSecond)).toEqual([100, 100]);
     expect([...layers[0]!.loads]).toEqual([1, 3]);

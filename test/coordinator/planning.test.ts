@@ -121,7 +121,7 @@ describe('the copies that there must be', () => {
 describe('what the planner is given', () => {
   const order = new ExpertOrder([{ layer: 0, experts: 4 }]);
 
-  test('what was not measured of a worker is the mean of the others', () => {
+  test('what was not measured of a worker is the median of the others', () => {
     const workers = [candidate(0, { rowsPerSecond: 10 }), candidate(1), candidate(2, { rowsPerSecond: 30 })];
     const input = planningOf(order).input(workers, nobody(order), null);
     expect(input.workers.map(({ rowsPerSecond }) => rowsPerSecond)).toEqual([10, 20, 30]);
