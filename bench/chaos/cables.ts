@@ -53,7 +53,11 @@ export class Cables {
   }
 
   async close(): Promise<void> {
-    for (const { keeper } of this.places.values()) keeper.kill('SIGKILL');
+    for (const { keeper, device } of this.places.values()) {
+      keeper.kill('SIGKILL');
+      // The kernel would remove it too, some time later.
+      await ip(`link del ${device}`).catch(() => {});
+    }
     await ip(`link del ${bridge}`).catch(() => {});
   }
 
