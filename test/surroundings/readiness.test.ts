@@ -80,12 +80,9 @@ describe('a worker that has joined', () => {
     const holder = new Service('worker', { coordinator });
     await (await connect(coordinator)).waitUntilReady(60_000);
     const spare = new Service('worker', { coordinator });
+    // One that has joined is ready, is not while it loads what it is given then, and is again.
     for (const worker of [holder, spare]) {
-      await until(
-        () => worker.readiness(),
-        ({ ready }) => ready,
-      );
-      expect(await worker.health()).toBe('SERVING');
+      await until(async () => (await worker.readiness()).ready && (await worker.health()) === 'SERVING');
     }
     await holder.process.stop(20_000);
     await until(
