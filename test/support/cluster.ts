@@ -17,12 +17,14 @@ export interface TestClusterOptions {
 }
 
 const readyTimeoutMs = 60_000;
+/** How long a machine that is busy with other things may keep a process from running. Tests of leases have their own. */
+const leaseMs = 60_000;
 const running = new Set<TestCluster>();
 
 /** A real cluster of processes from dist/, on free ports. A test file's clusters are stopped after its last test. */
 export async function startCluster(options: TestClusterOptions = {}): Promise<TestCluster> {
   const lines: string[] = [];
-  const node = { port: 0, metricsPort: 0 };
+  const node = { port: 0, metricsPort: 0, leaseMs };
   const all: LocalClusterOptions = {
     workers: options.workers ?? 2,
     routers: options.routers ?? 0,
