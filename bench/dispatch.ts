@@ -85,6 +85,7 @@ async function passThrough({ rows, routing }: Chunk, links: readonly Link[]): Pr
           segments: group.segments,
           rowIndices: group.rowIndices,
           weights: group.weights,
+          traceparent: '',
         },
         rows: rows.share(),
         selected: group.tokens,

@@ -82,6 +82,7 @@ function tokenBatch({ rows, echo }: LinkTask): TokenBatch {
       segments: Uint32Array.of(0, entries),
       rowIndices: Uint32Array.from({ length: entries }, (_, i) => i),
       weights: null,
+      traceparent: '',
     },
     rows: native.allocateSlab(rows * hidden * 2, batchTailBytes),
   };

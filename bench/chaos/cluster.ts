@@ -13,8 +13,9 @@ export interface ChaosClusterOptions {
   leaseMs: number;
   /** Each process has a network of its own, and a cable that can be pulled. */
   cables: boolean;
-  /** Further flags of the coordinator. */
+  /** Further flags of the coordinator, and of each worker. */
   coordinator?: Flags;
+  worker?: Flags;
   onLine: (process: string, line: string) => void;
 }
 
@@ -65,8 +66,8 @@ export class ChaosCluster {
     return SwitchyardClient.connect(addresses, { timeoutMs: readyMsMax });
   }
 
-  /** Starts a process that has ended, or was never there. */
-  launch(name: string): void {
+  /** Starts a process that has ended, or was never there. `extra`: flags of its own, which win. */
+  launch(name: string, extra: Flags = {}): void {
     const { copies, leaseMs, preset, transport, workers, onLine } = this.options;
     const kind = name === 'coordinator' ? name : name.startsWith('worker') ? 'worker' : 'router';
     const { cables } = this;
@@ -84,9 +85,15 @@ export class ChaosCluster {
             heartbeatMs: leaseMs / 5,
             ...this.options.coordinator,
           }
-        : { ...own, coordinator: this.address, transport, ...(kind === 'worker' && { threads: 1 }) };
+        : {
+            ...own,
+            coordinator: this.address,
+            transport,
+            ...(kind === 'worker' && { threads: 1, ...this.options.worker }),
+          };
     const wrapper = cables?.wrapperOf(name) ?? [];
-    const process = new LocalProcess(kind, name, flags, {}, (_, line) => onLine(name, line), wrapper);
+    const all = { ...flags, ...extra };
+    const process = new LocalProcess(kind, name, all, {}, (_, line) => onLine(name, line), wrapper);
     this.processes.set(name, process);
   }
 

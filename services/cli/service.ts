@@ -37,6 +37,8 @@ export const serverHelp = {
   logLevel: ['level', 'trace, debug, info, warn, error or silent'],
   standstillMs: ['ms', 'how long own work may stand still before health fails'],
   trace: ['file', 'write what this process does and when, for Perfetto (Chrome trace-event JSON)'],
+  otlpEndpoint: ['url', 'send traces of sampled batches here by OpenTelemetry (OTLP over HTTP)'],
+  traceSampling: ['share', 'of the batches that are sampled where clients have not decided, 0 to 1'],
 } as const satisfies Record<string, OptionHelp>;
 
 /** Before a process is ended that takes too long. */

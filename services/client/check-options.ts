@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument } from '../common/errors.js';
 import { checkBy } from '../common/schema-issue.js';
+import { traceparentAllowed, traceparentPattern } from '../common/traceparent.js';
 import { chunkTokensMax } from '../transport/chunk-size.js';
 import { transportChoices } from '../transport/link.js';
 import { deadlineMsMax, uint32Max } from './options.js';
@@ -36,6 +37,10 @@ const batch = {
   refuseNonFinite: flag,
   chunkTokens: whole(0, chunkTokensMax),
   deadlineMs: whole(0, deadlineMsMax),
+  traceparent: z
+    .string({ error: traceparentAllowed })
+    .regex(traceparentPattern, { error: traceparentAllowed })
+    .optional(),
   signal,
 };
 const streams = { transport, routers: whole(1, uint32Max) };

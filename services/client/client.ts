@@ -195,6 +195,7 @@ export class SwitchyardClient {
           ...protocolLayers(options),
           options: protocolOptions(options, options.given !== undefined),
           deadlineMs,
+          traceparent: options.traceparent ?? '',
         },
         input: source,
         given: options.given ?? null,

@@ -26,6 +26,8 @@ export interface BatchOptions {
   chunkTokens?: number;
   /** The batch ends with DEADLINE_EXCEEDED if it takes longer, up to 2,000,000,000 ms. 0, the default: no deadline. */
   deadlineMs?: number;
+  /** The span that waits for the batch, as W3C Trace Context has it: the spans of the cluster are below it. Default: none. */
+  traceparent?: string;
 }
 
 const toggle = (value: boolean | undefined) => (value === undefined ? 'DEFAULT' : value ? 'ON' : 'OFF');

@@ -117,6 +117,7 @@ export class Session {
         ...protocolLayers(options),
         options: protocolOptions(options, given !== null),
         deadlineMs: options.deadlineMs ?? 0,
+        traceparent: options.traceparent ?? '',
       },
       rows,
       experts: given && packUint32(given.experts),

@@ -113,6 +113,10 @@ export const nodeName = () =>
 const addressesAllowed = `${addressAllowed}; several are joined by commas, or are a list in YAML`;
 
 /** One address or several, any of which may do. */
+/** Of a server that speaks HTTP. */
+const httpUrl = () =>
+  z.url({ protocol: /^https?$/, error: 'an http or https URL such as http://127.0.0.1:4318/v1/traces' });
+
 export const addresses = () =>
   z.preprocess(
     (value) => (typeof value === 'string' ? value.split(',').map((part) => part.trim()) : value),
@@ -170,6 +174,9 @@ export const serverFields = {
   standstillMs: humanCount(100, 3_600_000).default(30_000),
   /** File for what this process does and when. */
   trace: text().nullable().default(null),
+  /** URL of a receiver of OpenTelemetry's traces. */
+  otlpEndpoint: httpUrl().nullable().default(null),
+  traceSampling: decimal(0, 1).default(0.01),
 };
 
 interface Found {

@@ -22,6 +22,7 @@ import type { ModelSpec } from '../model/spec.js';
 import { clientWindowBytes, routerSlabs } from '../router/config.js';
 import { Router, routerServices } from '../router/router.js';
 import { nativeRuntime } from '../runtime/native.js';
+import { Tracing } from '../runtime/open-telemetry.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf, placementOf } from './config.js';
 import { CoordinatorCore } from './core.js';
 import { describeModel } from './describe.js';
@@ -72,6 +73,7 @@ class CoordinatorService {
   private readonly router: Router | null;
   /** Of the embedded router. */
   private readonly trace: Trace | null;
+  private readonly tracing: Tracing | null;
   private readonly stopped = new Deferred<void>();
   private grpc: GrpcServer | null = null;
   private http: HttpServer | null = null;
@@ -90,9 +92,21 @@ class CoordinatorService {
     this.experts = new ExpertMetrics('coordinator', config.name);
     this.onUnknown = unknownKinds(this.registry, this.log);
     this.trace = Trace.open(config.trace, config.name, this.log);
+<<<<<<< HEAD
     this.core = this.createCore();
     this.onLeading();
     coordinatorMetrics(this.registry, this.experts, model, nativeRuntime.clock, () => this.core.leading);
+=======
+    this.tracing = Tracing.start({
+      role: 'coordinator',
+      name: config.name,
+      endpoint: config.otlpEndpoint,
+      sampling: config.traceSampling,
+      log: this.log,
+    });
+    this.control = this.createControl();
+    coordinatorMetrics(this.registry, this.experts, this.control, nativeRuntime.clock);
+>>>>>>> 181d69b (wip)
     this.router = config.router ? this.createRouter() : null;
   }
 
@@ -164,6 +178,7 @@ class CoordinatorService {
     this.tls?.close();
     this.liveness?.close();
     await this.trace?.close();
+    await this.tracing?.close();
   }
 
   private stop(reason: string): Promise<void> {
@@ -222,6 +237,7 @@ class CoordinatorService {
       registry,
       experts,
       trace: this.trace,
+      tracer: this.tracing,
       runtime: nativeRuntime,
       onUnknown: this.onUnknown,
       onReady: () => this.showReadiness(),

@@ -23,6 +23,8 @@ export interface BatchCall extends RequestSource {
   readonly peer: string;
   /** How loudly its good end is logged. */
   readonly loggedAt: 'info' | 'debug';
+  /** The client's span, as the metadata of its call has it; empty: it has none. */
+  readonly traceparent: string;
   /** What ends it early, and everything that works for it. */
   readonly end: BatchEnd;
   /** Call it first, and once. The deadline that the header has counts from here on. */

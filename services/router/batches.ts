@@ -5,6 +5,7 @@ import type { EndSignal } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { Trace } from '../common/trace.js';
 import type { Runtime } from '../runtime/runtime.js';
+import type { Span, Tracer } from '../runtime/tracer.js';
 import { BatchAccount } from './account.js';
 import { runBatch } from './batch.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
@@ -28,6 +29,7 @@ export interface BatchesOptions {
   reporter: RouterReporter;
   metrics: RouterMetrics;
   trace: Trace | null;
+  tracer: Tracer | null;
   log: Logger;
   runtime: Runtime;
   work: RowWork;
@@ -108,16 +110,27 @@ export class Batches {
     const { metrics, log, runtime } = this.options;
     const startedMs = runtime.clock.now();
     let plan: BatchPlan | null = null;
+    let span: Span | null = null;
     try {
-      plan = await this.plan(await call.header(), call);
-      const done = await this.runPlan(plan, call);
+      const header = await call.header();
+      plan = await this.plan(header, call);
+      span = this.trace(plan, header.traceparent || call.traceparent);
+      const done = await this.runPlan(plan, call, span);
       metrics.batches.inc({ outcome: 'complete' });
       const seconds = (runtime.clock.now() - startedMs) / 1000;
       metrics.batchSeconds.observe(seconds);
-      log[call.loggedAt]({ event: 'batch-complete', batch: plan.batchId, ...done, seconds });
+      span?.end();
+      log[call.loggedAt]({
+        event: 'batch-complete',
+        batch: plan.batchId,
+        ...done,
+        seconds,
+        ...traceOf(span),
+      });
     } catch (thrown) {
       const error = endedBy(call.end.signal, asSwitchyardError(thrown));
       call.fail(error);
+      span?.end(error);
       metrics.batches.inc({ outcome: error.code });
       const level = error.code === 'INTERNAL' ? 'error' : 'warn';
       log[level]({
@@ -127,6 +140,7 @@ export class Batches {
         code: error.code,
         reason: error.message,
         details: error.details,
+        ...traceOf(span),
         ...(error.code === 'INTERNAL' && { err: error }),
       });
     }
@@ -147,8 +161,13 @@ export class Batches {
     });
   }
 
+  private trace({ batchId: batch, tokens }: BatchPlan, traceparent: string): Span | null {
+    const { tracer, router } = this.options;
+    return tracer?.begin('batch', traceparent, { batch, tokens, router }) ?? null;
+  }
+
   /** Returns the tokens answered, and how they travelled. */
-  private async runPlan(plan: BatchPlan, call: BatchCall): Promise<BatchDone> {
+  private async runPlan(plan: BatchPlan, call: BatchCall, span: Span | null): Promise<BatchDone> {
     const { config, cluster, links, budget, reporter, metrics, trace, router, runtime } = this.options;
     const { batchId } = plan;
     const { end } = call;
@@ -179,6 +198,7 @@ export class Batches {
         reporter,
         metrics,
         trace,
+        span,
         share: budget.open(),
         messageLimit: { bytesMax: config.messageBytesMax, node: `router ${router}` },
         deadlineMs: end.deadlineMs,
@@ -192,6 +212,11 @@ export class Batches {
       this.batchIds.delete(batchId);
     }
   }
+}
+
+/** For the log: the id of the trace, by which it is found. */
+function traceOf(span: Span | null): { trace?: string } {
+  return span === null ? {} : { trace: span.traceparent.split('-')[1]! };
 }
 
 /** What ended the batch: the first abort, unless the error is that abort and says more of it. */

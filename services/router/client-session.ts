@@ -9,6 +9,7 @@ import type { SessionWelcomeInput } from '../common/generated/switchyard/v1/Sess
 import type { Logger } from '../common/log.js';
 import { gateOf, type MessageGate } from '../common/message-gate.js';
 import { toServiceError } from '../common/status.js';
+import { traceparentOf } from '../common/traceparent.js';
 import { sessionTokensMax } from '../transport/chunk-size.js';
 import { MessageWriter } from '../transport/grpc/writer.js';
 import { acceptUcx, type UcxAcceptor } from '../transport/handshake.js';
@@ -47,6 +48,7 @@ const sessionOver = new SwitchyardError('CANCELLED', 'the session is over');
 /** A client's Session call: its batches are a router's like any other, and none of them ends it. */
 export class ClientSession {
   readonly peer: string;
+  private readonly traceparent: string;
   private readonly writer: MessageWriter<SessionResponseInput>;
   private readonly stream: SessionWay;
   private channel: SessionChannel | null = null;
@@ -70,6 +72,7 @@ export class ClientSession {
   ) {
     // A connection that is gone does not know it any more.
     this.peer = call.getPeer();
+    this.traceparent = traceparentOf(call.metadata);
     this.gate = gateOf(call);
     this.writer = new MessageWriter(call, native, () => this.idle());
     this.stream = { port: this.writer, transport: 'grpc', lanes: 'http2' };
@@ -143,6 +146,7 @@ export class ClientSession {
       rows,
       way,
       peer: this.peer,
+      traceparent: this.traceparent,
       taken,
       onAnswered: () => {
         this.live.delete(number);

@@ -11,6 +11,7 @@ import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import type { Dialer } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
+import type { Tracer } from '../runtime/tracer.js';
 import type { UcxSource } from '../transport/ucx/source.js';
 import { Batches } from './batches.js';
 import { ByteBudget } from './budget.js';
@@ -32,6 +33,8 @@ export interface RouterCoreOptions {
   registry: Registry;
   experts: ExpertMetrics;
   trace: Trace | null;
+  /** Null: nothing is traced. */
+  tracer: Tracer | null;
   onUnknown: OnUnknown;
   runtime: Runtime;
   /** The name of this host. */
@@ -72,7 +75,7 @@ export class RouterCore {
   private draining = false;
 
   constructor(private readonly options: RouterCoreOptions) {
-    const { config, name, token, dial, ucx, log, trace, runtime, onUnknown } = options;
+    const { config, name, token, dial, ucx, log, trace, tracer, runtime, onUnknown } = options;
     const budget = new ByteBudget(config.budgetBytes, `router ${name}`);
     const reporter = new RouterReporter({
       runtime,
@@ -130,6 +133,7 @@ export class RouterCore {
       reporter,
       metrics,
       trace,
+      tracer,
       log,
       runtime,
       work: this.work,

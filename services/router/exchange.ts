@@ -1,8 +1,9 @@
 import type { RowGroup, Slab } from '../../native/index.js';
-import { SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { abortError, End, type EndSignal, onAbort } from '../common/lifecycle.js';
 import { type Trace, until } from '../common/trace.js';
 import type { Runtime } from '../runtime/runtime.js';
+import type { Span } from '../runtime/tracer.js';
 import type { Link, TokenBatchResult } from '../transport/link.js';
 import type { BatchAccount } from './account.js';
 import type { RouterMetrics } from './metrics.js';
@@ -31,6 +32,8 @@ export interface Sending {
   layer: number;
   epoch: number;
   attempt: number;
+  /** Of the layer; null: it is not traced. */
+  span: Span | null;
   /** Whether somebody else could take a late group's rows. */
   isMovable: () => boolean;
 }
@@ -49,6 +52,12 @@ export class LateError extends SwitchyardError {
 export function exchange(sending: Sending, context: ExchangeContext): Promise<Slab> {
   const { group, link } = sending;
   const { plan, paces, metrics, signal, runtime } = context;
+  const span = sending.span?.begin('exchange', {
+    worker: link.worker,
+    transport: link.transport,
+    rows: group.rowCount,
+    attempt: sending.attempt,
+  });
   return new Promise((resolve, reject) => {
     let isGivenUp = false;
     // What is given up outlives the batch: its answer tells that the worker is no longer late.
@@ -70,9 +79,10 @@ export function exchange(sending: Sending, context: ExchangeContext): Promise<Sl
     };
     paces.sent(sent);
     metrics.sent(link, group.rowCount * plan.rowBytes);
-    link.exchange(tokenBatch(sending, context), end).then(
+    link.exchange(tokenBatch(sending, span?.traceparent ?? '', context), end).then(
       (result) => {
         forget();
+        span?.end();
         paces.answered(sent, result.computeSeconds);
         if (isGivenUp) {
           result.rows.release();
@@ -91,6 +101,7 @@ export function exchange(sending: Sending, context: ExchangeContext): Promise<Sl
       },
       (error) => {
         forget();
+        span?.end(asSwitchyardError(error));
         paces.forget(sent);
         reject(error);
       },
@@ -98,7 +109,7 @@ export function exchange(sending: Sending, context: ExchangeContext): Promise<Sl
   });
 }
 
-function tokenBatch(sending: Sending, { plan, deadlineMs }: ExchangeContext) {
+function tokenBatch(sending: Sending, traceparent: string, { plan, deadlineMs }: ExchangeContext) {
   const { group, rows, chunk, layer, epoch, attempt } = sending;
   return {
     meta: {
@@ -114,6 +125,7 @@ function tokenBatch(sending: Sending, { plan, deadlineMs }: ExchangeContext) {
       segments: group.segments,
       rowIndices: group.rowIndices,
       weights: group.weights,
+      traceparent,
     },
     rows: rows.share(),
     selected: group.tokens,

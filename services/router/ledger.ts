@@ -1,5 +1,6 @@
 import type { RoutedRows, RowGroup, Slab } from '../../native/index.js';
 import { asSwitchyardError, type ErrorCode, SwitchyardError } from '../common/errors.js';
+import type { Span } from '../runtime/tracer.js';
 import type { Link } from '../transport/link.js';
 import type { Destination, Destinations } from './destinations.js';
 import { type ExchangeContext, exchange, LateError } from './exchange.js';
@@ -24,6 +25,8 @@ export interface RoutedChunk {
   rows: Slab;
   chunk: number;
   layer: number;
+  /** Of the layer; null: it is not traced. */
+  span: Span | null;
   /** As it was when the rows were routed. */
   destination: Destination;
   /** Hears of groups that go to other workers than those that were routed. */
@@ -118,12 +121,12 @@ export class Ledger {
     attempt: number,
   ): Promise<Slab> {
     const { inUse } = this.context.cluster;
-    const { rows, chunk, layer } = this.of;
+    const { rows, chunk, layer, span } = this.of;
     const isMovable = () => this.isHeldBeside(group, link);
     inUse.enter(placement);
     try {
       return await exchange(
-        { group, link, rows, chunk, layer, epoch: placement.epoch, attempt, isMovable },
+        { group, link, rows, chunk, layer, epoch: placement.epoch, attempt, span, isMovable },
         this.context,
       );
     } catch (error) {

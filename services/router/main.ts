@@ -12,6 +12,7 @@ import { readTls } from '../common/tls.js';
 import { Trace } from '../common/trace.js';
 import { unknownKinds } from '../common/unknown-kinds.js';
 import { nativeRuntime } from '../runtime/native.js';
+import { Tracing } from '../runtime/open-telemetry.js';
 import { clientWindowBytes, type RouterConfig, routerSlabs } from './config.js';
 import { Router, routerServices } from './router.js';
 
@@ -26,6 +27,8 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const registry = createRegistry('router', name);
   const experts = new ExpertMetrics('router', name);
   const trace = Trace.open(config.trace, name, log);
+  const { otlpEndpoint: endpoint, traceSampling: sampling } = config;
+  const tracing = Tracing.start({ role: 'router', name, endpoint, sampling, log });
   const router = new Router({
     config,
     name,
@@ -34,6 +37,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     registry,
     experts,
     trace,
+    tracer: tracing,
     runtime: nativeRuntime,
     onUnknown: unknownKinds(registry, log),
     onReady: (ready) => {
@@ -97,6 +101,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
     tls?.close();
     liveness.close();
     await trace?.close();
+    await tracing?.close();
     log.info({ event: 'stopped', reason });
   };
   let ending: Promise<void> | null = null;

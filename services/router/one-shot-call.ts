@@ -9,6 +9,7 @@ import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/Forw
 import { Deferred, onAbort } from '../common/lifecycle.js';
 import { gateOf, type MessageGate } from '../common/message-gate.js';
 import { toServiceError } from '../common/status.js';
+import { traceparentOf } from '../common/traceparent.js';
 import { systemClock } from '../runtime/system.js';
 import { tokensPerMessage } from '../transport/chunk-size.js';
 import { rowsOfMessage } from '../transport/port.js';
@@ -43,6 +44,7 @@ export class OneShotCall implements BatchCall {
   readonly end = new BatchEnd(systemClock);
   readonly loggedAt = 'info';
   readonly peer: string;
+  readonly traceparent: string;
   private readonly callDeadlineMs: number;
   private woken = new Deferred<void>();
   private halfClosed = false;
@@ -60,6 +62,7 @@ export class OneShotCall implements BatchCall {
   ) {
     // A connection that is gone does not know it any more.
     this.peer = call.getPeer();
+    this.traceparent = traceparentOf(call.metadata);
     this.gate = gateOf(call);
     if (this.gate !== null) this.gate.onAdmitted = () => this.idle();
     const wake = () => this.wake();

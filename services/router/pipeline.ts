@@ -1,6 +1,7 @@
 import type { RoutedRows, RoutingTable, RowGroup, Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { until } from '../common/trace.js';
+import type { Span } from '../runtime/tracer.js';
 import type { Link } from '../transport/link.js';
 import type { Stage } from './account.js';
 import type { Destination } from './destinations.js';
@@ -13,6 +14,8 @@ import type { RowWork } from './row-work.js';
 
 export interface PipelineContext extends LedgerContext {
   reporter: RouterReporter;
+  /** Of the batch; null: it is not traced. */
+  span: Span | null;
   /** The rows that this router has at hand. */
   work: RowWork;
 }
@@ -35,15 +38,17 @@ export interface OutputChunk {
  */
 export async function runChunk(chunk: InputChunk, context: PipelineContext): Promise<OutputChunk> {
   const { plan, runtime } = context;
+  const span = context.span?.begin('chunk', { chunk: chunk.index, tokens: chunk.tokens }) ?? null;
   let table = chunk.given;
   try {
     if (table === null && plan.returnRouting) table = createRoutingTable(runtime.rows, plan, chunk.tokens);
-    const { rows, nonFinite } = await runLayers(chunk, table, context);
+    const { rows, nonFinite } = await runLayers(chunk, table, span, context);
     const routing = plan.returnRouting ? table : null;
     if (routing !== null) table = null;
     return { offset: chunk.offset, tokens: chunk.tokens, rows, nonFinite, routing };
   } finally {
     table?.release();
+    span?.end();
   }
 }
 
@@ -67,11 +72,14 @@ interface LayerPass {
   index: number;
   /** The map that is used from start to end. */
   placement: PlacementIndex;
+  /** Null: it is not traced. */
+  span: Span | null;
 }
 
 async function runLayers(
   chunk: InputChunk,
   table: RoutingTable | null,
+  chunkSpan: Span | null,
   context: PipelineContext,
 ): Promise<LayerOutput> {
   const { plan, signal, cluster } = context;
@@ -80,8 +88,9 @@ async function runLayers(
     for (const [index, { layer }] of plan.layers.entries()) {
       signal.throwIfAborted();
       const { rows } = output;
-      const pass: LayerPass = { chunk, table, rows, layer, index, placement: cluster.placement! };
-      output = await runLayer(pass, context);
+      const span = chunkSpan?.begin('layer', { layer }) ?? null;
+      const pass: LayerPass = { chunk, table, rows, layer, index, placement: cluster.placement!, span };
+      output = await runLayer(pass, context).finally(() => span?.end());
       rows.release();
       if (output.nonFinite > 0 && plan.refuseNonFinite) await refuseOutput(pass, output, context);
     }
@@ -103,11 +112,22 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
     routed = await atHand(pass, context, route(pass, destination, context));
     await account(routed, pass, context);
     signal.throwIfAborted();
+<<<<<<< HEAD
     const got = (groups: readonly RowGroup[], { term }: PlacementIndex) => {
       // Within a term indices of workers stay.
       if (term === placement.term) count(groups, pass, context);
     };
     const input = { routed, rows: routed.normed ?? rows, chunk: chunk.index, layer, destination, got };
+=======
+    const input = {
+      routed,
+      rows: routed.normed ?? rows,
+      chunk: chunk.index,
+      layer,
+      destination,
+      span: pass.span,
+    };
+>>>>>>> 181d69b (wip)
     results = new Ledger(input, context).run();
   } catch (error) {
     routed?.normed?.release();
@@ -257,4 +277,5 @@ function draw(name: string, seconds: number, pass: LayerPass, { plan, trace }: P
   const { chunk, layer } = pass;
   const details = { batch: plan.batchId, chunk: chunk.index, layer, rows: chunk.tokens };
   trace?.beside(name, name, until(seconds), details);
+  pass.span?.add(name, until(seconds), { rows: chunk.tokens });
 }

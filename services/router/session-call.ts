@@ -24,6 +24,8 @@ export interface SessionCallOptions {
   rows: ArrivedRows;
   way: SessionWay;
   peer: string;
+  /** Of the session's call. */
+  traceparent: string;
   /** Called when the rows need their room no longer. */
   taken: () => void;
   /** Called when what ends the batch for its client has left. */
@@ -63,6 +65,10 @@ export class SessionCall implements BatchCall {
 
   get peer(): string {
     return this.options.peer;
+  }
+
+  get traceparent(): string {
+    return this.options.traceparent;
   }
 
   /** One among many, unless its client has given it a name. */

@@ -86,6 +86,7 @@ export function headerOf(wish: BatchWish): ForwardHeader {
     deadlineMs: wish.deadlineMs,
     ucx: null,
     ucxKey: Buffer.alloc(0),
+    traceparent: '',
   };
 }
 

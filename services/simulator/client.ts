@@ -30,6 +30,7 @@ export interface ClientManner {
 /** A batch of a simulated client, as a router sees it; times are those of the router's clock. */
 export class SimulatedCall implements BatchCall {
   readonly loggedAt = 'debug';
+  readonly traceparent = '';
   readonly end: BatchEnd;
   private sent = 0;
 

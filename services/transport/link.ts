@@ -19,6 +19,8 @@ export interface TokenBatchMeta {
   rowIndices: Uint32Array;
   /** One per entry of rowIndices, when the worker needs them. */
   weights: Float32Array | null;
+  /** The router's span of the exchange, as W3C Trace Context has it; empty: it is not traced. */
+  traceparent: string;
 }
 
 export interface TokenBatch {

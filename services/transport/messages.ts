@@ -6,6 +6,7 @@ import type {
 } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { fromFailure, toFailure } from '../common/status.js';
+import { traceparentAllowed, traceparentPattern } from '../common/traceparent.js';
 import { rowsBytes, tooManyRows } from './limits.js';
 import type { TokenBatchMeta } from './link.js';
 
@@ -39,6 +40,7 @@ export function toWireMeta(exchange: number, meta: TokenBatchMeta, nowMs: number
     segments: packUint32(meta.segments),
     rowIndices: packUint32(meta.rowIndices),
     ...(meta.weights ? { weights: packFloat32(meta.weights) } : {}),
+    traceparent: meta.traceparent,
   };
 }
 
@@ -78,7 +80,14 @@ export function fromWireMeta(
     segments: checkedSegments(wire.segments, rowIndices.length),
     rowIndices,
     weights: checkedWeights(wire.weights, rowIndices.length, combine === 'PARTIAL'),
+    traceparent: checkedTraceparent(wire.traceparent),
   };
+}
+
+function checkedTraceparent(value: string): string {
+  if (value !== '' && !traceparentPattern.test(value))
+    throw invalidArgument('traceparent', value.slice(0, 64), `empty, or ${traceparentAllowed}`);
+  return value;
 }
 
 /** Clocks of hosts differ, so what crosses between them is the time that is left. */

@@ -17,6 +17,7 @@ import type { Trace } from '../common/trace.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import type { Dialer, Listener } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
+import type { Tracer } from '../runtime/tracer.js';
 import type { TokenBatchHandler } from '../transport/link.js';
 import { createLinkSecret } from '../transport/link-key.js';
 import { acceptLinks } from '../transport/serve.js';
@@ -38,6 +39,8 @@ export interface WorkerCoreOptions extends Pick<StoreOptions, 'memoryLeft'> {
   weights: WeightBound;
   metrics: ExecutorMetrics;
   trace: Trace | null;
+  /** Null: nothing is traced. */
+  tracer: Tracer | null;
   onUnknown: OnUnknown;
   log: Logger;
   runtime: Runtime;
@@ -283,7 +286,8 @@ export class WorkerCore {
   }
 
   private async load(description: ModelDescription): Promise<void> {
-    const { config, backend, weights, metrics, trace, runtime, memoryLeft, log, onChange } = this.options;
+    const { config, backend, weights, metrics, trace, tracer, runtime, memoryLeft, log, onChange } =
+      this.options;
     const { model, finite } = await this.options.openModel(description);
     const { spec } = model;
     if (spec.fingerprint !== description.fingerprint) {
@@ -302,6 +306,7 @@ export class WorkerCore {
       weighsInput: spec.routing.weightOn === 'input',
       metrics,
       trace,
+      tracer,
       onDeviceLost: (error) => this.fail(error),
     });
     const store = new ExpertStore({

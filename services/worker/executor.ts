@@ -2,8 +2,9 @@ import type { ComputeTime, Expert, ExpertBackend, Slab } from '../../native/inde
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { OwnWork } from '../common/liveness.js';
-import type { Trace } from '../common/trace.js';
+import type { Interval, Trace } from '../common/trace.js';
 import type { Runtime } from '../runtime/runtime.js';
+import type { Tracer } from '../runtime/tracer.js';
 import { resultMetadataBytes, rowsBytes } from '../transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../transport/link.js';
 import type { ExecutorMetrics } from './metrics.js';
@@ -30,6 +31,7 @@ export interface ExecutorOptions {
   weighsInput: boolean;
   metrics: ExecutorMetrics;
   trace?: Trace | null;
+  tracer?: Tracer | null;
   /** The backend is of no use any more. */
   onDeviceLost: (error: SwitchyardError) => void;
 }
@@ -311,6 +313,8 @@ export class Executor implements OwnWork {
       rows,
       parts: pieces.length,
     });
+    const { tracer } = this.options;
+    if (tracer) this.addSpans(tracer, pieces, interval, place);
     queue.rowsComputed += rows;
     queue.computeSeconds += seconds;
     this.options.metrics.computed(queue.layer, rows, seconds);
@@ -319,6 +323,19 @@ export class Executor implements OwnWork {
       task.computeSeconds += (seconds * count) / rows;
       task.rowsLeft -= count;
       if (task.rowsLeft === 0) void this.finish(task);
+    }
+  }
+
+  /** A call computes rows of several token batches: each that is traced has a span of it. */
+  private addSpans(
+    tracer: Tracer,
+    pieces: readonly Piece[],
+    interval: Interval,
+    place: { layer: number; expert: number },
+  ): void {
+    for (const { task, count } of pieces) {
+      const { traceparent } = task.batch.meta;
+      if (traceparent !== '') tracer.add('compute', traceparent, interval, { ...place, rows: count });
     }
   }
 

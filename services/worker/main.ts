@@ -19,6 +19,7 @@ import { unknownKinds } from '../common/unknown-kinds.js';
 import { FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
 import { nativeRuntime } from '../runtime/native.js';
+import { Tracing } from '../runtime/open-telemetry.js';
 import { linkService } from '../transport/grpc/service.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 import { nativeUcx } from '../transport/ucx/port.js';
@@ -59,6 +60,7 @@ class WorkerService {
   private http: HttpServer | null = null;
   private liveness: Liveness | null = null;
   private readonly trace: Trace | null;
+  private readonly tracing: Tracing | null;
   private stopping: Promise<void> | null = null;
 
   constructor(private readonly config: WorkerConfig) {
@@ -67,6 +69,13 @@ class WorkerService {
     this.tls = readTls(config, this.log);
     this.access = new Access(this.tokens, this.tls?.asksCallers);
     this.trace = Trace.open(config.trace, config.name, this.log);
+    this.tracing = Tracing.start({
+      role: 'worker',
+      name: config.name,
+      endpoint: config.otlpEndpoint,
+      sampling: config.traceSampling,
+      log: this.log,
+    });
     const weightRoom = roomBesideSlabs(config);
     boundSlabs({
       slabBytesMax: config.slabBytes,
@@ -164,6 +173,7 @@ class WorkerService {
     this.backend.close();
     this.ownModel?.close();
     await this.trace?.close();
+    await this.tracing?.close();
   }
 
   private createCore(): WorkerCore {
@@ -177,6 +187,7 @@ class WorkerService {
       memoryLeft: ownMemoryLeft,
       metrics: this.metrics,
       trace: this.trace,
+      tracer: this.tracing,
       onUnknown: unknownKinds(this.registry, log),
       log,
       runtime: nativeRuntime,

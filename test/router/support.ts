@@ -58,6 +58,7 @@ export function header(fields: Partial<ForwardHeader> = {}): ForwardHeader {
     deadlineMs: 0,
     ucx: null,
     ucxKey: Buffer.alloc(0),
+    traceparent: '',
     ...fields,
   };
 }

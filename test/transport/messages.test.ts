@@ -39,6 +39,7 @@ const validMeta = fc
     counts: fc.array(fc.integer({ min: 1, max: 9 }), { minLength: 1, maxLength: 8 }),
     seed: fc.nat(),
     weighted: fc.boolean(),
+    traceparent: fc.constantFrom('', `00-${'0af7'.repeat(8)}-${'b7ad'.repeat(4)}-01`),
   })
   .map(({ counts, seed, weighted, leftMs, ...rest }): TokenBatchMeta => {
     const entries = counts.reduce((sum, count) => sum + count, 0);

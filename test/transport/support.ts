@@ -76,6 +76,7 @@ export function metaOf(options: Partial<TokenBatchMeta> & { entries?: number } =
     segments: Uint32Array.of(0, count),
     rowIndices: Uint32Array.from({ length: count }, (_, i) => i % rowCount),
     weights: null,
+    traceparent: '',
     ...meta,
   };
 }

@@ -77,6 +77,7 @@ function tokenBatch({ layer, segments }: Wanted, fields: Partial<TokenBatchMeta>
     segments: Uint32Array.from(segments.flatMap(([expert, list]) => [expert, list.length])),
     rowIndices: Uint32Array.from(segments.flatMap(([, list]) => list.map((token) => tokens.indexOf(token)))),
     weights: null,
+    traceparent: '',
     ...fields,
   };
   return { meta, rows };
@@ -400,6 +401,7 @@ describe('executor', () => {
             segments: Uint32Array.of(0, rowCount, 1, rowCount),
             rowIndices: Uint32Array.from({ length: 2 * rowCount }, (_, i) => i % rowCount),
             weights: new Float32Array(2 * rowCount),
+            traceparent: '',
           },
           rows: native.allocateSlab(rowCount * rowBytes),
         };

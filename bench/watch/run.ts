@@ -1,0 +1,165 @@
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import { packageRoot } from '../../native/locate.js';
+import { sleep } from '../../services/common/lifecycle.js';
+import { ChaosCluster, type ChaosClusterOptions } from '../chaos/cluster.js';
+import { panelQueries } from './panels.js';
+import { Prometheus } from './prometheus.js';
+import { inSeconds, namesIn, rulesText } from './rules.js';
+import { Traffic } from './traffic.js';
+import { faultTrials, type Trial, tightMemory } from './trials.js';
+
+/** What an alert did when it was made to fire. */
+export interface Tried {
+  alert: string;
+  fault: string;
+  /** From the fault, and from its mending; null: it did not. */
+  firedAfterMs: number | null;
+  clearedAfterMs: number | null;
+}
+
+export interface WatchReport {
+  tried: Tried[];
+  /** Alerts that no trial made fire. */
+  untried: string[];
+  /** What fired before anything had happened. */
+  falseAlarms: string[];
+  /** Recorded series, and queries of panels, that never had data. */
+  withoutData: string[];
+  queries: number;
+}
+
+const scrapeMs = 500;
+const calmMs = 15_000;
+const waitMsMax = 180_000;
+const pollMs = 200;
+const healMsMax = 60_000;
+
+const common = {
+  workers: 3,
+  routers: 1,
+  preset: 'tiny',
+  transport: 'auto',
+  leaseMs: 2_000,
+} as const satisfies Partial<ChaosClusterOptions>;
+
+/**
+ * Makes every alert fire by a fault on real processes, mends it, and sees the alert end; a real Prometheus scrapes them by the rules with
+ * minutes as seconds. Looks whether every recorded series and every panel's query had data.
+ */
+export async function watchTrials(log: (line: string) => void): Promise<WatchReport> {
+  const { records, alerts } = namesIn(rulesText());
+  const report: WatchReport = { tried: [], untried: [], falseAlarms: [], withoutData: [], queries: 0 };
+  const faults = { ...common, copies: 2, flags: { worker: { memory: tightMemory } } };
+  await withCluster(faults, 0, async ({ cluster, traffic, prometheus, retarget }) => {
+    const started = performance.now();
+    traffic.start(1);
+    await sleep(calmMs);
+    await traffic.stop();
+    report.falseAlarms = (await firing(prometheus)).sort();
+    for (const trial of faultTrials(cluster, traffic, retarget)) {
+      report.tried.push(...(await run(trial, prometheus, log)));
+      await cluster.untilWhole(healMsMax);
+    }
+    const queries = [
+      ...records.map((name) => ({ dashboard: 'rules', panel: name, expression: name })),
+      ...panelQueries({ range: '5s', cuda: false }),
+    ];
+    report.queries = queries.length;
+    const seconds = (performance.now() - started) / 1000;
+    // What is 0 while nothing is wrong must have had figures of its own meanwhile.
+    for (const { dashboard, panel, expression } of queries)
+      if (!(await prometheus.hadData(expression.replace(/ or vector\(0\)$/, ''), seconds)))
+        report.withoutData.push(`${dashboard}, ${panel}: ${expression}`);
+  });
+  const uneven = { ...common, copies: 1, flags: { coordinator: { rebalanceSeconds: 0 } } };
+  await withCluster(uneven, 1.5, async ({ cluster, traffic, prometheus }) => {
+    const imbalance: Trial = {
+      alerts: ['SwitchyardImbalance'],
+      fault: 'a load that some experts have most of, and rebalanceSeconds 0',
+      inject: async () => traffic.start(4),
+      mend: async () => rebalance(cluster.address),
+    };
+    report.tried.push(...(await run(imbalance, prometheus, log)));
+    await traffic.stop();
+  });
+  report.untried = alerts.filter((alert) => !report.tried.some((one) => one.alert === alert));
+  return report;
+}
+
+interface Watched {
+  cluster: ChaosCluster;
+  traffic: Traffic;
+  prometheus: Prometheus;
+  /** Scrapes the processes that there are now. */
+  retarget: () => Promise<void>;
+}
+
+async function withCluster(
+  options: Omit<ChaosClusterOptions, 'onLine'>,
+  skew: number,
+  work: (watched: Watched) => Promise<void>,
+): Promise<void> {
+  const cluster = await ChaosCluster.start({ ...options, onLine: () => {} });
+  const client = await cluster.connect();
+  try {
+    const prometheus = await Prometheus.start({ rules: inSeconds(rulesText()), intervalMs: scrapeMs });
+    const retarget = async () => {
+      const running = [...cluster.processes.values()].filter((process) => process.running);
+      const listening = await Promise.all(running.map((process) => process.listening));
+      prometheus.scrape(listening.map(({ metricsUrl }) => metricsUrl));
+    };
+    try {
+      await retarget();
+      await work({ cluster, traffic: await Traffic.prepare(client, skew), prometheus, retarget });
+    } finally {
+      await prometheus.stop();
+    }
+  } finally {
+    client.destroy();
+    await cluster.stop();
+  }
+}
+
+async function run(trial: Trial, prometheus: Prometheus, log: (line: string) => void): Promise<Tried[]> {
+  const { alerts, fault } = trial;
+  log(fault);
+  const injected = performance.now();
+  await trial.inject();
+  const fired = await Promise.all(
+    alerts.map((alert) => waited(injected, async () => (await firing(prometheus)).includes(alert))),
+  );
+  const mended = performance.now();
+  await trial.mend();
+  const cleared = await Promise.all(
+    alerts.map((alert) => waited(mended, async () => !(await firing(prometheus)).includes(alert))),
+  );
+  return alerts.map((alert, at) => {
+    const one = { alert, fault, firedAfterMs: fired[at]!, clearedAfterMs: cleared[at]! };
+    log(`  ${alert} fired after ${one.firedAfterMs} ms, cleared ${one.clearedAfterMs} ms after its mending`);
+    return one;
+  });
+}
+
+async function firing(prometheus: Prometheus): Promise<string[]> {
+  const alerts = await prometheus.alerts();
+  return alerts.filter(({ state }) => state === 'firing').map(({ labels }) => labels.alertname!);
+}
+
+/** Milliseconds since `started` when the condition came to hold; null if it did not in time. */
+async function waited(started: number, condition: () => Promise<boolean>): Promise<number | null> {
+  for (;;) {
+    if (await condition()) return Math.round(performance.now() - started);
+    if (performance.now() - started > waitMsMax) return null;
+    await sleep(pollMs);
+  }
+}
+
+/** As an operator does. */
+function rebalance(address: string): void {
+  const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const { status, stderr } = spawnSync(process.execPath, [program, 'rebalance', '--address', address], {
+    encoding: 'utf8',
+  });
+  if (status !== 0) throw new Error(`rebalance: ${stderr}`);
+}
