@@ -22,7 +22,8 @@ import type { ModelSpec } from '../model/spec.js';
 import { clientWindowBytes, routerSlabs } from '../router/config.js';
 import { Router, routerServices } from '../router/router.js';
 import { nativeRuntime } from '../runtime/native.js';
-import { Tracing } from '../runtime/open-telemetry.js';
+import type { Tracing } from '../runtime/open-telemetry.js';
+import { startTracing } from '../runtime/tracing.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf, placementOf } from './config.js';
 import { CoordinatorCore } from './core.js';
 import { describeModel } from './describe.js';
@@ -44,7 +45,8 @@ export async function startCoordinator(config: CoordinatorConfig): Promise<Runni
   checkTimes(config);
   const log = createLogger('coordinator', config.name, config.logLevel);
   const model = await readSpec(config, log);
-  const coordinator = new CoordinatorService(config, model, log);
+  const tracing = await startTracing('coordinator', config, log);
+  const coordinator = new CoordinatorService(config, model, log, tracing);
   try {
     return await coordinator.start();
   } catch (error) {
@@ -73,7 +75,6 @@ class CoordinatorService {
   private readonly router: Router | null;
   /** Of the embedded router. */
   private readonly trace: Trace | null;
-  private readonly tracing: Tracing | null;
   private readonly stopped = new Deferred<void>();
   private grpc: GrpcServer | null = null;
   private http: HttpServer | null = null;
@@ -84,6 +85,7 @@ class CoordinatorService {
     private readonly config: CoordinatorConfig,
     private readonly model: ModelSpec,
     private readonly log: Logger,
+    private readonly tracing: Tracing | null,
   ) {
     this.tokens = readTokens(config);
     this.tls = readTls(config, log);
@@ -92,21 +94,9 @@ class CoordinatorService {
     this.experts = new ExpertMetrics('coordinator', config.name);
     this.onUnknown = unknownKinds(this.registry, this.log);
     this.trace = Trace.open(config.trace, config.name, this.log);
-<<<<<<< HEAD
     this.core = this.createCore();
     this.onLeading();
     coordinatorMetrics(this.registry, this.experts, model, nativeRuntime.clock, () => this.core.leading);
-=======
-    this.tracing = Tracing.start({
-      role: 'coordinator',
-      name: config.name,
-      endpoint: config.otlpEndpoint,
-      sampling: config.traceSampling,
-      log: this.log,
-    });
-    this.control = this.createControl();
-    coordinatorMetrics(this.registry, this.experts, this.control, nativeRuntime.clock);
->>>>>>> 181d69b (wip)
     this.router = config.router ? this.createRouter() : null;
   }
 

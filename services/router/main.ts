@@ -12,7 +12,7 @@ import { readTls } from '../common/tls.js';
 import { Trace } from '../common/trace.js';
 import { unknownKinds } from '../common/unknown-kinds.js';
 import { nativeRuntime } from '../runtime/native.js';
-import { Tracing } from '../runtime/open-telemetry.js';
+import { startTracing } from '../runtime/tracing.js';
 import { clientWindowBytes, type RouterConfig, routerSlabs } from './config.js';
 import { Router, routerServices } from './router.js';
 
@@ -27,8 +27,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const registry = createRegistry('router', name);
   const experts = new ExpertMetrics('router', name);
   const trace = Trace.open(config.trace, name, log);
-  const { otlpEndpoint: endpoint, traceSampling: sampling } = config;
-  const tracing = Tracing.start({ role: 'router', name, endpoint, sampling, log });
+  const tracing = await startTracing('router', config, log);
   const router = new Router({
     config,
     name,

@@ -112,22 +112,12 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
     routed = await atHand(pass, context, route(pass, destination, context));
     await account(routed, pass, context);
     signal.throwIfAborted();
-<<<<<<< HEAD
     const got = (groups: readonly RowGroup[], { term }: PlacementIndex) => {
       // Within a term indices of workers stay.
       if (term === placement.term) count(groups, pass, context);
     };
-    const input = { routed, rows: routed.normed ?? rows, chunk: chunk.index, layer, destination, got };
-=======
-    const input = {
-      routed,
-      rows: routed.normed ?? rows,
-      chunk: chunk.index,
-      layer,
-      destination,
-      span: pass.span,
-    };
->>>>>>> 181d69b (wip)
+    const { span } = pass;
+    const input = { routed, rows: routed.normed ?? rows, chunk: chunk.index, layer, destination, got, span };
     results = new Ledger(input, context).run();
   } catch (error) {
     routed?.normed?.release();

@@ -27,8 +27,8 @@ import type { Span, SpanDetails, Tracer } from './tracer.js';
 export interface TracingOptions {
   role: 'coordinator' | 'router' | 'worker';
   name: string;
-  /** URL of a receiver of traces by OTLP over HTTP; null: nothing is traced. */
-  endpoint: string | null;
+  /** URL of a receiver of traces by OTLP over HTTP. */
+  endpoint: string;
   /** Share of the batches that are sampled, of those whose clients have not decided. */
   sampling: number;
   log: Logger;
@@ -46,7 +46,7 @@ export class Tracing implements Tracer {
   /** Of the time of day above the machine's monotonic clock, in microseconds. */
   private readonly offset = performance.timeOrigin * 1e3 + performance.now() * 1e3 - nowMicroseconds();
 
-  private constructor({ role, name, sampling, log }: TracingOptions, url: string) {
+  constructor({ role, name, endpoint: url, sampling, log }: TracingOptions) {
     const exporter = new OTLPTraceExporter({ url, timeoutMillis: exportMsMax });
     this.provider = new BasicTracerProvider({
       resource: resourceFromAttributes({
@@ -71,11 +71,6 @@ export class Tracing implements Tracer {
       told = true;
       log.warn({ event: 'traces-lost', receiver: url, reason: reasonOf(error) });
     });
-  }
-
-  /** Null: nothing is traced. */
-  static start(options: TracingOptions): Tracing | null {
-    return options.endpoint === null ? null : new Tracing(options, options.endpoint);
   }
 
   begin(name: string, traceparent: string, details: SpanDetails): Span | null {

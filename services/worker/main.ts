@@ -19,7 +19,8 @@ import { unknownKinds } from '../common/unknown-kinds.js';
 import { FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
 import { nativeRuntime } from '../runtime/native.js';
-import { Tracing } from '../runtime/open-telemetry.js';
+import type { Tracing } from '../runtime/open-telemetry.js';
+import { startTracing } from '../runtime/tracing.js';
 import { linkService } from '../transport/grpc/service.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 import { nativeUcx } from '../transport/ucx/port.js';
@@ -33,7 +34,8 @@ const expertsName = 'switchyard.v1.Experts';
 
 /** Runs a worker until `stop`, or until it cannot be one: `stopped` then rejects with the reason. */
 export async function startWorker(config: WorkerConfig): Promise<Running> {
-  const worker = new WorkerService(config);
+  const log = createLogger('worker', config.name, config.logLevel);
+  const worker = new WorkerService(config, log, await startTracing('worker', config, log));
   try {
     return await worker.start();
   } catch (error) {
@@ -43,7 +45,6 @@ export async function startWorker(config: WorkerConfig): Promise<Running> {
 }
 
 class WorkerService {
-  private readonly log: Logger;
   private readonly tokens: Required<Tokens>;
   private readonly tls: Tls | null;
   private readonly access: Access;
@@ -60,22 +61,17 @@ class WorkerService {
   private http: HttpServer | null = null;
   private liveness: Liveness | null = null;
   private readonly trace: Trace | null;
-  private readonly tracing: Tracing | null;
   private stopping: Promise<void> | null = null;
 
-  constructor(private readonly config: WorkerConfig) {
-    this.log = createLogger('worker', config.name, config.logLevel);
+  constructor(
+    private readonly config: WorkerConfig,
+    private readonly log: Logger,
+    private readonly tracing: Tracing | null,
+  ) {
     this.tokens = readTokens(config);
     this.tls = readTls(config, this.log);
     this.access = new Access(this.tokens, this.tls?.asksCallers);
     this.trace = Trace.open(config.trace, config.name, this.log);
-    this.tracing = Tracing.start({
-      role: 'worker',
-      name: config.name,
-      endpoint: config.otlpEndpoint,
-      sampling: config.traceSampling,
-      log: this.log,
-    });
     const weightRoom = roomBesideSlabs(config);
     boundSlabs({
       slabBytesMax: config.slabBytes,

@@ -9,7 +9,7 @@ import { packageRoot } from '../../native/locate.js';
 
 const root = packageRoot();
 
-/** What may not be used where time and chance are given. */
+/** What may not be used where time, chance and tracers are given. */
 const used = [
   'setTimeout(() => {}, 1);',
   'setInterval(() => {}, 1);',
@@ -24,6 +24,7 @@ const used = [
   "import { setTimeout as delay } from 'node:timers/promises'; delay(1);",
   "import { systemClock } from '../runtime/system.js'; systemClock.now();",
   "import { sleep } from '../common/lifecycle.js'; sleep(1);",
+  "import { trace } from '@opentelemetry/api'; trace.getTracer('own');",
 ];
 
 /** The files of a tree of these, with their content, that the linter refuses. */
