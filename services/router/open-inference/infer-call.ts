@@ -23,6 +23,8 @@ import { elementBytes, partOf, type TensorMemory } from './tensors.js';
 export interface InferCallOptions {
   request: ModelInferRequest;
   peer: string;
+  /** Of its call. */
+  traceparent: string;
   native: Pick<Addon, 'narrowRows' | 'widenRows' | 'readSegment' | 'writeSegment'>;
   /** The model of the cluster, as soon as it is known here. */
   model: (signal: EndSignal) => Promise<ModelSpec>;
@@ -68,6 +70,10 @@ export class InferCall implements BatchCall {
 
   get peer(): string {
     return this.options.peer;
+  }
+
+  get traceparent(): string {
+    return this.options.traceparent;
   }
 
   async header(): Promise<ForwardHeader> {
@@ -231,5 +237,6 @@ function headerOf({ model, hidden, tokens, routing, outputs, deadlineMs }: Infer
     deadlineMs,
     ucx: null,
     ucxKey: noBytes,
+    traceparent: '',
   };
 }

@@ -7,6 +7,7 @@ import type { ModelStreamInferResponseInput } from '../../common/generated/infer
 import { Deferred } from '../../common/lifecycle.js';
 import { gateOf, type MessageGate, type MessageShare } from '../../common/message-gate.js';
 import { cutMessage, toServiceError } from '../../common/status.js';
+import { traceparentOf } from '../../common/traceparent.js';
 import type { Batches } from '../batches.js';
 import { takesNothing } from '../client-channel.js';
 import { sendsNothing, unreadMsMax } from '../one-shot-call.js';
@@ -15,7 +16,8 @@ import { InferCall, type InferCallOptions, type InferOutcome } from './infer-cal
 type Response = ModelInferResponseInput | ModelStreamInferResponseInput;
 export type InferServerStream = ServerDuplexStream<ModelInferRequest, Response>;
 
-export interface InferStreamOptions extends Omit<InferCallOptions, 'request' | 'peer' | 'taken' | 'native'> {
+export interface InferStreamOptions
+  extends Omit<InferCallOptions, 'request' | 'peer' | 'traceparent' | 'taken' | 'native'> {
   native: InferCallOptions['native'] & Pick<Addon, 'endView'>;
   batches: Batches;
   room: MessageShare;
@@ -106,6 +108,7 @@ export class InferStream {
       ...this.options,
       request,
       peer,
+      traceparent: traceparentOf(this.call.metadata),
       taken: () => {
         giveBack?.();
         giveBack = null;
