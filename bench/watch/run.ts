@@ -41,6 +41,7 @@ const common = {
   preset: 'tiny',
   transport: 'auto',
   leaseMs: 2_000,
+  cables: false,
 } as const satisfies Partial<ChaosClusterOptions>;
 
 /**
@@ -50,7 +51,7 @@ const common = {
 export async function watchTrials(log: (line: string) => void): Promise<WatchReport> {
   const { records, alerts } = namesIn(rulesText());
   const report: WatchReport = { tried: [], untried: [], falseAlarms: [], withoutData: [], queries: 0 };
-  const faults = { ...common, copies: 2, flags: { worker: { memory: tightMemory } } };
+  const faults = { ...common, copies: 2, worker: { memory: tightMemory } };
   await withCluster(faults, 0, async ({ cluster, traffic, prometheus, retarget }) => {
     const started = performance.now();
     traffic.start(1);
@@ -72,7 +73,7 @@ export async function watchTrials(log: (line: string) => void): Promise<WatchRep
       if (!(await prometheus.hadData(expression.replace(/ or vector\(0\)$/, ''), seconds)))
         report.withoutData.push(`${dashboard}, ${panel}: ${expression}`);
   });
-  const uneven = { ...common, copies: 1, flags: { coordinator: { rebalanceSeconds: 0 } } };
+  const uneven = { ...common, copies: 1, coordinator: { rebalanceSeconds: 0 } };
   await withCluster(uneven, 1.5, async ({ cluster, traffic, prometheus }) => {
     const imbalance: Trial = {
       alerts: ['SwitchyardImbalance'],
