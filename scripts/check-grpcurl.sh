@@ -8,60 +8,8 @@
 # Exits with 1 at the first thing that is not as it should be.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/switchyard/bin
-module=github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
-program=$root/dist/services/cli/main.js
-scratch=$(mktemp -d)
-up=
-
-fail() {
-  echo "check-grpcurl: $*" >&2
-  [[ -s $scratch/up.log ]] && tail -n 20 "$scratch/up.log" >&2
-  exit 1
-}
-
-clean_up() {
-  if [[ -n $up ]]; then
-    kill "$up" 2>/dev/null || true
-    wait "$up" 2>/dev/null || true
-  fi
-  rm -rf "$scratch"
-}
-trap clean_up EXIT
-
-find_grpcurl() {
-  if command -v grpcurl; then return; fi
-  if [[ ! -x $cache/grpcurl ]]; then
-    command -v go >/dev/null || fail "neither grpcurl nor go is in PATH"
-    echo "building $module …" >&2
-    GOBIN=$cache go install "$module" >&2 || fail "go install $module failed"
-  fi
-  echo "$cache/grpcurl"
-}
-
-# Starts coordinator, router and worker, and leaves their addresses in $coordinator, $router and $worker.
-start_cluster() {
-  [[ -f $program ]] || fail "$program is missing; npm run build makes it"
-  node "$program" up --preset tiny --workers 1 --routers 1 --threads 1 --port 0 --metrics-port 0 \
-    >"$scratch/up.log" 2>&1 &
-  up=$!
-  local waited
-  for ((waited = 0; waited < 600; waited++)); do
-    grep -q '^ready in' "$scratch/up.log" && break
-    kill -0 "$up" 2>/dev/null || fail "the cluster ended before it was ready"
-    sleep 0.1
-  done
-  coordinator=$(address_of coordinator)
-  router=$(address_of router-0)
-  worker=$(address_of worker-0)
-}
-
-# The table that `up` prints: process, pid, address, metrics.
-address_of() {
-  awk -v name="$1" '$1 == name && $2 ~ /^[0-9]+$/ { print $3; found = 1; exit } END { exit !found }' \
-    "$scratch/up.log" || fail "up names no address of $1"
-}
+name=check-grpcurl
+source "$(dirname "${BASH_SOURCE[0]}")/local-cluster.sh"
 
 # expect WHAT TEXT PART...: every part must be in the text.
 expect() {
@@ -76,20 +24,20 @@ call() {
   "$grpcurl" -plaintext -max-time 20 "$@" 2>&1 || fail "grpcurl $* failed"
 }
 
-# check_server NAME ADDRESS SERVICE...: it has these services, besides health, and no other of the product.
+# check_server NAME ADDRESS SERVICE...: it has these services, besides health, and no other.
 check_server() {
-  local name=$1 address=$2 service listed described
+  local server=$1 address=$2 service listed described
   shift 2
   listed=$(call "$address" list)
-  printf '%s (%s) lists\n%s\n' "$name" "$address" "$(sed 's/^/  /' <<<"$listed")"
+  printf '%s (%s) lists\n%s\n' "$server" "$address" "$(sed 's/^/  /' <<<"$listed")"
   local own
-  own=$(grep '^switchyard\.' <<<"$listed" | sort | xargs)
-  [[ $own == "$*" ]] || fail "$name lists \"$own\" of switchyard; expected \"$*\""
+  own=$(grep -v '^grpc\.' <<<"$listed" | sort | xargs)
+  [[ $own == "$*" ]] || fail "$server lists \"$own\"; expected \"$*\""
   for service in "$@" grpc.health.v1.Health; do
     described=$(call "$address" describe "$service")
-    expect "$name describes $service" "$described" "$service is a service" "rpc "
+    expect "$server describes $service" "$described" "$service is a service" "rpc "
     check_messages "$address" "$described"
-    expect "health of $service at $name" \
+    expect "health of $service at $server" \
       "$(call -d "{\"service\":\"${service#grpc.health.v1.Health}\"}" "$address" grpc.health.v1.Health/Check)" \
       '"status": "SERVING"'
     echo "  $service: described with its messages, SERVING"
@@ -99,7 +47,7 @@ check_server() {
 # check_messages ADDRESS DESCRIPTION: every message that the methods take and return can be described.
 check_messages() {
   local message
-  for message in $(grep -oE '\.(switchyard|grpc)\.[A-Za-z0-9_.]+' <<<"$2" | sort -u); do
+  for message in $(grep -oE '\.(switchyard|grpc|inference)\.[A-Za-z0-9_.]+' <<<"$2" | sort -u); do
     expect "$message" "$(call "$1" describe "${message#.}")" "is a message"
   done
 }
@@ -132,10 +80,13 @@ check_refusal() {
   echo "Forward of a wrong hidden size: InvalidArgument, hidden is 7; allowed: 256"
 }
 
-grpcurl=$(find_grpcurl)
-start_cluster
-check_server coordinator "$coordinator" switchyard.v1.Coordinator switchyard.v1.Inference
-check_server router-0 "$router" switchyard.v1.Inference
+grpcurl=$(go_tool grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3)
+start_cluster --preset tiny --workers 1 --routers 1
+coordinator=$(address_of coordinator)
+router=$(address_of router-0)
+worker=$(address_of worker-0)
+check_server coordinator "$coordinator" inference.GRPCInferenceService switchyard.v1.Coordinator switchyard.v1.Inference switchyard.v1.Operator
+check_server router-0 "$router" inference.GRPCInferenceService switchyard.v1.Inference
 check_server worker-0 "$worker" switchyard.v1.Experts
 expect "model" "$(call "$coordinator" switchyard.v1.Inference/DescribeModel)" '"name": "tiny"' '"hidden": 256'
 check_forward "$coordinator" coordinator

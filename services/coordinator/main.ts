@@ -38,7 +38,7 @@ const biasLimit = 1;
 /** Operators see who left, and who died, for so long. */
 const leftKeptMs = 60_000;
 const deadKeptMs = 15 * 60_000;
-const coordinatorName = 'switchyard.v1.Coordinator';
+const coordinatorServices = ['switchyard.v1.Coordinator', 'switchyard.v1.Operator'];
 
 /** Runs a coordinator until `stop`. Rejects with CONFIG_INVALID or MODEL_INVALID if it cannot be started. */
 export async function startCoordinator(config: CoordinatorConfig): Promise<Running> {
@@ -178,7 +178,7 @@ class CoordinatorService {
 
   private async drain(reason: string): Promise<void> {
     this.log.info({ event: 'stopping', reason });
-    for (const name of [...this.clientServices, coordinatorName]) this.grpc?.setServing(name, false);
+    for (const name of [...this.clientServices, ...coordinatorServices]) this.grpc?.setServing(name, false);
     this.watchers?.end();
     // The workers stay members meanwhile: batches under way need them.
     await this.router?.stop(reason);
@@ -265,7 +265,7 @@ class CoordinatorService {
     const { leading } = this.core;
     this.watchers?.end();
     this.watchers = leading && new Watchers(() => clusterState(leading.view, describeModel(this.model)));
-    this.grpc?.setServing(coordinatorName, leading !== null);
+    for (const name of coordinatorServices) this.grpc?.setServing(name, leading !== null);
     this.showReadiness();
   }
 

@@ -40,14 +40,20 @@ test('the Open Inference Protocol describes the layers of a cluster as models', 
     { name: 'topk_ids', datatype: 'INT32', shape: [-1, layers, topK] },
     { name: 'topk_weights', datatype: 'FP32', shape: [-1, layers, topK] },
   ];
-  expect(metadata).toMatchObject({ name: model, versions: ['1'], inputs: tensors, outputs: tensors });
+  expect(metadata).toMatchObject({
+    name: model,
+    versions: ['1'],
+    inputs: tensors.slice(0, 1),
+    outputs: tensors,
+  });
   expect(await ask(client, 'ModelConfig', { name: `${model}.layer.1` })).toMatchObject({
     config: {
       maxBatchSize: 0,
-      input: [
-        { name: 'hidden_states', dataType: 'TYPE_BF16', dims: [-1, hidden], optional: false },
-        { name: 'topk_ids', dataType: 'TYPE_INT32', dims: [-1, topK], optional: true },
-        { name: 'topk_weights', dataType: 'TYPE_FP32', dims: [-1, topK], optional: true },
+      input: [{ name: 'hidden_states', dataType: 'TYPE_BF16', dims: [-1, hidden] }],
+      output: [
+        { name: 'hidden_states', dataType: 'TYPE_BF16', dims: [-1, hidden] },
+        { name: 'topk_ids', dataType: 'TYPE_INT32', dims: [-1, topK] },
+        { name: 'topk_weights', dataType: 'TYPE_FP32', dims: [-1, topK] },
       ],
       modelTransactionPolicy: { decoupled: false },
     },

@@ -1,35 +1,47 @@
 import type { ModelConfigInput } from '../../common/generated/inference/ModelConfig.js';
 import type { ModelMetadataResponseInput } from '../../common/generated/inference/ModelMetadataResponse.js';
 import { modelVersion, type ServedModel } from './models.js';
-import { tensorsOf } from './tensors.js';
+import { type TensorSpec, tensorsOf } from './tensors.js';
 
 export const platform = 'switchyard';
 /** What of the protocol's extensions there is. */
 export const extensions = ['model_configuration', 'statistics', 'system_shared_memory', 'binary_tensor_data'];
 
+/**
+ * The inputs that a request needs: metadata cannot say that others may be given, and clients that generate requests take all that
+ * they find for needed.
+ */
+function tensors(model: ServedModel, hidden: number): { inputs: TensorSpec[]; outputs: TensorSpec[] } {
+  const outputs = Object.values(tensorsOf(model, hidden));
+  return { inputs: outputs.filter(({ optional }) => !optional), outputs };
+}
+
 export function describeMetadata(model: ServedModel, hidden: number): ModelMetadataResponseInput {
-  const tensors = Object.values(tensorsOf(model, hidden)).map(({ name, datatype, tail }) => ({
-    name,
-    datatype,
-    shape: [-1, ...tail],
-  }));
-  return { name: model.name, versions: [modelVersion], platform, inputs: tensors, outputs: tensors };
+  const { inputs, outputs } = tensors(model, hidden);
+  const describe = ({ name, datatype, tail }: TensorSpec) => ({ name, datatype, shape: [-1, ...tail] });
+  return {
+    name: model.name,
+    versions: [modelVersion],
+    platform,
+    inputs: inputs.map(describe),
+    outputs: outputs.map(describe),
+  };
 }
 
 export function describeConfig(model: ServedModel, hidden: number): ModelConfigInput {
-  const tensors = Object.values(tensorsOf(model, hidden)).map(({ name, datatype, tail, optional }) => ({
+  const { inputs, outputs } = tensors(model, hidden);
+  const describe = ({ name, datatype, tail }: TensorSpec) => ({
     name,
     dataType: `TYPE_${datatype}` as const,
     dims: [-1, ...tail],
-    optional,
-  }));
+  });
   return {
     name: model.name,
     platform,
     backend: platform,
     maxBatchSize: 0,
-    input: tensors,
-    output: tensors.map(({ name, dataType, dims }) => ({ name, dataType, dims })),
+    input: inputs.map(describe),
+    output: outputs.map(describe),
     modelTransactionPolicy: { decoupled: false },
   };
 }
