@@ -53,7 +53,7 @@ export class BareFfn implements Bare {
       topics: 64,
     });
     model.close();
-    return new BareFfn(cores, rows, spec.hidden, spec.routing.topK * spec.layers.length);
+    return new BareFfn(cores, rows, spec.hidden, spec.topK * spec.layers.length);
   }
 
   async tokensPerSecond(seconds: number): Promise<number> {

@@ -35,7 +35,7 @@ class BareLayers {
 
   static async open(preset: PresetName, tokens: number): Promise<BareLayers> {
     const model = await openModel({ kind: 'synthetic', spec: presets[preset].model });
-    const { hidden, layers, routing } = model.spec;
+    const { hidden, layers, topK } = model.spec;
     const backend = native.createCpuBackend({ threads: 1 });
     const loaded: Expert[][] = [];
     for (const { layer, experts } of layers) {
@@ -46,7 +46,7 @@ class BareLayers {
     }
     model.close();
     const options = { seed: 3, firstToken: 0, count: tokens, hidden, skew: 0, topics: 64 };
-    return new BareLayers(backend, loaded, await native.synthesizeTokens(options), hidden, routing.topK);
+    return new BareLayers(backend, loaded, await native.synthesizeTokens(options), hidden, topK);
   }
 
   /** Milliseconds of one batch: each token goes to its experts, dealt in turn, layer after layer. */

@@ -20,6 +20,7 @@ import type {
   RoutingSpec,
   RoutingTable,
   RowGroup,
+  SharedChoice,
 } from './routing.js';
 import type { Slab } from './slab.js';
 import type { Ucx, UcxDescription } from './ucx.js';
@@ -76,7 +77,27 @@ export interface WeightFile {
   close(): void;
 }
 
-export type StoredDtype = 'BF16' | 'F16' | 'F32';
+/** Codes that are multiplied by a scale: floats of 8 and 4 bits, integers, integers that stand 128 (U8) and 8 (U4) above their value. */
+export type CodeDtype = 'F8_E4M3' | 'F4_E2M1' | 'I8' | 'U8' | 'U4';
+export type StoredDtype = 'BF16' | 'F16' | 'F32' | CodeDtype;
+/** F8_E8M0: a power of two. */
+export type ScaleDtype = 'BF16' | 'F16' | 'F32' | 'F8_E8M0';
+
+/**
+ * What the codes of a matrix are multiplied by: element (i, j) by scale ((firstRow + i * rowStep) / blockRows,
+ * (firstColumn + j) / blockColumns), of rows of so many columns.
+ */
+export interface ScaleSource {
+  file: WeightFile;
+  byteOffset: number;
+  dtype: ScaleDtype;
+  columns: number;
+  blockRows: number;
+  blockColumns: number;
+  firstRow: number;
+  rowStep: number;
+  firstColumn: number;
+}
 
 /** Where a row-major [rows, columns] matrix (a vector: rows = 1) comes from. */
 export type TensorSource =
@@ -89,6 +110,11 @@ export type TensorSource =
       dtype: StoredDtype;
       rows: number;
       columns: number;
+      /** Elements from one row, and column, to the next; without them rows are whole and side by side. */
+      rowStride?: number;
+      columnStride?: number;
+      /** Only of codes, which need it. */
+      scale?: ScaleSource;
     }
   | {
       kind: 'synthetic';
@@ -102,17 +128,36 @@ export type TensorSource =
       center: number;
     };
 
-export type Activation = 'swiglu' | 'gelu';
+/**
+ * swiglu: down · (silu(gate · x) * (up · x)). geglu: the same with gelu in its tanh form. gelu: down · gelu(up · x), erf form.
+ * relu2: down · relu(up · x)².
+ */
+export type Activation = 'swiglu' | 'geglu' | 'gelu' | 'relu2';
 
-/** gelu: down · gelu(up · x), erf form. swiglu: down · (silu(gate · x) * (up · x)). */
+/**
+ * A swiglu that departs from the usual: with g = min(gate · x, gateMax), it is
+ * min(g · sigmoid(alpha · g), activationMax) * (clamp(up · x, -upMax, upMax) + upOffset). Null: no bound.
+ */
+export interface GluForm {
+  alpha: number;
+  gateMax: number | null;
+  activationMax: number | null;
+  upMax: number | null;
+  upOffset: number;
+}
+
 export interface ExpertSource {
   activation: Activation;
-  /** [ffn, hidden]; only for swiglu. */
+  /** Only for swiglu; null: as usual. */
+  glu?: GluForm | null;
+  /** [ffn, hidden]; only for swiglu and geglu. */
   gate: TensorSource | null;
   /** [ffn, hidden] */
   up: TensorSource;
   /** [hidden, ffn] */
   down: TensorSource;
+  /** Added to the products: [ffn], [ffn] and [hidden]; `gate` is null where there is no gate. */
+  bias?: { gate: TensorSource | null; up: TensorSource; down: TensorSource } | null;
 }
 
 /** Weights of one expert, in the backend's own order. */
@@ -189,10 +234,14 @@ export interface ReferenceLayer {
   /** [hidden] or null: no norm. */
   norm: TensorSource | null;
   epsilon: number;
+  /** Added to the norm's weight. */
+  normOffset?: number;
   gate: TensorSource;
   gateBias: Float32Array | null;
   selectionBias: Float32Array | null;
   routing: RoutingSpec;
+  /** The last of the experts are shared. */
+  shared?: { weights: Float32Array; gate: TensorSource | null };
   /** Use these experts instead of choosing; for rounding ties and feedback. [rows, topK] */
   given: Uint32Array | null;
   /** Sum with these weights instead of those computed here: a steep gate makes much of how rows were rounded. [rows, topK] */
@@ -312,6 +361,8 @@ export interface Addon {
     /** Added for selection only (DeepSeek-V3). */
     selectionBias: Float32Array | null;
     routing: RoutingSpec;
+    /** Experts numbered from `experts` on, that every token goes to beside those chosen. */
+    shared?: SharedChoice;
   }): GateWeights;
   /** Throws RESOURCE_EXHAUSTED at the limit of slabs. `experts`: their number at each layer. Contents are undefined. */
   createRoutingTable(options: { tokens: number; topK: number; experts: Uint32Array }): RoutingTable;
@@ -331,10 +382,10 @@ export interface Addon {
       rows: Slab;
       rowCount: number;
       hidden: number;
-      /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * weight, float32 inside, BF16 out. Null: none. */
-      norm: { weight: Slab; epsilon: number } | null;
-      /** `bias`: the feedback loop's, [experts], added for selection only. Null: the table has the choice. */
-      gate: { weights: GateWeights; bias: Float32Array | null } | null;
+      /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * (weight + offset), float32 inside, BF16 out. Null: none. */
+      norm: { weight: Slab; epsilon: number; offset?: number } | null;
+      /** `bias`: the feedback loop's, [experts], added for selection only. `given`: the table has the choice; then null is a gate without shared experts. */
+      gate: { weights: GateWeights; bias: Float32Array | null; given?: boolean } | null;
       /** Where the choice for the layer, an index, is taken from; with a gate, where it is put. Null: nowhere. */
       table: { routing: RoutingTable; layer: number } | null;
       /** Whether groups carry weights. */

@@ -3,7 +3,7 @@ import type { Slab } from './slab.js';
 export interface RoutingSpec {
   topK: number;
   /** Over all experts, in float32. */
-  score: 'softmax' | 'sigmoid';
+  score: 'softmax' | 'sigmoid' | 'sqrt-softplus';
   /** Divide the chosen weights by their sum. */
   renormalise: boolean;
   /** Multiplies the weights after renormalisation. */
@@ -18,8 +18,17 @@ export interface RoutingSpec {
   weightOn: 'output' | 'input';
 }
 
+/** The experts that every token goes to. */
+export interface SharedChoice {
+  /** [shared experts] */
+  weights: Float32Array;
+  /** float32 [1, hidden]: each weight is multiplied by sigmoid(gate · x). Null: they are as they are. Not kept. */
+  gate: Slab | null;
+}
+
 /** Gate weights [experts, hidden] on native memory, with what the model adds to them. */
 export interface GateWeights {
+  /** Without the shared ones. */
   readonly experts: number;
   readonly hidden: number;
   release(): void;

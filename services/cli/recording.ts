@@ -6,7 +6,7 @@ import { listCopies } from '../common/expert-copies.js';
 import { sleep } from '../common/lifecycle.js';
 import type { OutputFile } from '../common/output-file.js';
 import { checkBy } from '../common/schema-issue.js';
-import { expertWeightBytes, modelLimits, size } from '../model/limits.js';
+import { modelLimits, size } from '../model/limits.js';
 
 const fileBytesMax = 64 * 1024 * 1024;
 /** Tokens of a layer whose experts are kept. */
@@ -128,7 +128,7 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
   );
   nodes.sort((a, b) => a.name.localeCompare(b.name, 'en', { numeric: true }));
   const indexOf = placement.workers.map((worker) => nodes.findIndex(({ name }) => name === worker));
-  const expertBytes = expertWeightBytes({ ...model, activation: model.activation.toLowerCase() });
+  const expertBytes = Number(model.expertBytes);
   return {
     format,
     version: 1,

@@ -1,6 +1,6 @@
 import type { LayerBiasInput } from '../common/generated/switchyard/v1/LayerBias.js';
 import { packFloat32 } from '../common/packed.js';
-import type { LayerSpec } from '../model/spec.js';
+import { type LayerSpec, routedExperts } from '../model/spec.js';
 
 export interface FeedbackOptions {
   /** How far a bias moves in one step for an expert whose load is off by its whole fair share. */
@@ -12,6 +12,8 @@ export interface FeedbackOptions {
 }
 
 interface LayerFeedback {
+  /** With the shared ones, of which no bias moves rows. */
+  experts: number;
   /** Rows per expert since the last step. */
   window: Float64Array;
   bias: Float64Array;
@@ -32,18 +34,15 @@ export class Feedback {
   private steps = 0;
 
   constructor(
-    layers: readonly LayerSpec[],
+    layers: readonly Pick<LayerSpec, 'layer' | 'experts' | 'shared'>[],
     private readonly options: FeedbackOptions,
   ) {
     this.byLayer = new Map(
-      layers.map(({ layer, experts }) => [
-        layer,
-        {
-          window: new Float64Array(experts),
-          bias: new Float64Array(experts),
-          version: 0,
-        },
-      ]),
+      layers.map((layer) => {
+        const routed = routedExperts(layer);
+        const [window, bias] = [new Float64Array(routed), new Float64Array(routed)];
+        return [layer.layer, { experts: layer.experts, window, bias, version: 0 }];
+      }),
     );
   }
 
@@ -55,14 +54,15 @@ export class Feedback {
   /** Adds rows chosen per expert. Returns whether the layer's bias changed. */
   observe(layer: number, rows: Uint32Array): boolean {
     const state = this.byLayer.get(layer);
-    if (state === undefined || rows.length !== state.window.length) return false;
+    if (state === undefined || rows.length !== state.experts) return false;
+    const { window } = state;
     let total = 0;
-    for (let expert = 0; expert < rows.length; expert += 1) {
-      state.window[expert]! += rows[expert]!;
-      total += state.window[expert]!;
+    for (let expert = 0; expert < window.length; expert += 1) {
+      window[expert]! += rows[expert]!;
+      total += window[expert]!;
     }
-    if (total < this.options.windowRowsPerExpert * rows.length) return false;
-    this.step(state, total / rows.length);
+    if (total < this.options.windowRowsPerExpert * window.length) return false;
+    this.step(state, total / window.length);
     return true;
   }
 

@@ -3,7 +3,6 @@ import { listCopies } from '../common/expert-copies.js';
 import type { Placement } from '../common/generated/switchyard/v1/Placement.js';
 import type { RebalanceAnswerInput } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
 import type { ExpertOrder } from '../model/expert-order.js';
-import { expertWeightBytes } from '../model/limits.js';
 import type { ModelSpec } from '../model/spec.js';
 import type { PlanInput } from '../placement/input.js';
 import type { Plan } from '../placement/plan.js';
@@ -83,13 +82,13 @@ export class PlacementPlans {
 
   constructor(private readonly options: PlansOptions) {
     const { experts, model, rebalanceLoads, rebalanceBytesPerSecond } = options;
-    this.expertBytes = expertWeightBytes(model);
+    this.expertBytes = model.expertBytes;
     this.loads = new ExpertLoads(experts);
     this.placement = new ClusterPlacement(experts, this.expertBytes, {
       loads: rebalanceLoads,
       bytesPerSecond: rebalanceBytesPerSecond,
     });
-    this.planning = new Planning({ ...options, expertBytes: this.expertBytes, topK: model.routing.topK });
+    this.planning = new Planning({ ...options, expertBytes: this.expertBytes, topK: model.topK });
   }
 
   /** Workers that are waited for before experts are placed for the first time. */

@@ -54,6 +54,13 @@ export class CheckpointFiles {
     return this.#names().has(tensor);
   }
 
+  /** The shape of a tensor whose file is open; null: it is not, or there is no such tensor. */
+  shapeOf(tensor: string): readonly number[] | null {
+    return this.has(tensor)
+      ? (this.#files.get(this.fileName(tensor))?.header.tensors.get(tensor)?.shape ?? null)
+      : null;
+  }
+
   /** Opens the files that hold these tensors, and no others. A tensor in no file is MODEL_INVALID. */
   async openFor(tensors: Iterable<string>): Promise<void> {
     for (const tensor of tensors) await this.#open(this.fileName(tensor));

@@ -1,37 +1,29 @@
 import { createHash } from 'node:crypto';
 import { basename, join, resolve } from 'node:path';
-import { z } from 'zod';
 import type { ExpertSource, TensorSource } from '../../native/index.js';
 import { CheckpointFiles } from './checkpoint-files.js';
-import { type Family, type FamilyConfig, families, type TensorLayout } from './families.js';
+import type { Family, FamilyConfig, SharedSpec } from './families/family.js';
+import { readFamily } from './families/read.js';
 import type { HashProgress } from './hash-progress.js';
-import { parseJsonFile, readJson } from './json-file.js';
+import { readJson } from './json-file.js';
+import { LayerTensors } from './layer-tensors.js';
 import { expertWeightBytes, modelLimits } from './limits.js';
-import type { MatrixPart } from './safetensors.js';
+import type { MatrixView } from './matrix-view.js';
+import { readQuantization } from './quantization.js';
 import { fileInvalid } from './safetensors-header.js';
-import type { CheckpointSource, ModelSpec, ModelTensors } from './spec.js';
-import { quantisedNames, refuseUnsupported } from './unsupported.js';
-
-/** A matrix by its tensor's name in the model. */
-interface NamedMatrix {
-  tensor: string;
-  part: MatrixPart;
-}
-
-interface NamedExpert {
-  gate: NamedMatrix;
-  up: NamedMatrix;
-  down: NamedMatrix;
-}
+import type {
+  CheckpointSource,
+  FfnSpec,
+  LayerSpec,
+  ModelSpec,
+  ModelTensors,
+  NormSource,
+  SharedExpertSpec,
+} from './spec.js';
+import { StoredTensors } from './stored-tensors.js';
 
 /** Changes when what a fingerprint covers does. */
-const fingerprintVersion = 2;
-
-const typeSchema = z.object({
-  model_type: z.literal(Object.keys(families) as (keyof typeof families)[], {
-    error: Object.keys(families).join(', '),
-  }),
-});
+const fingerprintVersion = 3;
 
 /**
  * Opens a Hugging Face directory: config.json and the safetensors files that hold MoE tensors. Every tensor that
@@ -44,19 +36,17 @@ export async function openCheckpoint(
 ): Promise<{ spec: ModelSpec; tensors: ModelTensors }> {
   const { directory } = source;
   const configFile = join(directory, 'config.json');
-  const json = await readJson(configFile);
-  refuseUnsupported(configFile, json);
-  const { model_type: modelType } = parseJsonFile(configFile, json, typeSchema);
-  const family = families[modelType];
-  const config = parseJsonFile(configFile, json, family.config);
-  requireSane(configFile, config);
+  const { family, config, quantization } = readFamily(configFile, await readJson(configFile));
+  const layers = describeLayers(config);
+  requireSane(configFile, config, layers);
   const files = await CheckpointFiles.open(directory);
   try {
-    const tensors = new CheckpointTensors(files, family, config);
-    await tensors.check();
-    const content = ['checkpoint', fingerprintVersion, modelType, config, await files.digest(progress)];
+    const stored = new StoredTensors(files, readQuantization(configFile, quantization));
+    const tensors = new CheckpointTensors(files, stored, family, config, layers);
+    await stored.open(() => tensors.all());
+    const content = ['checkpoint', fingerprintVersion, family.name, config, await files.digest(progress)];
     const fingerprint = createHash('sha256').update(JSON.stringify(content)).digest('hex');
-    return { spec: describe(source, modelType, config, fingerprint), tensors };
+    return { spec: describe(source, family, config, layers, fingerprint), tensors };
   } catch (error) {
     files.close();
     throw error;
@@ -65,114 +55,130 @@ export async function openCheckpoint(
 
 function describe(
   source: CheckpointSource,
-  family: keyof typeof families,
+  family: Family,
   config: FamilyConfig,
+  layers: LayerSpec[],
   fingerprint: string,
 ): ModelSpec {
+  const { hidden, routing, normEpsilon } = config;
   return {
     name: basename(resolve(source.directory)),
-    family,
+    family: family.name,
     fingerprint,
-    hidden: config.hidden,
-    ffn: config.ffn,
-    activation: 'swiglu',
-    routing: config.routing,
-    layers: config.layers.map((layer) => ({ layer, experts: config.experts })),
-    normEpsilon: config.normEpsilon,
+    hidden,
+    topK: routing.topK,
+    weighsInput: routing.weightOn === 'input',
+    bare: family.bare === true,
+    layers,
+    expertBytes: bytesOf(config),
+    normEpsilon,
     source,
   };
 }
-function requireSane(file: string, config: FamilyConfig): void {
-  const { topK } = config.routing;
-  if (topK > config.experts) {
-    throw fileInvalid(
-      file,
-      null,
-      'num_experts_per_tok',
-      `${topK}`,
-      `1 to ${config.experts}, the number of experts`,
-    );
-  }
-  if (config.layers.length === 0)
-    throw fileInvalid(file, null, 'layers with experts', 'none', 'at least one');
-  const bytes = expertWeightBytes({ ...config, activation: 'swiglu' });
-  if (bytes > modelLimits.expertBytes) {
-    throw fileInvalid(
-      file,
-      null,
-      'the size of an expert',
-      `${bytes} bytes`,
-      `up to ${modelLimits.expertBytes} bytes`,
-    );
-  }
+
+/** BF16 bytes of the largest expert. */
+function bytesOf({ hidden, expert }: FamilyConfig): number {
+  return expertWeightBytes({ hidden, ...expert });
+}
+
+function describeLayers({
+  layers,
+  givenLayers,
+  experts,
+  routing,
+  expert,
+  shared,
+}: FamilyConfig): LayerSpec[] {
+  const parts = shared === null ? [] : partsOf(shared, expert);
+  return layers.map((layer) => ({
+    layer,
+    experts: experts + parts.length,
+    routing,
+    givenOnly: givenLayers?.includes(layer) === true,
+    expert,
+    shared: parts,
+  }));
+}
+
+/** The shared experts in parts no larger than a routed expert, so that all that is placed has about one size. */
+function partsOf({ ffn, ...form }: SharedSpec, routed: FfnSpec): SharedExpertSpec[] {
+  const count = Math.ceil(ffn / routed.ffn);
+  const begin = (part: number) => Math.min(part * routed.ffn, ffn);
+  return Array.from({ length: count }, (_, part) => ({ ...form, ffn: begin(part + 1) - begin(part) }));
+}
+
+function requireSane(file: string, config: FamilyConfig, layers: readonly LayerSpec[]): void {
+  const { experts, routing } = config;
+  const { topK, groups, groupsChosen } = routing;
+  const require = (key: string, value: number | string, isAllowed: boolean, allowed: string) => {
+    if (!isAllowed) throw fileInvalid(file, null, key, `${value}`, allowed);
+  };
+  require('num_experts_per_tok', topK, topK <= experts, `1 to ${experts}, the number of experts`);
+  require('n_group', groups, experts % groups === 0, `a divisor of ${experts}, the number of experts`);
+  require('topk_group', groupsChosen, groupsChosen <= groups, `1 to ${groups}, the number of groups`);
+  const choosable = (experts / groups) * groupsChosen;
+  require('num_experts_per_tok', topK, topK <=
+    choosable, `1 to ${choosable}, the experts of ${groupsChosen} groups`);
+  require('layers with experts', 'none', layers.length > 0, 'at least one');
+  const placed = layers[0]!.experts;
+  require('the number of experts', placed, placed <= modelLimits.experts, `up to ${modelLimits.experts}`);
+  const slots = topK + layers[0]!.shared.length;
+  require('the number of experts of a token', slots, slots <= modelLimits.topK, `up to ${modelLimits.topK}`);
+  const bytes = bytesOf(config);
+  const { expertBytes } = modelLimits;
+  require('the size of an expert', `${bytes} bytes`, bytes <= expertBytes, `up to ${expertBytes} bytes`);
 }
 
 class CheckpointTensors implements ModelTensors {
-  readonly #layouts = new Map<number, TensorLayout>();
+  private readonly layers: ReadonlyMap<number, { spec: LayerSpec; tensors: LayerTensors }>;
 
   constructor(
     private readonly files: CheckpointFiles,
-    private readonly family: Family,
-    private readonly config: FamilyConfig,
+    private readonly stored: StoredTensors,
+    family: Family,
+    config: FamilyConfig,
+    layers: readonly LayerSpec[],
   ) {
-    for (const layer of config.layers) this.#layouts.set(layer, this.#findLayout(layer));
+    this.layers = new Map(
+      layers.map((spec) => [spec.layer, { spec, tensors: LayerTensors.find(spec, config, family, stored) }]),
+    );
   }
 
-  /** A layer is saved in the first layout of which it has an expert; if it has none, the error names the first. */
-  #findLayout(layer: number): TensorLayout {
-    const { layouts } = this.family;
-    const holds = (layout: TensorLayout) =>
-      this.files.has(inLayer(layer, layout.kind === 'fused' ? layout.gateUp : layout.down.replace('#', '0')));
-    return layouts.find(holds) ?? layouts[0]!;
+  *all(): Generator<MatrixView> {
+    for (const { tensors } of this.layers.values()) yield* tensors.all();
   }
 
-  async check(): Promise<void> {
-    const matrices = this.config.layers.flatMap((layer) => {
-      const experts = Array.from({ length: this.config.experts }, (_, expert) => this.#expert(layer, expert));
-      return [
-        this.#norm(layer),
-        this.#gate(layer),
-        ...experts.flatMap(({ gate, up, down }) => [gate, up, down]),
-      ];
-    });
-    const names = new Set(matrices.map(({ tensor }) => tensor));
-    this.#refuseQuantised(names);
-    await this.files.openFor(names);
-    for (const { tensor, part } of matrices) this.files.file(tensor).check(tensor, part.tensorShape);
+  norm(layer: number): NormSource | null {
+    const tensors = this.of(layer);
+    const weight = tensors.norm();
+    return weight && { weight: this.stored.source(weight), offset: tensors.normOffset };
   }
 
-  /** Values that await a scale would be served as if they were the weights. */
-  #refuseQuantised(names: Iterable<string>): void {
-    for (const name of names) {
-      const beside = quantisedNames(name).find((each) => this.files.has(each));
-      if (beside === undefined) continue;
-      const file = join(this.files.directory, this.files.fileName(beside));
-      const allowed = 'no scales or packed values beside the weights: quantised weights are not supported';
-      throw fileInvalid(
-        file,
-        beside,
-        'presence',
-        `a sign that ${JSON.stringify(name)} is quantised`,
-        allowed,
-      );
-    }
-  }
-
-  norm(layer: number): TensorSource {
-    return this.#source(this.#norm(layer));
-  }
-
-  gate(layer: number): TensorSource {
-    return this.#source(this.#gate(layer));
+  gate(layer: number) {
+    const tensors = this.of(layer);
+    return {
+      weight: this.stored.source(tensors.gate()),
+      logitBias: this.sourceOrNull(tensors.logitBias()),
+      selectionBias: this.sourceOrNull(tensors.selectionBias()),
+      sharedGate: this.sourceOrNull(tensors.sharedGate()),
+    };
   }
 
   expert(layer: number, expert: number): ExpertSource {
-    const { gate, up, down } = this.#expert(layer, expert);
+    const { spec, tensors } = this.layers.get(layer)!;
+    const { gate, up, down, bias } = tensors.expert(expert);
+    const { activation, glu } = spec.shared[expert - (spec.experts - spec.shared.length)] ?? spec.expert;
     return {
-      activation: 'swiglu',
-      gate: this.#source(gate),
-      up: this.#source(up),
-      down: this.#source(down),
+      activation,
+      glu,
+      gate: this.sourceOrNull(gate),
+      up: this.stored.source(up),
+      down: this.stored.source(down),
+      bias: bias && {
+        gate: this.stored.source(bias.gate),
+        up: this.stored.source(bias.up),
+        down: this.stored.source(bias.down),
+      },
     };
   }
 
@@ -180,47 +186,11 @@ class CheckpointTensors implements ModelTensors {
     this.files.close();
   }
 
-  #source({ tensor, part }: NamedMatrix): TensorSource {
-    return this.files.file(tensor).matrix(tensor, part);
+  private of(layer: number): LayerTensors {
+    return this.layers.get(layer)!.tensors;
   }
 
-  #norm(layer: number): NamedMatrix {
-    const { hidden } = this.config;
-    const part = { rows: 1, columns: hidden, tensorShape: [hidden], elementOffset: 0 };
-    return { tensor: inLayer(layer, this.family.norm), part };
+  private sourceOrNull(view: MatrixView | null): TensorSource | null {
+    return view === null ? null : this.stored.source(view);
   }
-
-  #gate(layer: number): NamedMatrix {
-    return whole(inLayer(layer, this.#layouts.get(layer)!.router), this.config.experts, this.config.hidden);
-  }
-
-  #expert(layer: number, expert: number): NamedExpert {
-    const { hidden, ffn, experts } = this.config;
-    const layout = this.#layouts.get(layer)!;
-    if (layout.kind === 'separate') {
-      const name = (tensor: string) => inLayer(layer, tensor.replace('#', String(expert)));
-      return {
-        gate: whole(name(layout.gate), ffn, hidden),
-        up: whole(name(layout.up), ffn, hidden),
-        down: whole(name(layout.down), hidden, ffn),
-      };
-    }
-    const gateUp = { rows: ffn, columns: hidden, tensorShape: [experts, 2 * ffn, hidden] };
-    const down = { rows: hidden, columns: ffn, tensorShape: [experts, hidden, ffn] };
-    const half = ffn * hidden;
-    const tensor = inLayer(layer, layout.gateUp);
-    return {
-      gate: { tensor, part: { ...gateUp, elementOffset: 2 * expert * half } },
-      up: { tensor, part: { ...gateUp, elementOffset: (2 * expert + 1) * half } },
-      down: { tensor: inLayer(layer, layout.down), part: { ...down, elementOffset: expert * half } },
-    };
-  }
-}
-
-function inLayer(layer: number, tensor: string): string {
-  return `model.layers.${layer}.${tensor}`;
-}
-
-function whole(tensor: string, rows: number, columns: number): NamedMatrix {
-  return { tensor, part: { rows, columns, tensorShape: [rows, columns], elementOffset: 0 } };
 }

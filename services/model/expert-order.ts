@@ -7,7 +7,7 @@ export class ExpertOrder {
   readonly total: number;
   private readonly byLayer = new Map<number, { first: number; experts: number }>();
 
-  constructor(readonly layers: readonly LayerSpec[]) {
+  constructor(readonly layers: readonly Pick<LayerSpec, 'layer' | 'experts'>[]) {
     let first = 0;
     for (const { layer, experts } of layers) {
       this.byLayer.set(layer, { first, experts });

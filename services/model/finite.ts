@@ -28,6 +28,7 @@ export class FiniteWeights {
     throw new SwitchyardError('MODEL_INVALID', message, { file, tensor, count });
   }
 
+  /** Biases are counted with their matrices. */
   checkExpert({ gate, up, down }: ExpertSource, counts: { gate: number; up: number; down: number }): void {
     if (gate !== null) this.check(gate, counts.gate);
     this.check(up, counts.up);

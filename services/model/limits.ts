@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import type { Activation } from '../../native/index.js';
 
 /**
  * Bounds of every model, checked before memory is taken for it. They lie above all models known; a value beyond
@@ -24,7 +25,12 @@ export function size(max: number): z.ZodType<number> {
   );
 }
 
-/** BF16 bytes of one expert: three matrices for swiglu, two for gelu. */
-export function expertWeightBytes(sizes: { hidden: number; ffn: number; activation: string }): number {
-  return sizes.hidden * sizes.ffn * 2 * (sizes.activation === 'swiglu' ? 3 : 2);
+/** Whether an FFN has a third matrix, as a gate. */
+export function isGated(activation: Activation): boolean {
+  return activation === 'swiglu' || activation === 'geglu';
+}
+
+/** BF16 bytes of one expert's matrices. */
+export function expertWeightBytes(sizes: { hidden: number; ffn: number; activation: Activation }): number {
+  return sizes.hidden * sizes.ffn * 2 * (isGated(sizes.activation) ? 3 : 2);
 }

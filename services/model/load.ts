@@ -1,20 +1,12 @@
 import { z } from 'zod';
-import type { ExpertSource, TensorSource } from '../../native/index.js';
+import type { ExpertSource } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { Logger } from '../common/log.js';
 import { checkBy } from '../common/schema-issue.js';
 import { openCheckpoint } from './checkpoint.js';
 import { HashProgress } from './hash-progress.js';
-import { expertWeightBytes } from './limits.js';
-import type { ModelSource, ModelSpec, ModelTensors } from './spec.js';
+import type { GateSource, ModelSource, ModelSpec, ModelTensors, NormSource } from './spec.js';
 import { syntheticModel, syntheticSchema } from './synthetic.js';
-
-/** What the addon's createGate and referenceLayer need beside the routing spec. */
-export interface GateSource {
-  weight: TensorSource;
-  logitBias: Float32Array | null;
-  selectionBias: Float32Array | null;
-}
 
 /** A model that is described and checked; its weights are read when a source is given to the addon. */
 export class Model {
@@ -27,13 +19,13 @@ export class Model {
     this.#experts = new Map(spec.layers.map(({ layer, experts }) => [layer, experts]));
   }
 
-  /** BF16 bytes of one expert's weights. */
+  /** Memory that the largest expert takes. */
   get expertBytes(): number {
-    return expertWeightBytes(this.spec);
+    return this.spec.expertBytes;
   }
 
   /** Throws UNKNOWN_LAYER for a layer without experts. */
-  norm(layer: number): TensorSource {
+  norm(layer: number): NormSource | null {
     this.#expertsOf(layer);
     return this.tensors.norm(layer);
   }
@@ -41,7 +33,7 @@ export class Model {
   /** Throws UNKNOWN_LAYER for a layer without experts. */
   gate(layer: number): GateSource {
     this.#expertsOf(layer);
-    return { weight: this.tensors.gate(layer), logitBias: null, selectionBias: null };
+    return this.tensors.gate(layer);
   }
 
   /** Throws UNKNOWN_LAYER, or INVALID_ARGUMENT for an expert out of range. */

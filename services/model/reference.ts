@@ -3,6 +3,8 @@ import { native } from '../../native/index.js';
 import { invalidArgument } from '../common/errors.js';
 import { decodeBf16, roundToBf16 } from './bf16.js';
 import type { Model } from './load.js';
+import { readFloats, readFloatsOrNull } from './read-floats.js';
+import type { LayerSpec } from './spec.js';
 
 export interface ReferenceOptions {
   /** Layers to run, ascending. */
@@ -39,10 +41,12 @@ export async function referenceForward(
   const layers: Gate[] = [];
   let current = rows;
   for (const [index, layer] of options.layers.entries()) {
+    const norm = model.norm(layer);
     const { rows: output, ...chosen } = await native.referenceLayer(current, model.spec.hidden, {
-      norm: options.norm ? model.norm(layer) : null,
+      norm: options.norm ? (norm?.weight ?? null) : null,
+      normOffset: norm?.offset ?? 0,
       epsilon: model.spec.normEpsilon,
-      ...gateOf(model, layer),
+      ...(await gateOf(model, layer)),
       given: options.given[index] ?? null,
       givenWeights: options.givenWeights?.[index] ?? null,
       experts: expertsOf(model, layer),
@@ -54,13 +58,24 @@ export async function referenceForward(
   return { rows: current, layers };
 }
 
-function gateOf(model: Model, layer: number) {
-  const { weight, logitBias, selectionBias } = model.gate(layer);
-  return { gate: weight, gateBias: logitBias, selectionBias, routing: model.spec.routing };
+async function gateOf(model: Model, layer: number) {
+  const { weight, logitBias, selectionBias, sharedGate } = model.gate(layer);
+  const { routing, shared } = specOf(model, layer);
+  return {
+    gate: weight,
+    gateBias: await readFloatsOrNull(logitBias),
+    selectionBias: await readFloatsOrNull(selectionBias),
+    routing,
+    shared: { weights: Float32Array.from(shared, (each) => each.weight), gate: sharedGate },
+  };
+}
+
+function specOf(model: Model, layer: number): LayerSpec {
+  return model.spec.layers.find((each) => each.layer === layer)!;
 }
 
 function expertsOf(model: Model, layer: number): ExpertSource[] {
-  const { experts } = model.spec.layers.find((each) => each.layer === layer)!;
+  const { experts } = specOf(model, layer);
   return Array.from({ length: experts }, (_, expert) => model.expert(layer, expert));
 }
 
@@ -122,16 +137,16 @@ const normError = 4e-7;
 
 /** Recomputes a sample in float64 with the experts and weights that the cluster chose, and checks these by themselves. */
 export async function verifySample(model: Model, sample: Sample): Promise<Verification> {
-  const { hidden, routing } = model.spec;
+  const { hidden, topK } = model.spec;
   const inputs = decodeBf16(sample.inputs);
   const outputs = decodeBf16(sample.outputs);
   const tokens = inputs.length / hidden;
   requireShape('outputs', outputs.length, tokens * hidden);
-  requireShape('experts', sample.experts.length, tokens * sample.layers.length * routing.topK);
+  requireShape('experts', sample.experts.length, tokens * sample.layers.length * topK);
   requireShape('weights', sample.weights.length, sample.experts.length);
 
-  const given = sample.layers.map((_, index) => layerOf(sample, sample.experts, index, routing.topK));
-  const givenWeights = sample.layers.map((_, index) => layerOf(sample, sample.weights, index, routing.topK));
+  const given = sample.layers.map((_, index) => layerOf(sample, sample.experts, index, topK));
+  const givenWeights = sample.layers.map((_, index) => layerOf(sample, sample.weights, index, topK));
   const reference = await referenceForward(model, inputs, { ...sample, given, givenWeights });
   const first = await firstGate(model, sample, inputs, given[0]!);
   const { kept, ...leftOut } = sortTokens(inputs, outputs, reference.rows, hidden);
@@ -146,7 +161,8 @@ export async function verifySample(model: Model, sample: Sample): Promise<Verifi
     logitRegretMax: 0,
     weightErrorMax: 0,
   };
-  for (const index of sample.layers.keys()) {
+  for (const [index, layer] of sample.layers.entries()) {
+    const { routing } = specOf(model, layer);
     const gate = index === 0 ? first : reference.layers[index]!;
     for (let token = 0; token < tokens; token++) {
       // What is not finite before the gate has no choice to be checked.
@@ -209,14 +225,17 @@ async function firstGate(model: Model, sample: Sample, inputs: Float64Array, giv
   const zeros = { kind: 'synthetic', seed: 0, stream: 0, scale: 0, center: 0 } as const;
   const idle: ExpertSource = {
     activation: 'gelu',
+    glu: null,
     gate: null,
     up: { ...zeros, rows: 1, columns: hidden },
     down: { ...zeros, rows: hidden, columns: 1 },
+    bias: null,
   };
   let rows = inputs;
   let slack = new Float64Array(inputs.length / hidden);
   if (sample.norm) {
-    const weight = await readValues(model.norm(layer));
+    const norm = model.norm(layer)!;
+    const weight = (await readValues(norm.weight)).map((value) => value + norm.offset);
     const gateMax = await largestOf(model.gate(layer).weight);
     const normalized = normalize(inputs, weight, normEpsilon);
     rows = normalized.rows;
@@ -225,7 +244,7 @@ async function firstGate(model: Model, sample: Sample, inputs: Float64Array, giv
   const gate = await native.referenceLayer(rows, hidden, {
     norm: null,
     epsilon: normEpsilon,
-    ...gateOf(model, layer),
+    ...(await gateOf(model, layer)),
     given,
     givenWeights: null,
     experts: expertsOf(model, layer).map(() => idle),
@@ -261,12 +280,7 @@ async function readValues(source: TensorSource): Promise<Float64Array> {
 }
 
 async function largestOf(source: TensorSource): Promise<number> {
-  const slab = await native.readFloats(source);
-  const bytes = slab.view();
-  const values = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
-  const largest = values.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
-  slab.release();
-  return largest;
+  return (await readFloats(source)).reduce((max, value) => Math.max(max, Math.abs(value)), 0);
 }
 
 /**

@@ -1,11 +1,15 @@
-import type { StoredDtype } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 
 /** Bytes per element of the dtypes that can be loaded; a file may have tensors of others beside them. */
-export const elementBytesOf: ReadonlyMap<string, number> = new Map<StoredDtype, number>([
+export const elementBytesOf: ReadonlyMap<string, number> = new Map([
   ['BF16', 2],
   ['F16', 2],
   ['F32', 4],
+  ['F8_E4M3', 1],
+  ['F8_E8M0', 1],
+  ['I8', 1],
+  ['U8', 1],
+  ['I32', 4],
 ]);
 
 /** The format's own limit. It bounds the memory that a hostile file can make its reader take. */
@@ -227,7 +231,7 @@ function requireContiguous(file: string, entries: TensorEntry[], dataStart: numb
 
 /** A header in bytes with its length in front, padded with spaces so that the data is 8-byte aligned. */
 export function encodeHeader(
-  entries: readonly { name: string; dtype: StoredDtype; shape: readonly number[] }[],
+  entries: readonly { name: string; dtype: string; shape: readonly number[] }[],
 ): Uint8Array {
   let begin = 0;
   const described = entries.map(({ name, dtype, shape }) => {

@@ -1,12 +1,11 @@
 import { type FileHandle, open } from 'node:fs/promises';
-import { native, type StoredDtype, type TensorSource, type WeightFile } from '../../native/index.js';
+import { native, type WeightFile } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { DigestCache } from './digest-cache.js';
 import { digestOf } from './file-digest.js';
 import type { HashProgress } from './hash-progress.js';
 import { refuseLfsPointer } from './lfs.js';
 import {
-  elementBytesOf,
   fileInvalid,
   headerLength,
   headerLengthBytes,
@@ -17,18 +16,14 @@ import {
   tensorMissing,
 } from './safetensors-header.js';
 
+/** How many dimensions of 1 there are in front of the last one. */
+function ones(shape: readonly number[]): number {
+  const first = shape.findIndex((size) => size !== 1);
+  return first === -1 ? Math.max(shape.length - 1, 0) : Math.min(first, shape.length - 1);
+}
+
 /** Enough to tell an LFS pointer by. */
 const startBytes = 64;
-
-/** Where a row-major matrix begins in its tensor: one expert's part of a fused tensor begins further in. */
-export interface MatrixPart {
-  rows: number;
-  columns: number;
-  /** Shape that the whole tensor must have. */
-  tensorShape: readonly number[];
-  /** Elements of the tensor in front of the matrix. */
-  elementOffset: number;
-}
 
 /** One safetensors file: its checked header, its digest, and its tensors as sources for the addon. */
 export class SafetensorsFile {
@@ -78,13 +73,15 @@ export class SafetensorsFile {
     return entry;
   }
 
-  /** Throws MODEL_INVALID unless the tensor is here with the expected shape and a dtype that can be loaded. */
-  check(name: string, tensorShape: readonly number[]): TensorEntry {
+  /** Throws MODEL_INVALID unless the tensor is here with the expected shape and one of these dtypes. */
+  check(name: string, tensorShape: readonly number[], dtypes: readonly string[]): TensorEntry {
     const entry = this.entry(name);
-    if (!elementBytesOf.has(entry.dtype)) {
-      throw fileInvalid(this.path, name, 'dtype', entry.dtype, [...elementBytesOf.keys()].join(', '));
+    if (!dtypes.includes(entry.dtype)) {
+      throw fileInvalid(this.path, name, 'dtype', entry.dtype, dtypes.join(', '));
     }
-    if (entry.shape.length !== tensorShape.length || entry.shape.some((size, i) => size !== tensorShape[i])) {
+    // Some exports have dimensions of 1 in front of vectors.
+    const shape = tensorShape.length === 1 ? entry.shape.slice(ones(entry.shape)) : entry.shape;
+    if (shape.length !== tensorShape.length || shape.some((size, i) => size !== tensorShape[i])) {
       const seen = JSON.stringify(entry.shape);
       throw fileInvalid(
         this.path,
@@ -98,13 +95,9 @@ export class SafetensorsFile {
     return entry;
   }
 
-  /** A matrix of the file for the addon. It is valid until `close`. */
-  matrix(name: string, part: MatrixPart): TensorSource {
-    const entry = this.check(name, part.tensorShape);
-    const dtype = entry.dtype as StoredDtype;
-    const byteOffset = entry.byteOffset + part.elementOffset * elementBytesOf.get(dtype)!;
-    const { rows, columns } = part;
-    return { kind: 'file', file: this.weights, tensor: name, byteOffset, dtype, rows, columns };
+  /** The file for the addon, valid until `close`. */
+  get handle(): { file: WeightFile } {
+    return { file: this.weights };
   }
 
   /** Closes the file once no operation uses it. */

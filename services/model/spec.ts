@@ -1,4 +1,4 @@
-import type { Activation, ExpertSource, RoutingSpec, TensorSource } from '../../native/index.js';
+import type { Activation, ExpertSource, GluForm, RoutingSpec, TensorSource } from '../../native/index.js';
 
 export interface CheckpointSource {
   kind: 'checkpoint';
@@ -17,37 +17,94 @@ export interface SyntheticSpec {
   experts: number;
   topK: number;
   layers: number;
-  activation: Activation;
+  activation: 'swiglu' | 'gelu';
   seed: number;
 }
 
+/** The form of an expert's FFN. */
+export interface FfnSpec {
+  ffn: number;
+  activation: Activation;
+  /** How swiglu departs from silu(gate) * up; null: not at all. */
+  glu: GluForm | null;
+  /** Whether biases are added to its products. */
+  biased: boolean;
+}
+
+/**
+ * A shared expert, or a part of one that is larger than the routed ones: an expert like others, that every token chooses
+ * beside those of the gate. A part has some of the neurons, so that the parts' results add up to the whole's.
+ */
+export interface SharedExpertSpec extends FfnSpec {
+  /** What its result is multiplied by. */
+  weight: number;
+  /** Multiply it by sigmoid(w · x) too, of a gate of its own. */
+  gated: boolean;
+}
+
+/** A layer with experts. */
 export interface LayerSpec {
   /** The layer's number in the model. */
   layer: number;
+  /** All that are placed on workers: those that the gate chooses among first, then the shared ones. */
   experts: number;
+  routing: RoutingSpec;
+  /** Its gate does not choose: something does that is not known here, so the routing must be given. */
+  givenOnly: boolean;
+  expert: FfnSpec;
+  shared: SharedExpertSpec[];
+}
+
+/** Those that the gate chooses among. */
+export function routedExperts({ experts, shared }: Pick<LayerSpec, 'experts' | 'shared'>): number {
+  return experts - shared.length;
 }
 
 /** What a cluster serves. Every process derives it from ModelSource by itself; `fingerprint` tells whether they agree. */
 export interface ModelSpec {
   name: string;
-  family: 'synthetic' | 'mixtral' | 'qwen3_moe';
+  /** By its name in services/model/families, or "synthetic". */
+  family: string;
   fingerprint: string;
   hidden: number;
-  ffn: number;
-  activation: Activation;
-  routing: RoutingSpec;
+  /** Experts of a token that the gate chooses, at every layer. */
+  topK: number;
+  /** The gate's weight multiplies what goes into an expert, not what comes out. */
+  weighsInput: boolean;
   /** Layers with experts, ascending. */
   layers: LayerSpec[];
+  /** Layers are not x + MoE(RMSNorm(x)), so that only the block alone makes sense. */
+  bare: boolean;
+  /** Memory that the largest expert takes. */
+  expertBytes: number;
   normEpsilon: number;
   source: ModelSource;
 }
 
+/** What a layer's norm multiplies by: weight + offset. */
+export interface NormSource {
+  /** [1, hidden] */
+  weight: TensorSource;
+  offset: number;
+}
+
+/** What a layer's gate is made of. */
+export interface GateSource {
+  /** [routed experts, hidden] */
+  weight: TensorSource;
+  /** [1, routed experts], added to the logits. */
+  logitBias: TensorSource | null;
+  /** [1, routed experts], added to scores for choosing only. */
+  selectionBias: TensorSource | null;
+  /** [1, hidden], of the shared experts that are gated. */
+  sharedGate: TensorSource | null;
+}
+
 /** Where the tensors of a model come from; taking a source reads no weights. */
 export interface ModelTensors {
-  /** [1, hidden]: the weight of the norm in front of the layer's gate and experts. */
-  norm(layer: number): TensorSource;
-  /** [experts, hidden] */
-  gate(layer: number): TensorSource;
+  /** In front of the layer's gate and experts; null: there is none. */
+  norm(layer: number): NormSource | null;
+  gate(layer: number): GateSource;
   expert(layer: number, expert: number): ExpertSource;
   close(): void;
 }

@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import type { ExpertSource, RoutingSpec, TensorSource } from '../../native/index.js';
+import { softmax } from './families/routers.js';
 import { expertWeightBytes, modelLimits, size } from './limits.js';
-import type { ModelSpec, ModelTensors, SyntheticSpec } from './spec.js';
+import type { GateSource, ModelSpec, ModelTensors, NormSource, SyntheticSpec } from './spec.js';
 
 /** A model with the batch that goes with it. */
 export interface Preset {
@@ -96,17 +97,7 @@ const generatorVersion = 1;
 
 /** Softmax over `topK` chosen of all experts, renormalised, as Mixtral does it. */
 export function softmaxRouting(topK: number): RoutingSpec {
-  return {
-    topK,
-    score: 'softmax',
-    renormalise: true,
-    scale: 1,
-    groups: 1,
-    groupsChosen: 1,
-    groupScore: 'max',
-    masked: 'negative-infinity',
-    weightOn: 'output',
-  };
+  return softmax(topK, true);
 }
 
 /** Routed by `softmaxRouting`. */
@@ -120,10 +111,18 @@ export function syntheticModel(spec: SyntheticSpec): { spec: ModelSpec; tensors:
     family: 'synthetic',
     fingerprint,
     hidden: spec.hidden,
-    ffn: spec.ffn,
-    activation: spec.activation,
-    routing: softmaxRouting(spec.topK),
-    layers: Array.from({ length: spec.layers }, (_, layer) => ({ layer, experts: spec.experts })),
+    topK: spec.topK,
+    weighsInput: false,
+    bare: false,
+    layers: Array.from({ length: spec.layers }, (_, layer) => ({
+      layer,
+      experts: spec.experts,
+      routing: softmaxRouting(spec.topK),
+      givenOnly: false,
+      expert: { ffn: spec.ffn, activation: spec.activation, glu: null, biased: false },
+      shared: [],
+    })),
+    expertBytes: expertWeightBytes(spec),
     normEpsilon: 1e-6,
     source: { kind: 'synthetic', spec },
   };
@@ -139,14 +138,29 @@ const gateLogitDeviation = 0.5;
 class SyntheticTensors implements ModelTensors {
   constructor(private readonly spec: SyntheticSpec) {}
 
-  norm(layer: number): TensorSource {
+  norm(layer: number): NormSource {
     const { seed, hidden } = this.spec;
     const stream = tensorStream(`layers.${layer}.norm`);
-    return { kind: 'synthetic', seed, stream, rows: 1, columns: hidden, scale: 0.25, center: 1 };
+    const weight = {
+      kind: 'synthetic',
+      seed,
+      stream,
+      rows: 1,
+      columns: hidden,
+      scale: 0.25,
+      center: 1,
+    } as const;
+    return { weight, offset: 0 };
   }
 
-  gate(layer: number): TensorSource {
-    return this.#matrix(`layers.${layer}.gate`, this.spec.experts, this.spec.hidden, gateLogitDeviation);
+  gate(layer: number): GateSource {
+    const weight = this.#matrix(
+      `layers.${layer}.gate`,
+      this.spec.experts,
+      this.spec.hidden,
+      gateLogitDeviation,
+    );
+    return { weight, logitBias: null, selectionBias: null, sharedGate: null };
   }
 
   expert(layer: number, expert: number): ExpertSource {
@@ -154,6 +168,8 @@ class SyntheticTensors implements ModelTensors {
     const name = `layers.${layer}.experts.${expert}`;
     return {
       activation,
+      glu: null,
+      bias: null,
       gate: activation === 'swiglu' ? this.#matrix(`${name}.gate`, ffn, hidden, 1) : null,
       up: this.#matrix(`${name}.up`, ffn, hidden, 1),
       down: this.#matrix(`${name}.down`, hidden, ffn, 1),

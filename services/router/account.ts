@@ -62,10 +62,10 @@ export class BatchAccount {
     this.seconds[stage] += seconds;
   }
 
-  /** Counts the experts chosen for `tokens` tokens. */
-  routed(tokens: number, layer: number, rows: Uint32Array): void {
+  /** Counts the rows of each expert. */
+  routed(layer: number, rows: Uint32Array): void {
     this.rows.add(layer, rows);
-    this.assignments += tokens * this.plan.topK;
+    this.assignments += rows.reduce((sum, count) => sum + count, 0);
   }
 
   /** Counts what workers get of the tokens of a chunk. */

@@ -37,7 +37,7 @@ export class Destinations {
   check(plan: BatchPlan, placement: PlacementIndex): void {
     for (const { layer } of plan.layers) {
       if (this.get(placement, layer, plan) !== undefined) continue;
-      for (const [worker, choices] of choicesAt(placement, layer, plan.topK).entries()) {
+      for (const [worker, choices] of choicesAt(placement, layer, plan.slots).entries()) {
         const { link } = this.links.find(placement.workers[worker]!);
         if (link !== null && choices > 0) checkToken(link, choices, plan);
       }
@@ -82,7 +82,7 @@ export class Destinations {
       links,
       near: workers.map((name) => this.links.isNear(name)),
       replicated: copies.offsets.some((end, at) => at > 0 && end - copies.offsets[at - 1]! > 1),
-      limits: groupLimits(links, choicesAt(placement, layer, plan.topK), plan),
+      limits: groupLimits(links, choicesAt(placement, layer, plan.slots), plan),
     };
   }
 
@@ -103,8 +103,8 @@ function keyOf(layer: number, { combine }: BatchPlan): number {
 }
 
 /** How many of a token's experts each worker may have at a layer. */
-function choicesAt(placement: PlacementIndex, layer: number, topK: number): number[] {
-  return [...placement.expertsAt.get(layer)!].map((experts) => Math.min(experts, topK));
+function choicesAt(placement: PlacementIndex, layer: number, slots: number): number[] {
+  return [...placement.expertsAt.get(layer)!].map((experts) => Math.min(experts, slots));
 }
 
 /** The copies of every expert of a layer. Throws WORKER_LOST if the placement does not have it. */

@@ -122,9 +122,7 @@ export class KnownCluster {
   /** Of one token's routing at all layers; what any model may have as long as this one is not known. */
   get routingBytesMax(): number {
     const spec = this.weights?.spec;
-    const [layers, topK] = spec
-      ? [spec.layers.length, spec.routing.topK]
-      : [modelLimits.layers, modelLimits.topK];
+    const [layers, topK] = spec ? [spec.layers.length, spec.topK] : [modelLimits.layers, modelLimits.topK];
     return layers * topK * 8;
   }
 

@@ -1,9 +1,11 @@
-import { native, type Slab } from '../../native/index.js';
+import { native, type Slab, type TensorSource } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { Logger } from '../common/log.js';
 import { countNonFiniteBf16, countNonFiniteFloats, FiniteWeights } from '../model/finite.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
+import { readFloatsOrNull } from '../model/read-floats.js';
+import type { LayerSpec } from '../model/spec.js';
 import { type LayerWeights, RouterWeights } from './weights.js';
 
 /**
@@ -23,9 +25,7 @@ export async function loadWeights(description: ModelDescription, log: Logger): P
       );
     }
     const layers = new Map<number, LayerWeights>();
-    for (const { layer, experts } of model.spec.layers) {
-      layers.set(layer, await loadLayer(model, finite, layer, experts));
-    }
+    for (const spec of model.spec.layers) layers.set(spec.layer, await loadLayer(model, finite, spec));
     return new RouterWeights(model.spec, layers);
   } finally {
     model.close();
@@ -35,23 +35,41 @@ export async function loadWeights(description: ModelDescription, log: Logger): P
 async function loadLayer(
   model: Model,
   finite: FiniteWeights,
-  layer: number,
-  experts: number,
+  { layer, experts, routing, shared }: LayerSpec,
 ): Promise<LayerWeights> {
-  const { hidden, routing } = model.spec;
-  const { weight: source, logitBias, selectionBias } = model.gate(layer);
-  const weight = await native.readFloats(source);
+  const source = model.gate(layer);
+  const weight = await loadFloats(source.weight, finite);
+  const sharedGate = source.sharedGate && (await loadFloats(source.sharedGate, finite));
   try {
-    finite.check(source, countNonFiniteFloats(weight));
-    const gate = native.createGate({ weight, experts, hidden, logitBias, selectionBias, routing });
-    return { experts, gate, norm: await loadNorm(model, finite, layer) };
+    const gate = native.createGate({
+      weight,
+      experts: experts - shared.length,
+      hidden: model.spec.hidden,
+      logitBias: await readFloatsOrNull(source.logitBias),
+      selectionBias: await readFloatsOrNull(source.selectionBias),
+      routing,
+      shared: { weights: Float32Array.from(shared, (each) => each.weight), gate: sharedGate },
+    });
+    const norm = model.norm(layer);
+    return { gate, norm: norm && { weight: await loadNorm(norm.weight, finite), offset: norm.offset } };
   } finally {
     weight.release();
+    sharedGate?.release();
   }
 }
 
-async function loadNorm(model: Model, finite: FiniteWeights, layer: number): Promise<Slab> {
-  const source = model.norm(layer);
+async function loadFloats(source: TensorSource, finite: FiniteWeights): Promise<Slab> {
+  const values = await native.readFloats(source);
+  try {
+    finite.check(source, countNonFiniteFloats(values));
+    return values;
+  } catch (error) {
+    values.release();
+    throw error;
+  }
+}
+
+async function loadNorm(source: TensorSource, finite: FiniteWeights): Promise<Slab> {
   const norm = await native.readTensor(source);
   try {
     finite.check(source, countNonFiniteBf16(norm));

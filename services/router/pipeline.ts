@@ -150,10 +150,12 @@ function route(
     rows,
     rowCount: chunk.tokens,
     hidden: plan.hidden,
-    norm: plan.norm ? { weight: weights.norm, epsilon: cluster.weights!.spec.normEpsilon } : null,
-    gate: plan.given
-      ? null
-      : { weights: weights.gate, bias: plan.feedback ? (cluster.bias.get(layer) ?? null) : null },
+    norm: plan.norm && weights.norm ? { ...weights.norm, epsilon: cluster.weights!.spec.normEpsilon } : null,
+    gate: {
+      weights: weights.gate,
+      bias: plan.feedback ? (cluster.bias.get(layer) ?? null) : null,
+      given: plan.given,
+    },
     table: table && { routing: table, layer: index },
     ...destinations.targets(destination),
     weighted: plan.combine === 'partial' || plan.weighsInput,
@@ -174,7 +176,7 @@ async function account(routed: RoutedRows, pass: LayerPass, context: PipelineCon
   const { plan, metrics, reporter } = context;
   const { chunk, layer } = pass;
   const { counts, nonFinite, seconds } = routed;
-  context.account.routed(chunk.tokens, layer, counts);
+  context.account.routed(layer, counts);
   metrics.routed(layer, counts);
   count(routed.groups, pass, context);
   // Only what the bias can steer counts in the loop that makes it.

@@ -14,7 +14,10 @@ export interface BatchPlan {
   rowBytes: number;
   /** The layers with experts in the range asked for, ascending. Never empty. */
   layers: LayerSpec[];
+  /** Experts of a token that the gate chooses. */
   topK: number;
+  /** Those, and the shared experts that every token goes to. */
+  slots: number;
   norm: boolean;
   residual: boolean;
   combine: 'exact' | 'partial';
@@ -62,6 +65,14 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
     const value = oneOf(`options.${field}`, options?.[field] ?? 'DEFAULT', ['DEFAULT', 'ON', 'OFF']);
     return value === 'DEFAULT' ? otherwise : value === 'ON';
   };
+  /** What stands around the block, where the model's layers are so. */
+  const around = (field: 'norm' | 'residual'): boolean => {
+    const on = toggle(field, !model.bare);
+    if (!on || !model.bare) return on;
+    const allowed = `OFF: layers of ${model.family} are not x + MoE(RMSNorm(x)), and only the block is served`;
+    throw invalidArgument(`options.${field}`, 'ON', allowed);
+  };
+  checkGiven(layers, given);
   const combine = oneOf('options.combine', options?.combine ?? 'EXACT', ['EXACT', 'PARTIAL']);
   const plan: BatchPlan = {
     batchId: checkBatchId(header.batchId, limits.random),
@@ -69,11 +80,12 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
     hidden: model.hidden,
     rowBytes: model.hidden * 2,
     layers,
-    topK: model.routing.topK,
-    norm: toggle('norm', true),
-    residual: toggle('residual', true),
+    topK: model.topK,
+    slots: model.topK + Math.max(...layers.map(({ shared }) => shared.length)),
+    norm: around('norm'),
+    residual: around('residual'),
     combine: combine === 'EXACT' ? 'exact' : 'partial',
-    weighsInput: model.routing.weightOn === 'input',
+    weighsInput: model.weighsInput,
     feedback: toggle('feedback', limits.feedback) && !given,
     given,
     returnRouting: options?.returnRouting ?? false,
@@ -93,7 +105,7 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
 export function chunkBytes(plan: BatchPlan, tokens: number): number {
   const rows = outputBytes(plan, tokens);
   const routing = plan.given || plan.returnRouting ? plan.layers.length : 1;
-  return rows * (2 + plan.topK) + tokens * plan.topK * routing * 8;
+  return rows * (2 + plan.slots) + tokens * plan.slots * routing * 8;
 }
 
 /** Bytes of one token's experts and weights in a message, at all layers of the plan. */
@@ -148,6 +160,14 @@ function checkLayers(header: ForwardHeader, model: ModelSpec): LayerSpec[] {
   const layers = model.layers.filter(({ layer }) => layer >= from && layer <= to);
   if (layers.length === 0) throw unknown('first_layer to last_layer', `${from} to ${to}`);
   return layers;
+}
+
+/** Layers whose experts are chosen by what is not known here need their routing. */
+function checkGiven(layers: readonly LayerSpec[], given: boolean): void {
+  const lacking = layers.find(({ givenOnly }) => givenOnly);
+  if (given || lacking === undefined) return;
+  const allowed = `GIVEN at layer ${lacking.layer}, whose experts the tokens' ids choose`;
+  throw invalidArgument('options.routing', 'GATE', allowed);
 }
 
 /** One token, with its routing if that is given, must fit into a message. */

@@ -1,5 +1,6 @@
 import type { RoutingBytes, RoutingFault, RoutingTable } from '../../native/index.js';
 import { invalidArgument, type SwitchyardError } from '../common/errors.js';
+import { routedExperts } from '../model/spec.js';
 import type { RowOperations } from '../runtime/rows.js';
 import { type BatchPlan, routingBytes } from './plan.js';
 
@@ -9,7 +10,7 @@ export function createRoutingTable(
   { layers, topK }: BatchPlan,
   tokens: number,
 ): RoutingTable {
-  const experts = Uint32Array.from(layers, (layer) => layer.experts);
+  const experts = Uint32Array.from(layers, routedExperts);
   return rows.createRoutingTable({ tokens, topK, experts });
 }
 
@@ -61,8 +62,12 @@ function wrongRouting(
   { layers, topK }: BatchPlan,
 ): SwitchyardError {
   const token = firstToken + Math.floor(index / (layers.length * topK));
-  const { layer, experts } = layers[Math.floor(index / topK) % layers.length]!;
-  const place = `chunk.${field} of token ${token}, layer ${layer}, choice ${index % topK}`;
+  const at = layers[Math.floor(index / topK) % layers.length]!;
+  const place = `chunk.${field} of token ${token}, layer ${at.layer}, choice ${index % topK}`;
   if (field === 'weights') return invalidArgument(place, value, 'finite numbers');
-  return invalidArgument(place, value, repeated ? 'experts distinct within a token' : `0 to ${experts - 1}`);
+  return invalidArgument(
+    place,
+    value,
+    repeated ? 'experts distinct within a token' : `0 to ${routedExperts(at) - 1}`,
+  );
 }

@@ -2,10 +2,9 @@ import type { GateWeights, Slab } from '../../native/index.js';
 import type { ModelSpec } from '../model/spec.js';
 
 export interface LayerWeights {
-  experts: number;
   gate: GateWeights;
-  /** [hidden] BF16 */
-  norm: Slab;
+  /** [hidden] BF16, and what is added to it; null: the layer has none. */
+  norm: { weight: Slab; offset: number } | null;
 }
 
 /** The part of a model that a router computes with: gates and norms. */
@@ -22,7 +21,7 @@ export class RouterWeights {
   release(): void {
     for (const { gate, norm } of this.layers.values()) {
       gate.release();
-      norm.release();
+      norm?.weight.release();
     }
   }
 }

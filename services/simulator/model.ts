@@ -1,5 +1,4 @@
 import type { ComputeTime, Expert, ExpertBackend, ExpertCall, ExpertSource } from '../../native/index.js';
-import { expertWeightBytes } from '../model/limits.js';
 import type { ModelSpec } from '../model/spec.js';
 import { syntheticModel } from '../model/synthetic.js';
 import type { LayerWeights } from '../router/weights.js';
@@ -36,9 +35,9 @@ export function openedModel(spec: ModelSpec) {
       scale: 1,
       center: 0,
     } as const;
-    return { activation: 'gelu', gate: null, up: source, down: source };
+    return { activation: 'gelu', glu: null, gate: null, up: source, down: source, bias: null };
   };
-  const model = { spec, expertBytes: expertWeightBytes(spec), expert, close: () => {} };
+  const model = { spec, expertBytes: spec.expertBytes, expert, close: () => {} };
   return { model, finite: { checkExpert: () => {} } };
 }
 
@@ -47,9 +46,8 @@ export function routerWeights(spec: ModelSpec, rows: SimulatedRows): RouterWeigh
   const layers = spec.layers.map(({ layer, experts }): [number, LayerWeights] => [
     layer,
     {
-      experts,
-      gate: new SimulatedGate(layer, experts, spec.routing.topK),
-      norm: rows.allocateSlab(2 * hidden),
+      gate: new SimulatedGate(layer, experts, spec.topK),
+      norm: { weight: rows.allocateSlab(2 * hidden), offset: 0 },
     },
   ]);
   return new RouterWeights(spec, new Map(layers));

@@ -232,7 +232,7 @@ export class SimulatedRows implements RowOperations {
       const row = output === null ? input.get(token) : normed(input.get(token));
       output?.set(token, row);
       const at = routing?.at(token, table!.layer) ?? 0;
-      if (weights === undefined) {
+      if (weights === undefined || gate!.given) {
         chosen.set(routing!.choices.subarray(at, at + topK), token * topK);
         by.set(routing!.weights.subarray(at, at + topK), token * topK);
         continue;

@@ -303,7 +303,7 @@ export class WorkerCore {
       worker: config.name,
       hidden: spec.hidden,
       maxRows: config.maxRows,
-      weighsInput: spec.routing.weightOn === 'input',
+      weighsInput: spec.weighsInput,
       metrics,
       trace,
       tracer,

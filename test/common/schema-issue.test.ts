@@ -11,7 +11,7 @@ import { loadConfig } from '../../services/common/config.js';
 import { asSwitchyardError, type SwitchyardError } from '../../services/common/errors.js';
 import { coordinatorSchema } from '../../services/coordinator/config.js';
 import { parseTopology } from '../../services/coordinator/topology.js';
-import { families } from '../../services/model/families.js';
+import { families } from '../../services/model/families/index.js';
 import { parseJsonFile } from '../../services/model/json-file.js';
 import { parseModelSource } from '../../services/model/load.js';
 import { presets } from '../../services/model/synthetic.js';
@@ -90,7 +90,7 @@ describe('what is allowed is told in words of this product:', () => {
     }
   });
 
-  test.each(Object.entries(families))('config.json of %s', (_, { config }) => {
+  test.each(families.map(({ name, config }) => [name, config] as const))('config.json of %s', (_, config) => {
     for (const value of wrong) {
       expectOwnWords(() => parseJsonFile('config.json', value, config));
       expectOwnWords(() => parseJsonFile('config.json', { mlp_only_layers: value }, config));
@@ -111,7 +111,7 @@ describe('what is allowed is told in words of this product:', () => {
 test.each<[string, () => unknown, string]>([
   [
     'a JSON file',
-    () => parseJsonFile('config.json', [1], families.mixtral.config),
+    () => parseJsonFile('config.json', [1], families[0]!.config),
     'config.json: content is [1]; allowed: an object',
   ],
   ['a model source', () => parseModelSource('[1]'), 'model is [1]; allowed: an object'],

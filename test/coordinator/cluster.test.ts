@@ -5,11 +5,10 @@ import { type ExpertId, expertsIn, groupByLayer } from '../../services/common/la
 import { Cluster } from '../../services/coordinator/cluster.js';
 import type { Member } from '../../services/coordinator/membership.js';
 import type { PlacementOptions } from '../../services/coordinator/plans.js';
-import { expertWeightBytes } from '../../services/model/limits.js';
 import { plan } from '../../services/placement/plan.js';
 import { hello, placementOptions, tinyModel } from './support.js';
 
-const expertBytes = expertWeightBytes(tinyModel);
+const expertBytes = tinyModel.expertBytes;
 const total = tinyModel.layers.reduce((sum, { experts }) => sum + experts, 0);
 const allExperts = tinyModel.layers.flatMap(({ layer, experts }) =>
   Array.from({ length: experts }, (_, expert) => ({ layer, expert })),

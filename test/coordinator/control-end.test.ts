@@ -2,7 +2,6 @@ import { describe, expect, test } from '@jest/globals';
 import { ControlSession } from '../../services/common/control-session.js';
 import { coordinatorDialer } from '../../services/common/grpc-duplex.js';
 import { groupByLayer } from '../../services/common/layer-experts.js';
-import { expertWeightBytes } from '../../services/model/limits.js';
 import { nativeRuntime } from '../../services/runtime/native.js';
 import { until } from '../support/until.js';
 import {
@@ -135,7 +134,7 @@ describe('the end of a node', () => {
 
   test('where nobody has room for its experts, the reason says so with numbers, until somebody has', async () => {
     const started = await start({ workers: 2, leaseMs: 60_000 });
-    const memoryBytes = 8 * expertWeightBytes(tinyModel);
+    const memoryBytes = 8 * tinyModel.expertBytes;
     const nodes = ['w0', 'w1'].map((name) => worker(started, name, { memoryBytes }).obey());
     await until(() => started.control.readiness().ready, Boolean);
     nodes[0]!.close();

@@ -257,7 +257,11 @@ describe('feedback', () => {
 
   test('a router that does not read gets the latest bias when it does, and no queue of old ones', async () => {
     // Updates of 512 KiB each fill what HTTP/2 and the sockets hold after some of them.
-    const layers = Array.from({ length: 512 }, (_, layer) => ({ layer, experts: 256 }));
+    const layers = Array.from({ length: 512 }, (_, layer) => ({
+      ...tinyModel.layers[0]!,
+      layer,
+      experts: 256,
+    }));
     // Encoding and decoding them holds up this process, which is both ends: its lease must outlast that.
     const started = await start({ model: { ...tinyModel, layers }, leaseMs: 60_000 });
     const router = new RawNode(started).say({ hello: hello('r0', { role: 'ROUTER' }) });

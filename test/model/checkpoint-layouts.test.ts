@@ -196,38 +196,53 @@ describe('what Git LFS left in place of a file is said by name', () => {
   });
 });
 
-describe('checkpoints of kinds that are not supported are refused by name', () => {
-  test('a language model within a model of several parts', async () => {
-    const config = {
-      model_type: 'qwen3_vl_moe',
-      text_config: { ...smallConfig, model_type: 'qwen3_vl_moe_text' },
-    };
-    const message = await refusal(await writeCheckpoint(smallTensors(), config));
-    for (const part of ['config.json: text_config', 'qwen3_vl_moe_text', 'language model alone']) {
-      expect(message).toContain(part);
-    }
+/** A quantization_config of compressed-tensors. */
+function compressed(weights: Record<string, unknown>) {
+  const group = { num_bits: 4, type: 'int', strategy: 'group', group_size: 32, symmetric: true, ...weights };
+  return {
+    quant_method: 'compressed-tensors',
+    format: 'pack-quantized',
+    config_groups: { all: { weights: group } },
+  };
+}
+
+describe('a language model', () => {
+  test('may be within a model of several parts', async () => {
+    const config = { model_type: 'of_several_parts', text_config: smallConfig };
+    await openDirectory(await writeCheckpoint(smallTensors(), config));
   });
 
   test.each(['model.language_model.', 'language_model.model.', ''])(
-    'tensors with the prefix "%s"',
+    'may have the prefix "%s" in front of its layers',
     async (prefix) => {
       const tensors = Object.entries(smallTensors()).map(([name, tensor]) => [
         name.replace('model.', prefix),
         tensor,
       ]);
-      const message = await refusal(await writeCheckpoint(Object.fromEntries(tensors)));
-      for (const part of ['is missing', `"${prefix}layers.0.`, 'another prefix than "model."']) {
-        expect(message).toContain(part);
-      }
+      await openDirectory(await writeCheckpoint(Object.fromEntries(tensors)));
     },
   );
 
-  test('quantised weights, by the configuration', async () => {
-    const config = { ...smallConfig, quantization_config: { quant_method: 'fp8' } };
-    const message = await refusal(await writeCheckpoint(smallTensors(), config));
-    for (const part of ['quantization_config', '"quant_method":"fp8"', 'not supported']) {
+  test('with another prefix is refused, and that is told', async () => {
+    const tensors = Object.entries(smallTensors()).map(([name, tensor]) => [`other.${name}`, tensor]);
+    const message = await refusal(await writeCheckpoint(Object.fromEntries(tensors)));
+    for (const part of ['is missing', '"other.model.layers.0.', 'another prefix than "model."'])
       expect(message).toContain(part);
-    }
+  });
+});
+
+describe('checkpoints of kinds that are not supported are refused by name', () => {
+  test.each([
+    ['gptq', { quant_method: 'gptq' }, 'quantization_config.quant_method is "gptq"'],
+    ['of no method', { bits: 4 }, 'quantization_config.quant_method is missing'],
+    ['fp8 of another format', { quant_method: 'fp8', fmt: 'e5m2' }, 'quantization_config.fmt is "e5m2"'],
+    ['integers with zero points', compressed({ symmetric: false }), 'weights.symmetric is false'],
+    ['integers of 3 bits', compressed({ num_bits: 3 }), 'weights.num_bits is 3'],
+    ['reordered columns', compressed({ actorder: 'group' }), 'weights.actorder is "group"'],
+  ])('weights quantised by %s', async (_, quantization, words) => {
+    const config = { ...smallConfig, quantization_config: quantization };
+    const message = await refusal(await writeCheckpoint(smallTensors(), config));
+    expect(message).toContain(words);
     await openDirectory(await writeCheckpoint(smallTensors(), { ...smallConfig, quantization_config: null }));
   });
 

@@ -43,10 +43,17 @@ async function open(dtype: string, data: Uint8Array): Promise<Model> {
 }
 
 async function choose(model: Model): Promise<Choice> {
-  const { weight, logitBias, selectionBias } = model.gate(0);
+  const { weight } = model.gate(0);
   const floats = await native.readFloats(weight);
-  const { routing } = model.spec;
-  const gate = native.createGate({ weight: floats, experts, hidden, logitBias, selectionBias, routing });
+  const { routing } = model.spec.layers[0]!;
+  const gate = native.createGate({
+    weight: floats,
+    experts,
+    hidden,
+    logitBias: null,
+    selectionBias: null,
+    routing,
+  });
   return (await gateRows({ gate, rows, rowCount, topK: routing.topK })).choice;
 }
 

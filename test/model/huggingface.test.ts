@@ -1,26 +1,13 @@
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { decodeBf16 } from '../../services/model/bf16.js';
 import { openModel } from '../../services/model/load.js';
 import { referenceForward, relativeErrors } from '../../services/model/reference.js';
-import { SafetensorsFile } from '../../services/model/safetensors.js';
 import { type KernelOptions, runKernels } from './kernels.js';
-import { fixtures } from './support.js';
+import { expectedOf, fixtures } from './support.js';
 
-/** What transformers computed in float32 from the BF16 weights; scripts/make-checkpoints.py. */
-async function expectedOf(family: string) {
-  const path = join(fixtures, `${family}.expected.safetensors`);
-  const { header } = await SafetensorsFile.open(path);
-  const bytes = await readFile(path);
-  const bytesOf = (name: string) => {
-    const { byteOffset, byteLength } = header.tensors.get(name)!;
-    return bytes.subarray(byteOffset, byteOffset + byteLength);
-  };
-  const floats = (name: string) => Float64Array.from(new Float32Array(new Uint8Array(bytesOf(name)).buffer));
-  return { bytes: bytesOf('input'), input: decodeBf16(bytesOf('input')), floats };
-}
+const expectedBeside = (family: string) => expectedOf(join(fixtures, `${family}.expected.safetensors`));
 
 const layouts = ['mixtral', 'qwen3_moe', 'qwen3_moe-unnormalised'].flatMap((family) => [
   [family, family],
@@ -32,7 +19,7 @@ describe.each(layouts)(
   (family, directory) => {
     test('the MoE block of every layer alone', async () => {
       const model = await openModel({ kind: 'checkpoint', directory: join(fixtures, directory!) });
-      const { input, floats } = await expectedOf(family!);
+      const { input, floats } = await expectedBeside(family!);
       for (const { layer } of model.spec.layers) {
         const options = { layers: [layer], norm: false, residual: false, given: [] };
         const { rows } = await referenceForward(model, input, options);
@@ -49,7 +36,7 @@ describe.each(layouts)(
 
     test('the stack of all layers, x + MoE(RMSNorm(x))', async () => {
       const model = await openModel({ kind: 'checkpoint', directory: join(fixtures, directory!) });
-      const { input, floats } = await expectedOf(family!);
+      const { input, floats } = await expectedBeside(family!);
       const layers = model.spec.layers.map(({ layer }) => layer);
       const options = { layers, norm: true, residual: true, given: [] };
       const { rows } = await referenceForward(model, input, options);
@@ -65,7 +52,7 @@ const kernelErrorMax = 8e-3;
 describe.each(layouts)('the kernels equal transformers in float32: %s saved as %s', (family, directory) => {
   const run = async (options: Partial<KernelOptions>, expected: string) => {
     const model = await openModel({ kind: 'checkpoint', directory: join(fixtures, directory!) });
-    const { bytes, floats } = await expectedOf(family!);
+    const { bytes, floats } = await expectedBeside(family!);
     const start = native.allocateSlab(bytes.byteLength);
     start.view().set(bytes);
     const layers = model.spec.layers.map(({ layer }) => layer);

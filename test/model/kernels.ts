@@ -1,5 +1,6 @@
 import { type ExpertBackend, native, type Slab } from '../../native/index.js';
 import type { Model } from '../../services/model/load.js';
+import { readFloatsOrNull } from '../../services/model/read-floats.js';
 import { type Choice, gateRows } from '../support/routing.js';
 
 export interface KernelOptions {
@@ -34,23 +35,38 @@ async function runLayer(
   rows: Slab,
   options: KernelOptions,
 ): Promise<{ output: Slab; chosen: Choice }> {
-  const { hidden, routing, normEpsilon } = model.spec;
+  const { hidden, topK, normEpsilon } = model.spec;
   const rowCount = rows.byteLength / (hidden * 2);
-  const { weight, logitBias, selectionBias } = model.gate(layer);
-  const count = model.spec.layers.find((each) => each.layer === layer)!.experts;
+  const { experts, routing, shared } = model.spec.layers.find((each) => each.layer === layer)!;
+  const source = model.gate(layer);
   const gate = native.createGate({
-    weight: await native.readFloats(weight),
-    experts: count,
+    weight: await native.readFloats(source.weight),
+    experts: experts - shared.length,
     hidden,
-    logitBias,
-    selectionBias,
+    logitBias: await readFloatsOrNull(source.logitBias),
+    selectionBias: await readFloatsOrNull(source.selectionBias),
     routing,
+    shared: {
+      weights: Float32Array.from(shared, (each) => each.weight),
+      gate: source.sharedGate && (await native.readFloats(source.sharedGate)),
+    },
   });
-  const norm = options.norm
-    ? { weight: await native.readTensor(model.norm(layer)), epsilon: normEpsilon }
-    : null;
-  const { topK } = routing;
-  const { routed, choice } = await gateRows({ rows, rowCount, gate, topK, norm, bias: options.bias });
+  const normSource = options.norm ? model.norm(layer) : null;
+  const norm = normSource && {
+    weight: await native.readTensor(normSource.weight),
+    offset: normSource.offset,
+    epsilon: normEpsilon,
+  };
+  const { routed, choice } = await gateRows({
+    rows,
+    rowCount,
+    gate,
+    topK,
+    shared: shared.length,
+    norm,
+    bias: options.bias,
+    weighted: model.spec.weighsInput,
+  });
   const inputs = routed.normed ?? rows;
   const group = routed.groups[0]!;
   const results = native.allocateSlab(group.rowIndices.length * hidden * 2);
@@ -58,7 +74,8 @@ async function runLayer(
   for (let segment = 0; segment < group.segments.length; segment += 2) {
     const expert = await backend.load(model.expert(layer, group.segments[segment]!));
     const indices = group.rowIndices.slice(outputRow, outputRow + group.segments[segment + 1]!);
-    const input = { rows: inputs, indices, output: results, outputRow, inputWeights: null };
+    const inputWeights = group.weights?.slice(outputRow, outputRow + indices.length) ?? null;
+    const input = { rows: inputs, indices, output: results, outputRow, inputWeights };
     await backend.forward([{ expert, inputs: [input] }]);
     outputRow += indices.length;
     expert.release();
@@ -67,7 +84,7 @@ async function runLayer(
     routed,
     mode: 'exact',
     hidden,
-    weighted: true,
+    weighted: !model.spec.weighsInput,
     residual: options.residual ? rows : null,
     parts: [results],
   });

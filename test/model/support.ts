@@ -1,11 +1,29 @@
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach } from '@jest/globals';
 import type { SwitchyardError } from '../../services/common/errors.js';
+import { decodeBf16 } from '../../services/model/bf16.js';
+import { SafetensorsFile } from '../../services/model/safetensors.js';
 
 export const fixtures = join(dirname(fileURLToPath(import.meta.url)), '..', 'fixtures');
+
+/** What transformers computed in float32 from a checkpoint's weights; scripts/make-checkpoints.py and make-families.py. */
+export async function expectedOf(path: string) {
+  const { header } = await SafetensorsFile.open(path);
+  const bytes = await readFile(path);
+  const bytesOf = (name: string) => {
+    const { byteOffset, byteLength } = header.tensors.get(name)!;
+    return bytes.subarray(byteOffset, byteOffset + byteLength);
+  };
+  return {
+    names: [...header.tensors.keys()],
+    bytes: bytesOf('input'),
+    input: decodeBf16(bytesOf('input')),
+    floats: (name: string) => Float64Array.from(new Float32Array(new Uint8Array(bytesOf(name)).buffer)),
+  };
+}
 
 /** An empty directory, removed after the test. */
 export async function temporaryDirectory(): Promise<string> {

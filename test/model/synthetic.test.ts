@@ -22,7 +22,7 @@ describe('presets', () => {
       name,
       family: 'synthetic',
       hidden: shape.hidden,
-      routing: { topK: shape.topK },
+      topK: shape.topK,
     });
     expect(spec.layers).toHaveLength(shape.layers);
   });
@@ -58,7 +58,7 @@ describe('a synthetic model', () => {
   test('gives every tensor a stream of its own', async () => {
     const model = await open(presets.demo.model);
     const streams = model.spec.layers.flatMap(({ layer, experts }) => [
-      model.norm(layer),
+      model.norm(layer)!.weight,
       model.gate(layer).weight,
       ...Array.from({ length: experts }, (_, expert) => model.expert(layer, expert)).flatMap(
         ({ gate, up, down }) => [gate!, up, down],

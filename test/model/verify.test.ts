@@ -20,7 +20,7 @@ async function run(
   edit: (inputs: Uint16Array) => void = () => {},
 ): Promise<Sample> {
   const { hidden } = model.spec;
-  const { topK } = model.spec.routing;
+  const { topK } = model.spec;
   const layers = model.spec.layers.map(({ layer }) => layer);
   const count = chunkTokens;
   const start = await native.synthesizeTokens({ seed: 5, firstToken: 0, count, hidden, skew: 1, topics: 16 });
@@ -51,7 +51,10 @@ function openSteep(scale: number): Model {
   const { spec: shape, tensors } = syntheticModel(spec);
   return new Model(shape, {
     norm: (layer) => tensors.norm(layer),
-    gate: (layer) => ({ ...tensors.gate(layer), scale }) as TensorSource,
+    gate: (layer) => {
+      const gate = tensors.gate(layer);
+      return { ...gate, weight: { ...gate.weight, scale } as TensorSource };
+    },
     expert: (layer, expert) => tensors.expert(layer, expert),
     close: () => tensors.close(),
   });

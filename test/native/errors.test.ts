@@ -254,7 +254,7 @@ describe('a call that returns a promise rejects with the field, the value and wh
     [
       'expert inputs that are no array',
       () => backend.load(wrong({ activation: 'relu' })),
-      'source.activation is "relu"; allowed: swiglu, gelu',
+      'source.activation is "relu"; allowed: swiglu, geglu, gelu, relu2',
     ],
     ['no rows to judge', () => native.referenceLayer(new Float64Array(0), 4, wrong({})), 'layer.'],
   ])('%s', async (_, call, message) => {

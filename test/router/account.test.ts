@@ -99,7 +99,7 @@ function routed(
   rows: Uint32Array,
   load: ReturnType<typeof got>,
 ): void {
-  account.routed(chunk.tokens, 0, rows);
+  account.routed(0, rows);
   account.got(chunk, 0, load);
 }
 

@@ -67,7 +67,7 @@ describe('a header', () => {
   );
 
   test('may cover layers without experts, but not only such layers', () => {
-    const sparse = { ...smallModel, layers: [3, 4, 9].map((layer) => ({ layer, experts: 6 })) };
+    const sparse = { ...smallModel, layers: [3, 4, 9].map((layer) => ({ ...smallModel.layers[0]!, layer })) };
     const of = (firstLayer: number, lastLayer: number) =>
       planBatch(header({ firstLayer, lastLayer }), { ...limits, model: sparse }).layers.map(
         ({ layer }) => layer,
@@ -97,7 +97,7 @@ describe('the chunk size', () => {
         fc.integer({ min: 1, max: 16 }),
         fc.integer({ min: 8, max: 512 }),
         (hidden, topK, mebibytes) => {
-          const model = { ...smallModel, hidden, routing: { ...smallModel.routing, topK } };
+          const model = { ...smallModel, hidden, topK };
           const chunkBytesMax = mebibytes * 1024 * 1024;
           const plan = planBatch(header({ hidden }), { ...limits, model, chunkBytesMax });
           expect(plan.chunkTokens).toBeGreaterThanOrEqual(1);

@@ -20,8 +20,11 @@ export interface GatedRows {
   rowCount: number;
   gate: GateWeights;
   topK: number;
-  norm?: { weight: Slab; epsilon: number } | null;
+  /** How many more experts every row goes to. */
+  shared?: number;
+  norm?: { weight: Slab; epsilon: number; offset?: number } | null;
   bias?: Float32Array | null;
+  weighted?: boolean;
 }
 
 /** What a table of one layer holds. */
@@ -54,7 +57,7 @@ export function expertsOf(segments: Uint32Array): number[] {
 
 /** Gates rows for one worker that has all experts, and tells what was chosen. The receiver owns what was routed. */
 export async function gateRows(options: GatedRows): Promise<{ routed: RoutedRows; choice: Choice }> {
-  const { rows, rowCount, gate, topK, norm = null, bias = null } = options;
+  const { rows, rowCount, gate, topK, shared = 0, norm = null, bias = null, weighted = false } = options;
   const { experts, hidden } = gate;
   const routing = native.createRoutingTable({ tokens: rowCount, topK, experts: Uint32Array.of(experts) });
   const routed = await native.routeRows({
@@ -64,11 +67,11 @@ export async function gateRows(options: GatedRows): Promise<{ routed: RoutedRows
     norm,
     gate: { weights: gate, bias },
     table: { routing, layer: 0 },
-    copies: oneCopyEach(new Uint32Array(experts)),
+    copies: oneCopyEach(new Uint32Array(experts + shared)),
     workers: 1,
     pace: null,
     limits: null,
-    weighted: false,
+    weighted,
   });
   const choice = await choiceOf(routing, rowCount, topK);
   routing.release();

@@ -38,6 +38,8 @@ class Fields {
   std::string name(const char* field) const { return path_.empty() ? field : path_ + "." + field; }
   Napi::Value value(const char* field) const { return object_.Get(field); }
   bool is_null(const char* field) const { return value(field).IsNull(); }
+  /** Whether an optional field is given, and not as null. */
+  bool has(const char* field) const { return !value(field).IsUndefined() && !is_null(field); }
   Fields fields(const char* field) const { return Fields(value(field), name(field)); }
 
   uint64_t integer(const char* field, uint64_t min, uint64_t max) const {

@@ -1,6 +1,8 @@
 #include "addon/expert_handles.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <mutex>
 
 #include "addon/clock.h"
@@ -28,10 +30,27 @@ MatrixSource to_matrix(const Fields& fields, size_t& non_finite) {
   return {source.rows, source.columns, read};
 }
 
+/** As to_matrix, of a bias. */
+std::function<std::vector<float>()> to_vector(const Fields& fields, size_t& non_finite) {
+  return [source = to_tensor(fields), &non_finite] {
+    std::vector<float> values(source.elements());
+    read_elements(source, 0, values.size(), values.data());
+    non_finite += std::ranges::count_if(values, [](float value) { return !std::isfinite(value); });
+    return values;
+  };
+}
+
 /** `non_finite` must outlive what is returned. */
 ExpertSource to_source(const Fields& fields, NonFiniteWeights& non_finite) {
   ExpertSource source;
   source.activation = to_activation(fields);
+  source.glu = to_glu(fields);
+  if (fields.has("bias")) {
+    const Fields bias = fields.fields("bias");
+    if (!bias.is_null("gate")) source.gate_bias = to_vector(bias.fields("gate"), non_finite.gate);
+    source.up_bias = to_vector(bias.fields("up"), non_finite.up);
+    source.down_bias = to_vector(bias.fields("down"), non_finite.down);
+  }
   if (!fields.is_null("gate")) source.gate = to_matrix(fields.fields("gate"), non_finite.gate);
   source.up = to_matrix(fields.fields("up"), non_finite.up);
   source.down = to_matrix(fields.fields("down"), non_finite.down);
@@ -252,7 +271,21 @@ Napi::Value BackendHandle::close(const Napi::CallbackInfo& info) {
 }
 
 Activation to_activation(const Fields& fields) {
-  return fields.choice("activation", {"swiglu", "gelu"}) == 0 ? Activation::swiglu : Activation::gelu;
+  constexpr Activation activations[] = {Activation::swiglu, Activation::geglu, Activation::gelu, Activation::relu2};
+  return activations[fields.choice("activation", {"swiglu", "geglu", "gelu", "relu2"})];
+}
+
+GluForm to_glu(const Fields& fields) {
+  GluForm form;
+  if (!fields.has("glu")) return form;
+  const Fields glu = fields.fields("glu");
+  const auto number = [&](const char* field) { return static_cast<float>(glu.number(field)); };
+  form.alpha = number("alpha");
+  if (!glu.is_null("gateMax")) form.gate_max = number("gateMax");
+  if (!glu.is_null("activationMax")) form.activation_max = number("activationMax");
+  if (!glu.is_null("upMax")) form.up_max = number("upMax");
+  if (glu.number("upOffset") != 0) form.up_offset = number("upOffset");
+  return form;
 }
 
 void export_experts(Napi::Env env, Napi::Object exports) {

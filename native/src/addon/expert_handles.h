@@ -71,6 +71,7 @@ class BackendHandle : public Handle<BackendHandle, std::shared_ptr<Device>> {
 
 /** The activation of an ExpertSource of native/index.ts. */
 Activation to_activation(const Fields& fields);
+GluForm to_glu(const Fields& fields);
 
 /** The functions createCpuBackend and createCudaBackend. */
 void export_experts(Napi::Env env, Napi::Object exports);

@@ -17,10 +17,21 @@ Napi::Value create_gate(const Napi::CallbackInfo& info) {
   const uint64_t experts = options.integer("experts", 1, experts_max);
   const uint64_t hidden = options.integer("hidden", 1, hidden_max);
   const SlabRef weight = slab_of_rows(options.value("weight"), "weight", experts, hidden, sizeof(float));
+  SharedChoice shared;
+  // Keeps the gate's memory until it is read.
+  SlabRef shared_gate;
+  if (options.has("shared")) {
+    const Fields given = options.fields("shared");
+    shared.weights = to_span<float>(given.value("weights"), given.name("weights"));
+    if (!given.is_null("gate")) {
+      shared_gate = slab_of_rows(given.value("gate"), given.name("gate"), 1, hidden, sizeof(float));
+      shared.gate = floats_of(shared_gate);
+    }
+  }
   return GateHandle::create(
       info.Env(), std::make_shared<const Gate>(floats_of(weight), experts, hidden, bias_of(options, "logitBias"),
                                                bias_of(options, "selectionBias"),
-                                               to_routing(options.fields("routing"))));
+                                               to_routing(options.fields("routing")), shared));
 }
 
 }  // namespace
@@ -44,8 +55,9 @@ Napi::Value GateHandle::hidden(const Napi::CallbackInfo& info) {
 RoutingSpec to_routing(const Fields& fields) {
   RoutingSpec routing;
   routing.top_k = fields.integer("topK", 1, top_k_max);
-  routing.score = fields.choice("score", {"softmax", "sigmoid"}) == 0 ? RoutingSpec::Score::softmax
-                                                                      : RoutingSpec::Score::sigmoid;
+  constexpr RoutingSpec::Score scores[] = {RoutingSpec::Score::softmax, RoutingSpec::Score::sigmoid,
+                                           RoutingSpec::Score::sqrt_softplus};
+  routing.score = scores[fields.choice("score", {"softmax", "sigmoid", "sqrt-softplus"})];
   routing.renormalise = fields.boolean("renormalise");
   routing.scale = static_cast<float>(fields.number("scale"));
   routing.groups = fields.integer("groups", 1, experts_max);

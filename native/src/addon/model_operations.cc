@@ -42,6 +42,21 @@ void prepare_synthesize(const Napi::CallbackInfo& info, Operation& operation) {
   operation.result = [slab](Napi::Env env) { return SlabHandle::create(env, std::move(*slab)); };
 }
 
+Scales to_scales(const Fields& fields) {
+  constexpr ScaleDtype dtypes[] = {ScaleDtype::bf16, ScaleDtype::f16, ScaleDtype::f32, ScaleDtype::f8_e8m0};
+  return {
+      .file = WeightFileHandle::of(fields.value("file"), fields.name("file")),
+      .byte_offset = fields.integer("byteOffset", 0, safe_integer_max),
+      .dtype = dtypes[fields.choice("dtype", {"BF16", "F16", "F32", "F8_E8M0"})],
+      .columns = fields.integer("columns", 1, side_max),
+      .block_rows = fields.integer("blockRows", 1, side_max),
+      .block_columns = fields.integer("blockColumns", 1, side_max),
+      .first_row = fields.integer("firstRow", 0, side_max),
+      .row_step = fields.integer("rowStep", 1, side_max),
+      .first_column = fields.integer("firstColumn", 0, side_max),
+  };
+}
+
 }  // namespace
 
 TensorSource to_tensor(const Fields& fields) {
@@ -49,11 +64,15 @@ TensorSource to_tensor(const Fields& fields) {
   source.rows = fields.integer("rows", 1, side_max);
   source.columns = fields.integer("columns", 1, side_max);
   if (fields.choice("kind", {"file", "synthetic"}) == 0) {
-    constexpr StoredDtype dtypes[] = {StoredDtype::bf16, StoredDtype::f16, StoredDtype::f32};
+    constexpr StoredDtype dtypes[] = {StoredDtype::bf16,    StoredDtype::f16, StoredDtype::f32, StoredDtype::f8_e4m3,
+                                      StoredDtype::f4_e2m1, StoredDtype::i8,  StoredDtype::u8,  StoredDtype::u4};
     source.origin = FileTensor{
         .file = WeightFileHandle::of(fields.value("file"), fields.name("file")),
         .byte_offset = fields.integer("byteOffset", 0, safe_integer_max),
-        .dtype = dtypes[fields.choice("dtype", {"BF16", "F16", "F32"})],
+        .dtype = dtypes[fields.choice("dtype", {"BF16", "F16", "F32", "F8_E4M3", "F4_E2M1", "I8", "U8", "U4"})],
+        .row_stride = fields.has("rowStride") ? fields.integer("rowStride", 1, side_max) : source.columns,
+        .column_stride = fields.has("columnStride") ? fields.integer("columnStride", 1, side_max) : 1,
+        .scales = fields.has("scale") ? std::optional(to_scales(fields.fields("scale"))) : std::nullopt,
     };
   } else {
     source.origin = SyntheticTensor{
@@ -64,6 +83,7 @@ TensorSource to_tensor(const Fields& fields) {
     };
   }
   check_tensor(source, fields.name("rows x columns"));
+  place_whole(source);
   return source;
 }
 

@@ -31,18 +31,32 @@ std::vector<ReferenceExpert> to_experts(const Napi::Value& value, const std::str
     const Fields expert(array.Get(i), field + "[" + std::to_string(i) + "]");
     experts.push_back({
         .activation = to_activation(expert),
+        .glu = to_glu(expert),
         .gate = to_optional_tensor(expert, "gate"),
         .up = to_tensor(expert.fields("up")),
         .down = to_tensor(expert.fields("down")),
     });
+    if (!expert.has("bias")) continue;
+    const Fields bias = expert.fields("bias");
+    experts.back().gate_bias = to_optional_tensor(bias, "gate");
+    experts.back().up_bias = to_tensor(bias.fields("up"));
+    experts.back().down_bias = to_tensor(bias.fields("down"));
   }
   return experts;
+}
+
+ReferenceShared to_shared(const Fields& fields, Operation& operation) {
+  if (!fields.has("shared")) return {};
+  const Fields shared = fields.fields("shared");
+  return {.weights = held_span<float>(operation, shared.value("weights"), shared.name("weights")),
+          .gate = to_optional_tensor(shared, "gate")};
 }
 
 ReferenceLayer to_layer(const Fields& fields, Operation& operation) {
   return {
       .norm = to_optional_tensor(fields, "norm"),
       .epsilon = fields.number("epsilon"),
+      .norm_offset = fields.has("normOffset") ? fields.number("normOffset") : 0,
       .gate = to_tensor(fields.fields("gate")),
       .gate_bias = span_or_null<float>(fields, "gateBias", operation),
       .selection_bias = span_or_null<float>(fields, "selectionBias", operation),
@@ -50,6 +64,7 @@ ReferenceLayer to_layer(const Fields& fields, Operation& operation) {
       .given = span_or_null<uint32_t>(fields, "given", operation),
       .given_weights = span_or_null<float>(fields, "givenWeights", operation),
       .experts = to_experts(fields.value("experts"), fields.name("experts")),
+      .shared = to_shared(fields, operation),
       .residual = fields.boolean("residual"),
   };
 }

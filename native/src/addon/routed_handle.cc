@@ -31,8 +31,11 @@ struct Request {
   /** Empty: no norm. */
   SlabRef norm_weight;
   float epsilon = 0;
-  /** Null: the table has the choice; otherwise the table, if there is one, takes it. */
+  float norm_offset = -0.0f;
+  /** Null: the table has the choice, and there are no shared experts. */
   std::shared_ptr<const Gate> gate;
+  /** The table has the choice; otherwise the table, if there is one, takes it. */
+  bool given = true;
   std::span<const float> bias;
   std::shared_ptr<RoutingTable> table;
   uint64_t layer = 0;
@@ -61,6 +64,7 @@ void take_norm(const Fields& options, Request& request) {
   const Fields norm = options.fields("norm");
   request.norm_weight = slab_of_rows(norm.value("weight"), norm.name("weight"), 1, request.hidden);
   request.epsilon = static_cast<float>(norm.number("epsilon"));
+  if (norm.has("offset") && norm.number("offset") != 0) request.norm_offset = static_cast<float>(norm.number("offset"));
   if (request.epsilon < 0) throw_invalid(norm.name("epsilon"), request.epsilon, "0 or more");
 }
 
@@ -71,13 +75,14 @@ void take_gate(Operation& operation, const Fields& options, Request& request) {
   if (request.gate->hidden() != request.hidden) {
     throw_invalid("hidden", request.hidden, std::to_string(request.gate->hidden()) + ", as the gate has it");
   }
+  request.given = gate.has("given") && gate.boolean("given");
   request.bias =
       held_span_or_null<float>(operation, gate.value("bias"), gate.name("bias"), request.gate->experts());
 }
 
 void take_table(const Fields& options, Request& request) {
   if (options.is_null("table")) {
-    if (!request.gate) throw_invalid("gate", "null", "a gate, or a table with the choice");
+    if (request.given) throw_invalid("gate", "null", "a gate, or a table with the choice");
     return;
   }
   const Fields place = options.fields("table");
@@ -128,7 +133,7 @@ Request to_request(const Napi::CallbackInfo& info, Operation& operation) {
   take_norm(options, request);
   take_gate(operation, options, request);
   take_table(options, request);
-  const size_t experts = request.gate ? request.gate->experts() : request.table->experts_at(request.layer);
+  const size_t experts = request.gate ? request.gate->experts() + request.gate->shared() : request.table->experts_at(request.layer);
   request.targets = to_targets(operation, options, experts);
   request.weighted = options.boolean("weighted");
   return request;
@@ -148,8 +153,10 @@ RouteFigures route(const Request& request, Answer& answer) {
       .hidden = request.hidden,
       .norm_weight = request.norm_weight ? rows_of(request.norm_weight) : nullptr,
       .epsilon = request.epsilon,
+      .norm_offset = request.norm_offset,
       .normed = answer.normed ? rows_of(answer.normed) : nullptr,
-      .gate = request.gate.get(),
+      .gate = request.given && !(request.gate && request.gate->has_shared_gate()) ? nullptr : request.gate.get(),
+      .given = request.given,
       .bias = request.bias,
       .experts = answer.routed.experts.data(),
       .weights = answer.routed.weights.data(),
@@ -176,17 +183,20 @@ Choices choices_of(const Routed& routed) {
 
 void run(const Request& request, Answer& answer) {
   Routed& routed = answer.routed;
-  const size_t top_k = request.gate ? request.gate->routing().top_k : request.table->top_k();
+  const size_t slots = request.gate ? request.gate->slots() : request.table->top_k();
   routed.row_count = request.row_count;
-  routed.top_k = top_k;
-  routed.experts.resize(request.row_count * top_k);
-  routed.weights.resize(request.row_count * top_k);
+  routed.top_k = slots;
+  routed.experts.resize(request.row_count * slots);
+  routed.weights.resize(request.row_count * slots);
   answer.figures = route(request, answer);
   const auto start = std::chrono::steady_clock::now();
-  if (!request.gate) {
-    request.table->gather(request.layer, request.row_count, routed.experts.data(), routed.weights.data());
+  if (request.given) {
+    request.table->gather(request.layer, request.row_count, slots, routed.experts.data(), routed.weights.data());
+    if (request.gate && !request.gate->has_shared_gate()) {
+      request.gate->share(request.row_count, routed.experts.data(), routed.weights.data());
+    }
   } else if (request.table) {
-    request.table->scatter(request.layer, request.row_count, routed.experts.data(), routed.weights.data());
+    request.table->scatter(request.layer, request.row_count, slots, routed.experts.data(), routed.weights.data());
   }
   routed.weighted = request.weighted;
   routed.expert_count = request.targets.copies.experts();

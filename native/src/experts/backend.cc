@@ -24,11 +24,11 @@ void check_source(const ExpertSource& source) {
   if (hidden < 1 || hidden > dimension_max) throw_invalid("up.columns", hidden, "1 to 1048576 (hidden)");
   check_matrix("up", source.up, ffn, hidden);
   check_matrix("down", source.down, hidden, ffn);
-  if (source.activation == Activation::swiglu) {
-    if (!source.gate) throw_invalid("gate", std::string("absent"), "a [ffn, hidden] matrix, for swiglu");
+  if (is_gated(source.activation)) {
+    if (!source.gate) throw_invalid("gate", std::string("absent"), "a [ffn, hidden] matrix, for swiglu and geglu");
     check_matrix("gate", *source.gate, ffn, hidden);
   } else if (source.gate) {
-    throw_invalid("gate", std::string("given"), "absent, for gelu");
+    throw_invalid("gate", std::string("given"), "absent, for gelu and relu2");
   }
 }
 

@@ -27,12 +27,15 @@ struct MatrixSource {
 /** The matrices of one expert. */
 struct ExpertSource {
   Activation activation = Activation::swiglu;
-  /** [ffn, hidden]; given if and only if the activation is swiglu. */
+  GluForm glu = {};
+  /** [ffn, hidden]; given if and only if the activation has a gate. */
   std::optional<MatrixSource> gate;
   /** [ffn, hidden] */
   MatrixSource up;
   /** [hidden, ffn] */
   MatrixSource down;
+  /** Read what is added to the products, [ffn], [ffn] and [hidden]; empty: nothing is. */
+  std::function<std::vector<float>()> gate_bias = {}, up_bias = {}, down_bias = {};
 };
 
 /** Throws INVALID_ARGUMENT unless the matrices fit together. Every backend's `load` begins with it. */

@@ -85,6 +85,40 @@ SWITCHYARD_AVX2 void sigmoid(const float* logits, std::size_t padded, float* sco
   }
 }
 
+/**
+ * ln(y) of y in [1, 2], within some units in the last place: with m = y / sqrt(2) scaled to [sqrt(1/2), sqrt(2)], polynomial of Cephes'
+ * logf.
+ */
+SWITCHYARD_AVX2 inline __m256 logarithm(__m256 y) {
+  const __m256 above = _mm256_cmp_ps(y, _mm256_set1_ps(0x1.6a09e6p0f), _CMP_GT_OQ);
+  const __m256 one = _mm256_set1_ps(1.0f);
+  const __m256 f = _mm256_sub_ps(_mm256_blendv_ps(y, _mm256_mul_ps(y, _mm256_set1_ps(0.5f)), above), one);
+  __m256 polynomial = _mm256_set1_ps(7.0376836292e-2f);
+  for (const float coefficient : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                                  2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f}) {
+    polynomial = _mm256_fmadd_ps(polynomial, f, _mm256_set1_ps(coefficient));
+  }
+  const __m256 square = _mm256_mul_ps(f, f);
+  const __m256 tail = _mm256_fmadd_ps(_mm256_mul_ps(polynomial, f), square, _mm256_mul_ps(square, _mm256_set1_ps(-0.5f)));
+  const __m256 result = _mm256_add_ps(f, tail);
+  return _mm256_add_ps(result, _mm256_and_ps(above, _mm256_set1_ps(0x1.62e43p-1f)));
+}
+
+/** sqrt(ln(1 + e^x)) = sqrt(max(x, 0) + ln(1 + e^-|x|)). Below -80, where that is e^(x/2), it goes to zero. */
+SWITCHYARD_AVX2 void sqrt_softplus(const float* logits, std::size_t padded, float* scores) {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  for (std::size_t i = 0; i < padded; i += step) {
+    const __m256 x = _mm256_loadu_ps(logits + i);
+    const __m256 small = exponential(_mm256_or_ps(x, sign));
+    // Where e^-|x| is small beside 1 it is the logarithm itself.
+    const __m256 exact = _mm256_cmp_ps(small, _mm256_set1_ps(0x1p-12f), _CMP_LT_OQ);
+    const __m256 log = _mm256_blendv_ps(logarithm(_mm256_add_ps(one, small)), small, exact);
+    const __m256 softplus = _mm256_add_ps(_mm256_max_ps(x, _mm256_setzero_ps()), log);
+    _mm256_storeu_ps(scores + i, _mm256_sqrt_ps(softplus));
+  }
+}
+
 /** Orders like the values; the two zeros are one. */
 std::uint32_t order_of(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value + 0.0f);
@@ -98,9 +132,24 @@ std::uint64_t key_of(float selection, float logit) {
 /** Below every key of finite values. */
 constexpr std::uint64_t never = 0;
 
+auto score_of(RoutingSpec::Score score) {
+  switch (score) {
+    case RoutingSpec::Score::softmax: return softmax;
+    case RoutingSpec::Score::sigmoid: return sigmoid;
+    default: return sqrt_softplus;
+  }
+}
+
 std::size_t padded_size(std::size_t count) { return (count + step - 1) / step * step; }
 
 }  // namespace
+
+float sigmoid_of(float logit) {
+  float lanes[step] = {logit};
+  settle(lanes, 1, step);
+  sigmoid(lanes, step, lanes);
+  return lanes[0];
+}
 
 Chooser::Chooser(const RoutingSpec& routing, std::vector<float> selection_bias, std::size_t padding)
     : routing_(routing),
@@ -114,7 +163,7 @@ Chooser::Chooser(const RoutingSpec& routing, std::vector<float> selection_bias, 
 
 void Chooser::choose(float* logits, std::uint32_t* experts, float* weights) {
   settle(logits, keys_.size(), scores_.size());
-  const auto score = routing_.score == RoutingSpec::Score::softmax ? softmax : sigmoid;
+  const auto score = score_of(routing_.score);
   score(logits, scores_.size(), scores_.data());
   rank(logits);
   if (routing_.groups_chosen < routing_.groups) mask_groups(logits);
@@ -185,11 +234,12 @@ void Chooser::weigh(const float* logits, const std::uint32_t* experts, float* we
     weights[j] = scores_[experts[j]];
     sum += weights[j];
   }
-  // Scores that are small beside a float's range lose their ratios: both softmax and sigmoid are then as e^logit.
+  // Scores that are small beside a float's range lose their ratios: softmax and sigmoid are then as e^logit, and the other as its root.
   constexpr float enough = 0x1p-100f;
   if (routing_.renormalise && sum < enough) [[unlikely]] {
+    const float power = routing_.score == RoutingSpec::Score::sqrt_softplus ? 0.5f : 1.0f;
     std::vector<float> chosen(padded_size(top_k), -largest_float);
-    for (std::size_t j = 0; j < top_k; ++j) chosen[j] = logits[experts[j]];
+    for (std::size_t j = 0; j < top_k; ++j) chosen[j] = power * logits[experts[j]];
     softmax(chosen.data(), chosen.size(), chosen.data());
     std::copy_n(chosen.begin(), top_k, weights);
   } else if (routing_.renormalise) {

@@ -10,6 +10,9 @@
 
 namespace switchyard {
 
+/** 1 / (1 + e^-logit), the same on every processor; of NaN as of 0. */
+float sigmoid_of(float logit);
+
 /**
  * Chooses experts from the logits of a row, by the rules of a RoutingSpec. Scores rise with logits but run into the ends
  * of float32, so what they leave equal the logits decide. One thread uses one of these.

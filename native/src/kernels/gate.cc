@@ -84,7 +84,20 @@ struct Gate::Prepared {
   std::vector<float> logit_bias;
   /** [experts] */
   std::vector<float> selection_bias;
+  /** Of the shared experts. */
+  std::vector<float> shared_weights;
+  /** Their gate is one more row of the weights, behind those of the experts. */
+  bool shared_gate;
 
+  std::size_t slots() const { return routing.top_k + shared_weights.size(); }
+  /** Writes a row's shared experts behind the first top_k. `logits`: of the row, with that of their gate. */
+  void add_shared(const float* logits, std::uint32_t* experts, float* weights) const {
+    const float share = shared_gate ? sigmoid_of(logits[this->experts]) : 1.0f;
+    for (std::size_t s = 0; s < shared_weights.size(); ++s) {
+      experts[routing.top_k + s] = static_cast<std::uint32_t>(this->experts + s);
+      weights[routing.top_k + s] = shared_weights[s] * share;
+    }
+  }
   std::size_t logit_stride() const { return panels * scores::panel_width; }
   /** Logits [row_count, logit_stride] of at most rows_at_once rows; `next`: as in GateSession::route. */
   template <typename Weight>
@@ -130,7 +143,7 @@ void Gate::Prepared::compute_logits(const std::vector<Weight>& weight_panels, Ro
 }
 
 Gate::Gate(const float* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
-           std::span<const float> selection_bias, const RoutingSpec& routing) {
+           std::span<const float> selection_bias, const RoutingSpec& routing, const SharedChoice& shared) {
   if (experts == 0) throw_invalid("experts", experts, "1 or more");
   if (hidden == 0) throw_invalid("hidden", hidden, "1 or more");
   check_routing(routing, experts);
@@ -141,12 +154,17 @@ Gate::Gate(const float* weight, std::size_t experts, std::size_t hidden, std::sp
   prepared->experts = experts;
   prepared->hidden = hidden;
   prepared->pairs = divide_up(hidden, 2);
-  prepared->panels = divide_up(experts, scores::panel_width);
   prepared->routing = routing;
-  if (std::all_of(weight, weight + experts * hidden, is_bf16)) {
-    prepared->weights = to_panels<scores::Bf16Pair>(weight, experts, hidden);
+  prepared->shared_weights.assign(shared.weights.begin(), shared.weights.end());
+  prepared->shared_gate = shared.gate != nullptr;
+  std::vector<float> rows(weight, weight + experts * hidden);
+  if (shared.gate != nullptr) rows.insert(rows.end(), shared.gate, shared.gate + hidden);
+  const std::size_t row_count = rows.size() / hidden;
+  prepared->panels = divide_up(row_count, scores::panel_width);
+  if (std::ranges::all_of(rows, is_bf16)) {
+    prepared->weights = to_panels<scores::Bf16Pair>(rows.data(), row_count, hidden);
   } else {
-    prepared->weights = to_panels<float>(weight, experts, hidden);
+    prepared->weights = to_panels<float>(rows.data(), row_count, hidden);
   }
   prepared->logit_bias.assign(logit_bias.begin(), logit_bias.end());
   prepared->logit_bias.resize(prepared->logit_stride());
@@ -162,6 +180,8 @@ Gate& Gate::operator=(Gate&&) noexcept = default;
 std::size_t Gate::experts() const { return prepared_->experts; }
 std::size_t Gate::hidden() const { return prepared_->hidden; }
 const RoutingSpec& Gate::routing() const { return prepared_->routing; }
+std::size_t Gate::shared() const { return prepared_->shared_weights.size(); }
+bool Gate::has_shared_gate() const { return prepared_->shared_gate; }
 std::size_t Gate::bytes() const {
   return std::visit([](const auto& found) { return found.size() * sizeof found[0]; }, prepared_->weights);
 }
@@ -173,8 +193,14 @@ void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<con
   for (std::size_t first = 0; first < row_count; first += step) {
     const std::size_t count = std::min(step, row_count - first);
     PlainRows block(rows + first * hidden(), hidden());
-    const std::size_t slot = first * routing().top_k;
+    const std::size_t slot = first * slots();
     session.route(block, count, rows + (first + count) * hidden(), chosen_experts + slot, chosen_weights + slot);
+  }
+}
+
+void Gate::share(std::size_t row_count, std::uint32_t* experts, float* weights) const {
+  for (std::size_t slot = 0; slot < row_count * slots(); slot += slots()) {
+    prepared_->add_shared(nullptr, experts + slot, weights + slot);
   }
 }
 
@@ -202,10 +228,26 @@ void GateSession::route(RowParts& rows, std::size_t row_count, const std::uint16
       [&](const auto& panels) { gate_.compute_logits(panels, rows, row_count, next, scratch_->rows, logits); },
       gate_.weights);
   for (std::size_t r = 0; r < row_count; ++r) {
-    const std::size_t slot = r * gate_.routing.top_k;
+    const std::size_t slot = r * gate_.slots();
+    // First, since the choice overwrites what is behind the experts' logits.
+    gate_.add_shared(logits + r * gate_.logit_stride(), chosen_experts + slot, chosen_weights + slot);
     scratch_->chooser.choose(logits + r * gate_.logit_stride(), chosen_experts + slot, chosen_weights + slot);
   }
 }
+
+void GateSession::share(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
+                        float* chosen_weights) {
+  std::visit(
+      [&](const auto& panels) {
+        gate_.compute_logits(panels, rows, row_count, next, scratch_->rows, scratch_->logits.data());
+      },
+      gate_.weights);
+  for (std::size_t r = 0; r < row_count; ++r) {
+    const std::size_t slot = r * gate_.slots();
+    gate_.add_shared(scratch_->logits.data() + r * gate_.logit_stride(), chosen_experts + slot, chosen_weights + slot);
+  }
+}
+
 
 void count_experts(std::span<const std::uint32_t> chosen_experts, std::span<std::uint32_t> counts) {
   for (const std::uint32_t expert : chosen_experts) ++counts[expert];

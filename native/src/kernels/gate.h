@@ -11,7 +11,7 @@ namespace switchyard {
 
 /** How a layer chooses experts; the fields are those of RoutingSpec in native/index.ts. */
 struct RoutingSpec {
-  enum class Score { softmax, sigmoid };
+  enum class Score { softmax, sigmoid, sqrt_softplus };
   enum class GroupScore { max, top2 };
   enum class Masked { zero, negative_infinity };
   enum class WeightOn { output, input };
@@ -28,6 +28,14 @@ struct RoutingSpec {
   WeightOn weight_on = WeightOn::output;
 };
 
+/** Experts that every token goes to beside those chosen; their numbers follow those of the routed ones. */
+struct SharedChoice {
+  /** One for each. */
+  std::span<const float> weights;
+  /** [hidden]: each weight is multiplied by sigmoid(gate · x); null: they are as they are. */
+  const float* gate = nullptr;
+};
+
 /**
  * Gate weights in the order the processor wants, with what the model adds to them. Immutable, so any number
  * of threads may route with one Gate.
@@ -40,7 +48,7 @@ class Gate {
    * Throws INVALID_ARGUMENT, naming the field, for sizes that do not fit together.
    */
   Gate(const float* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
-       std::span<const float> selection_bias, const RoutingSpec& routing);
+       std::span<const float> selection_bias, const RoutingSpec& routing, const SharedChoice& shared = {});
   ~Gate();
   Gate(Gate&&) noexcept;
   Gate& operator=(Gate&&) noexcept;
@@ -48,12 +56,17 @@ class Gate {
   std::size_t experts() const;
   std::size_t hidden() const;
   const RoutingSpec& routing() const;
+  std::size_t shared() const;
+  /** Whether what the shared experts weigh depends on the row. */
+  bool has_shared_gate() const;
+  /** Experts of a row: those chosen and the shared ones. */
+  std::size_t slots() const { return routing().top_k + shared(); }
   /** Memory of the prepared weights. */
   std::size_t bytes() const;
 
   /**
    * Chooses experts for `row_count` rows of [row_count, hidden] BF16. `bias` ([experts] or empty) is added to the
-   * scores for choosing only. Writes [row_count, top_k] experts, best first, and their weights from unbiased scores.
+   * scores for choosing only. Writes [row_count, slots] experts, best first and the shared ones last, and their weights from unbiased scores.
    * The best is the one with the highest logit; where there is a bias, with the highest sum of score and bias, then the
    * highest logit. Ties go to the lower expert. A row's result has the same bits whatever rows are beside it, on every
    * processor. Weights are finite whatever the row holds: a logit beyond the range of floats counts as the largest float
@@ -61,6 +74,9 @@ class Gate {
    */
   void route(const std::uint16_t* rows, std::size_t row_count, std::span<const float> bias,
              std::uint32_t* chosen_experts, float* chosen_weights) const;
+
+  /** Writes the shared experts behind the first top_k of each row, without a gate of theirs. */
+  void share(std::size_t row_count, std::uint32_t* experts, float* weights) const;
 
  private:
   friend class GateSession;
@@ -85,6 +101,9 @@ class GateSession {
 
   /** Gate::route for at most rows_at_once rows. `next`: as much memory, wanted in the cache when this is done. */
   void route(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
+             float* chosen_weights);
+  /** The same where the first top_k of each row are there: writes the shared experts behind them. */
+  void share(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
              float* chosen_weights);
 
  private:

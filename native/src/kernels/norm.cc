@@ -31,11 +31,11 @@ SWITCHYARD_AVX2 float sum_of_squares(const std::uint16_t* row, std::size_t hidde
   return lanes::sum(_mm256_add_ps(_mm256_add_ps(sums.even, sums.odd), _mm256_add_ps(others.even, others.odd)));
 }
 
-SWITCHYARD_AVX2 inline __m256i scale_lanes(__m256i bits, __m256i weight_bits, __m256 factor) {
+SWITCHYARD_AVX2 inline __m256i scale_lanes(__m256i bits, __m256i weight_bits, __m256 factor, __m256 offset) {
   const lanes::Pair x = lanes::widen(bits);
   const lanes::Pair weight = lanes::widen(weight_bits);
-  return lanes::narrow({_mm256_mul_ps(_mm256_mul_ps(x.even, factor), weight.even),
-                        _mm256_mul_ps(_mm256_mul_ps(x.odd, factor), weight.odd)});
+  return lanes::narrow({_mm256_mul_ps(_mm256_mul_ps(x.even, factor), _mm256_add_ps(weight.even, offset)),
+                        _mm256_mul_ps(_mm256_mul_ps(x.odd, factor), _mm256_add_ps(weight.odd, offset))});
 }
 
 struct NoSink {
@@ -44,18 +44,19 @@ struct NoSink {
 
 /** Scales `count` elements from `row` on by factor and weight, and hands them to the sink too. */
 template <bool streaming, typename Sink>
-SWITCHYARD_AVX2 void scale(const std::uint16_t* row, std::size_t count, const std::uint16_t* weight, float factor,
-                           std::uint16_t* output, Sink sink) {
+SWITCHYARD_AVX2 void scale(const std::uint16_t* row, std::size_t count, const std::uint16_t* weight, float offset,
+                           float factor, std::uint16_t* output, Sink sink) {
   const __m256 factors = _mm256_set1_ps(factor);
+  const __m256 offsets = _mm256_set1_ps(offset);
   std::size_t i = 0;
   for (; i + lanes::width <= count; i += lanes::width) {
-    const __m256i scaled = scale_lanes(lanes::load(row + i), lanes::load(weight + i), factors);
+    const __m256i scaled = scale_lanes(lanes::load(row + i), lanes::load(weight + i), factors, offsets);
     lanes::store<streaming>(output + i, scaled);
     sink.take(i, scaled);
   }
   if (i == count) return;
   const std::size_t tail = count - i;
-  const __m256i scaled = scale_lanes(lanes::load_tail(row + i, tail), lanes::load_tail(weight + i, tail), factors);
+  const __m256i scaled = scale_lanes(lanes::load_tail(row + i, tail), lanes::load_tail(weight + i, tail), factors, offsets);
   lanes::store_tail(output + i, scaled, tail);
   sink.take(i, lanes::load_tail(output + i, tail));
 }
@@ -90,13 +91,13 @@ Measure measure(const std::uint16_t*& row, std::size_t hidden, float epsilon, st
 }  // namespace
 
 std::size_t normalize_rows(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden,
-                           const std::uint16_t* weight, float epsilon, std::uint16_t* output) {
+                           const std::uint16_t* weight, float epsilon, std::uint16_t* output, float offset) {
   std::size_t non_finite = 0;
   std::vector<std::uint16_t> smaller;
   for (std::size_t r = 0; r < row_count; ++r) {
     const std::uint16_t* row = rows + r * hidden;
     const Measure measured = measure(row, hidden, epsilon, smaller);
-    scale<false>(row, hidden, weight, measured.factor, output + r * hidden, NoSink());
+    scale<false>(row, hidden, weight, offset, measured.factor, output + r * hidden, NoSink());
     non_finite += measured.non_finite;
   }
   return non_finite;
@@ -122,7 +123,7 @@ template <typename Sink>
 void NormalizedRows::pass(std::size_t row, std::size_t first, std::size_t count, Sink sink) const {
   const auto& [values, factor] = rows_[row];
   const auto scale_part = streaming_ ? scale<true, Sink> : scale<false, Sink>;
-  scale_part(values + first, count, weight_ + first, factor, output_ + row * hidden_ + first, sink);
+  scale_part(values + first, count, weight_ + first, offset_, factor, output_ + row * hidden_ + first, sink);
 }
 
 void NormalizedRows::widen(std::size_t row, std::size_t first, std::size_t count, float* even, float* odd) {

@@ -21,7 +21,7 @@ double seconds_between(Clock::time_point start, Clock::time_point end) {
 std::size_t look_at(const RouteTask& task, std::size_t first, std::size_t count) {
   const std::uint16_t* rows = task.rows + first * task.hidden;
   if (task.norm_weight == nullptr) return count_non_finite(rows, count, task.hidden);
-  return normalize_rows(rows, count, task.hidden, task.norm_weight, task.epsilon, task.normed + first * task.hidden);
+  return normalize_rows(rows, count, task.hidden, task.norm_weight, task.epsilon, task.normed + first * task.hidden, task.norm_offset);
 }
 
 /** Whether normalised rows should go past the caches, and can. */
@@ -38,7 +38,7 @@ class GatedBlocks {
 
   explicit GatedBlocks(const RouteTask& task) : task_(task), session_(*task.gate, task.bias) {
     if (task.norm_weight == nullptr) return;
-    normalized_.emplace(task.hidden, task.norm_weight, task.epsilon, streams(task));
+    normalized_.emplace(task.hidden, task.norm_weight, task.epsilon, streams(task), task.norm_offset);
   }
 
   /** Looks at a block of rows whole. Returns how many hold NaN or infinity. */
@@ -52,9 +52,10 @@ class GatedBlocks {
   void gate(std::size_t first, std::size_t count) {
     PlainRows plain(task_.rows + first * task_.hidden, task_.hidden);
     RowParts& rows = normalized_ ? static_cast<RowParts&>(*normalized_) : plain;
-    const std::size_t slot = first * task_.gate->routing().top_k;
-    session_.route(rows, count, task_.rows + (first + count) * task_.hidden, task_.experts + slot,
-                   task_.weights + slot);
+    const std::size_t slot = first * task_.gate->slots();
+    const std::uint16_t* const next = task_.rows + (first + count) * task_.hidden;
+    if (task_.given) session_.share(rows, count, next, task_.experts + slot, task_.weights + slot);
+    else session_.route(rows, count, next, task_.experts + slot, task_.weights + slot);
   }
 
  private:

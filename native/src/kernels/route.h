@@ -17,13 +17,17 @@ struct RouteTask {
   /** [hidden] BF16; null: the rows go on as they are. */
   const std::uint16_t* norm_weight;
   float epsilon;
+  /** Added to the norm's weight; negative zero changes nothing. */
+  float norm_offset = -0.0f;
   /** Where normalised rows go, [row_count, hidden]. */
   std::uint16_t* normed;
-  /** Null: experts and weights were given. */
+  /** Null: experts and weights were given, and there are no shared ones. */
   const Gate* gate;
+  /** The first top_k experts and weights of every row are there. */
+  bool given = false;
   /** As in Gate::route. */
   std::span<const float> bias;
-  /** Where the gate's choice goes, [row_count, top_k]. */
+  /** Where the gate's choice goes, [row_count, slots]. */
   std::uint32_t* experts;
   float* weights;
 };

@@ -56,20 +56,21 @@ std::optional<RoutingFault> RoutingTable::check_experts(std::span<const std::uin
   return std::nullopt;
 }
 
-void RoutingTable::gather(std::size_t layer, std::size_t token_count, std::uint32_t* experts, float* weights) const {
+void RoutingTable::gather(std::size_t layer, std::size_t token_count, std::size_t slots, std::uint32_t* experts,
+                          float* weights) const {
   std::size_t from = layer * top_k_;
   for (std::size_t t = 0; t < token_count; ++t, from += stride()) {
-    std::copy_n(experts_ + from, top_k_, experts + t * top_k_);
-    std::copy_n(weights_ + from, top_k_, weights + t * top_k_);
+    std::copy_n(experts_ + from, top_k_, experts + t * slots);
+    std::copy_n(weights_ + from, top_k_, weights + t * slots);
   }
 }
 
-void RoutingTable::scatter(std::size_t layer, std::size_t token_count, const std::uint32_t* experts,
+void RoutingTable::scatter(std::size_t layer, std::size_t token_count, std::size_t slots, const std::uint32_t* experts,
                            const float* weights) {
   std::size_t to = layer * top_k_;
   for (std::size_t t = 0; t < token_count; ++t, to += stride()) {
-    std::copy_n(experts + t * top_k_, top_k_, experts_ + to);
-    std::copy_n(weights + t * top_k_, top_k_, weights_ + to);
+    std::copy_n(experts + t * slots, top_k_, experts_ + to);
+    std::copy_n(weights + t * slots, top_k_, weights_ + to);
   }
 }
 

@@ -47,10 +47,11 @@ class RoutingTable {
   /** The other way, as it is. */
   void read(std::size_t first, std::span<std::uint8_t> experts, std::span<std::uint8_t> weights) const;
 
-  /** Copies a layer's [token_count, top_k] out. */
-  void gather(std::size_t layer, std::size_t token_count, std::uint32_t* experts, float* weights) const;
+  /** Copies a layer's top_k experts and weights of each token to the first of its `slots`, [token_count, slots]. */
+  void gather(std::size_t layer, std::size_t token_count, std::size_t slots, std::uint32_t* experts, float* weights) const;
   /** The other way. */
-  void scatter(std::size_t layer, std::size_t token_count, const std::uint32_t* experts, const float* weights);
+  void scatter(std::size_t layer, std::size_t token_count, std::size_t slots, const std::uint32_t* experts,
+               const float* weights);
 
  private:
   std::optional<RoutingFault> check_experts(std::span<const std::uint32_t> experts) const;

@@ -3,20 +3,65 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "model/weight_file.h"
 
 namespace switchyard {
 
-enum class StoredDtype { bf16, f16, f32 };
+/** The last five are codes, which are multiplied by a scale; u8 stands 128 above its value, u4 stands 8 above. Of two u4 or f4 in a byte the lower is first. */
+enum class StoredDtype { bf16, f16, f32, f8_e4m3, f4_e2m1, i8, u8, u4 };
+constexpr bool is_code(StoredDtype dtype) { return dtype >= StoredDtype::f8_e4m3; }
+/** Of one element. */
+constexpr size_t bits_of(StoredDtype dtype) {
+  if (dtype == StoredDtype::f32) return 32;
+  if (dtype == StoredDtype::f4_e2m1 || dtype == StoredDtype::u4) return 4;
+  return is_code(dtype) ? 8 : 16;
+}
 
-/** Little-endian elements in a file, row after row; the offset needs no alignment. */
+/** f8_e8m0: 2^(e - 127). */
+enum class ScaleDtype { bf16, f16, f32, f8_e8m0 };
+
+/** What codes are multiplied by; see ScaleSource in native/index.ts. */
+struct Scales {
+  std::shared_ptr<const WeightFile> file;
+  size_t byte_offset;
+  ScaleDtype dtype;
+  size_t columns;
+  size_t block_rows, block_columns;
+  size_t first_row, row_step, first_column;
+};
+
+/** The bytes of a matrix whose columns are not side by side, read whole when they are first needed. */
+class WholeMatrix {
+ public:
+  WholeMatrix(std::shared_ptr<const WeightFile> file, size_t byte_offset, size_t byte_count);
+  const std::vector<std::byte>& bytes();
+
+ private:
+  std::shared_ptr<const WeightFile> file_;
+  size_t byte_offset_;
+  size_t byte_count_;
+  std::once_flag read_;
+  std::vector<std::byte> bytes_;
+};
+
+/** Little-endian elements in a file; the offset needs no alignment. */
 struct FileTensor {
   std::shared_ptr<const WeightFile> file;
   size_t byte_offset;
   StoredDtype dtype;
+  /** Elements from one row to the next, and from one column to the next. Rows of codes are whole bytes. */
+  size_t row_stride;
+  size_t column_stride = 1;
+  /** Given if and only if the elements are codes. */
+  std::optional<Scales> scales;
+  /** Of a matrix whose columns are not side by side. */
+  std::shared_ptr<WholeMatrix> whole;
 };
 
 /** Values uniform in [center - scale, center + scale), the same on every machine. */
@@ -37,12 +82,15 @@ struct TensorSource {
   size_t elements() const { return rows * columns; }
 };
 
+/** Gives a checked source whose columns are not side by side its WholeMatrix. */
+void place_whole(TensorSource& source);
+
 /** Throws INVALID_ARGUMENT, naming `field`, for a shape of no or too many elements, or one that ends past its file. */
 void check_tensor(const TensorSource& source, const std::string& field);
 
 /**
  * Writes elements first to first + count - 1, in row-major order: as BF16 (to nearest, ties to even), or as they are
- * stored (synthetic ones are BF16). The source must have passed check_tensor. Any number of threads may read one source.
+ * stored (synthetic ones are BF16), codes times their scales. The source must have passed check_tensor. Any number of threads may read one source.
  */
 void read_elements(const TensorSource& source, size_t first, size_t count, uint16_t* out);
 void read_elements(const TensorSource& source, size_t first, size_t count, float* out);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <string>
 
 #include "reference/matrix.h"
@@ -25,6 +26,10 @@ void check_shape(const TensorSource& source, size_t rows, size_t columns, const 
                 std::to_string(rows) + " x " + std::to_string(columns));
 }
 
+void check_elements(const TensorSource& source, size_t elements, const std::string& field) {
+  if (source.elements() != elements) throw_invalid(field, source.elements(), std::to_string(elements));
+}
+
 void check_routing(const RoutingSpec& routing, size_t experts) {
   const std::string up_to = "1 to ";
   if (routing.groups < 1 || experts % routing.groups != 0) {
@@ -43,7 +48,10 @@ void check_layer(std::span<const double> rows, size_t hidden, const ReferenceLay
   if (hidden == 0 || rows.empty() || rows.size() % hidden != 0) {
     throw_invalid("rows.length", rows.size(), "a positive multiple of hidden " + std::to_string(hidden));
   }
-  const size_t experts = layer.experts.size();
+  if (layer.shared.weights.size() >= layer.experts.size()) {
+    throw_invalid("shared.weights.length", layer.shared.weights.size(), "below the number of experts");
+  }
+  const size_t experts = layer.experts.size() - layer.shared.weights.size();
   check_routing(layer.routing, experts);
   check_shape(layer.gate, experts, hidden, "gate");
   if (layer.norm) check_shape(*layer.norm, 1, hidden, "norm");
@@ -65,10 +73,13 @@ void check_layer(std::span<const double> rows, size_t hidden, const ReferenceLay
     const size_t ffn = expert.up.rows;
     check_shape(expert.up, ffn, hidden, "experts.up");
     check_shape(expert.down, hidden, ffn, "experts.down");
-    if (expert.gate.has_value() != (expert.activation == Activation::swiglu)) {
-      throw_invalid("experts.gate", expert.gate ? "a matrix" : "null", "a matrix for swiglu alone");
+    if (expert.gate.has_value() != is_gated(expert.activation)) {
+      throw_invalid("experts.gate", expert.gate ? "a matrix" : "null", "a matrix for swiglu and geglu alone");
     }
     if (expert.gate) check_shape(*expert.gate, ffn, hidden, "experts.gate");
+    if (expert.gate_bias) check_elements(*expert.gate_bias, ffn, "experts.bias.gate");
+    if (expert.up_bias) check_elements(*expert.up_bias, ffn, "experts.bias.up");
+    if (expert.down_bias) check_elements(*expert.down_bias, hidden, "experts.bias.down");
   }
 }
 
@@ -88,36 +99,68 @@ std::vector<double> without_subnormals(std::vector<double> values) {
   return values;
 }
 
-/** x / sqrt(mean(x^2) + epsilon) * weight, row by row. */
-std::vector<double> normalize(std::span<const double> rows, const std::vector<double>& weight, double epsilon) {
+/** x / sqrt(mean(x^2) + epsilon) * (weight + offset), row by row. */
+std::vector<double> normalize(std::span<const double> rows, const std::vector<double>& weight, double offset, double epsilon) {
   const size_t hidden = weight.size();
   std::vector<double> output(rows.begin(), rows.end());
   for (size_t start = 0; start < rows.size(); start += hidden) {
     double* row = output.data() + start;
     const double factor = 1 / std::sqrt(dot(row, row, hidden) / static_cast<double>(hidden) + epsilon);
-    for (size_t i = 0; i < hidden; ++i) row[i] *= factor * weight[i];
+    for (size_t i = 0; i < hidden; ++i) row[i] *= factor * (weight[i] + offset);
   }
   overflow(output);
   return output;
 }
 
+/** Of two products' elements; NaN stays. */
+double gated(const ReferenceExpert& expert, double gate, double up) {
+  if (expert.activation == Activation::geglu) {
+    return gate / 2 * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (gate + 0.044715 * gate * gate * gate))) * up;
+  }
+  const auto at_most = [](double value, double most) { return value > most ? most : value; };
+  const GluForm& glu = expert.glu;
+  const double bounded = at_most(gate, glu.gate_max);
+  const double activated = at_most(bounded / (1 + std::exp(-glu.alpha * bounded)), glu.activation_max);
+  return activated * (-at_most(-at_most(up, glu.up_max), glu.up_max) + glu.up_offset);
+}
+
+double ungated(Activation activation, double value) {
+  if (activation == Activation::gelu) return value / 2 * (1 + std::erf(value / std::sqrt(2.0)));
+  const double positive = value < 0 ? 0 : value;
+  return positive * positive;
+}
+
 /** The expert's FFN for [count, hidden] inputs. */
 std::vector<double> apply_expert(const ReferenceExpert& expert, const std::vector<double>& inputs, size_t count,
                                  ThreadPool& pool) {
-  const auto product = [&](const TensorSource& matrix, const std::vector<double>& rows) {
+  const auto product = [&](const TensorSource& matrix, const std::optional<TensorSource>& bias,
+                           const std::vector<double>& rows) {
     std::vector<double> products = multiply(matrix, rows.data(), count, Precision::bf16, pool);
+    if (bias) {
+      const std::vector<double> added = read_doubles(*bias, Precision::stored);
+      for (size_t i = 0; i < products.size(); ++i) products[i] += added[i % added.size()];
+    }
     overflow(products);
     return products;
   };
-  std::vector<double> inner = product(expert.up, inputs);
-  if (expert.activation == Activation::swiglu) {
-    const std::vector<double> gate = product(*expert.gate, inputs);
-    for (size_t i = 0; i < inner.size(); ++i) inner[i] *= gate[i] / (1 + std::exp(-gate[i]));
+  std::vector<double> inner = product(expert.up, expert.up_bias, inputs);
+  if (is_gated(expert.activation)) {
+    const std::vector<double> gate = product(*expert.gate, expert.gate_bias, inputs);
+    for (size_t i = 0; i < inner.size(); ++i) inner[i] = gated(expert, gate[i], inner[i]);
   } else {
-    for (double& value : inner) value = value / 2 * (1 + std::erf(value / std::sqrt(2.0)));
+    for (double& value : inner) value = ungated(expert.activation, value);
   }
   overflow(inner);
-  return product(expert.down, inner);
+  return product(expert.down, expert.down_bias, inner);
+}
+
+/** What the gate of the shared experts gives each row: 1 if there is none. */
+std::vector<double> shared_gate(const ReferenceLayer& layer, const std::vector<double>& inputs, size_t row_count,
+                                ThreadPool& pool) {
+  if (!layer.shared.gate) return std::vector<double>(row_count, 1.0);
+  std::vector<double> shares = multiply(*layer.shared.gate, inputs.data(), row_count, Precision::stored, pool);
+  for (double& share : shares) share = std::isnan(share) ? 0.5 : 1 / (1 + std::exp(-share));
+  return shares;
 }
 
 /** Adds what one expert makes of the rows that use it. */
@@ -144,9 +187,10 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
                                 ThreadPool& pool) {
   check_layer(rows, hidden, layer);
   const size_t row_count = rows.size() / hidden;
-  const size_t experts = layer.experts.size();
+  const size_t shared = layer.shared.weights.size();
+  const size_t experts = layer.experts.size() - shared;
   const size_t top_k = layer.routing.top_k;
-  const std::vector<double> inputs = layer.norm ? normalize(rows, read_doubles(*layer.norm), layer.epsilon)
+  const std::vector<double> inputs = layer.norm ? normalize(rows, read_doubles(*layer.norm), layer.norm_offset, layer.epsilon)
                                                 : std::vector<double>(rows.begin(), rows.end());
   const std::vector<double> gate_inputs = without_subnormals(inputs);
   std::vector<double> logits = multiply(layer.gate, gate_inputs.data(), row_count, Precision::stored, pool);
@@ -155,7 +199,8 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
   for (const float bias : layer.gate_bias) bias_max = std::max(bias_max, std::abs(static_cast<double>(bias)));
 
   ReferenceResult result;
-  std::vector<std::vector<Use>> uses(experts);
+  std::vector<std::vector<Use>> uses(experts + shared);
+  const std::vector<double> shares = shared_gate(layer, gate_inputs, row_count, pool);
   for (size_t row = 0; row < row_count; ++row) {
     double* own = logits.data() + row * experts;
     for (size_t expert = 0; expert < layer.gate_bias.size(); ++expert) own[expert] += layer.gate_bias[expert];
@@ -166,6 +211,7 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
       const double weight = layer.given_weights.empty() ? choice.weights[i] : layer.given_weights[row * top_k + i];
       uses[used[i]].push_back({row, weight});
     }
+    for (size_t s = 0; s < shared; ++s) uses[experts + s].push_back({row, layer.shared.weights[s] * shares[row]});
     result.experts.insert(result.experts.end(), choice.experts.begin(), choice.experts.end());
     result.weights.insert(result.weights.end(), choice.weights.begin(), choice.weights.end());
     result.regret.push_back(choice.regret);
@@ -176,7 +222,7 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
 
   if (layer.residual) result.rows.assign(rows.begin(), rows.end());
   else result.rows.assign(rows.size(), 0);
-  for (size_t expert = 0; expert < experts; ++expert) {
+  for (size_t expert = 0; expert < experts + shared; ++expert) {
     add_expert(layer, expert, uses[expert], inputs, hidden, pool, result.rows);
   }
   overflow(result.rows);

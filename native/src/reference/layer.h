@@ -15,18 +15,29 @@ namespace switchyard {
 
 struct ReferenceExpert {
   Activation activation = Activation::swiglu;
-  /** [ffn, hidden]; only for swiglu. */
+  GluForm glu;
+  /** [ffn, hidden]; only for swiglu and geglu. */
   std::optional<TensorSource> gate;
   /** [ffn, hidden] */
   TensorSource up;
   /** [hidden, ffn] */
   TensorSource down;
+  /** Of the products. */
+  std::optional<TensorSource> gate_bias, up_bias, down_bias;
+};
+
+/** The experts that every row goes to are the last ones. */
+struct ReferenceShared {
+  std::span<const float> weights;
+  std::optional<TensorSource> gate;
 };
 
 /** The fields are those of ReferenceLayer in native/index.ts; empty spans stand for null. */
 struct ReferenceLayer {
   std::optional<TensorSource> norm;
   double epsilon = 0;
+  /** Added to the norm's weight. */
+  double norm_offset = 0;
   TensorSource gate;
   std::span<const float> gate_bias;
   std::span<const float> selection_bias;
@@ -34,6 +45,7 @@ struct ReferenceLayer {
   std::span<const uint32_t> given;
   std::span<const float> given_weights;
   std::vector<ReferenceExpert> experts;
+  ReferenceShared shared;
   bool residual = true;
 };
 

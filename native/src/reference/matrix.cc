@@ -51,9 +51,9 @@ __attribute__((target("avx2"))) double dot(const double* a, const double* b, siz
   return total;
 }
 
-std::vector<double> read_doubles(const TensorSource& source) {
+std::vector<double> read_doubles(const TensorSource& source, Precision precision) {
   std::vector<double> values(source.elements());
-  read_doubles(source, 0, values.size(), Precision::bf16, values.data());
+  read_doubles(source, 0, values.size(), precision, values.data());
   return values;
 }
 

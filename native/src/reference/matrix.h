@@ -14,8 +14,8 @@ double dot(const double* a, const double* b, size_t count);
 /** How the elements of a tensor enter: rounded to BF16, as experts compute, or as they are stored, as gates do. */
 enum class Precision { bf16, stored };
 
-/** The whole tensor, in BF16, as float64. */
-std::vector<double> read_doubles(const TensorSource& source);
+/** The whole tensor as float64. */
+std::vector<double> read_doubles(const TensorSource& source, Precision precision = Precision::bf16);
 
 /**
  * products[i * matrix.rows + r] = dot(matrix row r, inputs + i * matrix.columns) for `input_count` inputs. The

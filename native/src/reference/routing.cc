@@ -31,6 +31,13 @@ std::vector<double> log_scores_of(const std::vector<double>& logits, RoutingSpec
     for (double& value : logs) value = std::min(value, 0.0) - std::log1p(std::exp(-std::abs(value)));
     return logs;
   }
+  if (score == RoutingSpec::Score::sqrt_softplus) {
+    for (double& value : logs) {
+      // ln(softplus(x)), which for small x is x itself.
+      value = 0.5 * (value < -30 ? value : std::log(std::max(value, 0.0) + std::log1p(std::exp(-std::abs(value)))));
+    }
+    return logs;
+  }
   const double largest = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (const double value : logits) sum += std::exp(value - largest);

@@ -18,26 +18,49 @@ SWITCHYARD_INLINE Vector exponential(Vector x) {
   return Vector::scale(p, n);
 }
 
-SWITCHYARD_INLINE Vector silu(Vector v) {
-  return v / (Vector::set(1.0f) + exponential(Vector::set(0.0f) - v));
-}
+struct Swiglu {
+  SWITCHYARD_INLINE static Vector of(Vector gate, Vector up, const GluForm& form) {
+    const Vector g = Vector::minimum(Vector::set(form.gate_max), gate);
+    const Vector v = g / (Vector::set(1.0f) + exponential(Vector::set(0.0f) - g * Vector::set(form.alpha)));
+    const Vector bounded = Vector::maximum(Vector::set(-form.up_max), Vector::minimum(Vector::set(form.up_max), up));
+    return Vector::minimum(Vector::set(form.activation_max), v) * (bounded + Vector::set(form.up_offset));
+  }
+};
+
+/** v / 2 * (1 + tanh(y)) = v / (1 + exp(-2 y)), y = sqrt(2 / pi) * (v + 0.044715 v³). */
+struct Geglu {
+  SWITCHYARD_INLINE static Vector of(Vector gate, Vector up, const GluForm&) {
+    const Vector inner = Vector::multiply_add(gate * gate, Vector::set(0.044715f), Vector::set(1.0f)) * gate;
+    const Vector power = exponential(inner * Vector::set(-1.59576912f));
+    return gate / (Vector::set(1.0f) + power) * up;
+  }
+};
 
 /**
  * v / 2 * (1 + erf(v / sqrt(2))), relative error 3e-7 of erfc: with z = |v| / sqrt(2) and
  * t = 1 / (1 + 0.44 z), erfc(z) = t * P(t) * exp(-z²), P fitted for the smallest largest relative error.
  */
-SWITCHYARD_INLINE Vector gelu(Vector v) {
-  const Vector one = Vector::set(1.0f);
-  const Vector z = Vector::absolute(v) * Vector::set(0.707106781f);
-  const Vector t = one / Vector::multiply_add(z, Vector::set(0.44f), one);
-  Vector p = Vector::set(0.0713337351f);
-  p = Vector::multiply_add(p, t, Vector::set(-0.278429417f));
-  p = Vector::multiply_add(p, t, Vector::set(0.297560003f));
-  p = Vector::multiply_add(p, t, Vector::set(-0.0210286195f));
-  p = Vector::multiply_add(p, t, Vector::set(0.216287511f));
-  p = Vector::multiply_add(p, t, Vector::set(0.217160584f));
-  p = Vector::multiply_add(p, t, Vector::set(0.248897238f));
-  p = Vector::multiply_add(p, t, Vector::set(0.248219149f));
-  const Vector tail = t * p * exponential(Vector::set(0.0f) - z * z) * Vector::set(0.5f);
-  return v * Vector::select_negative(v, tail, one - tail);
-}
+struct Gelu {
+  SWITCHYARD_INLINE static Vector of(Vector v) {
+    const Vector one = Vector::set(1.0f);
+    const Vector z = Vector::absolute(v) * Vector::set(0.707106781f);
+    const Vector t = one / Vector::multiply_add(z, Vector::set(0.44f), one);
+    Vector p = Vector::set(0.0713337351f);
+    p = Vector::multiply_add(p, t, Vector::set(-0.278429417f));
+    p = Vector::multiply_add(p, t, Vector::set(0.297560003f));
+    p = Vector::multiply_add(p, t, Vector::set(-0.0210286195f));
+    p = Vector::multiply_add(p, t, Vector::set(0.216287511f));
+    p = Vector::multiply_add(p, t, Vector::set(0.217160584f));
+    p = Vector::multiply_add(p, t, Vector::set(0.248897238f));
+    p = Vector::multiply_add(p, t, Vector::set(0.248219149f));
+    const Vector tail = t * p * exponential(Vector::set(0.0f) - z * z) * Vector::set(0.5f);
+    return v * Vector::select_negative(v, tail, one - tail);
+  }
+};
+
+struct Relu2 {
+  SWITCHYARD_INLINE static Vector of(Vector v) {
+    const Vector positive = Vector::maximum(Vector::set(0.0f), v);
+    return positive * positive;
+  }
+};

@@ -116,9 +116,11 @@ SWITCHYARD_TARGET void multiply(const TileProduct& product) {
 }
 
 // Every CPU with AMX has AVX-512-BF16 too.
-void swiglu(const float* c, size_t rows, uint16_t* h) { avx512_bf16_kernels.swiglu(c, rows, h); }
-void gelu(const float* c, size_t rows, uint16_t* h) { avx512_bf16_kernels.gelu(c, rows, h); }
-void store(const float* c, uint16_t* out, size_t columns) { avx512_bf16_kernels.store(c, out, columns); }
+template <Activation activation>
+void activate(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
+  avx512_bf16_kernels.activate[static_cast<size_t>(activation)](c, epilogue, rows, h);
+}
+void store(const float* c, const float* bias, uint16_t* out, size_t columns) { avx512_bf16_kernels.store(c, bias, out, columns); }
 
 bool supported() {
   constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
@@ -139,8 +141,7 @@ const Kernels amx_bf16_kernels = {
     .streamed_rows = 2 * register_rows,
     .supported = supported,
     .multiply = multiply,
-    .swiglu = swiglu,
-    .gelu = gelu,
+    .activate = {activate<Activation::swiglu>, activate<Activation::geglu>, activate<Activation::gelu>, activate<Activation::relu2>},
     .store = store,
 };
 

@@ -144,26 +144,34 @@ void multiply(const TileProduct& product) {
   by_rows[product.rows - 1](product);
 }
 
-SWITCHYARD_TARGET void swiglu_rows(const float* c, size_t rows, uint16_t* h) {
+template <typename Form>
+SWITCHYARD_TARGET void gated_rows(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
+  const auto sum = [&](size_t column) SWITCHYARD_TARGET { return Vector::load(c + column) + Vector::load(epilogue.bias + column); };
   for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {
     for (size_t column = 0; column < 32; column += 8) {
-      store_eight(h + column, silu(Vector::load(c + column)) * Vector::load(c + column + 32));
+      store_eight(h + column, Form::of(sum(column), sum(column + 32), epilogue.glu));
     }
   }
 }
 
-SWITCHYARD_TARGET void gelu_rows(const float* c, size_t rows, uint16_t* h) {
+template <typename Form>
+SWITCHYARD_TARGET void ungated_rows(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
+  const auto activated = [&](size_t column) SWITCHYARD_TARGET {
+    return Form::of(Vector::load(c + column) + Vector::load(epilogue.bias + column));
+  };
   for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {
     for (size_t column = 0; column < 32; column += 8) {
-      store_eight(h + column, gelu(Vector::load(c + column)));
-      store_eight(h + rows * group_depth + column, gelu(Vector::load(c + column + 32)));
+      store_eight(h + column, activated(column));
+      store_eight(h + rows * group_depth + column, activated(column + 32));
     }
   }
 }
 
-SWITCHYARD_TARGET void store_row(const float* c, uint16_t* out, size_t columns) {
+SWITCHYARD_TARGET void store_row(const float* c, const float* bias, uint16_t* out, size_t columns) {
   uint16_t whole[panel_columns];
-  for (size_t column = 0; column < panel_columns; column += 8) store_eight(whole + column, Vector::load(c + column));
+  for (size_t column = 0; column < panel_columns; column += 8) {
+    store_eight(whole + column, Vector::load(c + column) + Vector::load(bias + column));
+  }
   std::memcpy(out, whole, columns * sizeof *out);
 }
 
@@ -178,8 +186,7 @@ const Kernels avx2_kernels = {
     .streamed_rows = 5,
     .supported = supported,
     .multiply = multiply,
-    .swiglu = swiglu_rows,
-    .gelu = gelu_rows,
+    .activate = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>},
     .store = store_row,
 };
 

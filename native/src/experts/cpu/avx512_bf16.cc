@@ -134,30 +134,34 @@ void multiply(const TileProduct& product) {
   by_rows[product.rows - 1](product);
 }
 
-SWITCHYARD_TARGET void swiglu_rows(const float* c, size_t rows, uint16_t* h) {
+template <typename Form>
+SWITCHYARD_TARGET void gated_rows(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
+  const auto sum = [&](size_t column) SWITCHYARD_TARGET { return Vector::load(c + column) + Vector::load(epilogue.bias + column); };
   for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {
-    const Vector low = silu(Vector::load(c)) * Vector::load(c + 32);
-    const Vector high = silu(Vector::load(c + 16)) * Vector::load(c + 48);
+    const Vector low = Form::of(sum(0), sum(32), epilogue.glu);
+    const Vector high = Form::of(sum(16), sum(48), epilogue.glu);
     _mm512_storeu_si512(h, round_pair(low, high));
   }
 }
 
-SWITCHYARD_TARGET void gelu_rows(const float* c, size_t rows, uint16_t* h) {
+template <typename Form>
+SWITCHYARD_TARGET void ungated_rows(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
+  const auto activated = [&](size_t column) SWITCHYARD_TARGET {
+    return Form::of(Vector::load(c + column) + Vector::load(epilogue.bias + column));
+  };
   for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {
-    const Vector first_low = gelu(Vector::load(c));
-    const Vector first_high = gelu(Vector::load(c + 16));
-    _mm512_storeu_si512(h, round_pair(first_low, first_high));
-    const Vector second_low = gelu(Vector::load(c + 32));
-    const Vector second_high = gelu(Vector::load(c + 48));
-    _mm512_storeu_si512(h + rows * group_depth, round_pair(second_low, second_high));
+    _mm512_storeu_si512(h, round_pair(activated(0), activated(16)));
+    _mm512_storeu_si512(h + rows * group_depth, round_pair(activated(32), activated(48)));
   }
 }
 
-SWITCHYARD_TARGET void store_row(const float* c, uint16_t* out, size_t columns) {
+SWITCHYARD_TARGET void store_row(const float* c, const float* bias, uint16_t* out, size_t columns) {
   for (size_t first = 0; first < columns; first += 32) {
     const size_t count = columns - first < 32 ? columns - first : 32;
     const __mmask32 mask = count == 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
-    _mm512_mask_storeu_epi16(out + first, mask, round_pair(Vector::load(c + first), Vector::load(c + first + 16)));
+    const Vector low = Vector::load(c + first) + Vector::load(bias + first);
+    const Vector high = Vector::load(c + first + 16) + Vector::load(bias + first + 16);
+    _mm512_mask_storeu_epi16(out + first, mask, round_pair(low, high));
   }
 }
 
@@ -175,8 +179,7 @@ const Kernels avx512_bf16_kernels = {
     .streamed_rows = 6,
     .supported = supported,
     .multiply = multiply,
-    .swiglu = swiglu_rows,
-    .gelu = gelu_rows,
+    .activate = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>},
     .store = store_row,
 };
 

@@ -161,7 +161,7 @@ void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowRefer
   multiply(tiles, intermediate, expert.second(), [&](size_t panel, size_t tile, const float* sums) {
     const size_t column = panel * panel_columns;
     for (size_t row = 0; row < tiles.size(tile); ++row) {
-      kernels_.store(sums + row * panel_columns, rows[tiles.begin(tile) + row].output + column,
+      kernels_.store(sums + row * panel_columns, expert.second_bias(panel), rows[tiles.begin(tile) + row].output + column,
                      std::min(panel_columns, hidden - column));
     }
   });
@@ -187,7 +187,7 @@ void CpuBackend::pack_tile(const CpuExpert& expert, std::span<const RowReference
 void CpuBackend::activate(const CpuExpert& expert, size_t panel, size_t rows, const float* sums, uint16_t* tile) const {
   const size_t outputs = expert.panel_outputs();
   uint16_t* const h = tile + panel * outputs * rows;
-  (expert.activation() == Activation::swiglu ? kernels_.swiglu : kernels_.gelu)(sums, rows, h);
+  kernels_.activate[static_cast<size_t>(expert.activation())](sums, expert.epilogue(panel), rows, h);
   // Padding columns must be zero even where the row is infinite, or they would make its output NaN.
   for (size_t column = expert.ffn() - panel * outputs; column < outputs; ++column) {
     for (size_t row = 0; row < rows; ++row) h[(column / group_depth * rows + row) * group_depth + column % group_depth] = 0;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "experts/backend.h"
+#include "experts/cpu/kernels.h"
 #include "experts/cpu/weights.h"
 
 namespace switchyard::cpu {
@@ -16,6 +17,10 @@ class CpuExpert final : public Expert {
   size_t ffn() const override { return ffn_; }
 
   Activation activation() const { return activation_; }
+  /** Of a panel of the first product. */
+  Epilogue epilogue(size_t panel) const { return {first_bias_.data() + panel * panel_columns, glu_}; }
+  /** [64], added to the sums of a panel of the second product. */
+  const float* second_bias(size_t panel) const { return second_bias_.data() + panel * panel_columns; }
   /** Elements of the intermediate that one panel of the first product gives. */
   size_t panel_outputs() const { return panel_outputs_; }
   /** up, or gate and up: a swiglu panel holds 32 columns of gate and beside them the same 32 of up. */
@@ -25,11 +30,15 @@ class CpuExpert final : public Expert {
 
  private:
   Activation activation_;
+  GluForm glu_;
   size_t hidden_;
   size_t ffn_;
   size_t panel_outputs_;
   PackedWeights first_;
   PackedWeights second_;
+  /** In the order of the panels' columns; negative zero, which changes nothing, where there is none. */
+  std::vector<float> first_bias_;
+  std::vector<float> second_bias_;
 };
 
 }  // namespace switchyard::cpu

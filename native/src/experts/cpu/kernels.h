@@ -5,6 +5,8 @@
 #include <span>
 #include <string_view>
 
+#include "experts/activation.h"
+
 namespace switchyard::cpu {
 
 /** Rows of one tile times one panel, over some groups of k. */
@@ -31,6 +33,15 @@ struct TileProduct {
   size_t fetch_lines;
 };
 
+/** What becomes of the sums of a panel. */
+struct Epilogue {
+  /** [64], added to the sums first. */
+  const float* bias;
+  GluForm glu;
+};
+
+constexpr size_t activation_count = 4;
+
 /**
  * What one instruction set computes. Every element of a product is summed in the order of k, in float32,
  * whatever the number of rows and wherever k is cut, so its bits depend on its row and column alone.
@@ -47,12 +58,13 @@ struct Kernels {
   /** Whether this machine can run it. */
   bool (*supported)();
   void (*multiply)(const TileProduct& product);
-  /** c [rows][64], columns 0 to 31 gate, 32 to 63 up -> h [rows][32] = silu(gate) * up, BF16. */
-  void (*swiglu)(const float* c, size_t rows, uint16_t* h);
-  /** c [rows][64] -> h [2][rows][32] = gelu(c), BF16. */
-  void (*gelu)(const float* c, size_t rows, uint16_t* h);
-  /** One row: 64 floats to `columns` <= 64 BF16. */
-  void (*store)(const float* c, uint16_t* out, size_t columns);
+  /**
+   * By Activation. With a gate: c [rows][64], columns 0 to 31 gate, 32 to 63 up -> h [rows][32], BF16. Without: c [rows][64] -> h
+   * [2][rows][32].
+   */
+  void (*activate[activation_count])(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h);
+  /** One row: 64 floats, with a bias added, to `columns` <= 64 BF16. */
+  void (*store)(const float* c, const float* bias, uint16_t* out, size_t columns);
 };
 
 extern const Kernels amx_bf16_kernels;

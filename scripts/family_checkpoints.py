@@ -1,0 +1,124 @@
+"""Small random models of MoE families, as Hugging Face transformers builds them."""
+
+import torch
+import transformers
+
+HIDDEN, FFN, EXPERTS, TOP_K, LAYERS = 32, 16, 8, 2, 3
+
+# What most configurations share. The vocabulary and the attention are as small as they may be.
+COMMON = dict(
+    vocab_size=16,
+    hidden_size=HIDDEN,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=16,
+    pad_token_id=None,
+    bos_token_id=None,
+    eos_token_id=None,
+)
+MLA = dict(kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8)
+DSA = dict(**MLA, index_n_heads=2, index_head_dim=16, index_topk=4)
+LINEAR = dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2)
+EXPERT = dict(moe_intermediate_size=FFN, num_experts_per_tok=TOP_K)
+DENSE = dict(intermediate_size=24)
+V3 = dict(**EXPERT, **DENSE, n_routed_experts=EXPERTS, n_shared_experts=1, routed_scaling_factor=2.5, n_group=4,
+          topk_group=2, norm_topk_prob=True)
+VISION = dict(depth=1, hidden_size=16, num_heads=2, out_hidden_size=HIDDEN, intermediate_size=16, num_hidden_layers=1,
+              num_attention_heads=2)
+
+# By name: the model_type, and what its configuration says beside COMMON.
+FAMILIES = {
+    "qwen2_moe": ("qwen2_moe", dict(**EXPERT, **DENSE, num_experts=EXPERTS, shared_expert_intermediate_size=40)),
+    "olmoe": ("olmoe", dict(num_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN)),
+    "deepseek_v2": ("deepseek_v2", dict(**EXPERT, **DENSE, **MLA, n_routed_experts=EXPERTS, n_shared_experts=2,
+                    first_k_dense_replace=1, topk_method="group_limited_greedy", n_group=4, topk_group=2,
+                    routed_scaling_factor=1.5)),
+    "deepseek_v3": ("deepseek_v3", dict(**V3, **MLA, first_k_dense_replace=1)),
+    "deepseek_v32": ("deepseek_v32", dict(**V3, **DSA, first_k_dense_replace=1)),
+    "glm4_moe": ("glm4_moe", dict(V3, n_shared_experts=2, first_k_dense_replace=1)),
+    "glm_moe_dsa": ("glm_moe_dsa", dict(**V3, **DSA, first_k_dense_replace=1)),
+    "glm4_moe_lite": ("glm4_moe_lite", dict(**V3, **MLA)),
+    "dots1": ("dots1", dict(**V3, first_k_dense_replace=1)),
+    "exaone_moe": ("exaone_moe", dict(**EXPERT, **DENSE, num_experts=EXPERTS, num_shared_experts=1, n_group=4,
+                   topk_group=2, routed_scaling_factor=2.5)),
+    "solar_open": ("solar_open", dict(V3, n_group=1, topk_group=1)),
+    "sarvam_moe": ("sarvam_moe", dict(**EXPERT, **DENSE, num_experts=EXPERTS, num_shared_experts=1, n_group=4, topk_group=2)),
+    "bailing_hybrid": ("bailing_hybrid", dict(**DENSE, **MLA, moe_intermediate_size=FFN, num_experts=EXPERTS,
+                       num_experts_per_token=TOP_K, num_shared_experts=1, num_expert_group=4, topk_group=2,
+                       mlp_layer_types=["dense", "sparse", "sparse"])),
+    "mimo_v2_flash": ("mimo_v2_flash", dict(**EXPERT, **DENSE, n_routed_experts=EXPERTS)),
+    "minimax_m2": ("minimax_m2", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN)),
+    "qwen3_next": ("qwen3_next", dict(**EXPERT, **DENSE, **LINEAR, num_experts=EXPERTS, shared_expert_intermediate_size=FFN)),
+    "qwen3_5_moe": ("qwen3_5_moe_text", dict(**EXPERT, **LINEAR, num_experts=EXPERTS, shared_expert_intermediate_size=FFN)),
+    "gpt_oss": ("gpt_oss", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN, swiglu_limit=1.5)),
+    "ernie4_5_moe": ("ernie4_5_moe", dict(**DENSE, moe_num_experts=EXPERTS, moe_k=TOP_K, moe_intermediate_size=FFN,
+                     moe_num_shared_experts=2, moe_layer_start_index=1, moe_layer_end_index=-1, moe_layer_interval=1)),
+    "nemotron_h": ("nemotron_h", dict(**V3, layers_block_type=["moe", "mlp", "moe"], moe_shared_expert_intermediate_size=24,
+                   mamba_num_heads=2, mamba_head_dim=8, ssm_state_size=8, n_groups=1)),
+    "llama4": ("llama4_text", dict(num_local_experts=EXPERTS, intermediate_size=FFN, intermediate_size_mlp=24,
+               interleave_moe_layer_step=2)),
+    "deepseek_v4": ("deepseek_v4", dict(**EXPERT, n_routed_experts=EXPERTS, n_shared_experts=1, swiglu_limit=1.0,
+                    mlp_layer_types=["moe", "moe", "moe"])),
+    "minimax_m3": ("minimax_m3_vl_text", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN,
+                   shared_intermediate_size=24, swiglu_limit=1.5, routed_scaling_factor=2.0)),
+    "qwen3_vl_moe": ("qwen3_vl_moe", dict(text_config=dict(COMMON, **EXPERT, **DENSE, num_experts=EXPERTS,
+                     rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1])),
+                     vision_config=dict(VISION, deepstack_visual_indexes=[0]))),
+    "glm4v_moe": ("glm4v_moe", dict(text_config=dict(COMMON, **V3, first_k_dense_replace=1,
+                  rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1])), vision_config=dict(VISION))),
+    "kimi_k25": ("kimi_k25", dict(text_config=dict(COMMON, **V3, **MLA, model_type="deepseek_v3", first_k_dense_replace=1),
+                 vision_config=dict(VISION))),
+    "jamba": ("jamba", dict(num_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN, expert_layer_period=2,
+              expert_layer_offset=0, attn_layer_period=1, attn_layer_offset=0, use_mamba_kernels=False)),
+    "lfm2_moe": ("lfm2_moe", dict(**EXPERT, **DENSE, num_experts=EXPERTS, num_dense_layers=1,
+                 layer_types=["full_attention"] * LAYERS)),
+    "hy_v3": ("hy_v3", dict(**EXPERT, **DENSE, num_experts=EXPERTS, num_shared_experts=1)),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", dict(num_experts=EXPERTS, moe_topk=TOP_K, intermediate_size=FFN)),
+    "mellum": ("mellum", dict(**EXPERT, **DENSE, num_experts=EXPERTS)),
+    "laguna": ("laguna", dict(**EXPERT, **DENSE, num_experts=EXPERTS, shared_expert_intermediate_size=FFN)),
+    "afmoe": ("afmoe", dict(**EXPERT, **DENSE, num_experts=EXPERTS, num_dense_layers=1)),
+    "granitemoe": ("granitemoe", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN)),
+    "granitemoeshared": ("granitemoeshared", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN,
+                         shared_intermediate_size=24)),
+    "minimax": ("minimax", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN)),
+    "flex_olmo": ("flex_olmo", dict(num_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN)),
+    "cohere2_moe": ("cohere2_moe", dict(**EXPERT, **DENSE, num_experts=EXPERTS)),
+    "kimi_linear": ("kimi_linear", dict(**EXPERT, **DENSE, **MLA, num_experts=EXPERTS)),
+    "axk2": ("axk2", dict(**V3, **MLA)),
+    "aria": ("aria_text", dict(moe_num_experts=EXPERTS, moe_topk=TOP_K, intermediate_size=FFN, moe_num_shared_experts=2)),
+    "hy_v4": ("hy_v4", dict(**V3)),
+}
+
+# Of these the bare block alone makes sense.
+bare_only = {"deepseek_v4", "glm5_next", "gemma4", "granitemoe", "granitemoeshared", "minimax", "flex_olmo", "cohere2_moe", "axk2", "afmoe",
+             "hy_v4"}
+
+
+def norm_offset(name):
+    return 1 if name in ("qwen3_next", "qwen3_5_moe", "minimax_m3", "step3p7") else 0
+
+
+def build(name):
+    model_type, more = FAMILIES[name]
+    nested = "text_config" in more
+    config = transformers.AutoConfig.for_model(model_type, **(more if nested else {**COMMON, **more}))
+    return auto(name).from_config(config, dtype=torch.bfloat16)
+
+
+def auto(name):
+    nested = "text_config" in FAMILIES[name][1]
+    return transformers.AutoModelForImageTextToText if nested else transformers.AutoModelForCausalLM
+
+
+def load(name, directory):
+    return auto(name).from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def inner(model):
+    """The module that holds the layers."""
+    for candidate in (model, getattr(model, "model", None), getattr(model, "backbone", None), getattr(model, "transformer", None)):
+        if hasattr(candidate, "layers"):
+            return candidate
+    return model.model.language_model

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Makes a small random checkpoint of every MoE family with Hugging Face transformers, and what it computes.
+
+Needs Python packages that the product itself does not: pip install torch transformers safetensors
+
+Writes for every family NAME a directory NAME:
+  config.json, model.safetensors   as save_pretrained writes them, less the tensors that no MoE layer needs
+  expected.safetensors
+      input        BF16 [tokens, hidden]
+      moe.N        F32, the MoE block of layer N alone on the input: no norm, no residual
+      stack        F32, x + MoE(RMSNorm(x)) through all layers with experts; only where the family's layers are so
+Expected values come from the float32 run of the saved weights by the library's own modules.
+
+The committed fixtures are made by
+  scripts/make-families.py test/fixtures/families
+"""
+
+import argparse
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore")
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from family_checkpoints import FAMILIES, HIDDEN, bare_only, build, inner, load, norm_offset
+
+TOKENS = 32
+NEEDED = re.compile(r"layers\.\d+\..*(mlp|moe|ffn|feed_forward|mixer|expert|router|norm)")
+NOT_NEEDED = re.compile(r"attn|attention\.|mamba|conv|indexer|linear_attn|hc_|visual|vision|audio|mtp|A_log|dt_bias")
+
+
+def randomise(model, name):
+    """The library's initial weights are so small that every layer is nearly the identity; these keep values O(1)."""
+    with torch.no_grad():
+        for path, weight in [*model.named_parameters(), *model.named_buffers()]:
+            if "rotary" in path or not weight.is_floating_point():
+                continue
+            if "correction_bias" in path or "expert_bias" in path or "router_bias" in path:
+                centre = 6.0 if name == "glm4_moe" else -0.7 if name == "glm_moe_dsa" else 0.0
+                weight.copy_(centre + 0.1 * torch.randn(weight.shape))
+            elif "bias" in path:
+                weight.copy_(0.5 * torch.randn(weight.shape))
+            elif "norm" in path and weight.dim() == 1:
+                weight.copy_(torch.rand(weight.shape) + 0.5 - norm_offset(name))
+            elif weight.dim() < 2:
+                weight.copy_(torch.rand(weight.shape) + 0.5)
+            else:
+                steep = 2 if re.search(r"(gate|router|wg|classifier)\.weight$|router\.proj|gate\.weight", path) else 1
+                weight.copy_(steep * weight.shape[-1] ** -0.5 * torch.randn(weight.shape))
+
+
+class Sum(torch.nn.Module):
+    """A block and the shared experts that stand beside it."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = torch.nn.ModuleList(parts)
+
+    def forward(self, rows):
+        return sum(run(part, rows) for part in self.parts)
+
+
+def blocks(model):
+    """The MoE block and the norm in front of it, by layer."""
+    for number, layer in enumerate(inner(model).layers):
+        found = [child for child in layer.children() if any(path.split(".")[-1] == "experts" for path, _ in child.named_modules())]
+        if not found:
+            continue
+        if hasattr(layer, "shared_mlp") and layer.shared_mlp is not None:
+            found = [Sum(found[0], layer.shared_mlp)]
+        norms = [getattr(layer, each, None) for each in
+                 ("post_attention_layernorm", "pre_ff_layernorm", "ffn_norm", "pre_mlp_layernorm", "norm")]
+        yield number, found[0], next((norm for norm in norms if norm is not None), None)
+
+
+def run(block, rows):
+    result = block(rows)
+    result = result[0] if isinstance(result, tuple) else result
+    return result.reshape(rows.shape)
+
+
+def bf16(rows):
+    return rows.to(torch.bfloat16).float()
+
+
+def expected(model, rows, name):
+    """The tensors; None if rows in BF16 between the steps lead to other experts, as near ties do."""
+    start = rows.float().unsqueeze(0)
+    tensors = {"input": rows}
+    with torch.no_grad():
+        stack = rounded = start
+        for number, block, norm in blocks(model):
+            tensors[f"moe.{number}"] = run(block, start).squeeze(0).contiguous()
+            if name not in bare_only:
+                stack = stack + run(block, norm(stack))
+                rounded = bf16(rounded + bf16(run(block, bf16(norm(rounded)))))
+        if name not in bare_only:
+            if torch.linalg.norm(rounded - stack) > 6e-3 * torch.linalg.norm(stack):
+                return None
+            tensors["stack"] = stack.squeeze(0).contiguous()
+    return tensors
+
+
+def make(name, directory, seed):
+    torch.manual_seed(seed)
+    model = build(name)
+    randomise(model, name)
+    shutil.rmtree(directory, ignore_errors=True)
+    model.save_pretrained(directory)
+    rows = torch.randn(TOKENS, HIDDEN).to(torch.bfloat16)
+    return expected(load(name, directory), rows, name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}")
+    for name in options.families:
+        directory = options.output / name
+        tensors = next(made for seed in range(100) if (made := make(name, directory, seed)) is not None)
+        whole = load_file(directory / "model.safetensors")
+        kept = {key: value for key, value in whole.items() if NEEDED.search(key) and not NOT_NEEDED.search(key)}
+        save_file(kept, directory / "model.safetensors", {"format": "pt"})
+        (directory / "generation_config.json").unlink(missing_ok=True)
+        save_file(tensors, directory / "expected.safetensors")
+        for file in directory.iterdir():
+            file.chmod(0o644)
+        print(f"{name}: {', '.join(tensors)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+import { z } from 'zod';
+import { modelLimits, size } from '../limits.js';
+import { clamped } from './activations.js';
+import type { Family } from './family.js';
+import { allLayers, common, countOrNone, expertWidth, number, orElse, sharedOf } from './fields.js';
+import { layouts, numbered } from './layouts.js';
+
+/**
+ * Scores are sqrt(softplus(logit)), always renormalised. The first layers choose by the tokens' ids, which are not known here: their routing
+ * must be given. Residuals are hyper-connections.
+ */
+export const deepseekV4: Family = {
+  name: 'deepseek_v4',
+  types: ['deepseek_v4'],
+  bare: true,
+  config: z
+    .object({
+      ...common,
+      num_hidden_layers: size(modelLimits.layers),
+      moe_intermediate_size: expertWidth,
+      n_shared_experts: orElse(countOrNone, 1),
+      routed_scaling_factor: orElse(number, 1.5),
+      scoring_func: z.literal('sqrtsoftplus', { error: '"sqrtsoftplus"' }).default('sqrtsoftplus'),
+      swiglu_limit: orElse(number, 10),
+      mlp_layer_types: z.array(z.string(), { error: 'a list of "hash_moe" and "moe"' }).nullish(),
+      num_hash_layers: orElse(countOrNone, 3),
+    })
+    .transform((config) => {
+      const layers = allLayers(config.num_hidden_layers);
+      const hashed = (layer: number) =>
+        config.mlp_layer_types
+          ? config.mlp_layer_types[layer] === 'hash_moe'
+          : layer < config.num_hash_layers;
+      return {
+        hidden: config.hidden_size,
+        experts: config.num_experts,
+        layers,
+        givenLayers: layers.filter(hashed),
+        routing: {
+          topK: config.num_experts_per_tok,
+          score: 'sqrt-softplus' as const,
+          renormalise: true,
+          scale: config.routed_scaling_factor,
+          groups: 1,
+          groupsChosen: 1,
+          groupScore: 'max' as const,
+          masked: 'negative-infinity' as const,
+          weightOn: 'output' as const,
+        },
+        expert: clamped(config.moe_intermediate_size, config.swiglu_limit),
+        shared: sharedOf(
+          clamped(config.moe_intermediate_size * config.n_shared_experts, config.swiglu_limit),
+        ),
+        normEpsilon: config.rms_norm_eps,
+      };
+    }),
+  layouts: layouts({
+    norm: ['ffn_norm.weight'],
+    router: 'ffn.gate.weight',
+    selectionBias: ['ffn.gate.bias'],
+    experts: numbered('ffn.experts.#'),
+    shared: numbered('ffn.shared_experts'),
+  }),
+};

@@ -1,0 +1,83 @@
+import type { z } from 'zod';
+import type { RoutingSpec } from '../../../native/index.js';
+import type { FfnSpec } from '../spec.js';
+
+/** The experts that every token goes to, as one FFN: families hold several of them side by side in one. */
+export interface SharedSpec extends FfnSpec {
+  weight: number;
+  /** Multiply its result by sigmoid(w · x) too. */
+  gated: boolean;
+}
+
+/** What a family's config.json says about its MoE layers. */
+export interface FamilyConfig {
+  hidden: number;
+  experts: number;
+  /** Layers with experts, ascending. */
+  layers: number[];
+  /** Those of them whose experts the gate does not choose; none if absent. */
+  givenLayers?: number[];
+  routing: RoutingSpec;
+  expert: FfnSpec;
+  shared: SharedSpec | null;
+  normEpsilon: number;
+}
+
+/** Names of three matrices of an FFN. `gate` is null without one. */
+export interface MatrixNames {
+  kind: 'separate';
+  gate: string | null;
+  up: string;
+  down: string;
+}
+
+/**
+ * Gate and up in one tensor, [2 * ffn, hidden] with the gate above, or where `interleaved`, row by row in turn. Transposed: tensors are
+ * [hidden, 2 * ffn] and [ffn, hidden]; `either` is told by the shape, and
+ * `unless-packed` by whether they are quantised.
+ */
+export interface FusedNames {
+  kind: 'fused';
+  gateUp: string;
+  down: string;
+  transposed: boolean | 'either' | 'unless-packed';
+  interleaved: boolean;
+  /** Biases, [2 * ffn] and [hidden]; only of families that have them. */
+  gateUpBias?: string;
+  downBias?: string;
+}
+
+/**
+ * How an export names a layer's tensors, under the layer's own prefix. In the names of experts `#` stands for the expert's number; without it
+ * the tensor holds all experts, in one more dimension in front. Of several names the first that is there counts.
+ */
+export interface LayerNames {
+  /** The weight of the norm in front of the MoE block. */
+  norm: readonly string[];
+  /** What is added to it: 1 where the norm multiplies by 1 + weight. */
+  normOffset: number;
+  router: string;
+  /** Where the router's weight is stored as [hidden, experts]. */
+  routerTransposed: boolean;
+  /** Added to the logits. */
+  routerBias: string | null;
+  /** Added to scores for choosing only. */
+  selectionBias: readonly string[];
+  experts: MatrixNames | FusedNames;
+  /** Of the shared experts; null: the family has none. */
+  shared: MatrixNames | FusedNames | null;
+  /** [1, hidden] */
+  sharedGate: string | null;
+}
+
+/** All that sets a model family apart. */
+export interface Family {
+  name: string;
+  /** Values of `model_type`, of config.json or of its text_config. */
+  types: readonly string[];
+  /** Its layers are not x + MoE(RMSNorm(x)), so that only the block alone makes sense. */
+  bare?: boolean;
+  config: z.ZodType<FamilyConfig>;
+  /** Tried in order. */
+  layouts: readonly LayerNames[];
+}

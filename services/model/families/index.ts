@@ -1,0 +1,67 @@
+import { afmoe } from './afmoe.js';
+import { aria } from './aria.js';
+import { axk1, axk2 } from './axk.js';
+import { cohere2Moe } from './cohere2-moe.js';
+import { deepseekV2 } from './deepseek-v2.js';
+import { deepseekV3 } from './deepseek-v3.js';
+import { deepseekV4 } from './deepseek-v4.js';
+import { ernie45Moe } from './ernie4-5-moe.js';
+import type { Family } from './family.js';
+import { flexOlmo } from './flex-olmo.js';
+import { glm5Next } from './glm5-next.js';
+import { gptOss } from './gpt-oss.js';
+import { graniteMoe } from './granitemoe.js';
+import { hunyuanV1Moe } from './hunyuan-v1-moe.js';
+import { hyV3 } from './hy-v3.js';
+import { hyV4 } from './hy-v4.js';
+import { jamba } from './jamba.js';
+import { kimiLinear } from './kimi-linear.js';
+import { laguna } from './laguna.js';
+import { lfm2Moe } from './lfm2-moe.js';
+import { llama4 } from './llama4.js';
+import { mellum } from './mellum.js';
+import { minimax } from './minimax.js';
+import { minimaxM2 } from './minimax-m2.js';
+import { minimaxM3 } from './minimax-m3.js';
+import { mixtral } from './mixtral.js';
+import { nemotronH } from './nemotron-h.js';
+import { olmoe } from './olmoe.js';
+import { qwen2Moe } from './qwen2-moe.js';
+import { qwen3Moe } from './qwen3-moe.js';
+import { qwen3Next } from './qwen3-next.js';
+import { qwen3VlMoe } from './qwen3-vl-moe.js';
+
+export const families: readonly Family[] = [
+  mixtral,
+  qwen2Moe,
+  qwen3Moe,
+  qwen3VlMoe,
+  qwen3Next,
+  olmoe,
+  deepseekV2,
+  deepseekV3,
+  glm5Next,
+  minimaxM2,
+  minimaxM3,
+  gptOss,
+  llama4,
+  ernie45Moe,
+  nemotronH,
+  deepseekV4,
+  kimiLinear,
+  jamba,
+  lfm2Moe,
+  hyV3,
+  hyV4,
+  hunyuanV1Moe,
+  mellum,
+  laguna,
+  aria,
+  afmoe,
+  axk1,
+  axk2,
+  graniteMoe,
+  minimax,
+  flexOlmo,
+  cohere2Moe,
+];

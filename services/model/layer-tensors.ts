@@ -1,0 +1,131 @@
+import type { Family, FamilyConfig, LayerNames } from './families/family.js';
+import {
+  FfnFinder,
+  type FfnViews,
+  type MatrixView,
+  matrix,
+  type TensorShapes,
+  transposed,
+  vector,
+} from './matrix-view.js';
+import type { LayerSpec } from './spec.js';
+
+/** Where a checkpoint keeps its layers: in front of a layer's names, with `#` for its number. */
+const prefixes = [
+  'model.layers.#.',
+  'model.language_model.layers.#.',
+  'language_model.model.layers.#.',
+  'language_model.layers.#.',
+  'thinker.model.layers.#.',
+  'backbone.layers.#.',
+  'model.backbone.layers.#.',
+  'transformer.blocks.#.',
+  'layers.#.',
+];
+
+/** The tensors of one layer. */
+export class LayerTensors {
+  private readonly experts: FfnFinder;
+  private readonly shared: FfnFinder | null;
+  private readonly routed: number;
+
+  private constructor(
+    private readonly spec: LayerSpec,
+    private readonly config: FamilyConfig,
+    private readonly names: LayerNames,
+    private readonly prefix: string,
+    private readonly shapes: TensorShapes,
+    private readonly bare: boolean,
+  ) {
+    const { hidden } = config;
+    this.routed = spec.experts - spec.shared.length;
+    this.experts = new FfnFinder(names.experts, prefix, hidden, this.routed, shapes);
+    this.shared = names.shared && new FfnFinder(names.shared, prefix, hidden, null, shapes);
+  }
+
+  /** A layer is saved in the first layout of which it has an expert; if it has none, errors name the first. */
+  static find(
+    spec: LayerSpec,
+    config: FamilyConfig,
+    { layouts, bare = false }: Pick<Family, 'layouts' | 'bare'>,
+    shapes: TensorShapes,
+  ): LayerTensors {
+    const at = (prefix: string) => prefix.replace('#', String(spec.layer));
+    const isHere = (names: LayerNames, prefix: string, whole: boolean) =>
+      [names.experts, whole ? names.shared : null].every(
+        (ffn) =>
+          ffn === null || shapes.has(prefix + (ffn.kind === 'fused' ? ffn.gateUp : ffn.up).replace('#', '0')),
+      );
+    // What is whole counts before what lacks something.
+    for (const whole of [true, false]) {
+      for (const prefix of prefixes.map(at)) {
+        const names = layouts.find((each) => isHere(each, prefix, whole));
+        if (names !== undefined) return new LayerTensors(spec, config, names, prefix, shapes, bare);
+      }
+    }
+    return new LayerTensors(spec, config, layouts[0]!, at(prefixes[0]!), shapes, bare);
+  }
+
+  /** Null: the block alone makes sense, and has none. */
+  norm(): MatrixView | null {
+    const { norm } = this.names;
+    return this.bare || norm.length === 0 ? null : vector(this.firstOf(norm), this.config.hidden);
+  }
+
+  get normOffset(): number {
+    return this.names.normOffset;
+  }
+
+  gate(): MatrixView {
+    const { router, routerTransposed } = this.names;
+    const { hidden } = this.config;
+    const name = this.prefix + router;
+    return routerTransposed
+      ? transposed(matrix(name, hidden, this.routed))
+      : matrix(name, this.routed, hidden);
+  }
+
+  logitBias(): MatrixView | null {
+    const { routerBias } = this.names;
+    return routerBias === null ? null : vector(this.prefix + routerBias, this.routed);
+  }
+
+  selectionBias(): MatrixView | null {
+    const { selectionBias } = this.names;
+    return selectionBias.length === 0 || this.spec.givenOnly
+      ? null
+      : vector(this.firstOf(selectionBias), this.routed);
+  }
+
+  sharedGate(): MatrixView | null {
+    const { sharedGate } = this.names;
+    return sharedGate === null ? null : matrix(this.prefix + sharedGate, 1, this.config.hidden);
+  }
+
+  expert(expert: number): FfnViews {
+    const { ffn } = this.spec.expert;
+    if (expert < this.routed) return this.experts.find({ ffn, first: 0, count: ffn }, expert);
+    const before = this.spec.shared.slice(0, expert - this.routed);
+    const first = before.reduce((sum, part) => sum + part.ffn, 0);
+    const part = { ffn: this.config.shared!.ffn, first, count: this.spec.shared[before.length]!.ffn };
+    return this.shared!.find(part);
+  }
+
+  /** All that the layer needs. */
+  *all(): Generator<MatrixView> {
+    yield this.gate();
+    for (const view of [this.norm(), this.logitBias(), this.selectionBias(), this.sharedGate()])
+      if (view !== null) yield view;
+    for (let expert = 0; expert < this.spec.experts; expert += 1) {
+      const { gate, up, down, bias } = this.expert(expert);
+      if (gate !== null) yield gate;
+      yield up;
+      yield down;
+      if (bias !== null) yield* [bias.gate, bias.up, bias.down];
+    }
+  }
+
+  private firstOf(names: readonly string[]): string {
+    return this.prefix + (names.find((name) => this.shapes.has(this.prefix + name)) ?? names[0]!);
+  }
+}

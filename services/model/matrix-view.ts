@@ -1,0 +1,155 @@
+import type { FusedNames, MatrixNames } from './families/family.js';
+
+/** A matrix as part of a stored tensor. */
+export interface MatrixView {
+  tensor: string;
+  /** Shape that the whole tensor must have. */
+  shape: readonly number[];
+  /** The tensor is so many matrices of tensorRows x tensorColumns, and this is a part of this one. */
+  index: number;
+  tensorRows: number;
+  tensorColumns: number;
+  rows: number;
+  columns: number;
+  /** The row of the stored matrix, or where transposed its column, of the view's row i is firstRow + i * rowStep. */
+  firstRow: number;
+  rowStep: number;
+  /** The same of columns, one after the other. */
+  firstColumn: number;
+  transposed: boolean;
+}
+
+/** A tensor of this shape; `index`: one of the matrices that it holds along its first dimension. */
+function stored(tensor: string, shape: readonly number[], index: number | null): MatrixView {
+  const [tensorRows, tensorColumns = 1] = (index === null ? shape : shape.slice(1)) as [number, number?];
+  const size = { tensorRows, tensorColumns, rows: tensorRows, columns: tensorColumns };
+  return {
+    tensor,
+    shape,
+    index: index ?? 0,
+    ...size,
+    firstRow: 0,
+    rowStep: 1,
+    firstColumn: 0,
+    transposed: false,
+  };
+}
+
+export function matrix(tensor: string, rows: number, columns: number): MatrixView {
+  return stored(tensor, [rows, columns], null);
+}
+
+/** A tensor of one dimension, as one row. */
+export function vector(tensor: string, length: number): MatrixView {
+  return { ...stored(tensor, [length], null), rows: 1, columns: length, transposed: true };
+}
+
+export function transposed(view: MatrixView): MatrixView {
+  return { ...view, rows: view.columns, columns: view.rows, transposed: !view.transposed };
+}
+
+/** Where an FFN's matrices are, and its biases as columns. */
+export interface FfnViews {
+  gate: MatrixView | null;
+  up: MatrixView;
+  down: MatrixView;
+  bias: { gate: MatrixView; up: MatrixView; down: MatrixView } | null;
+}
+
+/** Which neurons of an FFN are wanted. */
+export interface FfnPart {
+  /** Of the whole. */
+  ffn: number;
+  first: number;
+  count: number;
+}
+
+/** What is known of the tensors of a checkpoint. */
+export interface TensorShapes {
+  /** Whether there is this tensor, or others that it is packed in. */
+  has(tensor: string): boolean;
+  /** Whether it is there under its own name. */
+  isPlain(tensor: string): boolean;
+  /** Null: there is none, or its file is not open yet. */
+  shapeOf(tensor: string): readonly number[] | null;
+}
+
+/** Finds the matrices of FFNs by their names. */
+export class FfnFinder {
+  constructor(
+    private readonly names: MatrixNames | FusedNames,
+    /** In front of every name. */
+    private readonly prefix: string,
+    private readonly hidden: number,
+    /** How many FFNs go by these names; null: one alone. */
+    private readonly count: number | null,
+    private readonly shapes: TensorShapes,
+  ) {}
+
+  /** `index`: which of the FFNs. */
+  find(part: FfnPart, index = 0): FfnViews {
+    return this.names.kind === 'separate'
+      ? this.separate(this.names, part, index)
+      : this.fused(this.names, part, index);
+  }
+
+  private separate({ gate, up, down }: MatrixNames, { ffn, first, count }: FfnPart, index: number): FfnViews {
+    const neurons = (name: string) => ({
+      ...this.view(name, [ffn, this.hidden], index),
+      rows: count,
+      firstRow: first,
+    });
+    return {
+      gate: gate === null ? null : neurons(gate),
+      up: neurons(up),
+      down: { ...this.view(down, [this.hidden, ffn], index), columns: count, firstColumn: first },
+      bias: null,
+    };
+  }
+
+  private fused(names: FusedNames, { ffn, first, count }: FfnPart, index: number): FfnViews {
+    const { hidden } = this;
+    const turned = this.isTransposed(names, ffn);
+    const shape = (rows: number, columns: number) => (turned ? [columns, rows] : [rows, columns]);
+    const upright = (name: string, rows: number, columns: number) => {
+      const view = this.view(name, shape(rows, columns), index);
+      return turned ? transposed(view) : view;
+    };
+    /** The first row of a half, and the step from one to the next. */
+    const half = (which: number) =>
+      names.interleaved
+        ? { rows: count, firstRow: 2 * first + which, rowStep: 2 }
+        : { rows: count, firstRow: which * ffn + first, rowStep: 1 };
+    const gateUp = upright(names.gateUp, 2 * ffn, hidden);
+    const down = upright(names.down, hidden, ffn);
+    const views = {
+      gate: { ...gateUp, ...half(0) },
+      up: { ...gateUp, ...half(1) },
+      down: { ...down, columns: count, firstColumn: first },
+    };
+    const { gateUpBias, downBias } = names;
+    if (gateUpBias === undefined || downBias === undefined) return { ...views, bias: null };
+    const bias = this.view(gateUpBias, [2 * ffn], index);
+    return {
+      ...views,
+      bias: {
+        gate: { ...bias, ...half(0) },
+        up: { ...bias, ...half(1) },
+        down: this.view(downBias, [hidden], index),
+      },
+    };
+  }
+
+  private isTransposed({ transposed, gateUp }: FusedNames, ffn: number): boolean {
+    if (typeof transposed === 'boolean') return transposed;
+    if (transposed === 'unless-packed') return this.shapes.isPlain(this.prefix + gateUp);
+    const [rows, columns] = this.shapes.shapeOf(this.prefix + gateUp)?.slice(-2) ?? [];
+    return rows === this.hidden && columns === 2 * ffn;
+  }
+
+  private view(name: string, shape: readonly number[], index: number): MatrixView {
+    const tensor = this.prefix + name.replace('#', String(index));
+    const stacked = this.count !== null && !name.includes('#');
+    return stacked ? stored(tensor, [this.count, ...shape], index) : stored(tensor, shape, null);
+  }
+}
