@@ -113,8 +113,7 @@ export class LayerTensors {
 
   /** All that the layer needs. */
   *all(): Generator<MatrixView> {
-    yield this.gate();
-    for (const view of [this.norm(), this.logitBias(), this.selectionBias(), this.sharedGate()])
+    for (const view of [this.norm(), this.gate(), this.logitBias(), this.selectionBias(), this.sharedGate()])
       if (view !== null) yield view;
     for (let expert = 0; expert < this.spec.experts; expert += 1) {
       const { gate, up, down, bias } = this.expert(expert);

@@ -140,11 +140,12 @@ export class FfnFinder {
     };
   }
 
-  private isTransposed({ transposed, gateUp }: FusedNames, ffn: number): boolean {
+  private isTransposed({ transposed, gateUp, down }: FusedNames, ffn: number): boolean {
     if (typeof transposed === 'boolean') return transposed;
     if (transposed === 'unless-packed') return this.shapes.isPlain(this.prefix + gateUp);
-    const [rows, columns] = this.shapes.shapeOf(this.prefix + gateUp)?.slice(-2) ?? [];
-    return rows === this.hidden && columns === 2 * ffn;
+    // One of the two is no square.
+    const [name, rows] = ffn === this.hidden ? [gateUp, this.hidden] : [down, ffn];
+    return this.shapes.shapeOf(this.prefix + name)?.at(-2) === rows;
   }
 
   private view(name: string, shape: readonly number[], index: number): MatrixView {

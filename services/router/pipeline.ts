@@ -174,7 +174,7 @@ function atHand<T>(
 /** Counts what was routed. Throws NON_FINITE for tokens that came with NaN or infinity, if the batch refuses them. */
 async function account(routed: RoutedRows, pass: LayerPass, context: PipelineContext): Promise<void> {
   const { plan, metrics, reporter } = context;
-  const { chunk, layer } = pass;
+  const { layer } = pass;
   const { counts, nonFinite, seconds } = routed;
   context.account.routed(layer, counts);
   metrics.routed(layer, counts);
