@@ -16,7 +16,7 @@ export interface ServedModel {
 export const modelVersion = '1';
 
 /** NAME: all layers in a row; NAME.layer.N: one; NAME.moe.N: its bare block. */
-export function servedModels({ name, layers, routing: { topK } }: ModelSpec): ServedModel[] {
+export function servedModels({ name, layers, topK }: ModelSpec): ServedModel[] {
   const single = (kind: 'layer' | 'moe') =>
     layers.map((spec) => ({
       name: `${name}.${kind}.${spec.layer}`,
