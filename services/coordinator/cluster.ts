@@ -209,7 +209,9 @@ export class Cluster {
     member.assignment = version;
     const named = groupByLayer(experts.map((expert) => this.experts.at(expert)));
     member.told = { term: this.ownTerm, epoch: this.epoch };
-    return { term: this.ownTerm, version, experts: named, leave: this.plans.mayLeave(member) };
+    member.aside = this.plans.mayLoadAside(this.membership, member);
+    const { aside } = member;
+    return { term: this.ownTerm, version, experts: named, leave: this.plans.mayLeave(member), aside };
   }
 
   /** Where every expert is served, or the layers that changed since a placement of this term. */

@@ -71,6 +71,8 @@ export interface Member {
   /** Of a worker: the assignments that it was told last and that its last report follows; 0: none. */
   assignment: number;
   acknowledged: number;
+  /** Of a worker: it was told last that nobody waits for what it loads. */
+  aside: boolean;
   /** The placement that it was told last; 0: none. */
   told: { term: number; epoch: number };
   readonly ready: ReadyExperts;
@@ -119,6 +121,7 @@ export class Membership {
       endedAtMs: 0,
       assignment: 0,
       acknowledged: 0,
+      aside: false,
       told: { term: 0, epoch: 0 },
       ready: new ReadyExperts(),
       worker: null,

@@ -178,6 +178,19 @@ export class ClusterPlacement {
     return this.reconciler.assigned.every((slots) => !slots.includes(slot));
   }
 
+  /** Whether all that a worker has to load is served as often as it must be by others that stay. `leaving`: slots of those that do not. */
+  isSpare({ hello }: Member, leaving: ReadonlySet<number>, copies: number): boolean {
+    const slot = this.slotOf(hello.name);
+    if (!this.counts()[slot]?.loading) return true;
+    const stays = (other: number) => this.members[other] !== null && !leaving.has(other);
+    return this.reconciler.assigned.every(
+      (slots, expert) =>
+        !slots.includes(slot) ||
+        this.members[slot]?.ready.has(expert) === true ||
+        this.published[expert]!.filter(stays).length >= copies,
+    );
+  }
+
   /** By slot. */
   counts(): readonly CopyCounts[] {
     return this.summarize().counts;

@@ -152,9 +152,15 @@ export class PlacementPlans {
         living.filter(({ hello }) => steps.assigned.has(this.placement.slotOf(hello.name))),
       );
       for (const member of this.release(living)) assigned.add(member);
+      for (const member of this.hurry(living)) assigned.add(member);
       return { assigned: [...assigned], published: steps.published.length > 0 };
     }
     return { assigned: this.release(living), published: false };
+  }
+
+  /** Whether nobody waits for what a worker has to load. */
+  mayLoadAside(membership: Membership, member: Member): boolean {
+    return this.placement.isSpare(member, this.leaving(membership.living('WORKER')), this.options.copies);
   }
 
   /** Whether a worker that leaves may end: nobody uses what it holds. */
@@ -350,6 +356,19 @@ export class PlacementPlans {
         loadBytesPerSecond: worker?.load?.bytesPerSecond || null,
       };
     });
+  }
+
+  /** Workers that were told to load aside what is waited for now. */
+  private hurry(living: readonly Member[]): Member[] {
+    const leaving = this.leaving(living);
+    const { copies } = this.options;
+    return living.filter((member) => member.aside && !this.placement.isSpare(member, leaving, copies));
+  }
+
+  private leaving(living: readonly Member[]): Set<number> {
+    return new Set(
+      living.filter(({ draining }) => draining).map(({ hello }) => this.placement.slotOf(hello.name)),
+    );
   }
 
   /** Workers that leave and of which nobody needs anything any more. */

@@ -270,7 +270,7 @@ export class WorkerCore {
 
   private assign(assignment: Assignment): void {
     const { log, onChange } = this.options;
-    const { term, version, leave } = assignment;
+    const { term, version, leave, aside } = assignment;
     const known = this.assignment ?? { term: 0, version: 0 };
     if (term < known.term || (term === known.term && version < known.version)) {
       log.warn({ event: 'assignment-refused', term, version, known: [known.term, known.version] });
@@ -280,7 +280,7 @@ export class WorkerCore {
     log.info({ event: 'assigned', term, version, experts: experts.length });
     this.assignment = assignment;
     this.assignedHere = true;
-    this.loaded?.store.assign(experts);
+    this.loaded?.store.assign(experts, aside);
     if (leave) this.released.resolve();
     onChange();
   }
@@ -324,7 +324,8 @@ export class WorkerCore {
     store.failed.then((error) => this.fail(error));
     this.loaded = { model, executor, store };
     log.info({ event: 'model-opened', model: spec.name, fingerprint: spec.fingerprint });
-    if (this.assignment !== null) store.assign([...expertsIn(this.assignment.experts)]);
+    const { assignment } = this;
+    if (assignment !== null) store.assign([...expertsIn(assignment.experts)], assignment.aside);
     onChange();
   }
 

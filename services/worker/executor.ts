@@ -8,17 +8,8 @@ import type { Tracer } from '../runtime/tracer.js';
 import { resultMetadataBytes, rowsBytes } from '../transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../transport/link.js';
 import type { ExecutorMetrics } from './metrics.js';
-import {
-  callOf,
-  ExpertQueue,
-  type ExpertWork,
-  notHere,
-  type Part,
-  type Piece,
-  pieceByPiece,
-  stillWanted,
-  type Task,
-} from './tasks.js';
+import { ExpertQueues, releaseIfDone } from './queues.js';
+import { callOf, type ExpertQueue, type ExpertWork, pieceByPiece, stillWanted, type Task } from './tasks.js';
 
 export interface ExecutorOptions {
   backend: ExpertBackend;
@@ -36,9 +27,6 @@ export interface ExecutorOptions {
   onDeviceLost: (error: SwitchyardError) => void;
 }
 
-/** A call with fewer rows takes less time than to hand it over and back: another expert joins it. */
-const callRowsMin = 64;
-
 /**
  * Computes token batches. Every expert has a queue of segments; a call to the backend takes what is queued for one
  * expert, up to `maxRows`, or for several if those have few rows, and while it runs the other queues fill. They are experts that
@@ -49,10 +37,8 @@ export class Executor implements OwnWork {
   readonly name = 'token batches';
   /** Calls to the backend that ended, and token batches. */
   done = 0;
-  private readonly queues = new Map<number, Map<number, ExpertQueue>>();
+  private readonly queues: ExpertQueues;
   private readonly tasks = new Set<Task>();
-  /** Tasks with parts that no call has taken, in the order of arrival. */
-  private readonly waiting = new Set<Task>();
   private calls = 0;
   private heldBytes = 0;
   private idleWaiters: (() => void)[] = [];
@@ -62,6 +48,8 @@ export class Executor implements OwnWork {
 
   constructor(private readonly options: ExecutorOptions) {
     this.callsMax = options.backend.description.calls;
+    const { worker, maxRows } = options;
+    this.queues = new ExpertQueues(worker, maxRows, (task) => !this.isLate(task) && this.start(task));
   }
 
   /** Bytes of rows and results held. */
@@ -87,23 +75,17 @@ export class Executor implements OwnWork {
 
   /** Takes over the expert: it is released when it was removed and nothing is left for it. */
   add(layer: number, index: number, expert: Expert): void {
-    const experts = this.queues.get(layer) ?? new Map<number, ExpertQueue>();
-    this.queues.set(layer, experts);
-    experts.set(index, new ExpertQueue(layer, index, expert));
+    this.queues.add(layer, index, expert);
   }
 
   /** Refuses new rows for an expert; those that are queued are computed. */
   remove(layer: number, index: number): void {
-    const queue = this.queues.get(layer)?.get(index);
-    if (queue === undefined) return;
-    this.queues.get(layer)!.delete(index);
-    queue.retired = true;
-    this.releaseIfDone(queue);
+    this.queues.remove(layer, index);
   }
 
   /** The experts here. */
-  *experts(): Generator<ExpertQueue> {
-    for (const experts of this.queues.values()) yield* experts.values();
+  experts(): Iterable<ExpertQueue> {
+    return this.queues.all();
   }
 
   /** Rows that wait for experts. */
@@ -136,7 +118,7 @@ export class Executor implements OwnWork {
     try {
       if (this.closed !== null) throw this.closed;
       this.check(batch.meta);
-      this.enqueue(task);
+      this.queues.enqueue(task);
       this.pump();
     } catch (error) {
       this.fail(task, error);
@@ -172,33 +154,12 @@ export class Executor implements OwnWork {
       );
   }
 
-  private enqueue(task: Task): void {
-    const { layer, segments } = task.batch.meta;
-    const experts = this.queues.get(layer);
-    const parts: Part[] = [];
-    let offset = 0;
-    for (let i = 0; i < segments.length; i += 2) {
-      const [index, count] = [segments[i]!, segments[i + 1]!];
-      const queue = experts?.get(index);
-      if (queue === undefined) throw notHere(this.options.worker, layer, index);
-      parts.push({ task, queue, offset, count });
-      offset += count;
-    }
-    for (const part of parts) {
-      part.queue.parts.add(part);
-      part.queue.rows += part.count;
-      task.waiting.add(part);
-    }
-    this.waiting.add(task);
-  }
-
   /** Gives the backend calls, as long as it takes them and there are rows. */
   private pump(): void {
     while (this.calls < this.callsMax) {
-      const [oldest] = this.waiting;
-      if (oldest === undefined) break;
-      if (this.isLate(oldest)) continue;
-      void this.run(this.nextCall(oldest));
+      const call = this.queues.nextCall();
+      if (call === null) break;
+      void this.run(call);
     }
   }
 
@@ -209,38 +170,6 @@ export class Executor implements OwnWork {
     const text = `the deadline of batch ${batchId} passed ${lateMs} ms ago, in the queue`;
     this.fail(task, new SwitchyardError('DEADLINE_EXCEEDED', text));
     return true;
-  }
-
-  /** Rows of experts that the task waits for. */
-  private nextCall(task: Task): ExpertWork[] {
-    const call: ExpertWork[] = [];
-    let rows = 0;
-    for (const { queue } of task.waiting) {
-      const pieces = this.take(queue);
-      for (const { count } of pieces) rows += count;
-      call.push({ queue, pieces });
-      if (rows >= callRowsMin) break;
-    }
-    return call;
-  }
-
-  /** The queue's oldest rows, up to maxRows. */
-  private take(queue: ExpertQueue): Piece[] {
-    const pieces: Piece[] = [];
-    let room = this.options.maxRows;
-    for (const part of queue.parts) {
-      if (room === 0) break;
-      const { task } = part;
-      if (this.isLate(task) || !this.start(task)) continue;
-      const count = Math.min(part.count, room);
-      pieces.push({ task, offset: part.offset, count });
-      room -= count;
-      queue.rows -= count;
-      part.offset += count;
-      part.count -= count;
-      if (part.count === 0) this.drop(part);
-    }
-    return pieces;
   }
 
   /** False if there is no memory for the task's results; it has then failed. */
@@ -269,7 +198,7 @@ export class Executor implements OwnWork {
     this.done += 1;
     for (const { queue } of call) {
       queue.calls -= 1;
-      this.releaseIfDone(queue);
+      releaseIfDone(queue);
     }
     this.pump();
     this.tellIfIdle();
@@ -386,11 +315,7 @@ export class Executor implements OwnWork {
   private fail(task: Task, error: unknown): void {
     if (task.failure !== null) return;
     task.failure = asSwitchyardError(error);
-    for (const part of task.waiting) {
-      part.queue.rows -= part.count;
-      this.drop(part);
-      this.releaseIfDone(part.queue);
-    }
+    this.queues.withdraw(task);
     this.rejectIfFree(task);
   }
 
@@ -405,16 +330,9 @@ export class Executor implements OwnWork {
     task.answer.reject(task.failure);
   }
 
-  private drop(part: Part): void {
-    part.queue.parts.delete(part);
-    part.task.waiting.delete(part);
-    if (part.task.waiting.size === 0) this.waiting.delete(part.task);
-  }
-
   /** Gives up what is held of a task. */
   private end(task: Task): void {
     this.tasks.delete(task);
-    this.waiting.delete(task);
     for (const slab of [task.batch.rows, task.output]) {
       if (slab === null) continue;
       this.heldBytes -= slab.byteLength;
@@ -422,10 +340,6 @@ export class Executor implements OwnWork {
     }
     task.output = null;
     this.tellIfIdle();
-  }
-
-  private releaseIfDone(queue: ExpertQueue): void {
-    if (queue.retired && queue.parts.size === 0 && queue.calls === 0) queue.expert.release();
   }
 
   private tellIfIdle(): void {

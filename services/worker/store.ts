@@ -34,6 +34,8 @@ export interface StoreOptions extends OpenedModel {
 
 /** Experts loaded at a time: one is read from the disk while another is brought into the backend's order. */
 const loadsMax = 2;
+/** What is loaded aside takes this share of the time in which token batches are computed. */
+const asideShare = 0.05;
 /** What stays free of the memory of a control group while experts are loaded. */
 const roomBytesMin = 48 * 1024 * 1024;
 
@@ -48,7 +50,14 @@ export class ExpertStore {
   private missing: ExpertId[] = [];
   private readonly failure = new Deferred<SwitchyardError>();
   private startedMs = 0;
-  private bytesAtStart = 0;
+  /** Computing comes before loading. */
+  private aside = false;
+  /** Ends the pause after a load. */
+  private rest: Deferred<void> | null = null;
+  /** Of this loading: what is loaded, and the time in which there was a load under way. */
+  private bytesLoaded = 0;
+  private loadingMs = 0;
+  private loadingSinceMs = 0;
   /** Of the last loading that was done. */
   private bytesPerSecond = 0;
   private bytesHeld = 0;
@@ -71,8 +80,8 @@ export class ExpertStore {
     return [...this.held.values()].map(({ id }) => id);
   }
 
-  /** The experts to hold from now on. The same assignment again changes nothing. */
-  assign(experts: readonly ExpertId[]): void {
+  /** The experts to hold from now on, loaded `aside` of computing or as fast as can be. The same assignment again changes nothing. */
+  assign(experts: readonly ExpertId[], aside = false): void {
     const { executor, model, weights, worker, log } = this.options;
     this.wanted = new Map(experts.map((id) => [idOf(id), id]));
     const needed = this.wanted.size * model.expertBytes;
@@ -100,7 +109,11 @@ export class ExpertStore {
       log.info({ event: 'expert-dropped', layer: id.layer, expert: id.expert });
     }
     this.startedMs = this.options.clock.now();
-    this.bytesAtStart = this.bytesHeld;
+    this.loadingSinceMs = this.startedMs;
+    this.bytesLoaded = 0;
+    this.loadingMs = 0;
+    this.aside = aside;
+    if (!aside) this.rest?.resolve();
     const isHere = (key: string) => this.held.has(key) || this.loading.has(key);
     this.missing = experts.filter((id) => !isHere(idOf(id))).reverse();
     this.pump();
@@ -108,9 +121,7 @@ export class ExpertStore {
 
   progress(): LoadProgressInput {
     const bytesTotal = this.wanted.size * this.options.model.expertBytes;
-    const seconds = (this.options.clock.now() - this.startedMs) / 1000;
-    const loading = this.held.size < this.wanted.size && seconds > 0;
-    const rate = loading ? (this.bytesHeld - this.bytesAtStart) / seconds : this.bytesPerSecond;
+    const rate = this.held.size < this.wanted.size ? this.rate() || this.bytesPerSecond : this.bytesPerSecond;
     return {
       expertsLoaded: this.held.size,
       expertsTotal: this.wanted.size,
@@ -127,12 +138,13 @@ export class ExpertStore {
   }
 
   private pump(): void {
-    const { model, weights } = this.options;
-    while (!this.closed && this.loading.size < loadsMax) {
+    const { model, weights, clock } = this.options;
+    while (!this.closed && this.rest === null && this.loading.size < (this.aside ? 1 : loadsMax)) {
       // What is being loaded and no longer wanted takes memory until it is released.
       if ((this.held.size + this.loading.size + 1) * model.expertBytes > weights.bytes) return;
       const id = this.missing.pop();
       if (id === undefined) return;
+      if (this.loading.size === 0) this.loadingSinceMs = clock.now();
       void this.load(idOf(id), id);
     }
   }
@@ -147,6 +159,7 @@ export class ExpertStore {
         executor.add(id.layer, id.expert, expert);
         this.held.set(key, { id, bytes: model.expertBytes });
         this.bytesHeld += model.expertBytes;
+        this.bytesLoaded += model.expertBytes;
         this.changes += 1;
         onChange();
       } else {
@@ -159,12 +172,35 @@ export class ExpertStore {
     } finally {
       this.loading.delete(key);
     }
+    const { clock } = this.options;
+    const tookMs = clock.now() - this.loadingSinceMs;
+    if (this.loading.size === 0) this.loadingMs += tookMs;
     if (this.held.size === this.wanted.size && this.loading.size === 0) {
-      const seconds = (this.options.clock.now() - this.startedMs) / 1000;
-      this.bytesPerSecond = (this.bytesHeld - this.bytesAtStart) / seconds;
+      this.bytesPerSecond = this.rate() || this.bytesPerSecond;
+      const seconds = (clock.now() - this.startedMs) / 1000;
       log.info({ event: 'experts-loaded', experts: this.held.size, bytes: this.bytesHeld, seconds });
     }
+    if (this.aside && this.missing.length > 0) await this.pause(tookMs * (1 / asideShare - 1));
     this.pump();
+  }
+
+  /** Leaves the time to token batches; as soon as there is none it ends. */
+  private async pause(ms: number): Promise<void> {
+    const { clock, executor } = this.options;
+    const rest = new Deferred<void>();
+    this.rest = rest;
+    const timer = clock.after(ms, () => rest.resolve()).unref();
+    await Promise.race([rest.promise, executor.whenIdle()]);
+    timer.cancel();
+    this.rest = null;
+  }
+
+  /** Bytes a second while there were loads under way; 0: there were none. */
+  private rate(): number {
+    const { loading } = this;
+    const nowMs = loading.size > 0 ? this.options.clock.now() - this.loadingSinceMs : 0;
+    const seconds = (this.loadingMs + nowMs) / 1000;
+    return seconds > 0 ? this.bytesLoaded / seconds : 0;
   }
 
   private async loadChecked({ layer, expert: number }: ExpertId): Promise<Expert> {
