@@ -9,7 +9,15 @@ import { resultMetadataBytes, rowsBytes } from '../transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TokenBatchResult } from '../transport/link.js';
 import type { ExecutorMetrics } from './metrics.js';
 import { ExpertQueues, releaseIfDone } from './queues.js';
-import { callOf, type ExpertQueue, type ExpertWork, pieceByPiece, stillWanted, type Task } from './tasks.js';
+import {
+  callOf,
+  type ExpertQueue,
+  type ExpertWork,
+  type Piece,
+  pieceByPiece,
+  stillWanted,
+  type Task,
+} from './tasks.js';
 
 export interface ExecutorOptions {
   backend: ExpertBackend;
