@@ -138,7 +138,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
       ends.map(async (end) =>
         dialLink({
           dial: workerDialer(null),
-          ucx: nativeUcx,
+          ucx: nativeUcx(false),
           runtime: nativeRuntime,
           address: (await end.started).address,
           router: 'bench',

@@ -21,6 +21,8 @@ export interface LinkEndOptions {
   creditBytes: number;
   messageBytesMax: number;
   transport: TransportChoice;
+  /** Rows over UCX leave the machine encrypted. Default: no. */
+  encrypted?: boolean;
   /** The worker that the router dials; null: this is the worker. */
   worker: string | null;
 }
@@ -49,7 +51,7 @@ export interface LinkRates {
 }
 
 const options = JSON.parse(process.argv[2] ?? '{}') as LinkEndOptions;
-const { hidden, creditBytes, messageBytesMax, transport } = options;
+const { hidden, creditBytes, messageBytesMax, transport, encrypted = false } = options;
 const fingerprint = 'bench';
 const name = 'bench';
 const log = createLogger(options.worker === null ? 'worker' : 'router', name, 'warn');
@@ -126,6 +128,7 @@ function serve(): Promise<string> {
     slabBytes: slabBytesMax,
     messageBytesMax,
     transport,
+    encrypted,
     handler,
     log,
   });
@@ -165,7 +168,7 @@ const link =
     ? null
     : await dialLink({
         dial: workerDialer(null),
-        ucx: nativeUcx,
+        ucx: nativeUcx(encrypted),
         runtime: nativeRuntime,
         address: options.worker,
         router: name,

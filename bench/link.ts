@@ -21,12 +21,15 @@ interface Way {
   transport: TransportChoice;
   /** UCX_TLS of both ends, and of ucx_perftest beside them; null: what the environment says. */
   ucxTransports: string | null;
+  /** Rows are encrypted. Default: no. */
+  encrypted?: boolean;
 }
 
 const grpc: Way = { name: 'grpc', transport: 'grpc', ucxTransports: null };
+const tcp = { name: 'ucx-tcp', transport: 'ucx', ucxTransports: 'tcp,self' } as const;
 const ucxWays: readonly (Way & { ucxTransports: string })[] = [
   { name: 'ucx-shm', transport: 'ucx', ucxTransports: 'posix,sysv,cma,self' },
-  { name: 'ucx-tcp', transport: 'ucx', ucxTransports: 'tcp,self' },
+  tcp,
 ];
 const sizes = { '64KiB': mebibyte / 16, '256KiB': mebibyte / 4, '1MiB': mebibyte, '8MiB': 8 * mebibyte };
 
@@ -39,8 +42,8 @@ class LinkPair {
   ) {}
 
   static async open(way: Way, rowElements: number): Promise<LinkPair> {
-    const { transport, ucxTransports } = way;
-    const options = { hidden: rowElements, creditBytes, messageBytesMax, transport };
+    const { transport, ucxTransports, encrypted = false } = way;
+    const options = { hidden: rowElements, creditBytes, messageBytesMax, transport, encrypted };
     const worker = startLinkEnd({ ...options, worker: null }, ucxTransports);
     const { address } = await worker.started;
     const router = startLinkEnd({ ...options, worker: address }, ucxTransports);
@@ -145,12 +148,34 @@ async function sweep(way: Way, cases: Partial<typeof sizes>, options: BenchOptio
   }
 }
 
+/** GB/s of rows on an encrypted stream, beside the same without encryption. */
+async function encryptedStream(options: BenchOptions): Promise<BenchResult> {
+  const [plain, encrypted] = await Promise.all([
+    LinkPair.open(tcp, hidden),
+    LinkPair.open({ ...tcp, encrypted: true }, hidden),
+  ]);
+  try {
+    const task: LinkTask = { rows: mebibyte / rowBytes, echo: false, inFlight: 8, seconds: secondsPerRun };
+    for (const pair of [plain, encrypted]) await pair.run({ ...task, seconds: secondsPerRun / 4 });
+    const runs = [];
+    for (let run = 0; run < options.runs; run++) {
+      const reference = (await plain.run(task)).bytesPerSecond / 1e9;
+      runs.push({ value: (await encrypted.run(task)).bytesPerSecond / 1e9, reference });
+    }
+    return summarize('link/tls-1MiB', 'GB/s', 'plain stream', runs, { lanes: encrypted.lanes });
+  } finally {
+    plain.close();
+    encrypted.close();
+  }
+}
+
 /** A link between two processes over each way there is: rows from slab to slab. */
 export async function benchLink(options: BenchOptions): Promise<BenchResult[]> {
   const results: BenchResult[] = [];
   for (const way of native.ucx === null ? [] : ucxWays) {
     results.push(...(await sweep(way, sizes, options)), ...(await roundTrip(way, options)));
   }
+  if (native.describe().ucx?.encrypts) results.push(await encryptedStream(options));
   results.push(...(await sweep(grpc, { '1MiB': sizes['1MiB'] }, options)));
   results.push(...(await benchDispatch(options)), ...(await benchClient(options)));
   return results;

@@ -11,12 +11,15 @@ import { nativeUcx } from '../services/transport/ucx/port.js';
 export const benchSecret = Buffer.alloc(linkSecretBytes);
 
 /** Serves links on loopback; resolves with the address. */
-export async function serveLinks(
-  options: Omit<LinkServiceOptions, 'onCancel' | 'access' | 'ucx' | 'runtime'>,
-): Promise<string> {
+export async function serveLinks({
+  encrypted = false,
+  ...options
+}: Omit<LinkServiceOptions, 'onCancel' | 'access' | 'ucx' | 'runtime'> & {
+  encrypted?: boolean;
+}): Promise<string> {
   const { worker, messageBytesMax, log } = options;
   const access = new Access({});
-  const links = { ...options, access, ucx: nativeUcx, runtime: nativeRuntime, onCancel: () => {} };
+  const links = { ...options, access, ucx: nativeUcx(encrypted), runtime: nativeRuntime, onCancel: () => {} };
   const server = await startGrpcServer({
     host: '127.0.0.1',
     port: 0,

@@ -82,14 +82,19 @@ export interface UcxChannelOptions {
   inboxBytesMax: number;
   /** Whether `receive` tells when messages sent have left. Default: no. */
   reportSends?: boolean;
+  /**
+   * 32 bytes that the peer has too: messages that leave this machine travel on a TCP connection that this encrypts (TLS 1.3), or
+   * not at all. Throws LINK_LOST where the addon was built without OpenSSL. Default: they travel as they are.
+   */
+  secret?: Uint8Array;
 }
 
 /**
  * Whom UCX can reach. `machine`: processes of this machine, by shared memory, which the system keeps to one user; no port is
- * opened. `network`: other machines too; UCX opens ports on every network device. The environment's UCX_TLS and
- * UCX_NET_DEVICES come before it.
+ * opened. `network`: other machines too; UCX opens ports on every network device. `encrypted`: the same by TCP alone, for channels with
+ * a secret. The environment's UCX_TLS and UCX_NET_DEVICES come before it.
  */
-export type UcxReach = 'machine' | 'network';
+export type UcxReach = 'machine' | 'network' | 'encrypted';
 
 /** The process's UCX worker for a reach, shared by all threads. It starts with the first use and ends with the environment. */
 export interface UcxFabric {
@@ -108,6 +113,8 @@ export interface Ucx {
 export interface UcxDescription {
   /** Null if UCX cannot be loaded. */
   version: string | null;
+  /** Whether it can encrypt what leaves this machine. */
+  encrypts: boolean;
   /** Why it cannot be loaded; null if it can. */
   problem: string | null;
 }

@@ -38,15 +38,27 @@ const toolchain = [
   { package: 'libuv1-dev', present: hasUv },
   // Without it token batches travel over gRPC.
   { package: 'libucx-dev', present: hasUcx, optional: true },
+  // Without it rows that UCX would carry between hosts travel over gRPC where they are to be encrypted.
+  { package: 'libssl-dev', present: hasOpenssl, optional: true },
 ];
-/** What the tests need: GoogleTest, and promtool, without which the metrics go unchecked. */
+/**
+ * What the tests need: GoogleTest; openssl for certificates; promtool, without which the metrics go unchecked; tcpdump, without
+ * which nobody looks at what the wire shows; curl.
+ */
 const testPackages = [
   { package: 'libgtest-dev', present: () => header('gtest/gtest.h') },
+  { package: 'openssl', present: () => onPath('openssl') },
+  { package: 'curl', present: () => onPath('curl'), optional: true },
+  { package: 'tcpdump', present: () => onPath('tcpdump'), optional: true },
   { package: 'prometheus', present: () => onPath('promtool'), optional: true },
 ];
 
 function hasUcx() {
   return header('ucp/api/ucp.h');
+}
+
+function hasOpenssl() {
+  return header('openssl/ssl.h');
 }
 
 /** Most installations of Node have the header of its event loop. */
@@ -213,7 +225,7 @@ function ensureNpmPackages() {
 
 /** What the addon is built with beside its own sources. */
 function nativeLibraries() {
-  return `${hasUcx() ? 'ucx' : 'no ucx'}, ${cudaCompiler() ?? 'no cuda'}, ${root}`;
+  return `${hasUcx() ? 'ucx' : 'no ucx'}, ${hasOpenssl() ? 'openssl' : 'no openssl'}, ${cudaCompiler() ?? 'no cuda'}, ${root}`;
 }
 
 function ensureNative() {

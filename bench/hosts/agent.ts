@@ -69,9 +69,9 @@ const calls: HostCalls = {
     return process.exited;
   },
   lines: async (name) => started(name).recentLines,
-  connect: async (address, token, routers, timeoutMs) => {
+  connect: async (address, credential, routers, timeoutMs) => {
     client?.destroy();
-    client = await SwitchyardClient.connect(address, { token, timeoutMs });
+    client = await SwitchyardClient.connect(address, { ...credential, timeoutMs });
     await client.waitUntilReady(timeoutMs, routers);
   },
   prepare: async (preset, tokens) => {

@@ -1,3 +1,4 @@
+import type { PresentedCredential } from '../../services/cli/connection.js';
 import type { Exit, Flags, Listening, ProcessRole } from '../../services/cli/local-process.js';
 import type { PresetName } from '../../services/model/synthetic.js';
 import type { Topics } from '../topics.js';
@@ -17,6 +18,9 @@ export interface ProcessRequest {
 export interface BatchRequest {
   chunkTokens: number;
   combine: 'exact' | 'partial';
+  /** Default: on. */
+  norm?: boolean;
+  batchId?: string;
   /** Default: as the cluster is configured. */
   feedback?: boolean;
 }
@@ -58,7 +62,12 @@ export interface HostCalls {
   /** The last lines that a process wrote. */
   lines(name: string): Promise<string[]>;
   /** Connects the host's client to a router or coordinator, and waits until the cluster is ready. */
-  connect(address: string, token: string, routers: number, timeoutMs: number): Promise<void>;
+  connect(
+    address: string,
+    credential: PresentedCredential,
+    routers: number,
+    timeoutMs: number,
+  ): Promise<void>;
   /** Makes the client's batch: rows of the model's width. */
   prepare(preset: PresetName, tokens: number): Promise<void>;
   /** Makes the client's batch for one layer: each of its tokens comes with the experts that its topic chooses. */

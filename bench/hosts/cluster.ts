@@ -1,6 +1,8 @@
 import { randomBytes } from 'node:crypto';
-import { tokenEnvironment } from '../../services/cli/local-cluster.js';
+import { presentedFiles } from '../../services/cli/connection.js';
+import { tlsFlags, tokenEnvironment } from '../../services/cli/local-cluster.js';
 import type { Flags } from '../../services/cli/local-process.js';
+import type { TlsSettings } from '../../services/common/tls.js';
 import type { PresetName } from '../../services/model/synthetic.js';
 import { Host, joinHosts } from './host.js';
 
@@ -12,6 +14,8 @@ export interface HostClusterOptions {
   flags?: Flags;
   coordinator?: Flags;
   workerB?: Flags;
+  /** Of all processes and clients. Default: tokens, and nothing is encrypted. */
+  tls?: TlsSettings;
 }
 
 const readyTimeoutMs = 120_000;
@@ -64,11 +68,12 @@ export class HostCluster {
   }
 
   private async launch(options: HostClusterOptions): Promise<void> {
-    const { preset, flags = {}, coordinator: ofCoordinator = {}, workerB = {} } = options;
+    const { preset, flags = {}, coordinator: ofCoordinator = {}, workerB = {}, tls = null } = options;
     const [a, b] = this.hosts;
-    const environment = tokenEnvironment(this.tokens);
+    const environment = tls === null ? tokenEnvironment(this.tokens) : {};
+    const credential = { token: tls === null ? this.token : null, tls: presentedFiles(tls) };
     const coordinator = this.address;
-    const node = (host: Host) => ({ host: host.address, threads: 1, ...flags });
+    const node = (host: Host) => ({ host: host.address, threads: 1, ...tlsFlags(tls), ...flags });
     const workers = this.workers.flat().length;
     const coordinatorFlags = { ...node(a), port, metricsPort: 0, preset, workers, ...ofCoordinator };
     await a.call('start', {
@@ -85,8 +90,8 @@ export class HostCluster {
       ...this.workers[1].map((name) => start(b, 'worker', name, workerB)),
     ]);
     await Promise.all([
-      a.call('connect', coordinator, this.token, 2, readyTimeoutMs),
-      b.call('connect', routerB, this.token, 2, readyTimeoutMs),
+      a.call('connect', coordinator, credential, 2, readyTimeoutMs),
+      b.call('connect', routerB, credential, 2, readyTimeoutMs),
     ]);
   }
 

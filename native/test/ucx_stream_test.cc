@@ -46,19 +46,21 @@ struct Streaming {
   uint64_t from = 0, to = 0;
   /** Where one of them listens for streams. */
   uint16_t port = 0;
+  const std::optional<Secret> secret;
 
-  Streaming() {
+  explicit Streaming(std::optional<Secret> secret = {}) : secret(secret) {
     const auto before = listening();
-    from = left.open(key_of(1), {message_bytes_max}, left_inbox.events());
-    to = right.open(key_of(1), {message_bytes_max}, right_inbox.events());
+    const ChannelLimits limits{.message_bytes_max = message_bytes_max, .secret = secret};
+    from = left.open(key_of(1), limits, left_inbox.events());
+    to = right.open(key_of(1), limits, right_inbox.events());
     Completion one, two;
     left.connect(from, right.address(), to, one.callback());
     right.connect(to, left.address(), from, two.callback());
     EXPECT_FALSE(one.wait());
     EXPECT_FALSE(two.wait());
     for (int i = 0; i < 500 && !(streams(left, from) && streams(right, to)); ++i) std::this_thread::sleep_for(2ms);
-    EXPECT_EQ(left.transports(from), "stream tcp");
-    EXPECT_EQ(right.transports(to), "stream tcp");
+    EXPECT_EQ(left.transports(from), secret ? "tls tcp" : "stream tcp");
+    EXPECT_EQ(right.transports(to), secret ? "tls tcp" : "stream tcp");
     for (const uint16_t now : listening()) {
       if (!before.contains(now)) port = now;
     }
@@ -68,7 +70,7 @@ struct Streaming {
     right_inbox.take();
   }
 
-  static bool streams(Fabric& fabric, uint64_t channel) { return fabric.transports(channel).starts_with("stream"); }
+  static bool streams(Fabric& fabric, uint64_t channel) { return fabric.transports(channel) != "tcp"; }
 
   void expect_unharmed() {
     Completion sent;
@@ -104,6 +106,7 @@ class Socket {
   ~Socket() { ::close(descriptor_); }
   Socket(Socket&& other) : descriptor_(std::exchange(other.descriptor_, -1)) {}
 
+  int descriptor() const { return descriptor_; }
   void send(const void* data, size_t size) const {
     ASSERT_EQ(::send(descriptor_, data, size, MSG_NOSIGNAL), static_cast<ssize_t>(size));
   }
@@ -162,8 +165,20 @@ void with_impostor(const std::function<void(Impostor&)>& test) {
   FAIL() << "neither fabric accepted the stream";
 }
 
-TEST(UcxStream, LongMessagesOfBothEndsAreReadIntoTheirSlabs) {
-  Streaming streaming;
+constexpr Secret secret_of_tests{1, 2, 3};
+
+/** Streams as they are, and encrypted ones where the build can make them. */
+class UcxStreams : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    if (GetParam() && !can_encrypt()) GTEST_SKIP() << "built without OpenSSL";
+  }
+  std::optional<Secret> secret() const { return GetParam() ? std::optional(secret_of_tests) : std::nullopt; }
+};
+INSTANTIATE_TEST_SUITE_P(UcxStream, UcxStreams, testing::Bool());
+
+TEST_P(UcxStreams, MessagesOfBothEndsAreReadIntoTheirSlabs) {
+  Streaming streaming(secret());
   for (unsigned i = 0; i < 20; ++i) {
     const size_t row_bytes = i % 3 == 0 ? 1000 : 100'000 * i;
     Completion there, back;
@@ -271,9 +286,9 @@ INSTANTIATE_TEST_SUITE_P(UcxStream, StreamHeaders,
                                          std::tuple{1u, 1ull << 40, 5}, std::tuple{5u, 0, 0}, std::tuple{7u, 0, 0},
                                          std::tuple{77u, 10, 10}, std::tuple{9u, 0, 0}, std::tuple{10u, 0, 0}));
 
-TEST(UcxStream, WhatWasSentBeforeAnEndClosesArrives) {
+TEST_P(UcxStreams, WhatWasSentBeforeAnEndClosesArrives) {
   for (int round = 0; round < 20; ++round) {
-    Streaming streaming;
+    Streaming streaming(secret());
     constexpr size_t count = 12;
     for (size_t i = 0; i < count; ++i) {
       streaming.left.send(streaming.from, message_of(streaming.arena, 1 << 20, 16, i), [](auto) {});
@@ -285,6 +300,68 @@ TEST(UcxStream, WhatWasSentBeforeAnEndClosesArrives) {
     EXPECT_FALSE(streaming.right_inbox.wait_failure(1ms));
     streaming.right.close(streaming.to, [] {});
   }
+}
+
+/** A channel between two fabrics, each end with a secret of its own choice. */
+struct Unequal {
+  SlabArena arena{1u << 28};
+  Inbox left_inbox, right_inbox;
+  Fabric left{arena}, right{arena};
+  uint64_t from, to;
+
+  Unequal(std::optional<Secret> left_secret, std::optional<Secret> right_secret)
+      : from(left.open(key_of(1), {.message_bytes_max = message_bytes_max, .secret = left_secret}, left_inbox.events())),
+        to(right.open(key_of(1), {.message_bytes_max = message_bytes_max, .secret = right_secret}, right_inbox.events())) {
+    Completion one, two;
+    left.connect(from, right.address(), to, one.callback());
+    right.connect(to, left.address(), from, two.callback());
+    EXPECT_FALSE(one.wait());
+    EXPECT_FALSE(two.wait());
+  }
+};
+
+TEST(UcxStream, WhoHasAnotherSecretGetsNothing) {
+  if (!can_encrypt()) GTEST_SKIP() << "built without OpenSSL";
+  Unequal ends(secret_of_tests, Secret{9});
+  Completion sent;
+  ends.left.send(ends.from, message_of(ends.arena, 1000, 10, 1), sent.callback());
+  // The end that connects learns that the other does not have its secret.
+  std::optional<Error> failure;
+  for (int i = 0; i < 500 && !failure; ++i) {
+    failure = ends.left_inbox.wait_failure(5ms);
+    if (!failure) failure = ends.right_inbox.wait_failure(5ms);
+  }
+  ASSERT_TRUE(failure);
+  EXPECT_EQ(failure->code, Code::link_lost);
+  ends.left.close(ends.from, [] {}, 0ms);
+  EXPECT_TRUE(sent.wait());
+  EXPECT_FALSE(ends.right_inbox.wait_messages(1, 1ms));
+}
+
+TEST(UcxStream, WhatComesUnencryptedToAChannelWithASecretIsRefused) {
+  if (!can_encrypt()) GTEST_SKIP() << "built without OpenSSL";
+  Unequal ends(std::nullopt, secret_of_tests);
+  Completion sent;
+  ends.left.send(ends.from, message_of(ends.arena, 1000, 10, 1), sent.callback());
+  EXPECT_FALSE(sent.wait());
+  for (int i = 0; i < 500 && ends.right.stats().messages_refused == 0; ++i) std::this_thread::sleep_for(5ms);
+  EXPECT_GE(ends.right.stats().messages_refused, 1u);
+  EXPECT_FALSE(ends.right_inbox.wait_messages(1, 1ms));
+}
+
+TEST(UcxStream, StrangersAtAnEncryptedPortHarmNobody) {
+  if (!can_encrypt()) GTEST_SKIP() << "built without OpenSSL";
+  Streaming streaming(secret_of_tests);
+  for (const size_t size : {size_t{1}, sizeof(WireHeader), size_t{20'000}}) {
+    const std::vector<char> garbage(size, 'x');
+    const Socket socket(streaming.port);
+    ::send(socket.descriptor(), garbage.data(), size, MSG_NOSIGNAL);
+    shutdown(socket.descriptor(), SHUT_WR);
+    char answer[64];
+    while (recv(socket.descriptor(), answer, sizeof(answer), 0) > 0) {
+    }
+  }
+  streaming.expect_unharmed();
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ import {
   serverTlsFields,
   text,
 } from '../common/config.js';
-import { tlsFilesOf } from '../common/tls.js';
+import { tlsSettingsOf } from '../common/tls.js';
 import type { LocalClusterOptions } from './local-cluster.js';
 import type { Flags } from './local-process.js';
 import { clientTokenHelp, serverTlsHelp, serverTokenHelp } from './service.js';
@@ -68,7 +68,7 @@ export function localClusterOptions(
     router: node,
     worker: node,
     tokens: readTokens(config),
-    tls: tlsFilesOf(config, true),
+    tls: tlsSettingsOf(config, true),
     readyTimeoutMs: Math.ceil(config.readyTimeout * 1000),
   };
 }

@@ -1,7 +1,7 @@
 import { type ConnectOptions, SwitchyardClient, type TlsOptions } from '../client/index.js';
 import { readToken } from '../common/access.js';
 import { addresses, presentedTlsFields, presentedTokenFields } from '../common/config.js';
-import { type TlsConfig, type TlsFiles, tlsFilesOf } from '../common/tls.js';
+import { type TlsConfig, type TlsSettings, tlsSettingsOf } from '../common/tls.js';
 
 /** What a command shows of itself, and whom it trusts. */
 export const credentialFields = { ...presentedTokenFields, ...presentedTlsFields };
@@ -16,14 +16,14 @@ export type CredentialConfig = TlsConfig & { token: string | null; tokenFile: st
 export type PresentedCredential = Required<Pick<ConnectOptions, 'token' | 'tls'>>;
 
 /** What a client shows and trusts of the files of a process. */
-export function presentedFiles(files: TlsFiles | null): TlsOptions | null {
+export function presentedFiles(files: TlsSettings | null): TlsOptions | null {
   if (files === null) return null;
-  const { ca, cert, key } = files;
-  return { ca, cert, key };
+  const { ca, cert, key, allowPlaintextRows } = files;
+  return { ca, cert, key, allowPlaintextRows };
 }
 
 export function readCredential(config: CredentialConfig): PresentedCredential {
-  return { token: readToken(config), tls: presentedFiles(tlsFilesOf(config, false)) };
+  return { token: readToken(config), tls: presentedFiles(tlsSettingsOf(config, false)) };
 }
 
 /** How to reach a running cluster: for every command that talks to one. */

@@ -61,7 +61,7 @@ async function software(): Promise<Finding[]> {
     const about = addon.describe();
     found.push({ name: 'native addon', state: 'ok', detail: addonPath() });
     found.push(instructionSet(about.cpu, about.isa));
-    found.push(ucx(about.ucx));
+    found.push(ucx(about.ucx), encryption(about.ucx));
     found.push(...cuda(about.cuda));
   }
   const prometheus = onPath('prometheus');
@@ -102,6 +102,19 @@ function ucx(found: UcxDescription | null): Finding {
   if (found === null) return library('UCX', null, `${without} libucx-dev, then ${buildCommand()}`);
   if (found.version !== null) return { name: 'UCX', state: 'ok', detail: found.version };
   return { name: 'UCX', state: 'absent', detail: `${without} libucx0: ${found.problem}` };
+}
+
+/** Whether rows that UCX carries to other hosts can be encrypted. */
+function encryption(found: UcxDescription | null): Finding {
+  const name = 'encrypted rows';
+  if (found?.encrypts)
+    return { name, state: 'ok', detail: 'with TLS, rows between hosts travel over UCX by TLS 1.3' };
+  const how = found === null ? 'UCX' : `apt-get install libssl-dev, then ${buildCommand()}`;
+  return {
+    name,
+    state: 'absent',
+    detail: `with TLS, rows between hosts travel over gRPC; to have UCX: ${how}`,
+  };
 }
 
 /** What the build has of CUDA, and every device that workers can use. */

@@ -5,14 +5,25 @@ import { batchFields, batchHelp } from './batch-options.js';
 import { assertVerified, batchJson, describeBatch, formatFigures, reportStream } from './batch-report.js';
 import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
+import { allowPlaintextText } from './service.js';
 import { abortOnSignal, batchEndMsMax, endDespiteReads } from './signals.js';
 
 export const forwardCommand = defineCommand({
   name: 'forward',
   summary: 'Submit a batch, from a file or synthetic, to a running cluster',
   section: 'forward',
-  schema: z.object({ ...connectionFields, ...batchFields, json: toggle().default(false) }),
-  help: { ...connectionHelp, ...batchHelp, json: [null, 'print the report as JSON'] },
+  schema: z.object({
+    ...connectionFields,
+    allowPlaintextRows: toggle().default(false),
+    ...batchFields,
+    json: toggle().default(false),
+  }),
+  help: {
+    ...connectionHelp,
+    allowPlaintextRows: [null, allowPlaintextText],
+    ...batchHelp,
+    json: [null, 'print the report as JSON'],
+  },
   examples: [
     'switchyard forward --sequences 16 --length 1k --verify',
     'switchyard forward --input x.safetensors --tensor x --output y.safetensors --layers 0-3',

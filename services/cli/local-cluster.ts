@@ -3,7 +3,7 @@ import { accessRoles, type Tokens } from '../common/access.js';
 import { SwitchyardError } from '../common/errors.js';
 import { onAbort, sleep } from '../common/lifecycle.js';
 import { usableCores } from '../common/machine.js';
-import type { TlsFiles } from '../common/tls.js';
+import type { TlsSettings } from '../common/tls.js';
 import { type PresentedCredential, presentedFiles } from './connection.js';
 import { type Flags, LocalProcess } from './local-process.js';
 
@@ -19,7 +19,7 @@ export interface LocalClusterOptions {
   worker?: Flags;
   /** Of the whole cluster. Default: none. */
   tokens?: Tokens;
-  tls?: TlsFiles | null;
+  tls?: TlsSettings | null;
   readyTimeoutMs: number;
   /** Gives up starting, and stops what has started, whatever its user is at. */
   signal?: AbortSignal;
@@ -126,7 +126,8 @@ export class LocalCluster {
   }
 }
 
-function tlsFlags(files: TlsFiles | null): Flags {
+/** The files of all processes as flags of each. */
+export function tlsFlags(files: TlsSettings | null): Flags {
   if (files === null) return {};
   const { ca, cert, key, clientCa } = files;
   return { tlsCa: ca, tlsCert: cert, tlsKey: key, tlsClientCa: clientCa };

@@ -1,11 +1,11 @@
 import { type routerFields, routerSchema } from '../router/config.js';
 import { defineCommand, type OptionHelp } from './command.js';
-import { clientTokenHelp, serve, serverHelp } from './service.js';
+import { allowPlaintextText, clientTokenHelp, serve, serverHelp } from './service.js';
 
 /** Help of the keys in `routerFields`. */
 export const routerHelp = {
   transport: ['name', 'how token batches travel: auto, ucx or grpc'],
-  allowPlaintextRows: [null, 'with TLS: let UCX carry rows between hosts as they are'],
+  allowPlaintextRows: [null, allowPlaintextText],
   budgetBytes: ['bytes', 'rows of all chunks in flight'],
   chunkTokens: ['n', 'tokens per chunk unless a batch says otherwise; 0: by bytes'],
   messageBytesMax: ['bytes', "largest chunk of a client's message: rows and routing"],

@@ -4,6 +4,8 @@ import type { Listening } from './local-process.js';
 
 const better = 'better in a file, where ps cannot see it';
 
+export const allowPlaintextText = 'with TLS: let UCX carry rows between hosts as they are';
+
 /** Help of `clientTokenFields`. */
 export const clientTokenHelp = {
   clientToken: ['token', `what clients must present; ${better}`],

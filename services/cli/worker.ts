@@ -1,6 +1,6 @@
 import { workerSchema } from '../worker/config.js';
 import { defineCommand } from './command.js';
-import { serve, serverHelp } from './service.js';
+import { allowPlaintextText, serve, serverHelp } from './service.js';
 
 export const workerCommand = defineCommand({
   name: 'worker',
@@ -14,7 +14,7 @@ export const workerCommand = defineCommand({
     advertiseHost: ['host', 'host by which routers reach this worker'],
     topologyHost: ['host', 'this machine, as the topology file names it'],
     transport: ['name', 'how token batches travel: auto, ucx or grpc'],
-    allowPlaintextRows: [null, 'with TLS: let UCX carry rows between hosts as they are'],
+    allowPlaintextRows: [null, allowPlaintextText],
     device: ['device', 'what computes: cpu, or cuda:0 for the first CUDA device'],
     threads: ['n', 'compute threads'],
     memory: ['bytes', 'memory for weights (default: what the machine has)'],

@@ -56,7 +56,10 @@ const schemas = {
         .regex(/^[\x21-\x7e]+$/, { error: 'printable ASCII without spaces, and no end of line' })
         .nullish(),
       tls: z
-        .strictObject({ ca: file, cert: file.nullish(), key: file.nullish() }, { error: tlsAllowed })
+        .strictObject(
+          { ca: file, cert: file.nullish(), key: file.nullish(), allowPlaintextRows: flag },
+          { error: tlsAllowed },
+        )
         .refine(({ cert, key }) => ((cert ?? null) === null) === ((key ?? null) === null), {
           error: tlsAllowed,
         })

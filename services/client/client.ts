@@ -33,6 +33,8 @@ export interface TlsOptions {
   /** A certificate to show, with those between it and its CA, and its key. Default: none. */
   cert?: string | null | undefined;
   key?: string | null | undefined;
+  /** Rows to and from routers on other hosts may travel over UCX as they are, if routers allow it too. Default: no. */
+  allowPlaintextRows?: boolean | undefined;
 }
 
 export interface ConnectOptions {
@@ -210,7 +212,15 @@ export class SwitchyardClient {
             return this.small.stream(router, transport);
           const call = inference.forward(callOptions);
           const unreachable = this.unreachableByUcx;
-          return new RouterStream({ router: address, call, transport, messageBytesMax, unreachable });
+          const encrypted = this.credential.tls?.encryptsRows ?? false;
+          return new RouterStream({
+            router: address,
+            call,
+            transport,
+            encrypted,
+            messageBytesMax,
+            unreachable,
+          });
         },
       });
       this.live.add(call);

@@ -255,10 +255,10 @@ export class RouterSession {
 
   /** Says hello, with an offer of UCX where that is to be. Rejects with LINK_LOST where it must be and cannot. */
   private async offer(): Promise<void> {
-    const { transport, router, unreachable } = this.options;
+    const { transport, router, credential, unreachable } = this.options;
     if (unreachable.tries(router, transport)) {
       try {
-        this.port = await openSessionPort(hostOf(router), {
+        this.port = await openSessionPort(hostOf(router), credential.tls?.encryptsRows ?? false, {
           onMessage: (message, rows) => this.receive(message, rows),
           onFailure: (error) => this.lose(routerLost(router, error)),
         });

@@ -22,6 +22,8 @@ export interface RouterStreamOptions {
   router: string;
   call: ClientDuplexStream<ForwardRequestInput, ForwardResponse>;
   transport: TransportChoice;
+  /** Chunks that leave this machine over UCX do so encrypted. */
+  encrypted: boolean;
   /** What the router takes in one message: bytes of rows and routing. */
   messageBytesMax: number;
   unreachable: UnreachableByUcx;
@@ -157,10 +159,10 @@ export class RouterStream implements BatchStream {
 
   /** What the header says of UCX. */
   private async offer(): Promise<Pick<ForwardHeaderInput, 'ucx' | 'ucxKey'>> {
-    const { transport, router, unreachable } = this.options;
+    const { transport, router, encrypted, unreachable } = this.options;
     if (!unreachable.tries(router, transport)) return {};
     try {
-      const { channel, key } = await openChunkChannel(hostOf(router), () => this.wake());
+      const { channel, key } = await openChunkChannel(hostOf(router), encrypted, () => this.wake());
       this.channel = channel;
       return { ucx: channel.end, ucxKey: key };
     } catch (error) {

@@ -1,4 +1,4 @@
-import { native, type UcxFabric } from '../../native/index.js';
+import { native } from '../../native/index.js';
 import { asSwitchyardError, type SwitchyardError } from '../common/errors.js';
 import type { SessionBatchInput } from '../common/generated/switchyard/v1/SessionBatch.js';
 import type { SessionHelloInput } from '../common/generated/switchyard/v1/SessionHello.js';
@@ -10,6 +10,7 @@ import { systemRandom } from '../runtime/system.js';
 import { dropRows } from '../transport/port.js';
 import { keyBytes } from '../transport/ucx/key.js';
 import { copiedOut, UcxPort } from '../transport/ucx/port.js';
+import type { Fabric } from '../transport/ucx/source.js';
 
 /** What takes the rows of an answer into memory of their own; it must be called once. */
 export type TakeRows = () => Promise<Uint8Array>;
@@ -30,7 +31,7 @@ export class SessionPort {
   private readonly key = systemRandom.bytes(keyBytes);
   private readonly port: UcxPort<SessionRequestInput, SessionResponse>;
 
-  constructor(ucx: UcxFabric, { onMessage, onFailure }: SessionPortEvents) {
+  constructor(ucx: Fabric, { onMessage, onFailure }: SessionPortEvents) {
     this.port = new UcxPort(ucx, {
       codec: sessionCodec.client,
       key: this.key,

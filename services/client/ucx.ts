@@ -1,9 +1,9 @@
-import type { UcxFabric } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { systemRandom } from '../runtime/system.js';
 import type { ChunkChannel } from '../transport/chunk-channel.js';
 import type { TransportChoice } from '../transport/link.js';
 import { keyBytes } from '../transport/ucx/key.js';
+import type { Fabric } from '../transport/ucx/source.js';
 import type { SessionPort, SessionPortEvents } from './session-port.js';
 
 /** How long the way to a router over UCX, or a session, may take to open where another way is left. */
@@ -18,17 +18,22 @@ const windowBytes = 32 * 1024 * 1024;
 /** This end of a channel to a router at `host` for the chunks of a batch; `key` goes to the router with the channel's end. */
 export async function openChunkChannel(
   host: string,
+  encrypted: boolean,
   onChange: () => void,
 ): Promise<{ channel: ChunkChannel; key: Buffer }> {
-  const ucx = await loadUcx(host);
+  const ucx = await loadUcx(host, encrypted);
   const { ChunkChannel } = await import('../transport/chunk-channel.js');
   const key = systemRandom.bytes(keyBytes);
   return { channel: new ChunkChannel(ucx, { key, windowBytes, onChange }), key };
 }
 
 /** This end of a channel to a router at `host` for the batches of a session. */
-export async function openSessionPort(host: string, events: SessionPortEvents): Promise<SessionPort> {
-  const ucx = await loadUcx(host);
+export async function openSessionPort(
+  host: string,
+  encrypted: boolean,
+  events: SessionPortEvents,
+): Promise<SessionPort> {
+  const ucx = await loadUcx(host, encrypted);
   const { SessionPort } = await import('./session-port.js');
   return new SessionPort(ucx, events);
 }
@@ -37,10 +42,10 @@ export async function openSessionPort(host: string, events: SessionPortEvents): 
  * UCX for a client of a router at `host`, loaded when a batch first wants it: the SDK works without the addon. Rejects with
  * LINK_LOST and why there is none.
  */
-async function loadUcx(host: string): Promise<UcxFabric> {
+async function loadUcx(host: string, encrypted: boolean): Promise<Fabric> {
   try {
     const { ucxOrNull } = await import('../transport/ucx/port.js');
-    const ucx = ucxOrNull(host);
+    const ucx = ucxOrNull(host, encrypted);
     if (ucx === null) throw noWay('the native addon was built without UCX');
     return ucx;
   } catch (error) {

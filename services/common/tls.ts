@@ -15,8 +15,8 @@ import { explainServer, tlsFailure } from './certificate.js';
 import { SwitchyardError } from './errors.js';
 import type { Logger } from './log.js';
 
-/** PEM files. */
-export interface TlsFiles {
+/** PEM files, and what they do not decide. */
+export interface TlsSettings {
   /** Who signs the certificates of servers. */
   ca: string;
   /** The certificate that this process shows, with those between it and its CA, and its key. */
@@ -24,9 +24,11 @@ export interface TlsFiles {
   key?: string | null | undefined;
   /** Who signs the certificates of callers: they are asked for. Null: they are not. */
   clientCa?: string | null;
+  /** Rows between hosts may travel over UCX as they are. Default: no. */
+  allowPlaintextRows?: boolean | undefined;
 }
 
-type FileKey = keyof TlsFiles;
+type FileKey = Exclude<keyof TlsSettings, 'allowPlaintextRows'>;
 
 /** What the files held. */
 type Pems = Readonly<Partial<Record<FileKey, Buffer>>>;
@@ -50,7 +52,7 @@ export class Tls {
 
   /** Throws CONFIG_INVALID for a file that cannot be used. */
   constructor(
-    private readonly files: TlsFiles,
+    private readonly files: TlsSettings,
     private readonly log: Logger | null = null,
   ) {
     this.pems = this.read();
@@ -63,6 +65,11 @@ export class Tls {
   /** Whether callers are asked for certificates. */
   get asksCallers(): boolean {
     return this.pems.clientCa !== undefined;
+  }
+
+  /** Whether rows that leave this machine are encrypted whatever carries them. */
+  get encryptsRows(): boolean {
+    return !this.files.allowPlaintextRows;
   }
 
   /** Files are watched no more. */
@@ -207,12 +214,15 @@ function ownCertificate({ cert }: Pems): Buffer | null {
 
 /** What a configuration says of TLS. */
 export type TlsConfig = Readonly<
-  Record<'tlsCa' | 'tlsCert' | 'tlsKey', string | null> & { tlsClientCa?: string | null }
+  Record<'tlsCa' | 'tlsCert' | 'tlsKey', string | null> & {
+    tlsClientCa?: string | null;
+    allowPlaintextRows?: boolean;
+  }
 >;
 
 /** The TLS of a process with servers; null: it is not to use it. Throws CONFIG_INVALID for files that cannot be used, and as below. */
 export function readTls(config: TlsConfig, log: Logger): Tls | null {
-  const files = tlsFilesOf(config, true);
+  const files = tlsSettingsOf(config, true);
   return files && new Tls(files, log);
 }
 
@@ -220,15 +230,15 @@ export function readTls(config: TlsConfig, log: Logger): Tls | null {
  * The files of a configuration; null: it names none. `serves`: of a process with servers. Throws CONFIG_INVALID for some without
  * the others: nothing is sent in the clear because one was forgotten.
  */
-export function tlsFilesOf(config: TlsConfig, serves: boolean): TlsFiles | null {
-  const { tlsCa: ca, tlsCert: cert, tlsKey: key, tlsClientCa: clientCa = null } = config;
+export function tlsSettingsOf(config: TlsConfig, serves: boolean): TlsSettings | null {
+  const { tlsCa: ca, tlsCert: cert, tlsKey: key, tlsClientCa: clientCa = null, allowPlaintextRows } = config;
   const given = Object.entries({ tlsCa: ca, tlsCert: cert, tlsKey: key, tlsClientCa: clientCa });
   if (given.every(([, path]) => path === null)) return null;
   const shows = serves || cert !== null || key !== null;
   const missing = given.find(
     ([name, path]) => path === null && (name === 'tlsCa' || (shows && name !== 'tlsClientCa')),
   );
-  if (ca !== null && missing === undefined) return { ca, cert, key, clientCa };
+  if (ca !== null && missing === undefined) return { ca, cert, key, clientCa, allowPlaintextRows };
   const allowed = serves
     ? 'tlsCa, tlsCert and tlsKey together: a server encrypts what it serves and what it calls'
     : 'tlsCa, and tlsCert and tlsKey together or neither';

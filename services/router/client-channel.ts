@@ -1,10 +1,11 @@
-import type { SlabRange, UcxFabric } from '../../native/index.js';
+import type { SlabRange } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { abortable, type EndSignal } from '../common/lifecycle.js';
 import { ChunkChannel } from '../transport/chunk-channel.js';
 import { chunkCost, tokensWithin } from '../transport/chunk-size.js';
+import type { Fabric } from '../transport/ucx/source.js';
 import type { Reservation } from './budget.js';
 import type { ClientMessage } from './check-chunk.js';
 
@@ -34,7 +35,7 @@ export class ClientChannel {
   private lost: NodeJS.Timeout | undefined;
 
   constructor(
-    ucx: UcxFabric,
+    ucx: Fabric,
     private readonly options: ClientChannelOptions,
   ) {
     const { key, windowBytes } = options;

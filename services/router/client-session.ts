@@ -1,5 +1,5 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
-import { native, type UcxFabric } from '../../native/index.js';
+import { native } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { SessionBatch } from '../common/generated/switchyard/v1/SessionBatch.js';
 import type { SessionHello } from '../common/generated/switchyard/v1/SessionHello.js';
@@ -14,6 +14,7 @@ import { sessionTokensMax } from '../transport/chunk-size.js';
 import { MessageWriter } from '../transport/grpc/writer.js';
 import { acceptUcx, type UcxAcceptor } from '../transport/handshake.js';
 import { type ArrivedRows, dropRows, rowsOfMessage } from '../transport/port.js';
+import type { Fabric } from '../transport/ucx/source.js';
 import type { Batches } from './batches.js';
 import type { ChannelWindows } from './channel-windows.js';
 import { takesNothing } from './client-channel.js';
@@ -181,7 +182,7 @@ export class ClientSession {
     );
   }
 
-  private openChannel(ucx: UcxFabric, key: Uint8Array): SessionChannel | string {
+  private openChannel(ucx: Fabric, key: Uint8Array): SessionChannel | string {
     const { windows } = this.options;
     const window = windows.take(0, sessionWindowBytes);
     if (window === null) return windows.whyNone();

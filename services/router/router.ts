@@ -15,6 +15,7 @@ import { clusterState, Watchers } from '../common/watchers.js';
 import type { UcxAcceptor } from '../transport/handshake.js';
 import { exportUcxMetrics } from '../transport/ucx/metrics.js';
 import { nativeUcx } from '../transport/ucx/port.js';
+import type { UcxSource } from '../transport/ucx/source.js';
 import { ByteBudget } from './budget.js';
 import { ChannelWindows } from './channel-windows.js';
 import { ClientChannels } from './client-channels.js';
@@ -56,6 +57,7 @@ export class Router {
   /** To be added to a gRPC server. */
   readonly services: GrpcService[];
   private readonly core: RouterCore;
+  private readonly ucx: UcxSource;
   /** Of clients' messages that are in no chunk yet. */
   private readonly messages: ByteBudget;
   private readonly windows: ChannelWindows;
@@ -69,13 +71,14 @@ export class Router {
   constructor(private readonly options: RouterOptions) {
     const { config, name, credential, log, registry, runtime, live } = options;
     const { token, tls = null } = credential;
+    this.ucx = nativeUcx(tls?.encryptsRows ?? false);
     this.startedMs = runtime.clock.now();
     this.core = new RouterCore({
       ...options,
       token,
       machine: hostname(),
       dial: { coordinator: coordinatorDialer(tls), worker: workerDialer(tls) },
-      ucx: nativeUcx,
+      ucx: this.ucx,
       loadWeights: (description) => loadWeights(description, log),
       onChange: () => this.watchers.notify(),
       onReady: (ready) => options.onReady?.(ready),
@@ -161,7 +164,7 @@ export class Router {
   /** This router as clients' offers of UCX are answered. */
   private acceptor(): UcxAcceptor {
     const { host, transport } = this.options.config;
-    return { ucx: nativeUcx, host, transport, name: 'the router' };
+    return { ucx: this.ucx, host, transport, name: 'the router' };
   }
 
   private openSession(call: SessionStream): void {

@@ -1,4 +1,3 @@
-import type { UcxFabric } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { SessionBatch } from '../common/generated/switchyard/v1/SessionBatch.js';
 import type { SessionRequest } from '../common/generated/switchyard/v1/SessionRequest.js';
@@ -9,6 +8,7 @@ import { chunkCost } from '../transport/chunk-size.js';
 import type { UcxSide } from '../transport/handshake.js';
 import { type ArrivedRows, dropRows } from '../transport/port.js';
 import { UcxPort } from '../transport/ucx/port.js';
+import type { Fabric } from '../transport/ucx/source.js';
 import type { ChannelWindow } from './channel-windows.js';
 import { channelGraceMs, channelLost } from './client-channel.js';
 import type { SessionWay } from './session-call.js';
@@ -37,7 +37,7 @@ export class SessionChannel implements UcxSide, SessionWay {
   private lost: NodeJS.Timeout | undefined;
 
   constructor(
-    ucx: UcxFabric,
+    ucx: Fabric,
     private readonly options: SessionChannelOptions,
   ) {
     const { key, window } = options;

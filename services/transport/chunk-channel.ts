@@ -1,4 +1,4 @@
-import { native, type Slab, type UcxFabric } from '../../native/index.js';
+import { native, type Slab } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type {
   ChannelMessage,
@@ -12,6 +12,7 @@ import { chunkCost } from './chunk-size.js';
 import { Credits } from './credits.js';
 import { type ArrivedRows, dropRows, type OutgoingRows } from './port.js';
 import { copiedOut, UcxPort } from './ucx/port.js';
+import type { Fabric } from './ucx/source.js';
 
 /** A chunk as it arrived. The receiver owns the slab, and gives `cost` back once it has taken the rows. */
 export interface ArrivedChunk {
@@ -59,7 +60,7 @@ export class ChunkChannel {
 
   /** Throws INVALID_ARGUMENT for a key of another length. */
   constructor(
-    ucx: UcxFabric,
+    ucx: Fabric,
     private readonly options: ChunkChannelOptions,
   ) {
     const { key, windowBytes, reportSends = false } = options;

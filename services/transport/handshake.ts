@@ -1,9 +1,8 @@
-import type { UcxFabric } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
 import type { TransportChoice } from './link.js';
 import { keyBytes } from './ucx/key.js';
-import { type UcxSource, whyNoUcx } from './ucx/source.js';
+import { type Fabric, type UcxSource, whyNoUcx } from './ucx/source.js';
 
 /** What the dialing end of a gRPC stream offers in its first message: an end of a UCX channel beside the stream, and its key. */
 export interface UcxOffer {
@@ -45,7 +44,7 @@ function decline(declined: string, unreachable = false): UcxAnswer<never> {
 export async function acceptUcx<Side extends UcxSide>(
   { ucx: end, ucxKey }: UcxOffer,
   { ucx: source, host, transport, name }: UcxAcceptor,
-  open: (ucx: UcxFabric) => Side | string,
+  open: (ucx: Fabric) => Side | string,
 ): Promise<UcxAnswer<Side>> {
   const ucx = transport === 'grpc' || source === null ? null : source.fabric(host);
   if (end === null || ucx === null) return decline(whyNoUcx(transport, name));

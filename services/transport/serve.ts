@@ -1,4 +1,3 @@
-import type { UcxFabric } from '../../native/index.js';
 import type { Access } from '../common/access.js';
 import { checkNodeName } from '../common/certificate.js';
 import {
@@ -27,7 +26,7 @@ import type { TokenBatchHandler, TransportChoice, TransportKind } from './link.j
 import { checkLink, isLinkProof, type LinkProof } from './link-key.js';
 import { type ArrivedRows, dropRows, type MessagePort, type Outgoing, rowsOfMessage } from './port.js';
 import type { UcxPort } from './ucx/port.js';
-import { type UcxSource, ucxLoss } from './ucx/source.js';
+import { type Fabric, type UcxSource, ucxLoss } from './ucx/source.js';
 import { LinkWindows } from './windows.js';
 
 export interface LinkServiceOptions {
@@ -253,7 +252,7 @@ class WorkerLink {
     return { ucx: side.end };
   }
 
-  private ucxPort(ucx: UcxFabric, key: Uint8Array): UcxPort<WorkerMessageInput, RouterMessage> {
+  private ucxPort(ucx: Fabric, key: Uint8Array): UcxPort<WorkerMessageInput, RouterMessage> {
     const port = this.options.ucx!.createPort(ucx, {
       codec: exchangeCodec.server,
       key,

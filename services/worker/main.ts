@@ -188,7 +188,7 @@ class WorkerService {
       log,
       runtime: nativeRuntime,
       dial: coordinatorDialer(this.tls),
-      ucx: nativeUcx,
+      ucx: nativeUcx(this.tls?.encryptsRows ?? false),
       openModel: async ({ source: described }) => {
         const source = parseModelSource(described);
         const model = this.ownModel ?? (await openModel(source, log));

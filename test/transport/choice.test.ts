@@ -1,6 +1,7 @@
 import { expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { type TransportChoice, transportChoices } from '../../services/transport/link.js';
+import { nativeUcx } from '../../services/transport/ucx/port.js';
 import { batchOf, dial, never, rawWorker, startWorker, ucxEnd, welcome } from './support.js';
 
 const pairs = transportChoices.flatMap((router) => transportChoices.map((worker) => ({ router, worker })));
@@ -37,6 +38,26 @@ test.each(pairs)(
 );
 
 const onUcx = native.ucx === null ? test.skip : test;
+
+onUcx(
+  'ends that both encrypt what leaves their machine share its memory; where only one does, they keep to gRPC',
+  async () => {
+    if (!native.describe().ucx?.encrypts) return;
+    const encrypted = nativeUcx(true);
+    const { address } = await startWorker({ ucx: encrypted });
+    const link = await dial(address, { transport: 'ucx', ucx: encrypted });
+    expect(link.lanes).not.toContain('tls');
+    (await link.exchange(batchOf(), never)).rows.release();
+    const reason = /one end encrypts rows that leave its machine and the other does not/;
+    const auto = await dial(address, { router: 'other', transport: 'auto' });
+    expect(auto).toMatchObject({ transport: 'grpc', reason: expect.stringMatching(reason) });
+    const dialled = dial(address, { router: 'other', transport: 'ucx' });
+    await expect(dialled).rejects.toMatchObject({
+      code: 'LINK_LOST',
+      message: expect.stringMatching(reason),
+    });
+  },
+);
 
 onUcx(
   'where UCX does not reach, a link falls back to gRPC and says so; one for ucx alone is refused',

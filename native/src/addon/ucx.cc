@@ -56,7 +56,7 @@ const ucx::Module& ucx_module() {
 /** The fabric of the process for each reach; it ends with the last environment that uses it. */
 std::shared_ptr<ucx::Fabric> shared_fabric(Reach reach) {
   static std::mutex mutex;
-  static std::array<std::weak_ptr<ucx::Fabric>, 2> all;
+  static std::array<std::weak_ptr<ucx::Fabric>, ucx::reaches> all;
   const std::lock_guard lock(mutex);
   auto& current = all[static_cast<size_t>(reach)];
   auto fabric = current.lock();
@@ -97,7 +97,7 @@ class UcxEnvironment : public std::enable_shared_from_this<UcxEnvironment> {
     fabrics_ = {};
   }
 
-  std::array<std::shared_ptr<ucx::Fabric>, 2> fabrics_;
+  std::array<std::shared_ptr<ucx::Fabric>, ucx::reaches> fabrics_;
   std::vector<std::weak_ptr<UcxPort>> ports_;
   bool hooked_ = false;
 };
@@ -108,15 +108,26 @@ Reach to_reach(const Napi::Value& value) {
   const std::string text = to_text(value, "reach");
   if (text == "machine") return Reach::machine;
   if (text == "network") return Reach::network;
-  throw_invalid("reach", text, "machine, network");
+  if (text == "encrypted") return Reach::encrypted;
+  throw_invalid("reach", text, "machine, network, encrypted");
+}
+
+/** Of a fixed length. */
+template <typename Bytes>
+Bytes to_bytes(const Napi::Value& value, const std::string& name) {
+  const auto given = to_span<uint8_t>(value, name);
+  Bytes bytes;
+  if (given.size() != bytes.size()) throw_invalid(name + ".length", given.size(), std::to_string(bytes.size()));
+  std::copy(given.begin(), given.end(), bytes.begin());
+  return bytes;
 }
 
 Napi::Value open_channel(const Napi::CallbackInfo& info, const Shared& shared, Reach reach) {
   const Fields options(info[0], "");
-  const auto bytes = to_span<uint8_t>(options.value("key"), "key");
   UcxPortOptions wanted;
-  if (bytes.size() != wanted.key.size()) throw_invalid("key.length", bytes.size(), std::to_string(wanted.key.size()));
-  std::copy(bytes.begin(), bytes.end(), wanted.key.begin());
+  wanted.key = to_bytes<ucx::Key>(options.value("key"), "key");
+  const Napi::Value secret = options.value("secret");
+  if (!secret.IsUndefined()) wanted.secret = to_bytes<ucx::Secret>(secret, "secret");
   wanted.message_bytes_max = options.integer("messageBytesMax", 1, safe_integer_max);
   wanted.inbox_bytes_max = options.integer("inboxBytesMax", 1, safe_integer_max);
   wanted.report_sends = options.value("reportSends").ToBoolean();
@@ -173,6 +184,7 @@ Napi::Value describe_ucx(Napi::Env env) {
   const auto* const module = file.module<ucx::Module>();
   auto result = Napi::Object::New(env);
   result.Set("version", module ? Napi::String::New(env, module->version()).As<Napi::Value>() : env.Null());
+  result.Set("encrypts", Napi::Boolean::New(env, module && module->can_encrypt()));
   result.Set("problem", module ? env.Null() : Napi::String::New(env, file.problem()).As<Napi::Value>());
   return result;
 }

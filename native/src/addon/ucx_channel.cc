@@ -19,7 +19,8 @@ std::shared_ptr<UcxPort> UcxPort::open(const std::shared_ptr<ucx::Fabric>& fabri
   events.failed = [weak](Error error) {
     if (const auto self = weak.lock()) self->fail(std::move(error));
   };
-  port->id_ = fabric->open(options.key, {options.message_bytes_max, options.inbox_bytes_max}, std::move(events));
+  port->id_ = fabric->open(
+      options.key, {options.message_bytes_max, options.inbox_bytes_max, options.secret}, std::move(events));
   return port;
 }
 

@@ -18,6 +18,8 @@ struct UcxPortOptions {
   size_t message_bytes_max;
   size_t inbox_bytes_max;
   bool report_sends;
+  /** As in ucx::ChannelLimits. */
+  std::optional<ucx::Secret> secret;
 };
 
 /** What JavaScript takes of a port at a time. */

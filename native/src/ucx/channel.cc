@@ -8,9 +8,17 @@ namespace {
 /** To map a peer's memory anew costs each page of it; to keep it, the memory and a descriptor, although the peer may stand still. */
 constexpr auto unused_file_time = std::chrono::seconds(5);
 
+Error cannot_encrypt(ucp_ep_h endpoint) {
+  std::string names;
+  for (const Lane& lane : lanes_of(endpoint)) names += (names.empty() ? "" : ", ") + lane.transport;
+  return Error(Code::link_lost, "UCX would carry rows to another machine by " + names +
+                                    ", which cannot encrypt; allowed: UCX_TLS with tcp, or allowPlaintextRows");
+}
+
 }  // namespace
 
 uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events) {
+  if (limits.secret && !can_encrypt()) throw Error(Code::link_lost, "the addon was built without OpenSSL");
   const uint64_t id = next_channel_++;
   auto channel = std::make_shared<std::unique_ptr<Channel>>(
       new Channel{.owner = this, .id = id, .key = key, .limits = limits, .events = std::move(events)});
@@ -32,6 +40,7 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   Channel& channel = *found->second;
   const ucs_status_t status = find_endpoint(peer_address, channel.endpoint);
   if (status != UCS_OK) return done(gone(status));
+  if (guarded(channel) && !tcp_lane(lanes_of(channel.endpoint))) return done(cannot_encrypt(channel.endpoint));
   channel.peer_channel = peer_channel;
   channel.challenge = random_mark();
   send_control(channel, Kind::challenge, 0, channel.challenge.data(), sizeof(Mark));
@@ -45,6 +54,7 @@ void Fabric::Progress::fail(Channel& channel, Error error) {
   if (channel.failure) return;
   channel.failure = error;
   end_offers(channel, error);
+  end_waiting(channel, error);
   if (channel.stream) end_sends(*channel.stream, error);
   if (!channel.closing) return channel.events.failed(std::move(error));
   close_if_quiet(channel);
@@ -84,6 +94,7 @@ void Fabric::Progress::give_up(Channel& channel) {
   channel.given_up = true;
   if (!channel.failure) channel.failure = closed_channel(channel.id);
   end_offers(channel, *channel.failure);
+  end_waiting(channel, *channel.failure);
   if (channel.stream) end_sends(*channel.stream, *channel.failure);
   // UCX does not take messages back, but most have left by then.
   if (channel.holding > 0) flushing_.emplace(std::chrono::steady_clock::now() + flush_wait, channel.id);
@@ -122,7 +133,7 @@ void Fabric::Progress::close_if_quiet(Channel& channel) {
     if (channel.holding > 0) return;
   } else {
     const Stream* stream = channel.stream;
-    if (!channel.offers.empty() || channel.under_way > 0 || (stream && stream->ready && !stream->idle())) return;
+    if (!channel.offers.empty() || !channel.waiting.empty() || channel.under_way > 0 || (stream && stream->ready && !stream->idle())) return;
     if (stream && !channel.peer_closing && !ending_) {
       // All is sent. The stream stays until the peer is closing too: what it sends must not end in a reset.
       for (const CloseDone& closed : std::exchange(channel.closed, {})) closed();
@@ -151,8 +162,11 @@ std::string Fabric::Progress::transports(uint64_t id) {
   enqueue([this, id, answer] {
     const auto found = channels_.find(id);
     if (found == channels_.end() || !found->second->endpoint) return answer->set_value("");
-    const Channel& channel = *found->second;
-    std::string text = channel.may_offer ? "mapped" : channel.stream && channel.stream->ready ? "stream" : "";
+    Channel& channel = *found->second;
+    const Stream* const stream = channel.stream && channel.stream->ready ? channel.stream : nullptr;
+    std::string text;
+    if (channel.may_offer && !guarded(channel)) text = "mapped";
+    else if (stream) text = stream->tls() ? "tls" : "stream";
     for (const Lane& lane : lanes_of(channel.endpoint)) {
       if ((" " + text + " ").find(" " + lane.transport + " ") != std::string::npos) continue;
       text += (text.empty() ? "" : " ") + lane.transport;

@@ -13,6 +13,7 @@
 
 #include "memory/slab.h"
 #include "runtime/error.h"
+#include "ucx/tls.h"
 
 namespace switchyard::ucx {
 
@@ -56,6 +57,8 @@ struct ChannelLimits {
   size_t message_bytes_max;
   /** Messages that have come before one that was sent earlier, which they wait for. */
   size_t early_bytes_max = size_t{1} << 30;
+  /** Set: messages that leave this machine travel on a stream that this encrypts, or not at all. */
+  std::optional<Secret> secret{};
 };
 
 struct FabricStats {
@@ -91,7 +94,10 @@ enum class Reach {
   machine,
   /** Other machines too. UCX opens ports on every network device. */
   network,
+  /** The same, by TCP alone, beside which streams can be made that encrypt. */
+  encrypted,
 };
+inline constexpr size_t reaches = 3;
 
 /**
  * One UCX context and worker with the thread that drives them. Between processes of one machine a long message stays in
@@ -143,7 +149,7 @@ class Fabric {
    */
   virtual void close(uint64_t channel, CloseDone done, std::chrono::milliseconds flush = flush_wait);
 
-  /** The transports that carry the channel's messages, for example "mapped sysv posix" or "stream tcp", or empty before `connect`. */
+  /** The transports that carry the channel's messages, for example "mapped sysv posix" or "stream tcp" or "tls tcp", or empty before `connect`. */
   virtual std::string transports(uint64_t channel);
 
   virtual FabricStats stats() const;

@@ -44,9 +44,12 @@ constexpr Variable variables[] = {
     {"UCX_TCP_RX_SEG_SIZE", "512k"},
 };
 constexpr Variable machine_variables[] = {{"UCX_TLS", "^tcp"}, {"UCX_NET_DEVICES", "lo"}};
+constexpr Variable encrypted_variables[] = {{"UCX_TLS", "tcp,sm,self"}};
 
 std::span<const Variable> variables_of(Reach reach) {
-  return reach == Reach::machine ? std::span<const Variable>(machine_variables) : std::span<const Variable>();
+  if (reach == Reach::machine) return machine_variables;
+  if (reach == Reach::encrypted) return encrypted_variables;
+  return {};
 }
 
 void wake_on(int poll, int descriptor) {
@@ -147,6 +150,7 @@ void Fabric::Progress::destroy() {
   }
   for (auto& [id, channel] : channels_) {
     end_offers(*channel, ended);
+    end_waiting(*channel, ended);
     for (const CloseDone& closed : channel->closed) closed();
   }
   for (ReceiveRequest* request : receiving_) delete request;

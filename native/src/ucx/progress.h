@@ -56,6 +56,7 @@ class Fabric::Progress {
   struct Listener {
     int socket;
     Place place;
+    bool encrypts;
   };
   struct SendRequest;
   struct ReceiveRequest;
@@ -97,9 +98,11 @@ class Fabric::Progress {
   // Streams: streams.cc.
   void offer_stream(Channel& channel);
   void receive_stream_offer(Channel& channel, const Place& place);
-  std::optional<Place> listen(const std::string& interface);
+  void send_waiting(uint64_t id);
+  std::optional<Secret> secret_of(uint64_t channel) const;
+  std::optional<Place> listen(const std::string& interface, bool encrypts);
   void accept_from(int listener);
-  Stream& add_stream(int socket);
+  Stream& add_stream(int socket, std::unique_ptr<TlsSession> tls);
   void push(Channel& channel, Stream::Outgoing outgoing);
   void write(Stream& stream);
   void watch(Stream& stream);
@@ -115,12 +118,17 @@ class Fabric::Progress {
   bool send_at_once(uint64_t id, Message& message, SendDone& done);
   bool is_light(uint64_t id, const Message& message) const;
   void send_now(uint64_t id, Message message, SendDone done);
+  bool guarded(Channel& channel);
   static std::optional<Error> why_unsendable(const Channel& channel);
   void offer(Channel& channel, Message message, SendDone done);
+  void send_guarded(Channel& channel, Message message, SendDone done);
+  bool gather(Message& message, SendDone& done);
+  static WireHeader next_header(Channel& channel, const Message& message);
   void send_control(Channel& channel, Kind kind, uint64_t sequence = 0, const void* data = nullptr, size_t length = 0);
   void transmit(Channel& channel, std::unique_ptr<SendRequest> request, const void* data, size_t length);
   void ended(uint64_t id, bool held);
   void end_offers(Channel& channel, const Error& error);
+  static void end_waiting(Channel& channel, const Error& error);
 
   // What comes in: receive.cc.
   ucs_status_t receive(const WireHeader& header, void* data, size_t length, const ucp_am_recv_param_t& param);
@@ -173,8 +181,8 @@ class Fabric::Progress {
   std::unordered_map<int, std::unique_ptr<Stream>> streams_;
   /** Sockets of streams that have not shown the key of a channel, the oldest first. */
   std::deque<int> strangers_;
-  /** By network interface. */
-  std::map<std::string, Listener> listeners_;
+  /** By network interface, and whether what comes there is encrypted. */
+  std::map<std::pair<std::string, bool>, Listener> listeners_;
   /** The fabric ends: nothing is waited for that a peer may never do. */
   bool ending_ = false;
   /** Channels that close, by the time at which they give up what has not left. Those that have closed by then are gone. */
@@ -223,6 +231,9 @@ struct Lane {
 /** UCX 1.13 tells the lanes of an endpoint in its text for people alone. */
 std::vector<Lane> lanes_of(ucp_ep_h endpoint);
 
+/** The one of TCP, if there is one. */
+std::optional<Lane> tcp_lane(const std::vector<Lane>& lanes);
+
 struct Fabric::Progress::Channel {
   Progress* owner;
   uint64_t id;
@@ -255,6 +266,9 @@ struct Fabric::Progress::Channel {
    * notice a peer's death, and cuts them into pieces that the receiver copies. Owned by `streams_`.
    */
   Stream* stream = nullptr;
+  /** Of a channel with a secret: whether shared memory alone carries its messages, once that is known, and those that wait for a stream. */
+  std::optional<bool> stays_here{};
+  std::deque<std::pair<Message, SendDone>> waiting{};
 
   bool peer_closing = false;
   /** Messages that UCX sends or receives. */

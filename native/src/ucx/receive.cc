@@ -42,6 +42,7 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
   if (found == channels_.end() && header.kind == Kind::closing) return UCS_OK;
   if (found == channels_.end() || !same_key(found->second->key, header.key)) return refuse();
   Channel& channel = *found->second;
+  if ((header.kind == Kind::message || header.kind == Kind::offer) && guarded(channel)) return refuse();
   if (header.kind != Kind::message) {
     if (rendezvous) return refuse();
     receive_control(channel, header, data, length);
@@ -153,6 +154,7 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
     case Kind::closing:
       channel.peer_closing = true;
       end_offers(channel, Error(Code::link_lost, "the UCX peer closed the channel"));
+      end_waiting(channel, Error(Code::link_lost, "the UCX peer closed the channel"));
       if (channel.stream) end_sends(*channel.stream, Error(Code::link_lost, "the UCX peer closed the channel"));
       close_if_quiet(channel);
       return;

@@ -58,22 +58,13 @@ void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
     return done(refusal);
   }
   Channel& channel = *open;
+  if (guarded(channel)) return send_guarded(channel, std::move(message), std::move(done));
   const size_t length = message.row_bytes + message.meta_bytes;
   if (channel.may_offer && length >= offer_bytes_min && length <= offer_bytes_max) {
     return offer(channel, std::move(message), std::move(done));
   }
-  if (message.source) {
-    try {
-      message = gathered(arena_, message);
-    } catch (const Error& error) {
-      message = {};
-      return done(error);
-    }
-  }
-  WireHeader header;
-  header.row_bytes = message.row_bytes;
-  header.meta_bytes = message.meta_bytes;
-  header.sequence = channel.next_sent++;
+  if (!gather(message, done)) return;
+  const WireHeader header = next_header(channel, message);
   if (channel.stream && channel.stream->ready && length >= stream_bytes_min) {
     return push(channel, {header, std::move(message), std::move(done)});
   }
@@ -83,6 +74,41 @@ void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
   request->done = std::move(done);
   const void* data = request->message.slab->data();
   transmit(channel, std::move(request), data, length);
+}
+
+/** Sends a message that may leave this machine encrypted alone: on the stream, for which it waits. */
+void Fabric::Progress::send_guarded(Channel& channel, Message message, SendDone done) {
+  if (!channel.stream || !channel.stream->ready) {
+    channel.waiting.emplace_back(std::move(message), std::move(done));
+    return;
+  }
+  if (!gather(message, done)) return;
+  const WireHeader header = next_header(channel, message);
+  push(channel, {header, std::move(message), std::move(done)});
+}
+
+void Fabric::Progress::end_waiting(Channel& channel, const Error& error) {
+  for (auto& [message, done] : std::exchange(channel.waiting, {})) {
+    message = {};
+    if (done) done(error);
+  }
+}
+
+/** Puts the rows of a message side by side. False if there is no memory, which `done` was told. */
+bool Fabric::Progress::gather(Message& message, SendDone& done) {
+  if (!message.source) return true;
+  try {
+    message = gathered(arena_, message);
+    return true;
+  } catch (const Error& error) {
+    message = {};
+    done(error);
+    return false;
+  }
+}
+
+WireHeader Fabric::Progress::next_header(Channel& channel, const Message& message) {
+  return {.row_bytes = message.row_bytes, .meta_bytes = message.meta_bytes, .sequence = channel.next_sent++};
 }
 
 void Fabric::Progress::offer(Channel& channel, Message message, SendDone done) {

@@ -52,7 +52,7 @@ int Stream::listen(Place& place) {
   return -1;
 }
 
-Stream::Stream(int socket) : socket_(socket) {
+Stream::Stream(int socket, std::unique_ptr<TlsSession> tls) : socket_(socket), tls_(std::move(tls)) {
   const int on = 1;
   setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
   setsockopt(socket_, SOL_SOCKET, SO_SNDBUF, &send_buffer_bytes, sizeof(send_buffer_bytes));
@@ -65,6 +65,21 @@ std::deque<Stream::Outgoing> Stream::take_queue() {
   return std::exchange(queue_, {});
 }
 
+ssize_t Stream::transmit(iovec (&parts)[2]) {
+  if (tls_) {
+    const iovec& part = parts[parts[0].iov_len > 0 ? 0 : 1];
+    return tls_->send(part.iov_base, part.iov_len);
+  }
+  msghdr message{};
+  message.msg_iov = parts;
+  message.msg_iovlen = 2;
+  return sendmsg(socket_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+ssize_t Stream::receive(std::byte* to, size_t wanted, bool fetch) {
+  return tls_ ? tls_->receive(to, wanted, fetch) : recv(socket_, to, wanted, MSG_DONTWAIT);
+}
+
 bool Stream::write(const std::function<void(Outgoing)>& sent) {
   for (size_t left = share; left > 0 && !queue_.empty();) {
     Outgoing& first = queue_.front();
@@ -74,10 +89,7 @@ bool Stream::write(const std::function<void(Outgoing)>& sent) {
     const size_t after = bytes_sent_ - std::min(head, bytes_sent_);
     iovec parts[2] = {{reinterpret_cast<char*>(&first.header) + (head - of_head), of_head}, {nullptr, 0}};
     if (length > after) parts[1] = {first.message.slab->data() + after, std::min(length - after, left)};
-    msghdr message{};
-    message.msg_iov = parts;
-    message.msg_iovlen = 2;
-    const ssize_t moved = sendmsg(socket_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t moved = transmit(parts);
     if (moved < 0) {
       if (errno == EINTR) continue;
       return must_wait();
@@ -90,7 +102,7 @@ bool Stream::write(const std::function<void(Outgoing)>& sent) {
     bytes_sent_ = 0;
     sent(std::move(done));
   }
-  return true;
+  return !tls_ || tls_->flush();
 }
 
 /** The socket counts as readable when so much has come, or the connection is over. */
@@ -104,13 +116,14 @@ void Stream::wake_at(size_t bytes) {
 bool Stream::read(const std::function<std::optional<Message>(const WireHeader&)>& begin,
                   const std::function<void(const WireHeader&, Message)>& end) {
   constexpr size_t head = sizeof(WireHeader);
-  for (size_t left = share; left > 0;) {
+  // What is held of an encrypted stream wakes nobody: it is taken at once.
+  for (size_t left = share; left > 0 || tls_;) {
     const bool in_head = bytes_read_ < head;
     const size_t length = in_head ? 0 : message_.row_bytes + message_.meta_bytes;
     std::byte* const to =
         in_head ? reinterpret_cast<std::byte*>(&header_) + bytes_read_ : message_.slab->data() + (bytes_read_ - head);
-    const size_t wanted = in_head ? head - bytes_read_ : std::min(head + length - bytes_read_, left);
-    const ssize_t moved = recv(socket_, to, wanted, MSG_DONTWAIT);
+    const size_t wanted = in_head ? head - bytes_read_ : std::min(head + length - bytes_read_, tls_ ? share : left);
+    const ssize_t moved = receive(to, wanted, left > 0);
     if (moved == 0) return false;
     if (moved < 0) {
       if (errno == EINTR) continue;
@@ -132,7 +145,8 @@ bool Stream::read(const std::function<std::optional<Message>(const WireHeader&)>
       end(header_, std::exchange(message_, {}));
     }
   }
-  wake_at(head + (bytes_read_ < head ? 0 : message_.row_bytes + message_.meta_bytes) - bytes_read_);
+  const size_t missing = head + (bytes_read_ < head ? 0 : message_.row_bytes + message_.meta_bytes) - bytes_read_;
+  wake_at(tls_ ? missing - std::min(missing - 1, tls_->held()) : missing);
   return true;
 }
 

@@ -1,12 +1,14 @@
 #pragma once
 
 #include <sys/epoll.h>
+#include <sys/uio.h>
 
 #include <deque>
 #include <functional>
 #include <optional>
 
 #include "ucx/fabric.h"
+#include "ucx/tls.h"
 #include "ucx/wire.h"
 
 namespace switchyard::ucx {
@@ -29,15 +31,19 @@ class Stream {
   /** Waits for connections at an address with port 0, and sets the port. Returns -1 if it cannot. */
   static int listen(Place& place);
 
-  /** Takes over a connected or connecting socket. */
-  explicit Stream(int socket);
+  /** Takes over a connected or connecting socket. `tls`: null, or what encrypts the connection. */
+  explicit Stream(int socket, std::unique_ptr<TlsSession> tls = nullptr);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   int socket() const { return socket_; }
+  const TlsSession* tls() const { return tls_.get(); }
   void push(Outgoing outgoing) { queue_.push_back(std::move(outgoing)); }
-  bool idle() const { return queue_.empty(); }
+  /** Nothing is left to be sent. */
+  bool idle() const { return queue_.empty() && !(tls_ && tls_->unsent()); }
+  /** Room in the socket is waited for: while the peer is to say something first, it is not. */
+  bool wants_room() const { return tls_ ? tls_->unsent() || (!queue_.empty() && tls_->established()) : !queue_.empty(); }
   /** Gives up what has not been sent. */
   std::deque<Outgoing> take_queue();
 
@@ -59,9 +65,12 @@ class Stream {
   uint32_t watched = EPOLLIN;
 
  private:
+  ssize_t receive(std::byte* to, size_t wanted, bool fetch);
+  ssize_t transmit(iovec (&parts)[2]);
   void wake_at(size_t bytes);
 
   const int socket_;
+  const std::unique_ptr<TlsSession> tls_;
   int wake_at_ = 1;
   std::deque<Outgoing> queue_;
   /** Of the first in the queue, header included. */

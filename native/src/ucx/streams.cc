@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <regex>
+#include <set>
 
 #include "ucx/progress.h"
 
@@ -27,6 +28,8 @@ std::string describe(ucp_ep_h endpoint) {
   std::free(text);
   return info;
 }
+
+Error no_stream() { return Error(Code::link_lost, "no encrypted stream to the UCX peer can be made"); }
 
 /** The address of a network interface, with port 0. */
 std::optional<Place> address_of(const std::string& interface) {
@@ -62,28 +65,54 @@ std::vector<Lane> lanes_of(ucp_ep_h endpoint) {
   return lanes;
 }
 
+std::optional<Lane> tcp_lane(const std::vector<Lane>& lanes) {
+  const auto found = std::ranges::find(lanes, "tcp", &Lane::transport);
+  return found == lanes.end() ? std::nullopt : std::optional(*found);
+}
+
+/** Whether the channel's messages may leave this machine encrypted alone, and UCX would carry them beyond it. */
+bool Fabric::Progress::guarded(Channel& channel) {
+  if (!channel.limits.secret) return false;
+  if (!channel.endpoint) return true;
+  if (!channel.stays_here) {
+    static const std::set<std::string> shared{"posix", "sysv", "cma", "knem", "xpmem", "self"};
+    const std::vector<Lane> lanes = lanes_of(channel.endpoint);
+    const auto is_shared = [](const Lane& lane) { return shared.contains(lane.transport); };
+    channel.stays_here = !lanes.empty() && std::ranges::all_of(lanes, is_shared);
+  }
+  return !*channel.stays_here;
+}
+
+std::optional<Secret> Fabric::Progress::secret_of(uint64_t id) const {
+  const auto found = channels_.find(id);
+  return found == channels_.end() ? std::nullopt : found->second->limits.secret;
+}
+
 /** Once both ends can send, the one with the smaller challenge listens for the other. */
 void Fabric::Progress::offer_stream(Channel& channel) {
   if (!channel.endpoint || !channel.peer_challenge || channel.challenge >= *channel.peer_challenge) return;
   if (channel.failure || channel.closing || channel.stream) return;
   const std::vector<Lane> lanes = lanes_of(channel.endpoint);
-  const auto is_tcp = [](const Lane& lane) { return lane.transport == "tcp"; };
-  if (lanes.empty() || !std::all_of(lanes.begin(), lanes.end(), is_tcp)) return;
-  // Without a stream all messages take the endpoint that there is.
-  if (const auto place = listen(lanes.front().device)) {
+  const auto lane = tcp_lane(lanes);
+  const bool encrypts = guarded(channel);
+  if (!lane || !(encrypts || std::ranges::all_of(lanes, [](const Lane& one) { return one.transport == "tcp"; }))) return;
+  if (const auto place = listen(lane->device, encrypts)) {
     send_control(channel, Kind::stream_offer, 0, &*place, sizeof(*place));
+  } else if (encrypts) {
+    fail(channel, Error(Code::link_lost, "no port of " + lane->device + " can be opened for an encrypted stream"));
   }
+  // Otherwise all messages take the endpoint that there is.
 }
 
 /** Where peers may connect by a network interface, from now on until the fabric ends. */
-std::optional<Place> Fabric::Progress::listen(const std::string& interface) {
-  const auto found = listeners_.find(interface);
+std::optional<Place> Fabric::Progress::listen(const std::string& interface, bool encrypts) {
+  const auto found = listeners_.find({interface, encrypts});
   if (found != listeners_.end()) return found->second.place;
   auto place = address_of(interface);
   if (!place) return std::nullopt;
   const int socket = Stream::listen(*place);
   if (socket < 0) return std::nullopt;
-  listeners_[interface] = {socket, *place};
+  listeners_[{interface, encrypts}] = {socket, *place, encrypts};
   epoll_event event{.events = EPOLLIN, .data = {.fd = socket}};
   epoll_ctl(stream_events_, EPOLL_CTL_ADD, socket, &event);
   return place;
@@ -92,24 +121,30 @@ std::optional<Place> Fabric::Progress::listen(const std::string& interface) {
 void Fabric::Progress::receive_stream_offer(Channel& channel, const Place& place) {
   if (!channel.endpoint || channel.stream || channel.failure || channel.closing) return;
   const int socket = Stream::connect(place);
+  const bool encrypts = guarded(channel);
+  if (socket < 0 && encrypts) return fail(channel, no_stream());
   if (socket < 0) return;
-  channel.stream = &add_stream(socket);
+  auto tls = encrypts ? TlsSession::connecting(socket, channel.peer_channel, *channel.limits.secret) : nullptr;
+  channel.stream = &add_stream(socket, std::move(tls));
   channel.stream->channel = channel.id;
   push(channel, {.header = {.kind = Kind::stream_hello}});
 }
 
-Stream& Fabric::Progress::add_stream(int socket) {
+Stream& Fabric::Progress::add_stream(int socket, std::unique_ptr<TlsSession> tls) {
   epoll_event event{.events = EPOLLIN, .data = {.fd = socket}};
   epoll_ctl(stream_events_, EPOLL_CTL_ADD, socket, &event);
   auto& stream = streams_[socket];
-  stream = std::make_unique<Stream>(socket);
+  stream = std::make_unique<Stream>(socket, std::move(tls));
   return *stream;
 }
 
 void Fabric::Progress::accept_from(int listener) {
   const int socket = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
   if (socket < 0) return;
-  add_stream(socket);
+  const auto place = std::ranges::find_if(listeners_, [&](const auto& one) { return one.second.socket == listener; });
+  const bool encrypts = place != listeners_.end() && place->second.encrypts;
+  const auto secret = [this](uint64_t channel) { return secret_of(channel); };
+  add_stream(socket, encrypts ? TlsSession::accepting(socket, secret) : nullptr);
   strangers_.push_back(socket);
   if (strangers_.size() <= strangers_max) return;
   refuse();
@@ -145,7 +180,7 @@ void Fabric::Progress::write(Stream& stream) {
 void Fabric::Progress::watch(Stream& stream) {
   const auto found = channels_.find(stream.channel);
   const bool taken = found == channels_.end() || !found->second->closing;
-  const uint32_t events = (taken ? EPOLLIN : 0u) | (stream.idle() ? 0u : EPOLLOUT);
+  const uint32_t events = (taken ? EPOLLIN : 0u) | (stream.wants_room() ? EPOLLOUT : 0u);
   if (events == stream.watched) return;
   stream.watched = events;
   epoll_event event{.events = events, .data = {.fd = stream.socket()}};
@@ -177,6 +212,8 @@ void Fabric::Progress::serve(Stream& stream, uint32_t events) {
                                })) {
     return stream_over(stream);
   }
+  // What was read may be the peer's part of the handshake.
+  if (readable && stream.tls()) watch(stream);
   if (!readable && (events & (EPOLLERR | EPOLLHUP))) return stream_over(stream);
   if (events & EPOLLOUT) write(stream);
 }
@@ -195,6 +232,7 @@ std::optional<Message> Fabric::Progress::begin(Stream& stream, const WireHeader&
   if (stream.channel == 0) return adopt(channel, stream, header);
   if (header.kind == Kind::stream_ready && !stream.ready) {
     stream.ready = true;
+    deferred_.push_back([this, id = channel.id] { send_waiting(id); });
     return Message{};
   }
   if (header.kind == Kind::message) {
@@ -210,6 +248,11 @@ std::optional<Message> Fabric::Progress::begin(Stream& stream, const WireHeader&
 /** Gives a stranger that holds its key to a channel. */
 std::optional<Message> Fabric::Progress::adopt(Channel& channel, Stream& stream, const WireHeader& header) {
   if (header.kind != Kind::stream_hello || channel.stream || channel.closing || !channel.endpoint) return std::nullopt;
+  const TlsSession* const tls = stream.tls();
+  if (guarded(channel) != (tls != nullptr) || (tls && tls->channel() != channel.id)) {
+    refuse();
+    return std::nullopt;
+  }
   std::erase(strangers_, stream.socket());
   stream.channel = channel.id;
   stream.ready = true;
@@ -217,8 +260,18 @@ std::optional<Message> Fabric::Progress::adopt(Channel& channel, Stream& stream,
   deferred_.push_back([this, id = channel.id] {
     const auto found = channels_.find(id);
     if (found != channels_.end() && found->second->stream) push(*found->second, {.header = {.kind = Kind::stream_ready}});
+    send_waiting(id);
   });
   return Message{};
+}
+
+/** Sends what has waited for the stream. */
+void Fabric::Progress::send_waiting(uint64_t id) {
+  const auto found = channels_.find(id);
+  if (found == channels_.end()) return;
+  Channel& channel = *found->second;
+  if (!channel.stream || !channel.stream->ready) return;
+  for (auto& [message, done] : std::exchange(channel.waiting, {})) send_guarded(channel, std::move(message), std::move(done));
 }
 
 /** Closes a stream. A channel fails with it, since messages may be lost, unless one of its ends is leaving anyway. */
@@ -232,6 +285,7 @@ void Fabric::Progress::stream_over(Stream& over) {
   channel.stream = nullptr;
   const bool lost = stream->ready && !channel.closing && !channel.peer_closing;
   if (lost) fail(channel, Error(Code::link_lost, "the UCX peer is gone: its stream has ended"));
+  else if (!stream->ready && stream->tls()) fail(channel, no_stream());
   end_sends(*stream, channel.failure.value_or(closed_channel(channel.id)));
   close_if_quiet(channel);
 }
@@ -248,7 +302,7 @@ void Fabric::Progress::close_streams() {
   const Error ended(Code::cancelled, "the UCX fabric closed before the message was sent");
   for (auto& [socket, stream] : streams_) end_sends(*stream, ended);
   streams_.clear();
-  for (const auto& [interface, listener] : listeners_) ::close(listener.socket);
+  for (const auto& [key, listener] : listeners_) ::close(listener.socket);
   listeners_.clear();
 }
 

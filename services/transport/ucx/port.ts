@@ -1,12 +1,6 @@
-import { createHash } from 'node:crypto';
+import { createHash, createHmac } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
-import {
-  native,
-  type Slab,
-  type UcxArrivals,
-  type UcxChannel,
-  type UcxFabric,
-} from '../../../native/index.js';
+import { native, type Slab, type UcxArrivals, type UcxChannel } from '../../../native/index.js';
 import { isLoopback } from '../../common/access.js';
 import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
@@ -14,7 +8,8 @@ import { metadataBytesMax } from '../../common/grpc-channel.js';
 import type { StreamCodec } from '../../common/protocol.js';
 import { nowMicroseconds } from '../../common/trace.js';
 import type { ArrivedRows, MessagePort, Outgoing } from '../port.js';
-import type { UcxSource } from './source.js';
+import { keyBytes } from './key.js';
+import { type Fabric, type UcxSource, ucxLoss } from './source.js';
 
 export interface UcxPortOptions<Out, In> {
   /** How messages without their rows become bytes and back. */
@@ -41,15 +36,18 @@ const inboxBytesBeside = 16 * 1024 * 1024;
  * stays on loopback reaches its peers by shared memory and opens no port: UCX believes whoever speaks its handshake at a
  * port, and what follows can end the process.
  */
-export function ucxOrNull(host: string): UcxFabric | null {
-  return native.ucx?.fabric(isLoopback(host) ? 'machine' : 'network') ?? null;
+export function ucxOrNull(host: string, encrypted: boolean): Fabric | null {
+  const { ucx } = native;
+  if (ucx === null) return null;
+  const reach = isLoopback(host) ? 'machine' : encrypted ? 'encrypted' : 'network';
+  return Object.assign(ucx.fabric(reach), { encrypted });
 }
 
-/** UCX as the addon has it. */
-export const nativeUcx: UcxSource = {
-  fabric: ucxOrNull,
+/** UCX as the addon has it. `encrypted`: as of a Fabric. */
+export const nativeUcx = (encrypted: boolean): UcxSource => ({
+  fabric: (host) => ucxOrNull(host, encrypted),
   createPort: (fabric, options) => new UcxPort(fabric, options),
-};
+});
 
 /** Both directions of a stream of messages over a UCX channel; rows stay in their slabs. */
 export class UcxPort<Out, In> implements MessagePort<Out> {
@@ -61,11 +59,11 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   private failure: SwitchyardError | null = null;
 
   constructor(
-    private readonly ucx: UcxFabric,
+    private readonly ucx: Fabric,
     private readonly options: UcxPortOptions<Out, In>,
   ) {
     this.channel = ucx.openChannel({
-      key: options.key,
+      ...secretsOf(options.key, ucx.encrypted ?? false),
       messageBytesMax: options.rowBytesMax + metadataBytesMax,
       inboxBytesMax: options.rowBytesInFlightMax + inboxBytesBeside,
       reportSends: options.reportSends ?? false,
@@ -75,17 +73,22 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   /** What the peer must know to send to this port. */
   get end(): UcxEndInput {
     const address = Buffer.from(this.ucx.address());
-    return { address, channel: this.channel.id, seal: sealOf(address) };
+    return { address, channel: this.channel.id, seal: sealOf(address), encrypted: this.encrypted };
   }
 
   /** Rejects with INVALID_ARGUMENT for an end that is damaged, with LINK_LOST for one that cannot be reached. */
-  async connect({ address, channel, seal }: UcxEnd): Promise<void> {
+  async connect({ address, channel, seal, encrypted }: UcxEnd): Promise<void> {
+    if (encrypted !== this.encrypted) throw ucxLoss(onlyOne);
     if (!sealOf(address).equals(seal))
       throw invalidArgument('ucx.seal', Buffer.from(seal).toString('hex'), 'the seal of ucx.address');
     await this.channel.connect(address, channel);
   }
 
-  /** The transports that UCX uses towards the peer, for example "mapped sysv posix". Waits a while for a stream where there can be one. */
+  private get encrypted(): boolean {
+    return this.ucx.encrypted ?? false;
+  }
+
+  /** The transports that UCX uses towards the peer, for example "mapped sysv posix", or "tls tcp". Waits a while for a stream where there can be one. */
   async transports(): Promise<string> {
     let lanes = await this.channel.transports();
     for (let waited = 0; lanes === 'tcp' && waited < streamMsMax && !this.closed; waited += streamMsBetween) {
@@ -193,6 +196,19 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
       );
     }
   }
+}
+
+const onlyOne =
+  'one end encrypts rows that leave its machine and the other does not; allowed: TLS at both, with the same allowPlaintextRows';
+
+/**
+ * What UCX gets of a channel's key. Its headers are not encrypted: there a key made of it stands, from which nobody learns the
+ * secret.
+ */
+function secretsOf(key: Uint8Array, encrypted: boolean): { key: Uint8Array; secret?: Uint8Array } {
+  if (!encrypted || key.byteLength !== keyBytes) return { key };
+  const made = (use: string) => createHmac('sha256', key).update(use).digest();
+  return { key: made('header').subarray(0, keyBytes), secret: made('stream') };
 }
 
 export function sealOf(address: Uint8Array): Buffer {

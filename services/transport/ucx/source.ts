@@ -3,11 +3,17 @@ import { SwitchyardError } from '../../common/errors.js';
 import type { TransportChoice } from '../link.js';
 import type { UcxPort, UcxPortOptions } from './port.js';
 
+/** UCX as a process may use it. */
+export interface Fabric extends UcxFabric {
+  /** What leaves this machine is encrypted, or stays. Default: no. */
+  readonly encrypted?: boolean;
+}
+
 /** Where links and batches get UCX from, where their transport allows it. */
 export interface UcxSource {
   /** For a process that serves at `host`; null: there is none here. */
-  fabric(host: string): UcxFabric | null;
-  createPort<Out, In>(fabric: UcxFabric, options: UcxPortOptions<Out, In>): UcxPort<Out, In>;
+  fabric(host: string): Fabric | null;
+  createPort<Out, In>(fabric: Fabric, options: UcxPortOptions<Out, In>): UcxPort<Out, In>;
 }
 
 /** In words, why an end whose transport is `choice` keeps to gRPC. */
