@@ -1,10 +1,12 @@
 /**
  * A real Prometheus scrapes real clusters: each alert is made to fire by a fault and ends when that is mended; every recorded series and every query of a
- * panel has data. Minutes of the rules are seconds here: node scripts/check-alerts.mjs (after npm run bootstrap; needs prometheus in PATH)
+ * panel has data. Minutes of the rules are seconds here: node scripts/check-alerts.mjs [ALERT...] (after npm run bootstrap; needs
+ * prometheus and openssl in PATH)
  */
 import { watchTrials } from '../dist/bench/watch/run.js';
 
-const report = await watchTrials((line) => process.stderr.write(`${line}\n`));
+const log = (line) => process.stderr.write(`${line}\n`);
+const report = await watchTrials({ alerts: process.argv.slice(2), log });
 const { tried, untried, falseAlarms, withoutData, queries } = report;
 const seconds = (ms) => (ms === null ? 'not' : `${(ms / 1000).toFixed(1)} s`);
 for (const { alert, fault, firedAfterMs, clearedAfterMs } of tried)

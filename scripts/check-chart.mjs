@@ -127,6 +127,30 @@ function checkNode({ kind, metadata, spec }, config) {
     expect(named('Service', spec.serviceName), `${metadata.name}: no Service ${spec.serviceName}`);
 }
 
+/** It finds one Service with the port, and presents the operator's token that the pods behind it ask for. */
+function checkMonitor({ metadata, spec }) {
+  const matches = ({ metadata: { labels } }) =>
+    Object.entries(spec.selector.matchLabels).every(([key, value]) => labels[key] === value);
+  for (const { port, authorization } of spec.endpoints) {
+    const services = ofKind('Service')
+      .filter(matches)
+      .filter(({ spec: { ports } }) => ports.some(({ name }) => name === port));
+    expect(
+      services.length === 1,
+      `ServiceMonitor ${metadata.name} finds ${services.length} services with ${port}`,
+    );
+    for (const workload of services.flatMap((service) => selected(service.spec.selector))) {
+      const { secret } = workload.spec.template.spec.volumes.find(({ name }) => name === 'tokens');
+      const { name, key } = authorization.credentials;
+      const own = secret.items.find(({ path }) => path === 'operator');
+      expect(
+        secret.secretName === name && own?.key === key,
+        `ServiceMonitor ${metadata.name} presents ${name}/${key}, ${workload.metadata.name} asks for ${own?.key}`,
+      );
+    }
+  }
+}
+
 /** One below the replicas, so that one pod at a time may be evicted; none for a single pod. */
 function checkBudget(workload, section) {
   const scaler = ofKind('HorizontalPodAutoscaler').find(
@@ -155,6 +179,12 @@ try {
       selected(spec.selector.matchLabels).length === 1,
       `the budget ${metadata.name} is not of one workload`,
     );
+  for (const monitor of ofKind('ServiceMonitor')) checkMonitor(monitor);
+  for (const { metadata, data } of ofKind('ConfigMap').filter(({ metadata }) =>
+    /-dashboard-/.test(metadata.name),
+  ))
+    for (const text of Object.values(data))
+      expect(JSON.parse(text).panels.length > 0, `${metadata.name} has no panels`);
 } catch (error) {
   faults.push(error.message);
 } finally {

@@ -6,14 +6,15 @@
 #   scripts/check-chart.sh
 #
 # helm and kubeconform are taken from PATH, or built once with Go into ${XDG_CACHE_HOME:-~/.cache}/switchyard/bin. The schemas
-# are made of the OpenAPI document that the Go module of Kubernetes has.
+# are made of the OpenAPI document that the Go module of Kubernetes has, and of the definitions in that of the Prometheus operator.
 # Ends with a line `N passed, N failed`, and with 1 if something failed.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/switchyard
 kubernetes=1.37.2
-schemas=$cache/kubernetes-schemas/$kubernetes
+prometheus_operator=0.85.0
+schemas=$cache/kubernetes-schemas/$kubernetes-$prometheus_operator
 chart=$root/deploy/chart
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -29,6 +30,9 @@ tool() {
   echo "$cache/bin/$1"
 }
 
+# The directory of a Go module.
+source_of() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'; }
+
 render() { "$helm" template moe "$chart" --namespace moe --kube-version "$kubernetes" "$@"; }
 
 # Whether values are refused with an error that has this text.
@@ -42,13 +46,15 @@ refused() {
   grep --fixed-strings -- "$text" "$scratch/refused" || { cat "$scratch/refused"; return 1; }
 }
 
+(cd "$root" && node scripts/bootstrap.mjs --quiet)
 helm=$(tool helm helm.sh/helm/v3/cmd/helm@v3.22.0)
 kubeconform=$(tool kubeconform github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0)
 if [[ ! -f $schemas/definitions.json ]]; then
-  module=$(go mod download -json "k8s.io/kubernetes@v$kubernetes" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
-  node "$root/scripts/kubernetes-schemas.mjs" "$module/api/openapi-spec/swagger.json" "$schemas"
+  module=$(source_of "k8s.io/kubernetes@v$kubernetes")
+  operator=$(source_of "github.com/prometheus-operator/prometheus-operator@v$prometheus_operator")/example/prometheus-operator-crd
+  node "$root/scripts/kubernetes-schemas.mjs" "$module/api/openapi-spec/swagger.json" "$schemas" \
+    "$operator/monitoring.coreos.com_servicemonitors.yaml" "$operator/monitoring.coreos.com_prometheusrules.yaml"
 fi
-(cd "$root" && node scripts/bootstrap.mjs --quiet)
 
 for values in "$chart"/ci/*.yaml; do
   name=$(basename "$values" .yaml)
@@ -69,6 +75,7 @@ check 'workers have a memory limit' refused "memory" --set worker.resources.limi
 check 'pods do not run as root' refused "runAsUser" --set pod.runAsUser=0
 check 'more workers expected than there are is refused' refused 'at most 2' --set coordinator.workersExpected=3
 check 'two classes of one name are refused' refused 'unique names' --set 'workers[0].name=cpu' --set 'workers[1].name=cpu'
+check 'the interval of scrapes is a duration' refused "interval" --set monitoring.interval=often
 check 'old versions of Kubernetes are refused' refused 'incompatible' --kube-version 1.29.4
 
 count_checks

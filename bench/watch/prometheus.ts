@@ -46,7 +46,13 @@ export class Prometheus {
       stringify({
         global: { scrape_interval: every, scrape_timeout: every, evaluation_interval: every },
         rule_files: ['rules.yml'],
-        scrape_configs: [{ job_name: job, file_sd_configs: [{ files: ['targets.json'] }] }],
+        scrape_configs: [
+          {
+            job_name: job,
+            file_sd_configs: [{ files: ['targets.json'] }],
+            tls_config: { insecure_skip_verify: true },
+          },
+        ],
       }),
     );
     const flags = [
@@ -63,10 +69,13 @@ export class Prometheus {
     }
   }
 
-  /** Scrapes these from now on. `urls`: http://host:port of processes. */
+  /** Scrapes these from now on. `urls`: http(s)://host:port of processes, whose certificates are believed. */
   scrape(urls: readonly string[]): void {
-    const targets = urls.map((url) => new URL(url).host);
-    writeFileSync(join(this.folder, 'targets.json'), JSON.stringify([{ targets }]));
+    const groups = urls.map((url) => {
+      const { host, protocol } = new URL(url);
+      return { targets: [host], labels: { __scheme__: protocol.replace(':', '') } };
+    });
+    writeFileSync(join(this.folder, 'targets.json'), JSON.stringify(groups));
   }
 
   async query(expression: string): Promise<Sample[]> {

@@ -3,11 +3,12 @@ import { join } from 'node:path';
 import { packageRoot } from '../../native/locate.js';
 import { sleep } from '../../services/common/lifecycle.js';
 import { ChaosCluster, type ChaosClusterOptions } from '../chaos/cluster.js';
+import { CertificateTrial } from './certificate.js';
 import { panelQueries } from './panels.js';
 import { Prometheus } from './prometheus.js';
 import { inSeconds, namesIn, rulesText } from './rules.js';
 import { Traffic } from './traffic.js';
-import { faultTrials, type Trial, tightMemory } from './trials.js';
+import { faultTrials, type Trial, tightMemory, type Watched } from './trials.js';
 
 /** What an alert did when it was made to fire. */
 export interface Tried {
@@ -44,24 +45,36 @@ const common = {
   cables: false,
 } as const satisfies Partial<ChaosClusterOptions>;
 
+export interface WatchOptions {
+  /** The alerts that are tried; empty: all. */
+  alerts: readonly string[];
+  log: (line: string) => void;
+}
+
 /**
- * Makes every alert fire by a fault on real processes, mends it, and sees the alert end; a real Prometheus scrapes them by the rules with
- * minutes as seconds. Looks whether every recorded series and every panel's query had data.
+ * Makes alerts fire by faults on real processes, mends these, and sees the alerts end; a real Prometheus scrapes the processes by the rules, with
+ * minutes as seconds. If all are tried, it looks whether every recorded series and every panel's query had data.
  */
-export async function watchTrials(log: (line: string) => void): Promise<WatchReport> {
+export async function watchTrials({ alerts: chosen, log }: WatchOptions): Promise<WatchReport> {
   const { records, alerts } = namesIn(rulesText());
+  const wanted = chosen.length === 0 ? alerts : chosen;
   const report: WatchReport = { tried: [], untried: [], falseAlarms: [], withoutData: [], queries: 0 };
-  const faults = { ...common, copies: 2, worker: { memory: tightMemory } };
-  await withCluster(faults, 0, async ({ cluster, traffic, prometheus, retarget }) => {
+  const attempt = async (trial: Trial, { prometheus }: Pick<Watched, 'prometheus'>) => {
+    if (trial.alerts.some((alert) => wanted.includes(alert)))
+      report.tried.push(...(await run(trial, prometheus, log)));
+  };
+  await withCluster({ ...common, copies: 2, worker: { memory: tightMemory } }, 0, async (watched) => {
+    const { cluster, traffic, prometheus } = watched;
     const started = performance.now();
     traffic.start(1);
     await sleep(calmMs);
     await traffic.stop();
     report.falseAlarms = (await firing(prometheus)).sort();
-    for (const trial of faultTrials(cluster, traffic, retarget)) {
-      report.tried.push(...(await run(trial, prometheus, log)));
+    for (const trial of faultTrials(watched)) {
+      await attempt(trial, watched);
       await cluster.untilWhole(healMsMax);
     }
+    if (chosen.length > 0) return;
     const queries = [
       ...records.map((name) => ({ dashboard: 'rules', panel: name, expression: name })),
       ...panelQueries({ range: '5s', cuda: false }),
@@ -73,27 +86,36 @@ export async function watchTrials(log: (line: string) => void): Promise<WatchRep
       if (!(await prometheus.hadData(expression.replace(/ or vector\(0\)$/, ''), seconds)))
         report.withoutData.push(`${dashboard}, ${panel}: ${expression}`);
   });
-  const uneven = { ...common, copies: 1, coordinator: { rebalanceSeconds: 0 } };
-  await withCluster(uneven, 1.5, async ({ cluster, traffic, prometheus }) => {
+  await withCluster({ ...common, copies: 1, coordinator: { rebalanceSeconds: 0 } }, 1.5, async (watched) => {
+    const { cluster, traffic } = watched;
     const imbalance: Trial = {
       alerts: ['SwitchyardImbalance'],
       fault: 'a load that some experts have most of, and rebalanceSeconds 0',
       inject: async () => traffic.start(4),
       mend: async () => rebalance(cluster.address),
     };
-    report.tried.push(...(await run(imbalance, prometheus, log)));
+    await attempt(imbalance, watched);
     await traffic.stop();
   });
-  report.untried = alerts.filter((alert) => !report.tried.some((one) => one.alert === alert));
+  await withPrometheus(async (prometheus) => {
+    const certificate = new CertificateTrial(prometheus);
+    try {
+      await attempt(await certificate.trial(), { prometheus });
+    } finally {
+      await certificate.stop();
+    }
+  });
+  report.untried = wanted.filter((alert) => !report.tried.some((one) => one.alert === alert));
   return report;
 }
 
-interface Watched {
-  cluster: ChaosCluster;
-  traffic: Traffic;
-  prometheus: Prometheus;
-  /** Scrapes the processes that there are now. */
-  retarget: () => Promise<void>;
+async function withPrometheus(work: (prometheus: Prometheus) => Promise<void>): Promise<void> {
+  const prometheus = await Prometheus.start({ rules: inSeconds(rulesText()), intervalMs: scrapeMs });
+  try {
+    await work(prometheus);
+  } finally {
+    await prometheus.stop();
+  }
 }
 
 async function withCluster(
@@ -104,18 +126,15 @@ async function withCluster(
   const cluster = await ChaosCluster.start({ ...options, onLine: () => {} });
   const client = await cluster.connect();
   try {
-    const prometheus = await Prometheus.start({ rules: inSeconds(rulesText()), intervalMs: scrapeMs });
-    const retarget = async () => {
-      const running = [...cluster.processes.values()].filter((process) => process.running);
-      const listening = await Promise.all(running.map((process) => process.listening));
-      prometheus.scrape(listening.map(({ metricsUrl }) => metricsUrl));
-    };
-    try {
+    await withPrometheus(async (prometheus) => {
+      const retarget = async () => {
+        const running = [...cluster.processes.values()].filter((process) => process.running);
+        const listening = await Promise.all(running.map((process) => process.listening));
+        prometheus.scrape(listening.map(({ metricsUrl }) => metricsUrl));
+      };
       await retarget();
       await work({ cluster, traffic: await Traffic.prepare(client, skew), prometheus, retarget });
-    } finally {
-      await prometheus.stop();
-    }
+    });
   } finally {
     client.destroy();
     await cluster.stop();

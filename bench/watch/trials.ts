@@ -1,5 +1,6 @@
 import { sleep } from '../../services/common/lifecycle.js';
 import type { ChaosCluster } from '../chaos/cluster.js';
+import type { Prometheus } from './prometheus.js';
 import type { Traffic } from './traffic.js';
 
 /** A fault by which an alert is made to fire, and what mends it. */
@@ -16,8 +17,17 @@ export const tightMemory = '9MB';
 /** Shorter than the lease, and longer than any answer takes: others get the rows. */
 const pauseMs = 1_300;
 
+/** A cluster that Prometheus scrapes. */
+export interface Watched {
+  cluster: ChaosCluster;
+  traffic: Traffic;
+  prometheus: Prometheus;
+  /** Scrapes the processes that there are now. */
+  retarget: () => Promise<void>;
+}
+
 /** On a cluster of three workers with two copies of each expert, one router, and `tightMemory`. */
-export function faultTrials(cluster: ChaosCluster, traffic: Traffic, retarget: () => Promise<void>): Trial[] {
+export function faultTrials({ cluster, traffic, retarget }: Watched): Trial[] {
   const [first, second, third] = cluster.workers as [string, string, string];
   const [router] = cluster.routers as [string];
   const end = async (signal: NodeJS.Signals, names: readonly string[]) => {

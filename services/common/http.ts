@@ -102,10 +102,17 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
 }
 
 /** What the probes answer. */
-function probeGauges({ registry, health, ready }: HttpOptions): void {
+function probeGauges({ registry, health, ready, tls }: HttpOptions): void {
   gauge(registry, 'healthy', "1, or 0 while the process's own work stands still.", [], (metric) =>
     metric.set(health().healthy ? 1 : 0),
   );
+  const notAfterSeconds = () => tls?.notAfterSeconds ?? null;
+  if (notAfterSeconds() !== null) {
+    const help = 'When the certificate of this process ends, in seconds since 1970.';
+    gauge(registry, 'certificate_not_after_timestamp_seconds', help, [], (metric) =>
+      metric.set(notAfterSeconds()!),
+    );
+  }
   gauge(registry, 'ready', '1 if the process takes work.', [], (metric) => metric.set(ready().ready ? 1 : 0));
 }
 

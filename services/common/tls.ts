@@ -72,6 +72,14 @@ export class Tls {
     return !this.files.allowPlaintextRows;
   }
 
+  /** When the certificate that this process shows, or the first of those above it, ends; seconds since 1970. Null: it shows none. */
+  get notAfterSeconds(): number | null {
+    const { cert } = this.pems;
+    if (cert === undefined) return null;
+    const ends = certificatesIn(cert).map((one) => Date.parse(new X509Certificate(one).validTo));
+    return Math.min(...ends) / 1000;
+  }
+
   /** Files are watched no more. */
   close(): void {
     for (const path of this.paths) unwatchFile(path, this.onFile);

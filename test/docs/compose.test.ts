@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
 import { parse } from 'yaml';
@@ -82,4 +82,28 @@ test('clients on the host reach coordinator and router, each by the port that it
   expect(published('router')).toEqual([local(router.port)]);
   expect(router).toMatchObject({ coordinator: `coordinator:${head.port}`, advertiseHost: '127.0.0.1' });
   expect(head.router).toBe(false);
+});
+
+describe('docker-compose.watch.yml', () => {
+  const read = (file: string) => parse(readFileSync(join(packageRoot(), file), 'utf8'));
+  const watching = read('docker-compose.watch.yml').services as Record<
+    string,
+    { volumes: string[]; ports: string[] }
+  >;
+
+  test('Prometheus scrapes every container of the cluster where it serves its metrics', () => {
+    const [{ static_configs }] = read('deploy/prometheus/prometheus.yml').scrape_configs;
+    expect(static_configs[0].targets).toEqual(
+      containers.map(([name, container]) => `${name}:${configOf(container).config.metricsPort}`),
+    );
+  });
+
+  test.each(Object.entries(watching))(
+    '%s mounts what there is, and is reached from this machine alone',
+    (_, { volumes, ports }) => {
+      for (const volume of volumes.filter((one) => one.startsWith('.')))
+        expect(existsSync(join(packageRoot(), volume.split(':')[0]!))).toBe(true);
+      for (const published of ports) expect(published).toMatch(/^127\.0\.0\.1:/);
+    },
+  );
 });
