@@ -5,7 +5,7 @@ import { type BatchWishes, type ClusterWishes, clusters } from './extremes.js';
 
 /** scripts/check-limits.mjs runs more of them; seed and path replay what failed. */
 const { SWITCHYARD_LIMIT_RUNS, SWITCHYARD_LIMIT_SEED, SWITCHYARD_LIMIT_PATH } = process.env;
-const runs = Number(SWITCHYARD_LIMIT_RUNS ?? 40);
+const runs = Number(SWITCHYARD_LIMIT_RUNS ?? 20);
 const seed = Number(SWITCHYARD_LIMIT_SEED ?? 1);
 
 jest.setTimeout(120_000 + runs * 30_000);
