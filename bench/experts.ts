@@ -43,11 +43,14 @@ export async function loadExperts(backend: ExpertBackend, shape: Shape, count: n
   return experts;
 }
 
-/** Ours on one thread, over memory of `rowsMax` rows. */
-async function openOurs(shape: Shape, expertCount: number, rowsMax: number) {
-  const { hidden } = shape;
+/** Experts on one thread, over memory of `rowsMax` rows. */
+export async function holdExperts(
+  { hidden }: Shape,
+  rowsMax: number,
+  load: (backend: ExpertBackend) => Promise<Expert[]>,
+) {
   const backend = native.createCpuBackend({ threads: 1 });
-  const experts = await loadExperts(backend, shape, expertCount);
+  const experts = await load(backend);
   const rows = await native.synthesizeTokens({
     seed: 3,
     firstToken: 0,
@@ -72,7 +75,7 @@ async function openOurs(shape: Shape, expertCount: number, rowsMax: number) {
     for (const held of [...experts, rows, output]) held.release();
     backend.close();
   };
-  return { isa: backend.description.detail, forward, close };
+  return { isa: backend.description.detail, bytes: experts[0]!.bytes, forward, close };
 }
 
 /** The peers that are there, by name. KTransformers computes SwiGLU alone; beside GELU its time counts per operation. */
@@ -90,7 +93,7 @@ async function benchShape(name: string, shape: Shape, { runs, log }: BenchOption
   native.configure({ slabBytesMax: 2 ** 30, threads: 1 });
   const expertCount = Math.max(1, Math.floor(workingSetBytes / weightBytes(shape)));
   const rowsMax = Math.max(...rowCounts);
-  const ours = await openOurs(shape, expertCount, rowsMax);
+  const ours = await holdExperts(shape, rowsMax, (backend) => loadExperts(backend, shape, expertCount));
   const sizes = [shape.hidden, shape.ffn, expertCount].map(String);
   const limits = await startNative('experts_peer', [ours.isa, shape.activation, ...sizes], log);
   const python = [

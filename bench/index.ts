@@ -11,6 +11,7 @@ import { latencyGroups } from './latency.js';
 import { layerGroups } from './layer.js';
 import { benchLink } from './link.js';
 import { moveGroups } from './moves.js';
+import { packedExpertGroups } from './packed-experts.js';
 import { benchPlane } from './plane.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
 import { trafficGroups } from './traffic.js';
@@ -21,6 +22,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
   link: benchLink,
   plane: benchPlane,
   ...expertGroups,
+  ...packedExpertGroups,
   ...layerGroups,
   ...latencyGroups,
   ...balanceGroups,

@@ -68,8 +68,6 @@ FAMILIES = {
                      vision_config=dict(VISION, deepstack_visual_indexes=[0]))),
     "glm4v_moe": ("glm4v_moe", dict(text_config=dict(COMMON, **V3, first_k_dense_replace=1,
                   rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1])), vision_config=dict(VISION))),
-    "kimi_k25": ("kimi_k25", dict(text_config=dict(COMMON, **V3, **MLA, model_type="deepseek_v3", first_k_dense_replace=1),
-                 vision_config=dict(VISION))),
     "jamba": ("jamba", dict(num_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN, expert_layer_period=2,
               expert_layer_offset=0, attn_layer_period=1, attn_layer_offset=0, use_mamba_kernels=False)),
     "lfm2_moe": ("lfm2_moe", dict(**EXPERT, **DENSE, num_experts=EXPERTS, num_dense_layers=1,
@@ -91,6 +89,24 @@ FAMILIES = {
     "hy_v4": ("hy_v4", dict(**V3)),
 }
 
+# Checkpoints of other stored types: a family's, its sizes, and the form of quantise.py or a dtype.
+QUANTISED = {
+    "deepseek_v3-fp8": ("deepseek_v3", "fp8", dict(hidden_size=160, moe_intermediate_size=136, n_routed_experts=4, n_group=2,
+                        topk_group=1, num_hidden_layers=2)),
+    "qwen2_moe-fp8_channel": ("qwen2_moe", "fp8_channel", dict(num_hidden_layers=2)),
+    "qwen2_moe-int8": ("qwen2_moe", "int8", dict(num_hidden_layers=2)),
+    "qwen2_moe-int8_packed": ("qwen2_moe", "int8_packed", dict(hidden_size=64, moe_intermediate_size=32,
+                              shared_expert_intermediate_size=64, num_experts=4, num_hidden_layers=2)),
+    "qwen2_moe-int4": ("qwen2_moe", "int4", dict(hidden_size=96, moe_intermediate_size=32, shared_expert_intermediate_size=64,
+                       num_experts=4, num_hidden_layers=2)),
+    "gpt_oss-mxfp4": ("gpt_oss", "mxfp4", dict(hidden_size=96, intermediate_size=64, num_local_experts=4, num_hidden_layers=2)),
+    "qwen2_moe-f16": ("qwen2_moe", torch.float16, dict(num_hidden_layers=2)),
+    "qwen2_moe-f32": ("qwen2_moe", torch.float32, dict(num_hidden_layers=2)),
+}
+for _name, (_family, _form, _sizes) in QUANTISED.items():
+    FAMILIES[_name] = (FAMILIES[_family][0], {**FAMILIES[_family][1], **_sizes})
+
+
 # Of these the bare block alone makes sense.
 bare_only = {"deepseek_v4", "glm5_next", "gemma4", "granitemoe", "granitemoeshared", "minimax", "flex_olmo", "cohere2_moe", "axk2", "afmoe",
              "hy_v4"}
@@ -104,7 +120,8 @@ def build(name):
     model_type, more = FAMILIES[name]
     nested = "text_config" in more
     config = transformers.AutoConfig.for_model(model_type, **(more if nested else {**COMMON, **more}))
-    return auto(name).from_config(config, dtype=torch.bfloat16)
+    form = QUANTISED.get(name, (None, None))[1]
+    return auto(name).from_config(config, dtype=form if isinstance(form, torch.dtype) else torch.bfloat16)
 
 
 def auto(name):

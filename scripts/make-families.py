@@ -16,6 +16,7 @@ The committed fixtures are made by
 """
 
 import argparse
+import json
 import re
 import shutil
 import warnings
@@ -27,7 +28,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from family_checkpoints import FAMILIES, HIDDEN, bare_only, build, inner, load, norm_offset
+from family_checkpoints import FAMILIES, QUANTISED, bare_only, build, inner, load, norm_offset
+from quantise import EXPERTS, FORMS
 
 TOKENS = 32
 NEEDED = re.compile(r"layers\.\d+\..*(mlp|moe|ffn|feed_forward|mixer|expert|router|norm)")
@@ -116,8 +118,31 @@ def make(name, directory, seed):
     randomise(model, name)
     shutil.rmtree(directory, ignore_errors=True)
     model.save_pretrained(directory)
-    rows = torch.randn(TOKENS, HIDDEN).to(torch.bfloat16)
-    return expected(load(name, directory), rows, name)
+    stored, quantization = quantise(name, directory)
+    rows = torch.randn(TOKENS, inner(model).config.hidden_size).to(torch.bfloat16)
+    tensors = expected(load(name, directory), rows, name)
+    if quantization is not None:
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}, indent=2) + "\n")
+    return tensors and (stored, tensors)
+
+
+def quantise(name, directory):
+    """What the file shall hold; the one that is there gets the values that it stands for."""
+    whole = load_file(directory / "model.safetensors")
+    form = QUANTISED.get(name, (None, None))[1]
+    if not isinstance(form, str):
+        return whole, None
+    pack, quantization = FORMS[form]
+    stored, values = {}, {}
+    for key, weight in whole.items():
+        parts = {key: weight}
+        if re.search(EXPERTS, key) and "bias" not in key:
+            parts, weight = pack(key, weight.float())
+        stored.update(parts)
+        values[key] = weight
+    save_file(values, directory / "model.safetensors", {"format": "pt"})
+    return stored, quantization
 
 
 def main():
@@ -129,8 +154,7 @@ def main():
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
     for name in options.families:
         directory = options.output / name
-        tensors = next(made for seed in range(100) if (made := make(name, directory, seed)) is not None)
-        whole = load_file(directory / "model.safetensors")
+        whole, tensors = next(made for seed in range(100) if (made := make(name, directory, seed)) is not None)
         kept = {key: value for key, value in whole.items() if NEEDED.search(key) and not NOT_NEEDED.search(key)}
         save_file(kept, directory / "model.safetensors", {"format": "pt"})
         (directory / "generation_config.json").unlink(missing_ok=True)

@@ -20,7 +20,7 @@ import type {
   NormSource,
   SharedExpertSpec,
 } from './spec.js';
-import { StoredTensors } from './stored-tensors.js';
+import { StoredTensors, storedBytes } from './stored-tensors.js';
 
 /** Changes when what a fingerprint covers does. */
 const fingerprintVersion = 3;
@@ -46,7 +46,8 @@ export async function openCheckpoint(
     await stored.open(() => tensors.all());
     const content = ['checkpoint', fingerprintVersion, family.name, config, await files.digest(progress)];
     const fingerprint = createHash('sha256').update(JSON.stringify(content)).digest('hex');
-    return { spec: describe(source, family, config, layers, fingerprint), tensors };
+    const spec = describe(source, family, config, layers, tensors.expertBytes(), fingerprint);
+    return { spec, tensors };
   } catch (error) {
     files.close();
     throw error;
@@ -58,6 +59,7 @@ function describe(
   family: Family,
   config: FamilyConfig,
   layers: LayerSpec[],
+  expertBytes: number,
   fingerprint: string,
 ): ModelSpec {
   const { hidden, routing, normEpsilon } = config;
@@ -70,7 +72,7 @@ function describe(
     weighsInput: routing.weightOn === 'input',
     bare: family.bare === true,
     layers,
-    expertBytes: bytesOf(config),
+    expertBytes,
     normEpsilon,
     source,
   };
@@ -129,6 +131,11 @@ function requireSane(file: string, config: FamilyConfig, layers: readonly LayerS
   require('the size of an expert', `${bytes} bytes`, bytes <= expertBytes, `up to ${expertBytes} bytes`);
 }
 
+function sourceBytes({ gate, up, down }: ExpertSource): number {
+  const bytes = [gate, up, down].map((source) => (source?.kind === 'file' ? storedBytes(source) : 0));
+  return Math.ceil(bytes.reduce((sum, value) => sum + value, 0));
+}
+
 class CheckpointTensors implements ModelTensors {
   private readonly layers: ReadonlyMap<number, { spec: LayerSpec; tensors: LayerTensors }>;
 
@@ -180,6 +187,15 @@ class CheckpointTensors implements ModelTensors {
         down: this.stored.source(bias.down),
       },
     };
+  }
+
+  /** Of the largest expert, where its weights stay as they are stored. */
+  expertBytes(): number {
+    const { spec } = [...this.layers.values()][0]!;
+    const experts = Array.from({ length: spec.experts }, (_, expert) => expert);
+    // Routed experts have one size; the shared ones are the last.
+    const sized = [0, ...experts.slice(spec.experts - spec.shared.length)];
+    return Math.max(...sized.map((expert) => sourceBytes(this.expert(spec.layer, expert))));
   }
 
   close(): void {

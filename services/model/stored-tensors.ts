@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import type { ScaleDtype, StoredDtype, TensorSource } from '../../native/index.js';
+import type { CodeDtype, ScaleDtype, StoredDtype, TensorSource } from '../../native/index.js';
 import type { CheckpointFiles } from './checkpoint-files.js';
 import type { MatrixView, TensorShapes } from './matrix-view.js';
 import { type PackedNames, type Quantization, quantisedNames } from './quantization.js';
@@ -16,6 +16,13 @@ const scaleDtypes: Readonly<Record<string, ScaleDtype>> = {
 
 /** Bits of a code. */
 const bitsOf = { F8_E4M3: 8, I8: 8, U8: 8, U4: 4, F4_E2M1: 4 } as const;
+
+/** Memory that a matrix takes: BF16, or codes with their scales. */
+export function storedBytes({ rows, columns, dtype, scale }: TensorSource & { kind: 'file' }): number {
+  if (scale === undefined) return rows * columns * 2;
+  const scales = rows * Math.ceil(columns / scale.blockColumns);
+  return (rows * columns * bitsOf[dtype as CodeDtype]) / 8 + scales * (scale.dtype === 'F32' ? 4 : 2);
+}
 
 /** The tensors of a checkpoint as matrices for the addon, whether they are stored as they are or packed. */
 export class StoredTensors implements TensorShapes {

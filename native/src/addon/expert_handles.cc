@@ -19,6 +19,26 @@ namespace {
 constexpr uint64_t threads_max = 1024;
 constexpr uint64_t devices_max = 1024;
 
+/** The same matrix as codes, if it is stored so. */
+std::optional<PackedSource> to_packed(const TensorSource& source) {
+  const size_t columns = columns_per_scale(source);
+  if (columns == 0) return std::nullopt;
+  const StoredDtype dtype = std::get<FileTensor>(source.origin).dtype;
+  PackedSource packed;
+  packed.columns_per_scale = columns;
+  packed.type = dtype == StoredDtype::f8_e4m3   ? CodeType::f8_e4m3
+                : dtype == StoredDtype::f4_e2m1 ? CodeType::f4_e2m1
+                : dtype == StoredDtype::u4      ? CodeType::u4
+                                                : CodeType::i8;
+  packed.codes = [source, type = packed.type](size_t first_row, size_t row_count, uint8_t* out) {
+    read_codes(source, first_row, row_count, out);
+    const auto is_nan = [](uint8_t code) { return (code & 0x7f) == 0x7f; };
+    return type != CodeType::f8_e4m3 || std::none_of(out, out + row_count * source.columns, is_nan);
+  };
+  packed.scales = [source](size_t first_row, size_t row_count, float* out) { read_scales(source, first_row, row_count, out); };
+  return packed;
+}
+
 /** `non_finite` counts while the matrix is read. */
 MatrixSource to_matrix(const Fields& fields, size_t& non_finite) {
   const TensorSource source = to_tensor(fields);
@@ -27,7 +47,7 @@ MatrixSource to_matrix(const Fields& fields, size_t& non_finite) {
     read_elements_in_parallel(source, first_row * source.columns, elements, out);
     non_finite += count_non_finite_values(out, elements);
   };
-  return {source.rows, source.columns, read};
+  return {source.rows, source.columns, read, to_packed(source)};
 }
 
 /** As to_matrix, of a bias. */

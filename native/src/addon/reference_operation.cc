@@ -31,10 +31,10 @@ std::vector<ReferenceExpert> to_experts(const Napi::Value& value, const std::str
     const Fields expert(array.Get(i), field + "[" + std::to_string(i) + "]");
     experts.push_back({
         .activation = to_activation(expert),
-        .glu = to_glu(expert),
         .gate = to_optional_tensor(expert, "gate"),
         .up = to_tensor(expert.fields("up")),
         .down = to_tensor(expert.fields("down")),
+        .glu = to_glu(expert),
     });
     if (!expert.has("bias")) continue;
     const Fields bias = expert.fields("bias");

@@ -25,6 +25,8 @@ struct GluForm {
   float activation_max = std::numeric_limits<float>::infinity();
   float up_max = std::numeric_limits<float>::infinity();
   float up_offset = -0.0f;
+
+  bool operator==(const GluForm&) const = default;
 };
 
 }  // namespace switchyard

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "experts/activation.h"
+#include "experts/packed_form.h"
 #include "memory/listener.h"
 
 namespace switchyard {
@@ -22,6 +23,8 @@ struct MatrixSource {
   size_t columns = 0;
   /** Writes `row_count * columns` elements to `out`. Called by one thread at a time; what it throws ends the load. */
   std::function<void(size_t first_row, size_t row_count, uint16_t* out)> read;
+  /** The same weights as they are stored, for backends that can keep them so; absent: they are BF16, or become that. */
+  std::optional<PackedSource> packed = std::nullopt;
 };
 
 /** The matrices of one expert. */

@@ -276,4 +276,50 @@ void read_elements(const TensorSource& source, size_t first, size_t count, float
   read_any(source, first, count, out);
 }
 
+size_t columns_per_scale(const TensorSource& source) {
+  const auto* const tensor = std::get_if<FileTensor>(&source.origin);
+  if (tensor == nullptr || !tensor->scales || tensor->column_stride != 1) return 0;
+  const auto& [first, block] = std::pair{tensor->scales->first_column, tensor->scales->block_columns};
+  if (first % block == 0) return block;
+  return first / block == (first + source.columns - 1) / block ? source.columns : 0;
+}
+
+void read_codes(const TensorSource& source, size_t first_row, size_t row_count, uint8_t* out) {
+  const FileTensor& tensor = std::get<FileTensor>(source.origin);
+  const size_t bits = bits_of(tensor.dtype);
+  const size_t columns = source.columns;
+  thread_local std::vector<std::byte> piece;
+  const size_t rows_at_once = std::max<size_t>(1, span_bytes_max * 8 / bits / tensor.row_stride);
+  for (size_t row = first_row; row < first_row + row_count;) {
+    const size_t rows = std::min(rows_at_once, first_row + row_count - row);
+    piece.resize((((rows - 1) * tensor.row_stride + columns) * bits + 7) / 8);
+    tensor.file->read(tensor.byte_offset + row * tensor.row_stride * bits / 8, piece.size(), piece.data());
+    for (size_t i = 0; i < rows; ++i, out += columns) {
+      const auto* const from = reinterpret_cast<const uint8_t*>(piece.data()) + i * tensor.row_stride * bits / 8;
+      if (bits == 4) {
+        for (size_t column = 0; column < columns; ++column) out[column] = from[column / 2] >> (column % 2 * 4) & 15;
+      } else if (tensor.dtype == StoredDtype::u8) {
+        for (size_t column = 0; column < columns; ++column) out[column] = from[column] ^ 0x80;
+      } else {
+        std::copy_n(from, columns, out);
+      }
+    }
+    row += rows;
+  }
+}
+
+void read_scales(const TensorSource& source, size_t first_row, size_t row_count, float* out) {
+  const Scales& scales = *std::get<FileTensor>(source.origin).scales;
+  const size_t first = scales.first_column / scales.block_columns;
+  const size_t end = (scales.first_column + source.columns - 1) / scales.block_columns + 1;
+  size_t read_row = std::numeric_limits<size_t>::max();
+  std::vector<float> values;
+  for (size_t row = first_row; row < first_row + row_count; ++row) {
+    const size_t at = (scales.first_row + row * scales.row_step) / scales.block_rows;
+    if (at != read_row) values = scales_of_row(scales, row);
+    read_row = at;
+    out = std::copy(values.begin() + static_cast<std::ptrdiff_t>(first), values.begin() + static_cast<std::ptrdiff_t>(end), out);
+  }
+}
+
 }  // namespace switchyard

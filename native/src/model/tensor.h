@@ -95,4 +95,11 @@ void check_tensor(const TensorSource& source, const std::string& field);
 void read_elements(const TensorSource& source, size_t first, size_t count, uint16_t* out);
 void read_elements(const TensorSource& source, size_t first, size_t count, float* out);
 
+/** Columns to a scale, from the first on, of a source of codes whose rows can be read as they are; 0: it is none, or scales begin elsewhere. */
+size_t columns_per_scale(const TensorSource& source);
+/** Rows of such a source as codes, a byte each; those that stand 128 above their value become signed. */
+void read_codes(const TensorSource& source, size_t first_row, size_t row_count, uint8_t* out);
+/** Their scales, as many a row as there are blocks of columns. */
+void read_scales(const TensorSource& source, size_t first_row, size_t row_count, float* out);
+
 }  // namespace switchyard

@@ -15,7 +15,6 @@ namespace switchyard {
 
 struct ReferenceExpert {
   Activation activation = Activation::swiglu;
-  GluForm glu;
   /** [ffn, hidden]; only for swiglu and geglu. */
   std::optional<TensorSource> gate;
   /** [ffn, hidden] */
@@ -23,7 +22,8 @@ struct ReferenceExpert {
   /** [hidden, ffn] */
   TensorSource down;
   /** Of the products. */
-  std::optional<TensorSource> gate_bias, up_bias, down_bias;
+  std::optional<TensorSource> gate_bias = {}, up_bias = {}, down_bias = {};
+  GluForm glu = {};
 };
 
 /** The experts that every row goes to are the last ones. */

@@ -116,6 +116,9 @@ SWITCHYARD_TARGET void multiply(const TileProduct& product) {
 }
 
 // Every CPU with AMX has AVX-512-BF16 too.
+void widen(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
+  avx512_bf16_kernels.widen(panel, first_group, groups, out);
+}
 template <Activation activation>
 void activate(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
   avx512_bf16_kernels.activate[static_cast<size_t>(activation)](c, epilogue, rows, h);
@@ -141,6 +144,7 @@ const Kernels amx_bf16_kernels = {
     .streamed_rows = 2 * register_rows,
     .supported = supported,
     .multiply = multiply,
+    .widen = widen,
     .activate = {activate<Activation::swiglu>, activate<Activation::geglu>, activate<Activation::gelu>, activate<Activation::relu2>},
     .store = store,
 };

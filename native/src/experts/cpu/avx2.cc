@@ -4,6 +4,7 @@
 
 #include "experts/cpu/kernels.h"
 #include "experts/cpu/layout.h"
+#include "experts/cpu/widen_portable.h"
 
 #define SWITCHYARD_TARGET __attribute__((target("avx2,fma")))
 #define SWITCHYARD_INLINE SWITCHYARD_TARGET __attribute__((always_inline)) inline
@@ -186,6 +187,7 @@ const Kernels avx2_kernels = {
     .streamed_rows = 5,
     .supported = supported,
     .multiply = multiply,
+    .widen = widen_portably,
     .activate = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>},
     .store = store_row,
 };

@@ -165,6 +165,126 @@ SWITCHYARD_TARGET void store_row(const float* c, const float* bias, uint16_t* ou
   }
 }
 
+/** The scales of 64 columns, each twice, as the elements of two neighbouring k take them. */
+struct TwiceScales {
+  __m512 lanes[8];
+};
+
+SWITCHYARD_INLINE TwiceScales load_scales(const PackedPanel& panel, size_t group) {
+  const __m512i low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const size_t first = group / panel.groups_per_scale * panel_columns;
+  TwiceScales scales;
+#pragma GCC unroll 4
+  for (int vector = 0; vector < vectors; ++vector) {
+    const size_t at = first + vector * 16;
+    const __m512 sixteen =
+        panel.narrow_scales != nullptr
+            ? _mm512_castsi512_ps(_mm512_slli_epi32(
+                  _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel.narrow_scales + at))), 16))
+            : _mm512_loadu_ps(panel.wide_scales + at);
+    scales.lanes[vector * 2] = _mm512_permutexvar_ps(low, sixteen);
+    scales.lanes[vector * 2 + 1] = _mm512_permutexvar_ps(high, sixteen);
+  }
+  return scales;
+}
+
+/** 16 columns of two k from one line of codes, as floats in two halves. */
+struct E4m3Line {
+  static constexpr size_t bytes = 32;
+  /** A half float of the same bits has an exponent that is less by 8. */
+  static constexpr float factor = 256.0f;
+  SWITCHYARD_INLINE static void widen(const uint8_t* codes, __m512& low, __m512& high) {
+    const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+    const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(words, 7), _mm512_set1_epi16(static_cast<short>(0xbf80)));
+    low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+    high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+  }
+};
+
+struct I8Line {
+  static constexpr size_t bytes = 32;
+  static constexpr float factor = 1.0f;
+  SWITCHYARD_INLINE static void widen(const uint8_t* codes, __m512& low, __m512& high) {
+    const auto* const from = reinterpret_cast<const __m128i*>(codes);
+    low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
+    high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)));
+  }
+};
+
+/** The words of 16 bytes of two codes each: codes in their lowest bits, the first one's above it what does not matter. */
+SWITCHYARD_INLINE __m512i spread(const uint8_t* codes) {
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+  return _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+}
+
+struct U4Line {
+  static constexpr size_t bytes = 16;
+  static constexpr float factor = 1.0f;
+  SWITCHYARD_INLINE static void widen(const uint8_t* codes, __m512& low, __m512& high) {
+    const __m512i words = _mm512_sub_epi16(_mm512_and_si512(spread(codes), _mm512_set1_epi16(15)), _mm512_set1_epi16(8));
+    low = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(words)));
+    high = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(words, 1)));
+  }
+};
+
+template <typename Line>
+SWITCHYARD_TARGET void widen_scaled(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
+  const uint8_t* codes = panel.codes + first_group * pairs * vectors * Line::bytes;
+  for (size_t group = first_group; group < first_group + groups; ++group) {
+    TwiceScales scales = load_scales(panel, group);
+    for (__m512& lanes : scales.lanes) lanes = _mm512_mul_ps(lanes, _mm512_set1_ps(Line::factor));
+    for (int pair = 0; pair < pairs; ++pair) {
+#pragma GCC unroll 4
+      for (int vector = 0; vector < vectors; ++vector, codes += Line::bytes, out += 32) {
+        __m512 low, high;
+        Line::widen(codes, low, high);
+        const Vector first{_mm512_mul_ps(low, scales.lanes[vector * 2])};
+        const Vector second{_mm512_mul_ps(high, scales.lanes[vector * 2 + 1])};
+        _mm512_storeu_si512(out, round_pair(first, second));
+      }
+    }
+  }
+}
+
+/** Values by a table, whose exponents the scales, powers of two, are added to: but for zero. */
+SWITCHYARD_TARGET void widen_e2m1(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
+  // 0, 0.5, 1, 1.5, 2, 3, 4, 6 in BF16, the same below zero, and all of them again: a fifth bit of a code does not matter.
+  static const uint16_t values[32] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
+                                      0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
+                                      0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
+  const __m512i table = _mm512_loadu_si512(values);
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  const uint8_t* codes = panel.codes + first_group * pairs * panel_columns;
+  for (size_t group = first_group; group < first_group + groups; ++group) {
+    __m512i exponents[vectors];
+#pragma GCC unroll 4
+    for (int vector = 0; vector < vectors; ++vector) {
+      const size_t at = group / panel.groups_per_scale * panel_columns + vector * 16;
+      const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel.narrow_scales + at));
+      const __m512i once = _mm512_cvtepu16_epi32(_mm256_sub_epi16(narrow, _mm256_set1_epi16(0x3f80)));
+      exponents[vector] = _mm512_or_si512(once, _mm512_slli_epi32(once, 16));
+    }
+    for (int pair = 0; pair < pairs; ++pair) {
+#pragma GCC unroll 4
+      for (int vector = 0; vector < vectors; ++vector, codes += 16, out += 32) {
+        const __m512i found = _mm512_permutexvar_epi16(spread(codes), table);
+        const __mmask32 not_zero = _mm512_test_epi16_mask(found, magnitude);
+        _mm512_storeu_si512(out, _mm512_mask_add_epi16(found, not_zero, found, exponents[vector]));
+      }
+    }
+  }
+}
+
+void widen(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
+  switch (panel.type) {
+    case CodeType::f8_e4m3: return widen_scaled<E4m3Line>(panel, first_group, groups, out);
+    case CodeType::i8: return widen_scaled<I8Line>(panel, first_group, groups, out);
+    case CodeType::u4: return widen_scaled<U4Line>(panel, first_group, groups, out);
+    case CodeType::f4_e2m1: return widen_e2m1(panel, first_group, groups, out);
+  }
+}
+
 bool supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
@@ -179,6 +299,7 @@ const Kernels avx512_bf16_kernels = {
     .streamed_rows = 6,
     .supported = supported,
     .multiply = multiply,
+    .widen = widen,
     .activate = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>},
     .store = store_row,
 };

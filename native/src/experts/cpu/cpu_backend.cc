@@ -39,6 +39,8 @@ struct Task {
   size_t first_panel, end_panel;
 };
 
+/** Groups of k of a packed panel that are widened at once for a single tile: a part of the first-level cache. */
+constexpr size_t widened_groups = 4;
 /** Cache lines of a panel per group of k. */
 constexpr size_t group_lines = panel_group_elements * sizeof(uint16_t) / 64;
 /** Tiles that share the fetching of the next block of weights: the first ones, each of them as evenly as its kernel can. */
@@ -64,14 +66,14 @@ const uint16_t* tile_at(const Split& tiles, size_t tile, const uint16_t* a, size
 
 class CpuBackend final : public ExpertBackend {
  public:
-  CpuBackend(int threads, const Kernels& kernels) : kernels_(kernels), block_groups_(cached_groups()), near_lines_(near_lines()), team_(threads), sums_(threads) {}
+  CpuBackend(int threads, const Kernels& kernels) : kernels_(kernels), block_groups_(cached_groups()), near_lines_(near_lines()), team_(threads), sums_(threads), widened_(threads) {}
 
   BackendDescription description() const override {
     // While one call computes, the next waits here, so that the threads never idle for their caller.
     return {.kind = "cpu", .detail = std::string(kernels_.name), .threads = team_.members(), .calls = 2};
   }
 
-  std::unique_ptr<Expert> load(const ExpertSource& source) override { return std::make_unique<CpuExpert>(source); }
+  std::unique_ptr<Expert> load(const ExpertSource& source) override { return load_expert(source); }
 
   void submit(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done) override {
     queue_.submit([this, &expert, inputs = std::move(inputs), done = std::move(done)] {
@@ -97,7 +99,7 @@ class CpuBackend final : public ExpertBackend {
   template <typename Finish>
   void multiply(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Finish& finish);
   template <typename Finish>
-  void multiply_task(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Task& task, float* sums,
+  void multiply_task(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Task& task, float* sums, uint16_t* widened,
                      const Finish& finish) const;
 
   const Kernels& kernels_;
@@ -111,6 +113,8 @@ class CpuBackend final : public ExpertBackend {
   PackedMemory intermediate_;
   /** One per member: float32 sums of a panel between blocks of k. */
   std::vector<PackedMemory> sums_;
+  /** One per member: groups of a packed panel as BF16. */
+  std::vector<PackedMemory> widened_;
   /** Its thread is the first member of the team. Last, so that its calls end before what they use. */
   SerialQueue queue_{"experts"};
 };
@@ -142,6 +146,8 @@ void CpuBackend::reserve(const CpuExpert& expert, size_t rows) {
   inputs_.reserve(expert.first().groups() * group_bytes, "expert input rows");
   intermediate_.reserve(expert.second().groups() * group_bytes, "expert intermediate rows");
   for (PackedMemory& sums : sums_) sums.reserve(rows * panel_columns * sizeof(float), "expert sums");
+  if (!expert.first().is_packed() && !expert.second().is_packed()) return;
+  for (PackedMemory& widened : widened_) widened.reserve(block_groups_ * panel_group_elements * sizeof(uint16_t), "widened weights");
 }
 
 void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowReference> rows) {
@@ -206,27 +212,32 @@ void CpuBackend::multiply(const Split& tiles, const uint16_t* a, const PackedWei
                     .end_tile = tile_ranges.begin(tile_range + 1),
                     .first_panel = panel_ranges.begin(panel_range),
                     .end_panel = panel_ranges.begin(panel_range + 1)};
-    multiply_task(tiles, a, weights, task, sums_[member].as<float>(), finish);
+    multiply_task(tiles, a, weights, task, sums_[member].as<float>(), widened_[member].as<uint16_t>(), finish);
   });
 }
 
 template <typename Finish>
 void CpuBackend::multiply_task(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Task& task, float* sums,
-                               const Finish& finish) const {
+                               uint16_t* widened, const Finish& finish) const {
   const size_t groups = weights.groups();
   const size_t task_tiles = task.end_tile - task.first_tile;
   const size_t first_rows = tiles.size(task.first_tile);
   const bool streamed = task_tiles == 1 && first_rows <= kernels_.streamed_rows;
   // The first tiles fetch the next block of weights while they compute with this one.
-  const size_t fetch_lines = streamed ? 0 : std::bit_ceil(group_lines / std::min(task_tiles, fetching_tiles_max));
+  const bool packed = weights.is_packed();
+  const size_t fetch_lines = streamed || packed ? 0 : std::bit_ceil(group_lines / std::min(task_tiles, fetching_tiles_max));
   // Equal blocks, so that each fetches the whole of the next one. With a single tile only its rows have to stay near.
-  const size_t block_groups = task_tiles == 1 && !streamed ? near_lines_ / first_rows : block_groups_;
+  const size_t usual_groups = task_tiles == 1 && !streamed ? near_lines_ / first_rows : block_groups_;
+  // Of packed weights a block that one tile uses is used at once, from the nearest cache.
+  const size_t block_groups = packed ? std::min(task_tiles == 1 ? widened_groups : block_groups_, usual_groups) : usual_groups;
   const Split blocks = Split::into_parts_of(block_groups, groups);
-  const uint16_t* const end = weights.panel(task.end_panel);
+  const uint16_t* const end = packed ? nullptr : weights.panel(task.end_panel);
   for (size_t panel = task.first_panel; panel < task.end_panel; ++panel) {
     for (size_t block = 0; block < blocks.parts; ++block) {
       const bool last_block = block + 1 == blocks.parts;
-      const uint16_t* const b = weights.panel(panel) + blocks.begin(block) * panel_group_elements;
+      const uint16_t* b = widened;
+      if (packed) kernels_.widen(weights.packed_panel(panel), blocks.begin(block), blocks.size(block), widened);
+      else b = weights.panel(panel) + blocks.begin(block) * panel_group_elements;
       const size_t block_elements = blocks.size(block) * panel_group_elements;
       const uint16_t* fetch = b + block_elements;
       for (size_t tile = task.first_tile; tile < task.end_tile; ++tile) {
@@ -242,7 +253,7 @@ void CpuBackend::multiply_task(const Split& tiles, const uint16_t* a, const Pack
                            .accumulate = block > 0,
                            .next_a = tile_at(tiles, last_tile ? task.first_tile : tile + 1, a, groups, blocks.begin(next_block)),
                            .fetch = fetch,
-                           .fetch_lines = fetch < std::min(end, b + 2 * block_elements) ? fetch_lines : 0});
+                           .fetch_lines = fetch_lines > 0 && fetch < std::min(end, b + 2 * block_elements) ? fetch_lines : 0});
         fetch += block_elements / group_lines * fetch_lines;
         if (last_block) finish(panel, tile, sums + sums_row * panel_columns);
       }

@@ -1,5 +1,9 @@
 #include "experts/cpu/cpu_expert.h"
 
+#include <array>
+
+#include "runtime/error.h"
+
 namespace switchyard::cpu {
 namespace {
 
@@ -15,34 +19,53 @@ void place_bias(const std::function<std::vector<float>()>& read, size_t first, s
   for (size_t i = 0; i < values.size(); ++i) bias[i / width * panel_columns + first + i % width] = values[i];
 }
 
+std::optional<PackedForm> first_form(const ExpertSource& source, bool packed) {
+  if (!packed) return std::nullopt;
+  if (!source.gate) return packed_form_of(std::array{&source.up});
+  return packed_form_of(std::array{&*source.gate, &source.up});
+}
+
+std::optional<PackedForm> second_form(const ExpertSource& source, bool packed) {
+  return packed ? packed_form_of(std::array{&source.down}) : std::nullopt;
+}
+
 }  // namespace
 
-CpuExpert::CpuExpert(const ExpertSource& source)
+CpuExpert::CpuExpert(const ExpertSource& source, bool packed)
     : activation_(source.activation),
       glu_(source.glu),
       hidden_(source.up.columns),
       ffn_(source.up.rows),
       panel_outputs_(outputs_of_panel(source)),
-      first_(divide_up(ffn_, panel_outputs_), divide_up(hidden_, group_depth)),
+      first_(divide_up(ffn_, panel_outputs_), divide_up(hidden_, group_depth), first_form(source, packed)),
       // The first product writes whole panels, so the second reads as many groups.
-      second_(divide_up(hidden_, panel_columns), first_.panels() * panel_outputs_ / group_depth),
+      second_(divide_up(hidden_, panel_columns), first_.panels() * panel_outputs_ / group_depth, second_form(source, packed)),
       first_bias_(first_.panels() * panel_columns, -0.0f),
-      second_bias_(second_.panels() * panel_columns, -0.0f) {
+      second_bias_(second_.panels() * panel_columns, -0.0f) {}
+
+bool CpuExpert::fill(const ExpertSource& source) {
+  bool whole = true;
   for (size_t panel = 0; panel < first_.panels(); ++panel) {
     const size_t row = panel * panel_outputs_;
-    if (is_gated(activation_)) {
-      first_.fill(panel, 0, *source.gate, row, panel_outputs_);
-      first_.fill(panel, panel_outputs_, source.up, row, panel_outputs_);
-    } else {
-      first_.fill(panel, 0, source.up, row, panel_outputs_);
-    }
+    const size_t column = panel_columns - panel_outputs_;
+    if (source.gate) whole = first_.fill(panel, 0, *source.gate, row, panel_outputs_) && whole;
+    whole = first_.fill(panel, source.gate ? column : 0, source.up, row, panel_outputs_) && whole;
   }
   for (size_t panel = 0; panel < second_.panels(); ++panel) {
-    second_.fill(panel, 0, source.down, panel * panel_columns, panel_columns);
+    whole = second_.fill(panel, 0, source.down, panel * panel_columns, panel_columns) && whole;
   }
   place_bias(source.gate_bias, 0, panel_outputs_, first_bias_);
   place_bias(source.up_bias, panel_columns - panel_outputs_, panel_outputs_, first_bias_);
   place_bias(source.down_bias, 0, panel_columns, second_bias_);
+  return whole;
+}
+
+std::unique_ptr<CpuExpert> load_expert(const ExpertSource& source) {
+  for (const bool packed : {true, false}) {
+    std::unique_ptr<CpuExpert> expert(new CpuExpert(source, packed));
+    if (expert->fill(source)) return expert;
+  }
+  throw Error(Code::internal, "weights in BF16 hold any value");
 }
 
 }  // namespace switchyard::cpu

@@ -9,9 +9,6 @@ namespace switchyard::cpu {
 /** An expert's matrices as two products. */
 class CpuExpert final : public Expert {
  public:
-  /** Reads and packs the matrices. Throws as ExpertBackend::load does. */
-  explicit CpuExpert(const ExpertSource& source);
-
   size_t bytes() const override { return first_.bytes() + second_.bytes(); }
   size_t hidden() const override { return hidden_; }
   size_t ffn() const override { return ffn_; }
@@ -29,6 +26,11 @@ class CpuExpert final : public Expert {
   const PackedWeights& second() const { return second_; }
 
  private:
+  CpuExpert(const ExpertSource& source, bool packed);
+  friend std::unique_ptr<CpuExpert> load_expert(const ExpertSource& source);
+  /** False if a code stands for NaN. */
+  bool fill(const ExpertSource& source);
+
   Activation activation_;
   GluForm glu_;
   size_t hidden_;
@@ -40,5 +42,8 @@ class CpuExpert final : public Expert {
   std::vector<float> first_bias_;
   std::vector<float> second_bias_;
 };
+
+/** Reads and packs the matrices: as codes, if they are stored so and kernels can widen them. Throws as ExpertBackend::load does. */
+std::unique_ptr<CpuExpert> load_expert(const ExpertSource& source);
 
 }  // namespace switchyard::cpu

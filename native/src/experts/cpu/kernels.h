@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "experts/activation.h"
+#include "experts/packed_form.h"
 
 namespace switchyard::cpu {
 
@@ -33,6 +34,17 @@ struct TileProduct {
   size_t fetch_lines;
 };
 
+/** A panel of weights as codes, and what they are multiplied by. */
+struct PackedPanel {
+  CodeType type;
+  /** [groups][16][64][2] codes of 8 bits, or [groups][16][64] bytes of two codes, that of the even k in the lower half. */
+  const uint8_t* codes;
+  /** [groups / groups_per_scale][64], in BF16 or in float32; the other one is null. */
+  const uint16_t* narrow_scales;
+  const float* wide_scales;
+  size_t groups_per_scale;
+};
+
 /** What becomes of the sums of a panel. */
 struct Epilogue {
   /** [64], added to the sums first. */
@@ -58,6 +70,8 @@ struct Kernels {
   /** Whether this machine can run it. */
   bool (*supported)();
   void (*multiply)(const TileProduct& product);
+  /** Groups of a panel as TileProduct has them: codes times scales, rounded to BF16. */
+  void (*widen)(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out);
   /**
    * By Activation. With a gate: c [rows][64], columns 0 to 31 gate, 32 to 63 up -> h [rows][32], BF16. Without: c [rows][64] -> h
    * [2][rows][32].

@@ -1,16 +1,75 @@
 #include "experts/cpu/weights.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstring>
 
+#include "kernels/bf16.h"
+
 namespace switchyard::cpu {
+namespace {
 
-PackedWeights::PackedWeights(size_t panels, size_t groups)
-    : panels_(panels), groups_(groups), memory_(panels * groups * panel_group_elements * sizeof(uint16_t), "expert weights") {}
+/** Of the scales of rows. */
+size_t scales_of(const MatrixSource& matrix) { return divide_up(matrix.columns, matrix.packed->columns_per_scale); }
 
-void PackedWeights::fill(size_t panel_index, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
-  if (first_row >= source.rows) return;
+/** Scales far from these would take weights out of the normal floats. */
+bool is_usual(CodeType type, float scale) {
+  if (type == CodeType::f4_e2m1) {
+    // Exponents are added.
+    int exponent;
+    return std::frexp(scale, &exponent) == 0.5f && std::abs(exponent) < 100;
+  }
+  return scale == 0 || (std::abs(scale) > 0x1p-100f && std::abs(scale) < 0x1p100f);
+}
+
+size_t memory_bytes(size_t panels, size_t groups, const std::optional<PackedForm>& form) {
+  const size_t elements = panels * groups * panel_group_elements;
+  if (!form) return elements * sizeof(uint16_t);
+  const size_t scales = panels * divide_up(groups, form->groups_per_scale) * panel_columns;
+  return elements * bits_of(form->type) / 8 + scales * (form->narrow ? sizeof(uint16_t) : sizeof(float));
+}
+
+}  // namespace
+
+std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> matrices) {
+  const std::optional<PackedSource>& first = matrices[0]->packed;
+  if (!first) return std::nullopt;
+  const size_t columns = first->columns_per_scale;
+  if (columns % group_depth != 0 && columns < matrices[0]->columns) return std::nullopt;
+  bool narrow = true;
+  for (const MatrixSource* const matrix : matrices) {
+    if (!matrix->packed || !matrix->packed->same_form(*first)) return std::nullopt;
+    std::vector<float> scales(matrix->rows * scales_of(*matrix));
+    matrix->packed->scales(0, matrix->rows, scales.data());
+    if (!std::ranges::all_of(scales, [&](float scale) { return is_usual(first->type, scale); })) return std::nullopt;
+    narrow = narrow && std::ranges::all_of(scales, [](float scale) { return bf16_to_float(float_to_bf16(scale)) == scale; });
+  }
+  return PackedForm{first->type, divide_up(columns, group_depth), narrow};
+}
+
+PackedWeights::PackedWeights(size_t panels, size_t groups, std::optional<PackedForm> form)
+    : panels_(panels), groups_(groups), form_(form), memory_(memory_bytes(panels, groups, form), "expert weights") {}
+
+size_t PackedWeights::code_bytes() const { return groups_ * panel_group_elements * bits_of(form_->type) / 8; }
+
+PackedPanel PackedWeights::packed_panel(size_t index) const {
+  const uint8_t* const codes = memory_.as<uint8_t>();
+  const uint8_t* const scales = codes + panels_ * code_bytes();
+  const size_t first = index * steps() * panel_columns;
+  return {
+      .type = form_->type,
+      .codes = codes + index * code_bytes(),
+      .narrow_scales = form_->narrow ? reinterpret_cast<const uint16_t*>(scales) + first : nullptr,
+      .wide_scales = form_->narrow ? nullptr : reinterpret_cast<const float*>(scales) + first,
+      .groups_per_scale = form_->groups_per_scale,
+  };
+}
+
+bool PackedWeights::fill(size_t panel_index, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
+  if (first_row >= source.rows) return true;
   count = std::min(count, source.rows - first_row);
+  if (form_) return fill_codes(panel_index, column, source, first_row, count);
   const size_t depth = source.columns;
   rows_.resize(count * depth);
   source.read(first_row, count, rows_.data());
@@ -27,6 +86,45 @@ void PackedWeights::fill(size_t panel_index, size_t column, const MatrixSource& 
       }
     }
   }
+  return true;
+}
+
+bool PackedWeights::fill_codes(size_t panel_index, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
+  const size_t depth = source.columns;
+  const PackedPanel panel = packed_panel(panel_index);
+  auto* const codes = const_cast<uint8_t*>(panel.codes);
+  // Room for an even number of columns.
+  std::vector<uint8_t> rows(count * depth + 1);
+  if (!source.packed->codes(first_row, count, rows.data())) return false;
+  const bool whole_bytes = bits_of(form_->type) == 8;
+  // What pads a row of codes that stand above their value is nothing, not the least.
+  const uint8_t nothing = form_->type == CodeType::u4 ? 8 : 0;
+  for (size_t row = 0; row < count; ++row) {
+    const uint8_t* const from = rows.data() + row * depth;
+    for (size_t k = 0; k < groups_ * group_depth; k += 2) {
+      const uint8_t low = k < depth ? from[k] : nothing;
+      const uint8_t high = k + 1 < depth ? from[k + 1] : nothing;
+      const size_t at = k / 2 * panel_columns + column + row;
+      if (whole_bytes) {
+        codes[at * 2] = low;
+        codes[at * 2 + 1] = high;
+      } else {
+        codes[at] = static_cast<uint8_t>(low | high << 4);
+      }
+    }
+  }
+  const size_t scale_count = scales_of(source);
+  std::vector<float> scales(count * scale_count);
+  source.packed->scales(first_row, count, scales.data());
+  for (size_t row = 0; row < count; ++row) {
+    for (size_t step = 0; step < steps(); ++step) {
+      const float scale = scales[row * scale_count + std::min(step, scale_count - 1)];
+      const size_t at = step * panel_columns + column + row;
+      if (form_->narrow) const_cast<uint16_t*>(panel.narrow_scales)[at] = float_to_bf16(scale);
+      else const_cast<float*>(panel.wide_scales)[at] = scale;
+    }
+  }
+  return true;
 }
 
 }  // namespace switchyard::cpu

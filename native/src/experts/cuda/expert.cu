@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <string>
 
 #include "experts/cuda/expert.h"
 #include "experts/cuda/nvtx.h"
+#include "runtime/error.h"
 
 namespace switchyard::cuda {
 
@@ -18,7 +20,19 @@ CudaExpert::CudaExpert(const Shape& shape)
       first_(shape.first_elements() * sizeof(uint16_t), "an expert's first product"),
       second_(shape.second_elements() * sizeof(uint16_t), "an expert's second product") {}
 
+namespace {
+
+/** Throws INVALID_ARGUMENT for forms that the device's kernels do not compute. */
+void require_usual(const ExpertSource& source) {
+  const bool usual = source.activation == Activation::gelu || (source.activation == Activation::swiglu && source.glu == GluForm{});
+  if (!usual) throw_invalid("activation", std::string("of another form"), "plain swiglu and gelu on CUDA");
+  if (source.gate_bias || source.up_bias || source.down_bias) throw_invalid("bias", std::string("given"), "none on CUDA");
+}
+
+}  // namespace
+
 std::unique_ptr<CudaExpert> WeightLoader::load(const ExpertSource& source) {
+  require_usual(source);
   const Range range("load expert");
   const Shape shape{.hidden = source.up.columns, .ffn = source.up.rows, .gated = source.activation == Activation::swiglu};
   auto expert = std::make_unique<CudaExpert>(shape);

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace switchyard {
+
+/** How the weights of a matrix are coded: floats of 8 and 4 bits, integers, and integers of 4 bits that stand 8 above their value. */
+enum class CodeType { f8_e4m3, f4_e2m1, i8, u4 };
+
+constexpr size_t bits_of(CodeType type) { return type == CodeType::f8_e4m3 || type == CodeType::i8 ? 8 : 4; }
+
+/** A matrix as codes that are multiplied by scales, each for so many columns of a row from the first on. */
+struct PackedSource {
+  CodeType type;
+  size_t columns_per_scale;
+  /** Writes [row_count, columns] codes, a byte each, to `out`. False: one of them, which is written as any, stands for NaN. */
+  std::function<bool(size_t first_row, size_t row_count, uint8_t* out)> codes;
+  /** Writes [row_count, scales of a row] to `out`. */
+  std::function<void(size_t first_row, size_t row_count, float* out)> scales;
+
+  bool same_form(const PackedSource& other) const { return type == other.type && columns_per_scale == other.columns_per_scale; }
+};
+
+}  // namespace switchyard
