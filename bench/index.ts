@@ -14,6 +14,7 @@ import { moveGroups } from './moves.js';
 import { packedExpertGroups } from './packed-experts.js';
 import { benchPlane } from './plane.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
+import { tracingGroups } from './tracing.js';
 import { trafficGroups } from './traffic.js';
 
 /** What can be measured, by the name or the beginning of the name of its figures. */
@@ -28,6 +29,7 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
   ...balanceGroups,
   ...balanceClusterGroups,
   ...trafficGroups,
+  ...tracingGroups,
   ...moveGroups,
   ...Object.fromEntries(
     clusterCases.map((test) => [

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { LocalCluster } from '../services/cli/local-cluster.js';
 import type { LocalProcess } from '../services/cli/local-process.js';
+import { readMetrics } from '../services/cli/node-metrics.js';
 import { drain, repeatedRows } from './batch.js';
 import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
 
@@ -14,6 +15,10 @@ const idleSeconds = 30;
 const seriesMax = 1_500;
 const idleShareMax = 0.01;
 const describes = 20;
+const scrapeMs = 1_000;
+const watchedSeconds = 15;
+/** More of an event loop's time that a scrape every second may take. */
+const watchedShareMax = 0.02;
 
 /** Seconds of a core that a process has taken: user and system, in ticks of 10 ms. */
 function cpuSeconds(pid: number): number {
@@ -39,6 +44,7 @@ export async function benchPlane(options: BenchOptions): Promise<BenchResult[]> 
       await series(cluster),
       await descriptions(cluster),
       await idle(cluster.processes[0]!),
+      await watched(cluster, options),
     ];
   } finally {
     await cluster.stop();
@@ -113,4 +119,40 @@ async function idle({ pid }: LocalProcess): Promise<BenchResult> {
   return summarize('plane/idle', 'of a core', 'limit', [{ value, reference: idleShareMax }], {
     seconds: idleSeconds,
   });
+}
+
+/** How much busier the event loop that gets busiest is while every process is scraped each second, as a share of its time. */
+async function watched({ processes }: LocalCluster, { runs: count }: BenchOptions): Promise<BenchResult> {
+  const runs = [];
+  let shares: { alone: number[]; scraped: number[] } = { alone: [], scraped: [] };
+  for (let run = 0; run < count; run += 1) {
+    const [alone, scraped] = [await busyShares(processes, false), await busyShares(processes, true)];
+    shares = { alone, scraped };
+    const value = Math.max(...scraped.map((share, index) => share - alone[index]!));
+    runs.push({ value, reference: watchedShareMax });
+  }
+  return summarize('plane/watched', 'of an event loop', 'limit', runs, {
+    coordinatorAlone: shares.alone[0]!,
+    coordinatorScraped: shares.scraped[0]!,
+    workerAlone: median(shares.alone.slice(1)),
+    workerScraped: median(shares.scraped.slice(1)),
+  });
+}
+
+/** Share of time that each event loop was busy, for a while. */
+async function busyShares(processes: readonly LocalProcess[], scraped: boolean): Promise<number[]> {
+  const urls = await Promise.all(processes.map(async (process) => (await process.listening).metricsUrl));
+  const busy = async () =>
+    (await Promise.all(urls.map((url) => readMetrics(url)))).map(
+      (metrics) => metrics.get('switchyard_event_loop_busy_seconds_total')!,
+    );
+  const before = await busy();
+  const started = performance.now();
+  const elapsed = () => (performance.now() - started) / 1e3;
+  while (elapsed() < watchedSeconds) {
+    if (scraped) await busy();
+    await sleep(scrapeMs);
+  }
+  const seconds = elapsed();
+  return (await busy()).map((value, index) => (value - before[index]!) / seconds);
 }

@@ -86,7 +86,7 @@ export async function watchTrials({ alerts: chosen, log }: WatchOptions): Promis
       if (!(await prometheus.hadData(expression.replace(/ or vector\(0\)$/, ''), seconds)))
         report.withoutData.push(`${dashboard}, ${panel}: ${expression}`);
   });
-  await withCluster({ ...common, copies: 1, coordinator: { rebalanceSeconds: 0 } }, 1.5, async (watched) => {
+  await withCluster({ ...common, copies: 1, coordinator: { rebalanceSeconds: 0 } }, 4, async (watched) => {
     const { cluster, traffic } = watched;
     const imbalance: Trial = {
       alerts: ['SwitchyardImbalance'],

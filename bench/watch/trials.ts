@@ -106,8 +106,8 @@ export function faultTrials({ cluster, traffic, retarget }: Watched): Trial[] {
     },
     {
       alerts: ['SwitchyardEventLoopBusy'],
-      fault: `many clients with chunks of 16 tokens over gRPC at ${router}`,
-      inject: async () => traffic.start(16, { chunkTokens: 16, transport: 'grpc' }),
+      fault: `many clients with chunks of 4 tokens over gRPC at ${router}`,
+      inject: async () => traffic.start(16, { chunkTokens: 4, transport: 'grpc' }),
       mend: () => traffic.stop(),
     },
   ];
