@@ -293,7 +293,8 @@ export class SwitchyardClient {
   private async openSession(router: RouterDescription, transport: TransportChoice): Promise<RouterSession> {
     await reachRouters([router], this.connections, 1, 0);
     const { credential, unreachableByUcx: unreachable } = this;
-    const session = new RouterSession({ router: router.address, credential, transport, unreachable });
+    const { address, name } = router;
+    const session = new RouterSession({ router: address, name, credential, transport, unreachable });
     try {
       await session.opened;
       return session;
@@ -335,6 +336,7 @@ export class SwitchyardClient {
   /** What was kept of servers that are neither given nor in the state is given up: a client may outlive many routers. */
   private forgetOthers({ routers }: ClusterState): void {
     const known = new Set([...this.addresses, ...routers.map(({ address }) => address)]);
+    this.connections.setNames(new Map(routers.map(({ address, name }) => [address, name])));
     this.connections.retain(known);
     this.unreachableByUcx.retain(known);
   }

@@ -22,6 +22,8 @@ interface Connection {
 /** A client's connections to the servers of its cluster. One that broke is made again when it is asked for. */
 export class Connections {
   private readonly byAddress = new Map<string, Connection>();
+  /** Names of nodes by their addresses. */
+  private names: ReadonlyMap<string, string> = new Map();
 
   /** `timeoutMs`: how long connecting may take. */
   constructor(
@@ -47,6 +49,11 @@ export class Connections {
     throw down.error;
   }
 
+  /** Which nodes the servers at these addresses are. */
+  setNames(names: ReadonlyMap<string, string>): void {
+    this.names = names;
+  }
+
   /** Closes the connections to all other servers; calls under way there go on. */
   retain(addresses: ReadonlySet<string>): void {
     for (const [address, { client }] of this.byAddress) {
@@ -63,7 +70,11 @@ export class Connections {
   }
 
   private open(address: string): InferenceClient {
-    return connect(clients.Inference, address, { ...this.credential, messageBytesMax: answerBytesMax });
+    return connect(clients.Inference, address, {
+      ...this.credential,
+      messageBytesMax: answerBytesMax,
+      node: this.names.get(address),
+    });
   }
 
   private async attempt(address: string, connection: Connection): Promise<InferenceClient> {

@@ -25,6 +25,8 @@ import { noWay, openMsOf, openSessionPort, type UnreachableByUcx } from './ucx.j
 export interface RouterSessionOptions {
   /** host:port */
   router: string;
+  /** Its name as a node. */
+  name: string;
   credential: Credential;
   transport: TransportChoice;
   unreachable: UnreachableByUcx;
@@ -85,7 +87,7 @@ export class RouterSession {
   private ended: SwitchyardError | null = null;
 
   constructor(private readonly options: RouterSessionOptions) {
-    const { router, credential } = options;
+    const { router, name, credential } = options;
     const onSocket = (socket: Socket) => {
       this.sockets.add(socket);
       socket.once('close', () => this.sockets.delete(socket));
@@ -93,6 +95,7 @@ export class RouterSession {
     this.client = connect(clients.Inference, router, {
       ...credential,
       messageBytesMax: answerBytesMax,
+      node: name,
       onSocket,
     });
     this.call = this.client.session();

@@ -131,7 +131,12 @@ export class ClusterWatch {
     const onSocket = (made: Socket) => {
       socket = made;
     };
-    const client = connect(clients.Inference, address, { ...credential, messageBytesMax, onSocket });
+    const client = connect(clients.Inference, address, {
+      ...credential,
+      messageBytesMax,
+      node: this.state?.routers.find((router) => router.address === address)?.name,
+      onSocket,
+    });
     const call = client.watchCluster({});
     const ended = new Deferred<SwitchyardError>();
     const cancel = (reason: string) => {

@@ -66,11 +66,17 @@ const signers: Readonly<Record<string, string>> = {
   CERT_SIGNATURE_FAILURE: unknownSigner,
 };
 
+/** Whether a certificate is for the node of that name. */
+export function isForNode(name: string, { nodes }: CertificateNames): boolean {
+  return nodes.some((pattern) =>
+    pattern.endsWith('*') ? name.startsWith(pattern.slice(0, -1)) : pattern === name,
+  );
+}
+
 /** Throws PERMISSION_DENIED if the certificate is for nodes, and not for the one of that name. */
-export function checkNodeName(name: string, { nodes }: CertificateNames): void {
-  const isFor = (pattern: string) =>
-    pattern.endsWith('*') ? name.startsWith(pattern.slice(0, -1)) : pattern === name;
-  if (nodes.length === 0 || nodes.some(isFor)) return;
+export function checkNodeName(name: string, certificate: CertificateNames): void {
+  const { nodes } = certificate;
+  if (nodes.length === 0 || isForNode(name, certificate)) return;
   const allowed = nodes.join(', ');
   const text = `name is ${JSON.stringify(name)}, and the certificate of the node (tlsCert) is for ${allowed}; allowed: a name that it bears as switchyard://node/NAME`;
   throw new SwitchyardError('PERMISSION_DENIED', text, { name, allowed });

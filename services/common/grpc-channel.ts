@@ -91,6 +91,7 @@ export interface Credential {
 class ConnectionCredentials extends ChannelCredentials {
   constructor(
     private readonly host: string,
+    private readonly node: string | undefined,
     private readonly tls: Tls | null,
     private readonly onSocket: (socket: Socket) => void,
   ) {
@@ -110,13 +111,13 @@ class ConnectionCredentials extends ChannelCredentials {
     _options: unknown,
     calls = CallCredentials.createEmpty(),
   ): experimental.SecureConnector {
-    const { host, tls, onSocket } = this;
+    const { host, node, tls, onSocket } = this;
     return {
       async connect(socket) {
         onSocket(socket);
         return tls === null
           ? { socket, secure: false }
-          : { socket: await tls.secure(socket, host), secure: true };
+          : { socket: await tls.secure(socket, host, node), secure: true };
       },
       waitForReady: async () => {},
       getCallCredentials: () => calls,
@@ -128,6 +129,8 @@ class ConnectionCredentials extends ChannelCredentials {
 export interface ConnectionOptions extends Credential {
   messageBytesMax: number;
   leaseMs?: number;
+  /** The node that the server is, if it is known: a certificate for it counts whatever its host. */
+  node?: string | undefined;
   /** Gets the socket of every connection that the client makes. */
   onSocket?: (socket: Socket) => void;
 }
@@ -140,9 +143,9 @@ export interface ConnectionOptions extends Credential {
 export function connect<C extends Client>(
   ClientType: new (address: string, credentials: ChannelCredentials, options: ClientOptions) => C,
   address: string,
-  { token, tls = null, messageBytesMax, leaseMs, onSocket = () => {} }: ConnectionOptions,
+  { token, tls = null, messageBytesMax, leaseMs, node, onSocket = () => {} }: ConnectionOptions,
 ): C {
-  return new ClientType(address, new ConnectionCredentials(hostOf(address), tls, onSocket), {
+  return new ClientType(address, new ConnectionCredentials(hostOf(address), node, tls, onSocket), {
     ...channelOptions(messageBytesMax),
     ...clientOptions,
     ...(leaseMs === undefined ? {} : keepalive(leaseMs)),

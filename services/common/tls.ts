@@ -11,7 +11,7 @@ import {
   type TLSSocket,
 } from 'node:tls';
 import { ServerCredentials } from '@grpc/grpc-js';
-import { explainServer, tlsFailure } from './certificate.js';
+import { explainServer, isForNode, namesIn, tlsFailure } from './certificate.js';
 import { SwitchyardError } from './errors.js';
 import type { Logger } from './log.js';
 
@@ -103,22 +103,26 @@ export class Tls {
     };
   }
 
-  /** What a connection to a server on `host` is made with. */
-  clientOptions(host: string): ConnectionOptions {
+  /** What a connection to a server on `host` is made with. `node`: whose that is, if it is known. */
+  clientOptions(host: string, node?: string): ConnectionOptions {
     return {
       secureContext: this.context,
       host,
       ...(isIP(host) === 0 && { servername: host }),
       // Whoever has the key of this process's own certificate is this process, or one that shares it.
-      checkServerIdentity: (_, certificate) =>
-        this.own?.equals(certificate.raw) ? undefined : checkServerIdentity(host, certificate),
+      checkServerIdentity: (_, certificate) => {
+        const isNode = node !== undefined && isForNode(node, namesIn(certificate.subjectaltname));
+        return isNode || this.own?.equals(certificate.raw)
+          ? undefined
+          : checkServerIdentity(host, certificate);
+      },
     };
   }
 
-  /** Makes a connected socket a TLS connection with the server of HTTP/2 on `host`. Rejects with why it is not trusted. */
-  secure(socket: Socket, host: string): Promise<TLSSocket> {
+  /** Makes a connected socket a TLS connection with a server of HTTP/2, as above. Rejects with why it is not trusted. */
+  secure(socket: Socket, host: string, node?: string): Promise<TLSSocket> {
     return new Promise((resolve, reject) => {
-      const secured = connect({ ...this.clientOptions(host), socket, ALPNProtocols: ['h2'] }, () =>
+      const secured = connect({ ...this.clientOptions(host, node), socket, ALPNProtocols: ['h2'] }, () =>
         resolve(secured),
       );
       secured.on('error', (error) => reject(new Error(tlsFailure + this.explain(error, host))));

@@ -37,6 +37,8 @@ export interface DialOptions {
   messageBytesMax: number;
   /** The stream breaks when the other end's host is silent for so long. */
   leaseMs?: number;
+  /** The name of the node that is called. Default: it is not known. */
+  node?: string;
 }
 
 /** Opens a stream of one method to host:port. What cannot be reached is heard as `fail`. */

@@ -115,6 +115,7 @@ class RouterLink implements Link {
     this.stream = options.dial(address, {
       authorization: this.proof.header,
       messageBytesMax: resultBytesMax,
+      node: options.worker,
       ...(leaseMs !== undefined && { leaseMs }),
     });
     this.port = new MessageWriter(this.stream, rows);

@@ -121,6 +121,18 @@ describe('a client', () => {
     expect(error).toMatchObject({ code: 'UNAUTHENTICATED', message: expect.stringMatching(/speaks no TLS/) });
   });
 
+  test('trusts the certificate of a node whom it knows, whatever host that is for', async () => {
+    const { address } = await serveTls(authority.issue('n', [nodeNameOf('router-*')]));
+    const tls = open({ ca, ...authority.issue('c4', [clientName]) });
+    const call = (node: string) => {
+      const client = connect(clients.Inference, address, { token: null, tls, messageBytesMax, node });
+      atEnd(() => client.close());
+      return unary((done) => client.describeModel({}, done));
+    };
+    await expect(call('router-3')).resolves.toMatchObject({ name: 'm' });
+    expect((await errorOf(call('worker-3'))).message).toMatch(/is for URI:switchyard:..node.router-\*/);
+  });
+
   test('trusts whoever shows its own certificate, whatever host that is for', async () => {
     const shared = authority.issue('shared', [nodeNameOf('*'), clientName]);
     const { address } = await serveTls(shared);

@@ -4,6 +4,7 @@ import type { Flags, LocalProcess } from '../../services/cli/local-process.js';
 import type { SwitchyardClient } from '../../services/client/index.js';
 import type { Tokens } from '../../services/common/access.js';
 import type { LinkDescription } from '../../services/common/generated/switchyard/v1/LinkDescription.js';
+import type { TlsSettings } from '../../services/common/tls.js';
 
 export interface TestClusterOptions {
   /** Flags of the coordinator: model, sizes, feedback. Default: the preset `tiny`. */
@@ -14,6 +15,7 @@ export interface TestClusterOptions {
   /** Router processes beside the embedded one. */
   routers?: number;
   tokens?: Tokens;
+  tls?: TlsSettings;
 }
 
 const readyTimeoutMs = 60_000;
@@ -33,6 +35,7 @@ export async function startCluster(options: TestClusterOptions = {}): Promise<Te
     router: { ...node, ...options.router },
     worker: { ...node, ...options.worker },
     ...(options.tokens && { tokens: options.tokens }),
+    ...(options.tls && { tls: options.tls }),
     readyTimeoutMs,
     onLine: (process, line) => lines.push(`${process.name} ${line}`),
   };
