@@ -18,12 +18,13 @@ export const noCertificate: CertificateNames = { roles: [], nodes: [], problem: 
 /** The name (URI) among a certificate's alternative names that gives a role. */
 export const roleName = (role: AccessRole): string => `switchyard://${role}${role === 'node' ? '/NAME' : ''}`;
 
-/** One alternative name, as Node writes them all: what holds a comma or a quote stands in quotes, and is no name of ours. */
+/** A name in a text of them, as Node writes it: one that holds a comma or a quote stands in quotes, and is none of ours. */
 const uriPattern = /(?:^|, )URI:switchyard:\/\/(?:(client|operator)|node\/([A-Za-z0-9._-]+\*?|\*))(?=, |$)/g;
 
 /** The roles and nodes in a text of alternative names. */
 export function namesIn(alternativeNames: string | undefined): CertificateNames {
-  const found = [...(alternativeNames ?? '').matchAll(uriPattern)];
+  const unquoted = (alternativeNames ?? '').replaceAll(/"(?:[^"\\]|\\.)*"/g, '');
+  const found = [...unquoted.matchAll(uriPattern)];
   const nodes = found.flatMap(([, , node]) => (node ? [node] : []));
   const roles = found.map(([, role]) => (role ?? 'node') as AccessRole);
   return { roles: [...new Set(roles)], nodes, problem: null };
@@ -85,8 +86,8 @@ export function checkNodeName(name: string, certificate: CertificateNames): void
 /** Begins every reason of a connection that TLS did not let be. */
 export const tlsFailure = 'TLS: ';
 
-/** Why a server is not trusted, or not reached by TLS. `ca`: the setting of who is trusted, and its value. */
-export function explainServer(error: Error, host: string, ca: string): string {
+/** Why a server is not trusted; null: the error is of another kind. `ca`: the setting of who is trusted, and its value. */
+export function whyUntrusted(error: Error, host: string, ca: string): string | null {
   const { code = '', cert } = error as { code?: string; cert?: PeerCertificate };
   const certificate = `the certificate of ${host}`;
   if (code in problems) return `${certificate} ${problems[code]}; allowed: a valid tlsCert of that server`;
@@ -95,5 +96,5 @@ export function explainServer(error: Error, host: string, ca: string): string {
     return `${certificate} is for ${cert?.subjectaltname ?? 'no name'}; allowed: an address by one of these, or a tlsCert for ${host}`;
   if (code === 'ERR_SSL_WRONG_VERSION_NUMBER' || code === 'ERR_SSL_PACKET_LENGTH_TOO_LONG')
     return `what listens at ${host} speaks no TLS; allowed: a server with tlsCert, or none of the TLS settings here`;
-  return `no connection to ${host}: ${error.message}`;
+  return null;
 }

@@ -11,7 +11,7 @@ import {
   type TLSSocket,
 } from 'node:tls';
 import { ServerCredentials } from '@grpc/grpc-js';
-import { explainServer, isForNode, namesIn, tlsFailure } from './certificate.js';
+import { isForNode, namesIn, tlsFailure, whyUntrusted } from './certificate.js';
 import { SwitchyardError } from './errors.js';
 import type { Logger } from './log.js';
 
@@ -125,13 +125,11 @@ export class Tls {
       const secured = connect({ ...this.clientOptions(host, node), socket, ALPNProtocols: ['h2'] }, () =>
         resolve(secured),
       );
-      secured.on('error', (error) => reject(new Error(tlsFailure + this.explain(error, host))));
+      secured.on('error', (error) => {
+        const why = whyUntrusted(error, host, `tlsCa (${this.files.ca})`);
+        reject(why === null ? error : new Error(tlsFailure + why, { cause: error }));
+      });
     });
-  }
-
-  /** Why a connection to `host` failed. */
-  explain(error: Error, host: string): string {
-    return explainServer(error, host, `tlsCa (${this.files.ca})`);
   }
 
   private contextOptions(trusted: 'ca' | 'clientCa'): SecureContextOptions {

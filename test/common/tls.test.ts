@@ -180,6 +180,7 @@ describe('names in a certificate', () => {
     ['URI:switchyard://node/', [], []],
     ['URI:switchyard://clients, URI:http://switchyard://client, DNS:URI:switchyard://client', [], []],
     ['URI:"switchyard://a, URI:switchyard://operator"', [], []],
+    ['DNS:"a, URI:switchyard://operator, b", URI:switchyard://client', ['client'], []],
   ])('%s', (text, roles, nodes) => {
     expect(namesIn(text)).toEqual({ roles, nodes, problem: null });
   });

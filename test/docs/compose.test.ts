@@ -107,3 +107,19 @@ describe('docker-compose.watch.yml', () => {
     },
   );
 });
+
+test('docker-compose.tls.yml gives every container the settings of TLS', () => {
+  const override = parse(readFileSync(join(packageRoot(), 'docker-compose.tls.yml'), 'utf8'), {
+    merge: true,
+  }) as {
+    services: Record<string, { environment: Record<string, string>; volumes: string[] }>;
+  };
+  expect(Object.keys(override.services)).toEqual(Object.keys(services));
+  for (const [name, { environment, volumes }] of Object.entries(override.services)) {
+    const { role } = configOf(services[name]!);
+    const schema = schemas[role as keyof typeof schemas] as unknown as z.ZodObject;
+    const { tlsCa, tlsCert, tlsKey, tlsClientCa } = loadConfig(schema, { env: environment });
+    const directory = volumes[0]!.split(':')[1]!;
+    for (const file of [tlsCa, tlsCert, tlsKey, tlsClientCa]) expect(file).toContain(directory);
+  }
+});

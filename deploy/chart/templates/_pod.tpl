@@ -7,6 +7,7 @@ configuration file, `roles`, the tokens that its processes need by the keys of t
 {{- $pod := include "switchyard.podValues" . | fromJson -}}
 {{- $name := include "switchyard.name" . -}}
 {{- $config := $pod.config -}}
+{{- $scheme := .root.Values.tls.secret | empty | ternary "HTTP" "HTTPS" -}}
 metadata:
   labels:
     {{- include "switchyard.selector" . | nindent 4 }}
@@ -68,16 +69,21 @@ spec:
         - { name: grpc, containerPort: 7070 }
         - { name: metrics, containerPort: 7071 }
       startupProbe:
-        httpGet: { path: /healthz, port: metrics }
+        httpGet: { path: /healthz, port: metrics, scheme: {{ $scheme }} }
         periodSeconds: 5
         failureThreshold: {{ divf $pod.startupSeconds 5 | ceil }}
       livenessProbe:
-        httpGet: { path: /healthz, port: metrics }
+        httpGet: { path: /healthz, port: metrics, scheme: {{ $scheme }} }
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: 6
       readinessProbe:
+        {{- if .root.Values.tls.secret }}
+        # Kubernetes asks grpc.health.v1 without TLS alone.
+        httpGet: { path: {{ eq .component "coordinator" | ternary "/healthz" "/readyz" }}, port: metrics, scheme: HTTPS }
+        {{- else }}
         grpc: { port: 7070, service: {{ .health }} }
+        {{- end }}
         periodSeconds: 2
         timeoutSeconds: 2
         failureThreshold: 2
@@ -93,6 +99,9 @@ spec:
       volumeMounts:
         - { name: config, mountPath: /etc/switchyard/config, readOnly: true }
         - { name: tokens, mountPath: /etc/switchyard/tokens, readOnly: true }
+        {{- if .root.Values.tls.secret }}
+        - { name: tls, mountPath: /etc/switchyard/tls, readOnly: true }
+        {{- end }}
         # Digests of weights outlast a restart of the container.
         - { name: cache, mountPath: /var/cache/switchyard }
         {{- if .root.Values.model.volume }}
@@ -112,6 +121,10 @@ spec:
           {{- range $role, $key := .roles }}
           - { key: {{ $key }}, path: {{ $role }} }
           {{- end }}
+    {{- with .root.Values.tls.secret }}
+    - name: tls
+      secret: { secretName: {{ . }}, defaultMode: 0400 }
+    {{- end }}
     - name: cache
       emptyDir: { sizeLimit: 64Mi }
     {{- with .root.Values.model.volume }}
@@ -142,6 +155,11 @@ seccompProfile: { type: RuntimeDefault }
 {{- $fixed := dict "host" "0.0.0.0" "port" 7070 "metricsPort" 7071 -}}
 {{- range $role, $key := .roles -}}
 {{- $_ := set $fixed (printf "%sTokenFile" $role) (printf "/etc/switchyard/tokens/%s" $role) -}}
+{{- end -}}
+{{- if .root.Values.tls.secret -}}
+{{- range $key, $file := dict "tlsCert" "tls.crt" "tlsKey" "tls.key" "tlsCa" "ca.crt" "tlsClientCa" "ca.crt" -}}
+{{- $_ := set $fixed $key (printf "/etc/switchyard/tls/%s" $file) -}}
+{{- end -}}
 {{- end -}}
 config.yaml: |
   {{- dict .component (mergeOverwrite (deepCopy .values.config) $fixed .config) | toYaml | nindent 2 }}
