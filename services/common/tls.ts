@@ -10,6 +10,7 @@ import {
   type SecureContextOptions,
   type TLSSocket,
 } from 'node:tls';
+import { isDeepStrictEqual } from 'node:util';
 import { ServerCredentials } from '@grpc/grpc-js';
 import { isForNode, namesIn, tlsFailure, whyUntrusted } from './certificate.js';
 import { SwitchyardError } from './errors.js';
@@ -138,12 +139,16 @@ export class Tls {
   }
 
   private reload(): void {
+    let pems: Pems;
     try {
-      this.pems = this.read();
+      pems = this.read();
     } catch (error) {
       this.log?.warn({ event: 'tls-kept', reason: (error as Error).message });
       return;
     }
+    // Several files may have changed at once.
+    if (isDeepStrictEqual(pems, this.pems)) return;
+    this.pems = pems;
     this.context = createSecureContext(this.contextOptions('ca'));
     this.own = ownCertificate(this.pems);
     for (const listener of this.listeners) listener();
