@@ -36,6 +36,8 @@ export interface StoreOptions extends OpenedModel {
 const loadsMax = 2;
 /** What is loaded aside takes this share of the time in which token batches are computed. */
 const asideShare = 0.05;
+/** A worker that computed nothing for so long has nothing to compute. */
+const idleMs = 50;
 /** What stays free of the memory of a control group while experts are loaded. */
 const roomBytesMin = 48 * 1024 * 1024;
 
@@ -184,13 +186,22 @@ export class ExpertStore {
     this.pump();
   }
 
-  /** Leaves the time to token batches; as soon as there is none it ends. */
+  /** Leaves the time to token batches; ends when there were none for a while. */
   private async pause(ms: number): Promise<void> {
     const { clock, executor } = this.options;
+    const endMs = clock.now() + ms;
     const rest = new Deferred<void>();
     this.rest = rest;
-    const timer = clock.after(ms, () => rest.resolve()).unref();
-    await Promise.race([rest.promise, executor.whenIdle()]);
+    let done = -1;
+    const look = () => {
+      const isIdle = executor.idle && executor.done === done;
+      done = executor.done;
+      const leftMs = endMs - clock.now();
+      if (isIdle || leftMs <= 0 || this.closed) rest.resolve();
+      else timer = clock.after(Math.min(idleMs, leftMs), look).unref();
+    };
+    let timer = clock.soon(look);
+    await rest.promise;
     timer.cancel();
     this.rest = null;
   }
