@@ -70,6 +70,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
         }
       } catch (error) {
         notHealed.push(`seed ${seed + run}: ${(error as Error).message}`);
+        for (const line of recent) log(line);
       }
       const report = await load.end();
       total.batches += report.batches;
