@@ -43,7 +43,7 @@ const toolchain = [
 ];
 /**
  * What the tests need: GoogleTest; openssl for certificates; promtool, without which the metrics go unchecked; tcpdump, without
- * which nobody looks at what the wire shows; curl.
+ * which nobody looks at what the wire shows; Chromium, without which nobody looks at the console; curl.
  */
 const testPackages = [
   { package: 'libgtest-dev', present: () => header('gtest/gtest.h') },
@@ -51,6 +51,7 @@ const testPackages = [
   { package: 'curl', present: () => onPath('curl'), optional: true },
   { package: 'tcpdump', present: () => onPath('tcpdump'), optional: true },
   { package: 'prometheus', present: () => onPath('promtool'), optional: true },
+  { package: 'chromium', present: () => onPath('chromium'), optional: true },
 ];
 
 function hasUcx() {
@@ -254,11 +255,13 @@ function ensureNative() {
 }
 
 function ensureTypescript() {
-  const sources = ['services', 'native', 'bench', 'proto'].flatMap((directory) =>
-    filesUnder(directory, /\.(ts|proto)$/, [/^services\/common\/generated/, /^native\/build/]),
+  const sources = ['services', 'native', 'bench', 'proto', 'console'].flatMap((directory) =>
+    filesUnder(directory, /\.(tsx?|proto|html|css|svg)$/, [/^services\/common\/generated/, /^native\/build/]),
   );
-  const hash = hashOf([...sources, 'tsconfig.json', 'tsconfig.build.json', 'package-lock.json']);
-  const built = existsSync(join(root, 'dist')) && existsSync(join(root, 'services', 'common', 'generated'));
+  const settings = ['tsconfig.json', 'tsconfig.build.json', 'console/tsconfig.json', 'package-lock.json'];
+  const hash = hashOf([...sources, ...settings]);
+  const outputs = ['dist/console', 'services/common/generated'];
+  const built = outputs.every((path) => existsSync(join(root, path)));
   if (built && stampEquals('typescript', hash)) return present('TypeScript build');
   step('TypeScript build', () => runOrFail('npm', ['run', '--silent', 'build']));
   writeStamp('typescript', hash);

@@ -88,7 +88,16 @@ try {
       'check',
       '.',
     ]);
-    check('types', process.execPath, [join('node_modules', 'typescript', 'bin', 'tsc'), '--noEmit']);
+    for (const [name, project] of [
+      ['types', '.'],
+      ['types of the console', 'console'],
+    ])
+      check(name, process.execPath, [
+        join('node_modules', 'typescript', 'bin', 'tsc'),
+        '--noEmit',
+        '-p',
+        project,
+      ]);
     nativeTests();
   }
   jestTests();

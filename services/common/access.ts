@@ -1,4 +1,4 @@
-import { createHash, timingSafeEqual } from 'node:crypto';
+import { createHash, createHmac, timingSafeEqual } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { isIPv4 } from 'node:net';
 import { type CertificateNames, noCertificate, roleName } from './certificate.js';
@@ -23,6 +23,7 @@ const needs: readonly (readonly [start: string, need: Need])[] = [
   ['/inference.GRPCInferenceService/ServerReady', 'nothing'],
   ['/inference.GRPCInferenceService/', 'client'],
   ['/grpc.health.v1.Health/', 'nothing'],
+  ['/console/feed', 'client'],
   ['/healthz', 'nothing'],
   ['/readyz', 'nothing'],
 ];
@@ -73,22 +74,39 @@ export class Access {
    * role, PERMISSION_DENIED if both are of roles that may not call the method or path.
    */
   check(path: string, header: unknown, certificate: CertificateNames = noCertificate): void {
-    if (this.isOpen(path)) return;
-    const need = needOf(path);
-    const token = this.roleOf(header);
-    const roles = token === null ? certificate.roles : [token, ...certificate.roles];
-    if (need !== 'link' && roles.some((role) => allowedFor(need as AccessRole).includes(role))) return;
-    const allowed = this.allowedText(need);
+    const roles = this.rolesOf(header, certificate);
+    if (this.allows(path, roles)) return;
+    const allowed = this.allowedText(needOf(path));
     if (roles.length === 0) {
       const text = `the call carries no valid credential${this.problemOf(certificate)}; allowed: ${allowed}`;
       throw new SwitchyardError('UNAUTHENTICATED', text, { method: path, allowed });
     }
+    const token = this.roleOf(header);
     const carried = [
       ...(token === null ? [] : [`the ${token} token`]),
       ...certificate.roles.map((role) => `a certificate with ${roleName(role)}`),
     ];
     const text = `the call carries ${carried.join(' and ')}; allowed: ${allowed}`;
     throw new SwitchyardError('PERMISSION_DENIED', text, { method: path, role: roles[0]!, allowed });
+  }
+
+  /** The roles that a call proves: by the token in the `authorization` header, and by the names in its certificate. */
+  rolesOf(header: unknown, certificate: CertificateNames = noCertificate): readonly AccessRole[] {
+    const token = this.roleOf(header);
+    return token === null ? certificate.roles : [token, ...certificate.roles];
+  }
+
+  /** Whether a caller of these roles may call the method or path. */
+  allows(path: string, roles: readonly AccessRole[]): boolean {
+    if (this.isOpen(path)) return true;
+    const need = needOf(path);
+    return need !== 'link' && roles.some((role) => allowedFor(need as AccessRole).includes(role));
+  }
+
+  /** A code of `text` that only who has the token of `role` can make; null: the role has none. */
+  sign(role: AccessRole, text: string): string | null {
+    const key = this.digests.get(role);
+    return key === undefined ? null : createHmac('sha256', key).update(text).digest('base64url');
   }
 
   private allowedText(need: Need): string {

@@ -8,6 +8,8 @@ export const controlLimits = {
   membersMax: 4096,
   /** Streams at once that have not said hello. */
   strangersMax: 256,
+  /** Batches that a router tells of in a heartbeat. */
+  batchesToldMax: 16,
   /** Messages of one node: at once, when the coordinator stood still, and from then on a second. A busy router sends 300. */
   messagesAtOnce: 5_000,
   messagesPerSecond: 500,

@@ -27,6 +27,14 @@ export interface HttpOptions {
   /** What /state shows as JSON, and /state/experts of every expert. */
   state: () => unknown;
   expertState: () => unknown;
+  /** Serves the paths below /console, which say themselves who may call them; without it there are none. */
+  console?: HttpPages;
+}
+
+export interface HttpPages {
+  /** What `Access` knows its paths by. */
+  readonly paths: readonly string[];
+  handle(request: IncomingMessage, response: ServerResponse): Promise<void>;
 }
 
 export interface HttpServer {
@@ -43,13 +51,15 @@ const json = (status: number, value: unknown): Answer => ({
   body: `${JSON.stringify(value)}\n`,
 });
 
+const consolePattern = /^\/(console(\/.*)?)?(\?.*)?$/;
+
 /**
  * Serves GET /metrics (Prometheus), /healthz (503 and what stands still), /readyz (503 and the reason until
  * ready) and /state (JSON). Of single experts /metrics/experts and /state/experts tell, since there may be tens of
  * thousands. Throws CONFIG_INVALID as startGrpcServer does.
  */
 export async function startHttp(options: HttpOptions): Promise<HttpServer> {
-  const { host, port, access, tls = null, log } = options;
+  const { host, port, access, tls = null, log, console: pages } = options;
   const routes: Record<string, () => Answer | Promise<Answer>> = {
     '/healthz': () => health(options),
     '/readyz': () => readiness(options),
@@ -62,7 +72,7 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
     '/state': () => json(200, options.state()),
     '/state/experts': () => json(200, options.expertState()),
   };
-  assertBindAllowed(host, access, options.insecure, Object.keys(routes));
+  assertBindAllowed(host, access, options.insecure, [...Object.keys(routes), ...(pages?.paths ?? [])]);
   probeGauges(options);
 
   async function answer(request: IncomingMessage): Promise<Answer> {
@@ -81,6 +91,10 @@ export async function startHttp(options: HttpOptions): Promise<HttpServer> {
   }
 
   const serve = (request: IncomingMessage, response: ServerResponse) => {
+    if (pages !== undefined && consolePattern.test(request.url ?? '')) {
+      void pages.handle(request, response);
+      return;
+    }
     answer(request)
       .catch((error: Error) => json(500, { error: error.message }))
       .then((result) => send(response, result));

@@ -3,6 +3,7 @@ import { controlLimits, isPlainText } from '../common/control-limits.js';
 import { invalidArgument } from '../common/errors.js';
 import type { LayerExperts } from '../common/generated/switchyard/v1/LayerExperts.js';
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
+import type { RouterFigures } from '../common/generated/switchyard/v1/RouterFigures.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { expertsIn } from '../common/layer-experts.js';
@@ -46,7 +47,7 @@ export function checkWorkerReport(report: WorkerReport, order: ExpertOrder): voi
 
 /** Throws INVALID_ARGUMENT for what no router of this model can say of itself. */
 export function checkRouterReport(report: RouterReport, order: ExpertOrder): void {
-  const { loads, links, notReady } = report;
+  const { loads, links, notReady, figures } = report;
   if (loads.length > order.layers.length)
     throw invalidArgument('loads', `${loads.length} layers`, atMost(order.layers.length));
   for (const { layer, rows, steered } of loads) {
@@ -71,6 +72,26 @@ export function checkRouterReport(report: RouterReport, order: ExpertOrder): voi
     if (!isNodeName(worker)) throw invalidArgument('links.worker', worker, nodeNameAllowed);
     checkText('links.lanes', lanes);
     checkText('links.reason', reason);
+  }
+  if (figures !== null) checkRouterFigures(figures);
+}
+
+function checkRouterFigures({ batches, traffic }: RouterFigures): void {
+  const { batchesToldMax, membersMax } = controlLimits;
+  if (batches.length > batchesToldMax)
+    throw invalidArgument('figures.batches', `${batches.length} batches`, atMost(batchesToldMax));
+  if (traffic.length > membersMax)
+    throw invalidArgument('figures.traffic', `${traffic.length} links`, atMost(membersMax));
+  for (const { batchId, tokens, tokensAnswered, seconds } of batches) {
+    checkText('figures.batches.batchId', batchId);
+    checkCount('figures.batches.tokens', tokens);
+    checkCount('figures.batches.tokensAnswered', tokensAnswered);
+    checkFigure('figures.batches.seconds', seconds);
+  }
+  for (const { worker, bytesSent, bytesReturned } of traffic) {
+    if (!isNodeName(worker)) throw invalidArgument('figures.traffic.worker', worker, nodeNameAllowed);
+    checkCount('figures.traffic.bytesSent', bytesSent);
+    checkCount('figures.traffic.bytesReturned', bytesReturned);
   }
 }
 

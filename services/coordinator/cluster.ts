@@ -149,9 +149,16 @@ export class Cluster {
       router.bytesInFlight > 0 !== report.bytesInFlight > 0;
     if (report.linksChanged || router?.notReady !== report.notReady) this.changed();
     else if (movedOn && this.plans.waitsForRouters) this.events.onChange();
+    member.tokens += report.tokens;
+    if (report.figures !== null) {
+      member.batches = report.figures;
+      for (const link of report.figures.traffic)
+        if (this.membership.find('WORKER', link.worker)) member.traffic.set(link.worker, link);
+    }
     let biased = false;
     for (const { layer, rows: packed, steered } of report.loads) {
       const rows = unpackUint32(packed);
+      member.rows += rows.reduce((sum, count) => sum + count, 0);
       this.plans.loads.observe(layer, rows, nowMs);
       biased = this.feedback.observe(layer, steered.byteLength > 0 ? unpackUint32(steered) : rows) || biased;
     }
@@ -179,7 +186,11 @@ export class Cluster {
     const isNeeded = ({ hello }: Member) =>
       hello.role === 'WORKER' && this.plans.placement.isMissed(hello.name);
     const forgotten = this.membership.forget(nowMs, isNeeded);
-    for (const { hello } of forgotten) if (hello.role === 'WORKER') this.plans.placement.free(hello.name);
+    for (const { hello } of forgotten) {
+      if (hello.role !== 'WORKER') continue;
+      this.plans.placement.free(hello.name);
+      for (const member of this.members()) member.traffic.delete(hello.name);
+    }
     if (forgotten.length > 0) this.changed();
     else if (this.plans.isDue(nowMs)) this.events.onChange();
     return expired;

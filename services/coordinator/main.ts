@@ -25,6 +25,7 @@ import { nativeRuntime } from '../runtime/native.js';
 import type { Tracing } from '../runtime/open-telemetry.js';
 import { startTracing } from '../runtime/tracing.js';
 import { type CoordinatorConfig, checkTimes, modelSourceOf, placementOf } from './config.js';
+import { Console } from './console/console.js';
 import { CoordinatorCore } from './core.js';
 import { describeModel } from './describe.js';
 import { describeOnly } from './inference.js';
@@ -78,6 +79,7 @@ class CoordinatorService {
   private readonly stopped = new Deferred<void>();
   private grpc: GrpcServer | null = null;
   private http: HttpServer | null = null;
+  private console: Console | null = null;
   private liveness: Liveness | null = null;
   private stopping: Promise<void> | null = null;
 
@@ -132,6 +134,11 @@ class CoordinatorService {
       log,
       onChange: (live) => this.grpc?.setLive(live),
     });
+    this.console = new Console({
+      ...{ name: config.name, model: this.model, access, insecure, clock: nativeRuntime.clock },
+      cluster: () => core.leading?.cluster ?? null,
+      whyNot: () => core.readiness().reason,
+    });
     this.http = await startHttp({
       host,
       port: config.metricsPort,
@@ -145,6 +152,7 @@ class CoordinatorService {
       ready: () => this.readiness(),
       state: () => this.state(),
       expertState: () => this.expertState(),
+      console: this.console,
     });
     this.core.start(advertised(host, this.grpc.port, config.advertiseHost));
     this.onLeading();
@@ -164,6 +172,7 @@ class CoordinatorService {
   async close(): Promise<void> {
     await this.core.stop();
     await this.grpc?.close(cutMs);
+    this.console?.close();
     await this.http?.close();
     this.tls?.close();
     this.liveness?.close();

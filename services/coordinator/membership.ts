@@ -1,7 +1,9 @@
 import { controlLimits, plainText } from '../common/control-limits.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { LinkDescription } from '../common/generated/switchyard/v1/LinkDescription.js';
+import type { LinkTraffic } from '../common/generated/switchyard/v1/LinkTraffic.js';
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
+import type { RouterFigures } from '../common/generated/switchyard/v1/RouterFigures.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { overdueMs, Standstill } from '../common/lease.js';
@@ -80,6 +82,12 @@ export interface Member {
   router: RouterReport | null;
   /** Of a router, as it reported them last. */
   links: readonly LinkDescription[];
+  /** Of a router, since it joined: tokens that came, and rows that went to experts. */
+  tokens: number;
+  rows: number;
+  /** Of a router: its batches at the last heartbeat; by worker, what travelled since the router's start. */
+  batches: Pick<RouterFigures, 'batchesLive' | 'batches'>;
+  readonly traffic: Map<string, LinkTraffic>;
 }
 
 /**
@@ -127,6 +135,10 @@ export class Membership {
       worker: null,
       router: null,
       links: [],
+      tokens: 0,
+      rows: 0,
+      batches: { batchesLive: 0, batches: [] },
+      traffic: new Map(),
     };
     // Deleting first keeps the map in the order of joining.
     this.byKey.delete(key);

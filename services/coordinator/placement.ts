@@ -203,6 +203,24 @@ export class ClusterPlacement {
     });
   }
 
+  /** The copies of an expert, and those that it shall have and no worker is told to hold yet, by its number. */
+  slotsOf(expert: number): { slot: number; state: CopyState | 'planned' }[] {
+    const assigned = this.reconciler.assigned[expert]!;
+    const planned = this.target[expert]!.filter((slot) => !assigned.includes(slot));
+    return [
+      ...assigned.map((slot) => ({ slot, state: this.stateOf(expert, slot) })),
+      ...planned.map((slot) => ({ slot, state: 'planned' as const })),
+    ];
+  }
+
+  /** How many copies shall be that no worker is told to hold yet. */
+  plannedCount(): number {
+    const { assigned } = this.reconciler;
+    const planned = (slots: readonly number[], expert: number) =>
+      slots.filter((slot) => !assigned[expert]!.includes(slot)).length;
+    return this.target.reduce((sum, slots, expert) => sum + planned(slots, expert), 0);
+  }
+
   /** Of a copy that a worker is told to hold. */
   private stateOf(expert: number, slot: number): CopyState {
     if (this.published[expert]!.includes(slot)) return 'serving';

@@ -1,4 +1,5 @@
 import { ExpertRows } from '../common/expert-rows.js';
+import type { BatchProgressInput } from '../common/generated/switchyard/v1/BatchProgress.js';
 import type { ForwardSummaryInput } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import type { Clock } from '../runtime/clock.js';
 import { type RowsByWorker, WorkerLoad } from './balancedness.js';
@@ -89,6 +90,12 @@ export class BatchAccount {
   failedOver(tokenBatches: number, rows: number): void {
     this.retries += tokenBatches;
     this.failedOverRows += rows;
+  }
+
+  /** As far as it is now. */
+  progress(): BatchProgressInput {
+    const { batchId, tokens } = this.plan;
+    return { batchId, tokens, tokensAnswered: this.tokens, seconds: this.totalSeconds };
   }
 
   summary(router: string): ForwardSummaryInput {

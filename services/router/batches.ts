@@ -1,5 +1,7 @@
+import { controlLimits } from '../common/control-limits.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { FairSlots } from '../common/fair-slots.js';
+import type { BatchProgressInput } from '../common/generated/switchyard/v1/BatchProgress.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { EndSignal } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
@@ -42,7 +44,8 @@ type BatchDone = RowsWay & { tokens: number };
 export class Batches {
   /** Every batch under way, and its end. */
   private readonly live = new Map<BatchCall, Promise<void>>();
-  private readonly batchIds = new Set<string>();
+  /** By id of the batch, in the order of beginning. */
+  private readonly running = new Map<string, BatchAccount>();
   private readonly slots: FairSlots;
   private readonly destinations: Destinations;
   private readonly paces: WorkerPaces;
@@ -56,6 +59,13 @@ export class Batches {
 
   get liveCount(): number {
     return this.live.size;
+  }
+
+  /** Those of the batches under way that began first. */
+  oldest(): BatchProgressInput[] {
+    return [...this.running.values()]
+      .slice(0, controlLimits.batchesToldMax)
+      .map((account) => account.progress());
   }
 
   /** Takes the batch, or refuses it. */
@@ -171,19 +181,19 @@ export class Batches {
     const { config, cluster, links, budget, reporter, metrics, trace, router, runtime } = this.options;
     const { batchId } = plan;
     const { end } = call;
-    if (this.batchIds.has(batchId)) {
+    if (this.running.has(batchId)) {
       throw new SwitchyardError(
         'NAME_TAKEN',
         `batch_id is "${batchId}", which a batch under way at this router has; allowed: an id that is not in use, or none`,
         { field: 'batch_id', value: batchId },
       );
     }
-    this.batchIds.add(batchId);
+    const account = new BatchAccount(plan, runtime.clock);
+    this.running.set(batchId, account);
     try {
       const layers = plan.layers.map(({ layer }) => layer);
       await cluster.untilReady(layers, config.readyWaitMs, end.signal);
       this.destinations.check(plan, cluster.placement!);
-      const account = new BatchAccount(plan, runtime.clock);
       await runBatch({
         plan,
         call,
@@ -209,7 +219,7 @@ export class Batches {
       await call.complete(account.summary(router));
       return { tokens: account.tokens, ...way };
     } finally {
-      this.batchIds.delete(batchId);
+      this.running.delete(batchId);
     }
   }
 }

@@ -83,6 +83,8 @@ export class RouterCore {
       links: () => this.links,
       notReady: () => this.readiness().reason,
       inUse: () => this.cluster.placementInUse,
+      batches: () => ({ live: this.batches.liveCount, oldest: this.batches.oldest() }),
+      traffic: () => this.metrics.traffic(),
     });
     const { leaseMs, host, transport } = config;
     const links = new Links({

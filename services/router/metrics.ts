@@ -2,6 +2,7 @@ import type { ArenaStats } from '../../native/index.js';
 import { type ExpertMetrics, figuresOf } from '../common/expert-metrics.js';
 import { ExpertRows } from '../common/expert-rows.js';
 import type { LayerCountsInput } from '../common/generated/switchyard/v1/LayerCounts.js';
+import type { LinkTrafficInput } from '../common/generated/switchyard/v1/LinkTraffic.js';
 import {
   type Counter,
   coordinatorGauge,
@@ -61,6 +62,14 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
     },
     sent: (link: Link, rowBytes: number) => count(traffic, link, 'sent', rowBytes),
     returned: (link: Link, rowBytes: number) => count(traffic, link, 'returned', rowBytes),
+    /** Bytes that travelled to each worker and back since the start. */
+    *traffic(): Generator<LinkTrafficInput> {
+      for (const [worker, ways] of traffic) {
+        const total = { sent: 0, returned: 0 };
+        for (const [way, { bytes }] of ways) total[way.split(' ')[0] as Direction] += bytes;
+        yield { worker, bytesSent: total.sent, bytesReturned: total.returned };
+      }
+    },
     /** The series of every other worker end. */
     keepWorkers(workers: ReadonlySet<string>): void {
       for (const worker of traffic.keys()) if (!workers.has(worker)) traffic.delete(worker);

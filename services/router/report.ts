@@ -1,6 +1,9 @@
 import { plainText } from '../common/control-limits.js';
 import { ExpertRows } from '../common/expert-rows.js';
+import type { BatchProgressInput } from '../common/generated/switchyard/v1/BatchProgress.js';
+import type { LinkTrafficInput } from '../common/generated/switchyard/v1/LinkTraffic.js';
 import type { NodeMessageInput } from '../common/generated/switchyard/v1/NodeMessage.js';
+import type { RouterFiguresInput } from '../common/generated/switchyard/v1/RouterFigures.js';
 import type { RouterReportInput } from '../common/generated/switchyard/v1/RouterReport.js';
 import { packUint32 } from '../common/packed.js';
 import type { Timer } from '../runtime/clock.js';
@@ -23,6 +26,9 @@ export interface ReportSources {
   notReady: () => string;
   /** The oldest placement that is used, or else the latest. */
   inUse: () => { term: number; epoch: number };
+  batches: () => { live: number; oldest: BatchProgressInput[] };
+  /** Of all links since the start. */
+  traffic: () => Iterable<LinkTrafficInput>;
 }
 
 /**
@@ -42,15 +48,18 @@ export class RouterReporter {
   /** When it is due, on the clock's `now`. */
   private dueMs = Number.POSITIVE_INFINITY;
   private reportedLinks: number | null = null;
+  /** By worker: the bytes that the last heartbeat told of. */
+  private readonly reportedBytes = new Map<string, number>();
   private send: ((message: NodeMessageInput) => boolean) | null = null;
 
   constructor(private readonly sources: ReportSources) {
     this.meter = sources.runtime.usage.eventLoopMeter();
   }
 
-  /** The next heartbeat describes the links, changed or not. */
+  /** The next heartbeat describes the links and their traffic, changed or not. */
   forgetReported(): void {
     this.reportedLinks = null;
+    this.reportedBytes.clear();
   }
 
   /** `send` returns false if the message was not taken. */
@@ -87,7 +96,8 @@ export class RouterReporter {
     const links = this.sources.links();
     const linksChanged = links.changes !== this.reportedLinks;
     this.reportedLinks = links.changes;
-    const router = { ...this.report(), linksChanged, links: linksChanged ? links.describe() : [] };
+    const described = { linksChanged, links: linksChanged ? links.describe() : [] };
+    const router = { ...this.report(), ...described, figures: this.figures() };
     this.clear();
     return { router };
   }
@@ -129,6 +139,17 @@ export class RouterReporter {
       rssBytes: this.rssBytes,
       notReady: plainText(this.sources.notReady()),
     };
+  }
+
+  private figures(): RouterFiguresInput {
+    const { live, oldest } = this.sources.batches();
+    const traffic = [...this.sources.traffic()].filter(({ worker = '', bytesSent, bytesReturned }) => {
+      const bytes = Number(bytesSent) + Number(bytesReturned);
+      const isNew = bytes !== this.reportedBytes.get(worker);
+      this.reportedBytes.set(worker, bytes);
+      return isNew;
+    });
+    return { batchesLive: live, batches: oldest, traffic };
   }
 
   private clear(): void {

@@ -116,6 +116,28 @@ describe('a report that is too large, or makes no sense, costs the node its memb
       { router: { links: [{ ...link, reason: '\u001b]0;x\u0007' }] } },
       /^links.reason is/,
     ],
+    [
+      'more batches than it is to tell of',
+      {
+        router: { figures: { batches: new Array(controlLimits.batchesToldMax + 1).fill({ batchId: 'b' }) } },
+      },
+      /^figures.batches is "17 batches"; allowed: at most 16/,
+    ],
+    [
+      'a batch of two lines',
+      { router: { figures: { batches: [{ batchId: 'a\nb' }] } } },
+      /^figures.batches.batchId is/,
+    ],
+    [
+      'traffic to no name',
+      { router: { figures: { traffic: [{ worker: '' }] } } },
+      /^figures.traffic.worker is/,
+    ],
+    [
+      'bytes beyond 2^53',
+      { router: { figures: { traffic: [{ worker: 'w', bytesSent: 2 ** 60 }] } } },
+      /^figures.traffic.bytesSent is/,
+    ],
   ])('of a router: %s', async (_, message, expected) => {
     const started = await start();
     const node = router(started).say(message);

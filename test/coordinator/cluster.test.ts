@@ -67,8 +67,8 @@ class Scene {
       termInUse: term,
       epochInUse: epoch,
     };
-    const figures = { tokens: 0, bytesInFlight: 0, eventLoopUtilization: 0, rssBytes: 0 };
-    this.cluster.routerReport(member, { ...report, ...figures } as RouterReport, this.nowMs);
+    const measured = { tokens: 0, bytesInFlight: 0, eventLoopUtilization: 0, rssBytes: 0 };
+    this.cluster.routerReport(member, { ...report, ...measured, figures: null } as RouterReport, this.nowMs);
     this.settle(null);
   }
 

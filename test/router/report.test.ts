@@ -9,6 +9,8 @@ const sources = {
   links: () => ({ changes: 0, describe: () => [] }),
   notReady: () => '',
   inUse: () => ({ term: 3, epoch: 7 }),
+  batches: () => ({ live: 0, oldest: [] }),
+  traffic: () => [],
 };
 
 describe('the reports of a router', () => {
@@ -120,5 +122,37 @@ describe('the reports of a router', () => {
     expect([described(), described()]).toEqual(['change 2', null]);
     reporter.forgetReported();
     expect([described(), described()]).toEqual(['change 2', null]);
+  });
+
+  test('tell with each heartbeat, and only then, what travelled on links since the one before, and which batches are under way', () => {
+    const traffic = new Map([
+      ['w', 100],
+      ['v', 0],
+    ]);
+    const oldest = [{ batchId: 'b', tokens: 9, tokensAnswered: 3, seconds: 1 }];
+    const reporter = new RouterReporter({
+      ...sources,
+      runtime: nativeRuntime,
+      batches: () => ({ live: 40, oldest }),
+      traffic: () => [...traffic].map(([worker, bytesSent]) => ({ worker, bytesSent, bytesReturned: 7 })),
+    });
+    const told = () => reporter.heartbeat().router!.figures!.traffic!.map(({ worker }) => worker);
+    expect(reporter.heartbeat().router!.figures).toMatchObject({
+      batchesLive: 40,
+      batches: oldest,
+      traffic: [
+        { worker: 'w', bytesSent: 100, bytesReturned: 7 },
+        { worker: 'v', bytesSent: 0, bytesReturned: 7 },
+      ],
+    });
+    expect(told()).toEqual([]);
+    traffic.set('v', 50);
+    expect([told(), told()]).toEqual([['v'], []]);
+    reporter.forgetReported();
+    expect(told()).toEqual(['w', 'v']);
+    const sent: NodeMessageInput[] = [];
+    reporter.start((message) => sent.push(message) > 0);
+    reporter.flush();
+    expect(sent[0]!.router!.figures).toBeUndefined();
   });
 });

@@ -1,0 +1,112 @@
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Access } from '../../common/access.js';
+import type { HttpPages } from '../../common/http.js';
+import type { ModelSpec } from '../../model/spec.js';
+import type { Clock, Timer } from '../../runtime/clock.js';
+import type { Cluster } from '../cluster.js';
+import { Events } from './events.js';
+import { Feed } from './feed.js';
+import { History } from './history.js';
+import { ConsoleRoutes, consolePaths } from './routes.js';
+import { describeCopies, describeLoads, describeNodes, summary } from './snapshot.js';
+
+/** How often pages are told what has changed. What is measured is looked at half as often. */
+const lookMs = 500;
+
+export interface ConsoleOptions {
+  /** Of the coordinator. */
+  name: string;
+  model: ModelSpec;
+  access: Access;
+  /** Whether names of other hosts than this one may lead here without a token. */
+  insecure: boolean;
+  clock: Clock;
+  /** Null: this coordinator does not lead. */
+  cluster: () => Cluster | null;
+  /** Why it does not lead. */
+  whyNot: () => string;
+}
+
+const nothing = { nodes: {}, links: {}, traffic: {}, batches: {} };
+
+/** What people see of the cluster in a browser, and what operators may do there. */
+export class Console implements HttpPages {
+  readonly paths = Object.values(consolePaths);
+  private readonly routes: ConsoleRoutes;
+  private readonly feed = new Feed();
+  private readonly events = new Events();
+  private history = new History();
+  /** Rows a second by number of the expert, at the last measurement. */
+  private perSecond: Float64Array | null = null;
+  /** Whose past that is. */
+  private known: Cluster | null = null;
+  private looks = 0;
+  private readonly timer: Timer;
+
+  constructor(private readonly options: ConsoleOptions) {
+    this.routes = new ConsoleRoutes({
+      ...options,
+      watch: (response) => this.watch(response),
+      changed: () => this.tell(true),
+    });
+    this.timer = options.clock.every(lookMs, () => this.look()).unref();
+  }
+
+  /** The answer to a request of a path below /console. */
+  handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    return this.routes.handle(request, response);
+  }
+
+  close(): void {
+    this.timer.cancel();
+  }
+
+  private watch(response: ServerResponse): void {
+    this.tell(true);
+    this.feed.accept(response);
+  }
+
+  private look(): void {
+    this.looks += 1;
+    const measures = this.looks % 2 === 0;
+    if (measures) this.measure();
+    if (measures || this.feed.watched) this.tell(this.feed.watched);
+  }
+
+  private measure(): void {
+    const { clock } = this.options;
+    const cluster = this.current();
+    if (cluster === null) return;
+    const nowMs = clock.now();
+    this.perSecond = cluster.plans.loads.rates(nowMs);
+    this.history.look(cluster, this.perSecond, nowMs, clock.wall());
+  }
+
+  /** Sees what has happened, and tells pages if there are any. */
+  private tell(watched: boolean): void {
+    const { name, model, clock, whyNot } = this.options;
+    const cluster = this.current();
+    const now = summary(name, model, cluster, cluster === null ? whyNot() : '');
+    const described = cluster === null ? nothing : describeNodes(cluster, this.history.rates);
+    this.events.look(now, described.nodes, clock.wall());
+    if (!watched) return;
+    this.feed.publish({
+      cluster: { now },
+      ...described,
+      copies: cluster === null ? {} : describeCopies(cluster),
+      loads: cluster === null ? {} : describeLoads(cluster, this.perSecond),
+      samples: this.history.samples,
+      events: this.events.events,
+    });
+  }
+
+  /** Another lead has another past. */
+  private current(): Cluster | null {
+    const cluster = this.options.cluster();
+    if (cluster === this.known) return cluster;
+    this.known = cluster;
+    this.history = new History();
+    this.perSecond = null;
+    return cluster;
+  }
+}
