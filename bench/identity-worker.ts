@@ -46,7 +46,7 @@ const address = await serveLinks({
   log,
 });
 new ControlSession({
-  coordinator,
+  coordinators: [coordinator],
   token: null,
   dial: coordinatorDialer(null),
   runtime: nativeRuntime,

@@ -45,6 +45,10 @@ export const coordinatorCommand = defineCommand({
     feedbackWindow: ['rows', 'rows per expert, on average, that a step needs'],
     leaseMs: ['ms', 'a node silent for so long is dead'],
     heartbeatMs: ['ms', 'how often nodes hear from the coordinator'],
+    lease: ['kind', 'where coordinators write down which of them leads: kubernetes, etcd, none'],
+    leaseName: ['name', 'name of the lease: one for each cluster'],
+    leaderLeaseMs: ['ms', 'another coordinator leads when the lease was not renewed for so long'],
+    etcd: ['host:port,…', 'members of etcd, for lease etcd'],
     drainMs: ['ms', 'how long batches under way may take after SIGTERM'],
   },
   examples: [

@@ -1,6 +1,6 @@
 import { z } from 'zod';
-import { address, nodeName } from '../common/config.js';
-import { SwitchyardError } from '../common/errors.js';
+import { addresses, nodeName } from '../common/config.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { copiesMessage } from '../common/expert-copies.js';
 import type { RebalanceAnswer } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
 import type { WorkerMark } from '../common/generated/switchyard/v1/WorkerMark.js';
@@ -16,33 +16,48 @@ import { bytes, count, seconds } from './format.js';
 import { type PlanOptions, planFields, planHelp, planInput } from './plan-input.js';
 import { readRecording } from './recording.js';
 
-const operatorFields = { address: address().default('127.0.0.1:7070'), ...credentialFields };
+const operatorFields = { address: addresses().default(['127.0.0.1:7070']), ...credentialFields };
 const operatorHelp = {
-  address: ['host:port', 'the coordinator'],
+  address: ['host:port,…', 'the coordinator; several: that which leads'],
   token: ['token', "the operator's token; better in SWITCHYARD_TOKEN or --token-file"],
   tokenFile: ['file', 'file that holds the token'],
   ...tlsHelp,
 } as const;
 
-type Connection = CredentialConfig & { address: string };
+type Connection = CredentialConfig & { address: string[] };
 type Operator = InstanceType<typeof clients.Operator>;
 
 const messageBytesMax = 64 * 1024 * 1024;
 /** Planning the largest models takes seconds. */
 const answerMsMax = 60_000;
 
-/** One call to the coordinator. */
-async function ask<Answer>(
-  config: Connection,
-  call: (
-    operator: Operator,
-    deadline: Date,
-    answer: (error: Error | null, value?: Answer) => void,
-  ) => unknown,
-): Promise<Answer> {
+type Call<Answer> = (
+  operator: Operator,
+  deadline: Date,
+  answer: (error: Error | null, value?: Answer) => void,
+) => unknown;
+
+/** One call to the coordinator that leads: one of those given, or that which one of them names. */
+async function ask<Answer>(config: Connection, call: Call<Answer>): Promise<Answer> {
+  const candidates = [...config.address];
+  let failure: SwitchyardError | null = null;
+  for (const address of candidates) {
+    try {
+      return await askAt(address, config, call);
+    } catch (error) {
+      failure = asSwitchyardError(error);
+      if (!['NOT_LEADING', 'DRAINING', 'LINK_LOST'].includes(failure.code)) break;
+      const leader = String(failure.details.leader ?? '');
+      if (leader !== '' && !candidates.includes(leader)) candidates.push(leader);
+    }
+  }
+  throw failure!;
+}
+
+async function askAt<Answer>(address: string, config: Connection, call: Call<Answer>): Promise<Answer> {
   const { token = null, tls: files } = readCredential(config);
   const tls = files ? new Tls(files) : null;
-  const operator = connect(clients.Operator, config.address, { token, tls, messageBytesMax });
+  const operator = connect(clients.Operator, address, { token, tls, messageBytesMax });
   try {
     return await new Promise((resolve, reject) => {
       call(operator, new Date(Date.now() + answerMsMax), (error, value) =>

@@ -29,7 +29,7 @@ export const routerCommand = defineCommand({
   help: {
     ...serverHelp,
     ...clientTokenHelp,
-    coordinator: ['address', 'host:port of the coordinator'],
+    coordinator: ['host:port,…', 'the coordinator; all of them, if there are several'],
     name: ['name', 'stable name, unique among routers'],
     advertiseHost: ['host', 'host by which clients reach this router'],
     ...routerHelp,

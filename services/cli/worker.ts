@@ -9,7 +9,7 @@ export const workerCommand = defineCommand({
   schema: workerSchema,
   help: {
     ...serverHelp,
-    coordinator: ['address', 'host:port of the coordinator'],
+    coordinator: ['host:port,…', 'the coordinator; all of them, if there are several'],
     name: ['name', 'stable name, unique among workers'],
     advertiseHost: ['host', 'host by which routers reach this worker'],
     topologyHost: ['host', 'this machine, as the topology file names it'],

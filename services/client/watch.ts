@@ -37,6 +37,8 @@ export class ClusterWatch {
   state: ClusterState | null = null;
   /** The server that tells it; null while there is none. */
   private server: string | null = null;
+  /** The coordinator that leads, as one that does not has named it last. */
+  private leader: string | null = null;
   private readonly first = new Deferred<void>();
   /** Resolved by a new state, and when all servers were asked in vain. */
   private changed = new Deferred<void>();
@@ -85,11 +87,12 @@ export class ClusterWatch {
     }
   }
 
-  /** Who may tell the state: the server that does, the addresses given, the routers learned. */
+  /** Who may tell the state: the server that does, the addresses given, the coordinator and the routers learned. */
   servers(): string[] {
     const learned = (this.state?.routers ?? []).map(({ address }) => address);
     const current = this.server === null ? [] : [this.server];
-    return [...new Set([...current, ...this.options.addresses, ...learned])];
+    const named = this.leader === null ? [] : [this.leader];
+    return [...new Set([...current, ...this.options.addresses, ...named, ...learned])];
   }
 
   /** Idempotent. */
@@ -107,6 +110,7 @@ export class ClusterWatch {
       const startedMs = performance.now();
       const failure = await this.follow(servers[turn % servers.length]!);
       this.failed = performance.now() - startedMs >= steadyMs ? 0 : this.failed + 1;
+      if (failure.code === 'NOT_LEADING') this.leader = String(failure.details.leader ?? '') || null;
       if (this.state === null) this.giveUp(failures, failure);
     }
   }
@@ -116,7 +120,7 @@ export class ClusterWatch {
     failures.push(failure);
     const refused =
       (failure.code === 'UNAUTHENTICATED' && !isUntrusted(failure)) || failure.code === 'PERMISSION_DENIED';
-    if (!refused && failures.length < this.options.addresses.length) return;
+    if (!refused && failures.length < this.servers().length) return;
     const texts = failures.map(({ message }) => message).join('; ');
     const all = new SwitchyardError('NOT_READY', texts, failure.details, { cause: failure });
     const error = refused || failures.length === 1 ? failure : all;

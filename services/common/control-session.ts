@@ -1,6 +1,7 @@
 import type { Timer } from '../runtime/clock.js';
 import type { Dialer, Duplex } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
+import { isAddress } from './address.js';
 import { backoffMs } from './backoff.js';
 import { plainText } from './control-limits.js';
 import { asSwitchyardError, type ErrorCode, SwitchyardError } from './errors.js';
@@ -14,8 +15,8 @@ import { isUntrusted } from './status.js';
 import type { OnUnknown } from './unknown-kinds.js';
 
 export interface ControlSessionOptions {
-  /** host:port of the coordinator. */
-  coordinator: string;
+  /** host:port of each coordinator: one leads. */
+  coordinators: readonly string[];
   token: string | null;
   dial: Dialer<CoordinatorMessage, NodeMessageInput>;
   runtime: Runtime;
@@ -49,8 +50,8 @@ const messageBytesMax = 64 * 1024 * 1024;
 type ControlStream = Duplex<CoordinatorMessage, NodeMessageInput>;
 
 /**
- * A node's control stream to the coordinator: says hello, reports, and joins again with backoff and jitter
- * when the stream breaks or falls silent. Never queues: while the stream cannot take a report, none is made.
+ * A node's control stream to the coordinator that leads: says hello, reports, and joins again with backoff and jitter
+ * when the stream breaks or falls silent. It asks one coordinator after the other, and each that is named as the leader. Never queues: while the stream cannot take a report, none is made.
  */
 export class ControlSession {
   private readonly timer: Timer;
@@ -60,7 +61,14 @@ export class ControlSession {
   /** Resolves when the present stream is gone. */
   private gone = new Deferred<void>();
   private retry: Timer | null = null;
-  private attempts = 0;
+  /** The coordinator asked now or last. */
+  private address: string;
+  /** Counts the addresses of the list that were asked. */
+  private turn = 0;
+  /** The present address was named by a coordinator of the list. */
+  private named = false;
+  /** Rounds of the list in vain. */
+  private rounds = 0;
   private joined = false;
   private joinedBefore = false;
   private writable = false;
@@ -73,6 +81,7 @@ export class ControlSession {
 
   constructor(private readonly options: ControlSessionOptions) {
     this.lostAt = this.now();
+    this.address = options.coordinators[0]!;
     this.open();
     this.timer = options.runtime.clock.every(options.reportMs, () => this.tick());
   }
@@ -80,6 +89,11 @@ export class ControlSession {
   /** Resolves when the session is over: null after `leave`, otherwise why the node cannot be a member. */
   get ended(): Promise<SwitchyardError | null> {
     return this.done.promise;
+  }
+
+  /** host:port of the coordinator that is joined, or asked. */
+  get coordinator(): string {
+    return this.address;
   }
 
   /** Whether the coordinator has welcomed this node and the stream stands. */
@@ -125,9 +139,9 @@ export class ControlSession {
 
   private open(): void {
     this.retry = null;
-    const { dial, coordinator, token, hello } = this.options;
+    const { dial, token, hello } = this.options;
     const authorization = token === null ? null : `Bearer ${token}`;
-    const stream = dial(coordinator, { authorization, messageBytesMax });
+    const stream = dial(this.address, { authorization, messageBytesMax });
     this.stream = stream;
     this.gone = new Deferred();
     this.heardAt = this.now();
@@ -147,9 +161,9 @@ export class ControlSession {
     if (!this.joined && message.kind === 'welcome') {
       this.joined = true;
       this.joinedBefore = true;
-      this.attempts = 0;
+      this.rounds = 0;
       this.lossTold = 'not';
-      this.options.log.info({ event: 'coordinator-joined', coordinator: this.options.coordinator });
+      this.options.log.info({ event: 'coordinator-joined', coordinator: this.address });
     }
     try {
       if (message.kind === undefined) this.options.onUnknown?.('control');
@@ -160,13 +174,13 @@ export class ControlSession {
   }
 
   private tick(): void {
-    const { coordinator, leaseMs, reportMs } = this.options;
+    const { leaseMs, reportMs } = this.options;
     const nowMs = this.now();
     this.heardAt = Math.min(nowMs, this.heardAt + this.standstill.look(nowMs, reportMs));
     if (this.stream === null) return;
     const lateMs = overdueMs(nowMs - this.heardAt, leaseMs);
     if (lateMs > leaseMs) {
-      const silence = `the coordinator at ${coordinator} was silent for ${Math.round(lateMs)} ms beyond its heartbeat`;
+      const silence = `the coordinator at ${this.address} was silent for ${Math.round(lateMs)} ms beyond its heartbeat`;
       this.lost(new SwitchyardError('LINK_LOST', `${silence}; allowed: ${leaseMs} ms`));
       return;
     }
@@ -188,10 +202,24 @@ export class ControlSession {
       return;
     }
     this.tellLoss(error);
-    const { clock, random } = this.options.runtime;
-    const pauseMs = backoffMs(random, this.attempts, backoffMsMin, backoffMsMax);
-    this.retry = clock.after(pauseMs, () => this.open());
-    this.attempts += 1;
+    this.retry = this.options.runtime.clock.after(this.turnTo(error), () => this.open());
+  }
+
+  /** Chooses whom to ask next. Returns the milliseconds until then. */
+  private turnTo({ code, details }: SwitchyardError): number {
+    const { coordinators, runtime } = this.options;
+    const leader = code === 'NOT_LEADING' ? String(details.leader ?? '') : '';
+    // Who was named and does not lead either names nobody: two that name each other would be asked without end.
+    this.named = !this.named && isAddress(leader);
+    if (this.named) {
+      this.address = leader;
+      return 0;
+    }
+    this.turn += 1;
+    this.address = coordinators[this.turn % coordinators.length]!;
+    if (this.turn % coordinators.length > 0) return 0;
+    this.rounds += 1;
+    return backoffMs(runtime.random, this.rounds - 1, backoffMsMin, backoffMsMax);
   }
 
   /**
@@ -199,13 +227,14 @@ export class ControlSession {
    */
   private tellLoss(error: SwitchyardError): void {
     const absentMs = this.now() - this.lostAt;
-    const orderly = error.code === 'DRAINING' || !this.joinedBefore || this.lossTold === 'info';
+    const isSentAway = error.code === 'DRAINING' || error.code === 'NOT_LEADING';
+    const orderly = isSentAway || !this.joinedBefore || this.lossTold === 'info';
     const level = orderly && absentMs < absentMsUsual ? 'info' : 'warn';
     if (this.lossTold === level || this.lossTold === 'warn') return;
     this.lossTold = level;
     this.options.log[level]({
       event: this.joinedBefore ? 'coordinator-lost' : 'coordinator-unreachable',
-      coordinator: this.options.coordinator,
+      coordinator: this.address,
       code: error.code,
       reason: error.message,
     });

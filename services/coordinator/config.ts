@@ -1,6 +1,7 @@
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import {
+  addresses,
   advertisedHost,
   clientTokenFields,
   decimal,
@@ -102,6 +103,12 @@ export const coordinatorSchema = z
     feedbackRate: decimal(0, 1).default(0.005),
     feedbackWindow: humanCount(1, 2 ** 32).default(64),
     heartbeatMs: humanCount(10, 60_000).default(1_000),
+    /** Where coordinators write down which of them leads; none: this is the only one. */
+    lease: z.enum(['none', 'kubernetes', 'etcd']).default('none'),
+    leaseName: leaseName().default('switchyard'),
+    leaderLeaseMs: humanCount(1_000, 600_000).default(5_000),
+    /** Members of etcd. */
+    etcd: addresses().default(['127.0.0.1:2379']),
   })
   .superRefine(checkSizes);
 
@@ -111,6 +118,13 @@ export type CoordinatorConfig = z.infer<typeof coordinatorSchema>;
 export function placementOf(config: CoordinatorConfig): Omit<PlacementOptions, 'plan'> {
   const { workers, copies, replicaSlots, rebalanceSeconds, rebalanceBytesPerSecond, rebalanceLoads } = config;
   return { workers, copies, replicaSlots, rebalanceSeconds, rebalanceBytesPerSecond, rebalanceLoads };
+}
+
+/** As Kubernetes names objects. */
+function leaseName() {
+  const error =
+    'a name of 1 to 63 small letters, digits and hyphens, which begins and ends with a letter or a digit';
+  return z.string({ error }).regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/, { error });
 }
 
 const shapeKeys = ['hidden', 'ffn', 'experts', 'topK', 'layers', 'activation', 'seed'] as const;

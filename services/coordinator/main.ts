@@ -21,6 +21,7 @@ import { openModel } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
 import { clientWindowBytes, routerSlabs } from '../router/config.js';
 import { Router, routerServices } from '../router/router.js';
+import type { LeaderLease } from '../runtime/leader-lease.js';
 import { nativeRuntime } from '../runtime/native.js';
 import type { Tracing } from '../runtime/open-telemetry.js';
 import { startTracing } from '../runtime/tracing.js';
@@ -30,6 +31,7 @@ import { CoordinatorCore } from './core.js';
 import { describeModel } from './describe.js';
 import { describeOnly } from './inference.js';
 import { coordinatorMetrics } from './metrics.js';
+import { openLease } from './open-lease.js';
 import { operatorService } from './operator.js';
 import { PlansAside } from './plan-aside.js';
 import { readTopology } from './topology.js';
@@ -46,8 +48,9 @@ export async function startCoordinator(config: CoordinatorConfig): Promise<Runni
   checkTimes(config);
   const log = createLogger('coordinator', config.name, config.logLevel);
   const model = await readSpec(config, log);
+  const lease = await openLease(config, nativeRuntime.clock);
   const tracing = await startTracing('coordinator', config, log);
-  const coordinator = new CoordinatorService(config, model, log, tracing);
+  const coordinator = new CoordinatorService(config, model, lease, log, tracing);
   try {
     return await coordinator.start();
   } catch (error) {
@@ -86,6 +89,7 @@ class CoordinatorService {
   constructor(
     private readonly config: CoordinatorConfig,
     private readonly model: ModelSpec,
+    private readonly lease: LeaderLease | null,
     private readonly log: Logger,
     private readonly tracing: Tracing | null,
   ) {
@@ -198,8 +202,8 @@ class CoordinatorService {
   private createCore(): CoordinatorCore {
     const { config, model, log } = this;
     return new CoordinatorCore({
-      lease: null,
-      leaderLeaseMs: 5_000,
+      lease: this.lease,
+      leaderLeaseMs: config.leaderLeaseMs,
       random: nativeRuntime.random,
       model,
       description: describeModel(model),
@@ -249,7 +253,7 @@ class CoordinatorService {
     const { host, advertiseHost } = this.config;
     const own = advertised(host, this.grpc!.port, advertiseHost);
     const metrics = advertisedUrl(host, this.http!.url, advertiseHost);
-    this.router?.start({ coordinator: this.grpc!.address, own, metrics }).then(async (error) => {
+    this.router?.start({ coordinators: [this.grpc!.address], own, metrics }).then(async (error) => {
       if (error === null || this.stopping !== null) return;
       const reason = `the embedded router: ${error.message}`;
       this.log.info({ event: 'stopping', reason });

@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import {
-  address,
+  addresses,
   advertisedHost,
   clientTokenFields,
   humanBytes,
@@ -81,7 +81,8 @@ export type RouterSettings = z.infer<z.ZodObject<typeof routerFields>> & { host:
 export const routerSchema = z.object({
   ...serverFields,
   ...clientTokenFields,
-  coordinator: address().default('127.0.0.1:7070'),
+  /** All of them: one leads. */
+  coordinator: addresses().default(['127.0.0.1:7070']),
   name: nodeName().default(defaultNodeName('router')),
   advertiseHost: advertisedHost().nullable().default(null),
   ...routerFields,

@@ -150,9 +150,9 @@ export class RouterCore {
    * Joins the cluster. Resolves when the membership is over: null after `leave`, otherwise why this
    * router cannot be a member; batches are then refused with the same reason.
    */
-  start(coordinator: string, identity: RouterIdentity): Promise<SwitchyardError | null> {
+  start(coordinators: readonly string[], identity: RouterIdentity): Promise<SwitchyardError | null> {
     const { config, name } = this.options;
-    return this.cluster.run(coordinator, {
+    return this.cluster.run(coordinators, {
       role: 'ROUTER',
       name,
       host: this.options.machine,

@@ -56,7 +56,7 @@ export class KnownCluster {
   feedback = false;
   /** Layer to [experts], added for selection. */
   readonly bias = new Map<number, Float32Array>();
-  private coordinator = '';
+  private coordinators: readonly string[] = [];
   private session: ControlSession | null = null;
   private failure: SwitchyardError | null = null;
   private changed = new Deferred<void>();
@@ -77,13 +77,13 @@ export class KnownCluster {
 
   constructor(private readonly options: KnownClusterOptions) {}
 
-  /** Joins the coordinator at host:port. Resolves when the router's membership is over: null after `leave`, otherwise why it cannot be a member. */
-  async run(coordinator: string, hello: NodeHelloInput): Promise<SwitchyardError | null> {
+  /** Joins the coordinator that leads, of those at these host:port. Resolves when the router's membership is over: null after `leave`, otherwise why it cannot be a member. */
+  async run(coordinators: readonly string[], hello: NodeHelloInput): Promise<SwitchyardError | null> {
     const { token, dial, runtime, reporter, leaseMs, onUnknown, log } = this.options;
-    this.coordinator = coordinator;
+    this.coordinators = coordinators;
     this.hello = hello;
     const session = new ControlSession({
-      coordinator,
+      coordinators,
       token,
       dial,
       runtime,
@@ -198,7 +198,8 @@ export class KnownCluster {
   /** Why an expert of these layers cannot be reached from here, in words; empty: all can. */
   whyNotReached(layers: Iterable<number>): string {
     if (this.failure !== null) return this.failure.message;
-    if (this.model === null) return `the coordinator ${this.coordinator} has not welcomed this router yet`;
+    if (this.model === null)
+      return `the coordinator ${this.coordinators.join(', ')} has not welcomed this router yet`;
     if (this.weights === null) return 'the gates of the model are not loaded yet';
     if (this.view === null) return 'no view of the cluster has come yet';
     if (this.placement === null) return this.view.reason;

@@ -85,7 +85,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const address = advertised(host, server.port, config.advertiseHost);
   const metricsUrl = http.url;
   const membership = router.start({
-    coordinator: config.coordinator,
+    coordinators: config.coordinator,
     own: address,
     metrics: advertisedUrl(host, metricsUrl, config.advertiseHost),
   });

@@ -45,7 +45,7 @@ export interface RouterOptions
 
 export interface RouterAddresses {
   /** host:port */
-  coordinator: string;
+  coordinators: readonly string[];
   /** host:port under which clients reach the gRPC server that carries `services`. */
   own: string;
   /** URL, or empty. */
@@ -100,8 +100,8 @@ export class Router {
   }
 
   /** As RouterCore.start. */
-  start({ coordinator, own, metrics }: RouterAddresses): Promise<SwitchyardError | null> {
-    return this.core.start(coordinator, {
+  start({ coordinators, own, metrics }: RouterAddresses): Promise<SwitchyardError | null> {
+    return this.core.start(coordinators, {
       address: own,
       metricsUrl: metrics,
       pid: process.pid,

@@ -129,7 +129,7 @@ export class RouterNode implements SimulatedNode {
       onReady: () => {},
     });
     const identity = { address: `${host}:2`, metricsUrl: '', pid: process.number };
-    void this.core.start(coordinator, identity).then((error) => {
+    void this.core.start([coordinator], identity).then((error) => {
       this.over = error !== null;
       if (this.over) onFailed();
     });

@@ -1,7 +1,7 @@
 import { hostname } from 'node:os';
 import { z } from 'zod';
 import {
-  address,
+  addresses,
   advertisedHost,
   humanBytes,
   humanCount,
@@ -24,7 +24,8 @@ function defaultSlabBytes(): number {
 
 export const workerSchema = z.object({
   ...serverFields,
-  coordinator: address().default('127.0.0.1:7070'),
+  /** All of them: one leads. */
+  coordinator: addresses().default(['127.0.0.1:7070']),
   name: nodeName().default(defaultNodeName('worker')),
   advertiseHost: advertisedHost().nullable().default(null),
   /** As the coordinator's topology file names this machine. */

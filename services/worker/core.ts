@@ -151,7 +151,7 @@ export class WorkerCore {
   join(identity: WorkerIdentity): void {
     const { config, token, dial, runtime, onUnknown, log } = this.options;
     this.session = new ControlSession({
-      coordinator: config.coordinator,
+      coordinators: config.coordinator,
       token,
       dial,
       runtime,
@@ -339,7 +339,7 @@ export class WorkerCore {
   private whyNotReady(): string {
     if (this.ending) return 'the worker is draining';
     if (this.loaded === null) {
-      return `not a member of the cluster of ${this.options.config.coordinator} yet`;
+      return `not a member of the cluster of ${this.options.config.coordinator.join(', ')} yet`;
     }
     const { expertsLoaded, expertsTotal } = this.loaded.store.progress();
     return expertsLoaded === expertsTotal ? '' : `${expertsLoaded} of ${expertsTotal} experts are loaded`;

@@ -237,7 +237,7 @@ class WorkerService {
     const { loaded } = this.core;
     return {
       name: config.name,
-      coordinator: { address: config.coordinator, connected: this.core.connected },
+      coordinator: { addresses: config.coordinator, connected: this.core.connected },
       readiness: this.core.readiness(),
       backend: this.backend.description,
       device: this.backend.figures(),

@@ -203,7 +203,7 @@ describe('a coordinator that comes and goes', () => {
   const session = (address: string, events: string[]) => {
     let assignment = 0;
     const made = new ControlSession({
-      coordinator: address,
+      coordinators: [address],
       token: null,
       dial: coordinatorDialer(null),
       runtime: nativeRuntime,

@@ -129,7 +129,7 @@ describe.each(['none', ...accessRoles, 'a-guess'])('a caller with the credential
 function stranger(token: string | null, hello: NodeHelloInput) {
   const messages: CoordinatorMessage[] = [];
   const session = new ControlSession({
-    coordinator: cluster.address,
+    coordinators: [cluster.address],
     token,
     dial: coordinatorDialer(null),
     runtime: nativeRuntime,
