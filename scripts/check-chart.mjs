@@ -83,9 +83,11 @@ function checkWorkload(workload) {
   }
   expect(config.advertiseHost === '10.1.2.3', `${name}: it advertises ${config.advertiseHost}`);
   checkTokens(name, config, pod);
-  if (section === 'coordinator') checkCoordinator(config, map);
+  if (section === 'coordinator') checkCoordinator(config, map, workload);
   else checkNode(workload, config);
   checkBudget(workload, section);
+  if (workload.kind === 'StatefulSet')
+    expect(named('Service', workload.spec.serviceName), `${name}: no Service ${workload.spec.serviceName}`);
 }
 
 /** Every token file that the process reads is there, and no other. */
@@ -100,14 +102,17 @@ function checkTokens(name, config, { containers, volumes }) {
   expect(config.insecure === false, `${name}: it is insecure`);
 }
 
-const workers = workloads.filter(({ kind }) => kind === 'StatefulSet');
+const ofComponent = (component) =>
+  workloads.filter(({ metadata }) => metadata.labels['app.kubernetes.io/component'] === component);
+const workers = ofComponent('worker');
 
-function checkCoordinator(config, map) {
+function checkCoordinator(config, map, { metadata, spec }) {
   checkTimes(config);
+  checkRole(metadata.name, spec.template.spec, config);
   modelSourceOf(config);
   const replicas = workers.reduce((sum, { spec }) => sum + spec.replicas, 0);
   expect(config.workers <= replicas, `the coordinator waits for ${config.workers} workers of ${replicas}`);
-  if (config.topology === null) return;
+  if (config.topology === null || config.topology === 'kubernetes') return;
   const topology = parseTopology(map.data['topology.yaml'], 'topology.yaml');
   for (const workload of workers) {
     const { name, topologyHost: host, device } = configOf(workload).config;
@@ -115,16 +120,36 @@ function checkCoordinator(config, map) {
   }
 }
 
-function checkNode({ kind, metadata, spec }, config) {
-  const [host, port] = config.coordinator.split(':');
-  const service = named('Service', host);
+/** The account of the coordinators may read and write their lease and, where they want them, nodes; nothing else. */
+function checkRole(name, pod, config) {
+  expect(pod.automountServiceAccountToken === true, `${name}: its pods have no token for the Kubernetes API`);
+  const isItsOwn = ({ subjects }) => subjects.some((subject) => subject.name === pod.serviceAccountName);
+  const allowed = ['Role', 'ClusterRole'].flatMap((kind) =>
+    ofKind(`${kind}Binding`)
+      .filter(isItsOwn)
+      .flatMap(({ roleRef }) => named(kind, roleRef.name).rules)
+      .flatMap(({ resources, verbs, resourceNames = [] }) =>
+        verbs.map((verb) => [verb, ...resources, ...resourceNames].join(' ')),
+      ),
+  );
+  const lease = ['create leases', `get leases ${config.leaseName}`, `update leases ${config.leaseName}`];
+  const wanted = [...lease, ...(config.topology === 'kubernetes' ? ['list nodes', 'watch nodes'] : [])];
   expect(
-    service?.spec.ports.some((each) => String(each.port) === port),
-    `${metadata.name}: nothing at ${config.coordinator}`,
+    `${allowed.sort()}` === `${wanted.sort()}`,
+    `${name}: its account may ${allowed}; it needs ${wanted}`,
+  );
+}
+
+function checkNode({ metadata }, config) {
+  const [coordinators] = ofComponent('coordinator');
+  const replicas = Array.from({ length: coordinators.spec.replicas }, (_, at) => at);
+  const { name } = coordinators.metadata;
+  const pods = replicas.map((at) => `${name}-${at}.${coordinators.spec.serviceName}:7070`);
+  expect(
+    `${config.coordinator}` === `${pods}`,
+    `${metadata.name}: it asks ${config.coordinator}, not ${pods}`,
   );
   expect(config.name.startsWith(metadata.name), `${metadata.name}: its pods are named ${config.name}`);
-  if (kind === 'StatefulSet')
-    expect(named('Service', spec.serviceName), `${metadata.name}: no Service ${spec.serviceName}`);
 }
 
 /** It finds one Service with the port, and presents the operator's token that the pods behind it ask for. */

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Gives the rendered Helm chart, for every file of values in deploy/chart/ci, to a real Kubernetes API server with a real etcd: it
-# takes each object, in a namespace that admits restricted pods alone, and warns of none. Nothing is scheduled.
+# takes each object, in a namespace that admits restricted pods alone, and warns of none. The real controllers make the pods of one of them, the real
+# scheduler binds them to nodes of kwok by their labels, and kwok says that they run. Then two real coordinators, with the account that the chart
+# makes for them, lead by a Lease and know the nodes; the one that leads is killed under load, and so with etcd.
 #
 #   scripts/check-kubernetes.sh
 #
 # It needs Go, and etcd in PATH (Debian: etcd-server). The programs are built once into ${XDG_CACHE_HOME:-~/.cache}/switchyard/bin,
-# which takes two cores seven minutes. Everything listens on 127.0.0.1, on free ports, and is gone at the end.
+# which takes two cores ten minutes. Everything listens on 127.0.0.1, on free ports, and is gone at the end.
 # Ends with a line `N passed, N failed`, and with 1 if something failed.
 set -euo pipefail
 
@@ -42,14 +44,17 @@ build_kubernetes() {
   rm -rf "$sources"/{go.work,go.work.sum,vendor}
   (cd "$sources" && go mod tidy -e >/dev/null 2>&1 && go build -buildvcs=false -o "$cache/bin/" \
     -ldflags "-X $version.gitVersion=v$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=${kubernetes:2:2}" \
-    ./cmd/{kube-apiserver,kubectl})
+    ./cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kubectl})
   rm -rf "$sources"
 }
 
 build_programs() {
   command -v etcd >/dev/null || fail "etcd is not in PATH; Debian has it in etcd-server"
   mkdir -p "$cache/bin"
-  [[ -x $cache/bin/kubectl && -x $cache/bin/kube-apiserver ]] || build_kubernetes
+  for program in kube-apiserver kube-controller-manager kube-scheduler kubectl; do
+    [[ -x $cache/bin/$program ]] || { build_kubernetes; break; }
+  done
+  [[ -x $cache/bin/kwok ]] || GOBIN=$cache/bin go install sigs.k8s.io/kwok/cmd/kwok@v0.8.0
   [[ -x $cache/bin/helm ]] || GOBIN=$cache/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0
 }
 
@@ -77,7 +82,7 @@ until_true() {
 }
 
 start_api_server() {
-  local client peer api token
+  local peer api token
   read -r client peer api < <(free_ports 3)
   token=$(openssl rand -hex 16)
   openssl genrsa -out "$scratch/accounts.key" 2048 2>/dev/null
@@ -96,11 +101,39 @@ start_api_server() {
   until_true 120 kubectl get --raw /readyz || fail "the API server does not become ready"
 }
 
+# Controllers, the scheduler, and kwok, which plays the kubelets of all nodes.
+start_cluster() {
+  start kube-controller-manager --kubeconfig "$KUBECONFIG" --leader-elect=false --secure-port 0 \
+    --service-account-private-key-file "$scratch/accounts.key"
+  start kube-scheduler --kubeconfig "$KUBECONFIG" --leader-elect=false --secure-port 0
+  start kwok --kubeconfig "$KUBECONFIG" --manage-all-nodes=true
+  for at in 1 2; do
+    kubectl apply -f - >/dev/null <<NODE
+apiVersion: v1
+kind: Node
+metadata:
+  name: node-$(echo $at | tr 12 ab)
+  labels:
+    kubernetes.io/hostname: node-$(echo $at | tr 12 ab)
+    topology.kubernetes.io/zone: zone-$at
+    topology.kubernetes.io/rack: rack-$at
+    nvidia.com/gpu.clique: fabric-$at.1
+    nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3
+    node-role.kubernetes.io/infra: ""
+    feature.node.kubernetes.io/cpu-cpuid.AVX2: "true"
+status:
+  allocatable: &room { cpu: "64", memory: 256Gi, pods: "110", hugepages-2Mi: 4Gi, nvidia.com/gpu: "4", rdma/hca_shared_devices_a: "4" }
+  capacity: *room
+NODE
+  done
+  until_true 60 kubectl wait --for=condition=Ready --timeout 1s nodes --all || fail "the nodes of kwok do not become ready"
+}
+
 prepare_namespace() {
   kubectl create namespace moe >/dev/null
   for mode in enforce warn; do kubectl label namespace moe "pod-security.kubernetes.io/$mode=restricted" >/dev/null; done
-  # The controllers would make it.
-  kubectl --namespace moe create serviceaccount default >/dev/null
+  until_true 60 kubectl --namespace moe get serviceaccount default || fail "the controllers make no account"
+  kubectl apply -f - >/dev/null <<<'{ apiVersion: node.k8s.io/v1, kind: RuntimeClass, metadata: { name: nvidia }, handler: nvidia }'
 }
 
 # Pods of the workloads are warned of, that of the test is refused.
@@ -110,12 +143,57 @@ taken() {
   ! grep --ignore-case 'warning\|error\|forbidden' "$scratch/applied"
 }
 
+pods() { kubectl --namespace moe get pods --selector app.kubernetes.io/instance=moe --no-headers "$@"; }
+
+all_ready() {
+  [[ $(pods | wc -l) -eq $1 ]] && kubectl --namespace moe wait --for=condition=Ready --timeout 1s pods --selector app.kubernetes.io/instance=moe
+}
+
+# Two coordinators, two routers, six workers of three classes.
+scheduled() {
+  helm template moe "$chart" --no-hooks --namespace moe --kube-version "$kubernetes" --values "$chart/ci/devices.yaml" \
+    --set-json 'model.volume={"emptyDir":{}}' | kubectl apply --namespace moe -f -
+  until_true 120 all_ready 10 || { pods; kubectl --namespace moe get events; return 1; }
+  pods --output custom-columns=NAME:.metadata.name,NODE:.spec.nodeName
+  for node in node-a node-b; do pods --output wide | grep "worker-.*$node"; done
+}
+
+# The account of the coordinators, as the chart makes it, with the topology of the cluster.
+prepare_account() {
+  helm template leaders "$chart" --namespace moe --kube-version "$kubernetes" --values "$chart/ci/autoscaled.yaml" \
+    --show-only templates/coordinator.yaml | kubectl apply --namespace moe -f - >/dev/null
+  local token
+  token=$(kubectl --namespace moe create token leaders-switchyard-coordinator)
+  sed "s/token: .*/token: $token/" "$KUBECONFIG" >"$scratch/coordinators"
+  KUBECONFIG=$scratch/coordinators kubectl config set-context local --namespace moe >/dev/null
+}
+
+may() { KUBECONFIG=$scratch/coordinators kubectl auth can-i "$@" | grep --quiet '^yes'; }
+
+least_rights() {
+  may get leases/leaders-switchyard && may update leases/leaders-switchyard && may watch nodes
+  ! may get leases/another && ! may delete leases/leaders-switchyard && ! may get secrets && ! may get pods && ! may update nodes
+}
+
+# Shows what a check found, though it passed.
+shown() { "$@" | tee "$scratch/shown"; }
+
 build_programs
+(cd "$root" && node scripts/bootstrap.mjs --quiet)
 start_api_server
+start_cluster
 prepare_namespace
 kubectl get --raw /version | grep gitVersion
 for values in "$chart"/ci/*.yaml; do
   name=$(basename "$values" .yaml)
   check "$name: the API server takes every object, in a namespace for restricted pods" taken "$values"
 done
+check 'devices: the controllers make the pods, and the scheduler finds a node for each' scheduled
+prepare_account
+check 'the account of the coordinators may do what they need, and nothing else' least_rights
+KUBECONFIG=$scratch/coordinators check 'coordinators lead by a Lease of Kubernetes, and know its nodes' \
+  shown node "$root/scripts/check-leaders.mjs" --lease=kubernetes --lease-name=leaders-switchyard --topology=kubernetes --hosts=node-a,node-b
+cat "$scratch/shown"
+check 'coordinators lead by a key of etcd' shown node "$root/scripts/check-leaders.mjs" --lease=etcd --etcd="127.0.0.1:$client"
+cat "$scratch/shown"
 count_checks

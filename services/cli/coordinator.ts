@@ -49,6 +49,9 @@ export const coordinatorCommand = defineCommand({
     leaseName: ['name', 'name of the lease: one for each cluster'],
     leaderLeaseMs: ['ms', 'another coordinator leads when the lease was not renewed for so long'],
     etcd: ['host:port,…', 'members of etcd, for lease etcd'],
+    etcdCa: ['file', "PEM file of who signs etcd's certificates: connections to it are encrypted"],
+    etcdCert: ['file', 'PEM file of the certificate to show to etcd'],
+    etcdKey: ['file', 'PEM file of its key'],
     drainMs: ['ms', 'how long batches under way may take after SIGTERM'],
   },
   examples: [

@@ -1,6 +1,6 @@
 import { decimal, humanCount, text } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
-import type { Topology } from '../coordinator/topology.js';
+import type { FileTopology } from '../coordinator/topology.js';
 import type { PlanInput, PlanWorker } from '../placement/input.js';
 import { usualRates } from '../placement/rates.js';
 import type { Recording } from './recording.js';
@@ -34,7 +34,7 @@ type RecordedWorker = Recording['workers'][number];
  */
 export function planInput(
   recording: Recording,
-  topology: Topology | null,
+  topology: FileTopology | null,
   { copies, replicaSlots, horizon }: PlanOptions,
 ): PlanInput {
   const { layers, seconds, topK } = recording;
@@ -79,7 +79,7 @@ export function planInput(
 }
 
 /** Of the slowest link that the topology lists: one row goes there and one comes back, in BF16. */
-function crossingSeconds(topology: Topology | null, hidden: number): number {
+function crossingSeconds(topology: FileTopology | null, hidden: number): number {
   const slowest = Math.min(...(topology?.links ?? []).map(({ bandwidth }) => bandwidth));
   return (2 * 2 * hidden * 8) / slowest;
 }
@@ -88,7 +88,7 @@ function crossingSeconds(topology: Topology | null, hidden: number): number {
  * The workers on the devices of a topology: recorded ones keep theirs, those whose device it does not list are gone, and a device without one
  * gets a new worker with the least memory of the recorded ones. `indexOf`: by recorded worker; -1: it is gone.
  */
-function onTopology(recorded: readonly RecordedWorker[], topology: Topology | null) {
+function onTopology(recorded: readonly RecordedWorker[], topology: FileTopology | null) {
   if (topology === null) return { workers: recorded, indexOf: [...recorded.keys()] };
   const indexOf = recorded.map(() => -1);
   const memoryBytes = Math.min(...recorded.map((worker) => worker.memoryBytes));

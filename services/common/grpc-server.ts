@@ -47,6 +47,8 @@ export interface GrpcServerOptions {
   /** What a stream may have sent that nobody reads. Default: as a connection. */
   streamWindowBytes?: number;
   services: GrpcService[];
+  /** What grpc.health.v1 answers for beside them. */
+  healthNames?: readonly string[];
   log: Logger;
 }
 
@@ -79,7 +81,7 @@ const reflectionPath = '/grpc.reflection.v1.ServerReflection/ServerReflectionInf
  * Throws CONFIG_INVALID for a host that needs a token and for an address that cannot be bound.
  */
 export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcServer> {
-  const { host, port, access, tls = null, messageLimit, services, log } = options;
+  const { host, port, access, tls = null, messageLimit, services, healthNames = [], log } = options;
   const paths = services.flatMap(({ definition }) => Object.values(definition).map(({ path }) => path));
   assertBindAllowed(host, access, options.insecure, [...paths, reflectionPath]);
   prepareProcess();
@@ -97,7 +99,7 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
   };
   for (const { definition, implementation } of services) server.addService(definition, implementation);
   const names = services.map(({ definition }) => serviceName(definition));
-  const health = new Health(names);
+  const health = new Health([...names, ...healthNames]);
   health.addTo(server);
   // The protocols describe more services than this server has; reflection lists those that it has.
   const definitions = () => ({ ...packageDefinition, ...loadSync(healthProtoPath) });

@@ -24,7 +24,8 @@ export interface ClusterOptions {
   /** Of this coordinator's lead, from its start on. */
   term: number;
   model: ModelSpec;
-  topology: Topology | null;
+  /** As it is now; null: none is known. */
+  topology: () => Topology | null;
   leaseMs: number;
   leftKeptMs: number;
   deadKeptMs: number;
@@ -93,7 +94,8 @@ export class Cluster {
 
   /** Throws NAME_TAKEN, MODEL_MISMATCH, RESOURCE_EXHAUSTED or INVALID_ARGUMENT; the cluster is then as before. */
   join(hello: NodeHello, nowMs: number): Member {
-    const { model, topology } = this.options;
+    const { model } = this.options;
+    const topology = this.options.topology();
     checkHello(hello, this.experts);
     if (hello.modelFingerprint !== '' && hello.modelFingerprint !== model.fingerprint) {
       throw new SwitchyardError(

@@ -109,6 +109,9 @@ export const coordinatorSchema = z
     leaderLeaseMs: humanCount(1_000, 600_000).default(5_000),
     /** Members of etcd. */
     etcd: addresses().default(['127.0.0.1:2379']),
+    etcdCa: text().nullable().default(null),
+    etcdCert: text().nullable().default(null),
+    etcdKey: text().nullable().default(null),
   })
   .superRefine(checkSizes);
 

@@ -1,4 +1,5 @@
 import { asSwitchyardError } from '../common/errors.js';
+import { goodbyeMs, sleepOn } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { LeaderLease, LeaseRecord, StoredLease } from '../runtime/leader-lease.js';
@@ -68,11 +69,17 @@ export class Election {
     return this.now() - this.reachedAtMs < this.options.leaseMs;
   }
 
-  /** Gives up the lease, so that another coordinator leads at once. */
+  /** Gives up the lease, so that another coordinator leads at once; or leaves it, if that takes long. */
   async stop(): Promise<void> {
     if (this.stopped) return;
     this.stopped = true;
     this.timer.cancel();
+    await Promise.race([this.release(), sleepOn(this.options.clock, goodbyeMs)]);
+    this.lose('it stops');
+    this.options.lease.close();
+  }
+
+  private async release(): Promise<void> {
     await this.look;
     const { leads, stored } = this;
     const term = this.options.term();
@@ -83,7 +90,6 @@ export class Election {
         .replace(stored.version, record, this.everyMs)
         .catch((error) => this.failed(error));
     }
-    this.options.lease.close();
   }
 
   private get everyMs(): number {

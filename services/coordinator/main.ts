@@ -21,6 +21,7 @@ import { openModel } from '../model/load.js';
 import type { ModelSpec } from '../model/spec.js';
 import { clientWindowBytes, routerSlabs } from '../router/config.js';
 import { Router, routerServices } from '../router/router.js';
+import type { Timer } from '../runtime/clock.js';
 import type { LeaderLease } from '../runtime/leader-lease.js';
 import { nativeRuntime } from '../runtime/native.js';
 import type { Tracing } from '../runtime/open-telemetry.js';
@@ -34,7 +35,7 @@ import { coordinatorMetrics } from './metrics.js';
 import { openLease } from './open-lease.js';
 import { operatorService } from './operator.js';
 import { PlansAside } from './plan-aside.js';
-import { readTopology } from './topology.js';
+import { openTopology, type TopologySource } from './topology-source.js';
 
 /** A bias of 1 outweighs any score, so nothing beyond it makes a difference. */
 const biasLimit = 1;
@@ -42,15 +43,19 @@ const biasLimit = 1;
 const leftKeptMs = 60_000;
 const deadKeptMs = 15 * 60_000;
 const coordinatorServices = ['switchyard.v1.Coordinator', 'switchyard.v1.Operator'];
+/** Serves if this process leads, or could: it reaches the lease. */
+const candidateName = 'candidate';
+const lookMs = 1_000;
 
 /** Runs a coordinator until `stop`. Rejects with CONFIG_INVALID or MODEL_INVALID if it cannot be started. */
 export async function startCoordinator(config: CoordinatorConfig): Promise<Running> {
   checkTimes(config);
   const log = createLogger('coordinator', config.name, config.logLevel);
   const model = await readSpec(config, log);
-  const lease = await openLease(config, nativeRuntime.clock);
+  const lease = await openLease(config, nativeRuntime.clock, log);
+  const topology = await openTopology(config, log);
   const tracing = await startTracing('coordinator', config, log);
-  const coordinator = new CoordinatorService(config, model, lease, log, tracing);
+  const coordinator = new CoordinatorService(config, model, lease, topology, log, tracing);
   try {
     return await coordinator.start();
   } catch (error) {
@@ -84,12 +89,14 @@ class CoordinatorService {
   private http: HttpServer | null = null;
   private console: Console | null = null;
   private liveness: Liveness | null = null;
+  private looking: Timer | null = null;
   private stopping: Promise<void> | null = null;
 
   constructor(
     private readonly config: CoordinatorConfig,
     private readonly model: ModelSpec,
     private readonly lease: LeaderLease | null,
+    private readonly topology: TopologySource,
     private readonly log: Logger,
     private readonly tracing: Tracing | null,
   ) {
@@ -129,6 +136,7 @@ class CoordinatorService {
         },
         ...(this.router?.services ?? [this.describeOnly()]),
       ],
+      healthNames: [candidateName],
       log,
     });
     this.liveness = new Liveness({
@@ -160,6 +168,7 @@ class CoordinatorService {
     });
     this.core.start(advertised(host, this.grpc.port, config.advertiseHost));
     this.onLeading();
+    this.looking = nativeRuntime.clock.every(lookMs, () => this.showCandidate()).unref();
     const metricsUrl = this.http.url;
     log.info({ event: 'listening', address: this.grpc.address, metricsUrl, model: this.model.name });
     this.startRouter();
@@ -174,12 +183,14 @@ class CoordinatorService {
 
   /** Closes what is open, without a drain. */
   async close(): Promise<void> {
+    this.looking?.cancel();
     await this.core.stop();
     await this.grpc?.close(cutMs);
     this.console?.close();
     await this.http?.close();
     this.tls?.close();
     this.liveness?.close();
+    this.topology.close();
     await this.trace?.close();
     await this.tracing?.close();
   }
@@ -191,7 +202,8 @@ class CoordinatorService {
 
   private async drain(reason: string): Promise<void> {
     this.log.info({ event: 'stopping', reason });
-    for (const name of [...this.clientServices, ...coordinatorServices]) this.grpc?.setServing(name, false);
+    for (const name of [...this.clientServices, ...coordinatorServices, candidateName])
+      this.grpc?.setServing(name, false);
     this.watchers?.end();
     // The workers stay members meanwhile: batches under way need them.
     await this.router?.stop(reason);
@@ -208,7 +220,7 @@ class CoordinatorService {
       model,
       description: describeModel(model),
       placement: { ...placementOf(config), plan: (input) => this.plans.plan(input) },
-      topology: config.topology === null ? null : readTopology(config.topology),
+      topology: () => this.topology.now,
       leaseMs: config.leaseMs,
       leftKeptMs,
       deadKeptMs,
@@ -279,6 +291,7 @@ class CoordinatorService {
     this.watchers?.end();
     this.watchers = leading && new Watchers(() => clusterState(leading.view, describeModel(this.model)));
     for (const name of coordinatorServices) this.grpc?.setServing(name, leading !== null);
+    this.showCandidate();
     this.showReadiness();
   }
 
@@ -292,6 +305,10 @@ class CoordinatorService {
   /** What of grpc.health.v1 is ready when batches can come. */
   private get clientServices(): readonly string[] {
     return this.router === null ? ['', 'switchyard.v1.Inference'] : routerServices;
+  }
+
+  private showCandidate(): void {
+    this.grpc?.setServing(candidateName, this.stopping === null && this.core.inTouch);
   }
 
   private showReadiness(): void {
@@ -308,7 +325,7 @@ class CoordinatorService {
       readiness: this.readiness(),
       leading: cluster !== undefined,
       view: cluster && { ...cluster.view, figures: cluster.figures() },
-      topology: cluster?.options.topology,
+      topology: this.topology.now,
       feedbackSteps: cluster?.feedback.version,
       loads: cluster?.layerLoads(nativeRuntime.clock.now()),
       router: this.router?.state() ?? null,

@@ -32,7 +32,7 @@ export interface PlacementOptions {
 export interface PlansOptions extends PlacementOptions {
   model: ModelSpec;
   experts: ExpertOrder;
-  topology: Topology | null;
+  topology: () => Topology | null;
   leaseMs: number;
   /** A plan is made that `settle` is to follow. */
   onPlanned: () => void;
@@ -341,7 +341,7 @@ export class PlacementPlans {
     const byName = new Map(usable.map((member) => [member.hello.name, member]));
     const order = orderWorkers(
       usable.map(({ hello }) => hello),
-      this.options.topology,
+      this.options.topology(),
     );
     return order.map((name) => {
       const member = byName.get(name)!;

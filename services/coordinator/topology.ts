@@ -59,11 +59,32 @@ const topologySchema = z.strictObject(
   { error: 'a mapping with hosts and links' },
 );
 
+export interface TopologyHost {
+  name: string;
+  /** Null: whatever workers there have. */
+  devices: readonly string[] | null;
+  /** What hosts fail together, from the widest. Empty: it is not known. */
+  zone?: string;
+  rack?: string;
+  /** Hosts whose devices have a fabric of their own, as NVLink. */
+  clique?: string;
+}
+
 /** The hosts of a cluster, the devices that workers use, and the links between hosts (both directions). */
-export type Topology = z.infer<typeof topologySchema>;
+export interface Topology {
+  hosts: readonly TopologyHost[];
+  links: z.infer<typeof topologySchema>['links'];
+  /** There may be hosts that it does not name yet. */
+  grows?: boolean;
+}
+
+/** As a file has it: what it does not name does not exist. */
+export interface FileTopology extends Topology {
+  hosts: readonly (TopologyHost & { devices: readonly string[] })[];
+}
 
 /** Reads and validates a topology file. Throws CONFIG_INVALID that names the file, the key, the value and what is allowed. */
-export function readTopology(path: string): Topology {
+export function readTopology(path: string): FileTopology {
   let text: string;
   try {
     text = readFileSync(path, 'utf8');
@@ -73,7 +94,7 @@ export function readTopology(path: string): Topology {
   return parseTopology(text, path);
 }
 
-export function parseTopology(text: string, path: string): Topology {
+export function parseTopology(text: string, path: string): FileTopology {
   let value: unknown;
   try {
     value = parseYaml(text);
@@ -137,13 +158,14 @@ export interface Place {
 /** Throws INVALID_ARGUMENT if the topology has no such host, or the host no such device. */
 export function checkPlace(topology: Topology, place: Place): void {
   const host = topology.hosts.find((candidate) => candidate.name === place.host);
+  if (host === undefined && topology.grows) return;
   if (host === undefined)
     throw invalidArgument(
       'host',
       place.host,
       `a host of the topology: ${topology.hosts.map((h) => h.name).join(', ')}`,
     );
-  if (!host.devices.includes(place.device))
+  if (host.devices !== null && !host.devices.includes(place.device))
     throw invalidArgument(
       'device',
       place.device,
@@ -163,11 +185,38 @@ export function orderWorkers(places: readonly Place[], topology: Topology | null
   const ranked: { name: string; device: number; host: number }[] = [];
   for (const place of byName) {
     const host = topology.hosts.findIndex((candidate) => candidate.name === place.host);
-    const devices = topology.hosts[host]?.devices ?? [];
-    const device = devices.findIndex((id, index) => id === place.device && !taken.has(`${host}/${index}`));
+    const device = slotOf(topology.hosts[host], place, (slot) => taken.has(`${host}/${slot}`));
     taken.add(`${host}/${device}`);
     ranked.push({ name: place.name, device: device < 0 ? Number.MAX_SAFE_INTEGER : device, host });
   }
   // The sort is stable: workers beyond the devices listed come last, by name.
   return ranked.sort((a, b) => a.device - b.device || a.host - b.host).map((rank) => rank.name);
+}
+
+/** Which of the host's devices a worker has, of those that are not taken; -1: none that is listed. */
+function slotOf(host: TopologyHost | undefined, place: Place, isTaken: (slot: number) => boolean): number {
+  if (host === undefined) return -1;
+  if (host.devices !== null)
+    return host.devices.findIndex((id, slot) => id === place.device && !isTaken(slot));
+  let slot = 0;
+  while (isTaken(slot)) slot += 1;
+  return slot;
+}
+
+/** Hosts by name, so that each is in another zone than the one before it, and in another rack, as far as there are others. */
+export function spreadHosts(hosts: readonly TopologyHost[]): TopologyHost[] {
+  const byName = [...hosts].sort((a, b) => a.name.localeCompare(b.name, 'en', { numeric: true }));
+  return interleaved(byName, [({ zone = '' }) => zone, ({ rack = '' }) => rack]);
+}
+
+function interleaved(
+  hosts: TopologyHost[],
+  [keyOf, ...others]: ((host: TopologyHost) => string)[],
+): TopologyHost[] {
+  if (keyOf === undefined) return hosts;
+  const groups = new Map<string, TopologyHost[]>();
+  for (const host of hosts) groups.set(keyOf(host), [...(groups.get(keyOf(host)) ?? []), host]);
+  const lists = [...groups.values()].map((group) => interleaved(group, others));
+  const longest = Math.max(0, ...lists.map(({ length }) => length));
+  return Array.from({ length: longest }, (_, at) => lists.flatMap((list) => list.slice(at, at + 1))).flat();
 }

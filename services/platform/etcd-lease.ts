@@ -10,6 +10,7 @@ import type { TxnResponse } from '../common/generated/etcdserverpb/TxnResponse.j
 import type { ProtoGrpcType } from '../common/generated/kv.js';
 import { connect } from '../common/grpc-channel.js';
 import { fromServiceError } from '../common/status.js';
+import type { Tls } from '../common/tls.js';
 import type { Clock } from '../runtime/clock.js';
 import type { LeaderLease, LeaseRecord, StoredLease } from '../runtime/leader-lease.js';
 
@@ -25,11 +26,12 @@ export class EtcdLease implements LeaderLease {
   /** The member that is asked: one that failed is asked last. */
   private member = 0;
 
-  /** `addresses`: host:port of etcd's members, at least one. */
+  /** `addresses`: host:port of etcd's members, at least one. `tls`: null: connections are not encrypted; otherwise it ends with the lease. */
   constructor(
     addresses: readonly string[],
     name: string,
     private readonly clock: Clock,
+    private readonly tls: Tls | null,
   ) {
     const definition = loadSync('etcd/kv.proto', {
       includeDirs: [join(packageRoot(), 'proto')],
@@ -39,7 +41,7 @@ export class EtcdLease implements LeaderLease {
     });
     const { KV } = (loadPackageDefinition(definition) as unknown as ProtoGrpcType).etcdserverpb;
     this.key = Buffer.from(`switchyard/leases/${name}`);
-    this.members = addresses.map((address) => connect(KV, address, { token: null, messageBytesMax }));
+    this.members = addresses.map((address) => connect(KV, address, { token: null, tls, messageBytesMax }));
   }
 
   async read(withinMs: number): Promise<StoredLease | null> {
@@ -66,6 +68,7 @@ export class EtcdLease implements LeaderLease {
 
   close(): void {
     for (const member of this.members) member.close();
+    this.tls?.close();
   }
 
   private ask<Answer>(

@@ -1,4 +1,11 @@
-import type { ConfigurationOptions, KubeConfig, ObservableMiddleware } from '@kubernetes/client-node';
+import type {
+  ConfigurationOptions,
+  Informer,
+  KubeConfig,
+  ObjectCache,
+  ObservableMiddleware,
+  V1Node,
+} from '@kubernetes/client-node';
 import { SwitchyardError } from '../common/errors.js';
 
 type Library = typeof import('@kubernetes/client-node');
@@ -35,6 +42,12 @@ export class KubernetesApi {
 
   client<Api extends Parameters<KubeConfig['makeApiClient']>[0]>(type: Api): InstanceType<Api> {
     return this.config.makeApiClient(type) as InstanceType<Api>;
+  }
+
+  /** A list of the cluster's nodes that follows them, once it is started. */
+  watchNodes(): Informer<V1Node> & ObjectCache<V1Node> {
+    const core = this.client(this.library.CoreV1Api);
+    return this.library.makeInformer(this.config, '/api/v1/nodes', () => core.listNode());
   }
 
   /** Options of a request, which then rejects after `withinMs` at the latest. */

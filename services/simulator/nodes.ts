@@ -63,7 +63,7 @@ export class CoordinatorNode implements SimulatedNode {
       model: spec,
       description: describeModel(spec),
       placement: { ...placementOf(config), plan: async (input) => plan(input) },
-      topology: null,
+      topology: () => null,
       leaseMs,
       leftKeptMs: 60_000,
       deadKeptMs: 900_000,

@@ -27,7 +27,7 @@ class Scene {
       {
         term: 1,
         model: tinyModel,
-        topology: null,
+        topology: () => null,
         leaseMs: 1_000,
         leftKeptMs: 2_000,
         deadKeptMs: 2_000,

@@ -67,7 +67,7 @@ export async function start(
     model,
     description: describeModel(model),
     placement: { ...placementOptions, ...options.placement, workers: options.workers ?? 1 },
-    topology: options.topology ?? null,
+    topology: () => options.topology ?? null,
     leaseMs: options.leaseMs ?? leaseMs,
     leftKeptMs: options.leftKeptMs ?? 60_000,
     deadKeptMs: options.deadKeptMs ?? 60_000,
@@ -189,7 +189,7 @@ export function spawnNode(address: string): ChildProcess {
     import { nativeRuntime } from './dist/services/runtime/native.js';
     let assignment = 0;
     new ControlSession({
-      coordinator: '${address}', token: null,
+      coordinators: ['${address}'], token: null,
       dial: coordinatorDialer(null), runtime: nativeRuntime,
       hello: { ...${JSON.stringify(hello('child'))}, linkSecret: Buffer.alloc(${linkSecretBytes}) },
       report: () => ({ worker: { readyChanged: true, assignment, ready: ${JSON.stringify(groupByLayer(allExperts))} } }),

@@ -32,6 +32,7 @@ const decided = [
 const ofCoordinatorToo = ['threads', 'leaseMs', 'drainMs'];
 const decidedFor = {
   coordinator: [
+    ...['lease', 'leaseName', 'etcd', 'etcdCa', 'etcdCert', 'etcdKey'],
     ...['workers', 'topology', 'router', ...Object.keys(modelFields)],
     ...Object.keys(routerFields).filter((key) => !ofCoordinatorToo.includes(key)),
   ],

@@ -70,7 +70,7 @@ test('the workers of docker-compose.yml are as many as the coordinator waits for
     .map(([, container]) => configOf(container))
     .filter(({ role }) => role === 'worker');
   expect(workers).toHaveLength(Number(head.workers));
-  for (const { config } of workers) expect(config.coordinator).toBe(`coordinator:${head.port}`);
+  for (const { config } of workers) expect(config.coordinator).toEqual([`coordinator:${head.port}`]);
   expect(new Set(workers.map(({ config }) => config.name)).size).toBe(workers.length);
 });
 
@@ -80,7 +80,7 @@ test('clients on the host reach coordinator and router, each by the port that it
   const local = (port: unknown) => `127.0.0.1:${port}:${port}`;
   expect(published('coordinator')).toEqual([local(head.port), local(head.metricsPort)]);
   expect(published('router')).toEqual([local(router.port)]);
-  expect(router).toMatchObject({ coordinator: `coordinator:${head.port}`, advertiseHost: '127.0.0.1' });
+  expect(router).toMatchObject({ coordinator: [`coordinator:${head.port}`], advertiseHost: '127.0.0.1' });
   expect(head.router).toBe(false);
 });
 

@@ -32,8 +32,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ include "switchyard.fullname" . }}-client: 'true'
 {{- end -}}
 
-{{- define "switchyard.coordinatorAddress" -}}
-{{ include "switchyard.fullname" . }}-coordinator:7070
+{{- /* All coordinators: one of them leads. */ -}}
+{{- define "switchyard.coordinatorAddresses" -}}
+{{- $name := printf "%s-coordinator" (include "switchyard.fullname" .) -}}
+{{- $addresses := list -}}
+{{- range until (int .Values.coordinator.replicas) -}}
+{{- $addresses = append $addresses (printf "%s-%d.%s:7070" $name . $name) -}}
+{{- end -}}
+{{ join "," $addresses }}
 {{- end -}}
 
 {{- define "switchyard.image" -}}
@@ -77,7 +83,7 @@ spec:
 {{- end }}
 {{- end -}}
 
-{{- /* No component calls the Kubernetes API: the accounts have no role and no token. */ -}}
+{{- /* Coordinators alone call the Kubernetes API, and alone have a role; their pods ask for the token. */ -}}
 {{- define "switchyard.serviceAccount" -}}
 apiVersion: v1
 kind: ServiceAccount

@@ -1,7 +1,7 @@
 {{- /*
 The template of a component's pods. Beside root, component, class and values it is given `config`, the section of its
 configuration file, `roles`, the tokens that its processes need by the keys of the Secret, `drainMs` by default,
-`preStopSeconds`, and `health`, the name of the gRPC service that tells readiness.
+`preStopSeconds`, and `health`, the name by which grpc.health.v1 tells readiness.
 */ -}}
 {{- define "switchyard.podTemplate" -}}
 {{- $pod := include "switchyard.podValues" . | fromJson -}}
@@ -18,7 +18,7 @@ metadata:
     {{- with $pod.annotations }}{{ toYaml . | nindent 4 }}{{ end }}
 spec:
   serviceAccountName: {{ include "switchyard.fullname" .root }}-{{ .component }}
-  automountServiceAccountToken: false
+  automountServiceAccountToken: {{ eq .component "coordinator" }}
   enableServiceLinks: false
   {{- with .root.Values.imagePullSecrets }}
   imagePullSecrets: {{- toYaml . | nindent 4 }}
@@ -51,10 +51,8 @@ spec:
       env:
         - name: SWITCHYARD_ADVERTISE_HOST
           valueFrom: { fieldRef: { fieldPath: status.podIP } }
-        {{- if ne .component "coordinator" }}
         - name: SWITCHYARD_NAME
           valueFrom: { fieldRef: { fieldPath: metadata.name } }
-        {{- end }}
         {{- if eq .component "worker" }}
         - name: SWITCHYARD_TOPOLOGY_HOST
           valueFrom: { fieldRef: { fieldPath: spec.nodeName } }

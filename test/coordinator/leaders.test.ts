@@ -1,0 +1,97 @@
+import { describe, expect, test } from '@jest/globals';
+import type { Flags } from '../../services/cli/local-process.js';
+import { SwitchyardClient } from '../../services/client/index.js';
+import { EtcdLease } from '../../services/platform/etcd-lease.js';
+import { systemClock } from '../../services/runtime/system.js';
+import { switchyard } from '../support/cli.js';
+import { Etcd } from '../support/etcd.js';
+import { Load } from '../support/load.js';
+import { atEnd, Service, works } from '../support/services.js';
+import { until } from '../support/until.js';
+
+const withEtcd = works('coordinators that lead by a lease of etcd', 'etcd', '--version')
+  ? describe
+  : describe.skip;
+
+withEtcd('coordinators with a lease of etcd', () => {
+  const record = { holder: 'a', address: '127.0.0.1:1', term: 3, leaseMs: 5_000 };
+
+  test('the record is replaced only as it was read', async () => {
+    const etcd = await Etcd.start();
+    atEnd(() => etcd.stop());
+    const lease = new EtcdLease([etcd.address], 'test', systemClock, null);
+    atEnd(() => lease.close());
+    expect(await lease.read(5_000)).toBe(null);
+    const first = await lease.replace(null, record, 5_000);
+    expect(await lease.replace(null, { ...record, holder: 'b' }, 5_000)).toBe(null);
+    expect(await lease.read(5_000)).toEqual(first);
+    expect(first).toMatchObject(record);
+    const second = await lease.replace(first!.version, { ...record, term: 4 }, 5_000);
+    expect(await lease.replace(first!.version, record, 5_000)).toBe(null);
+    expect(await lease.read(5_000)).toEqual(second);
+    const other = new EtcdLease([etcd.address], 'another', systemClock, null);
+    atEnd(() => other.close());
+    expect(await other.read(5_000)).toBe(null);
+  });
+
+  test('what stands still or cannot be reached rejects in time, and another member is asked next', async () => {
+    const etcd = await Etcd.start();
+    atEnd(() => etcd.stop());
+    const lease = new EtcdLease(['127.0.0.1:1', etcd.address], 'test', systemClock, null);
+    atEnd(() => lease.close());
+    await expect(lease.read(2_000)).rejects.toMatchObject({ code: 'LINK_LOST' });
+    expect(await lease.read(5_000)).toBe(null);
+    etcd.process.kill('SIGSTOP');
+    await expect(lease.read(200)).rejects.toMatchObject({ code: 'DEADLINE_EXCEEDED' });
+  });
+
+  test('a leader that is killed, and one that stops, is followed by the other; no batch is lost, no expert moves', async () => {
+    const etcd = await Etcd.start();
+    atEnd(() => etcd.stop());
+    const flags: Flags = { preset: 'tiny', router: false, workers: 2, lease: 'etcd', etcd: etcd.address };
+    const quick = { leaderLeaseMs: 2_000, rebalanceSeconds: 3_600 };
+    const coordinator = (name: string, port = 0) =>
+      new Service('coordinator', { ...flags, ...quick, name, port });
+    let [leader, standby] = [coordinator('a'), coordinator('b')];
+    if (!(await until(() => [leader, standby].find((one) => one.events('leads').length > 0)))) return;
+    if (leader.events('leads').length === 0) [leader, standby] = [standby, leader];
+    const addresses = [await leader.address, await standby.address];
+    const list = addresses.join(',');
+    const workers = ['w0', 'w1'].map((name) => new Service('worker', { name, coordinator: list }));
+    const router = new Service('router', { name: 'r', coordinator: addresses[1]! });
+    await router.address;
+
+    // The client too knows the coordinator that does not lead, and no other.
+    const client = await SwitchyardClient.connect(addresses[1]!);
+    atEnd(() => client.destroy());
+    await client.waitUntilReady(60_000);
+    expect(await standby.readiness()).toMatchObject({
+      status: 503,
+      reason: `this coordinator does not lead; ${addresses[0]} does`,
+    });
+    const cordoned = await switchyard(['cordon', 'w0', '--address', addresses[1]!]);
+    expect(cordoned).toMatchObject({ status: 0, stdout: 'w0: gets no new copies\n' });
+
+    const load = await Load.start(client);
+    await load.more(4);
+    leader.process.kill('SIGKILL');
+    await until(() => standby.events('leads').length === 1);
+    expect(standby.events('leads')[0]).toMatchObject({ term: 2 });
+    await until(async () => (await standby.readiness()).ready);
+    await load.more(4);
+
+    const third = coordinator('c', Number(addresses[0]!.split(':')[1]));
+    await until(() => third.events('follows').length === 1);
+    await standby.process.stop(20_000);
+    await until(() => third.events('leads').length === 1);
+    expect(third.events('leads')[0]).toMatchObject({ term: 3 });
+    await until(() => workers.every((one) => one.events('coordinator-joined').length === 3));
+    await until(async () => (await third.readiness()).ready);
+    await load.more(4);
+    await load.stop();
+    for (const worker of workers) {
+      expect(worker.events('experts-loaded')).toHaveLength(1);
+      expect(worker.events('expert-dropped')).toEqual([]);
+    }
+  });
+});

@@ -1,0 +1,56 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { connect, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { until } from './until.js';
+
+/** A member of etcd, alone, whose data is gone at the end. */
+export class Etcd {
+  private constructor(
+    /** host:port */
+    readonly address: string,
+    private readonly folder: string,
+    readonly process: ChildProcess,
+  ) {}
+
+  static async start(): Promise<Etcd> {
+    const folder = mkdtempSync(join(tmpdir(), 'switchyard-etcd-'));
+    const [client, peer] = [await freePort(), await freePort()];
+    const [clientUrl, peerUrl] = [`http://127.0.0.1:${client}`, `http://127.0.0.1:${peer}`];
+    const urls = { 'listen-client-urls': clientUrl, 'advertise-client-urls': clientUrl };
+    const peers = { 'listen-peer-urls': peerUrl, 'initial-advertise-peer-urls': peerUrl };
+    const flags = { 'data-dir': folder, ...urls, ...peers, 'initial-cluster': `default=${peerUrl}` };
+    const args = Object.entries(flags).flatMap(([name, value]) => [`--${name}`, value]);
+    const etcd = new Etcd(`127.0.0.1:${client}`, folder, spawn('etcd', args, { stdio: 'ignore' }));
+    await until(() => answers(client));
+    return etcd;
+  }
+
+  async stop(): Promise<void> {
+    this.process.kill('SIGCONT');
+    const gone = this.process.exitCode === null ? once(this.process, 'exit') : null;
+    this.process.kill('SIGKILL');
+    await gone;
+    rmSync(this.folder, { recursive: true });
+  }
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as { port: number };
+  server.close();
+  return port;
+}
+
+function answers(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1', () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.on('error', () => resolve(false));
+  });
+}
