@@ -13,6 +13,7 @@ import { Deferred, goodbyeMs } from './lifecycle.js';
 import type { Logger } from './log.js';
 import { isUntrusted } from './status.js';
 import type { OnUnknown } from './unknown-kinds.js';
+import { version } from './version.js';
 
 export interface ControlSessionOptions {
   /** host:port of each coordinator: one leads. */
@@ -20,7 +21,7 @@ export interface ControlSessionOptions {
   token: string | null;
   dial: Dialer<CoordinatorMessage, NodeMessageInput>;
   runtime: Runtime;
-  /** Read at every joining; what a node knows of itself may grow. */
+  /** But for the version. Read at every joining; what a node knows of itself may grow. */
   hello: NodeHelloInput;
   /** What to say every `reportMs`; null: nothing this time. Called only when the stream can take it. */
   report: () => NodeMessageInput | null;
@@ -153,7 +154,7 @@ export class ControlSession {
       end: () => this.lost(new SwitchyardError('LINK_LOST', 'the coordinator ended the stream')),
       fail: (error) => this.lost(error),
     });
-    this.writable = stream.write({ hello });
+    this.writable = stream.write({ hello: { ...hello, version } });
   }
 
   private receive(message: CoordinatorMessage): void {

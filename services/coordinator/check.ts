@@ -20,7 +20,8 @@ export function checkHello(hello: NodeHello, order: ExpertOrder): void {
   if (!isNodeName(name)) throw invalidArgument('name', name, nodeNameAllowed);
   if (!isAddress(address))
     throw invalidArgument('address', address, 'host:port, whose host --advertise-host gives');
-  for (const field of ['host', 'device', 'modelFingerprint'] as const) checkText(field, hello[field]);
+  for (const field of ['host', 'device', 'modelFingerprint', 'version'] as const)
+    checkText(field, hello[field]);
   if (
     metricsUrl !== '' &&
     (metricsUrl.length > urlCharactersMax || !/^https?:\/\/[\x21-\x7e]+$/.test(metricsUrl))

@@ -101,6 +101,7 @@ function describeNode(
     experts: member.ready.count,
     links: member.alive ? [...member.links] : [],
     messageBytesMax: hello.messageBytesMax,
+    version: hello.version,
     memoryBytes: isWorker ? memoryBytes : 0,
     ...counts,
     mark: (isWorker && plans.marks.get(hello.name)) || 'NO_MARK',

@@ -23,6 +23,7 @@ export function hello(name: string, fields: Partial<NodeHello> = {}): NodeHello 
     held: [],
     term: 0,
     memorySharedBytes: 0,
+    version: '0.1.0',
     ...fields,
   };
 }

@@ -6,6 +6,7 @@ import {
   parseTopology,
   readTopology,
 } from '../../services/coordinator/topology.js';
+import { topologyOf } from '../../services/coordinator/topology-source.js';
 
 const file = (body: string) => parseTopology(body, 'cluster.yaml');
 
@@ -115,5 +116,46 @@ describe('places of workers', () => {
         },
       ),
     );
+  });
+});
+
+describe('the topology of a Kubernetes cluster', () => {
+  const label = (zone: string, rack: string) => ({
+    'topology.kubernetes.io/zone': zone,
+    'topology.kubernetes.io/rack': rack,
+  });
+  const nodes = new Map<string, Record<string, string>>([
+    ['node-1', label('a', '1')],
+    ['node-2', label('a', '1')],
+    ['node-3', label('a', '2')],
+    ['node-4', { ...label('b', '3'), 'nvidia.com/gpu.clique': 'fabric.7', other: 'x' }],
+    ['node-10', {}],
+  ]);
+  const topology = topologyOf(nodes);
+
+  test('has the nodes with their zones, racks and cliques, neighbours in other zones and racks', () => {
+    expect(topology.hosts.map(({ name }) => name)).toEqual([
+      'node-1',
+      'node-4',
+      'node-10',
+      'node-3',
+      'node-2',
+    ]);
+    expect(topology.hosts[0]).toEqual({ name: 'node-1', devices: null, zone: 'a', rack: '1' });
+    expect(topology.hosts[1]).toEqual({
+      name: 'node-4',
+      devices: null,
+      zone: 'b',
+      rack: '3',
+      clique: 'fabric.7',
+    });
+    expect(topology.hosts[2]).toEqual({ name: 'node-10', devices: null });
+  });
+
+  test('orders workers host by host, whatever their devices, those of nodes that it does not know last', () => {
+    const place = (name: string, host: string) => ({ name, host, device: 'cuda:0' });
+    const places = [place('w0', 'new'), place('w1', 'node-1'), place('w2', 'node-1'), place('w3', 'node-4')];
+    for (const one of places) expect(() => checkPlace(topology, one)).not.toThrow();
+    expect(orderWorkers(places, topology)).toEqual(['w1', 'w3', 'w2', 'w0']);
   });
 });
