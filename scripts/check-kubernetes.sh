@@ -14,6 +14,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/switchyard
 kubernetes=1.37.2
+kwok=v0.8.0
 chart=$root/deploy/chart
 scratch=$(mktemp -d)
 processes=()
@@ -54,7 +55,7 @@ build_programs() {
   for program in kube-apiserver kube-controller-manager kube-scheduler kubectl; do
     [[ -x $cache/bin/$program ]] || { build_kubernetes; break; }
   done
-  [[ -x $cache/bin/kwok ]] || GOBIN=$cache/bin go install sigs.k8s.io/kwok/cmd/kwok@v0.8.0
+  [[ -x $cache/bin/kwok ]] || GOBIN=$cache/bin go install "sigs.k8s.io/kwok/cmd/kwok@$kwok"
   [[ -x $cache/bin/helm ]] || GOBIN=$cache/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0
 }
 
@@ -81,6 +82,7 @@ until_true() {
   return 1
 }
 
+# Debian's etcd is too old for what caches of the API server ask of it.
 start_api_server() {
   local peer api token
   read -r client peer api < <(free_ports 3)
@@ -92,7 +94,7 @@ start_api_server() {
     --initial-advertise-peer-urls "http://127.0.0.1:$peer" --initial-cluster "default=http://127.0.0.1:$peer"
   start kube-apiserver --etcd-servers "http://127.0.0.1:$client" --bind-address 127.0.0.1 --secure-port "$api" \
     --cert-dir "$scratch/certificates" --token-auth-file "$scratch/tokens.csv" --authorization-mode RBAC \
-    --service-cluster-ip-range 10.96.0.0/16 --service-account-issuer https://kubernetes.default.svc \
+    --watch-cache=false --service-cluster-ip-range 10.96.0.0/16 --service-account-issuer https://kubernetes.default.svc \
     --service-account-key-file "$scratch/accounts.key" --service-account-signing-key-file "$scratch/accounts.key"
   kubectl config set-cluster local --server "https://127.0.0.1:$api" --insecure-skip-tls-verify >/dev/null
   kubectl config set-credentials admin --token "$token" >/dev/null
@@ -106,7 +108,13 @@ start_cluster() {
   start kube-controller-manager --kubeconfig "$KUBECONFIG" --leader-elect=false --secure-port 0 \
     --service-account-private-key-file "$scratch/accounts.key"
   start kube-scheduler --kubeconfig "$KUBECONFIG" --leader-elect=false --secure-port 0
-  start kwok --kubeconfig "$KUBECONFIG" --manage-all-nodes=true
+  local stages
+  stages=$(go mod download -json "sigs.k8s.io/kwok@$kwok" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')/kustomize/stage
+  for stage in node/fast/node-initialize pod/fast/pod-ready pod/fast/pod-delete; do
+    echo ---
+    cat "$stages/$stage.yaml"
+  done >"$scratch/stages.yaml"
+  start kwok --kubeconfig "$KUBECONFIG" --manage-all-nodes=true --config "$scratch/stages.yaml"
   for at in 1 2; do
     kubectl apply -f - >/dev/null <<NODE
 apiVersion: v1
