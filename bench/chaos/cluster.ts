@@ -133,6 +133,9 @@ export class ChaosCluster {
 
   private async whyNotWhole(): Promise<string> {
     const { copies, workers, routers } = this.options;
+    const ended = [...this.processes.values()].find(({ running }) => !running);
+    if (ended !== undefined)
+      return `${ended.name} has ended: ${ended.recentLines.at(-1) ?? 'it said nothing'}`;
     try {
       this.client ??= await SwitchyardClient.connect(this.address, { timeoutMs: pollMs * 20 });
       const { view } = await this.client.describeCluster({ placement: true });
