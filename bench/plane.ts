@@ -1,9 +1,9 @@
-import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { LocalCluster } from '../services/cli/local-cluster.js';
 import type { LocalProcess } from '../services/cli/local-process.js';
 import { readMetrics } from '../services/cli/node-metrics.js';
 import { drain, repeatedRows } from './batch.js';
+import { cpuSeconds } from './cpu.js';
 import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
 
 /** Layers and experts of the largest models that are served, with rows so small that only what surrounds them weighs. */
@@ -19,13 +19,6 @@ const scrapeMs = 1_000;
 const watchedSeconds = 15;
 /** More of an event loop's time that a scrape every second may take. */
 const watchedShareMax = 0.02;
-
-/** Seconds of a core that a process has taken: user and system, in ticks of 10 ms. */
-function cpuSeconds(pid: number): number {
-  const [, fields = ''] = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ');
-  const [user, system] = fields.split(' ').slice(11, 13);
-  return (Number(user) + Number(system)) / 100;
-}
 
 /** What a cluster costs beside its rows: a coordinator with its router and eight workers, with 58 layers of 256 experts. */
 export async function benchPlane(options: BenchOptions): Promise<BenchResult[]> {
@@ -121,38 +114,45 @@ async function idle({ pid }: LocalProcess): Promise<BenchResult> {
   });
 }
 
+/** Shares of time, by process. */
+interface Busy {
+  /** That its event loop was busy. */
+  loop: number[];
+  /** That it took of a core. */
+  cpu: number[];
+}
+
 /** How much busier the event loop that gets busiest is while every process is scraped each second, as a share of its time. */
 async function watched({ processes }: LocalCluster, { runs: count }: BenchOptions): Promise<BenchResult> {
   const runs = [];
-  let shares: { alone: number[]; scraped: number[] } = { alone: [], scraped: [] };
+  const cpu: number[] = [];
+  const more = (scraped: number[], alone: number[]) =>
+    Math.max(...scraped.map((share, index) => share - alone[index]!));
   for (let run = 0; run < count; run += 1) {
     const [alone, scraped] = [await busyShares(processes, false), await busyShares(processes, true)];
-    shares = { alone, scraped };
-    const value = Math.max(...scraped.map((share, index) => share - alone[index]!));
-    runs.push({ value, reference: watchedShareMax });
+    cpu.push(more(scraped.cpu, alone.cpu));
+    runs.push({ value: more(scraped.loop, alone.loop), reference: watchedShareMax });
   }
-  return summarize('plane/watched', 'of an event loop', 'limit', runs, {
-    coordinatorAlone: shares.alone[0]!,
-    coordinatorScraped: shares.scraped[0]!,
-    workerAlone: median(shares.alone.slice(1)),
-    workerScraped: median(shares.scraped.slice(1)),
-  });
+  return summarize('plane/watched', 'of an event loop', 'limit', runs, { processorMore: median(cpu) });
 }
 
-/** Share of time that each event loop was busy, for a while. */
-async function busyShares(processes: readonly LocalProcess[], scraped: boolean): Promise<number[]> {
+async function busyShares(processes: readonly LocalProcess[], scraped: boolean): Promise<Busy> {
   const urls = await Promise.all(processes.map(async (process) => (await process.listening).metricsUrl));
-  const busy = async () =>
-    (await Promise.all(urls.map((url) => readMetrics(url)))).map(
-      (metrics) => metrics.get('switchyard_event_loop_busy_seconds_total')!,
-    );
-  const before = await busy();
+  const scrape = () => Promise.all(urls.map((url) => readMetrics(url)));
+  const figures = async () => ({
+    loop: (await scrape()).map((metrics) => metrics.get('switchyard_event_loop_busy_seconds_total')!),
+    cpu: processes.map(({ pid }) => cpuSeconds(pid)),
+  });
+  const before = await figures();
   const started = performance.now();
   const elapsed = () => (performance.now() - started) / 1e3;
   while (elapsed() < watchedSeconds) {
-    if (scraped) await busy();
+    if (scraped) await scrape();
     await sleep(scrapeMs);
   }
   const seconds = elapsed();
-  return (await busy()).map((value, index) => (value - before[index]!) / seconds);
+  const after = await figures();
+  const share = (kind: keyof Busy) =>
+    after[kind].map((value, index) => (value - before[kind][index]!) / seconds);
+  return { loop: share('loop'), cpu: share('cpu') };
 }

@@ -3,7 +3,8 @@ import type { AddressInfo } from 'node:net';
 import { LocalCluster } from '../services/cli/local-cluster.js';
 import type { Flags } from '../services/cli/local-process.js';
 import { repeatedRows, submit } from './batch.js';
-import { type BenchOptions, type BenchResult, summarize } from './report.js';
+import { cpuSeconds } from './cpu.js';
+import { type BenchOptions, type BenchResult, median, summarize } from './report.js';
 
 /** Small, so that what surrounds the rows weighs. */
 const preset = 'tiny';
@@ -35,15 +36,19 @@ async function benchTracing(options: BenchOptions): Promise<BenchResult[]> {
     const plain = await start({});
     clusters.push(plain);
     const runs = [];
+    const cpu: number[] = [];
     // The first one compiles.
     for (let run = -1; run < options.runs; run += 1) {
-      const value = await batchesPerSecond(traced);
-      const reference = await batchesPerSecond(plain);
-      if (run >= 0) runs.push({ value, reference });
+      // They take turns in being first, for the machine may change.
+      const before = run % 2 === 0 ? await measure(plain) : null;
+      const own = await measure(traced);
+      const off = before ?? (await measure(plain));
+      if (run < 0) continue;
+      runs.push({ value: own.batchesPerSecond, reference: off.batchesPerSecond });
+      cpu.push(own.cpuSeconds / off.cpuSeconds);
     }
-    return [
-      summarize('tracing/sampled', 'batches/s', 'off', runs, { sampling, tokens, bytesOfSpans: bytes }),
-    ];
+    const details = { sampling, tokens, bytesOfSpans: bytes, processorTimeRatio: median(cpu) };
+    return [summarize('tracing/sampled', 'batches/s', 'off', runs, details)];
   } finally {
     await Promise.all(clusters.map((cluster) => cluster.stop()));
     receiver.close();
@@ -63,11 +68,15 @@ function start(tracing: Flags): Promise<LocalCluster> {
   });
 }
 
-async function batchesPerSecond({ client }: LocalCluster): Promise<number> {
+/** Batches one after another, and what the cluster's processes took of cores meanwhile. */
+async function measure({ client, processes }: LocalCluster) {
   const rows = await repeatedRows(hidden, tokens);
+  const cpu = () => processes.reduce((sum, { pid }) => sum + cpuSeconds(pid), 0);
+  const before = cpu();
   const started = performance.now();
   for (let batch = 0; batch < batches; batch += 1) await submit(client, rows, {});
-  return batches / ((performance.now() - started) / 1000);
+  const seconds = (performance.now() - started) / 1000;
+  return { batchesPerSecond: batches / seconds, cpuSeconds: cpu() - before };
 }
 
 export const tracingGroups = { tracing: benchTracing };
