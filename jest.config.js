@@ -8,7 +8,7 @@ const { native } = await import('./dist/native/index.js');
  * of what clients send bring both ways themselves, and counts of series have no way.
  */
 const overEachTransport = [
-  '/test/e2e/(?!access|backends|bad-|cli|client-transport|console|demo|numbers|operate|plan|trust|up|wide-)',
+  '/test/e2e/(?!access|backends|bad-|cli|client-transport|console|demo|numbers|operate|plan|tls|trust|up|wide-)',
 ];
 const transports = native.ucx === null ? ['grpc'] : ['grpc', 'ucx'];
 if (native.ucx === null)

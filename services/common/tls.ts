@@ -59,7 +59,7 @@ export class Tls {
     this.pems = this.read();
     this.context = createSecureContext(this.contextOptions('ca'));
     this.own = ownCertificate(this.pems);
-    this.paths = Object.values(files).filter((path) => typeof path === 'string');
+    this.paths = [...new Set(Object.values(files))].filter((path) => typeof path === 'string');
     for (const path of this.paths) watchFile(path, { persistent: false, interval: lookMs }, this.onFile);
   }
 

@@ -175,6 +175,17 @@ describe('loadConfig', () => {
     },
   );
 
+  test('takes the settings of TLS as a group of the file', () => {
+    const file = yaml('worker: { tls: { ca: /a, cert: /b }, tlsKey: /c }');
+    expect(loadConfig(schema, { file })).toMatchObject({ tlsCa: '/a', tlsCert: '/b', tlsKey: '/c' });
+    for (const [text, key] of [
+      ['worker: { tls: { port: 1 } }', 'worker.tls.port is 1; allowed: there is no such key'],
+      ['worker: { tls: true }', 'worker.tls is true; allowed: there is no such key'],
+      ['worker: { tls: { ca: 7 } }', 'worker.tls.ca is 7; allowed: text'],
+    ] as const)
+      expect(errorOf(() => loadConfig(schema, { file: yaml(text) })).message).toContain(key);
+  });
+
   test('shows a value that holds itself, or is long, in few words', () => {
     const own = yaml('worker: { device: &a [*a] }');
     expect(errorOf(() => loadConfig(schema, { file: own })).message).toContain(

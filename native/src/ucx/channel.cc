@@ -8,13 +8,6 @@ namespace {
 /** To map a peer's memory anew costs each page of it; to keep it, the memory and a descriptor, although the peer may stand still. */
 constexpr auto unused_file_time = std::chrono::seconds(5);
 
-Error cannot_encrypt(ucp_ep_h endpoint) {
-  std::string names;
-  for (const Lane& lane : lanes_of(endpoint)) names += (names.empty() ? "" : ", ") + lane.transport;
-  return Error(Code::link_lost, "UCX would carry rows to another machine by " + names +
-                                    ", which cannot encrypt; allowed: UCX_TLS with tcp, or allowPlaintextRows");
-}
-
 }  // namespace
 
 uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events) {
@@ -40,7 +33,7 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   Channel& channel = *found->second;
   const ucs_status_t status = find_endpoint(peer_address, channel.endpoint);
   if (status != UCS_OK) return done(gone(status));
-  if (guarded(channel) && !tcp_lane(lanes_of(channel.endpoint))) return done(cannot_encrypt(channel.endpoint));
+  if (const auto reason = why_unguarded(channel)) return done(reason);
   channel.peer_channel = peer_channel;
   channel.challenge = random_mark();
   send_control(channel, Kind::challenge, 0, channel.challenge.data(), sizeof(Mark));

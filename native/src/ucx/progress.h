@@ -98,8 +98,6 @@ class Fabric::Progress {
   // Streams: streams.cc.
   void offer_stream(Channel& channel);
   void receive_stream_offer(Channel& channel, const Place& place);
-  void send_waiting(uint64_t id);
-  std::optional<Secret> secret_of(uint64_t channel) const;
   std::optional<Place> listen(const std::string& interface, bool encrypts);
   void accept_from(int listener);
   Stream& add_stream(int socket, std::unique_ptr<TlsSession> tls);
@@ -114,21 +112,26 @@ class Fabric::Progress {
   static void end_sends(Stream& stream, const Error& error);
   void close_streams();
 
+  // Channels with a secret: guard.cc.
+  bool guarded(Channel& channel);
+  std::optional<Error> why_unguarded(Channel& channel);
+  std::optional<Secret> secret_of(uint64_t channel) const;
+  void send_guarded(Channel& channel, Message message, SendDone done);
+  void send_waiting(uint64_t id);
+  static void end_waiting(Channel& channel, const Error& error);
+
   // What goes out: send.cc.
   bool send_at_once(uint64_t id, Message& message, SendDone& done);
   bool is_light(uint64_t id, const Message& message) const;
   void send_now(uint64_t id, Message message, SendDone done);
-  bool guarded(Channel& channel);
   static std::optional<Error> why_unsendable(const Channel& channel);
   void offer(Channel& channel, Message message, SendDone done);
-  void send_guarded(Channel& channel, Message message, SendDone done);
   bool gather(Message& message, SendDone& done);
   static WireHeader next_header(Channel& channel, const Message& message);
   void send_control(Channel& channel, Kind kind, uint64_t sequence = 0, const void* data = nullptr, size_t length = 0);
   void transmit(Channel& channel, std::unique_ptr<SendRequest> request, const void* data, size_t length);
   void ended(uint64_t id, bool held);
   void end_offers(Channel& channel, const Error& error);
-  static void end_waiting(Channel& channel, const Error& error);
 
   // What comes in: receive.cc.
   ucs_status_t receive(const WireHeader& header, void* data, size_t length, const ucp_am_recv_param_t& param);

@@ -76,24 +76,6 @@ void Fabric::Progress::send_now(uint64_t id, Message message, SendDone done) {
   transmit(channel, std::move(request), data, length);
 }
 
-/** Sends a message that may leave this machine encrypted alone: on the stream, for which it waits. */
-void Fabric::Progress::send_guarded(Channel& channel, Message message, SendDone done) {
-  if (!channel.stream || !channel.stream->ready) {
-    channel.waiting.emplace_back(std::move(message), std::move(done));
-    return;
-  }
-  if (!gather(message, done)) return;
-  const WireHeader header = next_header(channel, message);
-  push(channel, {header, std::move(message), std::move(done)});
-}
-
-void Fabric::Progress::end_waiting(Channel& channel, const Error& error) {
-  for (auto& [message, done] : std::exchange(channel.waiting, {})) {
-    message = {};
-    if (done) done(error);
-  }
-}
-
 /** Puts the rows of a message side by side. False if there is no memory, which `done` was told. */
 bool Fabric::Progress::gather(Message& message, SendDone& done) {
   if (!message.source) return true;

@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <regex>
-#include <set>
 
 #include "ucx/progress.h"
 
@@ -68,24 +67,6 @@ std::vector<Lane> lanes_of(ucp_ep_h endpoint) {
 std::optional<Lane> tcp_lane(const std::vector<Lane>& lanes) {
   const auto found = std::ranges::find(lanes, "tcp", &Lane::transport);
   return found == lanes.end() ? std::nullopt : std::optional(*found);
-}
-
-/** Whether the channel's messages may leave this machine encrypted alone, and UCX would carry them beyond it. */
-bool Fabric::Progress::guarded(Channel& channel) {
-  if (!channel.limits.secret) return false;
-  if (!channel.endpoint) return true;
-  if (!channel.stays_here) {
-    static const std::set<std::string> shared{"posix", "sysv", "cma", "knem", "xpmem", "self"};
-    const std::vector<Lane> lanes = lanes_of(channel.endpoint);
-    const auto is_shared = [](const Lane& lane) { return shared.contains(lane.transport); };
-    channel.stays_here = !lanes.empty() && std::ranges::all_of(lanes, is_shared);
-  }
-  return !*channel.stays_here;
-}
-
-std::optional<Secret> Fabric::Progress::secret_of(uint64_t id) const {
-  const auto found = channels_.find(id);
-  return found == channels_.end() ? std::nullopt : found->second->limits.secret;
 }
 
 /** Once both ends can send, the one with the smaller challenge listens for the other. */
@@ -263,15 +244,6 @@ std::optional<Message> Fabric::Progress::adopt(Channel& channel, Stream& stream,
     send_waiting(id);
   });
   return Message{};
-}
-
-/** Sends what has waited for the stream. */
-void Fabric::Progress::send_waiting(uint64_t id) {
-  const auto found = channels_.find(id);
-  if (found == channels_.end()) return;
-  Channel& channel = *found->second;
-  if (!channel.stream || !channel.stream->ready) return;
-  for (auto& [message, done] : std::exchange(channel.waiting, {})) send_guarded(channel, std::move(message), std::move(done));
 }
 
 /** Closes a stream. A channel fails with it, since messages may be lost, unless one of its ends is leaving anyway. */
