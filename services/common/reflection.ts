@@ -14,6 +14,7 @@ const { FileDescriptorProto } = descriptor;
 
 interface FieldDescriptor {
   name: string;
+  jsonName?: string;
   typeName?: string;
 }
 
@@ -40,10 +41,20 @@ function renameMapEntries(message: MessageDescriptor): void {
   }
 }
 
+/** The loader names fields as JSON does; descriptors have both names, and clients of reflection take either. */
+function renameFields(message: MessageDescriptor): void {
+  for (const field of message.field ?? []) {
+    field.jsonName = field.name;
+    field.name = field.name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+  }
+  for (const nested of message.nestedType ?? []) renameFields(nested);
+}
+
 function corrected(descriptor: Buffer): Buffer {
   const file = FileDescriptorProto.decode(descriptor);
   for (const message of (file as unknown as { messageType: MessageDescriptor[] }).messageType) {
     renameMapEntries(message);
+    renameFields(message);
   }
   return Buffer.from(FileDescriptorProto.encode(file).finish());
 }

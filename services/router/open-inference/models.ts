@@ -8,6 +8,8 @@ export interface ServedModel {
   layers: LayerSpec[];
   /** Without norm and residual. */
   bare: boolean;
+  /** A layer of it has no gate that could choose. */
+  givenOnly: boolean;
   /** What routing of a token is: [layers, topK], or of one layer [topK]. */
   routingShape: number[];
 }
@@ -15,30 +17,30 @@ export interface ServedModel {
 /** There is one of each model. */
 export const modelVersion = '1';
 
-/** NAME: all layers in a row; NAME.layer.N: one; NAME.moe.N: its bare block. */
-export function servedModels({ name, layers, topK }: ModelSpec): ServedModel[] {
+/** NAME: all layers in a row; NAME.layer.N: one; NAME.moe.N: its bare block, which is all that some families have. */
+export function servedModels({ name, layers, topK, bare }: ModelSpec): ServedModel[] {
+  const needsRouting = (some: LayerSpec[]) => some.some(({ givenOnly }) => givenOnly);
   const single = (kind: 'layer' | 'moe') =>
     layers.map((spec) => ({
       name: `${name}.${kind}.${spec.layer}`,
       layers: [spec],
       bare: kind === 'moe',
+      givenOnly: needsRouting([spec]),
       routingShape: [topK],
     }));
-  const whole = { name, layers, bare: false, routingShape: [layers.length, topK] };
+  if (bare) return single('moe');
+  const routingShape = [layers.length, topK];
+  const whole = { name, layers, bare: false, givenOnly: needsRouting(layers), routingShape };
   return [whole, ...single('layer'), ...single('moe')];
 }
 
 /** @throws NOT_FOUND, saying which there are. */
-export function findModel(models: readonly ServedModel[], name: string, version: string): ServedModel {
-  const found = models.find((model) => model.name === name);
-  const whole = models[0]!;
+export function findModel(spec: ModelSpec, name: string, version: string): ServedModel {
+  const found = servedModels(spec).find((model) => model.name === name);
   if (found === undefined) {
-    const layers = whole.layers.map(({ layer }) => layer).join(', ');
-    throw notFound(
-      'model name',
-      name,
-      `${whole.name}, ${whole.name}.layer.N, ${whole.name}.moe.N with N of ${layers}`,
-    );
+    const layers = spec.layers.map(({ layer }) => layer).join(', ');
+    const whole = spec.bare ? '' : `${spec.name}, ${spec.name}.layer.N, `;
+    throw notFound('model name', name, `${whole}${spec.name}.moe.N with N of ${layers}`);
   }
   if (version !== '' && version !== modelVersion) {
     throw notFound('model version', version, `${modelVersion}, or none`);

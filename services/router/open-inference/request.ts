@@ -5,7 +5,7 @@ import type { ModelInferRequest } from '../../common/generated/inference/ModelIn
 import type { ModelSpec } from '../../model/spec.js';
 import { tokensMax } from '../../transport/chunk-size.js';
 import { readInputs } from './inputs.js';
-import { findModel, type ServedModel, servedModels } from './models.js';
+import { findModel, type ServedModel } from './models.js';
 import { readOutputs, type WantedOutput } from './outputs.js';
 import type { SharedRegions } from './regions.js';
 import { type TensorMemory, tensorsOf } from './tensors.js';
@@ -42,7 +42,7 @@ const ignoredParameters = new Set(['triton_enable_empty_final_response']);
 /** Checks a request. Throws INVALID_ARGUMENT, NOT_FOUND or PERMISSION_DENIED, naming field, value and what is allowed. */
 export function planInference(request: ModelInferRequest, context: RequestContext): InferencePlan {
   const { hidden } = context.model;
-  const model = findModel(servedModels(context.model), request.modelName, request.modelVersion);
+  const model = findModel(context.model, request.modelName, request.modelVersion);
   const deadlineMs = readDeadline(request.parameters);
   const specs = tensorsOf(model, hidden);
   const { hidden_states: rows, topk_ids: ids, topk_weights: weights } = readInputs(request, specs, context);

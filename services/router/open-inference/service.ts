@@ -125,7 +125,7 @@ export class OpenInference {
   }
 
   private find({ name, version: asked }: ModelName): ServedModel {
-    return findModel(servedModels(this.model), name, asked);
+    return findModel(this.model, name, asked);
   }
 
   private isReady(request: ModelName): boolean {

@@ -18,11 +18,14 @@ export type TensorName = (typeof tensorNames)[number];
 export const rowDtypes: readonly RowDtype[] = ['BF16', 'FP16', 'FP32'];
 
 /** The tensors of a model, the same for inputs and outputs. */
-export function tensorsOf({ routingShape }: ServedModel, hidden: number): Record<TensorName, TensorSpec> {
+export function tensorsOf(
+  { routingShape, givenOnly }: ServedModel,
+  hidden: number,
+): Record<TensorName, TensorSpec> {
   return {
     hidden_states: { name: 'hidden_states', datatype: 'BF16', tail: [hidden], optional: false },
-    topk_ids: { name: 'topk_ids', datatype: 'INT32', tail: routingShape, optional: true },
-    topk_weights: { name: 'topk_weights', datatype: 'FP32', tail: routingShape, optional: true },
+    topk_ids: { name: 'topk_ids', datatype: 'INT32', tail: routingShape, optional: !givenOnly },
+    topk_weights: { name: 'topk_weights', datatype: 'FP32', tail: routingShape, optional: !givenOnly },
   };
 }
 
