@@ -147,7 +147,11 @@ function optionsOf(
         space: 90,
         grid: { show: false },
         ticks: { show: false },
-        values: (_, at) => at.map((one) => clockTime(one * 1000).slice(0, 5)),
+        // Seconds are told where minutes would repeat themselves.
+        values: (_, at) => {
+          const digits = (at[1] ?? 0) - (at[0] ?? 0) < 60 ? 8 : 5;
+          return at.map((one) => clockTime(one * 1000).slice(0, digits));
+        },
       },
       {
         ...axis,

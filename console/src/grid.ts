@@ -111,7 +111,7 @@ export interface RowLabel {
   text: string;
   /** Of another group than the row above. */
   begins: boolean;
-  isGone: boolean;
+  tone: 'text' | 'bad' | 'draining';
 }
 
 export function drawRowLabels(
@@ -124,14 +124,14 @@ export function drawRowLabels(
   context.font = ink.font;
   context.textAlign = 'right';
   context.textBaseline = 'middle';
-  for (const [row, { text, begins, isGone }] of labels.entries()) {
+  for (const [row, { text, begins, tone }] of labels.entries()) {
     const y = grid.top + row * grid.cellHeight;
     if (begins && row > 0) {
       context.fillStyle = ink.hairline;
       context.fillRect(0, y - 1, gridSize(grid).width, 1);
     }
     if (grid.left === 0 || row % step !== 0) continue;
-    context.fillStyle = isGone ? ink.bad : ink.text;
+    context.fillStyle = ink[tone];
     context.fillText(text, grid.left - 8, y + grid.cellHeight / 2, grid.left - 10);
   }
 }

@@ -112,12 +112,12 @@ function Row({ node, ask }: { node: ConsoleNode; ask: Ask | null }) {
       <td class="number">{isWorker ? count(rowsQueued) : ''}</td>
       <td class="number">{percent(node.eventLoop)}</td>
       <td class="number">{memory(node.rssBytes)}</td>
-      {ask && <td class="actions">{isWorker && <Actions name={name} mark={mark} ask={ask} />}</td>}
+      {ask && <td class="actions">{isWorker && <Actions node={node} ask={ask} />}</td>}
     </tr>
   );
 }
 
-function Actions({ name, mark, ask }: { name: string; mark: string; ask: Ask }) {
+function Actions({ node: { name, mark, state }, ask }: { node: ConsoleNode; ask: Ask }) {
   const button = (label: string, wanted: string, text: string) => (
     <button
       type="button"
@@ -141,6 +141,7 @@ function Actions({ name, mark, ask }: { name: string; mark: string; ask: Ask }) 
       'NO_MARK',
       'It may have copies of experts again. Copies come when a plan brings them.',
     );
+  if (state === 'DEAD') return null;
   return (
     <>
       {button(

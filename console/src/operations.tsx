@@ -12,11 +12,19 @@ export interface Question {
 
 export type Ask = (question: Question) => void;
 
+/** What went well is shown for so long. */
+const saidMs = 8_000;
+
 /** Asks once more, does it, and says how it went. */
 export function Operations({ question, onDone }: { question: Question | null; onDone: () => void }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const [said, setSaid] = useState<{ text: string; failed: boolean } | null>(null);
   const [busy, setBusy] = useState(false);
+  useEffect(() => {
+    if (said === null || said.failed) return;
+    const timer = window.setTimeout(() => setSaid(null), saidMs);
+    return () => clearTimeout(timer);
+  }, [said]);
   useEffect(() => {
     if (question !== null) dialog.current!.showModal();
   }, [question]);

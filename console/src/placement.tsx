@@ -93,10 +93,14 @@ function widest(labels: readonly RowLabel[], font: string): number {
   return Math.min(labelWidthMax, Math.max(24, ...widths));
 }
 
-const labelOf = ({ name, host, state }: WorkerRow, row: number, rows: readonly WorkerRow[]): RowLabel => ({
+const labelOf = (
+  { name, host, state, mark }: WorkerRow,
+  row: number,
+  rows: readonly WorkerRow[],
+): RowLabel => ({
   text: name,
   begins: rows[row - 1]?.host !== host,
-  isGone: state === 'DEAD',
+  tone: state === 'DEAD' ? 'bad' : mark === 'DRAINED' || state === 'DRAINING' ? 'draining' : 'text',
 });
 
 function describe(

@@ -72,7 +72,7 @@ export function BatchesPanel({ batches, live }: { batches: ConsoleState['batches
         <h2 id="batches-title">Batches under way</h2>
         <span class="quiet">{whole(live)}</span>
       </header>
-      {list.length === 0 && <p class="quiet">None that lasts.</p>}
+      {list.length === 0 && <p class="quiet">None at this moment.</p>}
       <ul>
         {list.slice(0, batchesShown).map(([key, { batch, router, tokens, answered, seconds }]) => (
           <li key={key}>
