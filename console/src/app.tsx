@@ -65,7 +65,15 @@ function Cluster({ session, theme, onSession, onMore }: ClusterProps) {
         {cluster === undefined || state === null ? (
           <p class="quiet">Waiting for the coordinator…</p>
         ) : !cluster.leading ? (
-          <p class="banner">{cluster.reason}</p>
+          <p class="banner">
+            {cluster.reason}
+            {cluster.leaderUrl !== '' && (
+              <>
+                {': '}
+                <a href={`${cluster.leaderUrl}/console/`}>its console</a>
+              </>
+            )}
+          </p>
         ) : (
           <>
             {!cluster.ready && <p class="banner">Not ready: {cluster.reason}</p>}

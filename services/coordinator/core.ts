@@ -65,6 +65,11 @@ export class CoordinatorCore {
     return leading;
   }
 
+  /** host:port of the coordinator that leads, as far as another one does and is known; otherwise empty. */
+  get leader(): string {
+    return this.election?.leader ?? '';
+  }
+
   /** Whether it leads, or stands by with a lease that it can read. */
   get inTouch(): boolean {
     return this.election === null ? this.service !== null : this.election.inTouch;
@@ -93,7 +98,7 @@ export class CoordinatorCore {
   }
 
   private notLeading(): SwitchyardError {
-    const leader = this.election?.leader ?? '';
+    const { leader } = this;
     const who = leader === '' ? 'none is known that does' : `${leader} does`;
     return new SwitchyardError('NOT_LEADING', `this coordinator does not lead; ${who}`, { leader });
   }

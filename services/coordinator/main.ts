@@ -150,6 +150,8 @@ class CoordinatorService {
       ...{ name: config.name, model: this.model, access, insecure, clock: nativeRuntime.clock },
       cluster: () => core.leading?.cluster ?? null,
       whyNot: () => core.readiness().reason,
+      // A coordinator that leads and embeds a router is known by that.
+      leaderUrl: () => this.router?.httpOf(core.leader) ?? '',
     });
     this.http = await startHttp({
       host,

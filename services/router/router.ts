@@ -117,6 +117,11 @@ export class Router {
     return this.core.readiness();
   }
 
+  /** Where the router at this host:port serves HTTP; empty: there is none, or it is not known. */
+  httpOf(address: string): string {
+    return this.core.cluster.view?.nodes.find((node) => node.address === address)?.metricsUrl ?? '';
+  }
+
   /** As JSON, for operators. */
   state(): unknown {
     const { cluster, batches, budget, links } = this.core;

@@ -22,6 +22,7 @@ async function serve(given: Tokens = {}) {
     ...{ name: 'coordinator', model: tinyModel, access, insecure: false, clock: systemClock },
     cluster: () => started.control.cluster,
     whyNot: () => '',
+    leaderUrl: () => '',
   });
   const server = await startHttp({
     ...{ host: '127.0.0.1', port: 0, access, insecure: false, log, console },

@@ -45,6 +45,27 @@ withEtcd('coordinators with a lease of etcd', () => {
     await expect(lease.read(200)).rejects.toMatchObject({ code: 'DEADLINE_EXCEEDED' });
   });
 
+  test('the console of the one that does not lead says so, and links to that of the one that does', async () => {
+    const etcd = await Etcd.start();
+    atEnd(() => etcd.stop());
+    const flags: Flags = { preset: 'tiny', workers: 1, lease: 'etcd', etcd: etcd.address };
+    const both = ['a', 'b'].map((name) => new Service('coordinator', { ...flags, name }));
+    const urls = await Promise.all(both.map(async ({ process }) => (await process.listening).metricsUrl));
+    const leader = await until(
+      () => both.findIndex((one) => one.events('leads').length > 0),
+      (index) => index >= 0,
+    );
+    const said = async () => {
+      const { body } = await fetch(`${urls[1 - leader]}/console/feed`);
+      const reader = body!.pipeThrough(new TextDecoderStream()).getReader();
+      const { value } = await reader.read();
+      await reader.cancel();
+      return value!;
+    };
+    const text = await until(said, (text) => text.includes(`"leaderUrl":"${urls[leader]}"`));
+    expect(text).toContain(`does not lead; ${await both[leader]!.address} does`);
+  });
+
   test('a leader that is killed, and one that stops, is followed by the other; no batch is lost, no expert moves', async () => {
     const etcd = await Etcd.start();
     atEnd(() => etcd.stop());

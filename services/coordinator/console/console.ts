@@ -23,8 +23,9 @@ export interface ConsoleOptions {
   clock: Clock;
   /** Null: this coordinator does not lead. */
   cluster: () => Cluster | null;
-  /** Why it does not lead. */
+  /** Why it does not lead, and where the one that does serves HTTP; empty: that is not known. */
   whyNot: () => string;
+  leaderUrl: () => string;
 }
 
 const nothing = { nodes: {}, links: {}, traffic: {}, batches: {} };
@@ -84,9 +85,9 @@ export class Console implements HttpPages {
 
   /** Sees what has happened, and tells pages if there are any. */
   private tell(watched: boolean): void {
-    const { name, model, clock, whyNot } = this.options;
+    const { name, model, clock, whyNot, leaderUrl } = this.options;
     const cluster = this.current();
-    const now = summary(name, model, cluster, cluster === null ? whyNot() : '');
+    const now = summary(name, model, cluster ?? { reason: whyNot(), leaderUrl: leaderUrl() });
     const described = cluster === null ? nothing : describeNodes(cluster, this.history.rates);
     this.events.look(now, described.nodes, clock.wall());
     if (!watched) return;

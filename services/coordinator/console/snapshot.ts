@@ -26,21 +26,18 @@ export const linkKeyOf = (router: string, worker: string) => `${router} ${worker
 /** Numbers as the page shows them: what nobody could see is no change. */
 export const rounded = (value: number) => Number(value.toPrecision(3));
 
-/** `cluster` null: this coordinator does not lead, and `reason` says who does. */
-export function summary(
-  coordinator: string,
-  model: ModelSpec,
-  cluster: Cluster | null,
-  reason: string,
-): ClusterSummary {
+/** Why a coordinator does not lead, and where to look instead. */
+type NotLeading = Pick<ClusterSummary, 'reason' | 'leaderUrl'>;
+
+export function summary(coordinator: string, model: ModelSpec, source: Cluster | NotLeading): ClusterSummary {
   const layers = model.layers.map(({ layer, experts }) => ({ layer, experts }));
   const known = { coordinator, version, model: { name: model.name, layers } };
   const none = { loading: 0, serving: 0, draining: 0, planned: 0 };
-  if (cluster === null) {
+  if ('reason' in source) {
     const nothing = { term: 0, epoch: 0, workers: [], copies: none, missing: 0, plan: null };
-    return { ...known, leading: false, ready: false, reason, ...nothing };
+    return { ...known, ...nothing, ...source, leading: false, ready: false };
   }
-  const { view, plans, term, epoch } = cluster;
+  const { view, plans, term, epoch } = source;
   const copies = { ...none };
   for (const counts of plans.placement.counts())
     for (const state of ['loading', 'serving', 'draining'] as const) copies[state] += counts[state];
@@ -52,6 +49,7 @@ export function summary(
   return {
     ...known,
     leading: true,
+    leaderUrl: '',
     ready: view.ready ?? false,
     reason: view.reason ?? '',
     term,

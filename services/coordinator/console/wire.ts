@@ -31,6 +31,8 @@ export interface ClusterSummary {
   leading: boolean;
   /** Why it does not lead, or why the cluster is not ready; empty: all is well. */
   reason: string;
+  /** Where the coordinator that leads serves HTTP; empty: this one leads, or that is not known. */
+  leaderUrl: string;
   ready: boolean;
   term: number;
   epoch: number;
