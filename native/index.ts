@@ -242,6 +242,11 @@ export interface ReferenceLayer {
   routing: RoutingSpec;
   /** The last of the experts are shared. */
   shared?: { weights: Float32Array; gate: TensorSource | null };
+  /** Of the gate alone: rows are divided by sqrt(mean of squares + this), and multiplied by gateScale, [hidden]. */
+  rowEpsilon?: number | null;
+  gateScale?: Float32Array | null;
+  /** [experts]: weights of chosen experts are multiplied by these in the end. */
+  expertScale?: Float32Array | null;
   /** Use these experts instead of choosing; for rounding ties and feedback. [rows, topK] */
   given: Uint32Array | null;
   /** Sum with these weights instead of those computed here: a steep gate makes much of how rows were rounded. [rows, topK] */
@@ -363,6 +368,10 @@ export interface Addon {
     routing: RoutingSpec;
     /** Experts numbered from `experts` on, that every token goes to beside those chosen. */
     shared?: SharedChoice;
+    /** [experts]: weights of chosen experts are multiplied by these in the end. */
+    expertScale?: Float32Array | null;
+    /** Divide a row's logits by sqrt(mean of its squares + this), so that the gate takes rows as if they were normalised. */
+    rowEpsilon?: number | null;
   }): GateWeights;
   /** Throws RESOURCE_EXHAUSTED at the limit of slabs. `experts`: their number at each layer. Contents are undefined. */
   createRoutingTable(options: { tokens: number; topK: number; experts: Uint32Array }): RoutingTable;

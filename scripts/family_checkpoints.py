@@ -68,6 +68,8 @@ FAMILIES = {
                      vision_config=dict(VISION, deepstack_visual_indexes=[0]))),
     "glm4v_moe": ("glm4v_moe", dict(text_config=dict(COMMON, **V3, first_k_dense_replace=1,
                   rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2, 1, 1])), vision_config=dict(VISION))),
+    "gemma4": ("gemma4_text", dict(**DENSE, enable_moe_block=True, num_experts=EXPERTS, top_k_experts=TOP_K,
+               moe_intermediate_size=FFN, hidden_size_per_layer_input=8, vocab_size_per_layer_input=16)),
     "jamba": ("jamba", dict(num_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN, expert_layer_period=2,
               expert_layer_offset=0, attn_layer_period=1, attn_layer_offset=0, use_mamba_kernels=False)),
     "lfm2_moe": ("lfm2_moe", dict(**EXPERT, **DENSE, num_experts=EXPERTS, num_dense_layers=1,

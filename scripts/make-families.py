@@ -56,6 +56,19 @@ def randomise(model, name):
                 weight.copy_(steep * weight.shape[-1] ** -0.5 * torch.randn(weight.shape))
 
 
+class RoutedExperts(torch.nn.Module):
+    """A router and its experts that stand in the layer itself, on the same rows."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.router, self.experts = layer.router, layer.experts
+
+    def forward(self, rows):
+        rows = rows.reshape(-1, rows.shape[-1])
+        _, weights, experts = self.router(rows)
+        return self.experts(rows, experts, weights)
+
+
 class Sum(torch.nn.Module):
     """A block and the shared experts that stand beside it."""
 
@@ -70,7 +83,8 @@ class Sum(torch.nn.Module):
 def blocks(model):
     """The MoE block and the norm in front of it, by layer."""
     for number, layer in enumerate(inner(model).layers):
-        found = [child for child in layer.children() if any(path.split(".")[-1] == "experts" for path, _ in child.named_modules())]
+        apart = getattr(layer, "router", None) is not None
+        found = [RoutedExperts(layer)] if apart else [child for child in layer.children() if any(path.split(".")[-1] == "experts" for path, _ in child.named_modules())]
         if not found:
             continue
         if hasattr(layer, "shared_mlp") and layer.shared_mlp is not None:

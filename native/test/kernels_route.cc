@@ -250,14 +250,16 @@ TEST_F(RoutingTableTest, GivesBackWhatWasWrittenWholeAndByLayer) {
 
   RoutingTable copy(arena.allocate(RoutingTable::bytes_for(tokens, 2, 2)), tokens, 2, {4, 6});
   for (const std::size_t layer : {0, 1}) {
-    std::vector<std::uint32_t> of_layer(tokens * 2);
-    std::vector<float> weights_of_layer(tokens * 2);
-    table.gather(layer, tokens, of_layer.data(), weights_of_layer.data());
+    // A third slot, of a shared expert, is left alone.
+    std::vector<std::uint32_t> of_layer(tokens * 3, 77);
+    std::vector<float> weights_of_layer(tokens * 3, 77);
+    table.gather(layer, tokens, 3, of_layer.data(), weights_of_layer.data());
     for (std::size_t t = 0; t < tokens; ++t) {
-      EXPECT_EQ(of_layer[t * 2], experts[t * 4 + layer * 2]);
-      EXPECT_EQ(weights_of_layer[t * 2 + 1], weights[t * 4 + layer * 2 + 1]);
+      EXPECT_EQ(of_layer[t * 3], experts[t * 4 + layer * 2]);
+      EXPECT_EQ(weights_of_layer[t * 3 + 1], weights[t * 4 + layer * 2 + 1]);
+      EXPECT_EQ(of_layer[t * 3 + 2], 77u);
     }
-    copy.scatter(layer, tokens, of_layer.data(), weights_of_layer.data());
+    copy.scatter(layer, tokens, 3, of_layer.data(), weights_of_layer.data());
   }
   std::vector<std::uint8_t> all(entries * 4), all_weights(entries * 4);
   copy.read(0, all, all_weights);

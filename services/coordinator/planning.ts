@@ -108,15 +108,23 @@ export class Planning {
 
   /**
    * The first copies of experts that nobody holds: dealt to the workers in turn, so that within a layer none has more than one above any other, and the same holds
-   * for the model as a whole. `candidates`: in the order in which they are dealt to. Where memory is too small for equal shares it decides.
+   * for the model as a whole. `candidates`: in the order in which they are dealt to. Experts that every token
+   * goes to are dealt to all, if there is memory. Where memory is too small for equal shares it decides.
    */
   dealt(candidates: readonly Candidate[]): number[][] {
     const { experts, expertBytes } = this.options;
-    const share = Math.ceil(experts.total / candidates.length) * expertBytes;
-    const fits = candidates.every(({ memoryBytes, cordoned }) => !cordoned && memoryBytes >= share);
-    return Array.from({ length: experts.total }, (_, expert) =>
-      fits ? [candidates[expert % candidates.length]!.slot] : [],
-    );
+    const shared = experts.shared();
+    const fits = (copies: number) =>
+      candidates.every(({ memoryBytes, cordoned }) => !cordoned && memoryBytes >= copies * expertBytes);
+    const share = (count: number) => Math.ceil(count / candidates.length);
+    // Every worker has what every token goes to, so that rows of it go where the least is to do.
+    const everywhere = shared.size > 0 && fits(share(experts.total - shared.size) + shared.size);
+    const once = everywhere || fits(share(experts.total));
+    let dealt = 0;
+    return Array.from({ length: experts.total }, (_, expert) => {
+      if (everywhere && shared.has(expert)) return candidates.map(({ slot }) => slot).sort((a, b) => a - b);
+      return once ? [candidates[dealt++ % candidates.length]!.slot] : [];
+    });
   }
 }
 

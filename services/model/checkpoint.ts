@@ -143,7 +143,7 @@ class CheckpointTensors implements ModelTensors {
     private readonly files: CheckpointFiles,
     private readonly stored: StoredTensors,
     family: Family,
-    config: FamilyConfig,
+    private readonly config: FamilyConfig,
     layers: readonly LayerSpec[],
   ) {
     this.layers = new Map(
@@ -163,11 +163,15 @@ class CheckpointTensors implements ModelTensors {
 
   gate(layer: number) {
     const tensors = this.of(layer);
+    const scale = this.sourceOrNull(tensors.routerScale());
+    const { hidden, normEpsilon: epsilon } = this.config;
     return {
       weight: this.stored.source(tensors.gate()),
       logitBias: this.sourceOrNull(tensors.logitBias()),
       selectionBias: this.sourceOrNull(tensors.selectionBias()),
       sharedGate: this.sourceOrNull(tensors.sharedGate()),
+      expertScale: this.sourceOrNull(tensors.expertScale()),
+      rowNorm: scale && { weight: scale, factor: hidden ** -0.5, epsilon },
     };
   }
 

@@ -1,19 +1,30 @@
 import type { ExpertId } from '../common/layer-experts.js';
 import type { LayerSpec } from './spec.js';
 
+/** As far as the order knows a layer. */
+type OrderedLayer = Pick<LayerSpec, 'layer' | 'experts'> & Partial<Pick<LayerSpec, 'shared'>>;
+
 /** Numbers the experts of a model from 0, layer after layer, so that typed arrays can tell of each of them. */
 export class ExpertOrder {
   /** Of all layers. */
   readonly total: number;
   private readonly byLayer = new Map<number, { first: number; experts: number }>();
 
-  constructor(readonly layers: readonly Pick<LayerSpec, 'layer' | 'experts'>[]) {
+  constructor(readonly layers: readonly OrderedLayer[]) {
     let first = 0;
     for (const { layer, experts } of layers) {
       this.byLayer.set(layer, { first, experts });
       first += experts;
     }
     this.total = first;
+  }
+
+  /** The numbers of experts that every token goes to. */
+  shared(): Set<number> {
+    const numbers = this.layers.flatMap(({ layer, experts, shared = [] }) =>
+      shared.map((_, part) => this.indexOf({ layer, expert: experts - shared.length + part })),
+    );
+    return new Set(numbers);
   }
 
   /** Experts of a layer; 0 if the model has no such layer. */

@@ -90,6 +90,16 @@ export class LayerTensors {
     return routerBias === null ? null : vector(this.prefix + routerBias, this.routed);
   }
 
+  routerScale(): MatrixView | null {
+    const { routerScale } = this.names;
+    return routerScale === null ? null : vector(this.prefix + routerScale, this.config.hidden);
+  }
+
+  expertScale(): MatrixView | null {
+    const { expertScale } = this.names;
+    return expertScale === null ? null : vector(this.prefix + expertScale, this.routed);
+  }
+
   selectionBias(): MatrixView | null {
     const { selectionBias } = this.names;
     return selectionBias.length === 0 || this.spec.givenOnly
@@ -113,8 +123,14 @@ export class LayerTensors {
 
   /** All that the layer needs. */
   *all(): Generator<MatrixView> {
-    for (const view of [this.norm(), this.gate(), this.logitBias(), this.selectionBias(), this.sharedGate()])
-      if (view !== null) yield view;
+    const gate = [
+      this.gate(),
+      this.logitBias(),
+      this.selectionBias(),
+      this.routerScale(),
+      this.expertScale(),
+    ];
+    for (const view of [this.norm(), ...gate, this.sharedGate()]) if (view !== null) yield view;
     for (let expert = 0; expert < this.spec.experts; expert += 1) {
       const { gate, up, down, bias } = this.expert(expert);
       if (gate !== null) yield gate;

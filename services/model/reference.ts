@@ -2,6 +2,7 @@ import type { ExpertSource, ReferenceResult, RoutingSpec, TensorSource } from '.
 import { native } from '../../native/index.js';
 import { invalidArgument } from '../common/errors.js';
 import { decodeBf16, roundToBf16 } from './bf16.js';
+import { gateScaleOf } from './gate.js';
 import type { Model } from './load.js';
 import { readFloats, readFloatsOrNull } from './read-floats.js';
 import type { LayerSpec } from './spec.js';
@@ -59,7 +60,8 @@ export async function referenceForward(
 }
 
 async function gateOf(model: Model, layer: number) {
-  const { weight, logitBias, selectionBias, sharedGate } = model.gate(layer);
+  const source = model.gate(layer);
+  const { weight, logitBias, selectionBias, sharedGate, expertScale, rowNorm } = source;
   const { routing, shared } = specOf(model, layer);
   return {
     gate: weight,
@@ -67,6 +69,9 @@ async function gateOf(model: Model, layer: number) {
     selectionBias: await readFloatsOrNull(selectionBias),
     routing,
     shared: { weights: Float32Array.from(shared, (each) => each.weight), gate: sharedGate },
+    expertScale: await readFloatsOrNull(expertScale),
+    rowEpsilon: rowNorm?.epsilon ?? null,
+    gateScale: await gateScaleOf(source),
   };
 }
 

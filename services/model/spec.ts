@@ -98,6 +98,10 @@ export interface GateSource {
   selectionBias: TensorSource | null;
   /** [1, hidden], of the shared experts that are gated. */
   sharedGate: TensorSource | null;
+  /** [1, routed experts]: weights of chosen experts are multiplied by these in the end. */
+  expertScale: TensorSource | null;
+  /** The gate alone takes rows divided by sqrt(mean of squares + epsilon), times weight [1, hidden] and factor. */
+  rowNorm: { weight: TensorSource; factor: number; epsilon: number } | null;
 }
 
 /** Where the tensors of a model come from; taking a source reads no weights. */

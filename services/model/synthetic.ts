@@ -160,7 +160,14 @@ class SyntheticTensors implements ModelTensors {
       this.spec.hidden,
       gateLogitDeviation,
     );
-    return { weight, logitBias: null, selectionBias: null, sharedGate: null };
+    return {
+      weight,
+      logitBias: null,
+      selectionBias: null,
+      sharedGate: null,
+      expertScale: null,
+      rowNorm: null,
+    };
   }
 
   expert(layer: number, expert: number): ExpertSource {

@@ -3,8 +3,8 @@ import { SwitchyardError } from '../common/errors.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { Logger } from '../common/log.js';
 import { countNonFiniteBf16, countNonFiniteFloats, FiniteWeights } from '../model/finite.js';
+import { createGate } from '../model/gate.js';
 import { type Model, openModel, parseModelSource } from '../model/load.js';
-import { readFloatsOrNull } from '../model/read-floats.js';
 import type { LayerSpec } from '../model/spec.js';
 import { type LayerWeights, RouterWeights } from './weights.js';
 
@@ -32,24 +32,13 @@ export async function loadWeights(description: ModelDescription, log: Logger): P
   }
 }
 
-async function loadLayer(
-  model: Model,
-  finite: FiniteWeights,
-  { layer, experts, routing, shared }: LayerSpec,
-): Promise<LayerWeights> {
+async function loadLayer(model: Model, finite: FiniteWeights, spec: LayerSpec): Promise<LayerWeights> {
+  const { layer } = spec;
   const source = model.gate(layer);
   const weight = await loadFloats(source.weight, finite);
   const sharedGate = source.sharedGate && (await loadFloats(source.sharedGate, finite));
   try {
-    const gate = native.createGate({
-      weight,
-      experts: experts - shared.length,
-      hidden: model.spec.hidden,
-      logitBias: await readFloatsOrNull(source.logitBias),
-      selectionBias: await readFloatsOrNull(source.selectionBias),
-      routing,
-      shared: { weights: Float32Array.from(shared, (each) => each.weight), gate: sharedGate },
-    });
+    const gate = await createGate(source, spec, model.spec.hidden, weight, sharedGate);
     const norm = model.norm(layer);
     return { gate, norm: norm && { weight: await loadNorm(norm.weight, finite), offset: norm.offset } };
   } finally {

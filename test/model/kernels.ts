@@ -1,6 +1,6 @@
 import { type ExpertBackend, native, type Slab } from '../../native/index.js';
+import { createGate } from '../../services/model/gate.js';
 import type { Model } from '../../services/model/load.js';
-import { readFloatsOrNull } from '../../services/model/read-floats.js';
 import { type Choice, gateRows } from '../support/routing.js';
 
 export interface KernelOptions {
@@ -37,20 +37,12 @@ async function runLayer(
 ): Promise<{ output: Slab; chosen: Choice }> {
   const { hidden, topK, normEpsilon } = model.spec;
   const rowCount = rows.byteLength / (hidden * 2);
-  const { experts, routing, shared } = model.spec.layers.find((each) => each.layer === layer)!;
+  const spec = model.spec.layers.find((each) => each.layer === layer)!;
+  const { shared } = spec;
   const source = model.gate(layer);
-  const gate = native.createGate({
-    weight: await native.readFloats(source.weight),
-    experts: experts - shared.length,
-    hidden,
-    logitBias: await readFloatsOrNull(source.logitBias),
-    selectionBias: await readFloatsOrNull(source.selectionBias),
-    routing,
-    shared: {
-      weights: Float32Array.from(shared, (each) => each.weight),
-      gate: source.sharedGate && (await native.readFloats(source.sharedGate)),
-    },
-  });
+  const weight = await native.readFloats(source.weight);
+  const sharedGate = source.sharedGate && (await native.readFloats(source.sharedGate));
+  const gate = await createGate(source, spec, hidden, weight, sharedGate);
   const normSource = options.norm ? model.norm(layer) : null;
   const norm = normSource && {
     weight: await native.readTensor(normSource.weight),

@@ -28,10 +28,13 @@ Napi::Value create_gate(const Napi::CallbackInfo& info) {
       shared.gate = floats_of(shared_gate);
     }
   }
+  GateExtras extras;
+  if (options.has("expertScale")) extras.expert_scale = to_span<float>(options.value("expertScale"), "expertScale");
+  if (options.has("rowEpsilon")) extras.row_epsilon = static_cast<float>(options.number("rowEpsilon"));
   return GateHandle::create(
       info.Env(), std::make_shared<const Gate>(floats_of(weight), experts, hidden, bias_of(options, "logitBias"),
                                                bias_of(options, "selectionBias"),
-                                               to_routing(options.fields("routing")), shared));
+                                               to_routing(options.fields("routing")), shared, extras));
 }
 
 }  // namespace

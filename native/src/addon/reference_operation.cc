@@ -23,6 +23,12 @@ std::span<const Element> span_or_null(const Fields& fields, const char* field, O
   return held_span<Element>(operation, fields.value(field), fields.name(field));
 }
 
+template <typename Element>
+std::span<const Element> optional_span(const Fields& fields, const char* field, Operation& operation) {
+  if (!fields.has(field)) return {};
+  return held_span<Element>(operation, fields.value(field), fields.name(field));
+}
+
 std::vector<ReferenceExpert> to_experts(const Napi::Value& value, const std::string& field) {
   if (!value.IsArray()) throw_invalid(field, show(value), "an array");
   const auto array = value.As<Napi::Array>();
@@ -65,6 +71,9 @@ ReferenceLayer to_layer(const Fields& fields, Operation& operation) {
       .given_weights = span_or_null<float>(fields, "givenWeights", operation),
       .experts = to_experts(fields.value("experts"), fields.name("experts")),
       .shared = to_shared(fields, operation),
+      .row_epsilon = fields.has("rowEpsilon") ? std::optional(fields.number("rowEpsilon")) : std::nullopt,
+      .gate_scale = optional_span<float>(fields, "gateScale", operation),
+      .expert_scale = optional_span<float>(fields, "expertScale", operation),
       .residual = fields.boolean("residual"),
   };
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/choice.h"
+#include "kernels/norm.h"
 #include "kernels/scores.h"
 #include "runtime/error.h"
 
@@ -86,6 +87,8 @@ struct Gate::Prepared {
   std::vector<float> selection_bias;
   /** Of the shared experts. */
   std::vector<float> shared_weights;
+  std::vector<float> expert_scale;
+  std::optional<float> row_epsilon;
   /** Their gate is one more row of the weights, behind those of the experts. */
   bool shared_gate;
 
@@ -143,7 +146,7 @@ void Gate::Prepared::compute_logits(const std::vector<Weight>& weight_panels, Ro
 }
 
 Gate::Gate(const float* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
-           std::span<const float> selection_bias, const RoutingSpec& routing, const SharedChoice& shared) {
+           std::span<const float> selection_bias, const RoutingSpec& routing, const SharedChoice& shared, const GateExtras& extras) {
   if (experts == 0) throw_invalid("experts", experts, "1 or more");
   if (hidden == 0) throw_invalid("hidden", hidden, "1 or more");
   check_routing(routing, experts);
@@ -156,6 +159,9 @@ Gate::Gate(const float* weight, std::size_t experts, std::size_t hidden, std::sp
   prepared->pairs = divide_up(hidden, 2);
   prepared->routing = routing;
   prepared->shared_weights.assign(shared.weights.begin(), shared.weights.end());
+  check_bias(extras.expert_scale, experts, "expertScale");
+  prepared->expert_scale.assign(extras.expert_scale.begin(), extras.expert_scale.end());
+  prepared->row_epsilon = extras.row_epsilon;
   prepared->shared_gate = shared.gate != nullptr;
   std::vector<float> rows(weight, weight + experts * hidden);
   if (shared.gate != nullptr) rows.insert(rows.end(), shared.gate, shared.gate + hidden);
@@ -181,6 +187,7 @@ std::size_t Gate::experts() const { return prepared_->experts; }
 std::size_t Gate::hidden() const { return prepared_->hidden; }
 const RoutingSpec& Gate::routing() const { return prepared_->routing; }
 std::size_t Gate::shared() const { return prepared_->shared_weights.size(); }
+std::optional<float> Gate::row_epsilon() const { return prepared_->row_epsilon; }
 bool Gate::has_shared_gate() const { return prepared_->shared_gate; }
 std::size_t Gate::bytes() const {
   return std::visit([](const auto& found) { return found.size() * sizeof found[0]; }, prepared_->weights);
@@ -194,7 +201,10 @@ void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<con
     const std::size_t count = std::min(step, row_count - first);
     PlainRows block(rows + first * hidden(), hidden());
     const std::size_t slot = first * slots();
-    session.route(block, count, rows + (first + count) * hidden(), chosen_experts + slot, chosen_weights + slot);
+    std::vector<float> factors;
+    if (row_epsilon()) factors = row_factors(rows + first * hidden(), count, hidden(), *row_epsilon());
+    session.route(block, count, rows + (first + count) * hidden(), chosen_experts + slot, chosen_weights + slot,
+                  factors.empty() ? nullptr : factors.data());
   }
 }
 
@@ -222,16 +232,22 @@ GateSession::GateSession(const Gate& gate, std::span<const float> bias) : gate_(
 GateSession::~GateSession() = default;
 
 void GateSession::route(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
-                        float* chosen_weights) {
+                        float* chosen_weights, const float* row_factors) {
   float* const logits = scratch_->logits.data();
   std::visit(
       [&](const auto& panels) { gate_.compute_logits(panels, rows, row_count, next, scratch_->rows, logits); },
       gate_.weights);
   for (std::size_t r = 0; r < row_count; ++r) {
     const std::size_t slot = r * gate_.slots();
+    if (row_factors != nullptr) {
+      float* const own = logits + r * gate_.logit_stride();
+      for (std::size_t e = 0; e < gate_.experts; ++e) own[e] *= row_factors[r];
+    }
     // First, since the choice overwrites what is behind the experts' logits.
     gate_.add_shared(logits + r * gate_.logit_stride(), chosen_experts + slot, chosen_weights + slot);
     scratch_->chooser.choose(logits + r * gate_.logit_stride(), chosen_experts + slot, chosen_weights + slot);
+    if (gate_.expert_scale.empty()) continue;
+    for (std::size_t j = slot; j < slot + gate_.routing.top_k; ++j) chosen_weights[j] *= gate_.expert_scale[chosen_experts[j]];
   }
 }
 

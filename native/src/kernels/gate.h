@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "kernels/row_parts.h"
@@ -28,6 +29,14 @@ struct RoutingSpec {
   WeightOn weight_on = WeightOn::output;
 };
 
+/** What a gate does beside its products; of gemma. */
+struct GateExtras {
+  /** [experts]: what the weights of chosen experts are multiplied by in the end; empty: nothing. */
+  std::span<const float> expert_scale;
+  /** Divide a row's logits by sqrt(mean of its squares + this). */
+  std::optional<float> row_epsilon;
+};
+
 /** Experts that every token goes to beside those chosen; their numbers follow those of the routed ones. */
 struct SharedChoice {
   /** One for each. */
@@ -48,7 +57,8 @@ class Gate {
    * Throws INVALID_ARGUMENT, naming the field, for sizes that do not fit together.
    */
   Gate(const float* weight, std::size_t experts, std::size_t hidden, std::span<const float> logit_bias,
-       std::span<const float> selection_bias, const RoutingSpec& routing, const SharedChoice& shared = {});
+       std::span<const float> selection_bias, const RoutingSpec& routing, const SharedChoice& shared = {},
+       const GateExtras& extras = {});
   ~Gate();
   Gate(Gate&&) noexcept;
   Gate& operator=(Gate&&) noexcept;
@@ -59,6 +69,8 @@ class Gate {
   std::size_t shared() const;
   /** Whether what the shared experts weigh depends on the row. */
   bool has_shared_gate() const;
+  /** Of GateExtras; absent: logits are as they are. */
+  std::optional<float> row_epsilon() const;
   /** Experts of a row: those chosen and the shared ones. */
   std::size_t slots() const { return routing().top_k + shared(); }
   /** Memory of the prepared weights. */
@@ -99,9 +111,9 @@ class GateSession {
   GateSession(const GateSession&) = delete;
   GateSession& operator=(const GateSession&) = delete;
 
-  /** Gate::route for at most rows_at_once rows. `next`: as much memory, wanted in the cache when this is done. */
+  /** Gate::route for at most rows_at_once rows. `row_factors`: what each row's logits are multiplied by. `next`: as much memory, wanted in the cache when this is done. */
   void route(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
-             float* chosen_weights);
+             float* chosen_weights, const float* row_factors = nullptr);
   /** The same where the first top_k of each row are there: writes the shared experts behind them. */
   void share(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
              float* chosen_weights);

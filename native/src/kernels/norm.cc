@@ -103,6 +103,12 @@ std::size_t normalize_rows(const std::uint16_t* rows, std::size_t row_count, std
   return non_finite;
 }
 
+std::vector<float> row_factors(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden, float epsilon) {
+  std::vector<float> factors(row_count);
+  for (std::size_t r = 0; r < row_count; ++r) factors[r] = factor_of(mean_of_squares(rows + r * hidden, hidden) + epsilon);
+  return factors;
+}
+
 std::size_t NormalizedRows::begin(const std::uint16_t* rows, std::size_t row_count, std::uint16_t* output) {
   output_ = output;
   rows_.clear();

@@ -16,6 +16,9 @@ namespace switchyard {
 std::size_t normalize_rows(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden,
                            const std::uint16_t* weight, float epsilon, std::uint16_t* output, float offset = -0.0f);
 
+/** 1 / sqrt(mean of squares + epsilon) of each row. */
+std::vector<float> row_factors(const std::uint16_t* rows, std::size_t row_count, std::size_t hidden, float epsilon);
+
 /** The same, of a few rows at a time whose parts are normalised, and written, as a gate takes them. */
 class NormalizedRows final : public RowParts {
  public:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <optional>
+#include <vector>
 
 #include "kernels/non_finite.h"
 #include "kernels/norm.h"
@@ -53,15 +54,22 @@ class GatedBlocks {
     PlainRows plain(task_.rows + first * task_.hidden, task_.hidden);
     RowParts& rows = normalized_ ? static_cast<RowParts&>(*normalized_) : plain;
     const std::size_t slot = first * task_.gate->slots();
+    factors_.clear();
+    if (const auto epsilon = task_.gate->row_epsilon()) {
+      factors_ = row_factors(task_.rows + first * task_.hidden, count, task_.hidden, *epsilon);
+    }
     const std::uint16_t* const next = task_.rows + (first + count) * task_.hidden;
     if (task_.given) session_.share(rows, count, next, task_.experts + slot, task_.weights + slot);
-    else session_.route(rows, count, next, task_.experts + slot, task_.weights + slot);
+    else session_.route(rows, count, next, task_.experts + slot, task_.weights + slot,
+                        factors_.empty() ? nullptr : factors_.data());
   }
 
  private:
   const RouteTask& task_;
   GateSession session_;
   std::optional<NormalizedRows> normalized_;
+  /** Of the block's rows, for gates that take rows as if they were normalised. */
+  std::vector<float> factors_;
 };
 
 }  // namespace

@@ -192,7 +192,11 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
   const size_t top_k = layer.routing.top_k;
   const std::vector<double> inputs = layer.norm ? normalize(rows, read_doubles(*layer.norm), layer.norm_offset, layer.epsilon)
                                                 : std::vector<double>(rows.begin(), rows.end());
-  const std::vector<double> gate_inputs = without_subnormals(inputs);
+  std::vector<double> gate_inputs = without_subnormals(inputs);
+  if (layer.row_epsilon) {
+    const std::vector<double> scale(layer.gate_scale.begin(), layer.gate_scale.end());
+    gate_inputs = normalize(gate_inputs, scale, 0, *layer.row_epsilon);
+  }
   std::vector<double> logits = multiply(layer.gate, gate_inputs.data(), row_count, Precision::stored, pool);
   const double gate_norm = largest_row_norm(layer.gate, Precision::stored, pool);
   double bias_max = 0;
@@ -205,8 +209,9 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
     double* own = logits.data() + row * experts;
     for (size_t expert = 0; expert < layer.gate_bias.size(); ++expert) own[expert] += layer.gate_bias[expert];
     const auto given = layer.given.empty() ? layer.given : layer.given.subspan(row * top_k, top_k);
-    const ReferenceChoice choice = choose_experts({own, experts}, layer.selection_bias, layer.routing, given);
+    ReferenceChoice choice = choose_experts({own, experts}, layer.selection_bias, layer.routing, given);
     const auto used = given.empty() ? std::span<const uint32_t>(choice.experts) : given;
+    for (size_t i = 0; i < top_k && !layer.expert_scale.empty(); ++i) choice.weights[i] *= layer.expert_scale[used[i]];
     for (size_t i = 0; i < top_k; ++i) {
       const double weight = layer.given_weights.empty() ? choice.weights[i] : layer.given_weights[row * top_k + i];
       uses[used[i]].push_back({row, weight});

@@ -46,6 +46,11 @@ struct ReferenceLayer {
   std::span<const float> given_weights;
   std::vector<ReferenceExpert> experts;
   ReferenceShared shared;
+  /** Of the gate alone: rows are divided by sqrt(mean of squares + this), and multiplied by gate_scale, [hidden]. */
+  std::optional<double> row_epsilon = {};
+  std::span<const float> gate_scale = {};
+  /** [experts]; empty: weights are as they are. */
+  std::span<const float> expert_scale = {};
   bool residual = true;
 };
 

@@ -61,6 +61,10 @@ export interface LayerNames {
   routerTransposed: boolean;
   /** Added to the logits. */
   routerBias: string | null;
+  /** What the rows that the router alone normalises are multiplied by, beside 1 / sqrt(hidden); null: it takes them as they are. */
+  routerScale: string | null;
+  /** What weights of chosen experts are multiplied by in the end. */
+  expertScale: string | null;
   /** Added to scores for choosing only. */
   selectionBias: readonly string[];
   experts: MatrixNames | FusedNames;

@@ -8,6 +8,7 @@ import { deepseekV4 } from './deepseek-v4.js';
 import { ernie45Moe } from './ernie4-5-moe.js';
 import type { Family } from './family.js';
 import { flexOlmo } from './flex-olmo.js';
+import { gemma4 } from './gemma4.js';
 import { glm5Next } from './glm5-next.js';
 import { gptOss } from './gpt-oss.js';
 import { graniteMoe } from './granitemoe.js';
@@ -48,6 +49,7 @@ export const families: readonly Family[] = [
   ernie45Moe,
   nemotronH,
   deepseekV4,
+  gemma4,
   kimiLinear,
   jamba,
   lfm2Moe,

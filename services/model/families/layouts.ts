@@ -33,6 +33,8 @@ const plain: LayerNames = {
   router: 'mlp.gate.weight',
   routerTransposed: false,
   routerBias: null,
+  routerScale: null,
+  expertScale: null,
   selectionBias: [],
   experts: projections('mlp.experts.#'),
   shared: null,
