@@ -3,7 +3,7 @@ import { listCopies } from '../common/expert-copies.js';
 import type { Placement } from '../common/generated/switchyard/v1/Placement.js';
 import type { RebalanceAnswerInput } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
 import type { ExpertOrder } from '../model/expert-order.js';
-import type { ModelSpec } from '../model/spec.js';
+import { expertsPerToken, type ModelSpec } from '../model/spec.js';
 import type { PlanInput } from '../placement/input.js';
 import type { Plan } from '../placement/plan.js';
 import { ExpertLoads } from './loads.js';
@@ -88,7 +88,7 @@ export class PlacementPlans {
       loads: rebalanceLoads,
       bytesPerSecond: rebalanceBytesPerSecond,
     });
-    this.planning = new Planning({ ...options, expertBytes: this.expertBytes, topK: model.topK });
+    this.planning = new Planning({ ...options, expertBytes: this.expertBytes, topK: expertsPerToken(model) });
   }
 
   /** Workers that are waited for before experts are placed for the first time. */

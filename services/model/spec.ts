@@ -60,6 +60,11 @@ export function routedExperts({ experts, shared }: Pick<LayerSpec, 'experts' | '
   return experts - shared.length;
 }
 
+/** Experts of a token: those that the gate chooses, and the shared ones. */
+export function expertsPerToken({ topK, layers }: Pick<ModelSpec, 'topK' | 'layers'>): number {
+  return topK + Math.max(...layers.map(({ shared }) => shared.length));
+}
+
 /** What a cluster serves. Every process derives it from ModelSource by itself; `fingerprint` tells whether they agree. */
 export interface ModelSpec {
   name: string;

@@ -1,7 +1,7 @@
 import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
-import type { LayerSpec, ModelSpec } from '../model/spec.js';
+import { expertsPerToken, type LayerSpec, type ModelSpec } from '../model/spec.js';
 import { type Random, uuid } from '../runtime/random.js';
 import { chunkTokensMax, chunkTokensMin, tokensMax, usualChunkTokens } from '../transport/chunk-size.js';
 
@@ -81,7 +81,7 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
     rowBytes: model.hidden * 2,
     layers,
     topK: model.topK,
-    slots: model.topK + Math.max(...layers.map(({ shared }) => shared.length)),
+    slots: expertsPerToken(model),
     norm: around('norm'),
     residual: around('residual'),
     combine: combine === 'EXACT' ? 'exact' : 'partial',

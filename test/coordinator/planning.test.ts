@@ -76,6 +76,16 @@ describe('dealing the first copies', () => {
 });
 
 describe('the copies that there must be', () => {
+  test('what every token goes to is dealt to all workers, if there is memory', () => {
+    const shared = [
+      { ffn: 1, activation: 'swiglu', glu: null, biased: false, weight: 1, gated: false } as const,
+    ];
+    const planning = planningOf(new ExpertOrder([{ layer: 0, experts: 5, shared }]));
+    expect(planning.dealt([candidate(0), candidate(1)])).toEqual([[0], [1], [0], [1], [0, 1]]);
+    const room = { memoryBytes: 2.5 * expertBytes };
+    expect(planning.dealt([candidate(0, room), candidate(1, room)])).toEqual([[], [], [], [], []]);
+  });
+
   test('as many of each expert as are wanted, on different workers, as far as memory goes and no further', () => {
     fc.assert(
       fc.property(

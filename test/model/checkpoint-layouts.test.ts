@@ -5,6 +5,7 @@ import { openModel } from '../../services/model/load.js';
 import {
   failure,
   fixtures,
+  type StoredTensor,
   small,
   smallConfig,
   smallGate,
@@ -256,5 +257,43 @@ describe('checkpoints of kinds that are not supported are refused by name', () =
     tensors[name] = { dtype: 'F32', shape: [1], data: new Uint8Array(4) };
     const message = await refusal(await writeCheckpoint(tensors));
     for (const part of ['model.safetensors', `"${name}"`, 'quantised']) expect(message).toContain(part);
+  });
+});
+
+describe('codes of a quantised checkpoint', () => {
+  const config = { ...smallConfig, quantization_config: { quant_method: 'fp8', weight_block_size: [4, 8] } };
+  const { ffn, hidden } = small;
+
+  /** The small checkpoint with one matrix in FP8, and its scales, if there are any. */
+  function coded(scale: StoredTensor | null) {
+    const tensors = smallTensors();
+    tensors[smallUp] = { dtype: 'F8_E4M3', shape: [ffn, hidden], data: new Uint8Array(ffn * hidden) };
+    if (scale !== null) tensors[`${smallUp}_scale_inv`] = scale;
+    return writeCheckpoint(tensors, config);
+  }
+  const floats = (...shape: number[]): StoredTensor => {
+    const count = shape.reduce((product, size) => product * size, 1);
+    return { dtype: 'F32', shape, data: new Uint8Array(new Float32Array(count).fill(1).buffer) };
+  };
+
+  test('with a scale for each block are loaded', async () => {
+    await openDirectory(await coded(floats(2, 2)));
+  });
+
+  test.each([
+    ['no scales', null, `tensor "${smallUp}_scale_inv" is missing`],
+    ['scales of other blocks', floats(1, 1), 'scales for blocks of 4 x 8 of 8 x 16 weights'],
+    ['more scales than blocks', floats(2, 3), 'scales for blocks of 4 x 8 of 8 x 16 weights'],
+    ['scales of another dtype', { ...floats(2, 2), dtype: 'I32' }, 'dtype is I32; allowed: F32, BF16, F16'],
+  ])('with %s are refused by name', async (_, scale, words) => {
+    const message = await refusal(await coded(scale));
+    expect(message).toContain('model.safetensors');
+    expect(message).toContain(words);
+  });
+
+  test('without a quantization_config are refused', async () => {
+    const directory = await coded(floats(2, 2));
+    await writeFile(join(directory, 'config.json'), JSON.stringify(smallConfig));
+    expect(await refusal(directory)).toContain('is quantised');
   });
 });

@@ -1,0 +1,137 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from '@jest/globals';
+import { randomOf } from '../../bench/random.js';
+import {
+  type CodeDtype,
+  type ExpertBackend,
+  type ExpertSource,
+  native,
+  type ScaleDtype,
+  type TensorSource,
+} from '../../native/index.js';
+import { temporaryDirectory } from '../model/support.js';
+
+const hidden = 512;
+const ffn = 288;
+
+interface Form {
+  dtype: CodeDtype;
+  bits: number;
+  scale: { dtype: ScaleDtype; blockRows: number; blockColumns: number };
+  /** Bytes of a scale. */
+  scaleBytes: number;
+  write: (to: DataView, at: number, random: number) => void;
+}
+
+const forms: Record<string, Form> = {
+  'FP8 in blocks': {
+    dtype: 'F8_E4M3',
+    bits: 8,
+    scale: { dtype: 'F32', blockRows: 128, blockColumns: 128 },
+    scaleBytes: 4,
+    write: (to, at, random) => to.setFloat32(at, (1 + random) * 1e-3, true),
+  },
+  MXFP4: {
+    dtype: 'F4_E2M1',
+    bits: 4,
+    scale: { dtype: 'F8_E8M0', blockRows: 1, blockColumns: 32 },
+    scaleBytes: 1,
+    write: (to, at, random) => to.setUint8(at, 118 + Math.floor(random * 6)),
+  },
+  'INT4 in groups': {
+    dtype: 'U4',
+    bits: 4,
+    scale: { dtype: 'BF16', blockRows: 1, blockColumns: 32 },
+    scaleBytes: 2,
+    write: (to, at, random) => to.setUint16(at, 0x3c00 + Math.floor(random * 127), true),
+  },
+  'INT8 by channel': {
+    dtype: 'I8',
+    bits: 8,
+    scale: { dtype: 'F32', blockRows: 1, blockColumns: hidden },
+    scaleBytes: 4,
+    write: (to, at, random) => to.setFloat32(at, (1 + random) * 1e-3, true),
+  },
+};
+
+/** A matrix of random codes in a file of its own, and the bytes that it has there. */
+async function packedMatrix(form: Form, seed: number, rows: number, columns: number) {
+  const { dtype, bits, scale, scaleBytes, write } = form;
+  const scaleColumns = Math.ceil(columns / scale.blockColumns);
+  const codeBytes = (rows * columns * bits) / 8;
+  const bytes = new Uint8Array(codeBytes + Math.ceil(rows / scale.blockRows) * scaleColumns * scaleBytes);
+  const random = randomOf(seed);
+  // Without the codes of NaN.
+  for (let at = 0; at < codeBytes; at += 1) bytes[at] = Math.floor(random() * 256) & 0xfb;
+  const view = new DataView(bytes.buffer);
+  for (let at = codeBytes; at < bytes.byteLength; at += scaleBytes) write(view, at, random());
+  const path = join(await temporaryDirectory(), 'codes');
+  await writeFile(path, bytes);
+  const file = native.openWeightFile(path);
+  const scales = { ...scale, file, byteOffset: codeBytes, columns: scaleColumns };
+  const source: TensorSource = {
+    kind: 'file',
+    file,
+    tensor: 'codes',
+    byteOffset: 0,
+    dtype,
+    rows,
+    columns,
+    scale: { ...scales, firstRow: 0, rowStep: 1, firstColumn: 0 },
+  };
+  return { source, bytes: bytes.byteLength };
+}
+
+/** The same weights in BF16. */
+async function widened(source: TensorSource): Promise<TensorSource> {
+  const slab = await native.readTensor(source);
+  const path = join(await temporaryDirectory(), 'bf16');
+  await writeFile(path, slab.view().slice());
+  slab.release();
+  const { rows, columns } = source;
+  const file = native.openWeightFile(path);
+  return { kind: 'file', file, tensor: 'bf16', byteOffset: 0, dtype: 'BF16', rows, columns };
+}
+
+async function compute(backend: ExpertBackend, source: ExpertSource, count: number) {
+  const expert = await backend.load(source);
+  const rows = await native.synthesizeTokens({ seed: 2, firstToken: 0, count, hidden, skew: 0, topics: 8 });
+  const output = native.allocateSlab(count * hidden * 2);
+  const indices = Uint32Array.from({ length: count }, (_, row) => row);
+  const input = { rows, indices, output, outputRow: 0, inputWeights: null };
+  await backend.forward([{ expert, inputs: [input] }]);
+  const bits = Buffer.from(output.view()).toString('hex');
+  const { bytes } = expert;
+  for (const held of [expert, rows, output]) held.release();
+  return { bits, bytes };
+}
+
+describe.each(Object.entries(forms))('an expert in %s', (_, form) => {
+  test('stays packed, and gives the bits of its weights in BF16 whatever the number of rows', async () => {
+    const gate = await packedMatrix(form, 1, ffn, hidden);
+    const up = await packedMatrix(form, 2, ffn, hidden);
+    const down = await packedMatrix(form, 3, hidden, ffn);
+    const stored = gate.bytes + up.bytes + down.bytes;
+    const packed: ExpertSource = {
+      activation: 'swiglu',
+      gate: gate.source,
+      up: up.source,
+      down: down.source,
+    };
+    const usual: ExpertSource = {
+      activation: 'swiglu',
+      gate: await widened(gate.source),
+      up: await widened(up.source),
+      down: await widened(down.source),
+    };
+    const backend = native.createCpuBackend({ threads: 2 });
+    for (const count of [1, 7, 100]) {
+      const narrow = await compute(backend, packed, count);
+      expect(narrow.bytes).toBeLessThanOrEqual(stored * 1.1);
+      const wide = await compute(backend, usual, count);
+      expect(narrow.bits).toBe(wide.bits);
+    }
+    backend.close();
+  });
+});
