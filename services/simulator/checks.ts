@@ -1,10 +1,11 @@
+import type { ControlService } from '../coordinator/control-service.js';
 import type { Member } from '../coordinator/membership.js';
 import { indexPlacement, type PlacementIndex } from '../router/placement.js';
-import type { SimulatedCluster } from './cluster.js';
+import type { Leader, SimulatedCluster } from './cluster.js';
 import { checkDeparture } from './departures.js';
 import { GoingOn } from './going-on.js';
 import { MembersJudged } from './members.js';
-import type { CoordinatorNode, RouterNode, WorkerNode } from './nodes.js';
+import type { RouterNode, WorkerNode } from './nodes.js';
 import type { SimulatedProcess } from './process.js';
 
 interface Version {
@@ -32,8 +33,8 @@ export class Invariants {
   /** Expert to when it was first seen held by a live member and served by none. */
   private readonly unservedSince = new Map<string, number>();
 
-  /** Coordinators that have placed experts. */
-  private readonly started = new WeakSet<SimulatedProcess>();
+  /** When coordinators placed experts first. */
+  private readonly placedMs = new WeakMap<ControlService, number>();
   private readonly goingOn: GoingOn;
   private readonly members: MembersJudged;
 
@@ -44,33 +45,38 @@ export class Invariants {
     this.goingOn = new GoingOn(cluster, violated);
     this.members = new MembersJudged(cluster, violated);
     cluster.judge = {
-      viewed: (node) => this.checkAdopted(node),
+      viewed: (control) => this.checkAdopted(control),
       departed: (node, askedMs) => {
-        const wrong = checkDeparture(node, askedMs, cluster);
+        const placedMs = (control: ControlService) => this.placedMs.get(control) ?? Number.POSITIVE_INFINITY;
+        const wrong = checkDeparture(node, askedMs, cluster, placedMs);
         if (wrong !== null) violated(wrong);
       },
     };
   }
 
   check(): void {
-    const { coordinator, routers, workers } = this.cluster;
+    const { leaders, routers, workers } = this.cluster;
+    if (leaders.length > 1)
+      this.violated(`${leaders.map(({ process }) => process.name).join(' and ')} lead at once`);
     for (const { node } of workers) if (node !== null) this.checkMemory(node);
     for (const { node } of routers) {
       if (node === null) continue;
       this.checkRouter(node);
       this.goingOn.check(node);
     }
-    if (coordinator.node === null) return;
-    this.members.check(coordinator.node);
-    this.checkAgreement(coordinator.node);
-    this.checkServed(coordinator.node);
+    for (const leader of leaders) {
+      this.members.check(leader);
+      this.checkAgreement(leader);
+      this.checkServed(leader);
+    }
   }
 
   /** Where a coordinator that has just begun wants copies: where all are held as often as they are to be, nothing moves because it began. */
-  private checkAdopted({ process, control: { cluster } }: CoordinatorNode): void {
+  private checkAdopted(control: ControlService): void {
+    const { cluster } = control;
     const { started, placement } = cluster.plans;
-    if (!started || this.started.has(process)) return;
-    this.started.add(process);
+    if (!started || this.placedMs.has(control)) return;
+    this.placedMs.set(control, this.cluster.time.nowMs);
     const serving = cluster
       .members()
       .filter(({ hello, alive, draining }) => hello.role === 'WORKER' && alive && !draining);
@@ -83,7 +89,7 @@ export class Invariants {
       const wanted = slots.map((slot) => placement.names[slot]!);
       if (wanted.every((name) => holders[expert]!.includes(name))) continue;
       this.violated(
-        `${process.name} began, and wants expert ${expert} on ${wanted.join(', ')}, while ${holders[expert]!.join(', ')} hold it`,
+        `a coordinator began, and wants expert ${expert} on ${wanted.join(', ')}, while ${holders[expert]!.join(', ')} hold it`,
       );
     }
   }
@@ -115,7 +121,7 @@ export class Invariants {
   }
 
   /** Members of one coordinator that know one version know one placement. */
-  private checkAgreement({ process, control }: CoordinatorNode): void {
+  private checkAgreement({ process, control }: Leader): void {
     const first = new Map<string, Known>();
     for (const { node } of this.cluster.routers) {
       const known = node?.core.cluster.connected ? this.known.get(node.process) : undefined;
@@ -137,10 +143,12 @@ export class Invariants {
   ): void {
     const { name, host } = process;
     const { sinceMs } = this.known.get(process)!;
-    const { coordinator, network, workers } = this.cluster;
-    const control = coordinator.node?.control;
-    if (control === undefined || Number(control.view.term) !== placement.term || !cluster.connected) return;
-    if (network.cutSince(host, coordinator.host) !== null) return;
+    const { network, workers } = this.cluster;
+    const [leader] = this.cluster.leaders;
+    if (leader === undefined) return;
+    const { control } = leader;
+    if (Number(control.view.term) !== placement.term || !cluster.connected) return;
+    if (network.cutSince(host, leader.process.host) !== null) return;
     const live = control.cluster.members().filter(({ alive, draining }) => alive && !draining);
     const nowMs = this.cluster.time.nowMs;
     for (const member of live) if (!this.joinedMs.has(member)) this.joinedMs.set(member, nowMs);
@@ -165,7 +173,7 @@ export class Invariants {
    * An expert that a live member holds is served by some. While the coordinator stands still or has just begun it cannot know, nor of members
    * that it cannot hear.
    */
-  private checkServed({ process, control }: CoordinatorNode): void {
+  private checkServed({ process, control }: Leader): void {
     const { time, workers, network } = this.cluster;
     const placement = process.state === 'running' ? publishedBy(control) : null;
     const served = new Set<string>();
@@ -192,7 +200,7 @@ export class Invariants {
 }
 
 /** Null: nothing is placed yet. */
-function publishedBy({ cluster, view }: CoordinatorNode['control']) {
+function publishedBy({ cluster, view }: ControlService) {
   const epoch = Number(view.epoch ?? 0);
   if (epoch === 0) return null;
   const { workers = [], layers = [] } = cluster.placement();

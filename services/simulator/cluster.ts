@@ -1,4 +1,6 @@
+import type { ControlService } from '../coordinator/control-service.js';
 import type { EventLog } from './event-log.js';
+import { LeaseStore } from './lease-store.js';
 import { modelSpec } from './model.js';
 import { Network } from './network.js';
 import { CoordinatorNode, RouterNode, type SimulatedNode, type Surroundings, WorkerNode } from './nodes.js';
@@ -9,6 +11,7 @@ import type { VirtualTime } from './virtual-time.js';
 
 const mebibyte = 1024 * 1024;
 const startedAnewMs = 500;
+const coordinatorAddress = (host: string, index: number) => `${host}:${1_000 + index}`;
 
 /** The place of a process, which may be empty: started, killed, and started anew under the same name. */
 export interface Slot<Node extends SimulatedNode> {
@@ -19,10 +22,16 @@ export interface Slot<Node extends SimulatedNode> {
   starts: number;
 }
 
+/** A coordinator while it leads. */
+export interface Leader {
+  process: SimulatedProcess;
+  control: ControlService;
+}
+
 /** Who judges what happens between two looks. */
 export interface Judge {
   /** A coordinator tells a new view. */
-  viewed: (node: CoordinatorNode) => void;
+  viewed: (control: ControlService) => void;
   /** A worker that was asked to end has ended. */
   departed: (node: WorkerNode, askedMs: number) => void;
 }
@@ -30,7 +39,7 @@ export interface Judge {
 /** All processes of a simulated cluster, and what connects them. */
 export class SimulatedCluster {
   readonly network: Network;
-  readonly coordinator: Slot<CoordinatorNode>;
+  readonly coordinators: Slot<CoordinatorNode>[];
   readonly routers: Slot<RouterNode>[];
   readonly workers: Slot<WorkerNode>[];
   /** Names of those that never come back. */
@@ -47,17 +56,18 @@ export class SimulatedCluster {
     readonly log: EventLog,
     private readonly random: SeededRandom,
   ) {
-    const { rates, coordinatorHost } = scenario;
+    const { rates, coordinatorHosts, leaseHost } = scenario;
     this.network = new Network({ time, random, rates, log });
     this.surroundings = {
       scenario,
       spec: modelSpec(scenario.shape),
       network: this.network,
       log,
-      coordinator: `${coordinatorHost}:1`,
+      coordinators: coordinatorHosts.map(coordinatorAddress),
+      leases: coordinatorHosts.length === 1 ? null : new LeaseStore(this.network, leaseHost),
     };
     const slot = ({ name, host }: { name: string; host: string }) => ({ name, host, node: null, starts: 0 });
-    this.coordinator = slot({ name: 'coordinator', host: coordinatorHost });
+    this.coordinators = coordinatorHosts.map((host, index) => slot({ name: `coordinator-${index}`, host }));
     this.routers = scenario.routers.map(slot);
     this.workers = scenario.workers.map(slot);
   }
@@ -67,8 +77,16 @@ export class SimulatedCluster {
     return this.processes.get(number === 1 ? name : `${name}#${number}`);
   }
 
+  /** The coordinators that lead, each with what it leads by; there is one at most. */
+  get leaders(): Leader[] {
+    return this.coordinators.flatMap(({ node }) => {
+      const control = node?.control ?? null;
+      return control === null ? [] : [{ process: node!.process, control }];
+    });
+  }
+
   get slots(): Slot<SimulatedNode>[] {
-    return [this.coordinator, ...this.routers, ...this.workers];
+    return [...this.coordinators, ...this.routers, ...this.workers];
   }
 
   /** Starts the process of an empty slot. */
@@ -118,7 +136,13 @@ export class SimulatedCluster {
   ): SimulatedNode {
     const onFailed = () => this.failed(slot, process);
     if (router !== undefined) return new RouterNode(process, router, this.surroundings, onFailed);
-    if (worker === undefined) return new CoordinatorNode(process, this.surroundings, this.judge.viewed);
+    if (worker === undefined) {
+      const index = this.coordinators.findIndex(({ name }) => name === slot.name);
+      const address = coordinatorAddress(slot.host, index);
+      return new CoordinatorNode(process, address, this.surroundings, (control) =>
+        this.judge.viewed(control),
+      );
+    }
     const port = 100 * slot.starts + this.scenario.workers.indexOf(worker) + 10;
     return new WorkerNode(process, worker, this.surroundings, port, onFailed);
   }

@@ -1,3 +1,4 @@
+import type { ControlService } from '../coordinator/control-service.js';
 import type { SimulatedCluster } from './cluster.js';
 import type { WorkerNode } from './nodes.js';
 import type { SimulatedProcess } from './process.js';
@@ -8,18 +9,21 @@ const knownMs = 10_000;
 
 /**
  * A worker that is asked to end serves until no router sends rows to it, or its time is over. `askedMs`: when it was asked. Only what
- * nothing disturbed since then is judged: nobody knows better who can hear whom.
+ * nothing disturbed since then is judged: nobody knows better who can hear whom. `placedMs`: when a coordinator placed experts first.
  */
 export function checkDeparture(
   { process: worker, drainMs, wasConnected }: WorkerNode,
   askedMs: number,
   cluster: SimulatedCluster,
+  placedMs: (control: ControlService) => number,
 ): string | null {
-  const { coordinator, routers, network, time } = cluster;
-  if (!wasConnected || time.nowMs - askedMs >= drainMs * clockSlack || coordinator.node === null) return null;
-  const { process, control } = coordinator.node;
+  const { leaders, routers, network, time } = cluster;
+  const [leader] = leaders;
+  if (!wasConnected || time.nowMs - askedMs >= drainMs * clockSlack || leader === undefined) return null;
+  const { process, control } = leader;
   const name = worker.name.split('#')[0]!;
   const sinceMs = askedMs - knownMs;
+  if (placedMs(control) > sinceMs) return null;
   const isCalm = (other: SimulatedProcess) =>
     other.startedMs < sinceMs &&
     other.brokenMs < sinceMs &&

@@ -1,6 +1,5 @@
 import type { Member } from '../coordinator/membership.js';
-import type { SimulatedCluster } from './cluster.js';
-import type { CoordinatorNode } from './nodes.js';
+import type { Leader, SimulatedCluster } from './cluster.js';
 import type { SimulatedProcess } from './process.js';
 
 /** How far clocks may be from true time; what looks and messages take. */
@@ -16,7 +15,7 @@ export class MembersJudged {
     private readonly violated: (what: string) => void,
   ) {}
 
-  check({ process, control }: CoordinatorNode): void {
+  check({ process, control }: Leader): void {
     if (process.state !== 'running') return;
     for (const member of control.cluster.members()) {
       const of = this.cluster.processOf(member.hello.name, member.hello.pid);

@@ -15,6 +15,7 @@ import { workerSchema } from '../worker/config.js';
 import { WorkerCore } from '../worker/core.js';
 import { executorMetrics } from '../worker/metrics.js';
 import type { EventLog } from './event-log.js';
+import type { LeaseStore } from './lease-store.js';
 import { simulatedLogger } from './logger.js';
 import { openedModel, routerWeights, SimulatedBackend } from './model.js';
 import type { Network } from './network.js';
@@ -30,8 +31,10 @@ export interface Surroundings {
   spec: ModelSpec;
   network: Network;
   log: EventLog;
-  /** host:port */
-  coordinator: string;
+  /** host:port of each. */
+  coordinators: readonly string[];
+  /** Null: there is one coordinator. */
+  leases: LeaseStore | null;
 }
 
 const onUnknown = () => {};
@@ -51,14 +54,15 @@ export class CoordinatorNode implements SimulatedNode {
 
   constructor(
     readonly process: SimulatedProcess,
-    { scenario, spec, network, log, coordinator }: Surroundings,
-    private readonly onView: (node: CoordinatorNode) => void,
+    address: string,
+    { scenario, spec, network, log, leases }: Surroundings,
+    private readonly onView: (control: ControlService) => void,
   ) {
-    const { leaseMs, heartbeatMs, feedback, placement } = scenario;
+    const { leaseMs, leaderLeaseMs, heartbeatMs, feedback, placement } = scenario;
     const config = coordinatorSchema.parse({ leaseMs, heartbeatMs, ...placement });
     this.core = new CoordinatorCore({
-      lease: null,
-      leaderLeaseMs: 5_000,
+      lease: leases?.of(process) ?? null,
+      leaderLeaseMs,
       random: process.runtime.random,
       model: spec,
       description: describeModel(spec),
@@ -74,16 +78,19 @@ export class CoordinatorNode implements SimulatedNode {
       clock: process.runtime.clock,
       pace: { atOnce: controlLimits.messagesAtOnce, perSecond: controlLimits.messagesPerSecond },
       onUnknown,
-      onView: () => this.onView(this),
+      onView: () => {
+        if (this.control !== null) this.onView(this.control);
+      },
       onReady: () => {},
       onLeading: () => {},
     });
-    network.listen(process, coordinator, join, (stream, caller) => this.core.accept(stream, caller));
-    this.core.start(coordinator);
+    network.listen(process, address, join, (stream, caller) => this.core.accept(stream, caller));
+    this.core.start(address);
   }
 
-  get control(): ControlService {
-    return this.core.control;
+  /** Null: it does not lead. */
+  get control(): ControlService | null {
+    return this.core.leading;
   }
 
   async stop(): Promise<void> {
@@ -101,7 +108,7 @@ export class RouterNode implements SimulatedNode {
   constructor(
     readonly process: SimulatedProcess,
     { name, host, budgetBytes }: RouterScenario,
-    { scenario, spec, network, log, coordinator }: Surroundings,
+    { scenario, spec, network, log, coordinators }: Surroundings,
     onFailed: () => void,
   ) {
     const { leaseMs, readyWaitMs } = scenario;
@@ -129,7 +136,7 @@ export class RouterNode implements SimulatedNode {
       onReady: () => {},
     });
     const identity = { address: `${host}:2`, metricsUrl: '', pid: process.number };
-    void this.core.start([coordinator], identity).then((error) => {
+    void this.core.start(coordinators, identity).then((error) => {
       this.over = error !== null;
       if (this.over) onFailed();
     });
@@ -154,7 +161,7 @@ export class WorkerNode implements SimulatedNode {
   constructor(
     readonly process: SimulatedProcess,
     { name, host, device, expertsMax, slabBytes, drainMs }: WorkerScenario,
-    { scenario, spec, network, log, coordinator }: Surroundings,
+    { scenario, spec, network, log, coordinators }: Surroundings,
     port: number,
     onFailed: () => void,
   ) {
@@ -167,7 +174,7 @@ export class WorkerNode implements SimulatedNode {
     this.core = new WorkerCore({
       config: workerSchema.parse({
         name,
-        coordinator,
+        coordinator: [...coordinators],
         transport: 'grpc',
         leaseMs,
         slabBytes,

@@ -35,7 +35,10 @@ export interface Scenario {
   shape: ModelShape;
   rates: Rates;
   hosts: ReadonlyMap<string, ClockSkew>;
-  coordinatorHost: string;
+  /** The hosts of the coordinators; of several one leads, by a lease. */
+  coordinatorHosts: string[];
+  leaseHost: string;
+  leaderLeaseMs: number;
   workers: WorkerScenario[];
   routers: RouterScenario[];
   clients: number;
@@ -70,7 +73,11 @@ export function drawScenario(random: SeededRandom): Scenario {
     shape,
     rates: drawRates(random),
     hosts,
-    coordinatorHost: random.pick(names),
+    coordinatorHosts: Array.from({ length: random.chance(0.6) ? 1 : random.integer(2, 3) }, () =>
+      random.pick(names),
+    ),
+    leaseHost: random.pick(names),
+    leaderLeaseMs: random.pick([1_000, 3_000]),
     workers: drawWorkers(random, names, workerCount, copies * shape.layers * shape.experts),
     routers: Array.from({ length: random.integer(1, 3) }, (_, index) => ({
       name: `router-${index}`,

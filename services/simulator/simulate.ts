@@ -118,7 +118,11 @@ class Simulation {
     for (const slot of cluster.routers) if (random.chance(0.7)) workload.ask(slot);
     const done = await this.until(livenessMsMax, () => workload.openCount === 0);
     if (!done && this.violation === null) {
-      const { ready, reason } = cluster.coordinator.node!.control.readiness();
+      const [leader] = cluster.leaders;
+      const { ready, reason } = leader?.control.readiness() ?? {
+        ready: false,
+        reason: 'no coordinator leads',
+      };
       const why = ready ? 'the cluster is ready' : reason;
       this.violated(`not done ${livenessMsMax} ms after the last fault: ${workload.describeOpen()}; ${why}`);
     }

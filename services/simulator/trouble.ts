@@ -109,11 +109,12 @@ export class Trouble implements FaultTarget {
 
   /** Whoever cannot be asked, or refuses, does nothing. */
   private command(what: string, run: (control: ControlService, nowMs: number) => Promise<unknown>): void {
-    const { node } = this.cluster.coordinator;
-    if (node === null || node.draining) return;
-    node.process.deliver(() => {
+    const [leader] = this.cluster.leaders;
+    if (leader === undefined) return;
+    const { process, control } = leader;
+    process.deliver(() => {
       this.cluster.log.add('operator', what);
-      run(node.control, node.process.runtime.clock.now()).catch((error) => {
+      run(control, process.runtime.clock.now()).catch((error) => {
         if (!(error instanceof SwitchyardError) || !refusals.has(error.code)) throw error;
         this.cluster.log.add('operator', `is refused: ${error.message}`);
       });

@@ -45,7 +45,7 @@ function world() {
     time,
     process,
     told,
-    surroundings: { scenario, spec, network, log, coordinator: 'coordinator:1' },
+    surroundings: { scenario, spec, network, log, coordinators: ['coordinator:1'], leases: null },
   };
 }
 
