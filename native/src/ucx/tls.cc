@@ -37,6 +37,7 @@ class Session : public TlsSession {
  public:
   Session(int socket, bool connects, uint64_t channel, SecretOf secret_of)
       : socket_(socket), connects_(connects), channel_(channel), secret_of_(std::move(secret_of)) {
+    out_.reserve(2 * gathered_bytes + record_bytes);
     ssl_.reset(checked(SSL_new(context())));
     BIO* bio = checked(BIO_new(method()));
     BIO_set_data(bio, this);
@@ -74,17 +75,18 @@ class Session : public TlsSession {
   }
 
   ssize_t send(const void* from, size_t length) override {
-    if (!flush()) return -1;
-    if (!out_.empty()) {
+    if (out_.size() >= gathered_bytes && !flush()) return -1;
+    if (out_.size() >= gathered_bytes) {
       errno = EAGAIN;
       return -1;
     }
     ERR_clear_error();
     size_t written = 0;
     const int good = SSL_write_ex(ssl_.get(), from, std::min(length, gathered_bytes), &written);
-    if (!flush()) return -1;
     if (good == 1) return static_cast<ssize_t>(written);
     if (SSL_get_error(ssl_.get(), good) != SSL_ERROR_WANT_READ) return broken();
+    // What the handshake has to say does not wait for more.
+    if (!flush()) return -1;
     errno = EAGAIN;
     return -1;
   }

@@ -35,7 +35,7 @@ class TlsSession {
 
   /** As recv without blocking. `fetch`: whether the socket may be read, beside what was read of it before. */
   virtual ssize_t receive(void* to, size_t wanted, bool fetch) = 0;
-  /** As send without blocking: what it takes may still wait here. */
+  /** As send without blocking: what it takes waits here until there is much of it, or `flush` is called. */
   virtual ssize_t send(const void* from, size_t length) = 0;
   /** Sends what waits here. False if the connection is over. */
   virtual bool flush() = 0;
