@@ -28,7 +28,7 @@ const plans = { copies: 1, replicaSlots: 4, horizon: 3_600 };
 
 /** A worker is drained and ends under load: tokens a second meanwhile, beside what the others could do at best. */
 async function benchDrain(options: BenchOptions): Promise<BenchResult[]> {
-  return withLoad(async (cluster, client, load) => {
+  return withLoad(presets[preset].skew, async (cluster, client, load) => {
     const runs: { value: number; reference: number }[] = [];
     const seconds: number[] = [];
     const drained = cluster.workers[0]!;
@@ -56,9 +56,9 @@ async function benchDrain(options: BenchOptions): Promise<BenchResult[]> {
   });
 }
 
-/** All experts change places under load: tokens a second meanwhile, beside before. */
+/** All experts change places under load that is the same for all of them: tokens a second meanwhile, beside before. */
 async function benchRebalance(options: BenchOptions): Promise<BenchResult[]> {
-  return withLoad(async (cluster, client, load) => {
+  return withLoad(0, async (cluster, client, load) => {
     const runs: { value: number; reference: number }[] = [];
     const slower: number[] = [];
     const orders = [cluster.workers, cluster.workers.toReversed()];
@@ -79,7 +79,7 @@ async function benchRebalance(options: BenchOptions): Promise<BenchResult[]> {
 
 /** Copies of uneven load are brought to where a plan wants them: how many times the tokens a second there are then, beside what it foretold. */
 async function benchGain(options: BenchOptions): Promise<BenchResult[]> {
-  return withLoad(async (cluster, client, load) => {
+  return withLoad(presets[preset].skew, async (cluster, client, load) => {
     const runs: { value: number; reference: number }[] = [];
     for (let run = 0; run < options.runs; run += 1) {
       const measured = planInput(
@@ -107,7 +107,9 @@ async function benchGain(options: BenchOptions): Promise<BenchResult[]> {
   });
 }
 
+/** `skew`: of the tokens' topics. */
 async function withLoad(
+  skew: number,
   measure: (cluster: ChaosCluster, client: SwitchyardClient, load: ChunkLoad) => Promise<BenchResult[]>,
 ): Promise<BenchResult[]> {
   const { hidden } = presets[preset].model;
@@ -124,7 +126,7 @@ async function withLoad(
   });
   const client = await cluster.connect();
   try {
-    const { skew, topics } = presets[preset];
+    const { topics } = presets[preset];
     const rows = await syntheticRows(hidden, { sequences: 16, length: chunkTokens, seed: 3, skew, topics });
     const load = await ChunkLoad.start(client, rows, chunkTokens);
     await sleep(warmMs);

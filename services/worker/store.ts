@@ -35,7 +35,7 @@ export interface StoreOptions extends OpenedModel {
 /** Experts loaded at a time: one is read from the disk while another is brought into the backend's order. */
 const loadsMax = 2;
 /** What is loaded aside takes this share of the time in which token batches are computed. */
-const asideShare = 0.05;
+const asideShare = 0.03;
 /** A worker that computed nothing for so long has nothing to compute. */
 const idleMs = 50;
 /** What stays free of the memory of a control group while experts are loaded. */
