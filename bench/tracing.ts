@@ -35,17 +35,22 @@ async function benchTracing(options: BenchOptions): Promise<BenchResult[]> {
     clusters.push(traced);
     const plain = await start({});
     clusters.push(plain);
+    const rows = await repeatedRows(hidden, tokens);
     const runs = [];
     const cpu: number[] = [];
     // The first one compiles.
     for (let run = -1; run < options.runs; run += 1) {
-      // They take turns in being first, for the machine may change.
-      const before = run % 2 === 0 ? await measure(plain) : null;
-      const own = await measure(traced);
-      const off = before ?? (await measure(plain));
+      const before = [cpuOf(traced), cpuOf(plain)] as const;
+      const seconds = { traced: 0, plain: 0 };
+      // Batch by batch, for the machine may change; each is first as often as the other.
+      for (let batch = 0; batch < batches; batch += 1) {
+        if (batch % 2 === 0) seconds.plain += tokens / (await submit(plain.client, rows, {}));
+        seconds.traced += tokens / (await submit(traced.client, rows, {}));
+        if (batch % 2 === 1) seconds.plain += tokens / (await submit(plain.client, rows, {}));
+      }
       if (run < 0) continue;
-      runs.push({ value: own.batchesPerSecond, reference: off.batchesPerSecond });
-      cpu.push(own.cpuSeconds / off.cpuSeconds);
+      runs.push({ value: batches / seconds.traced, reference: batches / seconds.plain });
+      cpu.push((cpuOf(traced) - before[0]) / (cpuOf(plain) - before[1]));
     }
     const details = { sampling, tokens, bytesOfSpans: bytes, processorTimeRatio: median(cpu) };
     return [summarize('tracing/sampled', 'batches/s', 'off', runs, details)];
@@ -68,15 +73,7 @@ function start(tracing: Flags): Promise<LocalCluster> {
   });
 }
 
-/** Batches one after another, and what the cluster's processes took of cores meanwhile. */
-async function measure({ client, processes }: LocalCluster) {
-  const rows = await repeatedRows(hidden, tokens);
-  const cpu = () => processes.reduce((sum, { pid }) => sum + cpuSeconds(pid), 0);
-  const before = cpu();
-  const started = performance.now();
-  for (let batch = 0; batch < batches; batch += 1) await submit(client, rows, {});
-  const seconds = (performance.now() - started) / 1000;
-  return { batchesPerSecond: batches / seconds, cpuSeconds: cpu() - before };
-}
+/** What a cluster's processes have taken of cores. */
+const cpuOf = ({ processes }: LocalCluster) => processes.reduce((sum, { pid }) => sum + cpuSeconds(pid), 0);
 
 export const tracingGroups = { tracing: benchTracing };
