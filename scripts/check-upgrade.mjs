@@ -21,15 +21,21 @@ const scratch = mkdtempSync(join(tmpdir(), 'switchyard-upgrade-'));
 const processes = new LocalProcesses();
 const node = { rebalanceSeconds: 3_600 };
 
-/** Field 1999 of every message: a text. */
+/** Field 1999 of every message: a text. Messages with rows are no buffers, but know their length and how to copy themselves. */
 const unknownField = `
 const unknownField = Buffer.from([0xfa, 0x7c, 4, ...Buffer.from('next')]);
+function extended(message) {
+  if (Buffer.isBuffer(message)) return Buffer.concat([unknownField, message]);
+  const length = unknownField.length + message.length;
+  const copy = (target, start = 0) => unknownField.copy(target, start) + message.copy(target, start + unknownField.length);
+  return { length, byteLength: length, copy };
+}
 function withUnknownField(definition) {
   for (const service of Object.values(definition))
     for (const method of Object.values(service))
       for (const key of ['requestSerialize', 'responseSerialize']) {
         const serialize = method?.[key];
-        if (serialize) method[key] = (message) => Buffer.concat([unknownField, serialize(message)]);
+        if (serialize) method[key] = (message) => extended(serialize(message));
       }
   return definition;
 }

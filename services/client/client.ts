@@ -209,7 +209,7 @@ export class SwitchyardClient {
           const router = reached[index]!;
           const { address, messageBytesMax, inference } = router;
           if (!(source instanceof StreamedRows) && this.small.fits(tokens, bytes, messageBytesMax))
-            return this.small.stream(router, transport);
+            return this.small.stream(router, transport, () => this.watch.state!);
           const call = inference.forward(callOptions);
           const unreachable = this.unreachableByUcx;
           const encrypted = this.credential.tls?.encryptsRows ?? false;
@@ -246,7 +246,7 @@ export class SwitchyardClient {
     });
     const session: Session = new Session({
       state: (batch) => this.knownState(batch),
-      router: (state) => routers.pick(state),
+      router: (state, except) => routers.pick(state, except),
       end: (reason) => {
         routers.end(reason);
         this.sessions.delete(session);

@@ -64,6 +64,23 @@ interface Pending {
 
 type SessionCall = ClientDuplexStream<SessionRequestInput, SessionResponse>;
 
+/** Sends a batch to a router, and to another one if that ends without having answered it. */
+export async function sendOrElse(
+  session: RouterSession,
+  another: () => Promise<RouterSession>,
+  input: SessionInput,
+  signal?: EndSignal,
+): Promise<SessionOutput> {
+  try {
+    return await session.send(input, signal);
+  } catch (error) {
+    if (asSwitchyardError(error).code !== 'DRAINING') throw error;
+    const other = await another().catch(() => null);
+    if (other === null) throw error;
+    return await other.send(input, signal);
+  }
+}
+
 /** A stream to one router, on a connection of its own, and a UCX channel beside it where both ends have UCX. It keeps no process alive without a batch. */
 export class RouterSession {
   transport: TransportKind = 'grpc';

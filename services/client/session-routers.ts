@@ -31,10 +31,10 @@ export class SessionRouters {
 
   /**
    * The stream for the next batch: to the router on this host, or else on another, that has the fewest batches of this session.
-   * Rejects with why none can be opened.
+   * Rejects with why none can be opened. `except`: host:port of one that is not to get it.
    */
-  async pick(state: ClusterState): Promise<RouterSession> {
-    const order = this.order(openRouters(state));
+  async pick(state: ClusterState, except: string | null = null): Promise<RouterSession> {
+    const order = this.order(openRouters(state).filter(({ address }) => address !== except));
     if (order.length === 0)
       throw new SwitchyardError('NOT_READY', 'the cluster is not ready: no router takes batches');
     const failures: unknown[] = [];

@@ -6,13 +6,15 @@ import type { TransportKind } from '../transport/link.js';
 import type { BatchStream, RouterAnswer } from './batch-stream.js';
 import { deadlineGraceMs } from './options.js';
 import { RouterChunk } from './router-chunk.js';
-import type { RouterSession, SessionOutput } from './router-session.js';
+import { type RouterSession, type SessionOutput, sendOrElse } from './router-session.js';
 
 export interface SessionStreamOptions {
   /** host:port */
   router: string;
   /** The stream of a session, once it stands. */
   session: () => Promise<RouterSession>;
+  /** That of another router. Rejects if there is none. */
+  another: () => Promise<RouterSession>;
 }
 
 /** A small batch as one message of a session, which stands between batches. */
@@ -60,7 +62,8 @@ export class SessionStream implements BatchStream {
     try {
       const session = await this.options.session();
       const routing = { experts: bytesOf(experts), weights: bytesOf(weights) };
-      this.output.resolve(await session.send({ header: this.sentHeader(), rows, ...routing }, this.over));
+      const input = { header: this.sentHeader(), rows, ...routing };
+      this.output.resolve(await sendOrElse(session, this.options.another, input, this.over));
       return true;
     } catch (error) {
       this.output.reject(asSwitchyardError(error));

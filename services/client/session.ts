@@ -8,7 +8,7 @@ import type { TransportChoice } from '../transport/link.js';
 import { checkOptions } from './check-options.js';
 import type { RoutingRows } from './forward.js';
 import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
-import type { RouterSession, SessionOutput } from './router-session.js';
+import { type RouterSession, type SessionOutput, sendOrElse } from './router-session.js';
 import { shown } from './shown.js';
 import { type BatchSummary, mergeSummaries } from './summary.js';
 
@@ -38,8 +38,8 @@ export interface SessionResult {
 export interface SessionHost {
   /** What is known of the cluster, its model included. Rejects with NOT_READY if that is nothing, and once the client is closed. */
   state(options: { deadlineMs?: number }): Promise<ClusterState>;
-  /** The stream for the next batch. */
-  router(state: ClusterState): Promise<RouterSession>;
+  /** The stream for the next batch; `except`: not to the router at this host:port. */
+  router(state: ClusterState, except?: string): Promise<RouterSession>;
   /** Ends all streams. */
   end(reason: SwitchyardError): void;
 }
@@ -126,7 +126,8 @@ export class Session {
     const deadline = new Deadline(options);
     try {
       const router = await this.host.router(state);
-      const output = await router.send(input, deadline.signal);
+      const another = () => this.host.router(state, router.router);
+      const output = await sendOrElse(router, another, input, deadline.signal);
       return resultOf(output, tokens, hidden, (performance.now() - startedMs) / 1000);
     } finally {
       deadline.clear();

@@ -1,4 +1,5 @@
 import { SwitchyardError } from '../common/errors.js';
+import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
 import { sessionTokensMax } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
@@ -26,14 +27,15 @@ export class SmallBatches {
     return tokens <= sessionTokensMax && bytes <= Math.min(smallBytesMax, messageBytesMax);
   }
 
-  /** The way of a batch to a router. */
-  stream(router: RouterDescription, transport: TransportChoice): BatchStream {
+  /** The way of a batch to a router. `state`: the cluster as it is known. */
+  stream(router: RouterDescription, transport: TransportChoice, state: () => ClusterState): BatchStream {
     const routers = this.routers(transport);
     const session = () => {
       this.timer ??= setTimeout(() => this.endIdle(), idleMs).unref();
       return routers.to(router);
     };
-    return new SessionStream({ router: router.address, session });
+    const another = () => routers.pick(state(), router.address);
+    return new SessionStream({ router: router.address, session, another });
   }
 
   /** Ends all streams with `reason`. */

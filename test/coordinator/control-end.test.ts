@@ -78,8 +78,8 @@ describe('the end of a node', () => {
       (reason) => reason.includes('worker w0: the worker is leaving: SIGTERM'),
     );
     await until(
-      () => node.of('assignment').at(-1)!.assignment!,
-      ({ leave, experts }) => leave && experts.length === 0,
+      () => node.of('assignment').at(-1)?.assignment,
+      (told) => told?.leave === true && told.experts.length === 0,
     );
     node.silence();
     node.call.end();
