@@ -77,7 +77,8 @@ export async function sendOrElse(
     if (asSwitchyardError(error).code !== 'DRAINING') throw error;
     const other = await another().catch(() => null);
     if (other === null) throw error;
-    return await other.send(input, signal);
+    // The other may have a part of the same batch under way, by the same name.
+    return await other.send({ ...input, header: { ...input.header, batchId: '' } }, signal);
   }
 }
 
