@@ -75,8 +75,6 @@ test('a batch is traced from the client down to each expert, across router and w
   for (const one of spans.filter(({ name }) => name !== 'batch')) {
     const parent = byId.get(one.parentSpanId)!;
     expect([one.name, parent.name]).toEqual([one.name, parents[one.name]]);
-    // Durations are of one clock, and end when their end was heard of: a part of a span does not reach far beyond it.
-    expect(Number(one.start - parent.start) / 1e6).toBeGreaterThan(-5);
     expect(one.end).toBeGreaterThanOrEqual(one.start);
   }
   const computed = named('compute');
