@@ -10,6 +10,7 @@
 namespace switchyard::cpu {
 namespace {
 
+constexpr size_t page_bytes = 4096;
 constexpr size_t huge_page_bytes = size_t{2} << 20;
 
 }  // namespace
@@ -18,8 +19,8 @@ PackedMemory::PackedMemory(size_t bytes, const char* what) {
   if (bytes == 0) return;
   // Small pieces take plain pages: a huge page for each would waste more than its reach saves.
   const bool huge = bytes >= huge_page_bytes;
-  const size_t rounding = huge ? huge_page_bytes : 4096;
-  bytes_ = (bytes + rounding - 1) / rounding * rounding;
+  // What a huge page would be too large for at the end takes plain ones too.
+  bytes_ = (bytes + page_bytes - 1) / page_bytes * page_bytes;
   const size_t slack = huge ? huge_page_bytes : 0;
   void* mapped = mmap(nullptr, bytes_ + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) {
