@@ -152,7 +152,7 @@ export class ClusterPlacement {
       loadsMax: loads,
       loadsNow,
     });
-    if (steps.assigned.size > 0 || steps.published.length > 0) this.summary = null;
+    if (steps.assigned.size > 0 || steps.published.length > 0 || steps.stuck.length > 0) this.summary = null;
     if (steps.begun > 0) this.nextLoadMs = nowMs + (steps.begun * this.expertBytes * 1000) / bytesPerSecond;
     this.paced = steps.begun > 0 || loadsNow === 0;
     for (const expert of steps.stuck) this.target[expert] = [...this.reconciler.assigned[expert]!];

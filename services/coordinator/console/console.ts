@@ -9,6 +9,7 @@ import { Feed } from './feed.js';
 import { History } from './history.js';
 import { ConsoleRoutes, consolePaths } from './routes.js';
 import { describeCopies, describeLoads, describeNodes, summary } from './snapshot.js';
+import type { ConsoleState } from './wire.js';
 
 /** How often pages are told what has changed. What is measured is looked at half as often. */
 const lookMs = 500;
@@ -39,6 +40,8 @@ export class Console implements HttpPages {
   private history = new History();
   /** Rows a second by number of the expert, at the last measurement. */
   private perSecond: Float64Array | null = null;
+  /** What was packed last, and of what. */
+  private packed: { counts: unknown; target: unknown; copies: ConsoleState['copies'] } | null = null;
   /** Whose past that is. */
   private known: Cluster | null = null;
   private looks = 0;
@@ -94,11 +97,20 @@ export class Console implements HttpPages {
     this.feed.publish({
       cluster: { now },
       ...described,
-      copies: cluster === null ? {} : describeCopies(cluster),
+      copies: cluster === null ? {} : this.copiesOf(cluster),
       loads: cluster === null ? {} : describeLoads(cluster, this.perSecond),
       samples: this.history.samples,
       events: this.events.events,
     });
+  }
+
+  /** Packed anew only when copies move or shall: that is most of the work. */
+  private copiesOf(cluster: Cluster): ConsoleState['copies'] {
+    const { placement } = cluster.plans;
+    const [counts, { target }] = [placement.counts(), placement];
+    if (this.packed?.counts !== counts || this.packed.target !== target)
+      this.packed = { counts, target, copies: describeCopies(cluster) };
+    return this.packed.copies;
   }
 
   /** Another lead has another past. */
