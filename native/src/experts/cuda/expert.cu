@@ -48,7 +48,6 @@ std::unique_ptr<CudaExpert> WeightLoader::load(const ExpertSource& source) {
     cudaStreamSynchronize(stream_);
     throw;
   }
-  stream_.wait();
   return expert;
 }
 

@@ -45,7 +45,7 @@ class CudaExpert final : public Expert {
 /** Brings weights to the device through two buffers, one of which is filled while the other is copied. One thread at a time. */
 class WeightLoader {
  public:
-  /** Returns when the weights are there. Throws what the source or the device throws. */
+  /** The weights are there when the stream has ended. Throws what the source or the device throws. */
   std::unique_ptr<CudaExpert> load(const ExpertSource& source);
   const Stream& stream() const { return stream_; }
 

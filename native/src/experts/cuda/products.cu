@@ -112,10 +112,12 @@ struct Product::Trial {
                             cudaMemcpyHostToDevice, stream),
             "to copy rows in");
     }
-    check(cudaStreamSynchronize(stream), "to copy rows in");
   }
 
-  /** The sums of some rows, in poisoned memory; empty if the algorithm does not take that many. */
+  /**
+   * The sums of some rows, in poisoned memory; empty if the algorithm does not take that many. A copy to memory that is not
+   * page-locked returns when it is done, and one from there when it has read it all.
+   */
   std::vector<uint16_t> compute(const cublasLtMatmulAlgo_t& algorithm, const Part& part) const {
     const ProductSize& size = product.size_;
     check(cudaMemsetAsync(sums.as<uint16_t>(), 0xff, sums.bytes(), stream), "to set memory");
@@ -126,8 +128,7 @@ struct Product::Trial {
     std::vector<uint16_t> result(part.count * size.outputs);
     check(cudaMemcpy2DAsync(result.data(), size.outputs * sizeof(uint16_t), sums.as<uint16_t>(), size.output_stride * sizeof(uint16_t),
                             size.outputs * sizeof(uint16_t), part.count, cudaMemcpyDeviceToHost, stream),
-          "to copy rows out");
-    check(cudaStreamSynchronize(stream), "while it multiplied");
+          "to copy rows out, or while it multiplied");
     return result;
   }
 

@@ -24,7 +24,6 @@ Ring::Ring(int device, std::function<void(Slot&)> copied_out) : copied_out_(std:
     slot.table.reserve(table_bytes, name);
   }
   origin_.record(compute_);
-  origin_.wait();
 }
 
 Ring::~Ring() { abandon(); }

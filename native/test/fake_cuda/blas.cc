@@ -1,0 +1,120 @@
+#include <cublasLt.h>
+
+#include "device.h"
+#include "kernels/bf16.h"
+
+namespace fake_cuda {
+
+struct Blas {};
+struct Preference {};
+
+namespace {
+
+/** How the real library sums is not known; here it is in order, or in the reverse one. */
+float sum(const uint16_t* a, const uint16_t* b, size_t depth, bool reverse) {
+  float result = 0;
+  for (size_t i = 0; i < depth; ++i) {
+    const size_t at = reverse ? depth - 1 - i : i;
+    result += switchyard::bf16_to_float(a[at]) * switchyard::bf16_to_float(b[at]);
+  }
+  return result;
+}
+
+size_t extent(const cublasLtMatrixLayoutOpaque_t& layout) {
+  return layout.columns == 0 ? 0 : ((layout.columns - 1) * static_cast<size_t>(layout.stride) + layout.rows) * sizeof(uint16_t);
+}
+
+}  // namespace
+}  // namespace fake_cuda
+
+using namespace fake_cuda;
+
+const char* cublasLtGetStatusString(cublasStatus_t status) {
+  switch (status) {
+    case CUBLAS_STATUS_SUCCESS: return "success";
+    case CUBLAS_STATUS_ALLOC_FAILED: return "the resource allocation failed";
+    case CUBLAS_STATUS_INVALID_VALUE: return "an unsupported value or parameter was passed to the function";
+    case CUBLAS_STATUS_EXECUTION_FAILED: return "the function failed to launch on the GPU";
+    case CUBLAS_STATUS_NOT_SUPPORTED: return "the functionality requested is not supported";
+  }
+  return "unknown";
+}
+
+cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
+  *handle = new Blas;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
+  delete handle;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatrixLayoutInit(cublasLtMatrixLayout_t layout, cudaDataType_t type, uint64_t rows, uint64_t columns, int64_t stride) {
+  if (type != CUDA_R_16BF || stride < static_cast<int64_t>(rows)) return CUBLAS_STATUS_INVALID_VALUE;
+  *layout = {rows, columns, stride};
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescInit(cublasLtMatmulDesc_t description, cublasComputeType_t, cudaDataType_t) {
+  *description = {CUBLAS_OP_N};
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t, const void* value, size_t) {
+  description->transposed_a = *static_cast<const cublasOperation_t*>(value);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
+  *preference = new Preference;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
+  delete preference;
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void*, size_t) {
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+// Offers those that may split the depth too, although they are asked for less: the backend checks it.
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int wanted,
+                                              cublasLtMatmulHeuristicResult_t* results, int* found) {
+  *found = 0;
+  for (const uint64_t number : device().options.algorithms) {
+    if (*found < wanted) results[(*found)++] = {{number}, 0, CUBLAS_STATUS_SUCCESS};
+  }
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algorithm, cublasLtMatmulAlgoConfigAttributes_t attribute,
+                                                    void* value, size_t, size_t* written) {
+  const bool splits = algorithm->number == splits_depth;
+  *static_cast<uint32_t*>(value) = attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM && splits ? 4 : 0;
+  *written = sizeof(uint32_t);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description, const void*, const void* a, cublasLtMatrixLayout_t a_layout,
+                              const void* b, cublasLtMatrixLayout_t b_layout, const void*, const void*, cublasLtMatrixLayout_t, void* d,
+                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algorithm, void* workspace, size_t workspace_bytes,
+                              cudaStream_t stream) {
+  const size_t row_count = d_layout->columns;
+  if (description->transposed_a != CUBLAS_OP_T || a_layout->rows != b_layout->rows || a_layout->columns != d_layout->rows ||
+      b_layout->columns != row_count)
+    return CUBLAS_STATUS_INVALID_VALUE;
+  if (algorithm->number == refuses_single_rows && row_count == 1) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const bool reverse = algorithm->number == depends_on_rows && row_count < 64;
+  const auto* const weights = static_cast<const uint16_t*>(a);
+  const auto* const rows = static_cast<const uint16_t*>(b);
+  auto* const sums = static_cast<uint16_t*>(d);
+  const auto run = [=, a_layout = *a_layout, b_layout = *b_layout, d_layout = *d_layout](const Moment& moment) {
+    const bool may_run = reads(moment, weights, extent(a_layout)) && reads(moment, rows, extent(b_layout)) && writes(moment, sums, extent(d_layout)) &&
+                         writes(moment, workspace, workspace_bytes);
+    if (!may_run) return;
+    for (size_t row = 0; row < row_count; ++row) {
+      for (size_t output = 0; output < d_layout.rows; ++output) {
+        const float value = sum(weights + output * a_layout.stride, rows + row * b_layout.stride, a_layout.rows, reverse);
+        sums[row * d_layout.stride + output] = switchyard::float_to_bf16(value);
+      }
+    }
+  };
+  return launch(stream, "a product", run) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
+}

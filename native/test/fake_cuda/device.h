@@ -1,0 +1,115 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include "fake.h"
+
+namespace fake_cuda {
+
+using Time = std::chrono::steady_clock;
+
+/** What an event stands for since it was recorded last. */
+struct Happening {
+  bool done = false;
+  std::string what;
+  Clock clock;
+  Time::time_point when;
+};
+
+struct Event {
+  std::shared_ptr<Happening> last;
+};
+
+struct Stream {
+  size_t number;
+  /** Everything that is queued in it, and what that waits for. */
+  Clock clock;
+  size_t pending = 0;
+};
+
+struct Operation {
+  Stream* stream;
+  /** Grows with each operation of any stream. */
+  uint64_t age;
+  Moment moment;
+  Run run;
+  /** Does not run before this has happened. */
+  std::shared_ptr<Happening> waits_for;
+  /** Happens with it. */
+  std::shared_ptr<Happening> happening;
+  /** Runs without the device's lock, and the host knows of all before it. */
+  bool on_host = false;
+};
+
+/** The device: its streams run on one thread, an operation at a time. What has a lock as argument is called with the lock. */
+class Device {
+ public:
+  using Lock = std::unique_lock<std::mutex>;
+
+  ~Device();
+  void reset(const Options& options);
+
+  /** Counts a call, and makes it fail if it is to; one that only waits (`waits`) fails for good or not at all. */
+  cudaError_t begin_call(Lock& lock, bool waits);
+  Stream* add_stream(Lock&);
+  void remove_stream(Lock& lock, Stream* stream);
+  void enqueue(Lock&, Stream* stream, std::string what, Run run, bool on_host = false);
+  void record(Lock&, Stream* stream, Event& event);
+  void hold(Lock&, Stream* stream, const Event& event);
+  /** Blocks the host until the stream has ended, or does not if that wait is to be ignored. */
+  cudaError_t wait(Lock& lock, Stream* stream);
+  cudaError_t wait(Lock& lock, const Event& event);
+  /** As the first, always. */
+  cudaError_t wait_for(Lock& lock, Stream* stream);
+  cudaError_t wait_for_all(Lock& lock);
+  /** Whether it has happened; then the host knows of it. */
+  bool has_happened(Lock&, const Event& event);
+  bool has_ended(Lock&, const Stream* stream);
+
+  std::mutex mutex;
+  Options options;
+  Report counts;
+  bool lost = false;
+  Memory memory;
+  /** Page-locked memory of the host. */
+  Memory pinned;
+  /** Of both, what this device gave. */
+  std::map<void*, std::unique_ptr<void, decltype(&std::free)>> given;
+
+ private:
+  void run();
+  bool may_run(const Operation& operation) const { return !operation.waits_for || operation.waits_for->done; }
+  /** The queue whose head runs next; null: none may, at least not yet. */
+  std::deque<Operation>* choose(Lock& lock);
+  /** True, and counted, if the wait orders anything and is not the one to ignore. */
+  bool counts_as_wait(const Clock& waiting, const Clock& waited, std::string what);
+  cudaError_t wait_until(Lock& lock, const Clock& clock, const std::function<bool()>& done);
+  void join_host(const Clock& clock) { host_.join(clock); }
+
+  std::condition_variable work_, progress_;
+  std::vector<std::unique_ptr<Stream>> streams_;
+  std::vector<std::deque<Operation>> queues_;
+  size_t streams_made_ = 0;
+  uint64_t operations_made_ = 0;
+  /** Whose operation runs now. */
+  Stream* running_ = nullptr;
+  /** What the host knows to have happened. Its threads count as one: what they do among themselves is a matter for other tools. */
+  Clock host_;
+  size_t hosts_waiting_ = 0;
+  Time::time_point last_call_;
+  std::mt19937_64 random_;
+  bool ending_ = false;
+  std::thread thread_;
+};
+
+Device& device();
+
+}  // namespace fake_cuda

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <cuda_runtime.h>
+
+#include "hazards.h"
+
+/**
+ * A CUDA device on the CPU, for tests of what drives one: streams run by themselves, in any order that events allow, and it
+ * is known which operations wait for which. What is found wrong is told in words.
+ */
+namespace fake_cuda {
+
+/** Which of the operations that may run runs next. */
+enum class Order {
+  /** The oldest. */
+  queued,
+  /** Any. */
+  random,
+  /** Any, once the host has been quiet for a while or waits. */
+  late,
+  /** Any but those of one stream, as long as there are others. */
+  starved,
+};
+
+/** What cuBLASLt's heuristic may offer. */
+enum Algorithm : uint64_t {
+  /** Sums parts of the depth apart. */
+  splits_depth,
+  /** Sums in another order where there are few rows. */
+  depends_on_rows,
+  /** Takes no product of one row. */
+  refuses_single_rows,
+  /** Sums each element in the order of the depth. */
+  steady,
+};
+
+struct Options {
+  Order order = Order::queued;
+  uint64_t seed = 1;
+  /** Streams share so many queues, in turn, and each queue runs one operation after the other; 0: each has its own. */
+  size_t hardware_queues = 0;
+  /** This call of the runtime, counted from 1, fails; 0: none does. */
+  uint64_t failing_call = 0;
+  /** The device is lost with it: later calls fail too, and nothing that is queued runs, host functions neither. */
+  bool for_good = false;
+  /** This wait, counted from 1 among those that order anything, does nothing; 0: none. */
+  uint64_t ignored_wait = 0;
+  size_t memory_bytes = size_t{4} << 30;
+  std::vector<Algorithm> algorithms = {steady};
+};
+
+struct Report {
+  /** Missing waits, memory used too early or too late. */
+  std::vector<std::string> hazards;
+  /** Calls that can fail. */
+  uint64_t calls = 0;
+  /** Waits that ordered something which was not ordered without them, in words. */
+  std::vector<std::string> waits;
+  /** Asynchronous copies from or to memory that is not page-locked: the host waits in them. */
+  uint64_t pageable_copies = 0;
+};
+
+/** Begins anew. Nothing of the device may be in use. */
+void reset(const Options& options);
+Report report();
+
+/** What an operation does when it runs. */
+using Run = std::function<void(const Moment& moment)>;
+/** Queues an operation as a kernel's launch does: cudaGetLastError tells how it went. */
+cudaError_t launch(cudaStream_t stream, const char* what, Run run);
+/** To be called by an operation before it reads or writes memory of the device. False: it must not. */
+bool reads(const Moment& moment, const void* begin, size_t bytes);
+bool writes(const Moment& moment, const void* begin, size_t bytes);
+
+}  // namespace fake_cuda

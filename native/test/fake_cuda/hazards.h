@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace fake_cuda {
+
+/** How much of each stream has happened before some moment: a vector clock. */
+class Clock {
+ public:
+  void join(const Clock& other);
+  /** One more operation of the stream; returns its number. */
+  uint64_t tick(size_t stream);
+  bool has_seen(size_t stream, uint64_t number) const { return stream < seen_.size() && seen_[stream] >= number; }
+  bool has_seen(const Clock& other) const;
+
+ private:
+  std::vector<uint64_t> seen_;
+};
+
+/** An operation of a stream, and what happened before it. */
+struct Moment {
+  size_t stream = 0;
+  uint64_t number = 0;
+  std::string what;
+  Clock clock;
+};
+
+/**
+ * Who wrote each byte of the device last, and who has read it since. Two accesses of which one writes and neither happened
+ * before the other are a hazard, whatever order they ran in: a wait is missing. Not thread-safe.
+ */
+class Memory {
+ public:
+  void add(const void* begin, size_t bytes);
+  /** Returns the size; 0: nothing begins there. */
+  size_t remove(const void* begin);
+  bool holds(const void* begin, size_t bytes) const { return find(begin, bytes) != nullptr; }
+  size_t bytes() const { return bytes_; }
+
+  /** False, and a hazard, if not all of it is memory. */
+  bool access(const void* begin, size_t bytes, bool writes, const Moment& moment);
+  std::vector<std::string> hazards;
+
+ private:
+  struct Access {
+    uintptr_t begin, end;
+    bool writes;
+    size_t stream;
+    uint64_t number;
+    std::string what;
+  };
+  struct Allocation {
+    uintptr_t end;
+    std::vector<Access> accesses;
+  };
+  Allocation* find(const void* begin, size_t bytes);
+  const Allocation* find(const void* begin, size_t bytes) const { return const_cast<Memory*>(this)->find(begin, bytes); }
+
+  std::map<uintptr_t, Allocation> allocations_;
+  size_t bytes_ = 0;
+};
+
+}  // namespace fake_cuda
