@@ -20,7 +20,8 @@ TensorSource synthetic(uint64_t stream, size_t rows, size_t columns) {
 
 /** A tensor with the given values, which BF16 must hold exactly where they are an expert's. */
 TensorSource exact_tensor(const std::vector<float>& values, size_t rows) {
-  return {.rows = rows, .columns = values.size() / rows, .origin = FileTensor{test::weight_file(values), 0, StoredDtype::f32}};
+  const size_t columns = values.size() / rows;
+  return {.rows = rows, .columns = columns, .origin = FileTensor{test::weight_file(values), 0, StoredDtype::f32, columns}};
 }
 
 RoutingSpec top(uint32_t k) {

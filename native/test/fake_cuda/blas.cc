@@ -10,12 +10,12 @@ struct Preference {};
 
 namespace {
 
-/** How the real library sums is not known; here it is in order, or in the reverse one. */
-float sum(const uint16_t* a, const uint16_t* b, size_t depth, bool reverse) {
+/** How the real library sums is not known; here it is in order, and `coarse` rounds each sum to BF16. */
+float sum(const uint16_t* a, const uint16_t* b, size_t depth, bool coarse) {
   float result = 0;
   for (size_t i = 0; i < depth; ++i) {
-    const size_t at = reverse ? depth - 1 - i : i;
-    result += switchyard::bf16_to_float(a[at]) * switchyard::bf16_to_float(b[at]);
+    result += switchyard::bf16_to_float(a[i]) * switchyard::bf16_to_float(b[i]);
+    if (coarse) result = switchyard::bf16_to_float(switchyard::float_to_bf16(result));
   }
   return result;
 }
@@ -101,7 +101,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description
       b_layout->columns != row_count)
     return CUBLAS_STATUS_INVALID_VALUE;
   if (algorithm->number == refuses_single_rows && row_count == 1) return CUBLAS_STATUS_NOT_SUPPORTED;
-  const bool reverse = algorithm->number == depends_on_rows && row_count < 64;
+  const bool coarse = algorithm->number == depends_on_rows && row_count < 64;
   const auto* const weights = static_cast<const uint16_t*>(a);
   const auto* const rows = static_cast<const uint16_t*>(b);
   auto* const sums = static_cast<uint16_t*>(d);
@@ -111,7 +111,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description
     if (!may_run) return;
     for (size_t row = 0; row < row_count; ++row) {
       for (size_t output = 0; output < d_layout.rows; ++output) {
-        const float value = sum(weights + output * a_layout.stride, rows + row * b_layout.stride, a_layout.rows, reverse);
+        const float value = sum(weights + output * a_layout.stride, rows + row * b_layout.stride, a_layout.rows, coarse);
         sums[row * d_layout.stride + output] = switchyard::float_to_bf16(value);
       }
     }

@@ -32,7 +32,7 @@ enum class Order {
 enum Algorithm : uint64_t {
   /** Sums parts of the depth apart. */
   splits_depth,
-  /** Sums in another order where there are few rows. */
+  /** Sums less exactly where there are few rows. */
   depends_on_rows,
   /** Takes no product of one row. */
   refuses_single_rows,

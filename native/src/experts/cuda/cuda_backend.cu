@@ -30,16 +30,6 @@ std::string pci_bus_id(int device) {
   return id;
 }
 
-/** Throws INVALID_ARGUMENT for an expert that the CPU alone computes. */
-void check_form(const ExpertSource& source) {
-  const std::string allowed = "swiglu and gelu as they are, without biases: other experts need a worker with device cpu";
-  if (source.activation == Activation::geglu || source.activation == Activation::relu2) {
-    throw_invalid("activation on a CUDA device", source.activation == Activation::geglu ? "geglu" : "relu2", allowed);
-  }
-  if (source.glu != GluForm{}) throw_invalid("activation on a CUDA device", "swiglu of another form", allowed);
-  if (source.gate_bias || source.up_bias || source.down_bias) throw_invalid("expert on a CUDA device", "with biases", allowed);
-}
-
 /** Room that a new shape needs, to be made between batches. */
 struct Reservation {
   Shape shape;
@@ -131,7 +121,6 @@ CudaBackend::~CudaBackend() {
 
 std::unique_ptr<Expert> CudaBackend::load(const ExpertSource& source) {
   check_source(source);
-  check_form(source);
   const std::lock_guard lock(load_mutex_);
   {
     const std::lock_guard state(mutex_);
