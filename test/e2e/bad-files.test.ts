@@ -178,7 +178,7 @@ describe('a broken or hostile checkpoint', () => {
     ['hidden_size', -48, 'an integer from 1 to 65536'],
     ['num_local_experts', -1, 'an integer from 1 to 4096'],
     ['num_experts_per_tok', 7, '1 to 6'],
-    ['model_type', 'llama', 'mixtral, qwen3_moe'],
+    ['model_type', 'llama', 'mixtral, qwen2_moe, qwen3_moe'],
   ])(
     'whose config.json has a wrong %s is refused by key, value and what is allowed',
     async (key, value, allowed) => {

@@ -39,6 +39,21 @@ const marked = (name: string, mark: string) =>
     (one) => one.mark === mark,
   );
 
+/** Whether every copy is where it shall be. */
+async function isSettled(): Promise<boolean> {
+  const headers = { authorization: `Bearer ${tokens.operator}` };
+  const answer = await fetch(`${cluster.metricsUrl}/state/experts`, { headers });
+  const experts = (await answer.json()) as {
+    copies: { worker: string; state: string }[];
+    target: string[];
+  }[];
+  return experts.every(
+    ({ copies, target }) =>
+      copies.every(({ state }) => state === 'serving') &&
+      JSON.stringify(copies.map(({ worker }) => worker).sort()) === JSON.stringify([...target].sort()),
+  );
+}
+
 /** Expert after expert, the names of the workers that serve it. */
 async function workersOf(client = cluster.client): Promise<string[][]> {
   const { workers, layers } = (await client.describeCluster({ placement: true })).view!.placement!;
@@ -177,6 +192,8 @@ describe('switchyard rebalance', () => {
   });
 
   test('names what is wrong with the target, and moves nothing', async () => {
+    // What the load before asked for is brought where it shall be first.
+    await until(isSettled);
     const before = await workersOf();
     const stranger = await record(({ workers }) => {
       workers[2]!.name = 'somebody';

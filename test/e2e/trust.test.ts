@@ -61,13 +61,15 @@ const methods = [
   '/grpc.reflection.v1.ServerReflection/ServerReflectionInfo',
   '/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo',
 ];
-const isHealth = (path: string) => /^\/(grpc\.health\.v1\.Health\/|inference\..*\/Server(Live|Ready)$)/.test(path);
+const isHealth = (path: string) =>
+  /^\/(grpc\.health\.v1\.Health\/|inference\..*\/Server(Live|Ready)$)/.test(path);
 /** What each credential opens beside health. */
 const opens: Readonly<Record<string, RegExp>> = {
   none: /^$/,
   client: /^\/(switchyard\.v1\.Inference|inference\.GRPCInferenceService)\//,
   node: /^\/switchyard\.v1\.Coordinator\//,
-  operator: /^\/(switchyard\.v1\.(Inference|Operator)|inference\.GRPCInferenceService|grpc\.reflection\.\w+\.ServerReflection)\//,
+  operator:
+    /^\/(switchyard\.v1\.(Inference|Operator)|inference\.GRPCInferenceService|grpc\.reflection\.\w+\.ServerReflection)\//,
 };
 const headerOf = (who: string) =>
   who === 'none' ? null : `Bearer ${tokens[who as keyof typeof tokens] ?? who}`;

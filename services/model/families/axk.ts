@@ -4,9 +4,6 @@ import type { Family } from './family.js';
 import { sharedOf, sparseLayers, swiglu } from './fields.js';
 import { sigmoidGroups } from './routers.js';
 
-/** DeepSeek-V3's block with a norm behind it. */
-export const axk1: Family = { ...deepseekV3, name: 'axk1', types: ['axk1'], bare: true };
-
 /** Experts of groups that are not chosen count as 0, and a gate stands in front of the norm. */
 export const axk2: Family = {
   ...deepseekV3,

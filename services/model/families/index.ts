@@ -1,6 +1,6 @@
 import { afmoe } from './afmoe.js';
 import { aria } from './aria.js';
-import { axk1, axk2 } from './axk.js';
+import { axk2 } from './axk.js';
 import { cohere2Moe } from './cohere2-moe.js';
 import { deepseekV2 } from './deepseek-v2.js';
 import { deepseekV3 } from './deepseek-v3.js';
@@ -60,7 +60,6 @@ export const families: readonly Family[] = [
   laguna,
   aria,
   afmoe,
-  axk1,
   axk2,
   graniteMoe,
   minimax,
