@@ -43,10 +43,9 @@ const marked = (name: string, mark: string) =>
 async function isSettled(): Promise<boolean> {
   const headers = { authorization: `Bearer ${tokens.operator}` };
   const answer = await fetch(`${cluster.metricsUrl}/state/experts`, { headers });
-  const experts = (await answer.json()) as {
-    copies: { worker: string; state: string }[];
-    target: string[];
-  }[];
+  const { experts } = (await answer.json()) as {
+    experts: { copies: { worker: string; state: string }[]; target: string[] }[];
+  };
   return experts.every(
     ({ copies, target }) =>
       copies.every(({ state }) => state === 'serving') &&

@@ -14,7 +14,7 @@ const warmUpKills = 10;
 /** What is compared are the least figures of so many kills: what waits for the garbage collector comes and goes. */
 const windowKills = 10;
 /**
- * Over 100 kills memory beside slabs grew by 2 to 21 MiB in all, as V8's heap does. A message has 2 MiB, and dozens
+ * Beside slabs and V8's heap, which grows as it likes. A message has 2 MiB, and dozens
  * are on their way at a kill: one lost at each would be 200 MiB.
  */
 const memoryMiBMax = 24;
@@ -103,8 +103,10 @@ async function resources(cluster: TestCluster) {
   };
   const status = readFileSync(`/proc/${router.pid}/status`, 'utf8');
   const rssBytes = Number(/^VmRSS:\s+(\d+) kB/m.exec(status)![1]) * 1024;
+  const metrics = await (await fetch(`${metricsUrl}/metrics`)).text();
+  const heapBytes = Number(/^nodejs_heap_size_total_bytes.* (\S+)$/m.exec(metrics)![1]);
   return {
-    memoryMiB: (rssBytes - state.slabs.bytesInUse - state.slabs.bytesCached) / 2 ** 20,
+    memoryMiB: (rssBytes - state.slabs.bytesInUse - state.slabs.bytesCached - heapBytes) / 2 ** 20,
     files: openFiles(router.pid).length,
     slabs: state.slabs.slabs,
     bytesReserved: state.budget.used,
