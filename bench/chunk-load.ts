@@ -12,7 +12,10 @@ export interface Interval {
 /** Batches of one chunk each; so many are under way that the workers are always busy. */
 const underWay = 8;
 
-/** Keeps batches under way, and knows when each ended, how long it took, and whether its answer is what it was at first. */
+/**
+ * Keeps batches under way, and knows when each ended, how long it took, and whether its answer is what it was at first. It ends with the
+ * first that fails.
+ */
 export class ChunkLoad {
   /** Why batches failed, or that they had other answers. */
   readonly failed: string[] = [];
@@ -60,7 +63,7 @@ export class ChunkLoad {
   }
 
   private async run(): Promise<void> {
-    while (this.going) {
+    while (this.going && this.failed.length === 0) {
       const { rows, answer } = this.chunks[this.next++ % this.chunks.length]!;
       const startMs = performance.now();
       try {

@@ -43,7 +43,8 @@ const toolchain = [
 ];
 /**
  * What the tests need: GoogleTest; openssl for certificates; promtool, without which the metrics go unchecked; tcpdump, without
- * which nobody looks at what the wire shows; Chromium, without which nobody looks at the console; curl.
+ * which nobody looks at what the wire shows; Chromium, without which nobody looks at the console; etcd, without which
+ * coordinators share no lease in it; curl.
  */
 const testPackages = [
   { package: 'libgtest-dev', present: () => header('gtest/gtest.h') },
@@ -52,6 +53,7 @@ const testPackages = [
   { package: 'tcpdump', present: () => onPath('tcpdump'), optional: true },
   { package: 'prometheus', present: () => onPath('promtool'), optional: true },
   { package: 'chromium', present: () => onPath('chromium'), optional: true },
+  { package: 'etcd-server', present: () => onPath('etcd'), optional: true },
 ];
 
 function hasUcx() {

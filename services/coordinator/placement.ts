@@ -24,6 +24,8 @@ interface Summary {
   missing: number[];
   /** Slots of those who served them last. */
   missed: Set<number>;
+  /** How many copies shall be that no worker is told to hold yet. */
+  planned: number;
 }
 
 const nobody: CopyHolder = { alive: false, capacity: 0, acknowledged: 0, has: () => false };
@@ -33,8 +35,7 @@ const nobody: CopyHolder = { alive: false, capacity: 0, acknowledged: 0, has: ()
  * milliseconds.
  */
 export class ClusterPlacement {
-  /** Where copies shall be, by number of the expert. */
-  target: number[][];
+  private targetNow: number[][];
   readonly names: string[] = [];
   private readonly slots = new Map<string, number>();
   /** Slots of names that nobody remembers. */
@@ -58,8 +59,18 @@ export class ClusterPlacement {
     private readonly limits: LoadLimits,
   ) {
     this.reconciler = new Reconciler(experts.total);
-    this.target = Array.from({ length: experts.total }, () => []);
+    this.targetNow = Array.from({ length: experts.total }, () => []);
     this.servedLast = new Int32Array(experts.total).fill(-1);
+  }
+
+  /** Where copies shall be, by number of the expert. */
+  get target(): number[][] {
+    return this.targetNow;
+  }
+
+  set target(slots: number[][]) {
+    this.targetNow = slots;
+    this.summary = null;
   }
 
   /** 0: nothing has been published. */
@@ -215,10 +226,7 @@ export class ClusterPlacement {
 
   /** How many copies shall be that no worker is told to hold yet. */
   plannedCount(): number {
-    const { assigned } = this.reconciler;
-    const planned = (slots: readonly number[], expert: number) =>
-      slots.filter((slot) => !assigned[expert]!.includes(slot)).length;
-    return this.target.reduce((sum, slots, expert) => sum + planned(slots, expert), 0);
+    return this.summarize().planned;
   }
 
   /** Of a copy that a worker is told to hold. */
@@ -250,7 +258,11 @@ export class ClusterPlacement {
       for (const slot of slots) counts[slot]![this.stateOf(expert, slot)] += 1;
     const missing = [...this.published.keys()].filter((expert) => this.published[expert]!.length === 0);
     const missed = new Set(missing.map((expert) => this.servedLast[expert]!).filter((slot) => slot >= 0));
-    this.summary = { counts, missing, missed };
+    const { assigned } = this.reconciler;
+    const plannedOf = (slots: readonly number[], expert: number) =>
+      slots.filter((slot) => !assigned[expert]!.includes(slot)).length;
+    const planned = this.target.reduce((sum, slots, expert) => sum + plannedOf(slots, expert), 0);
+    this.summary = { counts, missing, missed, planned };
     return this.summary;
   }
 

@@ -214,11 +214,13 @@ export class Ledger {
 
   /** Why the first expert of a group that no worker could take has no worker. */
   private unreached({ segments }: RowGroup, { placement }: Destination): SwitchyardError {
-    const { copies, workers } = placement;
+    const { copies, workers, lastAt } = placement;
     const { offsets, workers: holders } = copies.get(this.of.layer)!;
     const expert = segments[0]!;
-    if (offsets[expert] === offsets[expert + 1])
-      return new SwitchyardError('WORKER_LOST', 'no worker serves it now', { worker: null });
+    if (offsets[expert] === offsets[expert + 1]) {
+      const worker = lastAt.get(this.of.layer)?.get(expert) ?? null;
+      return new SwitchyardError('WORKER_LOST', 'no worker serves it now', { worker });
+    }
     const worker = workers[holders[offsets[expert]!]!]!;
     return new SwitchyardError('LINK_LOST', this.context.links.find(worker).reason, { worker });
   }

@@ -13,6 +13,8 @@ export interface PlacementIndex {
   copies: ReadonlyMap<number, ExpertCopies>;
   /** Layer to [workers]: the number of its experts there. */
   expertsAt: ReadonlyMap<number, Uint32Array>;
+  /** By layer: each expert that has no copy, and the name of the worker that had it last, if it was known. */
+  lastAt: ReadonlyMap<number, ReadonlyMap<number, string>>;
 }
 
 /**
@@ -27,13 +29,32 @@ export function indexPlacement(
   const before = known?.term === term ? known : null;
   const copies = new Map(before?.copies);
   const expertsAt = new Map<number, Uint32Array>();
-  for (const layer of layers) copies.set(layer.layer, indexLayer(layer, workers.length));
+  const lastAt = new Map(before?.lastAt);
+  for (const layer of layers) {
+    const placed = indexLayer(layer, workers.length);
+    copies.set(layer.layer, placed);
+    lastAt.set(layer.layer, lastHolders(layer.layer, placed, known));
+  }
   for (const [layer, { workers: holders }] of copies) {
     const counts = new Uint32Array(workers.length);
     for (const worker of holders) counts[worker]! += 1;
     expertsAt.set(layer, counts);
   }
-  return { term, epoch, workers, copies, expertsAt };
+  return { term, epoch, workers, copies, expertsAt, lastAt };
+}
+
+/** Each expert that has no copy, and the worker that had it last. */
+function lastHolders(layer: number, placed: ExpertCopies, known: PlacementIndex | null): Map<number, string> {
+  const last = new Map<number, string>();
+  const before = known?.copies.get(layer);
+  for (let expert = 0; before !== undefined && expert + 1 < placed.offsets.length; expert += 1) {
+    if (placed.offsets[expert] !== placed.offsets[expert + 1]) continue;
+    const copy = before.offsets[expert]!;
+    const hadOne = copy < before.offsets[expert + 1]!;
+    const name = hadOne ? known!.workers[before.workers[copy]!] : known!.lastAt.get(layer)?.get(expert);
+    if (name !== undefined) last.set(expert, name);
+  }
+  return last;
 }
 
 /** As messages have it. */

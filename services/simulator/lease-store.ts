@@ -1,12 +1,12 @@
 import { SwitchyardError } from '../common/errors.js';
-import type { LeaderLease, LeaseRecord, StoredLease } from '../runtime/leader-lease.js';
+import type { LeaderLease } from '../runtime/leader-lease.js';
+import { SimulatedLeaseRecord } from './lease-record.js';
 import type { Network } from './network.js';
 import type { SimulatedProcess } from './process.js';
 
 /** The record that the coordinators of a cluster share, on a host of its own that never fails; the ways to it do. */
 export class LeaseStore {
-  private stored: StoredLease | null = null;
-  private writes = 0;
+  private readonly record = new SimulatedLeaseRecord();
 
   constructor(
     private readonly network: Network,
@@ -16,18 +16,11 @@ export class LeaseStore {
   /** The lease as a process has it. */
   of(process: SimulatedProcess): LeaderLease {
     return {
-      read: (withinMs) => this.request(process, withinMs, () => this.stored),
+      read: (withinMs) => this.request(process, withinMs, () => this.record.stored),
       replace: (version, record, withinMs) =>
-        this.request(process, withinMs, () => this.write(version, record)),
+        this.request(process, withinMs, () => this.record.replace(version, record)),
       close: () => {},
     };
-  }
-
-  private write(version: string | null, record: LeaseRecord): StoredLease | null {
-    if (version !== (this.stored?.version ?? null)) return null;
-    this.writes += 1;
-    this.stored = { ...record, version: String(this.writes) };
-    return this.stored;
   }
 
   /** A request that was sent arrives at some time, whether its sender still waits or not. */

@@ -1,10 +1,11 @@
 import { describe, expect, test } from '@jest/globals';
 import { createLogger } from '../../services/common/log.js';
 import { Election } from '../../services/coordinator/election.js';
-import { SimulatedProcess } from '../../services/simulator/process.js';
+import type { SimulatedProcess } from '../../services/simulator/process.js';
 import { SeededRandom } from '../../services/simulator/random.js';
 import { drawClock } from '../../services/simulator/rates.js';
 import { VirtualTime } from '../../services/simulator/virtual-time.js';
+import { simulatedProcess } from '../support/simulated.js';
 import { RecordedLease } from './lease-support.js';
 
 const leaseMs = 5_000;
@@ -34,16 +35,8 @@ class Scene {
   }
 
   start(name: string): Candidate {
-    const process = new SimulatedProcess({
-      time: this.time,
-      name,
-      number: 1,
-      host: name,
-      skew: drawClock(this.random),
-      random: this.random.fork(),
-      slabBytes: 0,
-      costs: { operation: () => 0 },
-    });
+    const skew = drawClock(this.random);
+    const process = simulatedProcess(name, { time: this.time, random: this.random.fork(), skew });
     const candidate: Candidate = { process, terms: [], told: false, raisedTo: 0, election: null! };
     candidate.election = new Election(`${name}:7070`, {
       lease: this.lease.of(process),
@@ -186,7 +179,7 @@ describe('election', () => {
       expect({ seed, leaders: scene.leaders().length }).toEqual({ seed, leaders: 1 });
       const terms = scene.candidates.flatMap((candidate) => candidate.terms);
       expect(new Set(terms).size).toBe(terms.length);
-      const told = lease.written.map(({ term }) => term);
+      const told = lease.record.written.map(({ term }) => term);
       expect(told).toEqual([...told].sort((x, y) => x - y));
       changes += terms.length;
     }

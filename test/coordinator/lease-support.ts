@@ -1,13 +1,12 @@
-import type { LeaderLease, LeaseRecord, StoredLease } from '../../services/runtime/leader-lease.js';
+import type { LeaderLease } from '../../services/runtime/leader-lease.js';
+import { SimulatedLeaseRecord } from '../../services/simulator/lease-record.js';
 import type { SimulatedProcess } from '../../services/simulator/process.js';
 import type { SeededRandom } from '../../services/simulator/random.js';
 import type { VirtualTime } from '../../services/simulator/virtual-time.js';
 
 /** The one record of a cluster, in memory. Requests reach it, and its answers the process, after a random time or never. */
 export class RecordedLease {
-  stored: StoredLease | null = null;
-  /** Every record that was written. */
-  readonly written: StoredLease[] = [];
+  readonly record = new SimulatedLeaseRecord();
   /** Share of requests, and of answers, that are lost. */
   loss = 0;
   delayMsMax = 0;
@@ -20,18 +19,11 @@ export class RecordedLease {
   /** The lease as a process has it. */
   of(process: SimulatedProcess): LeaderLease {
     return {
-      read: (withinMs) => this.request(process, withinMs, () => this.stored),
+      read: (withinMs) => this.request(process, withinMs, () => this.record.stored),
       replace: (version, record, withinMs) =>
-        this.request(process, withinMs, () => this.write(version, record)),
+        this.request(process, withinMs, () => this.record.replace(version, record)),
       close: () => {},
     };
-  }
-
-  private write(version: string | null, record: LeaseRecord): StoredLease | null {
-    if (version !== (this.stored?.version ?? null)) return null;
-    this.stored = { ...record, version: String(this.written.length + 1) };
-    this.written.push(this.stored);
-    return this.stored;
   }
 
   private request<Answer>(process: SimulatedProcess, withinMs: number, run: () => Answer): Promise<Answer> {

@@ -62,6 +62,22 @@ describe('the index of a placement', () => {
     expect([...copies.get(5)!.workers]).toEqual([1, 0, 2]);
     expect([...expertsAt.get(5)!]).toEqual([1, 1, 1]);
   });
+
+  test('knows which worker had an expert last that has no copy any more, over later placements and terms', () => {
+    const of = (workersOf: number[][]) => ({ ...told, layers: [copiesMessage(5, workersOf)] });
+    const first = indexPlacement({ term: 1, epoch: 1 }, of([[1], [0, 2], []]), null);
+    expect([...first.lastAt.get(5)!]).toEqual([]);
+    const lost = indexPlacement({ term: 1, epoch: 2 }, of([[], [2], []]), first);
+    expect([...lost.lastAt.get(5)!]).toEqual([[0, 'w1']]);
+    const other = { workers: ['w9'], layers: [copiesMessage(5, [[], [], [0]])] };
+    const next = indexPlacement({ term: 2, epoch: 1 }, other, lost);
+    expect([...next.lastAt.get(5)!]).toEqual([
+      [0, 'w1'],
+      [1, 'w2'],
+    ]);
+    const back = indexPlacement({ term: 2, epoch: 2 }, of([[0], [0], [0]]), next);
+    expect([...back.lastAt.get(5)!]).toEqual([]);
+  });
 });
 
 const on = (workers: readonly string[], ...rows: number[]) => ({ workers, rows: Float64Array.from(rows) });

@@ -6,10 +6,10 @@ import { EventLog } from '../../services/simulator/event-log.js';
 import { modelSpec } from '../../services/simulator/model.js';
 import { Network } from '../../services/simulator/network.js';
 import { join, RouterNode, WorkerNode } from '../../services/simulator/nodes.js';
-import { SimulatedProcess } from '../../services/simulator/process.js';
 import { SeededRandom } from '../../services/simulator/random.js';
 import { drawScenario } from '../../services/simulator/scenario.js';
 import { VirtualTime } from '../../services/simulator/virtual-time.js';
+import { simulatedProcess } from '../support/simulated.js';
 
 /** One node in virtual time, and a coordinator that says what a test wants. */
 function world() {
@@ -19,17 +19,7 @@ function world() {
   const log = new EventLog(() => time.nowMs);
   const network = new Network({ time, random, rates: scenario.rates, log });
   const spec = modelSpec(scenario.shape);
-  const process = (name: string) =>
-    new SimulatedProcess({
-      time,
-      name,
-      number: 1,
-      host: name,
-      skew: { rate: 1, wallMs: 0 },
-      random,
-      slabBytes: 1 << 20,
-      costs: { operation: () => 0 },
-    });
+  const process = (name: string) => simulatedProcess(name, { time, random });
   let say = (_: CoordinatorMessageInput) => {};
   network.listen(process('coordinator'), 'coordinator:1', join, (stream) => {
     stream.listen({ message: () => {}, end: () => {}, fail: () => {} });

@@ -6,10 +6,10 @@ import { exchangeCodec } from '../../services/common/protocol.js';
 import type { Duplex } from '../../services/runtime/duplex.js';
 import { EventLog } from '../../services/simulator/event-log.js';
 import { Network } from '../../services/simulator/network.js';
-import { SimulatedProcess } from '../../services/simulator/process.js';
 import { SeededRandom } from '../../services/simulator/random.js';
 import { drawRates } from '../../services/simulator/rates.js';
 import { VirtualTime } from '../../services/simulator/virtual-time.js';
+import { simulatedProcess } from '../support/simulated.js';
 
 const method = { name: 'Exchange', ...exchangeCodec };
 
@@ -18,17 +18,7 @@ function world() {
   const random = new SeededRandom(7);
   const rates = { ...drawRates(random), latencyMs: 10, jitterMs: 5, streamWindowBytes: 1000 };
   const network = new Network({ time, random, rates, log: new EventLog(() => time.nowMs) });
-  const process = (name: string) =>
-    new SimulatedProcess({
-      time,
-      name,
-      number: 1,
-      host: name,
-      skew: { rate: 1, wallMs: 0 },
-      random,
-      slabBytes: 1 << 20,
-      costs: { operation: () => 0 },
-    });
+  const process = (name: string) => simulatedProcess(name, { time, random });
   const [client, server] = [process('client'), process('server')];
   const accepted: { stream: Duplex<RouterMessage, WorkerMessageInput>; heard: string[] }[] = [];
   network.listen(server, 'server:1', method, (stream) => accepted.push({ stream, heard: heardBy(stream) }));

@@ -133,7 +133,10 @@ export function describeLoads({ experts }: Cluster, perSecond: Float64Array | nu
     const rows = experts.sliceOf(layer, perSecond);
     const peak = rows.reduce((most, one) => Math.max(most, one), 0);
     const scale = peak === 0 ? 0 : 65_535 / peak;
-    loads[layer] = { peak: rounded(peak), rates: packed(Uint16Array.from(rows, (one) => one * scale)) };
+    loads[layer] = {
+      peak: rounded(peak),
+      rates: packed(Uint16Array.from(rows, (one) => Math.round(one * scale))),
+    };
   }
   return loads;
 }

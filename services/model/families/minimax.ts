@@ -1,25 +1,13 @@
-import { z } from 'zod';
 import type { Family } from './family.js';
-import { allLayers, common, epsilon, expertWidth, swiglu } from './fields.js';
 import { layouts, numbered } from './layouts.js';
-import { softmax } from './routers.js';
+import { mixtral } from './mixtral.js';
 
-/** Residuals are taken behind the norm, with factors. `intermediate_size` is an expert's. */
+/** Mixtral's fields and block. Residuals are taken behind the norm, with factors. */
 export const minimax: Family = {
+  ...mixtral,
   name: 'minimax',
   types: ['minimax'],
   bare: true,
-  config: z
-    .object({ ...common, intermediate_size: expertWidth, rms_norm_eps: epsilon.default(1e-5) })
-    .transform((config) => ({
-      hidden: config.hidden_size,
-      experts: config.num_experts,
-      layers: allLayers(config.num_hidden_layers),
-      routing: softmax(config.num_experts_per_tok, true),
-      expert: swiglu(config.intermediate_size),
-      shared: null,
-      normEpsilon: config.rms_norm_eps,
-    })),
   layouts: layouts(
     { router: 'block_sparse_moe.gate.weight', experts: numbered('block_sparse_moe.experts.#') },
     {},

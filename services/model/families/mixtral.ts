@@ -4,7 +4,7 @@ import { allLayers, common, epsilon, expertWidth, swiglu } from './fields.js';
 import { fused, layouts, numbered } from './layouts.js';
 import { softmax } from './routers.js';
 
-/** Transformers may save its fused tensors under `mlp`. */
+/** `intermediate_size` is an expert's. Transformers may save its fused tensors under `mlp`. */
 export const mixtral: Family = {
   name: 'mixtral',
   types: ['mixtral'],
