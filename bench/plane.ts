@@ -139,6 +139,14 @@ async function watched({ processes }: LocalCluster, { runs: count }: BenchOption
 async function busyShares(processes: readonly LocalProcess[], scraped: boolean): Promise<Busy> {
   const urls = await Promise.all(processes.map(async (process) => (await process.listening).metricsUrl));
   const scrape = () => Promise.all(urls.map((url) => readMetrics(url)));
+  /** One process after the other over the whole interval, as Prometheus does it. */
+  const scrapeSpread = () =>
+    Promise.all(
+      urls.map(async (url, index) => {
+        await sleep((index * scrapeMs) / urls.length);
+        await readMetrics(url);
+      }),
+    );
   const figures = async () => ({
     loop: (await scrape()).map((metrics) => metrics.get('switchyard_event_loop_busy_seconds_total')!),
     cpu: processes.map(({ pid }) => cpuSeconds(pid)),
@@ -147,8 +155,7 @@ async function busyShares(processes: readonly LocalProcess[], scraped: boolean):
   const started = performance.now();
   const elapsed = () => (performance.now() - started) / 1e3;
   while (elapsed() < watchedSeconds) {
-    if (scraped) await scrape();
-    await sleep(scrapeMs);
+    await Promise.all([sleep(scrapeMs), scraped ? scrapeSpread() : null]);
   }
   const seconds = elapsed();
   const after = await figures();

@@ -97,15 +97,22 @@ export class Feedback {
 }
 
 /**
- * Mean/max of rows over the workers that have experts: 1 is even. 1 if there are no rows. `workersOf`: [experts] → who serves it; those of a replicated
- * expert are taken to get the same share.
+ * Mean/max of rows over the workers that have experts: 1 is even. 1 if there are no rows. `workersOf`: [experts] → slots of who serves it; those of a
+ * replicated expert are taken to get the same share.
  */
 export function balancedness(rowsPerExpert: Float64Array, workersOf: readonly (readonly number[])[]): number {
-  const byWorker = new Map<number, number>();
-  for (const [expert, workers] of workersOf.entries())
-    for (const worker of workers)
-      byWorker.set(worker, (byWorker.get(worker) ?? 0) + rowsPerExpert[expert]! / workers.length);
-  const rows = [...byWorker.values()];
-  const total = rows.reduce((sum, one) => sum + one, 0);
-  return total === 0 ? 1 : total / rows.length / Math.max(...rows);
+  const bySlot: number[] = [];
+  for (let expert = 0; expert < workersOf.length; expert += 1) {
+    const slots = workersOf[expert]!;
+    const share = rowsPerExpert[expert]! / slots.length;
+    for (const slot of slots) bySlot[slot] = (bySlot[slot] ?? 0) + share;
+  }
+  let [workers, total, most] = [0, 0, 0];
+  for (const rows of bySlot) {
+    if (rows === undefined) continue;
+    workers += 1;
+    total += rows;
+    most = Math.max(most, rows);
+  }
+  return total === 0 ? 1 : total / workers / most;
 }

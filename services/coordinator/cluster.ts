@@ -61,6 +61,8 @@ export class Cluster {
   private ownTerm: number;
   /** Null: something has changed since it was made. */
   private knownView: ClusterViewInput | null = null;
+  /** Of which rates and epoch the loads of layers are known. */
+  private knownLoads: { rates: Float64Array; epoch: number; layers: readonly LayerLoad[] } | null = null;
 
   constructor(
     readonly options: ClusterOptions,
@@ -278,13 +280,17 @@ export class Cluster {
   }
 
   /** What the experts of each layer get at present, and how even that is; none as long as next to nothing is routed. */
-  layerLoads(nowMs: number): LayerLoad[] {
+  layerLoads(nowMs: number): readonly LayerLoad[] {
+    const { epoch, knownLoads } = this;
     const rates = this.plans.loads.rates(nowMs);
-    if (rates === null || this.epoch === 0) return [];
-    return this.experts.layers.map(({ layer }) => {
+    if (rates === null || epoch === 0) return [];
+    if (knownLoads?.rates === rates && knownLoads.epoch === epoch) return knownLoads.layers;
+    const layers = this.experts.layers.map(({ layer }) => {
       const rows = this.experts.sliceOf(layer, rates);
       return { layer, rows: spreadOf(rows), balancedness: balancedness(rows, this.publishedOf(layer)) };
     });
+    this.knownLoads = { rates, epoch, layers };
+    return layers;
   }
 
   /** How many copies serve each expert of a layer. */

@@ -10,6 +10,8 @@ export class ExpertLoads {
   private readonly rows: Float64Array;
   /** When they were decayed last. */
   private atMs = 0;
+  /** What `rates` tells until rows change. */
+  private told: Float64Array | null = null;
   /** Whether there was ever any. */
   heard = false;
 
@@ -21,16 +23,19 @@ export class ExpertLoads {
   observe(layer: number, rows: Uint32Array, nowMs: number): void {
     this.decay(nowMs);
     this.heard = true;
+    this.told = null;
     const first = this.order.indexOf({ layer, expert: 0 });
     for (let expert = 0; expert < rows.length; expert += 1) this.rows[first + expert]! += rows[expert]!;
   }
 
-  /** Rows a second by number of the expert; null if there are next to none. */
+  /** Rows a second by number of the expert; null if there are next to none. The same array as before if nothing has changed. Not to be written to. */
   rates(nowMs: number): Float64Array | null {
     this.decay(nowMs);
-    const perSecond = Math.LN2 / halfLifeSeconds;
-    const rates = this.rows.map((rows) => rows * perSecond);
-    return rates.reduce((sum, rate) => sum + rate, 0) < rowsPerSecondMin ? null : rates;
+    if (this.told === null) {
+      const perSecond = Math.LN2 / halfLifeSeconds;
+      this.told = this.rows.map((rows) => rows * perSecond);
+    }
+    return this.told.reduce((sum, rate) => sum + rate, 0) < rowsPerSecondMin ? null : this.told;
   }
 
   private decay(nowMs: number): void {
@@ -38,6 +43,7 @@ export class ExpertLoads {
     const seconds = (nowMs - this.atMs) / 1000;
     if (seconds < 1) return;
     this.atMs = nowMs;
+    this.told = null;
     const factor = 2 ** (-seconds / halfLifeSeconds);
     for (let expert = 0; expert < this.rows.length; expert += 1) this.rows[expert]! *= factor;
   }

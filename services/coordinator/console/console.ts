@@ -83,7 +83,7 @@ export class Console implements HttpPages {
     if (cluster === null) return;
     const nowMs = clock.now();
     this.perSecond = cluster.plans.loads.rates(nowMs);
-    this.history.look(cluster, this.perSecond, nowMs, clock.wall());
+    this.history.look(cluster, nowMs, clock.wall());
   }
 
   /** Sees what has happened, and tells pages if there are any. */

@@ -1,4 +1,3 @@
-import { balancedness } from '../balance.js';
 import type { Cluster } from '../cluster.js';
 import { linkKeyOf, nodeKey, type Rates, rounded } from './snapshot.js';
 import type { LinkRates, Sample } from './wire.js';
@@ -23,8 +22,8 @@ export class History {
   private batchesBefore = 0;
   private seconds = 0;
 
-  /** `nowMs`: monotonic; `wallMs`: as clocks show it. `perSecond`: rows by number of the expert; null: next to none. */
-  look(cluster: Cluster, perSecond: Float64Array | null, nowMs: number, wallMs: number): void {
+  /** `nowMs`: monotonic; `wallMs`: as clocks show it. */
+  look(cluster: Cluster, nowMs: number, wallMs: number): void {
     const passed = this.lookedAtMs === null ? 0 : (nowMs - this.lookedAtMs) / 1000;
     this.lookedAtMs = nowMs;
     const counted = new Map<number, Counted>();
@@ -77,7 +76,7 @@ export class History {
       tokensPerSecond: rounded(sums.tokens),
       rowsPerSecond: rounded(sums.routed),
       bytesPerSecond: rounded(sums.bytes),
-      ...evenness(cluster, perSecond),
+      ...evenness(cluster, nowMs),
       batches: sums.batches,
       paused: stands ? 1 : 0,
     });
@@ -90,18 +89,9 @@ export class History {
   }
 }
 
-function evenness(
-  { experts, plans }: Cluster,
-  perSecond: Float64Array | null,
-): Pick<Sample, 'balancedness' | 'balancednessMin'> {
-  if (perSecond === null || plans.placement.epoch === 0) return { balancedness: null, balancednessMin: null };
-  const values = experts.layers.map(({ layer }) => {
-    const { first, experts: count } = experts.rangeOf(layer);
-    return balancedness(
-      experts.sliceOf(layer, perSecond),
-      plans.placement.published.slice(first, first + count),
-    );
-  });
+function evenness(cluster: Cluster, nowMs: number): Pick<Sample, 'balancedness' | 'balancednessMin'> {
+  const values = cluster.layerLoads(nowMs).map((layer) => layer.balancedness);
+  if (values.length === 0) return { balancedness: null, balancednessMin: null };
   const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
   return { balancedness: rounded(mean), balancednessMin: rounded(Math.min(...values)) };
 }
