@@ -6,7 +6,7 @@ import type { RebalanceAnswer } from '../common/generated/switchyard/v1/Rebalanc
 import type { WorkerMark } from '../common/generated/switchyard/v1/WorkerMark.js';
 import { connect } from '../common/grpc-channel.js';
 import { clients } from '../common/protocol.js';
-import { fromServiceError } from '../common/status.js';
+import { fromServiceError, isUntrusted } from '../common/status.js';
 import { Tls } from '../common/tls.js';
 import { readTopology } from '../coordinator/topology.js';
 import { plan } from '../placement/plan.js';
@@ -46,7 +46,8 @@ async function ask<Answer>(config: Connection, call: Call<Answer>): Promise<Answ
       return await askAt(address, config, call);
     } catch (error) {
       failure = asSwitchyardError(error);
-      if (!['NOT_LEADING', 'DRAINING', 'LINK_LOST'].includes(failure.code)) break;
+      const mayBeElsewhere = ['NOT_LEADING', 'DRAINING', 'LINK_LOST'].includes(failure.code);
+      if (!mayBeElsewhere && !isUntrusted(failure)) break;
       const leader = String(failure.details.leader ?? '');
       if (leader !== '' && !candidates.includes(leader)) candidates.push(leader);
     }

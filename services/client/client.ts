@@ -16,9 +16,10 @@ import { checkOptions } from './check-options.js';
 import { Connections } from './connections.js';
 import { ForwardCall, type ForwardPlan } from './forward.js';
 import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
+import { RedirectedStream } from './redirected-stream.js';
 import { RouterSession } from './router-session.js';
 import { RouterStream, routerError } from './router-stream.js';
-import { openRouters, reachRouters, whyNotReady } from './routers.js';
+import { openRouters, type ReachedRouter, reachRouters, whyNotReady } from './routers.js';
 import { Session, type SessionOptions } from './session.js';
 import { SessionRouters } from './session-routers.js';
 import { SmallBatches } from './small-batches.js';
@@ -161,7 +162,7 @@ export class SwitchyardClient {
   /**
    * Sends a batch through the model's layers. Iterate what it returns, or take it with `into` or `collect`. While the
    * cluster is not ready the routers hold the batch, up to its deadline and their own patience; it then ends with
-   * DEADLINE_EXCEEDED or NOT_READY. Rejects with NOT_READY at once if there is no router, or none that can be reached, and with
+   * DEADLINE_EXCEEDED or NOT_READY. What a router that is stopping refuses goes to another one. Rejects with NOT_READY at once if there is no router, or none that can be reached, and with
    * CANCELLED after `close` or `destroy`.
    */
   async forward(input: ForwardInput, options: ForwardOptions = {}): Promise<ForwardCall> {
@@ -207,20 +208,16 @@ export class SwitchyardClient {
         signal: options.signal ?? null,
         open: (index) => {
           const router = reached[index]!;
-          const { address, messageBytesMax, inference } = router;
-          if (!(source instanceof StreamedRows) && this.small.fits(tokens, bytes, messageBytesMax))
-            return this.small.stream(router, transport, () => this.watch.state!);
-          const call = inference.forward(callOptions);
-          const unreachable = this.unreachableByUcx;
-          const encrypted = this.credential.tls?.encryptsRows ?? false;
-          return new RouterStream({
-            router: address,
-            call,
-            transport,
-            encrypted,
-            messageBytesMax,
-            unreachable,
-          });
+          const state = () => this.watch.state!;
+          if (!(source instanceof StreamedRows) && this.small.fits(tokens, bytes, router.messageBytesMax))
+            return this.small.stream(router, transport, state);
+          const streamTo = (one: ReachedRouter) => this.streamTo(one, transport, callOptions);
+          const another = async (tried: ReadonlySet<string>) => {
+            const others = openRouters(state()).filter(({ address }) => !tried.has(address));
+            if (others.length === 0) throw notReady('the cluster is not ready', noRouter);
+            return streamTo((await reachRouters(others, this.connections, 1, this.turn++))[0]!);
+          };
+          return new RedirectedStream({ first: streamTo(router), another });
         },
       });
       this.live.add(call);
@@ -246,7 +243,7 @@ export class SwitchyardClient {
     });
     const session: Session = new Session({
       state: (batch) => this.knownState(batch),
-      router: (state, except) => routers.pick(state, except),
+      router: (state, tried) => routers.pick(state, tried),
       end: (reason) => {
         routers.end(reason);
         this.sessions.delete(session);
@@ -288,6 +285,21 @@ export class SwitchyardClient {
     const { state } = this.watch;
     if (!state?.model) throw notReady('the cluster is not known yet', whyNotReady(state, 1));
     return state;
+  }
+
+  private streamTo(
+    { address, messageBytesMax, inference }: ReachedRouter,
+    transport: TransportChoice,
+    options: CallOptions,
+  ): RouterStream {
+    return new RouterStream({
+      router: address,
+      call: inference.forward(options),
+      transport,
+      encrypted: this.credential.tls?.encryptsRows ?? false,
+      messageBytesMax,
+      unreachable: this.unreachableByUcx,
+    });
   }
 
   private async openSession(router: RouterDescription, transport: TransportChoice): Promise<RouterSession> {

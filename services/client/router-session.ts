@@ -64,21 +64,30 @@ interface Pending {
 
 type SessionCall = ClientDuplexStream<SessionRequestInput, SessionResponse>;
 
-/** Sends a batch to a router, and to another one if that ends without having answered it. */
-export async function sendOrElse(
-  session: RouterSession,
-  another: () => Promise<RouterSession>,
+/** The stream to a router that is none of these (host:port). Rejects if there is none, or none can be opened. */
+export type ChooseRouter = (tried: ReadonlySet<string>) => Promise<RouterSession>;
+
+/** Sends a batch to a router, and to another one as long as one ends without having answered it. Rejects as the first did. */
+export async function sendToOne(
+  choose: ChooseRouter,
   input: SessionInput,
   signal?: EndSignal,
 ): Promise<SessionOutput> {
-  try {
-    return await session.send(input, signal);
-  } catch (error) {
-    if (asSwitchyardError(error).code !== 'DRAINING') throw error;
-    const other = await another().catch(() => null);
-    if (other === null) throw error;
-    // The other may have a part of the same batch under way, by the same name.
-    return await other.send({ ...input, header: { ...input.header, batchId: '' } }, signal);
+  const tried = new Set<string>();
+  let refusal: unknown = null;
+  for (let sent = input; ; ) {
+    const session = await choose(tried).catch((error) => {
+      throw refusal ?? error;
+    });
+    try {
+      return await session.send(sent, signal);
+    } catch (error) {
+      if (asSwitchyardError(error).code !== 'DRAINING') throw error;
+      refusal ??= error;
+      tried.add(session.router);
+      // Another may have a part of the same batch under way, by the same name.
+      sent = { ...input, header: { ...input.header, batchId: '' } };
+    }
   }
 }
 

@@ -33,6 +33,8 @@ export interface RouterStreamOptions {
 const ucxRowBytesMin = 1 << 20;
 /** How long after the loss of a channel the call may take to say why. */
 const channelGraceMs = 500;
+/** A router that has not said by then whether it takes a batch is sent the rows: those of older versions do not say it. */
+const takenMsMax = 1_000;
 
 /** One batch's call to one router: header, summary and errors over gRPC, chunks over UCX where both ends have it. */
 export class RouterStream implements BatchStream {
@@ -51,11 +53,14 @@ export class RouterStream implements BatchStream {
   private woken = new Deferred<void>();
   /** Until then the call's first message is awaited by `open`. */
   private readonly opened = new Deferred<void>();
+  /** The router has taken the batch, or the call is over. */
+  private readonly taken = new Deferred<void>();
 
   constructor(private readonly options: RouterStreamOptions) {
     const { call } = options;
     const wake = () => this.wake();
     call.on('readable', wake).on('drain', wake);
+    call.on('metadata', () => this.taken.resolve());
     call.on('end', () => {
       this.ended = true;
       wake();
@@ -75,11 +80,15 @@ export class RouterStream implements BatchStream {
     return this.failed.promise;
   }
 
-  /** Sends the header and opens the way for chunks. Rejects with LINK_LOST if it must be UCX and cannot be. */
+  /**
+   * Sends the header and opens the way for chunks, once the router has taken the batch. Rejects with what it refuses the batch
+   * with, and with LINK_LOST if the way must be UCX and cannot be.
+   */
   async open(header: ForwardHeaderInput): Promise<void> {
     try {
       const offer = await this.offer();
       await this.write({ header: { ...header, ...offer } });
+      await this.untilTaken();
       if (this.channel !== null) await this.openChannel(this.channel);
     } finally {
       this.opened.resolve();
@@ -171,6 +180,13 @@ export class RouterStream implements BatchStream {
     }
   }
 
+  private async untilTaken(): Promise<void> {
+    const timer = setTimeout(() => this.taken.resolve(), takenMsMax);
+    await this.taken.promise;
+    clearTimeout(timer);
+    if (this.status !== null && this.status.code !== status.OK) throw routerError(this.status, this.router);
+  }
+
   private async openChannel(channel: ChunkChannel): Promise<void> {
     const expired = new Deferred<never>();
     expired.promise.catch(() => {});
@@ -232,6 +248,7 @@ export class RouterStream implements BatchStream {
 
   private finish(result: StatusObject): void {
     this.status = result;
+    this.taken.resolve();
     const reason = new SwitchyardError('CANCELLED', 'the call is over');
     this.over.abort(reason);
     const lost = result.code === status.OK ? reason : routerError(result, this.router);

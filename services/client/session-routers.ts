@@ -31,10 +31,17 @@ export class SessionRouters {
 
   /**
    * The stream for the next batch: to the router on this host, or else on another, that has the fewest batches of this session.
-   * Rejects with why none can be opened. `except`: host:port of one that is not to get it.
+   * Rejects with why none can be opened. `tried`: host:port of those that are not to get it. `first`: who is asked before all others.
    */
-  async pick(state: ClusterState, except: string | null = null): Promise<RouterSession> {
-    const order = this.order(openRouters(state).filter(({ address }) => address !== except));
+  async pick(
+    state: ClusterState,
+    tried: ReadonlySet<string>,
+    first: RouterDescription | null = null,
+  ): Promise<RouterSession> {
+    const isFirst = ({ address }: RouterDescription) => address === first?.address;
+    const others = openRouters(state).filter((router) => !tried.has(router.address) && !isFirst(router));
+    const order = this.order(others);
+    if (first !== null && !tried.has(first.address)) order.unshift(first);
     if (order.length === 0)
       throw new SwitchyardError('NOT_READY', 'the cluster is not ready: no router takes batches');
     const failures: unknown[] = [];

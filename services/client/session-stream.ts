@@ -6,15 +6,13 @@ import type { TransportKind } from '../transport/link.js';
 import type { BatchStream, RouterAnswer } from './batch-stream.js';
 import { deadlineGraceMs } from './options.js';
 import { RouterChunk } from './router-chunk.js';
-import { type RouterSession, type SessionOutput, sendOrElse } from './router-session.js';
+import { type ChooseRouter, type SessionOutput, sendToOne } from './router-session.js';
 
 export interface SessionStreamOptions {
   /** host:port */
   router: string;
-  /** The stream of a session, once it stands. */
-  session: () => Promise<RouterSession>;
-  /** That of another router. Rejects if there is none. */
-  another: () => Promise<RouterSession>;
+  /** The stream of a session, to this router as long as it is not among those tried. */
+  choose: ChooseRouter;
 }
 
 /** A small batch as one message of a session, which stands between batches. */
@@ -60,10 +58,9 @@ export class SessionStream implements BatchStream {
   /** The whole batch. */
   async send({ experts, weights }: ChunkInput, rows: Uint8Array): Promise<boolean> {
     try {
-      const session = await this.options.session();
       const routing = { experts: bytesOf(experts), weights: bytesOf(weights) };
       const input = { header: this.sentHeader(), rows, ...routing };
-      this.output.resolve(await sendOrElse(session, this.options.another, input, this.over));
+      this.output.resolve(await sendToOne(this.options.choose, input, this.over));
       return true;
     } catch (error) {
       this.output.reject(asSwitchyardError(error));

@@ -8,7 +8,7 @@ import type { TransportChoice } from '../transport/link.js';
 import { checkOptions } from './check-options.js';
 import type { RoutingRows } from './forward.js';
 import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
-import { type RouterSession, type SessionOutput, sendOrElse } from './router-session.js';
+import { type RouterSession, type SessionOutput, sendToOne } from './router-session.js';
 import { shown } from './shown.js';
 import { type BatchSummary, mergeSummaries } from './summary.js';
 
@@ -38,8 +38,8 @@ export interface SessionResult {
 export interface SessionHost {
   /** What is known of the cluster, its model included. Rejects with NOT_READY if that is nothing, and once the client is closed. */
   state(options: { deadlineMs?: number }): Promise<ClusterState>;
-  /** The stream for the next batch; `except`: not to the router at this host:port. */
-  router(state: ClusterState, except?: string): Promise<RouterSession>;
+  /** The stream for the next batch, to a router that is none of those tried (host:port). */
+  router(state: ClusterState, tried: ReadonlySet<string>): Promise<RouterSession>;
   /** Ends all streams. */
   end(reason: SwitchyardError): void;
 }
@@ -125,9 +125,9 @@ export class Session {
     };
     const deadline = new Deadline(options);
     try {
-      const router = await this.host.router(state);
-      const another = () => this.host.router(state, router.router);
-      const output = await sendOrElse(router, another, input, deadline.signal);
+      const choose = async (tried: ReadonlySet<string>) =>
+        this.host.router(tried.size === 0 ? state : await this.host.state(options), tried);
+      const output = await sendToOne(choose, input, deadline.signal);
       return resultOf(output, tokens, hidden, (performance.now() - startedMs) / 1000);
     } finally {
       deadline.clear();

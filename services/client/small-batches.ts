@@ -30,12 +30,11 @@ export class SmallBatches {
   /** The way of a batch to a router. `state`: the cluster as it is known. */
   stream(router: RouterDescription, transport: TransportChoice, state: () => ClusterState): BatchStream {
     const routers = this.routers(transport);
-    const session = () => {
+    const choose = (tried: ReadonlySet<string>) => {
       this.timer ??= setTimeout(() => this.endIdle(), idleMs).unref();
-      return routers.to(router);
+      return routers.pick(state(), tried, router);
     };
-    const another = () => routers.pick(state(), router.address);
-    return new SessionStream({ router: router.address, session, another });
+    return new SessionStream({ router: router.address, choose });
   }
 
   /** Ends all streams with `reason`. */

@@ -68,6 +68,8 @@ export class ControlSession {
   private turn = 0;
   /** The present address was named by a coordinator of the list. */
   private named = false;
+  /** Addresses of the list that led last to a coordinator which this node does not trust. */
+  private readonly untrusted = new Set<string>();
   /** Rounds of the list in vain. */
   private rounds = 0;
   private joined = false;
@@ -134,6 +136,12 @@ export class ControlSession {
     this.finish(null);
   }
 
+  /** The address of the list that is asked, or that named the one which is. */
+  private get listed(): string {
+    const { coordinators } = this.options;
+    return coordinators[this.turn % coordinators.length]!;
+  }
+
   private now(): number {
     return this.options.runtime.clock.now();
   }
@@ -163,6 +171,7 @@ export class ControlSession {
       this.joined = true;
       this.joinedBefore = true;
       this.rounds = 0;
+      this.untrusted.clear();
       this.lossTold = 'not';
       this.options.log.info({ event: 'coordinator-joined', coordinator: this.address });
     }
@@ -216,8 +225,9 @@ export class ControlSession {
       this.address = leader;
       return 0;
     }
+    if (code !== 'UNAUTHENTICATED') this.untrusted.delete(this.listed);
     this.turn += 1;
-    this.address = coordinators[this.turn % coordinators.length]!;
+    this.address = this.listed;
     if (this.turn % coordinators.length > 0) return 0;
     this.rounds += 1;
     return backoffMs(runtime.random, this.rounds - 1, backoffMsMin, backoffMsMax);
@@ -229,7 +239,8 @@ export class ControlSession {
   private tellLoss(error: SwitchyardError): void {
     const absentMs = this.now() - this.lostAt;
     const isSentAway = error.code === 'DRAINING' || error.code === 'NOT_LEADING';
-    const orderly = isSentAway || !this.joinedBefore || this.lossTold === 'info';
+    const isExpected = !this.joinedBefore && !isUntrusted(error);
+    const orderly = isSentAway || isExpected || this.lossTold === 'info';
     const level = orderly && absentMs < absentMsUsual ? 'info' : 'warn';
     if (this.lossTold === level || this.lossTold === 'warn') return;
     this.lossTold = level;
@@ -242,11 +253,15 @@ export class ControlSession {
   }
 
   /**
-   * A member waits for a coordinator whose certificate is not trusted: it may be about to change, or this end's trust.
+   * A member waits for a coordinator whose certificate is not trusted: it may be about to change, or this end's trust. Others
+   * end once that is so wherever their list leads.
    * A name stays taken until the lease of a node's own broken stream has run out, so a member tries again for that long.
    */
   private isFinal(error: SwitchyardError): boolean {
-    if (isUntrusted(error)) return !this.joinedBefore;
+    if (isUntrusted(error)) {
+      this.untrusted.add(this.listed);
+      return !this.joinedBefore && this.options.coordinators.every((one) => this.untrusted.has(one));
+    }
     if (error.code !== 'NAME_TAKEN') return finalCodes.has(error.code);
     return !this.joinedBefore || this.now() - this.lostAt > 2 * this.options.leaseMs;
   }

@@ -87,7 +87,9 @@ export class Batches {
 
   /** From now on batches are refused. Resolves when those under way have ended; call `abort` to make them. */
   async drain(reason: string): Promise<void> {
-    this.draining ??= new SwitchyardError('DRAINING', `the router is stopping: ${reason}`, { reason });
+    const { router } = this.options;
+    const text = `router ${router} is stopping: ${reason}`;
+    this.draining ??= new SwitchyardError('DRAINING', text, { router, reason });
     await Promise.all(this.live.values());
   }
 

@@ -1,4 +1,4 @@
-import type { ServerDuplexStream } from '@grpc/grpc-js';
+import { Metadata, type ServerDuplexStream } from '@grpc/grpc-js';
 import { native, type SlabRange } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
@@ -81,6 +81,8 @@ export class OneShotCall implements BatchCall {
   }
 
   async header(): Promise<ForwardHeader> {
+    // To the client they say that the batch is taken: one that is refused has none.
+    this.call.sendMetadata(new Metadata());
     const first = (await this.next(() => false))?.request ?? null;
     if (!first?.header) {
       const came = first?.kind ?? (first === null ? 'half-close' : 'empty');

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { connect as connectTcp } from 'node:net';
 import { connect as connectTls } from 'node:tls';
 import { promisify } from 'node:util';
-import { afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import { afterEach, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
 import { type Flags, LocalProcess } from '../../services/cli/local-process.js';
 import { SwitchyardClient, type TlsOptions } from '../../services/client/index.js';
 import { connect } from '../../services/common/grpc-channel.js';
@@ -220,6 +220,41 @@ describe('in place of a node', () => {
     expect(error).toMatchObject({ code, message: expect.stringContaining('the key of a link') });
     experts.close();
     tls.close();
+  });
+});
+
+describe('where the first address of a list is that of a coordinator which nobody trusts', () => {
+  let first: string;
+  beforeEach(async () => {
+    const { ca: tlsCa, ...shown } = { ca: stranger.ca, ...stranger.issue('server', serverNames) };
+    const files = { tlsCa, tlsCert: shown.cert, tlsKey: shown.key, tlsClientCa: tlsCa };
+    const flags: Flags = { preset: 'tiny', port: 0, metricsPort: 0, threads: 1, ...files };
+    const coordinator = new LocalProcess('coordinator', 'stranger', flags, {}, () => {});
+    started.push(coordinator);
+    first = (await coordinator.listening).address;
+  });
+  const worker = (coordinator: string) => {
+    const flags: Flags = { coordinator, name: 'worker-2', port: 0, metricsPort: 0, threads: 1 };
+    const process = new LocalProcess('worker', 'worker-2', { ...flags, ...serverFlags }, {}, () => {});
+    started.push(process);
+    return process;
+  };
+
+  test('a node joins at the next one, and an operator is answered there', async () => {
+    const list = `${first},${cluster.address}`;
+    worker(list);
+    const isThere = ({ name, state }: { name: string; state: string }) =>
+      name === 'worker-2' && state === 'READY';
+    await until(async () => (await cluster.client.describeCluster()).view!.nodes.some(isThere));
+    const files = [`--tls-ca=${ca}`, `--tls-cert=${server.cert}`, `--tls-key=${server.key}`];
+    const cordoned = await switchyard(['cordon', 'worker-2', '--address', list, ...files]);
+    expect(cordoned).toMatchObject({ status: 0, stderr: '' });
+  });
+
+  test('a node ends if there is no other', async () => {
+    const process = worker(`${first},${first}`);
+    const error = process.exitError(await process.exited);
+    expect(`${error.code}: ${error.message}`).toMatch(/UNAUTHENTICATED: .*is not signed by tlsCa/);
   });
 });
 

@@ -1,0 +1,126 @@
+import { afterEach, expect, test } from '@jest/globals';
+import { SwitchyardClient } from '../../services/client/index.js';
+import { Access } from '../../services/common/access.js';
+import type { InferenceHandlers } from '../../services/common/generated/switchyard/v1/Inference.js';
+import { startGrpcServer } from '../../services/common/grpc-server.js';
+import type { Running } from '../../services/common/lifecycle.js';
+import { createLogger } from '../../services/common/log.js';
+import { services } from '../../services/common/protocol.js';
+import { Watchers } from '../../services/common/watchers.js';
+import type { TransportKind } from '../../services/transport/link.js';
+import {
+  callOf,
+  header,
+  overEachTransport,
+  rowBytes,
+  startCluster,
+  stateOf,
+  tokens,
+} from '../router/cluster.js';
+import { until } from '../support/until.js';
+
+const cleanups: (() => unknown)[] = [];
+
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
+});
+
+/** A client to which all of these routers are ready, whatever they say themselves: news takes its time. */
+async function clientOfAll(routers: readonly Running[], transport: TransportKind): Promise<SwitchyardClient> {
+  const node = { host: '', state: 'READY', messageBytesMax: 1024 * 1024 } as const;
+  const told = routers.map(({ address }, index) => ({ ...node, name: `router-${index}`, address }));
+  const watchers = new Watchers(() => ({ routers: told, model: { hidden: rowBytes / 2 }, ready: true }));
+  const implementation = { WatchCluster: (call) => watchers.accept(call) } as Partial<InferenceHandlers>;
+  const server = await startGrpcServer({
+    host: '127.0.0.1',
+    port: 0,
+    access: new Access({}),
+    insecure: false,
+    messageLimit: { bytesMax: 1024, node: 'router r' },
+    services: [{ definition: services.Inference, implementation: implementation as InferenceHandlers }],
+    log: createLogger('coordinator', 'test', 'silent'),
+  });
+  const client = await SwitchyardClient.connect(server.address, { transport });
+  cleanups.push(
+    () => server.close(0),
+    () => client.destroy(),
+  );
+  return client;
+}
+
+/** Does `work` while routers that were told to stop do not yet: each has a batch under way. */
+async function whileEnding(routers: readonly Running[], work: () => Promise<void>): Promise<void> {
+  const calls = routers.map((router) => callOf(router));
+  try {
+    for (const call of calls) {
+      call.on('error', () => {});
+      call.write(header({ length: 2 }));
+    }
+    for (const router of routers)
+      await until(
+        () => stateOf(router),
+        ({ batches }) => batches === 1,
+      );
+    for (const router of routers) void router.stop('the test wants it');
+    await work();
+  } finally {
+    for (const call of calls) call.cancel();
+  }
+}
+
+async function* pieces(rows: Buffer, count: number) {
+  for (let at = 0; at < rows.length; at += rows.length / count)
+    yield rows.subarray(at, at + rows.length / count);
+}
+
+overEachTransport((transport) => {
+  const off = { feedback: false };
+  const drainMs = { router: { drainMs: 60_000 } };
+
+  test('what routers that end refuse goes to one that does not, whole', async () => {
+    const { routers } = await startCluster({ routers: 3, ...drainMs });
+    const client = await clientOfAll(routers, transport);
+    const rows = await tokens(3_000);
+    const few = rows.subarray(0, 12 * rowBytes);
+    const expected = (await (await client.forward(rows, off)).collect()).rows;
+    const session = client.session();
+    const names = new Set<string>();
+    await whileEnding(routers.slice(0, 2), async () => {
+      for (let turn = 0; turn < 3; turn += 1) {
+        const calls = [
+          await client.forward(rows, { ...off, sequences: 3 }),
+          await client.forward(pieces(rows, 5), { ...off, sequences: 3, length: 1_000, deadlineMs: 60_000 }),
+          await client.forward(few, { ...off, sequences: 3 }),
+        ];
+        for (const call of calls) {
+          const { rows: answers, summary } = await call.collect();
+          expect(Buffer.compare(answers, expected.subarray(0, answers.length))).toBe(0);
+          for (const { name } of summary.routers) names.add(name);
+        }
+        const { rows: answers } = await session.forward(few, off);
+        expect(Buffer.compare(answers, expected.subarray(0, answers.length))).toBe(0);
+      }
+    });
+    expect([...names]).toEqual(['router-2']);
+  });
+
+  test('what no other router takes ends with the name of the one that refused it, and no row was read', async () => {
+    const { routers } = await startCluster(drainMs);
+    const client = await clientOfAll(routers, transport);
+    let reads = 0;
+    const input = {
+      tokens: 3_000,
+      hidden: rowBytes / 2,
+      read: async (_: number, count: number) => {
+        reads += 1;
+        return new Uint8Array(count * rowBytes);
+      },
+    };
+    const refusal = { code: 'DRAINING', message: 'router router-0 is stopping: the test wants it' };
+    await whileEnding(routers, async () => {
+      await expect((await client.forward(input, off)).collect()).rejects.toMatchObject(refusal);
+      await expect(client.session().forward(new Uint8Array(rowBytes))).rejects.toMatchObject(refusal);
+    });
+    expect(reads).toBe(0);
+  });
+});
