@@ -1,5 +1,9 @@
 #include <cublasLt.h>
 
+#include <algorithm>
+#include <array>
+#include <vector>
+
 #include "device.h"
 #include "kernels/bf16.h"
 
@@ -10,14 +14,36 @@ struct Preference {};
 
 namespace {
 
-/** How the real library sums is not known; here it is in order, and `coarse` rounds each sum to BF16. */
-float sum(const uint16_t* a, const uint16_t* b, size_t depth, bool coarse) {
-  float result = 0;
+constexpr size_t tile_outputs = 64;
+
+/** Outputs side by side, each in the order of the depth; how the real library sums is not known. `coarse` rounds each sum to BF16. */
+__attribute__((target("avx2"))) void compute_tile(const float* weights, size_t depth, const uint16_t* row, bool coarse, float* sums) {
+  std::array<float, tile_outputs> results{};
   for (size_t i = 0; i < depth; ++i) {
-    result += switchyard::bf16_to_float(a[i]) * switchyard::bf16_to_float(b[i]);
-    if (coarse) result = switchyard::bf16_to_float(switchyard::float_to_bf16(result));
+    const float value = switchyard::bf16_to_float(row[i]);
+    for (size_t output = 0; output < tile_outputs; ++output) results[output] += weights[i * tile_outputs + output] * value;
+    if (!coarse) continue;
+    for (float& result : results) result = switchyard::bf16_to_float(switchyard::float_to_bf16(result));
   }
-  return result;
+  std::copy(results.begin(), results.end(), sums);
+}
+
+using Layout = cublasLtMatrixLayoutOpaque_t;
+
+void compute(const uint16_t* weights, const Layout& a, const uint16_t* rows, const Layout& b, uint16_t* sums, const Layout& d, bool coarse) {
+  std::vector<float> tile(a.rows * tile_outputs);
+  std::array<float, tile_outputs> results;
+  for (size_t first = 0; first < d.rows; first += tile_outputs) {
+    const size_t count = std::min(tile_outputs, d.rows - first);
+    for (size_t output = 0; output < count; ++output) {
+      const uint16_t* const column = weights + (first + output) * static_cast<size_t>(a.stride);
+      for (size_t i = 0; i < a.rows; ++i) tile[i * tile_outputs + output] = switchyard::bf16_to_float(column[i]);
+    }
+    for (size_t row = 0; row < d.columns; ++row) {
+      compute_tile(tile.data(), a.rows, rows + row * static_cast<size_t>(b.stride), coarse, results.data());
+      std::transform(results.begin(), results.begin() + count, sums + row * static_cast<size_t>(d.stride) + first, switchyard::float_to_bf16);
+    }
+  }
 }
 
 size_t extent(const cublasLtMatrixLayoutOpaque_t& layout) {
@@ -109,12 +135,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description
     const bool may_run = reads(moment, weights, extent(a_layout)) && reads(moment, rows, extent(b_layout)) && writes(moment, sums, extent(d_layout)) &&
                          writes(moment, workspace, workspace_bytes);
     if (!may_run) return;
-    for (size_t row = 0; row < row_count; ++row) {
-      for (size_t output = 0; output < d_layout.rows; ++output) {
-        const float value = sum(weights + output * a_layout.stride, rows + row * b_layout.stride, a_layout.rows, coarse);
-        sums[row * d_layout.stride + output] = switchyard::float_to_bf16(value);
-      }
-    }
+    compute(weights, a_layout, rows, b_layout, sums, d_layout, coarse);
   };
   return launch(stream, "a product", run) == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
