@@ -46,8 +46,13 @@ export async function repeatedRows(hidden: number, tokens: number): Promise<Rows
     read: (first, count) => {
       const start = first % made;
       if (start + count <= made) return bytes.subarray(start * rowBytes, (start + count) * rowBytes);
-      const wrapped = start + count - made;
-      return Buffer.concat([bytes.subarray(start * rowBytes), bytes.subarray(0, wrapped * rowBytes)]);
+      const parts: Uint8Array[] = [];
+      for (let at = start, left = count; left > 0; at = 0) {
+        const taken = Math.min(left, made - at);
+        parts.push(bytes.subarray(at * rowBytes, (at + taken) * rowBytes));
+        left -= taken;
+      }
+      return Buffer.concat(parts);
     },
   };
 }

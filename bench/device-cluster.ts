@@ -1,14 +1,23 @@
 import { availableParallelism } from 'node:os';
 import { native } from '../native/index.js';
 import { invalidArgument } from '../services/common/errors.js';
-import { presets } from '../services/model/synthetic.js';
+import { type PresetName, presets } from '../services/model/synthetic.js';
 import { type Bare, BareDevice, BareFfn } from './bare.js';
 import { compare } from './cluster.js';
 import type { BenchOptions, BenchResult } from './report.js';
 
-const preset = 'reference';
-/** 512 rows for an expert on average: large products, and messages of 32 MiB. */
-const chunkTokens = 4_096;
+interface DeviceCase {
+  id: string;
+  preset: PresetName;
+  chunkTokens: number;
+}
+
+export const deviceCases: readonly DeviceCase[] = [
+  // 512 rows for an expert on average: large products, and messages of 32 MiB.
+  { id: 'cluster/gpu-seed', preset: 'reference', chunkTokens: 4_096 },
+  // So small that it tells whether a device works, not how fast.
+  { id: 'cluster/gpu-tiny', preset: 'tiny', chunkTokens: 256 },
+];
 /** What one run lasts, more or less, at the speed of the bare FFN. */
 const runSeconds = 4;
 const chunksMin = 8;
@@ -25,22 +34,25 @@ const memory = {
  * One worker process on a device (`options.device`; without one the first CUDA device, if there is one), routers and a
  * client, against the bare expert FFN on that device, rows resident. On `cpu` the worker has all cores.
  */
-export async function benchDeviceCluster(options: BenchOptions): Promise<BenchResult[]> {
+export async function benchDeviceCluster(
+  { id: name, preset, chunkTokens }: DeviceCase,
+  options: BenchOptions,
+): Promise<BenchResult[]> {
   const device = options.device ?? 'cuda:0';
   const { cuda } = native.describe();
   const problem = cuda === null ? 'the addon is built without CUDA' : cuda.problem;
   if (problem !== null && device !== 'cpu') {
     if (options.device !== null) throw invalidArgument('device', device, `cpu, because ${problem}`);
-    options.log(`cluster/gpu-seed is left out: ${problem}`);
+    options.log(`${name} is left out: ${problem}`);
     return [];
   }
   const cores = availableParallelism();
   const routers = Math.max(1, Math.floor(cores / coresPerRouter));
   const router = { threads: Math.min(cores, coresPerRouter), ...memory.router };
-  const bare = await openBare(device, cores, options);
+  const bare = await openBare(preset, device, cores, options);
   const chunks = Math.ceil(((await bare.tokensPerSecond(1)) * runSeconds) / chunkTokens);
   const tokens = Math.max(chunks, chunksMin) * chunkTokens;
-  const id = `cluster/${device === 'cpu' ? 'cpu' : 'gpu'}-seed`;
+  const id = device === 'cpu' ? name.replace('/gpu-', '/cpu-') : name;
   const setup = {
     workers: 1,
     routers: routers - 1,
@@ -53,7 +65,12 @@ export async function benchDeviceCluster(options: BenchOptions): Promise<BenchRe
   return [{ ...result, details: { device: deviceName(device), routers, tokens, ...result.details } }];
 }
 
-async function openBare(device: string, cores: number, { log }: BenchOptions): Promise<Bare> {
+async function openBare(
+  preset: PresetName,
+  device: string,
+  cores: number,
+  { log }: BenchOptions,
+): Promise<Bare> {
   const spec = presets[preset].model;
   if (device !== 'cpu') return BareDevice.open(spec, device, bareExperts, log);
   return BareFfn.open({ kind: 'synthetic', spec }, cores, bareExperts);

@@ -2,7 +2,7 @@ import { invalidArgument } from '../services/common/errors.js';
 import { balanceGroups } from './balance.js';
 import { balanceClusterGroups } from './balance-cluster.js';
 import { benchCluster, clusterCases } from './cluster.js';
-import { benchDeviceCluster } from './device-cluster.js';
+import { benchDeviceCluster, deviceCases } from './device-cluster.js';
 import { expertGroups } from './experts.js';
 import { benchHosts, hostCases } from './hosts.js';
 import { benchTimeline } from './hosts-timeline.js';
@@ -37,7 +37,9 @@ const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> 
       async (options: BenchOptions) => [await benchCluster(test, options)],
     ]),
   ),
-  'cluster/gpu-seed': benchDeviceCluster,
+  ...Object.fromEntries(
+    deviceCases.map((test) => [test.id, (options: BenchOptions) => benchDeviceCluster(test, options)]),
+  ),
   ...Object.fromEntries(
     hostCases.map((test) => [test.id, (options: BenchOptions) => benchHosts(test, options)]),
   ),

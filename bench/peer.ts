@@ -79,19 +79,28 @@ export async function startPython(
   return Peer.start(name, python, [join(packageRoot(), 'bench', 'peers', script), ...args], log);
 }
 
-/** A program of native/bench, built first if anything changed, in a folder of native/ with options of CMake. */
+/**
+ * A program of native/bench: one in the folder that SWITCHYARD_BENCH_PROGRAMS names, otherwise built first if anything changed,
+ * in a folder of native/ with options of CMake.
+ */
 export async function startNative(
   program: string,
   args: string[],
   log: Log,
   { build: folder, options }: { build: string; options: string[] } = { build: 'build-bench', options: [] },
 ): Promise<Peer> {
+  const built = process.env.SWITCHYARD_BENCH_PROGRAMS;
+  const path = built ? join(built, program) : await buildNative(program, folder, options);
+  const peer = await Peer.start(program, path, args, log);
+  if (!peer) throw new Error(`${program} does not run`);
+  return peer;
+}
+
+async function buildNative(program: string, folder: string, options: string[]): Promise<string> {
   const source = join(packageRoot(), 'native');
   const build = join(source, folder);
   const run = promisify(execFile);
   await run('cmake', ['-S', source, '-B', build, '-DSWITCHYARD_BENCH=ON', ...options]);
   await run('cmake', ['--build', build, '--target', program]);
-  const peer = await Peer.start(program, join(build, 'bench', program), args, log);
-  if (!peer) throw new Error(`${program} does not run`);
-  return peer;
+  return join(build, 'bench', program);
 }

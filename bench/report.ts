@@ -29,7 +29,7 @@ export interface BenchOptions {
   runs: number;
   /** Where to draw what a worker did and when; null: nowhere. */
   timeline: string | null;
-  /** Of the worker of cluster/gpu-seed; null: the first CUDA device, if there is one. */
+  /** Of the worker of cluster/gpu-…; null: the first CUDA device, if there is one. */
   device: string | null;
   log: (line: string) => void;
 }

@@ -1,11 +1,13 @@
-"""The bare expert FFN by PyTorch on one GPU, for the figures gpu/bare-* of gpu_bench: rows per second as JSON.
+"""The bare expert FFN by PyTorch on one GPU, for the figures gpu/bare-* of gpu_bench: rows per second, one peer a line.
 
     python3 bench/peers/torch_gpu.py [gpu.json]
 
-With the report of gpu_bench it adds the ratio of each figure to the best of torch, and writes it back.
+In the report of gpu_bench each figure gets its ratio to the best of torch so far, as soon as a peer is known.
 """
 
+import itertools
 import json
+import os
 import sys
 
 import torch
@@ -36,29 +38,63 @@ def rows_per_second(compute, rows, turns):
     return sorted(rates)[RUNS // 2]
 
 
-def attempt(peers, name, make, rows, turns):
-    """A peer that this version of torch lacks is named on standard error and left out."""
-    try:
-        peers[name] = rows_per_second(make(), rows, turns)
-    except Exception as error:  # noqa: BLE001
-        print(f"torch_gpu: {name} does not run: {error}", file=sys.stderr)
+class Report:
+    """The file of gpu_bench, whole at any time; without a path, or where there is no such file, peers are only printed."""
+
+    def __init__(self, path):
+        self.path = path if path and os.path.exists(path) else None
+        if self.path:
+            with open(self.path, encoding="utf-8") as file:
+                self.report = json.load(file)
+            self.report["machine"]["torch"] = torch.__version__
+
+    def attempt(self, figure, name, make, rows, turns):
+        """A peer that this version of torch lacks is named on standard error and left out."""
+        try:
+            rate = rows_per_second(make(), rows, turns)
+        except Exception as error:  # noqa: BLE001
+            print(f"torch_gpu: {name} does not run: {error}", file=sys.stderr)
+            return
+        print(f"{figure} {name} {rate:.6g} rows/s", flush=True)
+        if self.path:
+            self.add(figure, name, rate)
+
+    def add(self, figure, name, rate):
+        for result in self.report["results"]:
+            if result["id"] != figure:
+                continue
+            peers = result.setdefault("peers", {})
+            peers[name] = rate
+            result["referenceName"], result["reference"] = max(peers.items(), key=lambda peer: peer[1])
+            result["ratio"] = result["value"] / result["reference"]
+        unfinished = f"{self.path}.unfinished"
+        with open(unfinished, "w", encoding="utf-8") as file:
+            json.dump(self.report, file, indent=2)
+            file.write("\n")
+        os.replace(unfinished, self.path)
 
 
-def gelu_peers():
+def call(function, *arguments):
+    return lambda: function(*arguments)
+
+
+def gelu_peers(report):
+    """Yields after each, as grouped_peers does: the slowest to compile come last."""
+    figure = "gpu/bare-gelu"
     x, up, down = matrix(2048, HIDDEN), matrix(16384, HIDDEN), matrix(HIDDEN, 16384)
 
     def ffn(x, up, down):
         return F.linear(F.gelu(F.linear(x, up)), down)
 
-    peers = {}
-    attempt(peers, "torch eager", lambda: lambda: ffn(x, up, down), len(x), 50)
+    report.attempt(figure, "torch eager", lambda: call(ffn, x, up, down), len(x), 50)
+    yield
     for mode in ("default", "max-autotune-no-cudagraphs"):
-        compiled = torch.compile(ffn, mode=mode)
-        attempt(peers, f"torch.compile {mode}", lambda: lambda: compiled(x, up, down), len(x), 50)
-    return peers
+        report.attempt(figure, f"torch.compile {mode}", lambda: call(torch.compile(ffn, mode=mode), x, up, down), len(x), 50)
+        yield
 
 
-def grouped_peers():
+def grouped_peers(report):
+    figure = "gpu/bare-grouped"
     rows, ffn_size = sum(COUNTS), 1536
     x = matrix(rows, HIDDEN)
     first = matrix(32, 2 * ffn_size, HIDDEN)
@@ -79,33 +115,18 @@ def grouped_peers():
         sums = torch._grouped_mm(x, first.transpose(-2, -1), offs=ends)
         return torch._grouped_mm(swiglu(sums), down.transpose(-2, -1), offs=ends)
 
-    peers = {}
-    attempt(peers, "torch loop", lambda: loop, rows, 20)
-    attempt(peers, "torch grouped_mm", lambda: lambda: grouped(x, first, down, ends), rows, 20)
-    compiled = torch.compile(grouped)
-    attempt(peers, "torch.compile grouped_mm", lambda: lambda: compiled(x, first, down, ends), rows, 20)
-    return peers
+    report.attempt(figure, "torch loop", lambda: loop, rows, 20)
+    report.attempt(figure, "torch grouped_mm", lambda: call(grouped, x, first, down, ends), rows, 20)
+    yield
+    report.attempt(figure, "torch.compile grouped_mm", lambda: call(torch.compile(grouped), x, first, down, ends), rows, 20)
+    yield
 
 
 def main():
+    report = Report(sys.argv[1] if len(sys.argv) > 1 else None)
     with torch.inference_mode():
-        figures = {"gpu/bare-gelu": gelu_peers(), "gpu/bare-grouped": grouped_peers()}
-    if len(sys.argv) < 2:
-        print(json.dumps(figures, indent=2))
-        return
-    with open(sys.argv[1], encoding="utf-8") as file:
-        report = json.load(file)
-    for result in report["results"]:
-        peers = figures.get(result["id"])
-        if not peers:
-            continue
-        result["peers"] = peers
-        result["referenceName"], result["reference"] = max(peers.items(), key=lambda peer: peer[1])
-        result["ratio"] = result["value"] / result["reference"]
-    report["machine"]["torch"] = torch.__version__
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=2)
-        file.write("\n")
+        for _ in itertools.zip_longest(gelu_peers(report), grouped_peers(report)):
+            pass
 
 
 main()

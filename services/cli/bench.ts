@@ -21,10 +21,7 @@ export const benchCommand = defineCommand({
     group: ['name', 'what to measure'],
     runs: ['n', 'counted runs of each figure'],
     json: ['file', 'write machine and results as JSON'],
-    device: [
-      'device',
-      'cluster/gpu-seed: what its worker computes on (default: a CUDA device if there is one)',
-    ],
+    device: ['device', 'cluster/gpu-…: what its worker computes on (default: a CUDA device if there is one)'],
     timeline: ['file', 'hosts/overlap: draw what a worker did and when, as SVG'],
   },
   argument: { name: 'group', text: 'what to measure, such as kernels or cluster/seed (default: everything)' },
