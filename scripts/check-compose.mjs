@@ -22,6 +22,16 @@ function services() {
     encoding: 'utf8',
   });
   check('docker-compose config', true);
+  const all = ['', '.tls', '.watch', '.watch.tls'].flatMap((part) => ['-f', `docker-compose${part}.yml`]);
+  const together = execFileSync('docker-compose', [...all, 'config'], {
+    env: { ...process.env, ...tokens, GRAFANA_PASSWORD: 'a password' },
+    encoding: 'utf8',
+  });
+  check(
+    'docker-compose config of all files together',
+    /PROMETHEUS_CONFIG: prometheus-tls/.test(together),
+    together,
+  );
   return Object.entries(parse(text).services);
 }
 

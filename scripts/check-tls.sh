@@ -47,14 +47,15 @@ issue() {
 
 authority ca
 authority stranger
-issue ca server 1 'IP:127.0.0.1,URI:switchyard://node/*,URI:switchyard://operator'
+issue ca server 1 'IP:127.0.0.1,DNS:coordinator,URI:switchyard://node/*,URI:switchyard://operator'
 issue ca client 1 URI:switchyard://client
 issue ca operator 1 URI:switchyard://operator
 issue ca node 1 URI:switchyard://node/worker-7
 issue ca expired -1 URI:switchyard://operator
 
+openssl rand -hex 16 >"$scratch/operator-token"
 node "$program" up --preset tiny --workers 1 --routers 1 --threads 1 --port 0 --metrics-port 0 \
-  --tls-ca "$scratch/ca.pem" --tls-cert "$scratch/server.pem" --tls-key "$scratch/server.key" --tls-client-ca "$scratch/ca.pem" \
+  --operator-token-file "$scratch/operator-token" --tls-ca "$scratch/ca.pem" --tls-cert "$scratch/server.pem" --tls-key "$scratch/server.key" --tls-client-ca "$scratch/ca.pem" \
   >"$scratch/up.log" 2>&1 &
 processes+=($!)
 for ((waited = 0; waited < 600; waited++)); do
@@ -105,19 +106,13 @@ check "curl: a client" says 403 get --cacert "$scratch/ca.pem" $(as_curl client)
 check "curl: a wrong CA" says "SSL certificate problem" get --cacert "$scratch/stranger.pem" "$metrics"
 check "curl: no TLS" says "Empty reply" get "${metrics/https/http}"
 
-# scraped CA NAME SERVER-NAME: what Prometheus says of its targets, one a line: health, and why.
+# scraped: what Prometheus, with the configuration in $scratch/prometheus.yml, says of its targets, one a line: health, and why.
 scraped() {
   local directory=$scratch/prometheus port
   rm -rf "$directory"
   mkdir "$directory"
   port=$(node -e "const s = require('node:net').createServer().listen(0, '127.0.0.1', () => { console.log(s.address().port); s.close(); })")
-  {
-    echo 'global: { scrape_interval: 1s, scrape_timeout: 1s }'
-    echo 'scrape_configs:'
-    echo "  - { job_name: switchyard, scheme: https, static_configs: [{ targets: [$(paste -sd, <<<"$listening")] }],"
-    echo "      tls_config: { ca_file: $scratch/$1.pem${2:+, cert_file: $scratch/$2.pem, key_file: $scratch/$2.key}${3:+, server_name: $3} } }"
-  } >"$directory/prometheus.yml"
-  prometheus --config.file="$directory/prometheus.yml" --storage.tsdb.path="$directory/data" \
+  prometheus --config.file="$scratch/prometheus.yml" --storage.tsdb.path="$directory/data" \
     --web.listen-address="127.0.0.1:$port" >"$directory/log" 2>&1 &
   local process=$! answer=
   for ((waited = 0; waited < 300; waited++)); do
@@ -130,13 +125,33 @@ scraped() {
   node -e "for (const { health, lastError } of JSON.parse(process.argv[1]).data.activeTargets) console.log(health, lastError)" "$answer"
 }
 
+targets=$(paste -sd, <<<"$listening")
+# scraped_as CA NAME SERVER-NAME
+scraped_as() {
+  {
+    echo 'global: { scrape_interval: 1s, scrape_timeout: 1s }'
+    echo 'scrape_configs:'
+    echo "  - { job_name: switchyard, scheme: https, static_configs: [{ targets: [$targets] }],"
+    echo "      tls_config: { ca_file: $scratch/$1.pem${2:+, cert_file: $scratch/$2.pem, key_file: $scratch/$2.key}${3:+, server_name: $3} } }"
+  } >"$scratch/prometheus.yml"
+  scraped
+}
+# With the file of docker-compose.watch.tls.yml, but for where things are.
+scraped_as_composed() {
+  sed -e "s#targets: .*#targets: [$targets]#" -e "s#/etc/switchyard-tls/ca.pem#$scratch/ca.pem#" -e "/^rule_files/d" \
+    -e "s#/tmp/operator-token#$scratch/operator-token#" -e 's/_interval: 15s/_interval: 1s/' \
+    "$root/deploy/prometheus/prometheus-tls.yml" >"$scratch/prometheus.yml"
+  scraped
+}
+
 if command -v prometheus >/dev/null; then
-  check "Prometheus: an operator reads every process" test "$(scraped ca operator | sort -u | xargs)" = up
-  check "Prometheus: no certificate" says "401" scraped ca
-  check "Prometheus: a client" says "403" scraped ca client
-  check "Prometheus: an expired certificate" says "401" scraped ca expired
-  check "Prometheus: a wrong CA" says "certificate signed by unknown authority" scraped stranger operator
-  check "Prometheus: a wrong name" says "wanted to match elsewhere" scraped ca operator elsewhere
+  check "Prometheus: an operator reads every process" test "$(scraped_as ca operator | sort -u | xargs)" = up
+  check "Prometheus: no certificate" says "401" scraped_as ca
+  check "Prometheus: with the token, as docker-compose.watch.tls.yml has it" test "$(scraped_as_composed | sort -u | xargs)" = up
+  check "Prometheus: a client" says "403" scraped_as ca client
+  check "Prometheus: an expired certificate" says "401" scraped_as ca expired
+  check "Prometheus: a wrong CA" says "certificate signed by unknown authority" scraped_as stranger operator
+  check "Prometheus: a wrong name" says "wanted to match elsewhere" scraped_as ca operator elsewhere
 else
   echo "not checked: Prometheus is not in PATH"
 fi

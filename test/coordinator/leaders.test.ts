@@ -3,6 +3,7 @@ import type { Flags } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { EtcdLease } from '../../services/platform/etcd-lease.js';
 import { systemClock } from '../../services/runtime/system.js';
+import { Authority, clientName, loopback } from '../support/certificates.js';
 import { switchyard } from '../support/cli.js';
 import { Etcd } from '../support/etcd.js';
 import { Load } from '../support/load.js';
@@ -43,6 +44,56 @@ withEtcd('coordinators with a lease of etcd', () => {
     expect(await lease.read(5_000)).toBe(null);
     etcd.process.kill('SIGSTOP');
     await expect(lease.read(200)).rejects.toMatchObject({ code: 'DEADLINE_EXCEEDED' });
+  });
+
+  describe('where etcd speaks TLS', () => {
+    const authority = new Authority();
+    const stranger = new Authority();
+    const { ca } = authority;
+    const shown = authority.issue('coordinator', [clientName]);
+    const start = async () => {
+      const etcd = await Etcd.start({ ca, ...authority.issue('etcd', loopback) });
+      atEnd(() => etcd.stop());
+      return etcd;
+    };
+    const coordinator = (etcd: string, name: string, files: Flags) =>
+      new Service('coordinator', {
+        preset: 'tiny',
+        name,
+        lease: 'etcd',
+        etcd,
+        leaderLeaseMs: 2_000,
+        ...files,
+      });
+
+    test('one leads, and when it is killed the other', async () => {
+      const etcd = await start();
+      const files = { etcdCa: ca, etcdCert: shown.cert, etcdKey: shown.key };
+      const both = ['a', 'b'].map((name) => coordinator(etcd.address, name, files));
+      const leads = () => both.findIndex((one) => one.events('leads').length > 0);
+      const leader = await until(leads, (index) => index >= 0);
+      both[leader]!.process.kill('SIGKILL');
+      const [next] = await until(
+        () => both[1 - leader]!.events('leads'),
+        (events) => events.length > 0,
+      );
+      expect(next).toMatchObject({ term: 2 });
+    });
+
+    test.each([
+      ['another CA', { etcdCa: stranger.ca, etcdCert: shown.cert, etcdKey: shown.key }, /is not signed by/],
+      ['no certificate', { etcdCa: ca }, /certificate/],
+      ['no TLS', {}, /may want TLS \(tlsCa\)/],
+    ])('one with %s does not lead, and says why', async (_, files: Flags, reason) => {
+      const etcd = await start();
+      const one = coordinator(etcd.address, 'a', files);
+      const [told] = await until(
+        () => one.events('lease-unreachable'),
+        (events) => events.length > 0,
+      );
+      expect(told!.reason).toMatch(reason);
+      expect(one.events('leads')).toEqual([]);
+    });
   });
 
   test('the console of the one that does not lead says so, and links to that of the one that does', async () => {

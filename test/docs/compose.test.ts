@@ -98,6 +98,16 @@ describe('docker-compose.watch.yml', () => {
     );
   });
 
+  test('and by https where they speak TLS', () => {
+    const [plain] = read('deploy/prometheus/prometheus.yml').scrape_configs;
+    const [{ scheme, tls_config, ...rest }] = read('deploy/prometheus/prometheus-tls.yml').scrape_configs;
+    expect(rest).toEqual(plain);
+    const { prometheus } = read('docker-compose.watch.tls.yml').services;
+    expect(prometheus.environment).toEqual({ PROMETHEUS_CONFIG: 'prometheus-tls.yml' });
+    expect(prometheus.volumes).toEqual([`./tls/ca.pem:${tls_config.ca_file}:ro`]);
+    expect([scheme, tls_config.server_name]).toEqual(['https', containers[0]![0]]);
+  });
+
   test.each(Object.entries(watching))(
     '%s mounts what there is, and is reached from this machine alone',
     (_, { volumes, ports }) => {

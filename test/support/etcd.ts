@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { KeyPair } from './certificates.js';
 import { until } from './until.js';
 
 /** A member of etcd, alone, whose data is gone at the end. */
@@ -15,14 +16,17 @@ export class Etcd {
     readonly process: ChildProcess,
   ) {}
 
-  static async start(): Promise<Etcd> {
+  /** `tls`: clients must show a certificate of `ca`. */
+  static async start(tls: (KeyPair & { ca: string }) | null = null): Promise<Etcd> {
     const folder = mkdtempSync(join(tmpdir(), 'switchyard-etcd-'));
     const [client, peer] = [await freePort(), await freePort()];
-    const [clientUrl, peerUrl] = [`http://127.0.0.1:${client}`, `http://127.0.0.1:${peer}`];
+    const scheme = tls === null ? 'http' : 'https';
+    const [clientUrl, peerUrl] = [`${scheme}://127.0.0.1:${client}`, `http://127.0.0.1:${peer}`];
     const urls = { 'listen-client-urls': clientUrl, 'advertise-client-urls': clientUrl };
     const peers = { 'listen-peer-urls': peerUrl, 'initial-advertise-peer-urls': peerUrl };
     const flags = { 'data-dir': folder, ...urls, ...peers, 'initial-cluster': `default=${peerUrl}` };
-    const args = Object.entries(flags).flatMap(([name, value]) => [`--${name}`, value]);
+    const files = tls && { 'cert-file': tls.cert, 'key-file': tls.key, 'trusted-ca-file': tls.ca };
+    const args = Object.entries({ ...flags, ...files }).flatMap(([name, value]) => [`--${name}`, value]);
     const etcd = new Etcd(`127.0.0.1:${client}`, folder, spawn('etcd', args, { stdio: 'ignore' }));
     await until(() => answers(client));
     return etcd;
