@@ -5,8 +5,8 @@ import { version } from '../common/version.js';
 
 const exitFailure = 1;
 const exitUsage = 2;
-/** Errors that say how the command was called, not what it met. */
-const usageCodes = ['CONFIG_INVALID', 'INVALID_ARGUMENT'];
+/** Errors that say what the command was given, not what it met: flags, settings, files. */
+const usageCodes = ['CONFIG_INVALID', 'INVALID_ARGUMENT', 'MODEL_INVALID'];
 
 /** Loaded by need: a worker does not pay for what the demo imports. */
 const commands: Record<string, () => Promise<Command>> = {
@@ -34,7 +34,7 @@ async function createProgram(named: string | undefined): Promise<Command> {
     .version(version)
     .helpCommand(false)
     .showHelpAfterError('(add --help for what there is)')
-    .addHelpText('after', '\nExit status: 0 success, 1 failure, 2 wrong usage or configuration.')
+    .addHelpText('after', '\nExit status: 0 success, 1 failure, 2 wrong usage, configuration or files.')
     .exitOverride();
   const loaders = named && Object.hasOwn(commands, named) ? [commands[named]!] : Object.values(commands);
   for (const load of loaders) program.addCommand((await load()).copyInheritedSettings(program));

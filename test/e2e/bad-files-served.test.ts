@@ -60,9 +60,9 @@ class SpareWorker {
     });
   }
 
-  /** Resolves when it has ended by itself, with what it said of its failure. */
-  async failed(): Promise<string> {
-    expect(await this.process.exited).toEqual({ code: 1, signal: null });
+  /** Resolves when it has ended by itself, with this status and what it said of its failure. */
+  async failed(status: number): Promise<string> {
+    expect(await this.process.exited).toEqual({ code: status, signal: null });
     return this.lines.find((line) => line.includes('worker-failed')) ?? this.lines.join('\n');
   }
 }
@@ -89,7 +89,7 @@ describe('weights that change while a cluster serves them', () => {
     await spare.opened.promise;
     await change(weights);
     await cluster.kill('worker-0');
-    const failed = await spare.failed();
+    const failed = await spare.failed(2);
     for (const part of ['MODEL_INVALID', weights]) expect(failed).toContain(part);
     const call = await cluster.client.forward(testRows(8, hidden), { sequences: 1, feedback: false });
     await expect(call.collect()).rejects.toMatchObject({ code: 'NOT_READY' });
@@ -134,7 +134,7 @@ describe('a worker with files of its own is a member if they are those of the co
     if (flip) await flipBit(own.weights);
     const cluster = await startCluster({ workers: 1, coordinator: { preset: null, model: served.model } });
     const worker = new SpareWorker(cluster, own.model);
-    if (flip) expect(await worker.failed()).toContain('MODEL_MISMATCH');
+    if (flip) expect(await worker.failed(1)).toContain('MODEL_MISMATCH');
     else await worker.opened.promise;
     await worker.process.stop(10_000);
     await cluster.stop();
@@ -156,7 +156,7 @@ describe('weights that are not finite', () => {
     await overwrite(weights, tensor, bits);
     const run = ['run', '--model', model, '--workers', '1', ...batch];
     const { status, stderr } = await switchyard(run);
-    expect(status).toBe(1);
+    expect(status).toBe(2);
     for (const part of ['MODEL_INVALID', weights, tensor, 'holds 1 weight', '--allow-non-finite-weights']) {
       expect(stderr).toContain(part);
     }

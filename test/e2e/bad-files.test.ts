@@ -129,7 +129,7 @@ describe('rows of a broken or hostile file', () => {
     expect(stdout).toBe('');
     expect(stderr).toMatch(new RegExp(`^switchyard: ${code}: `));
     for (const part of [input, ...said]) expect(stderr).toContain(part);
-    expect(status).toBe(code === 'INVALID_ARGUMENT' ? 2 : 1);
+    expect(status).toBe(2);
     expect((await readdir(directory)).filter((name) => name.startsWith('never'))).toEqual([]);
   });
 
@@ -150,7 +150,7 @@ describe('rows of a broken or hostile file', () => {
       input,
     ]);
     expect(stderr).toMatch(/^switchyard: MODEL_INVALID: .*header length is 1152921504606846976 bytes/);
-    expect(status).toBe(1);
+    expect(status).toBe(2);
   });
 });
 
@@ -167,9 +167,9 @@ describe('a broken or hostile checkpoint', () => {
 
   async function expectInvalid(model: string, said: string[]): Promise<void> {
     const { status, stderr } = await switchyard([...shared, '--model', model]);
-    expect(stderr).toMatch(/^switchyard: MODEL_INVALID: coordinator exited with status 1: /);
+    expect(stderr).toMatch(/^switchyard: MODEL_INVALID: coordinator exited with status 2: /);
     for (const part of said) expect(stderr).toContain(part);
-    expect(status).toBe(1);
+    expect(status).toBe(2);
   }
 
   const config = async () => JSON.parse(await readFile(join(fixture, 'config.json'), 'utf8'));

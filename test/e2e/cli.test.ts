@@ -239,8 +239,8 @@ describe('run', () => {
       '--workers',
       '1',
     ]);
-    expect(status).toBe(1);
-    expect(stderr).toMatch(/^switchyard: MODEL_INVALID: coordinator exited with status 1: .*nowhere/);
+    expect(status).toBe(2);
+    expect(stderr).toMatch(/^switchyard: MODEL_INVALID: coordinator exited with status 2: .*nowhere/);
   });
 });
 
