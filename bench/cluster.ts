@@ -77,6 +77,7 @@ export async function compare(
         worker: busiest('worker'),
       });
       runs.push({ value, reference });
+      options.log(`${test.id} run ${run + 1}: ${value.toFixed(0)} tokens/s ÷ ${reference.toFixed(0)}`);
     }
     const loop = (role: 'client' | 'router' | 'worker') => median(loops.map((sample) => sample[role]));
     return summarize(test.id, 'tokens/s', 'bare expert FFN', runs, {

@@ -24,9 +24,12 @@ clocks=
 end() {
   local status=$?
   [ -z "$clocks" ] || kill "$clocks"
-  # All that was printed is in the log before the script has ended.
+  # All that was printed is in the log before the script has ended, unless a process that was left behind keeps it open.
   exec 1>&3 2>&4
-  wait "$tee"
+  for _ in {1..50}; do
+    kill -0 "$tee" 2>/dev/null || break
+    sleep 0.1
+  done
   exit "$status"
 }
 trap end EXIT
@@ -82,11 +85,17 @@ find_library() {
 }
 
 libraries=
+# load_path FOLDER...: a value for LD_LIBRARY_PATH, the folders that have names before the machine's own.
+load_path() {
+  local one path=
+  for one in "$@" "${LD_LIBRARY_PATH:-}"; do [ -z "$one" ] || path+=${path:+:}$one; done
+  echo "$path"
+}
 # describe PROGRAMS: what the device is, by the benchmark there; finds cuBLASLt for it.
 describe() {
   local said missing
   [ -x "$1/gpu_bench" ] || return 1
-  said=$(LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "$1/gpu_bench" --describe 2>&1) && { echo "$said"; return 0; }
+  said=$(LD_LIBRARY_PATH=$(load_path "$libraries") "$1/gpu_bench" --describe 2>&1) && { echo "$said"; return 0; }
   missing=$(sed -n 's/.*error while loading shared libraries: \([^:]*\):.*/\1/p' <<<"$said")
   if [ -n "$missing" ] && [ -z "$libraries" ] && libraries=$(find_library "$missing"); then
     echo "$missing: in $libraries"
@@ -109,24 +118,27 @@ fi
 
 programs=$root/bin
 if ! describe "$programs"; then
+  command -v nvidia-smi >/dev/null || { echo "gpu-check: no NVIDIA device here" >&2; exit 1; }
   command -v "${CUDACXX:-nvcc}" >/dev/null || { echo "gpu-check: nothing runs here, and there is no nvcc to build it" >&2; exit 1; }
+  architecture=${SWITCHYARD_CUDA_ARCHITECTURE:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader --id=0 | tr -d .)}
   build=native/build-gpu
   prefix=()
   [ ! -d googletest ] || prefix=(-DGTEST_ROOT="$root/googletest")
   step configure 60 cmake -S native -B $build -DSWITCHYARD_CUDA=ON -DSWITCHYARD_TESTS=ON -DSWITCHYARD_BENCH=ON \
-    -DCMAKE_CUDA_ARCHITECTURES="${SWITCHYARD_CUDA_ARCHITECTURE:-native}" "${prefix[@]}" &&
+    -DCMAKE_CUDA_ARCHITECTURES="$architecture" "${prefix[@]}" &&
     step build 240 cmake --build $build --parallel "$(nproc)" --target switchyard_cuda experts_cuda gpu_bench
   programs=$root/$build/programs
   mkdir -p "$programs"
   ln -sf ../test/experts_cuda ../bench/gpu_bench "$programs"
   describe "$programs" || { echo "gpu-check: no device, or the backend does not build" >&2; exit 1; }
 fi
-export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+# PyTorch runs with the libraries of its own.
+own=(env LD_LIBRARY_PATH="$(load_path "$libraries")")
 
 small=() filter='*' figure=cluster/gpu-seed runs=3
 [ -z "$trial" ] || { small=(--trial) filter='*Registered*:*Infinity*:*DoesNotFit*' figure=cluster/gpu-tiny runs=1; }
-step device-tests 90 "$programs/experts_cuda" --gtest_filter="$filter"
-step benchmark 120 "$programs/gpu_bench" "${small[@]}" --json "$folder/gpu.json" --timeline "$folder/gpu-timeline.svg"
+step device-tests 90 "${own[@]}" "$programs/experts_cuda" --gtest_filter="$filter"
+step benchmark 120 "${own[@]}" "$programs/gpu_bench" "${small[@]}" --json "$folder/gpu.json" --timeline "$folder/gpu-timeline.svg"
 
 node=$root/bin/node
 [ -x "$node" ] || node=$(command -v node)
@@ -136,7 +148,7 @@ elif chosen cluster; then
   # A bundle has all of it; only the backend may have been built anew.
   if [ ! -x bin/node ]; then step addon 240 "$node" scripts/bootstrap.mjs
   elif [ "$programs" != "$root/bin" ]; then cp native/build-gpu/switchyard_cuda.so native/build/Release/; fi
-  step cluster 110 env LD_LIBRARY_PATH="$LD_LIBRARY_PATH:$root/lib" SWITCHYARD_BENCH_PROGRAMS="$programs" \
+  step cluster 110 env LD_LIBRARY_PATH="$(load_path "$libraries" "$root/lib")" SWITCHYARD_BENCH_PROGRAMS="$programs" \
     "$node" dist/services/cli/main.js bench $figure --device cuda:0 --runs $runs --json "$folder/cluster.json"
   [ ! -s "$folder/cluster.json" ] || "$node" scripts/merge-reports.mjs "$folder/gpu.json" "$folder/cluster.json"
   rm -f "$folder/cluster.json"
@@ -145,8 +157,7 @@ fi
 if [ -n "$trial" ]; then
   without "torch's figures, in a trial"
 elif python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' 2>/dev/null; then
-  # With its own libraries.
-  step torch-peers 110 env -u LD_LIBRARY_PATH python3 bench/peers/torch_gpu.py "$folder/gpu.json"
+  step torch-peers 110 python3 bench/peers/torch_gpu.py "$folder/gpu.json"
 else
   without "torch's figures, no torch for python3"
 fi
@@ -154,12 +165,12 @@ fi
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
 if [ -n "$sanitizer" ]; then
-  step compute-sanitizer 45 "$sanitizer" --error-exitcode 1 "$programs/experts_cuda" --gtest_filter='*Registered*:*Infinity*'
+  step compute-sanitizer 45 "${own[@]}" "$sanitizer" --error-exitcode 1 "$programs/experts_cuda" --gtest_filter='*Registered*:*Infinity*'
 else
   without "compute-sanitizer, not on the PATH nor in a toolkit"
 fi
 if [ -d node_modules/jest ]; then
-  step cluster-tests 600 env SWITCHYARD_DEVICE=cuda:0 NODE_NO_WARNINGS=1 "$node" --experimental-vm-modules \
+  step cluster-tests 600 "${own[@]}" SWITCHYARD_DEVICE=cuda:0 NODE_NO_WARNINGS=1 "$node" --experimental-vm-modules \
     node_modules/jest/bin/jest.js test/worker test/e2e
 fi
 echo
