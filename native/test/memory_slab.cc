@@ -4,7 +4,11 @@
 
 #include <cstring>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <memory>
+#include <mutex>
+#include <random>
 #include <set>
 #include <thread>
 #include <vector>
@@ -163,6 +167,103 @@ TEST(SlabArena, TellsOfMemoryOnceAndBeforeItGoesBack) {
     EXPECT_EQ(listener->regions.size(), 1u);
   }
   EXPECT_TRUE(listener->regions.empty());
+}
+
+class RegionCounter final : public MemoryListener {
+ public:
+  void mapped(void* memory, size_t bytes) noexcept override {
+    const std::lock_guard lock(mutex);
+    EXPECT_TRUE(regions.emplace(static_cast<std::byte*>(memory), bytes).second);
+  }
+  void unmapping(void* memory) noexcept override { regions.erase(static_cast<std::byte*>(memory)); }
+  size_t region_bytes() const noexcept override { return 4 * mebibyte; }
+  bool holds(const SlabRef& slab) const {
+    auto after = regions.upper_bound(slab->data());
+    return after != regions.begin() && slab->data() + slab->capacity() <= std::prev(after)->first + std::prev(after)->second;
+  }
+  std::mutex mutex;
+  std::map<std::byte*, size_t> regions;
+};
+
+TEST(SlabArena, CutsSlabsFromRegionsForAListenerThatWantsThem) {
+  const auto listener = std::make_shared<RegionCounter>();
+  {
+    SlabArena arena(16 * mebibyte);
+    arena.set_listener(listener);
+    EXPECT_EQ(listener->regions.size(), 1u) << "before the first slab is needed";
+    std::mt19937 random(5);
+    std::vector<SlabRef> slabs;
+    for (int turn = 0; turn < 2000; ++turn) {
+      if (slabs.size() > 20 || (!slabs.empty() && random() % 3 == 0)) {
+        const size_t one = random() % slabs.size();
+        for (size_t i = 0; i < slabs[one]->size(); i += 4096) ASSERT_EQ(slabs[one]->data()[i], static_cast<std::byte>(slabs[one]->size() % 251));
+        slabs[one] = slabs.back();
+        slabs.pop_back();
+        continue;
+      }
+      slabs.push_back(arena.allocate(1 + random() % (300 << 10)));
+      ASSERT_TRUE(listener->holds(slabs.back()));
+      std::memset(slabs.back()->data(), static_cast<int>(slabs.back()->size() % 251), slabs.back()->size());
+      if (turn % 100 == 0) arena.trim();
+    }
+    EXPECT_LE(listener->regions.size(), 4u);
+  }
+  EXPECT_TRUE(listener->regions.empty());
+}
+
+TEST(SlabArena, HasARegionForASlabThatIsLargerThanOthersHaveBeen) {
+  const auto listener = std::make_shared<RegionCounter>();
+  SlabArena arena(16 * mebibyte);
+  arena.set_listener(listener);
+  EXPECT_TRUE(listener->holds(arena.allocate(6 * mebibyte)));
+  EXPECT_EQ(listener->regions.size(), 2u);
+  // What the limit leaves no region for is memory like any other.
+  const SlabRef whole = arena.allocate(16 * mebibyte);
+  EXPECT_FALSE(listener->holds(whole));
+  whole->data()[whole->size() - 1] = std::byte{1};
+}
+
+TEST(SlabArena, UsesMemoryOfRegionsAgainForOtherSizes) {
+  const auto listener = std::make_shared<RegionCounter>();
+  SlabArena arena(4 * mebibyte);
+  arena.set_listener(listener);
+  for (const size_t size : {mebibyte / 8, mebibyte, mebibyte / 2, 4 * mebibyte, mebibyte / 16, 3 * mebibyte}) {
+    std::vector<SlabRef> slabs;
+    while (slabs.size() < 4 * mebibyte / size) {
+      slabs.push_back(arena.allocate(size));
+      EXPECT_TRUE(listener->holds(slabs.back())) << size;
+    }
+  }
+  EXPECT_EQ(listener->regions.size(), 1u);
+}
+
+TEST(SlabArena, TellsANewListenerOfTheRegionsThatAreThere) {
+  SlabArena arena(16 * mebibyte);
+  arena.set_listener(std::make_shared<RegionCounter>());
+  arena.set_listener(nullptr);
+  const auto listener = std::make_shared<RegionCounter>();
+  arena.set_listener(listener);
+  EXPECT_TRUE(listener->holds(arena.allocate(mebibyte)));
+  EXPECT_EQ(listener->regions.size(), 1u);
+}
+
+TEST(SlabArena, ThreadsShareRegions) {
+  const auto listener = std::make_shared<RegionCounter>();
+  SlabArena arena(64 * mebibyte);
+  arena.set_listener(listener);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&arena, i] {
+      for (int round = 0; round < 500; ++round) {
+        const SlabRef own = arena.allocate(4096 * (1 + (round * 7 + i) % 50));
+        std::memset(own->data(), i, own->size());
+        ASSERT_EQ(std::to_integer<int>(own->data()[own->size() - 1]), i);
+        if (round % 50 == 0) arena.trim();
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_LE(listener->regions.size(), 16u);
 }
 
 }  // namespace

@@ -9,6 +9,8 @@ class MemoryListener {
  public:
   virtual ~MemoryListener() = default;
   virtual void mapped(void* memory, size_t bytes) noexcept = 0;
+  /** How large the pieces of memory should be that it hears of, because each costs it much; 0: as they are needed. */
+  virtual size_t region_bytes() const noexcept { return 0; }
   /** Before the memory goes back. */
   virtual void unmapping(void* memory) noexcept = 0;
 };

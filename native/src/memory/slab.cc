@@ -29,9 +29,12 @@ void SlabRef::reset() {
 }
 
 SlabArena::~SlabArena() {
-  Evicted all;
-  evict_until(0, all);
-  unmap(all);
+  empty_cache();
+  const auto told = listener();
+  for (const auto& [region, capacity] : regions_.all()) {
+    if (told) told->unmapping(region.data);
+    file_.unmap(region, capacity);
+  }
 }
 
 SlabRef SlabArena::allocate(size_t size, size_t tail) {
@@ -64,16 +67,64 @@ SlabRef SlabArena::allocate(size_t size, size_t tail) {
   unmap(evicted);
   if (!block) {
     try {
-      block = file_.map(capacity);
+      block = map(capacity);
     } catch (...) {
       const std::lock_guard lock(mutex_);
       bytes_in_use_ -= capacity;
       --slabs_;
       throw;
     }
-    if (const auto told = listener()) told->mapped(block->data, capacity);
   }
   return SlabRef(new Slab(*this, *block, capacity, size));
+}
+
+Block SlabArena::map(size_t capacity) {
+  const auto told = listener();
+  const auto from_region = [&] {
+    const std::lock_guard lock(mutex_);
+    return regions_.take(capacity);
+  };
+  if (const auto block = from_region()) return *block;
+  if (told && told->region_bytes() > 0) {
+    const std::lock_guard one(region_mutex_);
+    // Another thread may have brought a region meanwhile.
+    if (const auto block = from_region()) return *block;
+    // What is kept of other sizes makes way before memory is taken that the listener does not hear of.
+    if (!add_region(*told, capacity)) empty_cache();
+    if (const auto block = from_region()) return *block;
+  }
+  const Block block = file_.map(capacity);
+  if (told && told->region_bytes() == 0) told->mapped(block.data, capacity);
+  return block;
+}
+
+void SlabArena::empty_cache() {
+  Evicted all;
+  {
+    const std::lock_guard lock(mutex_);
+    evict_until(0, all);
+  }
+  unmap(all);
+}
+
+bool SlabArena::add_region(MemoryListener& told, size_t capacity) {
+  size_t bytes = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    const size_t left = bytes_limit_ - std::min(bytes_limit_, regions_.bytes());
+    bytes = std::min(std::max(told.region_bytes(), capacity), left / page_bytes * page_bytes);
+  }
+  if (bytes < capacity || bytes == 0) return false;
+  Block region;
+  try {
+    region = file_.map(bytes);
+  } catch (const Error&) {
+    return false;
+  }
+  told.mapped(region.data, bytes);
+  const std::lock_guard lock(mutex_);
+  regions_.add(region, bytes);
+  return true;
 }
 
 void SlabArena::give_back(Slab* slab) {
@@ -117,6 +168,10 @@ void SlabArena::unmap(const Evicted& evicted) {
   if (evicted.empty()) return;
   const auto told = listener();
   for (const auto& [block, capacity] : evicted) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (regions_.give_back(block, capacity)) continue;
+    }
     if (told) told->unmapping(block.data);
     file_.unmap(block, capacity);
   }
@@ -127,9 +182,16 @@ std::shared_ptr<MemoryListener> SlabArena::listener() const {
   return listener_;
 }
 
-void SlabArena::set_listener(std::shared_ptr<MemoryListener> listener) {
-  const std::lock_guard lock(mutex_);
-  listener_ = std::move(listener);
+void SlabArena::set_listener(std::shared_ptr<MemoryListener> told) {
+  {
+    const std::lock_guard lock(mutex_);
+    listener_ = told;
+  }
+  if (!told || told->region_bytes() == 0) return;
+  const std::lock_guard one(region_mutex_);
+  // Those of a listener before this one.
+  for (const auto& [region, capacity] : regions_.all()) told->mapped(region.data, capacity);
+  if (regions_.all().empty()) add_region(*told, page_bytes);
 }
 
 ArenaStats SlabArena::stats() const {

@@ -12,6 +12,7 @@
 
 #include "memory/listener.h"
 #include "memory/memory_file.h"
+#include "memory/regions.h"
 
 namespace switchyard {
 
@@ -104,7 +105,11 @@ class SlabArena {
   void set_limit(size_t bytes_limit, std::string setting = {});
   /** Where the slabs lie; other things that other processes are to see may lie there too. */
   MemoryFile& file() { return file_; }
-  /** Hears of memory that is mapped from now on; null: nobody. */
+  /**
+   * Hears of memory that is mapped from now on; null: nobody. For one that wants regions, memory is mapped in regions and stays
+   * mapped as long as the arena lives, the first of them at once; blocks beyond what the limit allows for whole regions are no part
+   * of one, and the listener does not hear of them.
+   */
   void set_listener(std::shared_ptr<MemoryListener> listener);
 
  private:
@@ -115,6 +120,10 @@ class SlabArena {
   void give_back(Slab* slab);
   void evict_until(size_t bytes_allowed, Evicted& evicted);
   void unmap(const Evicted& evicted);
+  void empty_cache();
+  Block map(size_t capacity);
+  /** A region with room for so much, told to the listener. False if the limit or the system leaves none. */
+  bool add_region(MemoryListener& listener, size_t capacity);
   std::shared_ptr<MemoryListener> listener() const;
 
   MemoryFile file_;
@@ -128,6 +137,9 @@ class SlabArena {
   size_t bytes_cached_min_ = 0;
   std::unordered_map<size_t, std::vector<Block>> cached_;
   std::shared_ptr<MemoryListener> listener_;
+  Regions regions_;
+  /** One region at a time. */
+  std::mutex region_mutex_;
 };
 
 }  // namespace switchyard
