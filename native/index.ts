@@ -194,7 +194,9 @@ export interface BackendDescription {
   threads: number;
   /** Calls that keep the device busy when as many are under way. */
   calls: number;
-  /** Memory of the device; null: the host's own. */
+  /** Rows that do, if calls are small: more calls are wanted until there are as many; 0: none are. */
+  rows: number;
+  /** What experts may take of the device's own memory; null: it is the host's. */
   memoryBytes: number | null;
 }
 

@@ -2,10 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <future>
 #include <memory>
 #include <random>
+#include <span>
+#include <thread>
 #include <vector>
 
 #include "experts/cuda/cuda_backend.h"
@@ -169,6 +172,79 @@ TEST_F(CudaExperts, ComputeFromRegisteredSlabsAsFromOtherMemory) {
     backend->forward(*expert, {&call, 1});
     EXPECT_TRUE(std::equal(expected.begin(), expected.end(), output));
   }
+}
+
+/** Computes rows of a registered slab into another one. */
+Rows forward_in_slabs(ExpertBackend& backend, const Expert& expert, SlabArena& arena, const Rows& rows, std::span<const uint32_t> indices,
+                      const float* weights) {
+  const size_t hidden = expert.hidden();
+  const SlabRef in = arena.allocate(rows.size() * 2), out = arena.allocate(indices.size() * hidden * 2);
+  auto* const input = reinterpret_cast<uint16_t*>(in->data());
+  auto* const output = reinterpret_cast<uint16_t*>(out->data());
+  std::copy(rows.begin(), rows.end(), input);
+  std::fill_n(output, indices.size() * hidden, poison);
+  const ExpertInput call{.rows = input,
+                         .row_count = rows.size() / hidden,
+                         .indices = indices,
+                         .output = output,
+                         .output_row_count = indices.size(),
+                         .output_row = 0,
+                         .input_weights = weights};
+  backend.forward(expert, {&call, 1});
+  return {output, output + indices.size() * hidden};
+}
+
+TEST_F(CudaExperts, GatherAndFetchRowsOfRegisteredSlabsAsOfOtherMemory) {
+  constexpr size_t row_count = 500;
+  SlabArena arena(size_t{64} << 20);
+  arena.set_listener(backend->memory_listener());
+  std::mt19937 random(31);
+  // Rows of 128, 66 and 2 bytes.
+  for (const auto& [hidden, ffn] : {std::pair<size_t, size_t>{64, 40}, {33, 50}, {1, 8}}) {
+    const Model model(Activation::swiglu, hidden, ffn, 9);
+    const auto expert = backend->load(model.source());
+    const Rows rows = random_values(row_count * hidden, 2.0f, random);
+    // Side by side, every second one, far apart, and in no order.
+    for (const size_t step : {1, 2, 9}) {
+      std::vector<uint32_t> indices;
+      for (size_t row = 3; row < row_count; row += step) indices.push_back(static_cast<uint32_t>(row));
+      for (const bool shuffled : {false, true}) {
+        if (shuffled) std::shuffle(indices.begin(), indices.end(), random);
+        std::vector<float> weights(indices.size());
+        for (size_t i = 0; i < weights.size(); ++i) weights[i] = 0.5f + 0.001f * static_cast<float>(i);
+        for (const float* const weighs : {static_cast<const float*>(nullptr), static_cast<const float*>(weights.data())}) {
+          const Rows expected = forward(*backend, *expert, rows, indices, weighs);
+          EXPECT_EQ(forward_in_slabs(*backend, *expert, arena, rows, indices, weighs), expected)
+              << "hidden " << hidden << ", every " << step << (shuffled ? ", shuffled" : "") << (weighs ? ", weighted" : "");
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaExperts, LoadAndLetGoBesideCalls) {
+  constexpr size_t hidden = 128, ffn = 96, row_count = 700;
+  const Model model(Activation::gelu, hidden, ffn, 3);
+  const auto expert = backend->load(model.source());
+  std::mt19937 random(37);
+  const Rows rows = random_values(row_count * hidden, 2.0f, random);
+  const auto indices = indices_from(0, row_count);
+  const Rows expected = forward(*backend, *expert, rows, indices);
+  std::atomic<bool> loading = true;
+  std::thread loader([&] {
+    for (unsigned turn = 0; turn < 20; ++turn) {
+      // Of the same size, and of others, whose products are tried and whose batches need more room.
+      const Model other(turn % 2 == 0 ? Activation::gelu : Activation::swiglu, turn % 5 == 4 ? hidden + 8 * turn : hidden, ffn, turn);
+      const auto loaded = backend->load(other.source());
+      const Rows few(rows.begin(), rows.begin() + 4 * other.hidden);
+      const Rows output = forward(*backend, *loaded, few, indices_from(0, 4));
+      EXPECT_LE(relative_error(output.data(), other.reference(few.data())), 1e-2) << "turn " << turn;
+    }
+    loading = false;
+  });
+  size_t calls = 0;
+  for (; loading || calls < 10; ++calls) ASSERT_EQ(forward(*backend, *expert, rows, indices), expected) << "call " << calls;
+  loader.join();
 }
 
 TEST_F(CudaExperts, RefuseWhatDoesNotFit) {

@@ -52,9 +52,13 @@ const IsPinned none_pinned = [](const void*, size_t) { return false; };
 
 /** Carries out a plan with host memory in place of the device's: the landing rows, by number. */
 std::vector<uint16_t> land(const Plan& plan, size_t hidden) {
-  size_t end = plan.staged_landing_row + plan.staged.size();
+  EXPECT_EQ(plan.staged_landing_row, plan.fetched_landing_row + plan.fetched.size());
+  const size_t end = plan.staged_landing_row + plan.staged.size();
   std::vector<uint16_t> landing(end * hidden, 0xdead);
   for (const SpanCopy& span : plan.spans) std::copy_n(span.source, span.rows * hidden, landing.begin() + span.landing_row * hidden);
+  for (size_t i = 0; i < plan.fetched.size(); ++i) {
+    std::copy_n(plan.fetched[i], hidden, landing.begin() + (plan.fetched_landing_row + i) * hidden);
+  }
   for (size_t i = 0; i < plan.staged.size(); ++i) {
     std::copy_n(plan.staged[i], hidden, landing.begin() + (plan.staged_landing_row + i) * hidden);
   }
@@ -156,7 +160,7 @@ TEST(CudaPlan, UsesPinnedRowsThatFollowOneAnotherAsTheyLie) {
   CallQueue::end(pieces, {}, nullptr);
 }
 
-TEST(CudaPlan, StagesRowsThatLieFarApart) {
+TEST(CudaPlan, LetsTheDeviceFetchPinnedRowsThatLieFarApart) {
   const SizedExpert expert(16);
   TokenBatch batch(1000, 16, 2);
   const std::vector<uint32_t> indices{0, 999};
@@ -165,18 +169,91 @@ TEST(CudaPlan, StagesRowsThatLieFarApart) {
   const auto pieces = queue.take();
   const Plan plan = make_plan(pieces, 16, all_pinned);
   EXPECT_TRUE(plan.spans.empty());
-  EXPECT_EQ(plan.staged.size(), 2u);
+  EXPECT_TRUE(plan.staged.empty()) << "the thread that drives the device copies none of them";
+  EXPECT_EQ(plan.fetched, (std::vector<const uint16_t*>{batch.rows.data(), batch.rows.data() + 999 * 16}));
+  EXPECT_TRUE(plan.segments[0].direct) << "they land side by side";
+  EXPECT_EQ(make_plan(pieces, 16, none_pinned).staged.size(), 2u);
   CallQueue::end(pieces, {}, nullptr);
 }
 
+TEST(CudaPlan, StagesNoPinnedRowOfMergedChunks) {
+  // A worker that has 8 of 64 experts, and calls of each for rows of 4 token batches.
+  constexpr size_t hidden = 16, experts_count = 8;
+  std::vector<std::unique_ptr<SizedExpert>> experts;
+  for (size_t i = 0; i < experts_count; ++i) experts.push_back(std::make_unique<SizedExpert>(hidden));
+  std::vector<TokenBatch> batches;
+  for (int i = 0; i < 4; ++i) batches.emplace_back(512, hidden, 512 * experts_count);
+  std::vector<std::vector<uint32_t>> indices(experts_count * 4);
+  CallQueue queue(2048);
+  std::mt19937 random(3);
+  for (size_t expert = 0; expert < experts_count; ++expert) {
+    std::vector<ExpertInput> inputs;
+    for (size_t batch = 0; batch < 4; ++batch) {
+      auto& chosen = indices[expert * 4 + batch];
+      for (uint32_t row = 0; row < 512; ++row) {
+        if (random() % experts_count == 0) chosen.push_back(row);
+      }
+      inputs.push_back(batches[batch].input(chosen, expert * 512));
+    }
+    queue.push(*experts[expert], inputs, ignore);
+  }
+  while (!queue.empty()) {
+    const auto pieces = queue.take();
+    expect_carries_out(pieces, hidden, all_pinned);
+    EXPECT_TRUE(make_plan(pieces, hidden, all_pinned).staged.empty());
+    CallQueue::end(pieces, {}, nullptr);
+  }
+}
+
+TEST(CudaPlan, MergesNeighbouringCopies) {
+  constexpr size_t hidden = 16;
+  const SizedExpert first(hidden), second(hidden);
+  TokenBatch batch(100, hidden, 100);
+  std::vector<uint32_t> indices(50);
+  for (uint32_t i = 0; i < 50; ++i) indices[i] = i;
+  const std::span<const uint16_t> rows(batch.rows);
+  // Results side by side, of rows that begin at two places.
+  const auto half = [&](size_t number) {
+    ExpertInput input = batch.input(indices, number * 50);
+    input.rows = rows.subspan(number * 50 * hidden).data();
+    input.row_count = 50;
+    return input;
+  };
+  CallQueue queue(200);
+  queue.push(first, {half(0)}, ignore);
+  queue.push(second, {half(1)}, ignore);
+  const auto pieces = queue.take();
+  expect_carries_out(pieces, hidden, all_pinned);
+  const Plan plan = make_plan(pieces, hidden, all_pinned);
+  EXPECT_EQ(plan.spans.size(), 1u);
+  EXPECT_EQ(plan.outputs.size(), 1u);
+  // Memory that was registered in two parts cannot be copied at once.
+  const IsPinned in_halves = [&](const void*, size_t bytes) { return bytes <= 50 * hidden * sizeof(uint16_t); };
+  const Plan halves = make_plan(pieces, hidden, in_halves);
+  EXPECT_EQ(halves.spans.size(), 2u);
+  EXPECT_EQ(halves.outputs.size(), 2u);
+  CallQueue::end(pieces, {}, nullptr);
+}
+
+TEST(CudaPlan, CutsASegmentThatHasNoCompany) {
+  EXPECT_EQ(cut_of(2048, 2048, 128), 1024u);
+  EXPECT_EQ(cut_of(1900, 2048, 128), 896u) << "whole tiles";
+  EXPECT_EQ(cut_of(1024, 2048, 128), 0u) << "the other half of the rows is computed beside it";
+  EXPECT_EQ(cut_of(300, 300, 128), 0u) << "too few to fill the device twice";
+  EXPECT_EQ(cut_of(1, 1, 128), 0u);
+}
+
 TEST(CudaPlan, SharesOutSegmentsEvenlyAndInOrder) {
-  EXPECT_EQ(share_out({}, 8), std::vector<size_t>{});
-  const auto ends = [](std::vector<size_t> row_counts, size_t lanes) { return share_out(row_counts, lanes); };
+  EXPECT_EQ(share_out({}, 128, 8), std::vector<size_t>{});
+  const auto ends = [](std::vector<size_t> row_counts, size_t lanes) { return share_out(row_counts, 128, lanes); };
   EXPECT_EQ(ends({5}, 8), (std::vector<size_t>{1}));
   EXPECT_EQ(ends({1024, 1024}, 8), (std::vector<size_t>{1, 2}));
   EXPECT_EQ(ends({1000, 1, 1, 1}, 2), (std::vector<size_t>{1, 4}));
   EXPECT_EQ(ends({1, 1, 1, 1000}, 2), (std::vector<size_t>{3, 4}));
   EXPECT_EQ(ends({64, 64, 64, 64}, 2), (std::vector<size_t>{2, 4}));
+  // By tiles, of which a small segment fills one too.
+  EXPECT_EQ(share_out(std::vector<size_t>{256, 1, 1, 1}, 64, 2), (std::vector<size_t>{1, 4}));
+  EXPECT_EQ(share_out(std::vector<size_t>{256, 1, 1, 1}, 256, 2), (std::vector<size_t>{2, 4}));
   std::mt19937 random(7);
   for (int turn = 0; turn < 1000; ++turn) {
     std::vector<size_t> row_counts(1 + random() % 64);
@@ -187,7 +264,7 @@ TEST(CudaPlan, SharesOutSegmentsEvenlyAndInOrder) {
       largest = std::max(largest, rows);
     }
     const size_t lanes = 1 + random() % 8;
-    const auto shared = share_out(row_counts, lanes);
+    const auto shared = share_out(row_counts, 128, lanes);
     ASSERT_EQ(shared.size(), std::min(lanes, row_counts.size()));
     ASSERT_EQ(shared.back(), row_counts.size());
     size_t first = 0;
@@ -294,6 +371,16 @@ TEST(CudaLayout, PadsRowsToSixteenBytes) {
   static_assert(shape.hidden_padded() == 40 && shape.ffn_padded() == 56 && shape.intermediate() == 112);
   static_assert(shape.up_row() == 56 && shape.first_elements() == 112 * 40 && shape.second_elements() == 40 * 56);
   static_assert(columns_within(0, 33) == 8 && columns_within(32, 33) == 1 && columns_within(40, 33) == 0);
+}
+
+// The sizes of test/model/device-bytes.test.ts.
+TEST(CudaLayout, CountsWhatAnExpertTakesOfTheDevice) {
+  static_assert(expert_bytes({.hidden = 4096, .ffn = 1536, .gated = true}) == 37'748'736);
+  static_assert(expert_bytes({.hidden = 4096, .ffn = 16384, .gated = false}) == 268'435'456);
+  static_assert(expert_bytes({.hidden = 7168, .ffn = 2048, .gated = true}) == 88'080'384);
+  static_assert(expert_bytes({.hidden = 2880, .ffn = 2880, .gated = true}) == 50'331'648);
+  static_assert(expert_bytes({.hidden = 33, .ffn = 50, .gated = true}) == 13'824);
+  static_assert(expert_bytes({.hidden = 512, .ffn = 512, .gated = false}) == 2'097'152);
 }
 
 TEST(CudaLayout, ActivatesAsFloat64Does) {

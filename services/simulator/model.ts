@@ -79,6 +79,7 @@ export class SimulatedBackend implements ExpertBackend {
     detail: 'simulated',
     threads: 1,
     calls: 2,
+    rows: 0,
     memoryBytes: null,
   } as const;
   /** Of the weights in its memory, loading ones included. */

@@ -48,14 +48,17 @@ export class Executor implements OwnWork {
   private readonly queues: ExpertQueues;
   private readonly tasks = new Set<Task>();
   private calls = 0;
+  /** Of the calls under way. */
+  private callRows = 0;
   private heldBytes = 0;
   private idleWaiters: (() => void)[] = [];
   /** What the backend takes at once. */
   private readonly callsMax: number;
+  private readonly callRowsMax: number;
   private closed: SwitchyardError | null = null;
 
   constructor(private readonly options: ExecutorOptions) {
-    this.callsMax = options.backend.description.calls;
+    ({ calls: this.callsMax, rows: this.callRowsMax } = options.backend.description);
     const { worker, maxRows } = options;
     this.queues = new ExpertQueues(worker, maxRows, (task) => !this.isLate(task) && this.start(task));
   }
@@ -162,9 +165,9 @@ export class Executor implements OwnWork {
       );
   }
 
-  /** Gives the backend calls, as long as it takes them and there are rows. */
+  /** Gives the backend calls, as long as it takes them and there are rows: so many, or more if they are small. */
   private pump(): void {
-    while (this.calls < this.callsMax) {
+    while (this.calls < this.callsMax || this.callRows < this.callRowsMax) {
       const call = this.queues.nextCall();
       if (call === null) break;
       void this.run(call);
@@ -199,10 +202,13 @@ export class Executor implements OwnWork {
   }
 
   private async run(call: readonly ExpertWork[]): Promise<void> {
+    const rows = call.flatMap(({ pieces }) => pieces).reduce((sum, { count }) => sum + count, 0);
     this.calls += 1;
+    this.callRows += rows;
     for (const { queue } of call) queue.calls += 1;
     await this.compute(call);
     this.calls -= 1;
+    this.callRows -= rows;
     this.done += 1;
     for (const { queue } of call) {
       queue.calls -= 1;

@@ -193,6 +193,34 @@ describe('executor', () => {
     expect(calls).toEqual([4, 4, 10, 10, 10, 3]);
   });
 
+  test('a backend that asks for rows has more calls under way while they are small', async () => {
+    let [under, most] = [0, 0];
+    const withRows = (rows: number): ExpertBackend => ({
+      description: { ...backend.description, calls: 1, rows },
+      load: (source) => backend.load(source),
+      forward: async (all) => {
+        under += 1;
+        most = Math.max(most, under);
+        const times = await backend.forward(all);
+        under -= 1;
+        return times;
+      },
+      figures: () => null,
+      close: () => {},
+    });
+    for (const [rows, expected] of [
+      [0, 1],
+      [9, 3],
+    ] as const) {
+      most = 0;
+      const { executor } = await createExecutor(4, withRows(rows));
+      const segments: Wanted['segments'] = [[0, Array.from({ length: 16 }, (_, i) => i)]];
+      const one: Wanted = { layer: 0, segments };
+      expectExact(one, await executor.submit(tokenBatch(one), 'r'));
+      expect(most).toBe(expected);
+    }
+  });
+
   test('a lost device fails the token batches under way with its reason, and is told', async () => {
     const reason = Object.assign(new Error('cuda:0 is lost: an illegal address'), { code: 'DEVICE_LOST' });
     const calls: number[] = [];

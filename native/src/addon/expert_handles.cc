@@ -212,6 +212,7 @@ Napi::Value BackendHandle::description(const Napi::CallbackInfo& info) {
     result.Set("detail", description.detail);
     result.Set("threads", description.threads);
     result.Set("calls", description.calls);
+    result.Set("rows", static_cast<double>(description.rows));
     const size_t bytes = description.memory_bytes;
     result.Set("memoryBytes", bytes > 0 ? Napi::Number::New(info.Env(), bytes) : info.Env().Null());
     return result;

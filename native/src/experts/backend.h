@@ -102,7 +102,9 @@ struct BackendDescription {
   int threads = 0;
   /** Calls that keep the device busy when as many are under way. */
   int calls = 0;
-  /** Memory of the device; 0 for the host's own. */
+  /** Rows that do, if calls are small: more calls are wanted until there are as many; 0: none are. */
+  size_t rows = 0;
+  /** What experts may take of a device's own memory; 0: it is the host's. */
   size_t memory_bytes = 0;
 };
 

@@ -113,7 +113,10 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
 cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algorithm, cublasLtMatmulAlgoConfigAttributes_t attribute,
                                                     void* value, size_t, size_t* written) {
   const bool splits = algorithm->number == splits_depth;
-  *static_cast<uint32_t*>(value) = attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM && splits ? 4 : 0;
+  const uint32_t tile = algorithm->number == steady_in_tall_tiles ? CUBLASLT_MATMUL_TILE_128x256 : CUBLASLT_MATMUL_TILE_64x8;
+  *static_cast<uint32_t*>(value) = attribute == CUBLASLT_ALGO_CONFIG_TILE_ID                    ? tile
+                                   : attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM && splits ? 4
+                                                                                            : 0;
   *written = sizeof(uint32_t);
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -127,11 +130,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description
       b_layout->columns != row_count)
     return CUBLAS_STATUS_INVALID_VALUE;
   if (algorithm->number == refuses_single_rows && row_count == 1) return CUBLAS_STATUS_NOT_SUPPORTED;
-  const bool coarse = algorithm->number == depends_on_rows && row_count < 64;
+  const bool coarse = (algorithm->number == depends_on_rows && row_count < 16) || (algorithm->number == differs_at_37_rows && row_count == 37);
   const auto* const weights = static_cast<const uint16_t*>(a);
   const auto* const rows = static_cast<const uint16_t*>(b);
   auto* const sums = static_cast<uint16_t*>(d);
-  const auto run = [=, a_layout = *a_layout, b_layout = *b_layout, d_layout = *d_layout](const Moment& moment) {
+  const auto run = [=, used = algorithm->number, a_layout = *a_layout, b_layout = *b_layout, d_layout = *d_layout](const Moment& moment) {
+    ++device().counts.products[used];
     const bool may_run = reads(moment, weights, extent(a_layout)) && reads(moment, rows, extent(b_layout)) && writes(moment, sums, extent(d_layout)) &&
                          writes(moment, workspace, workspace_bytes);
     if (!may_run) return;

@@ -1,6 +1,7 @@
 #include "device.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace fake_cuda {
 namespace {
@@ -8,6 +9,8 @@ namespace {
 /** How long the host must have been quiet before what is late or starved runs. */
 constexpr auto quiet = std::chrono::microseconds(100);
 constexpr size_t starved_stream = 1;
+constexpr const char* event_name = "an event";
+constexpr const char* wait_name = "a wait";
 
 }  // namespace
 
@@ -35,13 +38,51 @@ void Device::reset(const Options& wanted) {
   memory = {};
   pinned = {};
   // A lost device takes nothing back.
-  given.clear();
+  pieces.take_all_back();
   streams_.clear();
   queues_.assign(wanted.hardware_queues, {});
   streams_made_ = 0;
+  streams_used_ = 0;
+  environment_noted_ = false;
+  unsetenv("CUDA_DEVICE_MAX_CONNECTIONS");
   host_ = {};
+  host_reads_.clear();
   random_.seed(wanted.seed);
   if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+}
+
+void* Device::Pieces::give(size_t bytes) {
+  const auto found = kept_.find(bytes);
+  Piece piece = found != kept_.end() ? std::move(found->second) : Piece(std::aligned_alloc(256, (bytes + 255) / 256 * 256), std::free);
+  if (found != kept_.end()) kept_.erase(found);
+  void* const memory = piece.get();
+  if (memory != nullptr) given_.emplace(memory, std::pair(bytes, std::move(piece)));
+  return memory;
+}
+
+void Device::Pieces::take_back(void* memory) {
+  constexpr size_t kept_min = size_t{1} << 20;
+  auto piece = given_.extract(memory);
+  if (!piece.empty() && piece.mapped().first >= kept_min) kept_.emplace(piece.mapped().first, std::move(piece.mapped().second));
+}
+
+void Device::Pieces::take_all_back() {
+  while (!given_.empty()) take_back(given_.begin()->first);
+}
+
+void Device::note_environment() {
+  const Lock lock(mutex);
+  if (std::exchange(environment_noted_, true)) return;
+  const char* const connections = std::getenv("CUDA_DEVICE_MAX_CONNECTIONS");
+  if (connections != nullptr) counts.connections = connections;
+}
+
+Report Device::report(Lock&) const {
+  Report result = counts;
+  result.hazards = memory.hazards;
+  result.streams = streams_made_;
+  result.streams_unused = streams_made_ - streams_used_;
+  return result;
 }
 
 cudaError_t Device::begin_call(Lock&, bool waits) {
@@ -50,6 +91,7 @@ cudaError_t Device::begin_call(Lock&, bool waits) {
   if (!lost && counts.calls == options.failing_call) {
     if (!options.for_good) return waits ? cudaSuccess : cudaErrorUnknown;
     lost = true;
+    counts.lost_at = last_call_;
     for (auto& queue : queues_) queue.clear();
     progress_.notify_all();
   }
@@ -67,28 +109,41 @@ void Device::remove_stream(Lock& lock, Stream* stream) {
   std::erase_if(streams_, [&](const auto& one) { return one.get() == stream; });
 }
 
-void Device::enqueue(Lock&, Stream* stream, std::string what, Run run, bool on_host) {
+void Device::enqueue(Lock&, Stream* stream, const char* kind, Run run, bool on_host) {
   stream->clock.join(host_);
   const uint64_t number = stream->clock.tick(stream->number);
+  if (number == 1) ++streams_used_;
+  const bool is_work = kind != event_name && kind != wait_name && !on_host;
+  if (is_work && stream->has_host_functions) ++counts.behind_host_functions;
+  stream->has_host_functions |= on_host;
   ++stream->pending;
-  what += " of stream " + std::to_string(stream->number) + " (" + std::to_string(number) + ")";
   queues_[stream->number % queues_.size()].push_back(
-      {stream, ++operations_made_, {stream->number, number, std::move(what), stream->clock}, std::move(run), nullptr, nullptr, on_host});
+      {stream, ++operations_made_, {{kind, stream->number, number}, stream->clock}, std::move(run), nullptr, nullptr, on_host});
   work_.notify_one();
 }
 
 void Device::record(Lock& lock, Stream* stream, Event& event) {
-  enqueue(lock, stream, "an event", [](const Moment&) {});
+  enqueue(lock, stream, event_name, [](const Moment&) {});
   Operation& operation = queues_[stream->number % queues_.size()].back();
-  event.last = std::make_shared<Happening>(Happening{.done = false, .what = operation.moment.what, .clock = stream->clock, .when = {}});
+  event.last = std::make_shared<Happening>(Happening{.done = false, .name = operation.moment.name, .clock = stream->clock, .when = {}});
   operation.happening = event.last;
 }
 
 void Device::hold(Lock& lock, Stream* stream, const Event& event) {
-  if (!event.last || !counts_as_wait(stream->clock, event.last->clock, "stream " + std::to_string(stream->number) + " for " + event.last->what)) return;
+  if (!event.last || !counts_as_wait(stream->clock, event.last->clock, "stream " + std::to_string(stream->number) + " for " + event.last->name.text())) return;
   stream->clock.join(event.last->clock);
-  enqueue(lock, stream, "a wait", [](const Moment&) {});
+  enqueue(lock, stream, wait_name, [](const Moment&) {});
   queues_[stream->number % queues_.size()].back().waits_for = event.last;
+}
+
+void Device::note_host_read(Lock&, Stream* stream, std::byte* begin, size_t bytes, std::function<size_t()> checksum) {
+  std::erase_if(host_reads_, [&](const HostRead& read) { return host_.has_seen(read.name.stream, read.name.number); });
+  for (const HostRead& read : host_reads_) {
+    const bool overlaps = read.begin < begin + bytes && begin < read.begin + read.bytes;
+    if (overlaps && pinned.holds(read.begin, read.bytes) && read.checksum() != read.sum) memory.hazards.push_back("the host has changed what " + read.name.text() + " copies, and has not waited for it");
+  }
+  const size_t sum = checksum();
+  host_reads_.push_back({begin, bytes, std::move(checksum), sum, queues_[stream->number % queues_.size()].back().moment.name});
 }
 
 bool Device::counts_as_wait(const Clock& waiting, const Clock& waited, std::string what) {
@@ -117,7 +172,7 @@ cudaError_t Device::wait_for(Lock& lock, Stream* stream) {
 }
 
 cudaError_t Device::wait(Lock& lock, const Event& event) {
-  if (!event.last || !counts_as_wait(host_, event.last->clock, "the host for " + event.last->what)) return cudaSuccess;
+  if (!event.last || !counts_as_wait(host_, event.last->clock, "the host for " + event.last->name.text())) return cudaSuccess;
   const auto last = event.last;
   return wait_until(lock, last->clock, [last] { return last->done; });
 }
@@ -129,18 +184,6 @@ cudaError_t Device::wait_for_all(Lock& lock) {
   --hosts_waiting_;
   for (const auto& stream : streams_) join_host(stream->clock);
   return lost ? cudaErrorIllegalAddress : cudaSuccess;
-}
-
-bool Device::has_happened(Lock&, const Event& event) {
-  if (!event.last || !event.last->done) return false;
-  join_host(event.last->clock);
-  return true;
-}
-
-bool Device::has_ended(Lock&, const Stream* stream) {
-  if (stream->pending > 0) return false;
-  join_host(stream->clock);
-  return true;
 }
 
 std::deque<Operation>* Device::choose(Lock& lock) {

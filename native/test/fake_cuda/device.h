@@ -19,7 +19,7 @@ using Time = std::chrono::steady_clock;
 /** What an event stands for since it was recorded last. */
 struct Happening {
   bool done = false;
-  std::string what;
+  Name name;
   Clock clock;
   Time::time_point when;
 };
@@ -33,6 +33,16 @@ struct Stream {
   /** Everything that is queued in it, and what that waits for. */
   Clock clock;
   size_t pending = 0;
+  bool has_host_functions = false;
+};
+
+/** A copy from page-locked memory of the host, that the host may not know to have ended. */
+struct HostRead {
+  std::byte* begin;
+  size_t bytes;
+  std::function<size_t()> checksum;
+  size_t sum;
+  Name name;
 };
 
 struct Operation {
@@ -56,23 +66,30 @@ class Device {
 
   ~Device();
   void reset(const Options& options);
+  /** To be called by what can be the first call of the runtime. */
+  void note_environment();
+  Report report(Lock&) const;
 
   /** Counts a call, and makes it fail if it is to; one that only waits (`waits`) fails for good or not at all. */
   cudaError_t begin_call(Lock& lock, bool waits);
   Stream* add_stream(Lock&);
   void remove_stream(Lock& lock, Stream* stream);
-  void enqueue(Lock&, Stream* stream, std::string what, Run run, bool on_host = false);
+  void enqueue(Lock&, Stream* stream, const char* kind, Run run, bool on_host = false);
   void record(Lock&, Stream* stream, Event& event);
   void hold(Lock&, Stream* stream, const Event& event);
+  /** The last operation of the stream reads memory of the host, which must stay as it is until the host knows that it has. */
+  void note_host_read(Lock&, Stream* stream, std::byte* begin, size_t bytes, std::function<size_t()> checksum);
   /** Blocks the host until the stream has ended, or does not if that wait is to be ignored. */
   cudaError_t wait(Lock& lock, Stream* stream);
   cudaError_t wait(Lock& lock, const Event& event);
   /** As the first, always. */
   cudaError_t wait_for(Lock& lock, Stream* stream);
   cudaError_t wait_for_all(Lock& lock);
-  /** Whether it has happened; then the host knows of it. */
-  bool has_happened(Lock&, const Event& event);
-  bool has_ended(Lock&, const Stream* stream);
+  bool has_happened(Lock&, const Event& event) const { return event.last && event.last->done; }
+  /** Tells the host nothing that it could count on: who asks whether a stream has ended by now does not wait for it. */
+  bool has_ended(Lock&, const Stream* stream) const { return stream->pending == 0; }
+  /** Whether the host has waited for it. */
+  bool knows(Lock&, const Event& event) const { return event.last && host_.has_seen(event.last->clock); }
 
   std::mutex mutex;
   Options options;
@@ -81,8 +98,20 @@ class Device {
   Memory memory;
   /** Page-locked memory of the host. */
   Memory pinned;
-  /** Of both, what this device gave. */
-  std::map<void*, std::unique_ptr<void, decltype(&std::free)>> given;
+  /** Of both, what this device gave. Large pieces are used again: to have them from the system takes longer than what is tested. */
+  class Pieces {
+   public:
+    /** Null: there is no memory. */
+    void* give(size_t bytes);
+    void take_back(void* memory);
+    void take_all_back();
+
+   private:
+    using Piece = std::unique_ptr<void, decltype(&std::free)>;
+    std::map<void*, std::pair<size_t, Piece>> given_;
+    std::multimap<size_t, Piece> kept_;
+  };
+  Pieces pieces;
 
  private:
   void run();
@@ -97,7 +126,9 @@ class Device {
   std::condition_variable work_, progress_;
   std::vector<std::unique_ptr<Stream>> streams_;
   std::vector<std::deque<Operation>> queues_;
-  size_t streams_made_ = 0;
+  size_t streams_made_ = 0, streams_used_ = 0;
+  bool environment_noted_ = false;
+  std::vector<HostRead> host_reads_;
   uint64_t operations_made_ = 0;
   /** Whose operation runs now. */
   Stream* running_ = nullptr;

@@ -1,8 +1,11 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,7 +39,11 @@ enum Algorithm : uint64_t {
   depends_on_rows,
   /** Takes no product of one row. */
   refuses_single_rows,
-  /** Sums each element in the order of the depth. */
+  /** As steady, but for 37 rows. */
+  differs_at_37_rows,
+  /** As steady, with tiles of 256 rows. */
+  steady_in_tall_tiles,
+  /** Sums each element in the order of the depth, and has tiles of 8 rows. */
   steady,
 };
 
@@ -58,15 +65,28 @@ struct Options {
 struct Report {
   /** Missing waits, memory used too early or too late. */
   std::vector<std::string> hazards;
+  /** When the device was lost. */
+  std::chrono::steady_clock::time_point lost_at{};
   /** Calls that can fail. */
   uint64_t calls = 0;
   /** Waits that ordered something which was not ordered without them, in words. */
   std::vector<std::string> waits;
+  /** Products that ran, by algorithm. */
+  std::map<uint64_t, uint64_t> products;
+  uint64_t copies_in = 0;
+  uint64_t frees = 0;
+  uint64_t registrations = 0;
+  /** Streams that were made, and those of them in which nothing was queued. */
+  size_t streams = 0, streams_unused = 0;
+  /** Operations in a stream behind a host function: they wait for the host. Events and waits do no harm. */
+  uint64_t behind_host_functions = 0;
+  /** CUDA_DEVICE_MAX_CONNECTIONS when the runtime was called first; null: it was not set. */
+  std::optional<std::string> connections;
   /** Asynchronous copies from or to memory that is not page-locked: the host waits in them. */
   uint64_t pageable_copies = 0;
 };
 
-/** Begins anew. Nothing of the device may be in use. */
+/** Begins anew, and takes CUDA_DEVICE_MAX_CONNECTIONS out of the environment. Nothing of the device may be in use. */
 void reset(const Options& options);
 Report report();
 
@@ -77,5 +97,7 @@ cudaError_t launch(cudaStream_t stream, const char* what, Run run);
 /** To be called by an operation before it reads or writes memory of the device. False: it must not. */
 bool reads(const Moment& moment, const void* begin, size_t bytes);
 bool writes(const Moment& moment, const void* begin, size_t bytes);
+/** The same, of the host's memory. */
+bool reads_host(const Moment& moment, const void* begin, size_t bytes);
 
 }  // namespace fake_cuda

@@ -6,21 +6,19 @@
 namespace fake_cuda {
 
 void Clock::join(const Clock& other) {
-  if (seen_.size() < other.seen_.size()) seen_.resize(other.seen_.size());
-  for (size_t i = 0; i < other.seen_.size(); ++i) seen_[i] = std::max(seen_[i], other.seen_[i]);
+  for (size_t i = 0; i < seen_.size(); ++i) seen_[i] = std::max(seen_[i], other.seen_[i]);
 }
 
-uint64_t Clock::tick(size_t stream) {
-  if (seen_.size() <= stream) seen_.resize(stream + 1);
-  return ++seen_[stream];
-}
+uint64_t Clock::tick(size_t stream) { return ++seen_.at(stream); }
 
 bool Clock::has_seen(const Clock& other) const {
-  for (size_t i = 0; i < other.seen_.size(); ++i) {
-    if (other.seen_[i] > 0 && !has_seen(i, other.seen_[i])) return false;
+  for (size_t i = 0; i < seen_.size(); ++i) {
+    if (other.seen_[i] > seen_[i]) return false;
   }
   return true;
 }
+
+std::string Name::text() const { return std::string(kind) + " of stream " + std::to_string(stream) + " (" + std::to_string(number) + ")"; }
 
 void Memory::add(const void* begin, size_t bytes) {
   const auto at = reinterpret_cast<uintptr_t>(begin);
@@ -49,20 +47,20 @@ bool Memory::access(const void* begin, size_t bytes, bool writes, const Moment& 
   if (bytes == 0) return true;
   Allocation* const allocation = find(begin, bytes);
   if (allocation == nullptr) {
-    hazards.push_back(moment.what + " touches " + std::to_string(bytes) + " bytes that are not, or no longer, memory for it");
+    hazards.push_back(moment.name.text() + " touches " + std::to_string(bytes) + " bytes that are not, or no longer, memory for it");
     return false;
   }
-  const Access access{reinterpret_cast<uintptr_t>(begin), reinterpret_cast<uintptr_t>(begin) + bytes, writes, moment.stream, moment.number, moment.what};
+  const Access access{reinterpret_cast<uintptr_t>(begin), reinterpret_cast<uintptr_t>(begin) + bytes, writes, moment.name};
   std::vector<Access>& known = allocation->accesses;
   for (const Access& other : known) {
     const bool overlaps = other.begin < access.end && access.begin < other.end;
-    if (!overlaps || !(writes || other.writes) || moment.clock.has_seen(other.stream, other.number)) continue;
-    hazards.push_back(moment.what + (writes ? " writes" : " reads") + " what " + other.what + (other.writes ? " writes" : " reads") +
+    if (!overlaps || !(writes || other.writes) || moment.clock.has_seen(other.name.stream, other.name.number)) continue;
+    hazards.push_back(moment.name.text() + (writes ? " writes" : " reads") + " what " + other.name.text() + (other.writes ? " writes" : " reads") +
                       ", and neither waits for the other");
   }
   std::erase_if(known, [&](const Access& other) {
     const bool covered = access.begin <= other.begin && other.end <= access.end;
-    return covered && (writes || (!other.writes && other.stream == access.stream));
+    return covered && (writes || (!other.writes && other.name.stream == access.name.stream));
   });
   known.push_back(access);
   return true;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -14,18 +15,26 @@ class Clock {
   void join(const Clock& other);
   /** One more operation of the stream; returns its number. */
   uint64_t tick(size_t stream);
-  bool has_seen(size_t stream, uint64_t number) const { return stream < seen_.size() && seen_[stream] >= number; }
+  bool has_seen(size_t stream, uint64_t number) const { return seen_.at(stream) >= number; }
   bool has_seen(const Clock& other) const;
 
  private:
-  std::vector<uint64_t> seen_;
+  /** Of more streams than any backend makes. */
+  std::array<uint64_t, 32> seen_{};
 };
 
-/** An operation of a stream, and what happened before it. */
-struct Moment {
+/** An operation of a stream: the kind, in words, and which one of the stream's it is. */
+struct Name {
+  const char* kind = "";
   size_t stream = 0;
   uint64_t number = 0;
-  std::string what;
+
+  std::string text() const;
+};
+
+/** An operation, and what happened before it. */
+struct Moment {
+  Name name;
   Clock clock;
 };
 
@@ -49,9 +58,7 @@ class Memory {
   struct Access {
     uintptr_t begin, end;
     bool writes;
-    size_t stream;
-    uint64_t number;
-    std::string what;
+    Name name;
   };
   struct Allocation {
     uintptr_t end;

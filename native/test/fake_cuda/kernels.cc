@@ -31,6 +31,27 @@ void gather_rows(const uint16_t* landing, const uint32_t* sources, const float* 
   check(cudaGetLastError(), "to gather rows");
 }
 
+void fetch_rows(const uint16_t* const* rows, size_t count, size_t hidden, uint16_t* landing, cudaStream_t stream) {
+  fake_cuda::launch(stream, "a fetch", [=](const fake_cuda::Moment& moment) {
+    if (!fake_cuda::reads(moment, rows, count * sizeof *rows)) return;
+    if (!fake_cuda::writes(moment, landing, count * hidden * sizeof *landing)) return;
+    for (size_t row = 0; row < count; ++row) {
+      if (fake_cuda::reads_host(moment, rows[row], hidden * sizeof *landing)) std::copy_n(rows[row], hidden, landing + row * hidden);
+    }
+  });
+  check(cudaGetLastError(), "to fetch rows");
+}
+
+void compare(const uint16_t* first, const uint16_t* second, size_t elements, uint32_t* differs, cudaStream_t stream) {
+  fake_cuda::launch(stream, "a comparison", [=](const fake_cuda::Moment& moment) {
+    const size_t bytes = elements * sizeof *first;
+    if (!fake_cuda::reads(moment, first, bytes) || !fake_cuda::reads(moment, second, bytes)) return;
+    if (!fake_cuda::writes(moment, differs, sizeof *differs)) return;
+    if (!std::equal(first, first + elements, second)) *differs = 1;
+  });
+  check(cudaGetLastError(), "to compare rows");
+}
+
 void activate_rows(uint16_t* intermediate, const Shape& shape, size_t rows, cudaStream_t stream) {
   fake_cuda::launch(stream, "an activation", [=](const fake_cuda::Moment& moment) {
     if (!fake_cuda::writes(moment, intermediate, rows * shape.intermediate() * sizeof *intermediate)) return;

@@ -58,7 +58,7 @@ void copy(const Block& target, const Block& source) {
 }
 
 // Operations run with the device's lock.
-void fault(const Moment& moment, const std::string& text) { device().memory.hazards.push_back(moment.what + ": " + text); }
+void fault(const Moment& moment, const std::string& text) { device().memory.hazards.push_back(moment.name.text() + ": " + text); }
 
 bool still_pinned(const Moment& moment, const Block& block) {
   if (device().pinned.holds(block.begin, block.extent())) return true;
@@ -68,6 +68,7 @@ bool still_pinned(const Moment& moment, const Block& block) {
 
 /** What is not page-locked is taken along at once. */
 void copy_in(Device::Lock& lock, const Block& target, const Block& source, cudaStream_t stream) {
+  ++device().counts.copies_in;
   if (!device().pinned.holds(source.begin, source.extent())) {
     ++device().counts.pageable_copies;
     std::vector<std::byte> taken(source.begin, source.begin + source.extent());
@@ -81,6 +82,7 @@ void copy_in(Device::Lock& lock, const Block& target, const Block& source, cudaS
     if (checksum(source) != sum) fault(moment, "the host has changed what it copies");
     copy(target, source);
   });
+  device().note_host_read(lock, stream, source.begin, source.extent(), [source] { return checksum(source); });
 }
 
 /** The host waits for a copy to memory that is not page-locked. */
@@ -111,10 +113,8 @@ void reset(const Options& options) {
 }
 
 Report report() {
-  const Device::Lock lock(device().mutex);
-  Report result = device().counts;
-  result.hazards = device().memory.hazards;
-  return result;
+  Device::Lock lock(device().mutex);
+  return device().report(lock);
 }
 
 cudaError_t launch(cudaStream_t stream, const char* what, Run run) {
@@ -126,6 +126,7 @@ cudaError_t launch(cudaStream_t stream, const char* what, Run run) {
 
 bool reads(const Moment& moment, const void* begin, size_t bytes) { return device().memory.access(begin, bytes, false, moment); }
 bool writes(const Moment& moment, const void* begin, size_t bytes) { return device().memory.access(begin, bytes, true, moment); }
+bool reads_host(const Moment& moment, const void* begin, size_t bytes) { return still_pinned(moment, block_of(begin, bytes, bytes, 1)); }
 
 }  // namespace fake_cuda
 
@@ -152,6 +153,7 @@ cudaError_t cudaGetLastError() {
 }
 
 cudaError_t cudaDriverGetVersion(int* version) {
+  device().note_environment();
   *version = CUDART_VERSION;
   return cudaSuccess;
 }
@@ -194,11 +196,10 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
 namespace {
 
 cudaError_t allocate(void** memory, size_t bytes, Memory& owner) {
-  *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  *memory = device().pieces.give(bytes);
   if (*memory == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*memory, poison, std::min(bytes, poisoned_bytes_max));
   owner.add(*memory, bytes);
-  device().given.emplace(*memory, decltype(device().given)::mapped_type(*memory, std::free));
   return cudaSuccess;
 }
 
@@ -213,8 +214,9 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
 // Waits for all streams, as the real one does.
 cudaError_t cudaFree(void* memory) {
   return call([&](Device::Lock& lock) {
+    ++device().counts.frees;
     const cudaError_t status = device().wait_for_all(lock);
-    if (device().memory.remove(memory) > 0) device().given.erase(memory);
+    if (device().memory.remove(memory) > 0) device().pieces.take_back(memory);
     return status;
   }, true);
 }
@@ -224,14 +226,21 @@ cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
 cudaError_t cudaFreeHost(void* memory) {
   return call([&](Device::Lock&) {
     if (device().pinned.remove(memory) == 0) return cudaErrorInvalidValue;
-    device().given.erase(memory);
+    device().pieces.take_back(memory);
     return cudaSuccess;
   });
 }
 cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
   return call([&](Device::Lock&) {
     device().pinned.add(memory, bytes);
+    ++device().counts.registrations;
     return cudaSuccess;
+  });
+}
+cudaError_t cudaHostGetDevicePointer(void** address, void* memory, unsigned) {
+  return call([&](Device::Lock&) {
+    *address = memory;
+    return device().pinned.holds(memory, 1) ? cudaSuccess : cudaErrorInvalidValue;
   });
 }
 cudaError_t cudaHostUnregister(void* memory) {
@@ -252,7 +261,15 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
   });
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  return call([&](Device::Lock&) {
+    *least = 0;
+    *greatest = -1;
+    return cudaSuccess;
+  });
+}
+// Priorities are a matter of speed.
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
   return call([&](Device::Lock& lock) {
     *stream = device().add_stream(lock);
     return cudaSuccess;
@@ -305,7 +322,10 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   return call([&](Device::Lock& lock) {
-    if (!device().has_happened(lock, *begin) || !device().has_happened(lock, *end)) return cudaErrorNotReady;
+    for (const Event* event : {begin, end}) {
+      if (event->last && !device().knows(lock, *event)) device().memory.hazards.push_back("the host asks for the time of " + event->last->name.text() + " and has not waited for it");
+      if (!device().has_happened(lock, *event)) return cudaErrorNotReady;
+    }
     *milliseconds = std::chrono::duration<float, std::milli>(end->last->when - begin->last->when).count();
     return cudaSuccess;
   });

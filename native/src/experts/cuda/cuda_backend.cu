@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <future>
@@ -21,8 +22,10 @@ using Clock = std::chrono::steady_clock;
 /** How often a batch under way is looked after: CUDA tells of no end if the device fails. */
 constexpr auto probe_interval = std::chrono::milliseconds(100);
 constexpr auto sample_interval = std::chrono::seconds(1);
-/** Calls under way that fill the ring with full batches, and some to choose from. */
+/** Calls under way that fill the ring with full batches, and some to choose from, if they are as large as they can be. */
 constexpr int calls_wanted = 16;
+/** The same, of calls of any size: a batch for each slot, and the next. */
+constexpr size_t rows_wanted = (slot_count + 1) * batch_rows_max;
 
 std::string pci_bus_id(int device) {
   char id[32];
@@ -101,7 +104,14 @@ CudaBackend::CudaBackend(int device, BatchObserver observer)
       }) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "to describe itself");
-  description_ = {.kind = "cuda", .detail = properties.name, .threads = 1, .calls = calls_wanted, .memory_bytes = properties.totalGlobalMem};
+  size_t free_bytes = 0, total_bytes = 0;
+  check(cudaMemGetInfo(&free_bytes, &total_bytes), "to tell its free memory");
+  description_ = {.kind = "cuda",
+                  .detail = properties.name,
+                  .threads = 1,
+                  .calls = calls_wanted,
+                  .rows = rows_wanted,
+                  .memory_bytes = free_bytes - std::min(free_bytes, batch_bytes_kept)};
   sample();
   thread_ = std::thread([this] { work(); });
 }
@@ -307,6 +317,7 @@ void CudaBackend::fail(std::exception_ptr error) {
 }  // namespace
 
 Description describe_devices() {
+  prepare_runtime();
   Description description;
   const auto version = [](int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); };
   description.runtime = version(CUDART_VERSION);

@@ -1,3 +1,5 @@
+#include <cstdlib>
+
 #include "experts/cuda/device.h"
 #include "runtime/error.h"
 
@@ -10,6 +12,8 @@ void check(cudaError_t status, const char* what) {
   throw Error(status == cudaErrorMemoryAllocation ? Code::resource_exhausted : Code::device_lost,
               std::string("the CUDA device failed ") + what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
 }
+
+void prepare_runtime() { setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0); }
 
 void use_device(int device) { check(cudaSetDevice(device), "to be selected"); }
 
@@ -62,7 +66,12 @@ void PinnedMemory::reserve(size_t bytes, const std::string& what) {
   if (bytes > bytes_) *this = PinnedMemory(bytes, what);
 }
 
-Stream::Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "to make a stream"); }
+Stream::Stream(Priority priority) {
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "to tell its priorities");
+  const int chosen = priority == Priority::urgent ? greatest : least;
+  check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, chosen), "to make a stream");
+}
 Stream::~Stream() { cudaStreamDestroy(stream_); }
 void Stream::wait() const { check(cudaStreamSynchronize(stream_), "while it worked"); }
 

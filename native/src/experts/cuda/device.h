@@ -14,6 +14,12 @@ namespace switchyard::cuda {
  */
 void check(cudaError_t status, const char* what);
 
+/**
+ * To be called before anything else of CUDA: it takes the number of its hardware queues from the environment, and streams that share
+ * one wait for each other. What the environment says already stays.
+ */
+void prepare_runtime();
+
 /** Makes the device the one of the calling thread. */
 void use_device(int device);
 
@@ -86,7 +92,9 @@ class PinnedMemory {
 /** A stream that does not wait for the default stream. */
 class Stream {
  public:
-  Stream();
+  /** What is queued in an urgent one begins before what waits in others. */
+  enum class Priority { usual, urgent };
+  explicit Stream(Priority priority = Priority::usual);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

@@ -15,10 +15,39 @@ Products::Products(const Blas& blas, const Shape& shape, const uint16_t* first_w
              {.outputs = shape.hidden_padded(), .depth = shape.ffn_padded(), .input_stride = shape.intermediate(), .output_stride = shape.hidden_padded()},
              second_weights, stream) {}
 
-CudaExpert::CudaExpert(const Shape& shape)
-    : shape_(shape),
-      first_(shape.first_elements() * sizeof(uint16_t), "an expert's first product"),
-      second_(shape.second_elements() * sizeof(uint16_t), "an expert's second product") {}
+DeviceMemory ExpertMemory::take(size_t bytes) {
+  const std::string what = "an expert";
+  const std::lock_guard lock(mutex_);
+  const auto found = std::ranges::find(kept_, bytes, &DeviceMemory::bytes);
+  if (found != kept_.end()) {
+    DeviceMemory memory = std::move(*found);
+    kept_.erase(found);
+    return memory;
+  }
+  if (!kept_.empty()) {
+    try {
+      return DeviceMemory(bytes, what);
+    } catch (const Error& error) {
+      if (error.code != Code::resource_exhausted) throw;
+    }
+    kept_.clear();
+  }
+  return DeviceMemory(bytes, what);
+}
+
+void ExpertMemory::keep(DeviceMemory memory) {
+  const std::lock_guard lock(mutex_);
+  if (!closed_) kept_.push_back(std::move(memory));
+}
+
+void ExpertMemory::close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  kept_.clear();
+}
+
+CudaExpert::CudaExpert(const Shape& shape, std::shared_ptr<ExpertMemory> memory)
+    : shape_(shape), memory_(std::move(memory)), weights_(memory_->take(expert_bytes(shape))) {}
 
 namespace {
 
@@ -35,7 +64,7 @@ std::unique_ptr<CudaExpert> WeightLoader::load(const ExpertSource& source) {
   require_usual(source);
   const Range range("load expert");
   const Shape shape{.hidden = source.up.columns, .ffn = source.up.rows, .gated = source.activation == Activation::swiglu};
-  auto expert = std::make_unique<CudaExpert>(shape);
+  auto expert = std::make_unique<CudaExpert>(shape, memory_);
   // Padding is zero for good.
   check(cudaMemsetAsync(expert->first(), 0, shape.first_elements() * sizeof(uint16_t), stream_), "to set memory");
   check(cudaMemsetAsync(expert->second(), 0, shape.second_elements() * sizeof(uint16_t), stream_), "to set memory");

@@ -21,23 +21,28 @@ struct SegmentWork {
 
 /**
  * Queues expert FFNs. Small segments leave most of the device idle, so the segments of one run are spread over several
- * streams; what comes before and after the run in the caller's stream is ordered with all of them. One run at a time.
+ * streams; a segment that would be alone is cut in two, so that the tensor cores have work while one part is activated. What comes
+ * before and after the run in the caller's stream is ordered with all of them. One run at a time.
  */
 class Ffn {
  public:
   void run(std::span<const SegmentWork> works, cudaStream_t stream);
 
  private:
+  /** A product of 128 rows keeps a tenth to a third of the device busy. The first lane is the caller's stream. */
+  static constexpr size_t lanes_count = 8;
+  struct Workspace : DeviceMemory {
+    Workspace() : DeviceMemory(workspace_bytes, "a product's workspace") {}
+  };
   struct Lane {
     Stream stream;
-    DeviceMemory workspace{workspace_bytes, "a product's workspace"};
     Event ended;
   };
 
-  static void run_lane(std::span<const SegmentWork> works, Lane& lane, cudaStream_t stream);
+  static void run_lane(std::span<const SegmentWork> works, const DeviceMemory& workspace, cudaStream_t stream);
 
-  /** A product of 128 rows keeps a tenth to a third of the device busy. */
-  std::array<Lane, 8> lanes_;
+  std::array<Workspace, lanes_count> workspaces_;
+  std::array<Lane, lanes_count - 1> others_;
   Event begun_;
 };
 

@@ -7,11 +7,13 @@ namespace switchyard::cuda {
 void HostMemory::mapped(void* memory, size_t bytes) noexcept {
   const std::lock_guard lock(mutex_);
   if (closed_) return;
-  if (cudaSetDevice(device_) == cudaSuccess && cudaHostRegister(memory, bytes, cudaHostRegisterDefault) == cudaSuccess) {
-    regions_.add(memory, bytes);
-  } else {
+  if (cudaSetDevice(device_) != cudaSuccess || cudaHostRegister(memory, bytes, cudaHostRegisterMapped) != cudaSuccess) {
     cudaGetLastError();
+    return;
   }
+  void* address = nullptr;
+  if (cudaHostGetDevicePointer(&address, memory, 0) == cudaSuccess && address == memory) regions_.add(memory, bytes);
+  else unregister(memory);
 }
 
 void HostMemory::unmapping(void* memory) noexcept {

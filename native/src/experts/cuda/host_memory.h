@@ -6,8 +6,9 @@
 namespace switchyard::cuda {
 
 /**
- * Registers host memory with a device as it is mapped, so that the copy engines reach the rows in it. Memory that cannot
- * be registered is used all the same: its rows pass through staging memory.
+ * Registers host memory with a device as it is mapped, so that the copy engines and kernels reach the rows in it where they lie.
+ * Memory that cannot be registered, or that the device knows under another address, is used all the same: its rows pass through
+ * staging memory.
  */
 class HostMemory final : public MemoryListener {
  public:
@@ -15,6 +16,8 @@ class HostMemory final : public MemoryListener {
   ~HostMemory() override { close(); }
 
   void mapped(void* memory, size_t bytes) noexcept override;
+  /** To lock a gigabyte of pages takes the system a quarter of a second and more: never for a slab while rows wait. */
+  size_t region_bytes() const noexcept override { return size_t{256} << 20; }
   void unmapping(void* memory) noexcept override;
   /** Unregisters everything; later calls do nothing. No copy may be under way. */
   void close() noexcept;

@@ -1,5 +1,7 @@
 #include <cuda_bf16.h>
 
+#include <algorithm>
+
 #include "experts/cuda/device.h"
 #include "experts/cuda/kernels.h"
 
@@ -44,6 +46,48 @@ __global__ void gather(const uint16_t* landing, const uint32_t* sources, const f
   reinterpret_cast<Vector*>(out)[row * (shape.hidden_padded() / vector_elements) + vector] = values;
 }
 
+/**
+ * A fetch has 8 * 4 * 128 * 4 accesses of 16 bytes under way, 256 KiB: more than a link of 64 GB/s moves in its latency of about two
+ * microseconds. The blocks are few, for each keeps a multiprocessor from products.
+ */
+constexpr unsigned fetch_blocks = 8;
+constexpr unsigned fetch_rows_per_block = 4;
+constexpr unsigned fetch_threads_per_row = 128;
+constexpr unsigned fetch_vectors = 4;
+
+__global__ void fetch(const uint16_t* const* rows, size_t count, size_t hidden, uint16_t* landing) {
+  for (size_t row = blockIdx.x * blockDim.y + threadIdx.y; row < count; row += gridDim.x * blockDim.y) {
+    const uint16_t* const source = rows[row];
+    uint16_t* const target = landing + row * hidden;
+    const bool aligned = hidden % vector_elements == 0 && reinterpret_cast<uintptr_t>(source) % sizeof(Vector) == 0;
+    if (!aligned) {
+      for (size_t i = threadIdx.x; i < hidden; i += blockDim.x) target[i] = source[i];
+      continue;
+    }
+    const auto* const from = reinterpret_cast<const Vector*>(source);
+    auto* const to = reinterpret_cast<Vector*>(target);
+    const size_t vectors = hidden / vector_elements;
+    for (size_t first = threadIdx.x; first < vectors; first += blockDim.x * fetch_vectors) {
+      Vector values[fetch_vectors];
+#pragma unroll
+      for (unsigned i = 0; i < fetch_vectors; ++i) {
+        if (first + i * blockDim.x < vectors) values[i] = from[first + i * blockDim.x];
+      }
+#pragma unroll
+      for (unsigned i = 0; i < fetch_vectors; ++i) {
+        if (first + i * blockDim.x < vectors) to[first + i * blockDim.x] = values[i];
+      }
+    }
+  }
+}
+
+__global__ void find_difference(const uint16_t* first, const uint16_t* second, size_t elements, uint32_t* differs) {
+  const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
+  bool found = false;
+  for (size_t i = own_vector(); i < elements; i += step) found |= first[i] != second[i];
+  if (found) *differs = 1;
+}
+
 template <bool gated>
 __global__ void activate(uint16_t* intermediate, Shape shape) {
   const size_t vector = own_vector();
@@ -74,6 +118,18 @@ void gather_rows(const uint16_t* landing, const uint32_t* sources, const float* 
   if (shape.hidden == shape.hidden_padded()) gather<true><<<grid, block_threads, 0, stream>>>(landing, sources, weights, shape, out);
   else gather<false><<<grid, block_threads, 0, stream>>>(landing, sources, weights, shape, out);
   check(cudaGetLastError(), "to gather rows");
+}
+
+void fetch_rows(const uint16_t* const* rows, size_t count, size_t hidden, uint16_t* landing, cudaStream_t stream) {
+  fetch<<<fetch_blocks, dim3(fetch_threads_per_row, fetch_rows_per_block), 0, stream>>>(rows, count, hidden, landing);
+  check(cudaGetLastError(), "to fetch rows");
+}
+
+void compare(const uint16_t* first, const uint16_t* second, size_t elements, uint32_t* differs, cudaStream_t stream) {
+  constexpr size_t blocks_max = 1024;
+  const size_t blocks = std::min((elements + block_threads - 1) / block_threads, blocks_max);
+  find_difference<<<static_cast<unsigned>(blocks), block_threads, 0, stream>>>(first, second, elements, differs);
+  check(cudaGetLastError(), "to compare rows");
 }
 
 void activate_rows(uint16_t* intermediate, const Shape& shape, size_t rows, cudaStream_t stream) {

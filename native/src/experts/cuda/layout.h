@@ -18,6 +18,13 @@ SWITCHYARD_ANY_SIDE constexpr size_t padded(size_t elements) {
   return (elements + vector_elements - 1) / vector_elements * vector_elements;
 }
 
+/** The most rows of a batch. Two full calls of a worker: large enough for the tensor cores, small enough to overlap. */
+#ifdef SWITCHYARD_BATCH_ROWS_MAX
+constexpr size_t batch_rows_max = SWITCHYARD_BATCH_ROWS_MAX;
+#else
+constexpr size_t batch_rows_max = 2048;
+#endif
+
 /**
  * Memory of one shape of experts, in BF16 elements. The first product's weights are [intermediate, hidden_padded]: the
  * rows of gate, if there is one, padded with zeros, then those of up. The second's are [hidden_padded, ffn_padded].
@@ -38,6 +45,17 @@ struct Shape {
 
   bool operator==(const Shape&) const = default;
 };
+
+/**
+ * Bytes that an expert's weights take of a device, in one piece: large pieces come in pages of 2 MiB. services/model/device-bytes.ts
+ * counts with the same.
+ */
+constexpr size_t expert_bytes(const Shape& shape) {
+  constexpr size_t mebibyte = size_t{1} << 20;
+  const size_t bytes = 2 * (shape.first_elements() + shape.second_elements());
+  const size_t step = bytes < mebibyte ? 512 : 2 * mebibyte;
+  return (bytes + step - 1) / step * step;
+}
 
 /** How many of the 8 columns from `column` on lie before `end`. */
 SWITCHYARD_ANY_SIDE constexpr size_t columns_within(size_t column, size_t end) {

@@ -6,13 +6,16 @@
 namespace switchyard::cuda {
 namespace {
 
+/** How rows travel. */
+enum class Way { span, fetched, staged };
+
 /** What a batch needs of the rows behind one pointer. */
 struct Region {
   size_t first_row = SIZE_MAX;
   size_t end_row = 0;
   size_t entries = 0;
-  /** Travels as a span, which lands there; otherwise row by row. */
-  bool span = false;
+  Way way = Way::staged;
+  /** Where a span lands. */
   size_t landing_row = 0;
 };
 
@@ -34,8 +37,22 @@ std::vector<const Piece*> by_expert(std::span<const Piece> pieces) {
   return sorted;
 }
 
-/** Decides how each region travels and where the spans land. */
-Regions plan_spans(std::span<const Piece> pieces, size_t hidden, const IsPinned& is_pinned, Plan& plan) {
+/** A span behind the others; one that continues the last, in memory and on the device, becomes part of it. */
+void add_span(const SpanCopy& span, size_t hidden, const IsPinned& is_pinned, Plan& plan) {
+  if (!plan.spans.empty()) {
+    SpanCopy& last = plan.spans.back();
+    const size_t rows = last.rows + span.rows;
+    // Memory that was registered in two parts is copied in two.
+    if (last.source + last.rows * hidden == span.source && is_pinned(last.source, rows * hidden * sizeof *span.source)) {
+      last.rows = rows;
+      return;
+    }
+  }
+  plan.spans.push_back(span);
+}
+
+/** Decides how each region travels and where it lands. */
+Regions plan_ways(std::span<const Piece> pieces, size_t hidden, const IsPinned& is_pinned, Plan& plan) {
   Regions regions;
   std::vector<const uint16_t*> bases;
   for (const Piece& piece : pieces) {
@@ -48,17 +65,32 @@ Regions plan_spans(std::span<const Piece> pieces, size_t hidden, const IsPinned&
     }
     region.entries += piece.count;
   }
+  std::ranges::sort(bases);
+  size_t landing_row = 0, fetched = 0;
   for (const uint16_t* base : bases) {
     Region& region = regions.at(base);
     const size_t rows = region.end_row - region.first_row;
     const uint16_t* const source = base + region.first_row * hidden;
-    region.span = rows <= landing_rows_per_row * region.entries && is_pinned(source, rows * hidden * sizeof *source);
-    if (!region.span) continue;
-    region.landing_row = plan.staged_landing_row;
-    plan.spans.push_back({source, region.landing_row, rows});
-    plan.staged_landing_row += rows;
+    if (!is_pinned(source, rows * hidden * sizeof *source)) continue;
+    if (rows > landing_rows_per_row * region.entries) {
+      region.way = Way::fetched;
+      fetched += region.entries;
+      continue;
+    }
+    region.way = Way::span;
+    region.landing_row = landing_row;
+    add_span({source, landing_row, rows}, hidden, is_pinned, plan);
+    landing_row += rows;
   }
+  plan.fetched_landing_row = landing_row;
+  plan.staged_landing_row = landing_row + fetched;
   return regions;
+}
+
+/** Lets a row that travels by itself land behind those before it; returns where. */
+size_t add_row(const uint16_t* row, size_t landing_row, std::vector<const uint16_t*>& rows) {
+  rows.push_back(row);
+  return landing_row + rows.size() - 1;
 }
 
 void add_rows(const Piece& piece, size_t hidden, const Regions& regions, bool weighted, Plan& plan) {
@@ -66,22 +98,31 @@ void add_rows(const Piece& piece, size_t hidden, const Regions& regions, bool we
   const Region& region = regions.at(input.rows);
   const auto indices = indices_of(piece);
   for (size_t i = 0; i < indices.size(); ++i) {
-    if (region.span) {
-      plan.sources.push_back(static_cast<uint32_t>(region.landing_row + indices[i] - region.first_row));
-    } else {
-      plan.sources.push_back(static_cast<uint32_t>(plan.staged_landing_row + plan.staged.size()));
-      plan.staged.push_back(input.rows + indices[i] * hidden);
-    }
+    const uint16_t* const row = input.rows + indices[i] * hidden;
+    const size_t source = region.way == Way::span      ? region.landing_row + indices[i] - region.first_row
+                          : region.way == Way::fetched ? add_row(row, plan.fetched_landing_row, plan.fetched)
+                                                       : add_row(row, plan.staged_landing_row, plan.staged);
+    plan.sources.push_back(static_cast<uint32_t>(source));
     if (weighted) plan.weights.push_back(input.input_weights == nullptr ? 1.0f : input.input_weights[piece.first + i]);
   }
 }
 
 void add_output(const Piece& piece, size_t hidden, const IsPinned& is_pinned, Plan& plan) {
   const ExpertInput& input = piece.source();
-  uint16_t* const target = input.output + (input.output_row + piece.first) * hidden;
-  plan.outputs.push_back(
-      {target, plan.rows, piece.count, is_pinned(target, piece.count * hidden * sizeof *target)});
+  const size_t row_bytes = hidden * sizeof *input.output;
+  const OutputCopy copy{input.output + (input.output_row + piece.first) * hidden, plan.rows, piece.count,
+                        is_pinned(input.output + (input.output_row + piece.first) * hidden, piece.count * row_bytes)};
   plan.rows += piece.count;
+  if (!plan.outputs.empty()) {
+    OutputCopy& last = plan.outputs.back();
+    const size_t rows = last.rows + copy.rows;
+    const bool follows = last.target + last.rows * hidden == copy.target && last.pinned == copy.pinned;
+    if (follows && copy.pinned == is_pinned(last.target, rows * row_bytes)) {
+      last.rows = rows;
+      return;
+    }
+  }
+  plan.outputs.push_back(copy);
 }
 
 /** Whether the sources of a segment follow one another. */
@@ -94,10 +135,17 @@ bool consecutive(std::span<const uint32_t> sources) {
 
 }  // namespace
 
-std::vector<size_t> share_out(std::span<const size_t> row_counts, size_t lanes) {
+bool Plan::direct() const { return std::ranges::all_of(segments, &Segment::direct); }
+
+size_t cut_of(size_t rows, size_t total, size_t tile_rows) {
+  constexpr size_t tiles_min = 2;
+  const size_t tiles = rows / tile_rows;
+  return 2 * rows > total && tiles >= 2 * tiles_min ? tiles / 2 * tile_rows : 0;
+}
+
+std::vector<size_t> share_out(std::span<const size_t> row_counts, size_t tile_rows, size_t lanes) {
   // A product computes whole tiles of rows, however few of them there are.
-  constexpr size_t tile_rows = 128;
-  const auto work_of = [](size_t rows) { return (rows + tile_rows - 1) / tile_rows; };
+  const auto work_of = [tile_rows](size_t rows) { return (rows + tile_rows - 1) / tile_rows; };
   size_t work_left = 0;
   for (const size_t rows : row_counts) work_left += work_of(rows);
   std::vector<size_t> ends;
@@ -118,7 +166,7 @@ std::vector<size_t> share_out(std::span<const size_t> row_counts, size_t lanes) 
 
 Plan make_plan(std::span<const Piece> pieces, size_t hidden, const IsPinned& is_pinned) {
   Plan plan;
-  const Regions regions = plan_spans(pieces, hidden, is_pinned, plan);
+  const Regions regions = plan_ways(pieces, hidden, is_pinned, plan);
   const bool weighted =
       std::any_of(pieces.begin(), pieces.end(), [](const Piece& piece) { return piece.source().input_weights != nullptr; });
   for (const Piece* piece : by_expert(pieces)) {

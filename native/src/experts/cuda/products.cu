@@ -1,10 +1,12 @@
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "experts/cuda/kernels.h"
+#include "experts/cuda/layout.h"
 #include "experts/cuda/products.h"
 #include "kernels/bf16.h"
 #include "runtime/error.h"
@@ -14,16 +16,11 @@ namespace {
 
 /** Rows that algorithms are chosen for: enough for the tensor cores to be the limit. */
 constexpr size_t chosen_rows = 1024;
-constexpr int candidates_max = 16;
-/** Rows of a trial, as many as a batch can have, and its parts: first row and count. */
-constexpr size_t trial_rows = 2048;
+constexpr int candidates_max = 64;
+/** Of a trial, as many as a batch can have. */
+constexpr size_t trial_rows = batch_rows_max;
 /** Rows that differ; the others repeat them, since a row has the same bits wherever it is. */
-constexpr size_t trial_rows_made = 512;
-struct Part {
-  size_t first;
-  size_t count;
-};
-constexpr std::array<Part, 7> trial_parts{{{0, 1}, {3, 7}, {301, 130}, {2047, 1}, {64, 448}, {777, 1000}, {1024, 1024}}};
+constexpr size_t trial_rows_made = trial_rows / 4;
 
 void check_blas(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -86,6 +83,31 @@ bool splits_depth(const cublasLtMatmulAlgo_t& algorithm) {
   return (parts != 0 && parts != 1) || reduction != CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
+/** cuBLASLt counts columns where there are rows here. */
+struct Tile {
+  cublasLtMatmulTile_t id;
+  size_t rows;
+};
+constexpr Tile tiles[] = {
+    {CUBLASLT_MATMUL_TILE_64x8, 8},      {CUBLASLT_MATMUL_TILE_32x16, 16},
+    {CUBLASLT_MATMUL_TILE_32x32, 32},    {CUBLASLT_MATMUL_TILE_64x32, 32},    {CUBLASLT_MATMUL_TILE_128x32, 32},   {CUBLASLT_MATMUL_TILE_256x32, 32},
+    {CUBLASLT_MATMUL_TILE_32x64, 64},    {CUBLASLT_MATMUL_TILE_64x64, 64},    {CUBLASLT_MATMUL_TILE_96x64, 64},    {CUBLASLT_MATMUL_TILE_128x64, 64},
+    {CUBLASLT_MATMUL_TILE_256x64, 64},   {CUBLASLT_MATMUL_TILE_512x64, 64},   {CUBLASLT_MATMUL_TILE_64x96, 96},    {CUBLASLT_MATMUL_TILE_128x96, 96},
+    {CUBLASLT_MATMUL_TILE_32x128, 128},  {CUBLASLT_MATMUL_TILE_64x128, 128},  {CUBLASLT_MATMUL_TILE_96x128, 128},  {CUBLASLT_MATMUL_TILE_128x128, 128},
+    {CUBLASLT_MATMUL_TILE_160x128, 128}, {CUBLASLT_MATMUL_TILE_192x128, 128}, {CUBLASLT_MATMUL_TILE_256x128, 128}, {CUBLASLT_MATMUL_TILE_128x160, 160},
+    {CUBLASLT_MATMUL_TILE_128x192, 192}, {CUBLASLT_MATMUL_TILE_32x256, 256},  {CUBLASLT_MATMUL_TILE_64x256, 256},  {CUBLASLT_MATMUL_TILE_128x256, 256},
+    {CUBLASLT_MATMUL_TILE_64x512, 512},
+};
+
+/** Rows of an algorithm's tiles; 0: it does not tell, or they are uncommon. */
+size_t tile_rows_of(const cublasLtMatmulAlgo_t& algorithm) {
+  uint32_t id = 0;
+  size_t written = 0;
+  check_blas(cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &id, sizeof id, &written), "to describe an algorithm");
+  const auto* const found = std::ranges::find(tiles, static_cast<cublasLtMatmulTile_t>(id), &Tile::id);
+  return found == std::end(tiles) ? 0 : found->rows;
+}
+
 std::vector<uint16_t> random_rows(size_t elements) {
   std::mt19937 random(1);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
@@ -99,13 +121,15 @@ std::vector<uint16_t> random_rows(size_t elements) {
 Blas::Blas() { check_blas(cublasLtCreate(&handle_), "to start"); }
 Blas::~Blas() { cublasLtDestroy(handle_); }
 
-/** Runs algorithms on random rows, whole and in parts. */
+/** Runs algorithms on random rows, and compares on the device: a trial of many rows takes a second, and not a minute. */
 struct Product::Trial {
   Trial(const Product& product, const uint16_t* weights, cudaStream_t stream)
       : product(product), weights(weights), stream(stream),
         rows(trial_rows * product.size_.input_stride * sizeof(uint16_t), "a trial of algorithms"),
-        sums(trial_rows * product.size_.output_stride * sizeof(uint16_t), "a trial of algorithms"),
-        workspace(workspace_bytes, "a trial of algorithms") {
+        whole(trial_rows * product.size_.output_stride * sizeof(uint16_t), "a trial of algorithms"),
+        part(whole.bytes(), "a trial of algorithms"),
+        workspace(workspace_bytes, "a trial of algorithms"),
+        differs(sizeof(uint32_t), "a trial of algorithms") {
     const auto values = random_rows(trial_rows_made * product.size_.input_stride);
     for (size_t row = 0; row < trial_rows; row += trial_rows_made) {
       check(cudaMemcpyAsync(rows.as<uint16_t>() + row * product.size_.input_stride, values.data(), values.size() * sizeof(uint16_t),
@@ -114,42 +138,44 @@ struct Product::Trial {
     }
   }
 
-  /**
-   * The sums of some rows, in poisoned memory; empty if the algorithm does not take that many. A copy to memory that is not
-   * page-locked returns when it is done, and one from there when it has read it all.
-   */
-  std::vector<uint16_t> compute(const cublasLtMatmulAlgo_t& algorithm, const Part& part) const {
+  /** Sums of `count` rows from `first` on, in poisoned memory. False if the algorithm does not take that many. */
+  bool compute(const cublasLtMatmulAlgo_t& algorithm, size_t first, size_t count, const DeviceMemory& sums) const {
     const ProductSize& size = product.size_;
-    check(cudaMemsetAsync(sums.as<uint16_t>(), 0xff, sums.bytes(), stream), "to set memory");
-    const cublasStatus_t status = product.try_run(algorithm, weights, rows.as<uint16_t>() + part.first * size.input_stride,
-                                                  sums.as<uint16_t>(), part.count, workspace.as<void>(), stream);
-    if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return {};
+    check(cudaMemsetAsync(sums.as<void>(), 0xff, count * size.output_stride * sizeof(uint16_t), stream), "to set memory");
+    const cublasStatus_t status = product.try_run(algorithm, weights, rows.as<uint16_t>() + first * size.input_stride, sums.as<uint16_t>(), count,
+                                                  workspace.as<void>(), stream);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return false;
     check_blas(status, "to multiply");
-    std::vector<uint16_t> result(part.count * size.outputs);
-    check(cudaMemcpy2DAsync(result.data(), size.outputs * sizeof(uint16_t), sums.as<uint16_t>(), size.output_stride * sizeof(uint16_t),
-                            size.outputs * sizeof(uint16_t), part.count, cudaMemcpyDeviceToHost, stream),
-          "to copy rows out, or while it multiplied");
-    return result;
+    return true;
+  }
+
+  void expect_same(const uint16_t* sums, size_t first, size_t count) const {
+    const size_t stride = product.size_.output_stride;
+    compare(whole.as<uint16_t>() + first * stride, sums, count * stride, differs.as<uint32_t>(), stream);
   }
 
   bool same_bits(const cublasLtMatmulAlgo_t& algorithm) const {
-    const auto whole = compute(algorithm, {0, trial_rows});
-    if (whole.empty()) return false;
-    const auto as_in_whole = [&](const std::vector<uint16_t>& sums, size_t first_row) {
-      return !sums.empty() && std::memcmp(sums.data(), whole.data() + first_row * product.size_.outputs, sums.size() * sizeof(uint16_t)) == 0;
-    };
-    const size_t made = trial_rows_made * product.size_.outputs;
-    const auto repeats = [&](size_t element) { return std::memcmp(whole.data(), whole.data() + element, made * sizeof(uint16_t)) == 0; };
-    for (size_t element = made; element < whole.size(); element += made) {
-      if (!repeats(element)) return false;
+    check(cudaMemsetAsync(differs.as<void>(), 0, differs.bytes(), stream), "to set memory");
+    if (!compute(algorithm, 0, trial_rows, whole)) return false;
+    for (size_t row = trial_rows_made; row < trial_rows; row += trial_rows_made) {
+      expect_same(whole.as<uint16_t>(), row, trial_rows_made);
     }
-    return std::all_of(trial_parts.begin(), trial_parts.end(), [&](const Part& part) { return as_in_whole(compute(algorithm, part), part.first); });
+    // Each number of rows, at another place.
+    for (size_t count = 1; count < trial_rows; ++count) {
+      const size_t first = count * 7 % (trial_rows - count + 1);
+      if (!compute(algorithm, first, count, part)) return false;
+      expect_same(part.as<uint16_t>(), first, count);
+    }
+    // A copy to memory that is not page-locked returns when it is done.
+    uint32_t found = 0;
+    check(cudaMemcpyAsync(&found, differs.as<void>(), sizeof found, cudaMemcpyDeviceToHost, stream), "to copy out, or while it multiplied");
+    return found == 0;
   }
 
   const Product& product;
   const uint16_t* weights;
   cudaStream_t stream;
-  DeviceMemory rows, sums, workspace;
+  DeviceMemory rows, whole, part, workspace, differs;
 };
 
 Product::Product(const Blas& blas, const ProductSize& size, const uint16_t* weights, cudaStream_t stream) : blas_(blas), size_(size) {
@@ -164,9 +190,16 @@ Product::Product(const Blas& blas, const ProductSize& size, const uint16_t* weig
                                             preference, candidates_max, candidates.data(), &found),
              "to choose an algorithm");
   const Trial trial(*this, weights, stream);
-  for (int i = 0; i < found; ++i) {
-    algorithm_ = candidates[i].algo;
-    if (candidates[i].state == CUBLAS_STATUS_SUCCESS && !splits_depth(algorithm_) && trial.same_bits(algorithm_)) return;
+  // In cuBLASLt's order, but tiles of many rows come last.
+  for (const bool small_tiles : {true, false}) {
+    for (int i = 0; i < found; ++i) {
+      algorithm_ = candidates[i].algo;
+      if (candidates[i].state != CUBLAS_STATUS_SUCCESS || splits_depth(algorithm_)) continue;
+      const size_t tile_rows = tile_rows_of(algorithm_);
+      if ((tile_rows > 0 && tile_rows <= tile_rows_max) != small_tiles || !trial.same_bits(algorithm_)) continue;
+      if (tile_rows > 0) tile_rows_ = tile_rows;
+      return;
+    }
   }
   throw Error(Code::internal, "none of " + std::to_string(found) + " cuBLASLt algorithms for " + std::to_string(size.outputs) + " outputs of depth " +
                                   std::to_string(size.depth) + " gives a row the same bits whatever is beside it");

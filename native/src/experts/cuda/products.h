@@ -24,6 +24,9 @@ class Blas {
   cublasLtHandle_t handle_ = nullptr;
 };
 
+/** The most rows of a tile, if that can be had: up to one less are computed in vain for each segment. */
+constexpr size_t tile_rows_max = 128;
+
 /** Memory that one product at a time may use. */
 constexpr size_t workspace_bytes = size_t{32} << 20;
 
@@ -40,15 +43,19 @@ struct ProductSize {
  *
  * A row's bits must not depend on the rows beside it. One algorithm is chosen for good when the first expert of a shape
  * is loaded, by cuBLASLt's own order for a fixed number of rows, so that every process with the same device and library
- * chooses the same one. Within one algorithm each output element is summed by one thread block over the whole depth, in
+ * chooses the same one; the first of those whose tiles are known to have at most `tile_rows_max` rows, if one will do, because
+ * segments are often that small. Within one algorithm each output element is summed by one thread block over the whole depth, in
  * steps that depend on the algorithm alone; only splits of the depth would change that, and these are excluded. That is
- * no promise of cuBLASLt, so it is tried too: an algorithm is taken only if rows come out with the same bits in parts
- * of different sizes and at different places.
+ * no promise of cuBLASLt, so it is tried too: an algorithm is taken only if rows come out with the same bits among every number of
+ * rows that a batch can have, at different places.
  */
 class Product {
  public:
   /** `weights` are those of any expert of the shape, to try algorithms with. Waits for the stream. Throws INTERNAL if no algorithm will do. */
   Product(const Blas& blas, const ProductSize& size, const uint16_t* weights, cudaStream_t stream);
+
+  /** Rows of the algorithm's tiles; of one that does not tell, the most that it is hoped to have. */
+  size_t tile_rows() const { return tile_rows_; }
 
   /** Queues the product. 1 row or more; `workspace` has workspace_bytes. */
   void run(const uint16_t* weights, const uint16_t* rows, uint16_t* sums, size_t row_count, void* workspace, cudaStream_t stream) const;
@@ -63,6 +70,7 @@ class Product {
   ProductSize size_;
   cublasLtMatmulDescOpaque_t description_;
   cublasLtMatmulAlgo_t algorithm_;
+  size_t tile_rows_ = tile_rows_max;
 };
 
 }  // namespace switchyard::cuda

@@ -13,15 +13,26 @@ constexpr size_t element_bytes = sizeof(uint16_t);
 
 const CudaExpert& expert_of(const Segment& segment) { return static_cast<const CudaExpert&>(*segment.expert); }
 
+/** Where the parts of a batch's table begin, in bytes: what is needed alone has room. */
+struct TableLayout {
+  size_t fetched = 0, sources, weights, bytes;
+
+  explicit TableLayout(const Plan& plan)
+      : sources(plan.fetched.size() * sizeof plan.fetched[0]),
+        weights(sources + (plan.direct() ? 0 : plan.sources.size() * sizeof plan.sources[0])),
+        bytes(weights + plan.weights.size() * sizeof plan.weights[0]) {}
+};
+
+constexpr size_t table_bytes_max = batch_rows_max * (sizeof(uint16_t*) + sizeof(uint32_t) + sizeof(float));
+
 }  // namespace
 
 Ring::Ring(int device, std::function<void(Slot&)> copied_out) : copied_out_(std::move(copied_out)) {
   const std::string name = "a batch on cuda:" + std::to_string(device);
-  constexpr size_t table_bytes = batch_rows_max * (sizeof(uint32_t) + sizeof(float));
   for (Slot& slot : slots_) {
     slot.copied_out = &copied_out_;
-    slot.host_table.reserve(table_bytes, name);
-    slot.table.reserve(table_bytes, name);
+    slot.host_table.reserve(table_bytes_max, name);
+    slot.table.reserve(table_bytes_max, name);
   }
   origin_.record(compute_);
 }
@@ -57,7 +68,9 @@ void Ring::launch(Slot& slot) {
   copy_in(slot, hidden);
   compute(slot);
   copy_out(slot, hidden);
-  check(cudaLaunchHostFunc(copy_out_, on_copied_out, &slot), "to queue a host function");
+  // In a stream of its own: what is queued behind a host function waits for the host.
+  slot.copy_out.end.hold(tell_);
+  check(cudaLaunchHostFunc(tell_, on_copied_out, &slot), "to queue a host function");
 }
 
 void Ring::copy_in(Slot& slot, size_t hidden) {
@@ -66,12 +79,9 @@ void Ring::copy_in(Slot& slot, size_t hidden) {
   const size_t row_bytes = hidden * element_bytes;
   auto* const staging = slot.staging_in.as<uint16_t>();
   for (size_t i = 0; i < plan.staged.size(); ++i) std::memcpy(staging + i * hidden, plan.staged[i], row_bytes);
-  const size_t sources_bytes = plan.rows * sizeof(uint32_t);
-  const size_t weights_bytes = plan.weights.size() * sizeof(float);
-  std::memcpy(slot.host_table.as<std::byte>(), plan.sources.data(), sources_bytes);
-  if (weights_bytes > 0) std::memcpy(slot.host_table.as<std::byte>() + sources_bytes, plan.weights.data(), weights_bytes);
 
   slot.copy_in.begin.record(copy_in_);
+  copy_table(slot);
   auto* const landing = slot.landing.as<uint16_t>();
   for (const SpanCopy& span : plan.spans) {
     check(cudaMemcpyAsync(landing + span.landing_row * hidden, span.source, span.rows * row_bytes, cudaMemcpyHostToDevice, copy_in_),
@@ -81,9 +91,24 @@ void Ring::copy_in(Slot& slot, size_t hidden) {
     check(cudaMemcpyAsync(landing + plan.staged_landing_row * hidden, staging, plan.staged.size() * row_bytes, cudaMemcpyHostToDevice, copy_in_),
           "to copy rows in");
   }
-  check(cudaMemcpyAsync(slot.table.as<std::byte>(), slot.host_table.as<std::byte>(), sources_bytes + weights_bytes, cudaMemcpyHostToDevice, copy_in_),
-        "to copy a table in");
+  if (!plan.fetched.empty()) {
+    fetch_rows(slot.table.as<const uint16_t* const>(), plan.fetched.size(), hidden, landing + plan.fetched_landing_row * hidden, copy_in_);
+  }
   slot.copy_in.end.record(copy_in_);
+}
+
+void Ring::copy_table(Slot& slot) {
+  const Plan& plan = slot.plan;
+  const TableLayout layout(plan);
+  if (layout.bytes == 0) return;
+  auto* const table = slot.host_table.as<std::byte>();
+  const auto put = [table](size_t from, size_t to, const void* values) {
+    if (to > from) std::memcpy(table + from, values, to - from);
+  };
+  put(layout.fetched, layout.sources, plan.fetched.data());
+  put(layout.sources, layout.weights, plan.sources.data());
+  put(layout.weights, layout.bytes, plan.weights.data());
+  check(cudaMemcpyAsync(slot.table.as<std::byte>(), table, layout.bytes, cudaMemcpyHostToDevice, copy_in_), "to copy a table in");
 }
 
 void Ring::compute(Slot& slot) {
@@ -91,8 +116,10 @@ void Ring::compute(Slot& slot) {
   const Plan& plan = slot.plan;
   const Shape& shape = expert_of(plan.segments.front()).shape();
   const auto* const landing = slot.landing.as<uint16_t>();
-  const auto* const sources = slot.table.as<uint32_t>();
-  const auto* const weights = plan.weights.empty() ? nullptr : reinterpret_cast<const float*>(sources + plan.rows);
+  const TableLayout layout(plan);
+  const auto* const table = slot.table.as<std::byte>();
+  const auto* const sources = reinterpret_cast<const uint32_t*>(table + layout.sources);
+  const auto* const weights = plan.weights.empty() ? nullptr : reinterpret_cast<const float*>(table + layout.weights);
   const size_t stride = shape.hidden_padded();
 
   slot.copy_in.end.hold(compute_);
@@ -166,7 +193,7 @@ BatchTimes Ring::finish(Slot& slot) {
 }
 
 void Ring::probe() const {
-  for (const Stream* stream : {&copy_in_, &compute_, &copy_out_}) {
+  for (const Stream* stream : streams()) {
     const cudaError_t status = cudaStreamQuery(*stream);
     // Not an error, but it is kept like one, and the check behind the next kernel would find it.
     if (status == cudaErrorNotReady) cudaGetLastError();
@@ -176,7 +203,7 @@ void Ring::probe() const {
 
 std::vector<Piece> Ring::abandon() {
   // In this order, because each waits for the one before. A device that has failed returns at once.
-  for (const Stream* stream : {&copy_in_, &compute_, &copy_out_}) cudaStreamSynchronize(*stream);
+  for (const Stream* stream : streams()) cudaStreamSynchronize(*stream);
   std::vector<Piece> pieces;
   for (Slot& slot : slots_) {
     if (std::exchange(slot.busy, false)) pieces.insert(pieces.end(), slot.pieces.begin(), slot.pieces.end());

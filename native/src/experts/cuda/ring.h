@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <functional>
@@ -26,14 +27,24 @@ struct BatchTimes {
   size_t rows;
 };
 
-/** The most rows of a batch. Two full calls of a worker: large enough for the tensor cores, small enough to overlap. */
-constexpr size_t batch_rows_max = 2048;
+constexpr size_t slot_count = 4;
+
+/** What batches of a shape take of the device, in bytes: Ring::reserve and, while its algorithms are chosen, a trial of products. */
+constexpr size_t batch_bytes(const Shape& shape) {
+  const size_t hidden_rows = slot_count * (landing_rows_per_row + 1) + 1;
+  const size_t trial = std::max(shape.hidden_padded(), shape.intermediate()) * 2 + std::min(shape.hidden_padded(), shape.intermediate());
+  return batch_rows_max * sizeof(uint16_t) * (hidden_rows * shape.hidden_padded() + shape.intermediate() + trial) + workspace_bytes;
+}
+
+/** What is left to batches of a device's memory, because their shape is not known before the first expert. */
+constexpr size_t batch_bytes_kept = size_t{1} << 30;
+static_assert(batch_bytes({.hidden = 7168, .ffn = 18432, .gated = true}) <= batch_bytes_kept);
 
 /** Buffers of one batch on its way, and what it computes. */
 struct Slot {
   /** Rows that are not in pinned memory pass through these. */
   PinnedMemory staging_in, staging_out;
-  /** Plan::sources, then Plan::weights. */
+  /** Plan::fetched, Plan::sources, Plan::weights, as far as the plan needs them. */
   PinnedMemory host_table;
   DeviceMemory table, landing, output;
   struct Interval {
@@ -49,8 +60,8 @@ struct Slot {
 
 /**
  * Batches on three streams (copy in, compute, copy out), tied by events: while one is computed, the next is copied in
- * and the one before is copied out. Each takes a slot of buffers for that time. Nothing here waits for the device
- * except where it says so. One thread at a time.
+ * and the one before is copied out. A fourth tells the host of ends, so that no copy waits for the host. Each batch takes a slot of
+ * buffers for its time. Nothing here waits for the device except where it says so. One thread at a time.
  */
 class Ring {
  public:
@@ -76,15 +87,18 @@ class Ring {
   std::vector<Piece> abandon();
 
  private:
-  static constexpr size_t slot_count = 4;
-
   static void CUDART_CB on_copied_out(void* slot);
   void copy_in(Slot& slot, size_t hidden);
+  void copy_table(Slot& slot);
   void compute(Slot& slot);
   void copy_out(Slot& slot, size_t hidden);
 
   std::function<void(Slot&)> copied_out_;
-  Stream copy_in_, compute_, copy_out_;
+  std::array<const Stream*, 4> streams() const { return {&copy_in_, &compute_, &copy_out_, &tell_}; }
+
+  /** Rows are fetched by a kernel, which must not wait until products are done. */
+  Stream copy_in_{Stream::Priority::urgent};
+  Stream compute_, copy_out_, tell_;
   Event origin_;
   Ffn ffn_;
   /** Shared by all batches, because computes are in order. */
