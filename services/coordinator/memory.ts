@@ -1,3 +1,5 @@
+import { expertBytesOn } from '../model/device-bytes.js';
+import type { ModelSpec } from '../model/spec.js';
 import type { Member } from './membership.js';
 
 /** What the experts of each live worker may take. Workers that share the memory of their host have equal parts of what all of them leave for weights. */
@@ -16,4 +18,13 @@ export function weightBytes(living: readonly Member[]): Map<Member, number> {
     for (const member of members) bytes.set(member, Math.min(share, member.hello.memoryBytes));
   }
   return bytes;
+}
+
+/** The same in experts of the model, each counted with its `expertBytes`, whatever it takes on the worker's device. */
+export function roomForExperts(living: readonly Member[], model: ModelSpec): Map<Member, number> {
+  const room = (member: Member, bytes: number) => {
+    const onDevice = expertBytesOn(member.hello.device, model);
+    return onDevice === model.expertBytes ? bytes : Math.floor(bytes / onDevice) * model.expertBytes;
+  };
+  return new Map([...weightBytes(living)].map(([member, bytes]) => [member, room(member, bytes)]));
 }

@@ -18,6 +18,7 @@ export interface Candidate {
   slot: number;
   name: string;
   host: string;
+  /** As roomForExperts counts it. */
   memoryBytes: number;
   /** It gets none that it does not have. */
   cordoned: boolean;

@@ -8,7 +8,7 @@ import type { PlanInput } from '../placement/input.js';
 import type { Plan } from '../placement/plan.js';
 import { ExpertLoads } from './loads.js';
 import type { Member, Membership } from './membership.js';
-import { weightBytes } from './memory.js';
+import { roomForExperts } from './memory.js';
 import { ClusterPlacement } from './placement.js';
 import { type Candidate, Planning } from './planning.js';
 import { orderWorkers, type Topology } from './topology.js';
@@ -141,7 +141,7 @@ export class PlacementPlans {
     const living = membership.living('WORKER');
     if (this.started || this.mayStart(membership, nowMs)) {
       const routers = membership.living('ROUTER');
-      const memory = weightBytes(living);
+      const memory = roomForExperts(living, this.options.model);
       this.candidates = this.candidatesOf(living, memory);
       if (!this.started) this.start(living, nowMs);
       if (this.stale) this.retarget(living, routers, nowMs);

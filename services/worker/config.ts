@@ -73,8 +73,8 @@ export function roomBesideSlabs({ slabBytes }: WorkerConfig): number {
 }
 
 /**
- * What weights may take: what is left for them, or less if `memory` says so. `deviceBytes`: the memory of a device that has its
- * own; null: weights lie in that of the process.
+ * What weights may take: what is left for them, or less if `memory` says so. `deviceBytes`: what a device leaves for them that has memory
+ * of its own; null: weights lie in that of the process.
  */
 export function weightBound(
   { memory, slabBytes }: WorkerConfig,
@@ -83,8 +83,11 @@ export function weightBound(
 ): WeightBound {
   if (deviceBytes !== null)
     return {
-      bytes: memory ?? deviceBytes,
-      by: memory === null ? 'memory (of the device)' : 'memory',
+      bytes: Math.min(memory ?? deviceBytes, deviceBytes),
+      by:
+        memory !== null && memory <= deviceBytes
+          ? 'memory'
+          : 'memory (what is free on the device, less what batches take)',
       sharedBytes: 0,
     };
   if (memory !== null && memory <= left) return { bytes: memory, by: 'memory', sharedBytes: 0 };

@@ -180,7 +180,8 @@ class WorkerService {
       access: this.access,
       backend: this.backend,
       weights: this.weights,
-      memoryLeft: ownMemoryLeft,
+      // What is loaded onto a device passes through the process's memory in small parts.
+      memoryLeft: this.backend.description.memoryBytes === null ? ownMemoryLeft : () => null,
       metrics: this.metrics,
       trace: this.trace,
       tracer: this.tracing,

@@ -5,6 +5,7 @@ import type { ExpertId } from '../common/layer-experts.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import { type Bound, describeMemory, type MemoryLeft } from '../common/machine.js';
+import { expertBytesOn } from '../model/device-bytes.js';
 import type { FiniteWeights } from '../model/finite.js';
 import type { Model } from '../model/load.js';
 import type { Clock } from '../runtime/clock.js';
@@ -67,7 +68,12 @@ export class ExpertStore {
   /** Counts changes of what is held. */
   changes = 0;
 
-  constructor(private readonly options: StoreOptions) {}
+  /** Of one expert, on the device. */
+  private readonly expertBytes: number;
+
+  constructor(private readonly options: StoreOptions) {
+    this.expertBytes = expertBytesOn(options.backend.description.kind, options.model.spec);
+  }
 
   /** Resolves when an expert cannot be loaded. */
   get failed(): Promise<SwitchyardError> {
@@ -84,9 +90,9 @@ export class ExpertStore {
 
   /** The experts to hold from now on, loaded `aside` of computing or as fast as can be. The same assignment again changes nothing. */
   assign(experts: readonly ExpertId[], aside = false): void {
-    const { executor, model, weights, worker, log } = this.options;
+    const { executor, weights, worker, log } = this.options;
     this.wanted = new Map(experts.map((id) => [idOf(id), id]));
-    const needed = this.wanted.size * model.expertBytes;
+    const needed = this.wanted.size * this.expertBytes;
     if (needed > weights.bytes) {
       this.failure.resolve(
         overLimit(
@@ -122,7 +128,7 @@ export class ExpertStore {
   }
 
   progress(): LoadProgressInput {
-    const bytesTotal = this.wanted.size * this.options.model.expertBytes;
+    const bytesTotal = this.wanted.size * this.expertBytes;
     const rate = this.held.size < this.wanted.size ? this.rate() || this.bytesPerSecond : this.bytesPerSecond;
     return {
       expertsLoaded: this.held.size,
@@ -140,10 +146,10 @@ export class ExpertStore {
   }
 
   private pump(): void {
-    const { model, weights, clock } = this.options;
+    const { weights, clock } = this.options;
     while (!this.closed && this.rest === null && this.loading.size < (this.aside ? 1 : loadsMax)) {
       // What is being loaded and no longer wanted takes memory until it is released.
-      if ((this.held.size + this.loading.size + 1) * model.expertBytes > weights.bytes) return;
+      if ((this.held.size + this.loading.size + 1) * this.expertBytes > weights.bytes) return;
       const id = this.missing.pop();
       if (id === undefined) return;
       if (this.loading.size === 0) this.loadingSinceMs = clock.now();
@@ -152,16 +158,16 @@ export class ExpertStore {
   }
 
   private async load(key: string, id: ExpertId): Promise<void> {
-    const { model, executor, onChange, log } = this.options;
+    const { executor, onChange, log } = this.options;
     this.loading.add(key);
     try {
       this.checkRoom();
       const expert = await this.loadChecked(id);
       if (this.wanted.has(key) && !this.closed) {
         executor.add(id.layer, id.expert, expert);
-        this.held.set(key, { id, bytes: model.expertBytes });
-        this.bytesHeld += model.expertBytes;
-        this.bytesLoaded += model.expertBytes;
+        this.held.set(key, { id, bytes: this.expertBytes });
+        this.bytesHeld += this.expertBytes;
+        this.bytesLoaded += this.expertBytes;
         this.changes += 1;
         onChange();
       } else {

@@ -1,0 +1,31 @@
+import { isGated } from './limits.js';
+import type { ModelSpec } from './spec.js';
+
+const mebibyte = 1024 * 1024;
+
+/**
+ * What the largest expert takes of a device's memory, in bytes. CPUs keep weights as they are stored; CUDA devices have them in BF16,
+ * padded and rounded up as `expert_bytes` of native/src/experts/cuda/layout.h says. `device`: "cpu" or "cuda", with or without a number.
+ */
+export function expertBytesOn(
+  device: string,
+  { hidden, layers, expertBytes }: Pick<ModelSpec, 'hidden' | 'layers' | 'expertBytes'>,
+): number {
+  if (!device.startsWith('cuda')) return expertBytes;
+  const sizes = layers.flatMap(({ expert, shared }) =>
+    [expert, ...shared].map(({ ffn }) => {
+      const elements = padded(hidden) * padded(ffn) * (isGated(expert.activation) ? 3 : 2);
+      return granted(2 * elements);
+    }),
+  );
+  return Math.max(...sizes);
+}
+
+/** Rows begin at 16 bytes. */
+const padded = (elements: number) => Math.ceil(elements / 8) * 8;
+
+/** Large pieces of a device's memory come in pages of 2 MiB. */
+function granted(bytes: number): number {
+  const step = bytes < mebibyte ? 512 : 2 * mebibyte;
+  return Math.ceil(bytes / step) * step;
+}

@@ -1,0 +1,27 @@
+import { expect, test } from '@jest/globals';
+import type { Member } from '../../services/coordinator/membership.js';
+import { roomForExperts, weightBytes } from '../../services/coordinator/memory.js';
+import type { ModelSpec } from '../../services/model/spec.js';
+
+const gibibyte = 1024 ** 3;
+
+/** Stored in 8 bits with scales: half of what it is in BF16. */
+const packed = {
+  hidden: 4096,
+  expertBytes: 18_878_976,
+  layers: [{ expert: { ffn: 1536, activation: 'swiglu', glu: null, biased: false }, shared: [] }],
+} as unknown as ModelSpec;
+
+const worker = (device: string, memoryBytes: number) =>
+  ({
+    hello: { name: device, host: 'local', device, memoryBytes, memorySharedBytes: 0 },
+  }) as unknown as Member;
+
+test('a CUDA device has room for as many experts of a packed checkpoint as it can hold in BF16', () => {
+  const [cpu, cuda] = [worker('cpu', gibibyte), worker('cuda:0', gibibyte)];
+  const room = roomForExperts([cpu, cuda], packed);
+  const copies = (member: Member) => Math.floor(room.get(member)! / packed.expertBytes);
+  expect(copies(cpu)).toBe(56);
+  expect(copies(cuda)).toBe(28);
+  expect(weightBytes([cpu, cuda]).get(cuda)).toBe(gibibyte);
+});
