@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# Builds the native tests with AddressSanitizer and UndefinedBehaviorSanitizer and runs them.
+# Builds the native tests with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer, and runs them.
 #
-#   scripts/sanitize.sh [ctest arguments, for example: -R memory]
+#   scripts/sanitize.sh [--threads] [ctest arguments, for example: -R memory]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-build=native/build-sanitize
+build=native/build-sanitize sanitizers=both
+if [ "${1:-}" = --threads ]; then
+  build=native/build-sanitize-threads sanitizers=thread
+  shift
+fi
 cmake -S native -B "$build" -G Ninja \
-  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSWITCHYARD_TESTS=ON -DSWITCHYARD_SANITIZE=both >/dev/null
+  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSWITCHYARD_TESTS=ON -DSWITCHYARD_SANITIZE=$sanitizers >/dev/null
 cmake --build "$build"
 
 # The first finding ends the test that made it, with a stack.

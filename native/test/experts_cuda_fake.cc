@@ -465,6 +465,22 @@ TEST(CudaOnAFake, CopiesNoTableWhereRowsAreUsedAsTheyLand) {
   EXPECT_EQ(copies_for(7), 2u) << "tables to fetch rows by, and the rows are used as they land";
 }
 
+size_t bytes_in_use() {
+  size_t free_bytes = 0, total_bytes = 0;
+  EXPECT_EQ(cudaMemGetInfo(&free_bytes, &total_bytes), cudaSuccess);
+  return total_bytes - free_bytes;
+}
+
+TEST(CudaOnAFake, KeepsEnoughOfTheDeviceForBatches) {
+  fake_cuda::reset({});
+  Backend device;
+  const size_t before = bytes_in_use();
+  const auto expert = device.load(0);
+  const Shape shape{.hidden = expert->hidden(), .ffn = expert->ffn(), .gated = true};
+  EXPECT_LE(bytes_in_use(), before + expert->bytes() + batch_bytes(shape));
+  EXPECT_LE(fake_cuda::report().memory_bytes_max, before + expert->bytes() + batch_bytes(shape)) << "while products were tried";
+}
+
 TEST(CudaOnAFake, SaysHowMuchExpertsMayTakeSoThatSoManyCanBeLoadedAndUsed) {
   // 256 MiB for workspaces, a gibibyte for batches, and about one mebibyte for experts.
   fake_cuda::reset({.memory_bytes = (size_t{1} << 30) + (size_t{257} << 20)});
@@ -487,18 +503,13 @@ TEST(CudaOnAFake, LetsGoOfExpertsWithoutGivingMemoryBackToTheDevice) {
   fake_cuda::reset({});
   Backend device;
   auto expert = device.load(0);
-  const auto in_use = [] {
-    size_t free_bytes = 0, total_bytes = 0;
-    EXPECT_EQ(cudaMemGetInfo(&free_bytes, &total_bytes), cudaSuccess);
-    return total_bytes - free_bytes;
-  };
-  const size_t bytes = in_use();
+  const size_t bytes = bytes_in_use();
   const uint64_t frees = fake_cuda::report().frees;
   for (int turn = 0; turn < 3; ++turn) {
     expert.reset();
     EXPECT_EQ(fake_cuda::report().frees, frees) << "to give it back waits for everything that runs";
     expert = device.load(1);
-    EXPECT_EQ(in_use(), bytes) << "the next expert takes it";
+    EXPECT_EQ(bytes_in_use(), bytes) << "the next expert takes it";
   }
 }
 

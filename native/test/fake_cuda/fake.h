@@ -75,6 +75,8 @@ struct Report {
   std::map<uint64_t, uint64_t> products;
   uint64_t copies_in = 0;
   uint64_t frees = 0;
+  /** The most memory of the device that was in use at a time. */
+  size_t memory_bytes_max = 0;
   uint64_t registrations = 0;
   /** Streams that were made, and those of them in which nothing was queued. */
   size_t streams = 0, streams_unused = 0;

@@ -6,14 +6,18 @@
 namespace fake_cuda {
 
 void Clock::join(const Clock& other) {
-  for (size_t i = 0; i < seen_.size(); ++i) seen_[i] = std::max(seen_[i], other.seen_[i]);
+  if (seen_.size() < other.seen_.size()) seen_.resize(other.seen_.size());
+  for (size_t i = 0; i < other.seen_.size(); ++i) seen_[i] = std::max(seen_[i], other.seen_[i]);
 }
 
-uint64_t Clock::tick(size_t stream) { return ++seen_.at(stream); }
+uint64_t Clock::tick(size_t stream) {
+  if (seen_.size() <= stream) seen_.resize(stream + 1);
+  return ++seen_[stream];
+}
 
 bool Clock::has_seen(const Clock& other) const {
-  for (size_t i = 0; i < seen_.size(); ++i) {
-    if (other.seen_[i] > seen_[i]) return false;
+  for (size_t i = 0; i < other.seen_.size(); ++i) {
+    if (other.seen_[i] > 0 && !has_seen(i, other.seen_[i])) return false;
   }
   return true;
 }

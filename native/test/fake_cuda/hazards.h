@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -15,12 +14,11 @@ class Clock {
   void join(const Clock& other);
   /** One more operation of the stream; returns its number. */
   uint64_t tick(size_t stream);
-  bool has_seen(size_t stream, uint64_t number) const { return seen_.at(stream) >= number; }
+  bool has_seen(size_t stream, uint64_t number) const { return stream < seen_.size() && seen_[stream] >= number; }
   bool has_seen(const Clock& other) const;
 
  private:
-  /** Of more streams than any backend makes. */
-  std::array<uint64_t, 32> seen_{};
+  std::vector<uint64_t> seen_;
 };
 
 /** An operation of a stream: the kind, in words, and which one of the stream's it is. */

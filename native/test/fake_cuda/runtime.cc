@@ -1,5 +1,6 @@
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -208,7 +209,9 @@ cudaError_t allocate(void** memory, size_t bytes, Memory& owner) {
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   return call([&](Device::Lock&) {
     if (bytes > device().options.memory_bytes - device().memory.bytes()) return cudaErrorMemoryAllocation;
-    return allocate(memory, bytes, device().memory);
+    const cudaError_t status = allocate(memory, bytes, device().memory);
+    device().counts.memory_bytes_max = std::max(device().counts.memory_bytes_max, device().memory.bytes());
+    return status;
   });
 }
 // Waits for all streams, as the real one does.
