@@ -15,6 +15,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/switchyard
 kubernetes=1.37.2
 kwok=v0.8.0
+prometheus_operator=v0.85.0
 chart=$root/deploy/chart
 scratch=$(mktemp -d)
 processes=()
@@ -36,10 +37,13 @@ clean_up() {
 }
 trap clean_up EXIT
 
+# The directory of a Go module.
+source_of() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'; }
+
 # The module's releases depend on each other by folders that only its repository has.
 build_kubernetes() {
   local module sources=$scratch/kubernetes version=k8s.io/component-base/version
-  module=$(go mod download -json "k8s.io/kubernetes@v$kubernetes" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+  module=$(source_of "k8s.io/kubernetes@v$kubernetes")
   cp --recursive --no-preserve=mode "$module" "$sources"
   sed -E -i "s#(k8s\.io/[a-z-]+) => \./staging/src/k8s\.io/[a-z-]+#\1 => \1 v0.${kubernetes#1.}#" "$sources/go.mod"
   rm -rf "$sources"/{go.work,go.work.sum,vendor}
@@ -109,7 +113,7 @@ start_cluster() {
     --service-account-private-key-file "$scratch/accounts.key"
   start kube-scheduler --kubeconfig "$KUBECONFIG" --leader-elect=false --secure-port 0
   local stages
-  stages=$(go mod download -json "sigs.k8s.io/kwok@$kwok" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')/kustomize/stage
+  stages=$(source_of "sigs.k8s.io/kwok@$kwok")/kustomize/stage
   for stage in node/fast/node-initialize pod/fast/pod-ready pod/fast/pod-delete; do
     echo ---
     cat "$stages/$stage.yaml"
@@ -135,6 +139,16 @@ status:
 NODE
   done
   until_true 60 kubectl wait --for=condition=Ready --timeout 1s nodes --all || fail "the nodes of kwok do not become ready"
+}
+
+# The kinds that the chart has with monitoring. They are too long for what `kubectl apply` remembers.
+prepare_kinds() {
+  local definitions
+  definitions=$(source_of "github.com/prometheus-operator/prometheus-operator@$prometheus_operator")/example/prometheus-operator-crd
+  for kind in servicemonitors prometheusrules; do
+    kubectl create -f "$definitions/monitoring.coreos.com_$kind.yaml" >/dev/null
+    until_true 60 kubectl wait --for=condition=Established --timeout 1s "crd/$kind.monitoring.coreos.com" || fail "$kind are not served"
+  done
 }
 
 prepare_namespace() {
@@ -190,6 +204,7 @@ build_programs
 (cd "$root" && node scripts/bootstrap.mjs --quiet)
 start_api_server
 start_cluster
+prepare_kinds
 prepare_namespace
 kubectl get --raw /version | grep gitVersion
 for values in "$chart"/ci/*.yaml; do

@@ -184,7 +184,12 @@ export class RouterStream implements BatchStream {
     const timer = setTimeout(() => this.taken.resolve(), takenMsMax);
     await this.taken.promise;
     clearTimeout(timer);
-    if (this.status !== null && this.status.code !== status.OK) throw routerError(this.status, this.router);
+    if (this.status === null || this.status.code === status.OK) return;
+    const refusal = routerError(this.status, this.router);
+    // The call may have ended before there was a channel.
+    this.channel?.close(refusal);
+    this.channel = null;
+    throw refusal;
   }
 
   private async openChannel(channel: ChunkChannel): Promise<void> {
