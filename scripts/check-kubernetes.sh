@@ -118,7 +118,8 @@ start_cluster() {
     echo ---
     cat "$stages/$stage.yaml"
   done >"$scratch/stages.yaml"
-  start kwok --kubeconfig "$KUBECONFIG" --manage-all-nodes=true --config "$scratch/stages.yaml"
+  # A node that renews no lease is taken for lost after 50 s.
+  start kwok --kubeconfig "$KUBECONFIG" --manage-all-nodes=true --node-lease-duration-seconds=40 --config "$scratch/stages.yaml"
   for at in 1 2; do
     kubectl apply -f - >/dev/null <<NODE
 apiVersion: v1
@@ -167,9 +168,8 @@ taken() {
 
 pods() { kubectl --namespace moe get pods --selector app.kubernetes.io/instance=moe --no-headers "$@"; }
 
-all_ready() {
-  [[ $(pods | wc -l) -eq $1 ]] && kubectl --namespace moe wait --for=condition=Ready --timeout 1s pods --selector app.kubernetes.io/instance=moe
-}
+# By the second column: ready containers, and all.
+all_ready() { [[ $(pods | wc -l) -eq $1 && $(pods | grep --count ' 1/1 ') -eq $1 ]]; }
 
 # Two coordinators, two routers, six workers of three classes.
 scheduled() {

@@ -90,13 +90,13 @@ get() { curl --silent --show-error --max-time 20 --write-out '%{http_code}' "$@"
 
 check "grpcurl: a client" says '"name": "tiny"' rpc $(as_grpcurl client)
 check "grpcurl: an operator lists services" says switchyard.v1.Coordinator list $(as_grpcurl operator)
-check "grpcurl: a client may not" says "a certificate with switchyard://client; allowed: a certificate" list $(as_grpcurl client)
+check "grpcurl: a client may not" says "a certificate with switchyard://client; allowed: the operator token, or a certificate" list $(as_grpcurl client)
 check "grpcurl: health without a certificate" says '"status": "SERVING"' health
 check "grpcurl: no certificate" says "it shows no certificate" rpc
 check "grpcurl: an expired certificate" says "its certificate has expired" rpc $(as_grpcurl expired)
 check "grpcurl: the certificate of a node" says "PermissionDenied" rpc $(as_grpcurl node)
 check "grpcurl: a wrong CA" says "certificate signed by unknown authority" "$grpcurl" -max-time 10 -cacert "$scratch/stranger.pem" "$coordinator" list
-check "grpcurl: a wrong name" says "wanted to match localhost" "$grpcurl" -max-time 10 -cacert "$scratch/ca.pem" "localhost:${coordinator##*:}" list
+check "grpcurl: a wrong name" says "valid for coordinator, not localhost" "$grpcurl" -max-time 10 -cacert "$scratch/ca.pem" "localhost:${coordinator##*:}" list
 check "grpcurl: no TLS" says "Failed to dial" "$grpcurl" -max-time 5 -plaintext "$coordinator" list
 
 check "curl: an operator" says switchyard_ get --cacert "$scratch/ca.pem" $(as_curl operator) "$metrics"
@@ -151,7 +151,7 @@ if command -v prometheus >/dev/null; then
   check "Prometheus: a client" says "403" scraped_as ca client
   check "Prometheus: an expired certificate" says "401" scraped_as ca expired
   check "Prometheus: a wrong CA" says "certificate signed by unknown authority" scraped_as stranger operator
-  check "Prometheus: a wrong name" says "wanted to match elsewhere" scraped_as ca operator elsewhere
+  check "Prometheus: a wrong name" says "valid for coordinator, not elsewhere" scraped_as ca operator elsewhere
 else
   echo "not checked: Prometheus is not in PATH"
 fi
