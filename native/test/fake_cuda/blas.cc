@@ -1,8 +1,6 @@
 #include <cublasLt.h>
 
-#include <algorithm>
-#include <array>
-#include <vector>
+#include <memory>
 
 #include "device.h"
 #include "kernels/bf16.h"
@@ -16,32 +14,44 @@ namespace {
 
 constexpr size_t tile_outputs = 64;
 
+/** Arithmetic of the device: who may touch its memory when is for Memory to tell, and a sanitizer of threads would take a minute for it. */
+#define DEVICE_ARITHMETIC __attribute__((no_sanitize("thread")))
+
 /** Outputs side by side, each in the order of the depth; how the real library sums is not known. `coarse` rounds each sum to BF16. */
-__attribute__((target("avx2"))) void compute_tile(const float* weights, size_t depth, const uint16_t* row, bool coarse, float* sums) {
-  std::array<float, tile_outputs> results{};
+DEVICE_ARITHMETIC __attribute__((target("avx2"))) void compute_tile(const float* weights, size_t depth, const float* row, bool coarse, float* sums) {
+  float results[tile_outputs] = {};
   for (size_t i = 0; i < depth; ++i) {
-    const float value = switchyard::bf16_to_float(row[i]);
+    const float value = row[i];
     for (size_t output = 0; output < tile_outputs; ++output) results[output] += weights[i * tile_outputs + output] * value;
     if (!coarse) continue;
     for (float& result : results) result = switchyard::bf16_to_float(switchyard::float_to_bf16(result));
   }
-  std::copy(results.begin(), results.end(), sums);
+  for (size_t output = 0; output < tile_outputs; ++output) sums[output] = results[output];
+}
+
+DEVICE_ARITHMETIC void to_floats(const uint16_t* values, size_t count, size_t stride, float* out) {
+  for (size_t i = 0; i < count; ++i) out[i * stride] = __builtin_bit_cast(float, static_cast<uint32_t>(values[i]) << 16);
 }
 
 using Layout = cublasLtMatrixLayoutOpaque_t;
 
-void compute(const uint16_t* weights, const Layout& a, const uint16_t* rows, const Layout& b, uint16_t* sums, const Layout& d, bool coarse) {
-  std::vector<float> tile(a.rows * tile_outputs);
-  std::array<float, tile_outputs> results;
+DEVICE_ARITHMETIC void compute(const uint16_t* weights, const Layout& a, const uint16_t* rows, const Layout& b, uint16_t* sums, const Layout& d,
+                               bool coarse) {
+  const std::unique_ptr<float[]> memory(new float[a.rows * (tile_outputs + 1)]());
+  float* const tile = memory.get();
+  float* const row_values = tile + a.rows * tile_outputs;
+  float results[tile_outputs];
   for (size_t first = 0; first < d.rows; first += tile_outputs) {
-    const size_t count = std::min(tile_outputs, d.rows - first);
+    const size_t count = d.rows - first < tile_outputs ? d.rows - first : tile_outputs;
     for (size_t output = 0; output < count; ++output) {
-      const uint16_t* const column = weights + (first + output) * static_cast<size_t>(a.stride);
-      for (size_t i = 0; i < a.rows; ++i) tile[i * tile_outputs + output] = switchyard::bf16_to_float(column[i]);
+      to_floats(weights + (first + output) * static_cast<size_t>(a.stride), a.rows, tile_outputs, tile + output);
     }
     for (size_t row = 0; row < d.columns; ++row) {
-      compute_tile(tile.data(), a.rows, rows + row * static_cast<size_t>(b.stride), coarse, results.data());
-      std::transform(results.begin(), results.begin() + count, sums + row * static_cast<size_t>(d.stride) + first, switchyard::float_to_bf16);
+      to_floats(rows + row * static_cast<size_t>(b.stride), a.rows, 1, row_values);
+      compute_tile(tile, a.rows, row_values, coarse, results);
+      for (size_t output = 0; output < count; ++output) {
+        sums[row * static_cast<size_t>(d.stride) + first + output] = switchyard::float_to_bf16(results[output]);
+      }
     }
   }
 }
