@@ -36,10 +36,12 @@ export interface TracingOptions {
 
 /** Spans that wait for the receiver; what comes beyond is dropped. */
 const waitingMax = 16_384;
-const exportEveryMs = 1_000;
 const exportMsMax = 1_000;
 
-/** Sends spans to a receiver by OTLP, in the background: nobody waits for it, and what it does not take is lost. */
+/**
+ * Sends spans to a receiver by OTLP, in the background, many at once: nobody waits for it, and what it does not take is lost. How often:
+ * OpenTelemetry's default of 5 s, or its variable `OTEL_BSP_SCHEDULE_DELAY`.
+ */
 export class Tracing implements Tracer {
   private readonly provider: BasicTracerProvider;
   private readonly tracer: OtelTracer;
@@ -59,7 +61,6 @@ export class Tracing implements Tracer {
       spanProcessors: [
         new BatchSpanProcessor(exporter, {
           maxQueueSize: waitingMax,
-          scheduledDelayMillis: exportEveryMs,
           exportTimeoutMillis: exportMsMax,
         }),
       ],
