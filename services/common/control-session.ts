@@ -56,7 +56,7 @@ type ControlStream = Duplex<CoordinatorMessage, NodeMessageInput>;
  */
 export class ControlSession {
   private readonly timer: Timer;
-  private readonly standstill = new Standstill();
+  private readonly standstill: Standstill;
   private readonly done = new Deferred<SwitchyardError | null>();
   private stream: ControlStream | null = null;
   /** Resolves when the present stream is gone. */
@@ -84,6 +84,7 @@ export class ControlSession {
 
   constructor(private readonly options: ControlSessionOptions) {
     this.lostAt = this.now();
+    this.standstill = new Standstill(this.lostAt);
     this.address = options.coordinators[0]!;
     this.open();
     this.timer = options.runtime.clock.every(options.reportMs, () => this.tick());

@@ -19,11 +19,12 @@ export function overdueMs(silentMs: number, leaseMs: number): number {
  * meanwhile is still to be read.
  */
 export class Standstill {
-  private lookedAtMs: number | null = null;
+  /** `lookedAtMs`: from when on it looks. */
+  constructor(private lookedAtMs: number) {}
 
   /** How long it stood still since the last look. To be called every `everyMs`. */
   look(nowMs: number, everyMs: number): number {
-    const lateMs = this.lookedAtMs === null ? 0 : nowMs - this.lookedAtMs - everyMs;
+    const lateMs = nowMs - this.lookedAtMs - everyMs;
     this.lookedAtMs = nowMs;
     return lateMs > everyMs ? lateMs : 0;
   }

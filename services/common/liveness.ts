@@ -32,13 +32,14 @@ export class Liveness {
   reason = '';
   private readonly timer: Timer;
   private readonly everyMs: number;
-  private readonly standstill = new Standstill();
+  private readonly standstill: Standstill;
   /** For each kind of work what was done, and when it was last seen to get on, or not to be. */
   private readonly seen = new Map<OwnWork, { done: number; atMs: number }>();
 
   constructor(private readonly options: LivenessOptions) {
     const { standstillMs, clock } = options;
     this.everyMs = Math.min(everyMsMax, standstillMs / looks);
+    this.standstill = new Standstill(clock.now());
     this.timer = clock.every(this.everyMs, () => this.look()).unref();
   }
 

@@ -97,7 +97,8 @@ export interface Member {
 export class Membership {
   private readonly byKey = new Map<string, Member>();
   private joins = 0;
-  private readonly standstill = new Standstill();
+  /** Null: nobody has joined yet. */
+  private standstill: Standstill | null = null;
 
   constructor(private readonly options: MembershipOptions) {}
 
@@ -117,6 +118,7 @@ export class Membership {
       const text = `the cluster has ${membersMax} live nodes; allowed: at most ${membersMax}`;
       throw new SwitchyardError('RESOURCE_EXHAUSTED', text, { name: hello.name, allowed: membersMax });
     }
+    this.standstill ??= new Standstill(nowMs);
     this.joins += 1;
     const member: Member = {
       hello,
@@ -182,7 +184,7 @@ export class Membership {
    */
   expire(nowMs: number, everyMs: number): Member[] {
     const { leaseMs } = this.options;
-    const stoodMs = this.standstill.look(nowMs, everyMs);
+    const stoodMs = this.standstill?.look(nowMs, everyMs) ?? 0;
     const expired: Member[] = [];
     for (const member of this.byKey.values()) {
       if (!member.alive) continue;

@@ -37,6 +37,14 @@ describe('membership', () => {
     expect(member).toMatchObject({ alive: false, reason });
   });
 
+  test('time in which the coordinator stood still before it looked for the first time is not either', () => {
+    const membership = new Membership(options);
+    const member = membership.join(hello('w'), 0);
+    expect(membership.expire(60_000, 100)).toEqual([]);
+    for (let now = 60_100; now <= 61_200; now += 100) expect(membership.expire(now, 100)).toEqual([]);
+    expect(membership.expire(61_300, 100)).toEqual([member]);
+  });
+
   test('time in which the coordinator itself stood still is not held against the nodes', () => {
     const membership = new Membership(options);
     const member = membership.join(hello('w'), 0);
