@@ -40,6 +40,7 @@ const lanes = 64;
 const leaveMs = 200;
 /** A server that does not answer what it could refuse hangs. */
 const answerMsMax = 30_000;
+const attemptsMax = 3;
 const tokens = { client: word(), node: word(), operator: word() };
 const bodyBytesMax = 2_000;
 
@@ -143,19 +144,23 @@ async function sendAll(
     };
     await Promise.all(Array.from({ length: lanes }, lane));
     session.close();
-    await expectAlive(target);
+    await expectAlive(target, log);
     const seconds = (performance.now() - startedMs) / 1000;
     const rss = holdingsOf(target.process).rssMiB.toFixed(1);
     log(`${target.process.name} ${target.kind}: ${count} requests in ${seconds.toFixed(1)} s, ${rss} MiB`);
   }
 }
 
-/** By a connection of its own: one that is kept may end as it is used. */
-async function expectAlive({ process, ca }: Target): Promise<void> {
+/** By a connection of its own: one that is kept may end as it is used. A lost connection is told, and tried again. */
+async function expectAlive({ process, ca }: Target, log: (line: string) => void): Promise<void> {
   const { metricsUrl } = await process.listening;
   const { hostname: host, port } = new URL(metricsUrl);
-  const status = await ask({ host, port, path: '/healthz', agent: false }, ca, Buffer.alloc(0));
-  if (status !== '200') throw new Error(`/healthz of ${process.name}: ${status}`);
+  for (let attempt = 1; ; attempt += 1) {
+    const status = await ask({ host, port, path: '/healthz', agent: false }, ca, Buffer.alloc(0));
+    if (status === '200') return;
+    log(`/healthz of ${process.name}, attempt ${attempt}: ${status}`);
+    if (attempt === attemptsMax) throw new Error(`/healthz of ${process.name}: ${status}`);
+  }
 }
 
 /** A connection that says anything. */
