@@ -271,6 +271,9 @@ TEST(CudaOnAFake, NeedsNoLuckWhateverOrderTheStreamsRunIn) {
 }
 
 TEST(CudaOnAFake, ShowsEveryWaitThatIsLeftOut) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "without a wait threads do race, and the sanitizer says so";
+#endif
   expected();
   // Most are seen in any order of the streams, but the host may learn by luck what it should have waited for.
   constexpr uint64_t tries = 8;
