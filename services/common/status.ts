@@ -40,7 +40,8 @@ export const speaksNoGrpc = 'what listens there does not speak gRPC; it may be a
 /** Reasons in the words of grpc-js, and what they mean. */
 const meanings: Readonly<Record<string, string>> = {
   'Protocol error': speaksNoGrpc,
-  'Failed to connect': 'the server ended the connection without a word; it may want TLS (tlsCa)',
+  'Failed to connect':
+    'the server ended the connection without a word; it may want TLS (tlsCa; for etcd, etcdCa)',
 };
 
 /** Whether a connection was not made because this end does not trust the server. */

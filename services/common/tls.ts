@@ -51,10 +51,11 @@ export class Tls {
   private readonly paths: readonly string[];
   private readonly onFile = () => this.reload();
 
-  /** Throws CONFIG_INVALID for a file that cannot be used. */
+  /** `prefix`: of the settings that name the files. Throws CONFIG_INVALID for a file that cannot be used. */
   constructor(
     private readonly files: TlsSettings,
     private readonly log: Logger | null = null,
+    private readonly prefix: 'tls' | 'etcd' = 'tls',
   ) {
     this.pems = this.read();
     this.context = createSecureContext(this.contextOptions('ca'));
@@ -127,7 +128,7 @@ export class Tls {
         resolve(secured),
       );
       secured.on('error', (error) => {
-        const why = whyUntrusted(error, host, `tlsCa (${this.files.ca})`);
+        const why = whyUntrusted(error, host, `${this.keyOf('ca')} (${this.files.ca})`);
         reject(why === null ? error : new Error(tlsFailure + why, { cause: error }));
       });
     });
@@ -170,7 +171,7 @@ export class Tls {
       key !== undefined &&
       !new X509Certificate(cert).checkPrivateKey(createPrivateKey(key))
     )
-      throw this.invalid('key', `it is not the key of tlsCert, ${this.files.cert}`);
+      throw this.invalid('key', `it is not the key of ${this.keyOf('cert')}, ${this.files.cert}`);
     return pems;
   }
 
@@ -185,8 +186,13 @@ export class Tls {
     }
   }
 
+  /** The setting that names a file. */
+  private keyOf(file: FileKey): string {
+    return `${this.prefix}${file[0]!.toUpperCase()}${file.slice(1)}`;
+  }
+
   private invalid(file: FileKey, reason: string): SwitchyardError {
-    const key = `tls${file[0]!.toUpperCase()}${file.slice(1)}`;
+    const key = this.keyOf(file);
     const value = this.files[file] ?? null;
     const what = file === 'key' ? 'one private key, without a passphrase' : 'certificates';
     const allowed = `a readable PEM file of ${what}`;

@@ -28,7 +28,7 @@ export async function openLease(
 /** Null: connections to etcd are not encrypted. */
 function etcdTls({ etcdCa: ca, etcdCert: cert, etcdKey: key }: CoordinatorConfig, log: Logger): Tls | null {
   if (ca === null && cert === null && key === null) return null;
-  if (ca !== null && (cert === null) === (key === null)) return new Tls({ ca, cert, key }, log);
+  if (ca !== null && (cert === null) === (key === null)) return new Tls({ ca, cert, key }, log, 'etcd');
   const missing = ca === null ? 'etcdCa' : cert === null ? 'etcdCert' : 'etcdKey';
   const allowed = 'etcdCa, and etcdCert and etcdKey together or neither';
   throw new SwitchyardError('CONFIG_INVALID', `${missing} is missing; allowed: ${allowed}`, {

@@ -71,7 +71,7 @@ describe('a status of gRPC itself', () => {
     ['connect ETIMEDOUT 10.0.0.1:70 (2026-01-02T03:04:05.678Z)', 'connect ETIMEDOUT 10.0.0.1:70'],
     [
       'Failed to connect (2026-01-02T03:04:05.678Z)',
-      'the server ended the connection without a word; it may want TLS (tlsCa)',
+      'the server ended the connection without a word; it may want TLS (tlsCa; for etcd, etcdCa)',
     ],
     [
       'Protocol error (2026-01-02T03:04:05.678Z)',

@@ -91,7 +91,7 @@ describe('a server that asks for certificates', () => {
     const error = await errorOf(describeModel(address, null));
     expect(error).toMatchObject({
       code: 'LINK_LOST',
-      message: expect.stringMatching(/may want TLS .tlsCa./),
+      message: expect.stringMatching(/may want TLS .tlsCa;/),
     });
   });
 });

@@ -81,9 +81,13 @@ withEtcd('coordinators with a lease of etcd', () => {
     });
 
     test.each([
-      ['another CA', { etcdCa: stranger.ca, etcdCert: shown.cert, etcdKey: shown.key }, /is not signed by/],
+      [
+        'another CA',
+        { etcdCa: stranger.ca, etcdCert: shown.cert, etcdKey: shown.key },
+        /is not signed by etcdCa/,
+      ],
       ['no certificate', { etcdCa: ca }, /certificate/],
-      ['no TLS', {}, /may want TLS \(tlsCa\)/],
+      ['no TLS', {}, /may want TLS .tlsCa; for etcd, etcdCa./],
     ])('one with %s does not lead, and says why', async (_, files: Flags, reason) => {
       const etcd = await start();
       const one = coordinator(etcd.address, 'a', files);

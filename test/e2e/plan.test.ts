@@ -117,8 +117,6 @@ describe('switchyard plan', () => {
     expect(planned.rows).toBeGreaterThan(0);
     expect(planned.rows).toBeLessThanOrEqual(batches * 256 * 2 * 2);
     expect(planned.layers).toHaveLength(2);
-    // All tokens are alike, so each layer's busiest worker has the most that it can have.
-    expect(planned.present.imbalance).toBeGreaterThan(0);
     expect(planned.target.imbalance).toBeLessThanOrEqual(planned.present.imbalance);
   });
 
