@@ -14,7 +14,7 @@
 namespace fake_cuda {
 namespace {
 
-constexpr int poison = 0xa5;
+constexpr int poison = 0xff;
 /** Of memory that is given out: more would take longer than what is tested. */
 constexpr size_t poisoned_bytes_max = size_t{64} << 10;
 
