@@ -9,7 +9,7 @@ trap 'rm -rf "$scratch"' EXIT
 . scripts/checks.sh
 
 # What a machine has where neither compilers nor node nor xz are installed.
-commands=(awk bash cat cp cut dirname env grep gzip head ldconfig ls mkdir nproc printf readlink rm sed sort tar tee timeout wc)
+commands=(awk bash cat cp cut dirname env grep gzip head ldconfig ls mkdir mv nproc printf readlink rm sed sort tar tee timeout wc)
 mkdir "$scratch/commands"
 for command in "${commands[@]}"; do ln -s "$(PATH=$PATH:/usr/sbin:/sbin type -P "$command")" "$scratch/commands/"; done
 # Of python3 any one will do; it does not find itself by the name of a link's folder.
@@ -77,6 +77,40 @@ fails_when_the_time_is_up() {
   grep '^gpu-check: failed: device-tests' "$scratch/late/gpu-check.log"
 }
 
+# Runs the check with wrong arguments; it must end with this status, and say this.
+refused() {
+  local status=$1 said=$2 got=0
+  shift 2
+  there "$@" >"$scratch/said" 2>&1 || got=$?
+  cat "$scratch/said"
+  [ "$got" -eq "$status" ] && grep -qF -e "$said" "$scratch/said"
+}
+refuses_what_makes_no_sense() {
+  refused 2 'benchmrk is no step' gpu-bundle/scripts/gpu-check.sh wrong benchmrk
+  refused 2 'usage:' gpu-bundle/scripts/gpu-check.sh --help
+  refused 2 'SECONDS is soon' env SWITCHYARD_GPU_CHECK_SECONDS=soon gpu-bundle/scripts/gpu-check.sh wrong
+  if [ -e "$scratch/wrong" ]; then return 1; fi
+}
+
+keeps_earlier_figures_apart() {
+  mkdir "$scratch/again"
+  echo '{ "machine": {}, "results": [] }' >"$scratch/again/gpu.json"
+  # The benchmark fails before its first figure.
+  refused 1 'gpu-check: failed: benchmark' env SWITCHYARD_GPU_CHECK_SECONDS=0 gpu-bundle/scripts/gpu-check.sh --trial again benchmark
+  [ -e "$scratch/again/gpu-before.json" ] && [ ! -e "$scratch/again/gpu.json" ]
+}
+
+builds_whatever_steps_are_chosen() {
+  # A machine with a toolkit, on which the programs of the bundle do not run.
+  mkdir "$scratch/sources" "$scratch/toolkit"
+  cp -r "$scratch/gpu-bundle/scripts" "$scratch/sources"
+  for command in nvidia-smi nvcc cmake; do
+    printf '#!/bin/sh\nexit 1\n' >"$scratch/toolkit/$command"
+    chmod +x "$scratch/toolkit/$command"
+  done
+  refused 1 '== configure: FAILED' env PATH="$scratch/commands:$scratch/toolkit" sources/scripts/gpu-check.sh built benchmark
+}
+
 fails_without_a_device() {
   rm -r "$scratch/site-packages"
   if there gpu-bundle/scripts/gpu-check.sh --trial none; then return 1; fi
@@ -90,5 +124,8 @@ check 'what is missing is named' names_what_is_left_out
 check 'the fake device saw no wait missing' misses_no_wait
 check 'a benchmark that is cut short leaves what it knew' keeps_figures_of_a_benchmark_cut_short
 check 'a step without time left fails the run' fails_when_the_time_is_up
+check 'wrong arguments are refused at once' refuses_what_makes_no_sense
+check 'figures of an earlier run are kept apart' keeps_earlier_figures_apart
+check 'what the chosen steps need is built' builds_whatever_steps_are_chosen
 check 'without cuBLASLt it says so' fails_without_a_device
 count_checks

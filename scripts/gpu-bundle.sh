@@ -13,6 +13,9 @@ cd "$(dirname "$0")/.."
 on_fake=
 [ "${1:-}" != --on-fake ] || { on_fake=yes; shift; }
 file=${1:-gpu-bundle.tar.gz}
+case $file in -*) echo "usage: $0 [--on-fake] [FILE]" >&2; exit 2 ;; esac
+[ -d "$(dirname "$file")" ] || { echo "gpu-bundle: there is no folder for $file" >&2; exit 1; }
+[ -n "$on_fake" ] || command -v "${CUDACXX:-nvcc}" >/dev/null || { echo "gpu-bundle: no nvcc; CUDACXX names one" >&2; exit 1; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 bundle=$scratch/gpu-bundle

@@ -12,11 +12,19 @@
 set -uo pipefail
 trial=
 [ "${1:-}" != --trial ] || { trial=yes; shift; }
+# What is wrong is told at once: time on a GPU machine is dear.
+steps=("${@:2}") known=(device-tests benchmark cluster torch-peers compute-sanitizer cluster-tests)
+known() { printf '%s\n' "${known[@]}" | grep -qxF -e "$1"; }
+for name in "${steps[@]}"; do
+  known "$name" || { echo "gpu-check: $name is no step; there are: ${known[*]}" >&2; exit 2; }
+done
+case ${1:-} in -*) echo "usage: $0 [--trial] [FOLDER [STEP...]]" >&2; exit 2 ;; esac
+total=${SWITCHYARD_GPU_CHECK_SECONDS:-480}
+[[ $total =~ ^[0-9]+$ ]] || { echo "gpu-check: SWITCHYARD_GPU_CHECK_SECONDS is $total, and not a number of seconds" >&2; exit 2; }
 mkdir -p "${1:-gpu-check}" && folder=$(cd "${1:-gpu-check}" && pwd) || exit 1
-steps=("${@:2}")
+[ -w "$folder" ] || { echo "gpu-check: $folder cannot be written" >&2; exit 1; }
 cd "$(dirname "$0")/.." || exit 1
 root=$PWD
-total=${SWITCHYARD_GPU_CHECK_SECONDS:-480}
 
 exec 3>&1 4>&2 > >(exec tee "$folder/gpu-check.log") 2>&1
 tee=$!
@@ -35,8 +43,8 @@ end() {
 trap end EXIT
 
 failed=()
-# chosen NAME: whether the step is wanted.
-chosen() { [ ${#steps[@]} -eq 0 ] || printf '%s\n' "${steps[@]}" | grep -qxF "$1"; }
+# chosen NAME: whether the step is wanted. What others need, such as a build, always is.
+chosen() { [ ${#steps[@]} -eq 0 ] || ! known "$1" || printf '%s\n' "${steps[@]}" | grep -qxF -e "$1"; }
 # step NAME SECONDS COMMAND...: runs it within that time and what is left of all; a failure is kept for the end.
 step() {
   local name=$1 limit=$2 start=$SECONDS samples status
@@ -118,7 +126,7 @@ fi
 
 programs=$root/bin
 if ! describe "$programs"; then
-  command -v nvidia-smi >/dev/null || { echo "gpu-check: no NVIDIA device here" >&2; exit 1; }
+  command -v nvidia-smi >/dev/null || { echo "gpu-check: nothing runs here, and there is no nvidia-smi that tells of a device to build for" >&2; exit 1; }
   command -v "${CUDACXX:-nvcc}" >/dev/null || { echo "gpu-check: nothing runs here, and there is no nvcc to build it" >&2; exit 1; }
   architecture=${SWITCHYARD_CUDA_ARCHITECTURE:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader --id=0 | tr -d .)}
   build=native/build-gpu
@@ -138,6 +146,8 @@ own=(env LD_LIBRARY_PATH="$(load_path "$libraries")")
 small=() filter='*' figure=cluster/gpu-seed runs=3
 [ -z "$trial" ] || { small=(--trial) filter='*Registered*:*Infinity*:*DoesNotFit*' figure=cluster/gpu-tiny runs=1; }
 step device-tests 90 "${own[@]}" "$programs/experts_cuda" --gtest_filter="$filter"
+# Figures of an earlier run must not pass for those of this one.
+if chosen benchmark && [ -e "$folder/gpu.json" ]; then mv "$folder/gpu.json" "$folder/gpu-before.json"; fi
 step benchmark 120 "${own[@]}" "$programs/gpu_bench" "${small[@]}" --json "$folder/gpu.json" --timeline "$folder/gpu-timeline.svg"
 
 node=$root/bin/node
@@ -148,6 +158,7 @@ elif chosen cluster; then
   # A bundle has all of it; only the backend may have been built anew.
   if [ ! -x bin/node ]; then step addon 240 "$node" scripts/bootstrap.mjs
   elif [ "$programs" != "$root/bin" ]; then cp native/build-gpu/switchyard_cuda.so native/build/Release/; fi
+  rm -f "$folder/cluster.json"
   step cluster 110 env LD_LIBRARY_PATH="$(load_path "$libraries" "$root/lib")" SWITCHYARD_BENCH_PROGRAMS="$programs" \
     "$node" dist/services/cli/main.js bench $figure --device cuda:0 --runs $runs --json "$folder/cluster.json"
   [ ! -s "$folder/cluster.json" ] || "$node" scripts/merge-reports.mjs "$folder/gpu.json" "$folder/cluster.json"
