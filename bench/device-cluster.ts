@@ -18,7 +18,7 @@ export const deviceCases: readonly DeviceCase[] = [
   // So small that it tells whether a device works, not how fast.
   { id: 'cluster/gpu-tiny', preset: 'tiny', chunkTokens: 256 },
 ];
-/** What one run lasts, more or less, at the speed of the bare FFN. */
+/** What one run lasts, more or less. */
 const runSeconds = 4;
 const chunksMin = 8;
 const bareExperts = 4;
@@ -50,8 +50,7 @@ export async function benchDeviceCluster(
   const routers = Math.max(1, Math.floor(cores / coresPerRouter));
   const router = { threads: Math.min(cores, coresPerRouter), ...memory.router };
   const bare = await openBare(preset, device, cores, options);
-  const chunks = Math.ceil(((await bare.tokensPerSecond(1)) * runSeconds) / chunkTokens);
-  const tokens = Math.max(chunks, chunksMin) * chunkTokens;
+  const tokens = chunksMin * chunkTokens;
   const id = device === 'cpu' ? name.replace('/gpu-', '/cpu-') : name;
   const setup = {
     workers: 1,
@@ -61,8 +60,8 @@ export async function benchDeviceCluster(
     router,
     worker: { device, ...memory.worker },
   };
-  const result = await compare({ id, preset, tokens, chunkTokens }, bare, setup, options);
-  return [{ ...result, details: { device: deviceName(device), routers, tokens, ...result.details } }];
+  const result = await compare({ id, preset, tokens, runSeconds, chunkTokens }, bare, setup, options);
+  return [{ ...result, details: { device: deviceName(device), routers, ...result.details } }];
 }
 
 async function openBare(
