@@ -157,6 +157,7 @@ export function boundConnections(server: Http2Server, max: number): void {
     idle.add(session);
     let streams = 0;
     session.on('stream', (stream) => {
+      if (isGone(stream)) return;
       streams += 1;
       idle.delete(session);
       stream.once('close', () => {
@@ -175,6 +176,22 @@ export function boundConnections(server: Http2Server, max: number): void {
     oldest!.destroy();
   });
 }
+
+/**
+ * grpc-js answers at once what it refuses, and throws if the stream is gone by then, as one is whose end came with its beginning: such streams
+ * are kept from it.
+ */
+export function skipGoneStreams(server: Http2Server): void {
+  for (const listener of server.listeners('stream')) {
+    server.off('stream', listener as () => void);
+    server.on('stream', (stream, ...said) => {
+      if (isGone(stream)) stream.on('error', () => {});
+      else listener.call(server, stream, ...said);
+    });
+  }
+}
+
+const isGone = ({ destroyed, closed }: ServerHttp2Stream) => destroyed || closed;
 
 function statusOf(error: SwitchyardError): StatusObject {
   const { code, details, metadata } = toServiceError(error);

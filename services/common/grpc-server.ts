@@ -15,7 +15,7 @@ import { type Access, assertBindAllowed, needOf } from './access.js';
 import { certificateOf } from './certificate.js';
 import { SwitchyardError } from './errors.js';
 import { channelOptions, type MessageLimit, windowBytes } from './grpc-channel.js';
-import { boundConnections, connectionsMax, guardCalls, socketOf } from './grpc-guard.js';
+import { boundConnections, connectionsMax, guardCalls, skipGoneStreams, socketOf } from './grpc-guard.js';
 import { Health } from './health.js';
 import type { Logger } from './log.js';
 import type { MessageRoom } from './message-gate.js';
@@ -115,6 +115,7 @@ export async function startGrpcServer(options: GrpcServerOptions): Promise<GrpcS
       socket.once('close', () => sockets.delete(socket));
     });
     http2Server.on('session', (session) => session.setLocalWindowSize(windowBytes));
+    skipGoneStreams(http2Server);
     boundConnections(http2Server, connectionsMax);
     if (tls !== null) guardHandshakes(http2Server, log);
   }

@@ -6,7 +6,7 @@ import { gzip } from 'node:zlib';
 import { Server, ServerCredentials, type ServerDuplexStream } from '@grpc/grpc-js';
 import { describe, expect, test } from '@jest/globals';
 import { connect } from '../../services/common/grpc-channel.js';
-import { boundConnections, guardCalls } from '../../services/common/grpc-guard.js';
+import { boundConnections, guardCalls, skipGoneStreams } from '../../services/common/grpc-guard.js';
 import { clients } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import { atEnd, inference, messageBytesMax, serve } from './support.js';
@@ -238,4 +238,30 @@ describe('connections', () => {
     await once(late, 'response');
     expect(closed).toBeGreaterThanOrEqual(17);
   });
+});
+
+test('streams that are gone when a server hears of them are kept from who would answer them, and others are not', async () => {
+  const server = createServer();
+  const answered: unknown[] = [];
+  // Throws where the stream is gone.
+  server.on('stream', (stream, headers) => {
+    stream.respond({ ':status': 415 }, { endStream: true });
+    answered.push(headers[':path']);
+  });
+  skipGoneStreams(server);
+  server.on('session', (made) =>
+    made.prependListener('stream', (stream, headers) => {
+      if (headers[':path'] === '/gone') stream.destroy();
+    }),
+  );
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  atEnd(() => server.close());
+  const over = session(`127.0.0.1:${(server.address() as AddressInfo).port}`);
+  for (const path of ['/gone', '/here']) {
+    const stream = over.request({ ':path': path });
+    stream.on('error', () => {}).resume();
+    await once(stream, 'close');
+  }
+  expect(answered).toEqual(['/here']);
 });
