@@ -320,8 +320,12 @@ TEST(CudaOnAFake, EndsEveryCallOnceWhenAnyCallOfTheRuntimeFails) {
       const auto lost_at = fake_cuda::report().lost_at;
       if (for_good && outcome.ended_at > lost_at) noticed.push_back(outcome.ended_at - lost_at);
       // A device that goes on must not touch what has been given back to the caller.
-      if (!for_good) EXPECT_EQ(fake_cuda::report().hazards, std::vector<std::string>{}) << where;
-      if (outcome.refused) EXPECT_EQ(code_of(outcome.refused), Code::device_lost) << where << ": " << text_of(outcome.refused);
+      if (!for_good) {
+        EXPECT_EQ(fake_cuda::report().hazards, std::vector<std::string>{}) << where;
+      }
+      if (outcome.refused) {
+        EXPECT_EQ(code_of(outcome.refused), Code::device_lost) << where << ": " << text_of(outcome.refused);
+      }
       for (size_t i = 0; i < outcome.submitted; ++i) {
         EXPECT_EQ(outcome.endings[i], 1) << where << ", call " << i;
         if (outcome.errors[i]) EXPECT_EQ(code_of(outcome.errors[i]), Code::device_lost) << where << ": " << text_of(outcome.errors[i]);
