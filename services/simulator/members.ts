@@ -29,8 +29,9 @@ export class MembersJudged {
     const { nowMs } = this.cluster.time;
     const sinceMs = this.silentSince(of, by);
     if (sinceMs === null) return;
-    // A coordinator that stood still could not hear what was said before; what it then heard counts from there.
-    const silentMs = nowMs - Math.max(sinceMs, by.resumedMs);
+    // A coordinator that stood still, or was cut off, could not hear what was said before; what it then heard counts from there.
+    const healedMs = this.cluster.network.healedAt(of.host, by.host);
+    const silentMs = nowMs - Math.max(sinceMs, by.resumedMs, healedMs);
     if (silentMs > this.silenceMsMax)
       this.violated(`${hello.name} is a live member, and was silent for ${Math.round(silentMs)} ms`);
   }

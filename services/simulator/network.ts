@@ -99,7 +99,12 @@ export class Network {
 
   /** Whether the path was cut at any time since then. */
   wasCut(a: string, b: string, sinceMs: number): boolean {
-    return this.cutSince(a, b) !== null || (this.healedMs.get(pathKey(a, b)) ?? 0) >= sinceMs;
+    return this.cutSince(a, b) !== null || this.healedAt(a, b) >= sinceMs;
+  }
+
+  /** When the path was cut last and healed again; 0: it never was. */
+  healedAt(a: string, b: string): number {
+    return this.healedMs.get(pathKey(a, b)) ?? 0;
   }
 
   /** Looks at streams whose peer came to stand still. */
