@@ -74,9 +74,11 @@ export class Invariants {
   /** Where a coordinator that has just begun wants copies: where all are held as often as they are to be, nothing moves because it began. */
   private checkAdopted(control: ControlService): void {
     const { cluster } = control;
-    const { started, placement } = cluster.plans;
+    const { started, placement, marks } = cluster.plans;
     if (!started || this.placedMs.has(control)) return;
     this.placedMs.set(control, this.cluster.time.nowMs);
+    // An operator may drain a worker before it has begun.
+    if ([...marks.values()].includes('DRAINED')) return;
     const serving = cluster
       .members()
       .filter(({ hello, alive, draining }) => hello.role === 'WORKER' && alive && !draining);
