@@ -162,8 +162,8 @@ export class SwitchyardClient {
   /**
    * Sends a batch through the model's layers. Iterate what it returns, or take it with `into` or `collect`. While the
    * cluster is not ready the routers hold the batch, up to its deadline and their own patience; it then ends with
-   * DEADLINE_EXCEEDED or NOT_READY. What a router that is stopping refuses goes to another one. Rejects with NOT_READY at once if there is no router, or none that can be reached, and with
-   * CANCELLED after `close` or `destroy`.
+   * DEADLINE_EXCEEDED or NOT_READY. What a router that is stopping refuses goes to another one. Rejects with NOT_READY at once if
+   * there is no router, or none that can be reached, and with CANCELLED after `close` or `destroy`.
    */
   async forward(input: ForwardInput, options: ForwardOptions = {}): Promise<ForwardCall> {
     this.over.signal.throwIfAborted();

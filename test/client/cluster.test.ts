@@ -2,14 +2,10 @@ import { once } from 'node:events';
 import { type AddressInfo, createServer } from 'node:net';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { SwitchyardClient } from '../../services/client/index.js';
-import { Access } from '../../services/common/access.js';
-import type { InferenceHandlers } from '../../services/common/generated/switchyard/v1/Inference.js';
-import { startGrpcServer } from '../../services/common/grpc-server.js';
-import { createLogger } from '../../services/common/log.js';
-import { services } from '../../services/common/protocol.js';
 import { Watchers } from '../../services/common/watchers.js';
 import { rowBytes, startCluster, stateOf, tokens } from '../router/cluster.js';
 import { until } from '../support/until.js';
+import { serveWatch } from '../support/watch-server.js';
 
 const clients: SwitchyardClient[] = [];
 
@@ -149,16 +145,7 @@ describe('a router that takes connections and says nothing', () => {
     const router = (name: string, address: string) => ({ ...node, name, address });
     const routers = [address, ...others].map((at, index) => router(`router-${index}`, at));
     const watchers = new Watchers(() => ({ routers, model: { hidden: rowBytes / 2 }, ready: true }));
-    const implementation = { WatchCluster: (call) => watchers.accept(call) } as Partial<InferenceHandlers>;
-    const server = await startGrpcServer({
-      host: '127.0.0.1',
-      port: 0,
-      access: new Access({}),
-      insecure: false,
-      messageLimit: { bytesMax: 1024, node: 'router r' },
-      services: [{ definition: services.Inference, implementation: implementation as InferenceHandlers }],
-      log: createLogger('coordinator', 'test', 'silent'),
-    });
+    const server = await serveWatch(watchers);
     const client = await SwitchyardClient.connect(server.address, { timeoutMs, transport: 'grpc' });
     clients.push(client);
     cleanups.push(

@@ -1,11 +1,6 @@
 import { afterEach, expect, test } from '@jest/globals';
 import { SwitchyardClient } from '../../services/client/index.js';
-import { Access } from '../../services/common/access.js';
-import type { InferenceHandlers } from '../../services/common/generated/switchyard/v1/Inference.js';
-import { startGrpcServer } from '../../services/common/grpc-server.js';
 import type { Running } from '../../services/common/lifecycle.js';
-import { createLogger } from '../../services/common/log.js';
-import { services } from '../../services/common/protocol.js';
 import { Watchers } from '../../services/common/watchers.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import {
@@ -18,6 +13,7 @@ import {
   tokens,
 } from '../router/cluster.js';
 import { until } from '../support/until.js';
+import { serveWatch } from '../support/watch-server.js';
 
 const cleanups: (() => unknown)[] = [];
 
@@ -30,16 +26,7 @@ async function clientOfAll(routers: readonly Running[], transport: TransportKind
   const node = { host: '', state: 'READY', messageBytesMax: 1024 * 1024 } as const;
   const told = routers.map(({ address }, index) => ({ ...node, name: `router-${index}`, address }));
   const watchers = new Watchers(() => ({ routers: told, model: { hidden: rowBytes / 2 }, ready: true }));
-  const implementation = { WatchCluster: (call) => watchers.accept(call) } as Partial<InferenceHandlers>;
-  const server = await startGrpcServer({
-    host: '127.0.0.1',
-    port: 0,
-    access: new Access({}),
-    insecure: false,
-    messageLimit: { bytesMax: 1024, node: 'router r' },
-    services: [{ definition: services.Inference, implementation: implementation as InferenceHandlers }],
-    log: createLogger('coordinator', 'test', 'silent'),
-  });
+  const server = await serveWatch(watchers);
   const client = await SwitchyardClient.connect(server.address, { transport });
   cleanups.push(
     () => server.close(0),

@@ -1,14 +1,11 @@
 import { type ClientReadableStream, status } from '@grpc/grpc-js';
 import { afterEach, expect, test } from '@jest/globals';
-import { Access } from '../../services/common/access.js';
 import type { ClusterState } from '../../services/common/generated/switchyard/v1/ClusterState.js';
-import type { InferenceHandlers } from '../../services/common/generated/switchyard/v1/Inference.js';
 import { connect } from '../../services/common/grpc-channel.js';
-import { startGrpcServer } from '../../services/common/grpc-server.js';
-import { clients, services } from '../../services/common/protocol.js';
+import { clients } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
 import { clusterState, Watchers } from '../../services/common/watchers.js';
-import { log } from './support.js';
+import { serveWatch } from '../support/watch-server.js';
 
 const megabyte = 1024 * 1024;
 const cleanups: (() => unknown)[] = [];
@@ -21,16 +18,7 @@ afterEach(async () => {
 async function start(watchersMax?: number) {
   const told = { reason: '0' };
   const watchers = new Watchers(() => ({ ...told, ready: false }), watchersMax);
-  const implementation = { WatchCluster: (call) => watchers.accept(call) } as Partial<InferenceHandlers>;
-  const server = await startGrpcServer({
-    host: '127.0.0.1',
-    port: 0,
-    access: new Access({}),
-    insecure: false,
-    messageLimit: { bytesMax: megabyte, node: 'router r' },
-    services: [{ definition: services.Inference, implementation: implementation as InferenceHandlers }],
-    log,
-  });
+  const server = await serveWatch(watchers, megabyte);
   cleanups.push(() => server.close(0));
   const connection = () => {
     const client = connect(clients.Inference, server.address, { token: null, messageBytesMax: 4 * megabyte });
