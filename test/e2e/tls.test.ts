@@ -170,7 +170,7 @@ test('no port answers who speaks no TLS', async () => {
   }
   const connecting = SwitchyardClient.connect(cluster.address);
   await expect(connecting).rejects.toMatchObject({
-    message: expect.stringMatching(/may want TLS \(tlsCa\)/),
+    message: expect.stringMatching(/may want TLS \(tlsCa;/),
   });
 });
 
