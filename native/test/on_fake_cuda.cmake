@@ -3,7 +3,7 @@ set(on_fake_cuda ${CMAKE_CURRENT_BINARY_DIR}/on_fake_cuda)
 set(on_fake_cuda_sources ../src/experts/cuda/entry.cu ../bench/gpu_bench.cu)
 set_source_files_properties(${on_fake_cuda_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
 
-add_library(fake_cuda_process OBJECT fake_cuda/process/process.cc)
+add_library(fake_cuda_process OBJECT fake_cuda/process/process.cc fake_cuda/hosts/together.cc)
 target_link_libraries(fake_cuda_process PUBLIC fake_cuda)
 
 # In the place of cuBLASLt, which programs do not find by themselves. The fake of its functions is within the programs.

@@ -11,6 +11,7 @@ constexpr auto quiet = std::chrono::microseconds(100);
 constexpr size_t starved_stream = 1;
 constexpr const char* event_name = "an event";
 constexpr const char* wait_name = "a wait";
+constexpr const char* host_access_name = "the host's access";
 
 }  // namespace
 
@@ -45,7 +46,8 @@ void Device::reset(const Options& wanted) {
   streams_used_ = 0;
   environment_noted_ = false;
   unsetenv("CUDA_DEVICE_MAX_CONNECTIONS");
-  host_ = {};
+  held_ = false;
+  forget_hosts();
   host_reads_.clear();
   random_.seed(wanted.seed);
   if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
@@ -80,22 +82,28 @@ void Device::note_environment() {
 Report Device::report(Lock&) const {
   Report result = counts;
   result.hazards = memory.hazards;
+  result.hazards.insert(result.hazards.end(), pinned.hazards.begin(), pinned.hazards.end());
   result.streams = streams_made_;
   result.streams_unused = streams_made_ - streams_used_;
   return result;
 }
 
-cudaError_t Device::begin_call(Lock&, bool waits) {
+cudaError_t Device::begin_call(Lock& lock, bool waits) {
   last_call_ = Time::now();
   ++counts.calls;
   if (!lost && counts.calls == options.failing_call) {
     if (!options.for_good) return waits ? cudaSuccess : cudaErrorUnknown;
-    lost = true;
-    counts.lost_at = last_call_;
-    for (auto& queue : queues_) queue.clear();
-    progress_.notify_all();
+    return lose(lock);
   }
   return lost ? cudaErrorIllegalAddress : cudaSuccess;
+}
+
+cudaError_t Device::lose(Lock&) {
+  lost = true;
+  counts.lost_at = last_call_;
+  for (auto& queue : queues_) queue.clear();
+  progress_.notify_all();
+  return cudaErrorIllegalAddress;
 }
 
 Stream* Device::add_stream(Lock&) {
@@ -110,15 +118,15 @@ void Device::remove_stream(Lock& lock, Stream* stream) {
 }
 
 void Device::enqueue(Lock&, Stream* stream, const char* kind, Run run, bool on_host) {
-  stream->clock.join(host_);
-  const uint64_t number = stream->clock.tick(stream->number);
+  stream->clock.join(this_host().clock);
+  const uint64_t number = stream->clock.tick(line_of_stream(stream->number));
   if (number == 1) ++streams_used_;
   const bool is_work = kind != event_name && kind != wait_name && !on_host;
   if (is_work && stream->has_host_functions) ++counts.behind_host_functions;
   stream->has_host_functions |= on_host;
   ++stream->pending;
   queues_[stream->number % queues_.size()].push_back(
-      {stream, ++operations_made_, {{kind, stream->number, number}, stream->clock}, std::move(run), nullptr, nullptr, on_host});
+      {stream, ++operations_made_, {{kind, line_of_stream(stream->number), number}, stream->clock}, std::move(run), nullptr, nullptr, on_host});
   work_.notify_one();
 }
 
@@ -137,13 +145,31 @@ void Device::hold(Lock& lock, Stream* stream, const Event& event) {
 }
 
 void Device::note_host_read(Lock&, Stream* stream, std::byte* begin, size_t bytes, std::function<size_t()> checksum) {
-  std::erase_if(host_reads_, [&](const HostRead& read) { return host_.has_seen(read.name.stream, read.name.number); });
+  const Moment& now = queues_[stream->number % queues_.size()].back().moment;
+  // Another thread may not know what this one does, so what is known is forgotten only if this copy takes its place.
+  std::erase_if(host_reads_, [&](const HostRead& read) {
+    return begin <= read.begin && read.begin + read.bytes <= begin + bytes && this_host().clock.has_seen(read.name.line, read.name.number);
+  });
   for (const HostRead& read : host_reads_) {
     const bool overlaps = read.begin < begin + bytes && begin < read.begin + read.bytes;
-    if (overlaps && pinned.holds(read.begin, read.bytes) && read.checksum() != read.sum) memory.hazards.push_back("the host has changed what " + read.name.text() + " copies, and has not waited for it");
+    if (!overlaps || this_host().clock.has_seen(read.name.line, read.name.number) || !pinned.holds(read.begin, read.bytes)) continue;
+    if (read.checksum() != read.sum) pinned.hazards.push_back("the host has changed what " + read.name.text() + " copies, and has not waited for it");
   }
   const size_t sum = checksum();
-  host_reads_.push_back({begin, bytes, std::move(checksum), sum, queues_[stream->number % queues_.size()].back().moment.name});
+  host_reads_.push_back({begin, bytes, std::move(checksum), sum, now.name});
+}
+
+void Device::access_by_host(Lock&, const void* begin, size_t bytes, bool writes) {
+  if (!pinned.holds(begin, bytes)) return;
+  Host& host = this_host();
+  const size_t line = line_of_thread(host.thread);
+  const uint64_t number = host.clock.tick(line);
+  pinned.access(begin, bytes, writes, {{host_access_name, line, number}, host.clock});
+}
+
+void Device::hold_all(Lock&, bool held) {
+  held_ = held;
+  work_.notify_one();
 }
 
 bool Device::counts_as_wait(const Clock& waiting, const Clock& waited, std::string what) {
@@ -158,12 +184,12 @@ cudaError_t Device::wait_until(Lock& lock, const Clock& clock, const std::functi
   progress_.wait(lock, [&] { return lost || done(); });
   --hosts_waiting_;
   if (lost) return cudaErrorIllegalAddress;
-  join_host(clock);
+  this_host().clock.join(clock);
   return cudaSuccess;
 }
 
 cudaError_t Device::wait(Lock& lock, Stream* stream) {
-  return counts_as_wait(host_, stream->clock, "the host for stream " + std::to_string(stream->number)) ? wait_for(lock, stream) : cudaSuccess;
+  return counts_as_wait(this_host().clock, stream->clock, "the host for stream " + std::to_string(stream->number)) ? wait_for(lock, stream) : cudaSuccess;
 }
 
 cudaError_t Device::wait_for(Lock& lock, Stream* stream) {
@@ -172,7 +198,7 @@ cudaError_t Device::wait_for(Lock& lock, Stream* stream) {
 }
 
 cudaError_t Device::wait(Lock& lock, const Event& event) {
-  if (!event.last || !counts_as_wait(host_, event.last->clock, "the host for " + event.last->name.text())) return cudaSuccess;
+  if (!event.last || !counts_as_wait(this_host().clock, event.last->clock, "the host for " + event.last->name.text())) return cudaSuccess;
   const auto last = event.last;
   return wait_until(lock, last->clock, [last] { return last->done; });
 }
@@ -182,7 +208,7 @@ cudaError_t Device::wait_for_all(Lock& lock) {
   work_.notify_one();
   progress_.wait(lock, [&] { return lost || std::ranges::all_of(streams_, [](const auto& stream) { return stream->pending == 0; }); });
   --hosts_waiting_;
-  for (const auto& stream : streams_) join_host(stream->clock);
+  for (const auto& stream : streams_) this_host().clock.join(stream->clock);
   return lost ? cudaErrorIllegalAddress : cudaSuccess;
 }
 
@@ -193,7 +219,7 @@ std::deque<Operation>* Device::choose(Lock& lock) {
     ready.push_back(&queue);
     if (queue.front().stream->number != starved_stream) preferred.push_back(&queue);
   }
-  if (ready.empty()) {
+  if (ready.empty() || held_) {
     work_.wait(lock);
     return nullptr;
   }
@@ -217,7 +243,7 @@ void Device::run() {
     if (queue == nullptr) continue;
     Operation operation = std::move(queue->front());
     queue->pop_front();
-    if (operation.on_host) join_host(operation.moment.clock);
+    if (operation.on_host) begin_host_function(operation.moment.clock);
     running_ = operation.stream;
     // All else runs under the lock: memory does not go away beneath it.
     if (operation.on_host) lock.unlock();

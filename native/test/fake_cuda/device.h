@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "fake.h"
+#include "hosts.h"
 
 namespace fake_cuda {
 
@@ -36,7 +37,7 @@ struct Stream {
   bool has_host_functions = false;
 };
 
-/** A copy from page-locked memory of the host, that the host may not know to have ended. */
+/** A copy from page-locked memory of the host, that some of its threads may not know to have ended. */
 struct HostRead {
   std::byte* begin;
   size_t bytes;
@@ -55,7 +56,7 @@ struct Operation {
   std::shared_ptr<Happening> waits_for;
   /** Happens with it. */
   std::shared_ptr<Happening> happening;
-  /** Runs without the device's lock, and the host knows of all before it. */
+  /** Runs without the device's lock, and knows of all before it. */
   bool on_host = false;
 };
 
@@ -64,6 +65,7 @@ class Device {
  public:
   using Lock = std::unique_lock<std::mutex>;
 
+  Device() { leave_out(mutex); }
   ~Device();
   void reset(const Options& options);
   /** To be called by what can be the first call of the runtime. */
@@ -72,14 +74,16 @@ class Device {
 
   /** Counts a call, and makes it fail if it is to; one that only waits (`waits`) fails for good or not at all. */
   cudaError_t begin_call(Lock& lock, bool waits);
+  /** Returns what every call says from now on. Nothing that is queued runs. */
+  cudaError_t lose(Lock&);
   Stream* add_stream(Lock&);
   void remove_stream(Lock& lock, Stream* stream);
   void enqueue(Lock&, Stream* stream, const char* kind, Run run, bool on_host = false);
   void record(Lock&, Stream* stream, Event& event);
   void hold(Lock&, Stream* stream, const Event& event);
-  /** The last operation of the stream reads memory of the host, which must stay as it is until the host knows that it has. */
+  /** The last operation of the stream reads memory of the host, which must stay as it is until a thread knows that it has. */
   void note_host_read(Lock&, Stream* stream, std::byte* begin, size_t bytes, std::function<size_t()> checksum);
-  /** Blocks the host until the stream has ended, or does not if that wait is to be ignored. */
+  /** Blocks the thread until the stream has ended, or does not if that wait is to be ignored. */
   cudaError_t wait(Lock& lock, Stream* stream);
   cudaError_t wait(Lock& lock, const Event& event);
   /** As the first, always. */
@@ -88,8 +92,12 @@ class Device {
   bool has_happened(Lock&, const Event& event) const { return event.last && event.last->done; }
   /** Tells the host nothing that it could count on: who asks whether a stream has ended by now does not wait for it. */
   bool has_ended(Lock&, const Stream* stream) const { return stream->pending == 0; }
-  /** Whether the host has waited for it. */
-  bool knows(Lock&, const Event& event) const { return event.last && host_.has_seen(event.last->clock); }
+  /** Whether the thread has waited for it, or another one that it has synchronised with since. */
+  bool knows(Lock&, const Event& event) const { return event.last && this_host().clock.has_seen(event.last->clock); }
+  /** The calling thread's own access, if the memory is page-locked. */
+  void access_by_host(Lock&, const void* begin, size_t bytes, bool writes);
+  /** Runs nothing as long as it is held. */
+  void hold_all(Lock&, bool held);
 
   std::mutex mutex;
   Options options;
@@ -121,7 +129,6 @@ class Device {
   /** True, and counted, if the wait orders anything and is not the one to ignore. */
   bool counts_as_wait(const Clock& waiting, const Clock& waited, std::string what);
   cudaError_t wait_until(Lock& lock, const Clock& clock, const std::function<bool()>& done);
-  void join_host(const Clock& clock) { host_.join(clock); }
 
   std::condition_variable work_, progress_;
   std::vector<std::unique_ptr<Stream>> streams_;
@@ -132,9 +139,8 @@ class Device {
   uint64_t operations_made_ = 0;
   /** Whose operation runs now. */
   Stream* running_ = nullptr;
-  /** What the host knows to have happened. Its threads count as one: what they do among themselves is a matter for other tools. */
-  Clock host_;
   size_t hosts_waiting_ = 0;
+  bool held_ = false;
   Time::time_point last_call_;
   std::mt19937_64 random_;
   bool ending_ = false;

@@ -56,6 +56,8 @@ struct Options {
   uint64_t failing_call = 0;
   /** The device is lost with it: later calls fail too, and nothing that is queued runs, host functions neither. */
   bool for_good = false;
+  /** The device is lost by itself, as that call of cudaStreamQuery, counted from 1, is the first to tell; 0: it is not. */
+  uint64_t failing_query = 0;
   /** This wait, counted from 1 among those that order anything, does nothing; 0: none. */
   uint64_t ignored_wait = 0;
   size_t memory_bytes = size_t{4} << 30;
@@ -67,8 +69,8 @@ struct Report {
   std::vector<std::string> hazards;
   /** When the device was lost. */
   std::chrono::steady_clock::time_point lost_at{};
-  /** Calls that can fail. */
-  uint64_t calls = 0;
+  /** Calls that can fail, and those of them that ask whether a stream has ended. */
+  uint64_t calls = 0, queries = 0;
   /** Waits that ordered something which was not ordered without them, in words. */
   std::vector<std::string> waits;
   /** Products that ran, by algorithm. */
@@ -91,6 +93,15 @@ struct Report {
 /** Begins anew, and takes CUDA_DEVICE_MAX_CONNECTIONS out of the environment. Nothing of the device may be in use. */
 void reset(const Options& options);
 Report report();
+/** As long as it is held the device begins nothing; who waits for it waits for that. */
+void hold(bool held);
+
+/**
+ * To be called by a thread of the host before it reads or writes memory that may be page-locked: it must have waited for what the device does
+ * there, or have synchronised with a thread that has (hosts.h).
+ */
+void host_reads(const void* begin, size_t bytes);
+void host_writes(const void* begin, size_t bytes);
 
 /** What an operation does when it runs. */
 using Run = std::function<void(const Moment& moment)>;

@@ -10,9 +10,9 @@ void Clock::join(const Clock& other) {
   for (size_t i = 0; i < other.seen_.size(); ++i) seen_[i] = std::max(seen_[i], other.seen_[i]);
 }
 
-uint64_t Clock::tick(size_t stream) {
-  if (seen_.size() <= stream) seen_.resize(stream + 1);
-  return ++seen_[stream];
+uint64_t Clock::tick(size_t line) {
+  if (seen_.size() <= line) seen_.resize(line + 1);
+  return ++seen_[line];
 }
 
 bool Clock::has_seen(const Clock& other) const {
@@ -22,7 +22,10 @@ bool Clock::has_seen(const Clock& other) const {
   return true;
 }
 
-std::string Name::text() const { return std::string(kind) + " of stream " + std::to_string(stream) + " (" + std::to_string(number) + ")"; }
+std::string Name::text() const {
+  const char* const where = line % 2 == 0 ? " of stream " : " by thread ";
+  return kind + (where + std::to_string(line / 2)) + " (" + std::to_string(number) + ")";
+}
 
 void Memory::add(const void* begin, size_t bytes) {
   const auto at = reinterpret_cast<uintptr_t>(begin);
@@ -58,13 +61,13 @@ bool Memory::access(const void* begin, size_t bytes, bool writes, const Moment& 
   std::vector<Access>& known = allocation->accesses;
   for (const Access& other : known) {
     const bool overlaps = other.begin < access.end && access.begin < other.end;
-    if (!overlaps || !(writes || other.writes) || moment.clock.has_seen(other.name.stream, other.name.number)) continue;
+    if (!overlaps || !(writes || other.writes) || moment.is_after(other.name)) continue;
     hazards.push_back(moment.name.text() + (writes ? " writes" : " reads") + " what " + other.name.text() + (other.writes ? " writes" : " reads") +
                       ", and neither waits for the other");
   }
   std::erase_if(known, [&](const Access& other) {
     const bool covered = access.begin <= other.begin && other.end <= access.end;
-    return covered && (writes || (!other.writes && other.name.stream == access.name.stream));
+    return covered && (writes || (!other.writes && other.name.line == access.name.line));
   });
   known.push_back(access);
   return true;

@@ -8,36 +8,42 @@
 
 namespace fake_cuda {
 
-/** How much of each stream has happened before some moment: a vector clock. */
+/** Where one thing happens after the other: streams of the device have the even numbers, threads of the host the odd ones. */
+constexpr size_t line_of_stream(size_t stream) { return 2 * stream; }
+constexpr size_t line_of_thread(size_t thread) { return 2 * thread + 1; }
+
+/** How much of each line has happened before some moment: a vector clock. */
 class Clock {
  public:
   void join(const Clock& other);
-  /** One more operation of the stream; returns its number. */
-  uint64_t tick(size_t stream);
-  bool has_seen(size_t stream, uint64_t number) const { return stream < seen_.size() && seen_[stream] >= number; }
+  /** One thing more of the line; returns its number. */
+  uint64_t tick(size_t line);
+  bool has_seen(size_t line, uint64_t number) const { return line < seen_.size() && seen_[line] >= number; }
   bool has_seen(const Clock& other) const;
 
  private:
   std::vector<uint64_t> seen_;
 };
 
-/** An operation of a stream: the kind, in words, and which one of the stream's it is. */
+/** An operation of a stream, or an access by a thread: the kind, in words, and which one of its line's it is. */
 struct Name {
   const char* kind = "";
-  size_t stream = 0;
+  size_t line = 0;
   uint64_t number = 0;
 
   std::string text() const;
 };
 
-/** An operation, and what happened before it. */
+/** One of these, and what happened before it. */
 struct Moment {
   Name name;
   Clock clock;
+
+  bool is_after(const Name& other) const { return clock.has_seen(other.line, other.number); }
 };
 
 /**
- * Who wrote each byte of the device last, and who has read it since. Two accesses of which one writes and neither happened
+ * Who wrote each byte of some memory last, and who has read it since. Two accesses of which one writes and neither happened
  * before the other are a hazard, whatever order they ran in: a wait is missing. Not thread-safe.
  */
 class Memory {

@@ -61,8 +61,9 @@ void copy(const Block& target, const Block& source) {
 // Operations run with the device's lock.
 void fault(const Moment& moment, const std::string& text) { device().memory.hazards.push_back(moment.name.text() + ": " + text); }
 
-bool still_pinned(const Moment& moment, const Block& block) {
-  if (device().pinned.holds(block.begin, block.extent())) return true;
+/** An access to memory of the host; false: it must not be. */
+bool reach_host(const Moment& moment, const Block& block, bool writes) {
+  if (device().pinned.holds(block.begin, block.extent())) return device().pinned.access(block.begin, block.extent(), writes, moment);
   fault(moment, "the host's memory is page-locked no more");
   return false;
 }
@@ -79,7 +80,7 @@ void copy_in(Device::Lock& lock, const Block& target, const Block& source, cudaS
     return;
   }
   device().enqueue(lock, stream, "a copy in", [target, source, sum = checksum(source)](const Moment& moment) {
-    if (!still_pinned(moment, source) || !writes(moment, target.begin, target.extent())) return;
+    if (!reach_host(moment, source, false) || !writes(moment, target.begin, target.extent())) return;
     if (checksum(source) != sum) fault(moment, "the host has changed what it copies");
     copy(target, source);
   });
@@ -91,7 +92,7 @@ cudaError_t copy_out(Device::Lock& lock, const Block& target, const Block& sourc
   const bool is_pinned = device().pinned.holds(target.begin, target.extent());
   for (size_t i = 0; i < target.height; ++i) std::memset(target.row(i), poison, target.width);
   device().enqueue(lock, stream, "a copy out", [target, source, is_pinned](const Moment& moment) {
-    if ((!is_pinned || still_pinned(moment, target)) && reads(moment, source.begin, source.extent())) copy(target, source);
+    if ((!is_pinned || reach_host(moment, target, true)) && reads(moment, source.begin, source.extent())) copy(target, source);
   });
   if (is_pinned) return cudaSuccess;
   ++device().counts.pageable_copies;
@@ -127,7 +128,21 @@ cudaError_t launch(cudaStream_t stream, const char* what, Run run) {
 
 bool reads(const Moment& moment, const void* begin, size_t bytes) { return device().memory.access(begin, bytes, false, moment); }
 bool writes(const Moment& moment, const void* begin, size_t bytes) { return device().memory.access(begin, bytes, true, moment); }
-bool reads_host(const Moment& moment, const void* begin, size_t bytes) { return still_pinned(moment, block_of(begin, bytes, bytes, 1)); }
+bool reads_host(const Moment& moment, const void* begin, size_t bytes) { return reach_host(moment, block_of(begin, bytes, bytes, 1), false); }
+
+void host_reads(const void* begin, size_t bytes) {
+  Device::Lock lock(device().mutex);
+  device().access_by_host(lock, begin, bytes, false);
+}
+void host_writes(const void* begin, size_t bytes) {
+  Device::Lock lock(device().mutex);
+  device().access_by_host(lock, begin, bytes, true);
+}
+
+void hold(bool held) {
+  Device::Lock lock(device().mutex);
+  device().hold_all(lock, held);
+}
 
 }  // namespace fake_cuda
 
@@ -289,7 +304,11 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return call([&](Device::Lock& lock) { return device().wait(lock, stream); }, true);
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  return call([&](Device::Lock& lock) { return device().has_ended(lock, stream) ? cudaSuccess : cudaErrorNotReady; });
+  return call([&](Device::Lock& lock) {
+    ++device().counts.queries;
+    if (device().counts.queries == device().options.failing_query) return device().lose(lock);
+    return device().has_ended(lock, stream) ? cudaSuccess : cudaErrorNotReady;
+  });
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   return call([&](Device::Lock& lock) {
