@@ -1,19 +1,21 @@
 import { createHash, randomBytes, randomInt } from 'node:crypto';
-import { readdirSync, readFileSync } from 'node:fs';
-import { type RequestOptions, request as requestHttp } from 'node:http';
+import { readFileSync } from 'node:fs';
+import { globalAgent as httpAgent, type RequestOptions, request as requestHttp } from 'node:http';
 import {
   type ClientHttp2Session,
   connect as connectHttp2,
   constants,
   type OutgoingHttpHeaders,
 } from 'node:http2';
-import { request as requestHttps } from 'node:https';
+import { globalAgent as httpsAgent, request as requestHttps } from 'node:https';
 import { connect as connectTcp } from 'node:net';
 import { connect as connectTls } from 'node:tls';
+import { table } from '../services/cli/format.js';
 import { LocalCluster } from '../services/cli/local-cluster.js';
 import type { LocalProcess } from '../services/cli/local-process.js';
 import { services } from '../services/common/protocol.js';
 import type { TlsSettings } from '../services/common/tls.js';
+import { Collector, type Holdings, rssMiBOf } from './holdings.js';
 
 export interface GarbageOptions {
   /** To each port: half of them with a credential. */
@@ -23,17 +25,16 @@ export interface GarbageOptions {
   log: (line: string) => void;
 }
 
-/** What a process had when a tenth of its requests had come, and at the end. */
+/** What a process held when a tenth of its requests had come, and at the end. */
 export interface GarbageReport {
   seconds: number;
-  processes: { name: string; tenthMiB: number; endMiB: number; descriptors: [tenth: number, end: number] }[];
+  processes: { name: string; tenth: Holdings; end: Holdings }[];
   /** Answers by port, kind and status. */
   answers: ReadonlyMap<string, number>;
 }
 
-/** By how much a process may have grown: heaps are never just as large again. */
-export const growthMiBMax = 64;
-export const descriptorsGrowthMax = 8;
+/** By how much a process may have grown once its garbage is collected: what is compiled, kept for a while or cached in parts. */
+export const growthMax: Readonly<Holdings> = { heapMiB: 8, rssMiB: 32, descriptors: 8 };
 
 const lanes = 64;
 /** Streams that stand by themselves are left after this. */
@@ -57,7 +58,9 @@ type Send = (target: Target, credential: string | null) => Promise<string>;
 /** A cluster that gets garbage at every port must live, keep its memory, and compute what it computed before. */
 export async function runGarbage({ requests, tls, log }: GarbageOptions): Promise<GarbageReport> {
   const node = { port: 0, metricsPort: 0, logLevel: 'error' };
+  const collector = new Collector();
   const cluster = await LocalCluster.start({
+    ...collector.options,
     workers: 1,
     routers: 1,
     threads: 1,
@@ -75,17 +78,16 @@ export async function runGarbage({ requests, tls, log }: GarbageOptions): Promis
     const tenth = Math.ceil(requests / 10);
     const startedMs = performance.now();
     await sendAll(targets, tenth, answers, log);
-    const before = cluster.processes.map(holdingsOf);
+    const before = await collector.holdings(cluster.processes);
     for (let done = tenth; done < requests; done += tenth)
       await sendAll(targets, Math.min(tenth, requests - done), answers, log);
     const seconds = (performance.now() - startedMs) / 1000;
     if ((await batchOf(cluster)) !== expected) throw new Error('a batch has another answer than before');
-    const after = cluster.processes.map(holdingsOf);
+    const after = await collector.holdings(cluster.processes);
     const processes = cluster.processes.map(({ name }, at) => ({
       name,
-      tenthMiB: before[at]!.rssMiB,
-      endMiB: after[at]!.rssMiB,
-      descriptors: [before[at]!.descriptors, after[at]!.descriptors] as [number, number],
+      tenth: before[at]!,
+      end: after[at]!,
     }));
     return { seconds, processes, answers };
   } finally {
@@ -95,13 +97,32 @@ export async function runGarbage({ requests, tls, log }: GarbageOptions): Promis
 
 /** What a process may not have; empty: all is well. */
 export function faultsOf({ processes }: GarbageReport): string[] {
-  return processes.flatMap(({ name, tenthMiB, endMiB, descriptors: [before, after] }) => [
-    ...(endMiB - tenthMiB > growthMiBMax
-      ? [`${name} grew from ${tenthMiB.toFixed(1)} to ${endMiB.toFixed(1)} MiB`]
-      : []),
-    ...(after - before > descriptorsGrowthMax ? [`${name} has ${after} descriptors, ${before} before`] : []),
-  ]);
+  return processes.flatMap(({ name, tenth, end }) =>
+    Object.entries(growthMax)
+      .map(([what, most]) => ({ what: what as keyof Holdings, most }))
+      .filter(({ what, most }) => end[what] - tenth[what] > most)
+      .map(
+        ({ what, most }) =>
+          `${name}: ${what} ${round(tenth[what])} and then ${round(end[what])}; allowed: ${most} more`,
+      ),
+  );
 }
+
+/** A table of what each process held after a tenth of the requests and at the end. */
+export function formatHoldings({ processes }: GarbageReport): string {
+  const titles = ['PROCESS', 'WHAT', 'AFTER A TENTH', 'AT THE END'];
+  const rows = processes.flatMap(({ name, tenth, end }) =>
+    (Object.keys(growthMax) as (keyof Holdings)[]).map((what) => [
+      name,
+      what,
+      round(tenth[what]),
+      round(end[what]),
+    ]),
+  );
+  return table([titles, ...rows]);
+}
+
+const round = (value: number) => (Number.isInteger(value) ? String(value) : value.toFixed(1));
 
 async function targetsOf(cluster: LocalCluster, tls: TlsSettings | null): Promise<Target[]> {
   const ca = tls && readFileSync(tls.ca!, 'utf8');
@@ -144,9 +165,10 @@ async function sendAll(
     };
     await Promise.all(Array.from({ length: lanes }, lane));
     session.close();
+    for (const agent of [httpAgent, httpsAgent]) agent.destroy();
     await expectAlive(target, log);
     const seconds = (performance.now() - startedMs) / 1000;
-    const rss = holdingsOf(target.process).rssMiB.toFixed(1);
+    const rss = rssMiBOf(target.process).toFixed(1);
     log(`${target.process.name} ${target.kind}: ${count} requests in ${seconds.toFixed(1)} s, ${rss} MiB`);
   }
 }
@@ -341,16 +363,6 @@ function pick<T>(list: readonly T[]): T {
 /** Letters and digits. */
 function word(): string {
   return `w${randomBytes(12).toString('hex')}`;
-}
-
-function holdingsOf({ name, pid }: LocalProcess): { rssMiB: number; descriptors: number } {
-  try {
-    const status = readFileSync(`/proc/${pid}/status`, 'utf8');
-    const rssMiB = Number(/VmRSS:\s+(\d+)/.exec(status)![1]) / 1024;
-    return { rssMiB, descriptors: readdirSync(`/proc/${pid}/fd`).length };
-  } catch (error) {
-    throw new Error(`${name} has ended`, { cause: error });
-  }
 }
 
 /** The digest of what a batch is answered. */

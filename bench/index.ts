@@ -9,7 +9,7 @@ import { benchTimeline } from './hosts-timeline.js';
 import { benchKernels } from './kernels.js';
 import { latencyGroups } from './latency.js';
 import { layerGroups } from './layer.js';
-import { benchLink } from './link.js';
+import { linkGroups } from './link.js';
 import { moveGroups } from './moves.js';
 import { packedExpertGroups } from './packed-experts.js';
 import { benchPlane } from './plane.js';
@@ -20,7 +20,7 @@ import { trafficGroups } from './traffic.js';
 /** What can be measured, by the name or the beginning of the name of its figures. */
 const groups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> = {
   kernels: benchKernels,
-  link: benchLink,
+  ...linkGroups,
   plane: benchPlane,
   ...expertGroups,
   ...packedExpertGroups,

@@ -158,11 +158,20 @@ async function encryptedStream(options: BenchOptions): Promise<BenchResult> {
     const task: LinkTask = { rows: mebibyte / rowBytes, echo: false, inFlight: 8, seconds: secondsPerRun };
     for (const pair of [plain, encrypted]) await pair.run({ ...task, seconds: secondsPerRun / 4 });
     const runs = [];
+    for (const pair of [plain, encrypted]) await pair.usage();
+    let moved = 0;
     for (let run = 0; run < options.runs; run++) {
       const reference = (await plain.run(task)).bytesPerSecond / 1e9;
-      runs.push({ value: (await encrypted.run(task)).bytesPerSecond / 1e9, reference });
+      const value = (await encrypted.run(task)).bytesPerSecond / 1e9;
+      runs.push({ value, reference });
+      moved += value * task.seconds;
     }
-    return summarize('link/tls-1MiB', 'GB/s', 'plain stream', runs, { lanes: encrypted.lanes });
+    const { router, worker } = await encrypted.usage();
+    return summarize('link/tls-1MiB', 'GB/s', 'plain stream', runs, {
+      routerCpuSecondsPerGb: router.cpuSeconds / moved,
+      workerCpuSecondsPerGb: worker.cpuSeconds / moved,
+      lanes: encrypted.lanes,
+    });
   } finally {
     plain.close();
     encrypted.close();
@@ -170,13 +179,19 @@ async function encryptedStream(options: BenchOptions): Promise<BenchResult> {
 }
 
 /** A link between two processes over each way there is: rows from slab to slab. */
-export async function benchLink(options: BenchOptions): Promise<BenchResult[]> {
-  const results: BenchResult[] = [];
-  for (const way of native.ucx === null ? [] : ucxWays) {
-    results.push(...(await sweep(way, sizes, options)), ...(await roundTrip(way, options)));
-  }
-  if (native.describe().ucx?.encrypts) results.push(await encryptedStream(options));
-  results.push(...(await sweep(grpc, { '1MiB': sizes['1MiB'] }, options)));
-  results.push(...(await benchDispatch(options)), ...(await benchClient(options)));
-  return results;
-}
+export const linkGroups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> = {
+  ...Object.fromEntries(
+    ucxWays.map((way) => [
+      `link/${way.name}`,
+      async (options: BenchOptions) =>
+        native.ucx === null
+          ? []
+          : [...(await sweep(way, sizes, options)), ...(await roundTrip(way, options))],
+    ]),
+  ),
+  'link/tls-1MiB': async (options) =>
+    native.describe().ucx?.encrypts ? [await encryptedStream(options)] : [],
+  'link/grpc': (options) => sweep(grpc, { '1MiB': sizes['1MiB'] }, options),
+  'link/dispatch-combine': benchDispatch,
+  'link/client': benchClient,
+};

@@ -1,13 +1,13 @@
 /**
  * Garbage to every HTTP and gRPC port of a cluster of processes, half of it with a credential, without TLS and with it: no process
- * may end, stand still or grow, and batches keep their answers:
+ * may end, stand still, or hold more once its heap is collected, and batches keep their answers:
  *   node scripts/check-garbage.mjs [REQUESTS] (after npm run bootstrap; to each port: 100,000)
  */
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { faultsOf, runGarbage } from '../dist/bench/garbage.js';
+import { faultsOf, formatHoldings, runGarbage } from '../dist/bench/garbage.js';
 
 const requests = Number(process.argv[2] ?? 100_000);
 const scratch = mkdtempSync(join(tmpdir(), 'switchyard-garbage-'));
@@ -31,10 +31,7 @@ try {
       `${tls === null ? 'without' : 'with'} TLS: ${requests} requests to each port in ${report.seconds.toFixed(0)} s`,
     );
     for (const [answer, count] of [...report.answers].sort()) console.log(`  ${answer}: ${count}`);
-    for (const { name, tenthMiB, endMiB, descriptors } of report.processes)
-      console.log(
-        `  ${name}: ${tenthMiB.toFixed(1)} MiB after a tenth, ${endMiB.toFixed(1)} at the end; descriptors ${descriptors.join(', ')}`,
-      );
+    console.log(formatHoldings(report));
     for (const fault of faultsOf(report)) console.log(`  FAULT ${fault}`);
     faults += faultsOf(report).length;
   }

@@ -20,6 +20,8 @@ export interface LocalClusterOptions {
   /** Of the whole cluster. Default: none. */
   tokens?: Tokens;
   tls?: TlsSettings | null;
+  /** Variables of every process beside those of this one. */
+  environment?: Readonly<Record<string, string>>;
   readyTimeoutMs: number;
   /** Gives up starting, and stops what has started, whatever its user is at. */
   signal?: AbortSignal;
@@ -53,7 +55,8 @@ export class LocalCluster {
     const launch = (role: 'coordinator' | 'router' | 'worker', name: string, flags: Flags) => {
       const known = role === 'worker' ? { ...tokens, client: null } : tokens;
       const all = { ...flags, ...tlsFlags(tls) };
-      return new LocalProcess(role, name, all, tokenEnvironment(known), options.onLine ?? (() => {}));
+      const environment = { ...options.environment, ...tokenEnvironment(known) };
+      return new LocalProcess(role, name, all, environment, options.onLine ?? (() => {}));
     };
     const coordinator = launch('coordinator', 'coordinator', {
       ...options.coordinator,
