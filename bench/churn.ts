@@ -1,8 +1,7 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { packageRoot } from '../native/locate.js';
+import { builtFile } from '../native/locate.js';
 import { LocalCluster } from '../services/cli/local-cluster.js';
 import type { LocalProcess } from '../services/cli/local-process.js';
 import { sleep } from '../services/common/lifecycle.js';
@@ -133,7 +132,7 @@ async function quietHoldings(cluster: LocalCluster): Promise<Holdings[]> {
 }
 
 function start(task: ChurnTask, children: ChildProcess[]): { child: ChildProcess; word: Promise<ChurnWord> } {
-  const child = fork(join(packageRoot(), 'dist', 'bench', 'churn-client.js'));
+  const child = fork(builtFile('bench', 'churn-client.js'));
   children.push(child);
   child.send(task);
   const word = Promise.race([

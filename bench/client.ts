@@ -1,5 +1,5 @@
 import { type ChildProcess, fork } from 'node:child_process';
-import { fileURLToPath } from 'node:url';
+import { builtFile } from '../native/locate.js';
 import { LocalProcess } from '../services/cli/local-process.js';
 import { SwitchyardClient } from '../services/client/index.js';
 import { prepareProcess } from '../services/common/process.js';
@@ -20,7 +20,7 @@ const readyTimeoutMs = 30_000;
 const stopMs = 5_000;
 
 function startWorker(options: IdentityWorkerOptions): ChildProcess {
-  const path = fileURLToPath(new URL('./identity-worker.js', import.meta.url));
+  const path = builtFile('bench', 'identity-worker.js');
   return fork(path, [JSON.stringify(options)]);
 }
 

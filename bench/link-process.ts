@@ -1,6 +1,6 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
-import { fileURLToPath } from 'node:url';
+import { builtFile } from '../native/locate.js';
 import type { LinkEndOptions, LinkEndStarted, LinkRates, LinkTask, LinkUsage } from './link-end.js';
 
 export type { LinkEndOptions };
@@ -46,7 +46,7 @@ export class LinkEnd {
 
 /** `ucxTransports`: UCX_TLS of the process, or null for what the environment says. */
 export function startLinkEnd(options: LinkEndOptions, ucxTransports: string | null): LinkEnd {
-  const path = fileURLToPath(new URL('./link-end.js', import.meta.url));
+  const path = builtFile('bench', 'link-end.js');
   const env = ucxTransports === null ? process.env : { ...process.env, UCX_TLS: ucxTransports };
   return new LinkEnd(fork(path, [JSON.stringify(options)], { env }));
 }

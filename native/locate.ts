@@ -14,6 +14,16 @@ export function packageRoot(): string {
   return directory;
 }
 
+/** A JavaScript file of the build: what starts as a process or a thread of its own, from the sources of tests too. */
+export function builtFile(...path: string[]): string {
+  return join(packageRoot(), 'dist', ...path);
+}
+
+/** The command line, as a program for Node. */
+export function commandLine(): string {
+  return builtFile('bin', 'switchyard.js');
+}
+
 /** What builds the addon, in a checkout as in an installed package. */
 export function buildCommand(): string {
   const native = join(packageRoot(), 'native');

@@ -248,8 +248,10 @@ function ensureNative() {
   const cuda = cudaCompiler() === undefined ? 'OFF' : 'ON';
   const cmakeJs = [join('node_modules', 'cmake-js', 'bin', 'cmake-js'), 'compile', '--config', 'Release'];
   const folders = ['--directory', 'native', '--out', join('native', 'build')];
+  // The tests, which npm test builds there too, are not made for who only wants the addon.
+  const options = [`--CDSWITCHYARD_CUDA=${cuda}`, '--CDSWITCHYARD_TESTS=OFF'];
   step('native build', () =>
-    runOrFail(process.execPath, [...cmakeJs, ...folders, `--CDSWITCHYARD_CUDA=${cuda}`], {
+    runOrFail(process.execPath, [...cmakeJs, ...folders, ...options], {
       CMAKE_BUILD_PARALLEL_LEVEL: process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? String(availableParallelism()),
     }),
   );
@@ -260,9 +262,15 @@ function ensureTypescript() {
   const sources = ['services', 'native', 'bench', 'proto', 'console'].flatMap((directory) =>
     filesUnder(directory, /\.(tsx?|proto|html|css|svg)$/, [/^services\/common\/generated/, /^native\/build/]),
   );
-  const settings = ['tsconfig.json', 'tsconfig.build.json', 'console/tsconfig.json', 'package-lock.json'];
+  const settings = [
+    'tsconfig.json',
+    'tsconfig.build.json',
+    'vite.config.ts',
+    'console/tsconfig.json',
+    'package-lock.json',
+  ];
   const hash = hashOf([...sources, ...settings]);
-  const outputs = ['dist/console', 'services/common/generated'];
+  const outputs = ['dist/bin', 'dist/console', 'services/common/generated'];
   const built = outputs.every((path) => existsSync(join(root, path)));
   if (built && stampEquals('typescript', hash)) return present('TypeScript build');
   step('TypeScript build', () => runOrFail('npm', ['run', '--silent', 'build']));

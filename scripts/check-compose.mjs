@@ -12,7 +12,7 @@ const tokens = Object.fromEntries(
   ['CLIENT', 'NODE', 'OPERATOR'].map((role) => [`SWITCHYARD_${role}_TOKEN`, `${role}-${process.pid}-token`]),
 );
 const prefix = `sy${process.pid}`;
-const program = 'dist/services/cli/main.js';
+const program = 'dist/bin/switchyard.js';
 const ip = (...args) => execFileSync('ip', args);
 
 /** The services as docker-compose resolves them. */

@@ -29,7 +29,7 @@ there() {
 pack() {
   scripts/gpu-bundle.sh --on-fake "$scratch/bundle.tar.gz"
   mkdir -p "$wheel"
-  cp native/build-tests/test/on_fake_cuda/libcublasLt.so.13 "$wheel"
+  cp native/build/test/on_fake_cuda/libcublasLt.so.13 "$wheel"
   # What travels to a machine that is lent, beside a checkout.
   [ "$(stat -c %s "$scratch/bundle.tar.gz")" -le $((60 << 20)) ]
   there tar -xzf bundle.tar.gz

@@ -17,7 +17,7 @@ version=$($PKG_CONFIG --modversion ucx)
 node_modules/.bin/cmake-js compile --directory native --out "$build" --config Release --log-level error \
   --CDSWITCHYARD_TESTS=ON
 export SWITCHYARD_ADDON="$PWD/$build/Release/switchyard.node"
-node dist/services/cli/main.js doctor | grep -E "^OK +UCX +$version"
+node dist/bin/switchyard.js doctor | grep -E "^OK +UCX +$version"
 for transports in all tcp,self; do
   for test in fabric process hostile stream; do
     UCX_TLS=$transports "$build/test/ucx_${test}_test" --gtest_brief=1

@@ -11,7 +11,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/switchyard/bin
 module=github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
-program=$root/dist/services/cli/main.js
+program=$root/dist/bin/switchyard.js
 scratch=$(mktemp -d)
 processes=()
 source "$root/scripts/checks.sh"

@@ -6,7 +6,7 @@
  * message of every protocol.
  */
 import { spawn } from 'node:child_process';
-import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -49,10 +49,12 @@ function nextMinor() {
   const [major, minor] = description.version.split('.');
   const version = `${major}.${Number(minor) + 1}.0`;
   writeFileSync(join(scratch, 'package.json'), JSON.stringify({ ...description, version }));
-  const protocol = join(scratch, 'dist', 'services', 'common', 'protocol.js');
+  const program = join(scratch, 'dist', 'bin');
+  const files = readdirSync(program).map((name) => join(program, name));
+  const protocol = files.find((file) => readFileSync(file, 'utf8').includes('function loadProtocols()'));
   const source = readFileSync(protocol, 'utf8');
   const patched = source.replace('return definition;', 'return withUnknownField(definition);');
-  if (patched === source) throw new Error('protocol.js is not what it was: nothing is added to its messages');
+  if (patched === source) throw new Error('protocol.ts is not what it was: nothing is added to its messages');
   writeFileSync(protocol, patched + unknownField);
   return { root: scratch, version };
 }

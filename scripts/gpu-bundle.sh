@@ -25,8 +25,8 @@ mkdir -p "$bundle"/{bin,lib,scripts,native/build/Release,bench/peers,googletest/
 env -u CUDACXX node scripts/bootstrap.mjs --quiet
 parallel=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
 if [ -n "$on_fake" ]; then
-  build=native/build-tests
-  cmake -S native -B $build -DSWITCHYARD_TESTS=ON -DCMAKE_BUILD_TYPE=Release >/dev/null
+  build=native/build
+  cmake -S native -B $build -DSWITCHYARD_TESTS=ON >/dev/null
   cmake --build $build --parallel "$parallel" --target switchyard_cuda_on_fake experts_cuda_on_fake gpu_bench_on_fake
   built=($build/test/on_fake_cuda/{switchyard_cuda.so,experts_cuda,gpu_bench})
   level=1

@@ -160,7 +160,7 @@ elif chosen cluster; then
   elif [ "$programs" != "$root/bin" ]; then cp native/build-gpu/switchyard_cuda.so native/build/Release/; fi
   rm -f "$folder/cluster.json"
   step cluster 110 env LD_LIBRARY_PATH="$(load_path "$libraries" "$root/lib")" SWITCHYARD_BENCH_PROGRAMS="$programs" \
-    "$node" dist/services/cli/main.js bench $figure --device cuda:0 --runs $runs --json "$folder/cluster.json"
+    "$node" dist/bin/switchyard.js bench $figure --device cuda:0 --runs $runs --json "$folder/cluster.json"
   [ ! -s "$folder/cluster.json" ] || "$node" scripts/merge-reports.mjs "$folder/gpu.json" "$folder/cluster.json"
   rm -f "$folder/cluster.json"
 fi

@@ -2,7 +2,7 @@
 # messages, and get $root, $scratch, $program and $cache, a folder for the tools that they install.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/switchyard
-program=$root/dist/services/cli/main.js
+program=$root/dist/bin/switchyard.js
 scratch=$(mktemp -d)
 up=
 

@@ -44,8 +44,9 @@ function readReport(path, counts) {
 }
 
 function nativeTests() {
-  const build = 'native/build-tests';
-  const configured = ['-S', 'native', '-B', build, '-DSWITCHYARD_TESTS=ON', '-DCMAKE_BUILD_TYPE=Release'];
+  // Where the addon was built: the library that both are made of is compiled once.
+  const build = 'native/build';
+  const configured = ['-S', 'native', '-B', build, '-DSWITCHYARD_TESTS=ON'];
   const parallel = process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? String(availableParallelism());
   if (!run('cmake', configured) || !run('cmake', ['--build', build, '--parallel', parallel])) {
     return add('native build', 0, 1);

@@ -1,7 +1,6 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { packageRoot } from '../../native/locate.js';
+import { builtFile } from '../../native/locate.js';
 import { isErrorCode, SwitchyardError } from '../../services/common/errors.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import { type HostCalls, type HostReply, type HostRequest, linkDevice } from './calls.js';
@@ -22,7 +21,7 @@ export class Host {
     readonly address: string,
     core: number,
   ) {
-    const agent = join(packageRoot(), 'dist', 'bench', 'hosts', 'agent.js');
+    const agent = builtFile('bench', 'hosts', 'agent.js');
     const isolated = ['--net', '--uts', '--ipc', '--pid', '--fork', '--mount-proc', '--kill-child'];
     const program = ['taskset', '-c', String(core), 'unshare', ...isolated, process.execPath, agent, name];
     this.child = spawn(program[0]!, program.slice(1), {

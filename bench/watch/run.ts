@@ -1,6 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { join } from 'node:path';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 import { sleep } from '../../services/common/lifecycle.js';
 import { ChaosCluster, type ChaosClusterOptions } from '../chaos/cluster.js';
 import { CertificateTrial } from './certificate.js';
@@ -176,7 +175,7 @@ async function waited(started: number, condition: () => Promise<boolean>): Promi
 
 /** As an operator does. */
 function rebalance(address: string): void {
-  const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const program = commandLine();
   const { status, stderr } = spawnSync(process.execPath, [program, 'rebalance', '--address', address], {
     encoding: 'utf8',
   });

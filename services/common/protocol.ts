@@ -111,14 +111,6 @@ export const exchangeCodec = codecsOf<RouterMessage, RouterMessageInput, WorkerM
   'Exchange',
 );
 
-/** The messages of a node and its coordinator. */
-export const controlCodec = codecsOf<
-  NodeMessage,
-  NodeMessageInput,
-  CoordinatorMessage,
-  CoordinatorMessageInput | EncodedMessage
->('switchyard.v1.Coordinator', 'Join');
-
 /** The messages of a control stream: a node is the client. */
 export const joinCodec = codecsOf<
   NodeMessage,

@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
+import { builtFile } from '../../native/locate.js';
 import { type ErrorCode, type ErrorDetails, SwitchyardError } from '../common/errors.js';
 import type { OwnWork } from '../common/liveness.js';
 import type { PlanInput } from '../placement/input.js';
@@ -39,7 +40,7 @@ export class PlansAside implements OwnWork {
 }
 
 async function planAside(input: PlanInput): Promise<Plan> {
-  const thread = new Worker(new URL('./plan-thread.js', import.meta.url), { workerData: input });
+  const thread = new Worker(builtFile('services', 'coordinator', 'plan-thread.js'), { workerData: input });
   const [{ planned, failed }] = (await once(thread, 'message')) as [PlanOutcome];
   if (failed !== null) throw new SwitchyardError(failed.code, failed.message, failed.details);
   return planned;

@@ -1,8 +1,7 @@
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
-import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { packageRoot } from '../../native/locate.js';
+import { builtFile } from '../../native/locate.js';
 import { usableCores } from '../common/machine.js';
 import { blockBytes, digestBytes, type HashJob, hashBlocks } from './hash-blocks.js';
 
@@ -53,9 +52,7 @@ async function hashInThreads(job: HashJob, threads: number, onBytes: (bytes: num
 
 function hashInThread(job: HashJob): Promise<void> {
   return new Promise((resolve, reject) => {
-    // A thread loads JavaScript alone, so where the sources run, in tests, it is that of the build.
-    const program = join(packageRoot(), 'dist', 'services', 'model', 'hash-thread.js');
-    const worker = new Worker(program, { workerData: job });
+    const worker = new Worker(builtFile('services', 'model', 'hash-thread.js'), { workerData: job });
     worker.once('error', (error) => {
       // The others shall not go on for nothing.
       Atomics.store(job.next, 0, job.digests.byteLength / digestBytes);

@@ -3,7 +3,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 import { switchyard } from '../support/cli.js';
 
 const commands = [
@@ -43,7 +43,7 @@ describe('the command line', () => {
   });
 
   test('ends quietly when its reader leaves', async () => {
-    const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+    const program = commandLine();
     const { stderr } = spawnSync('bash', ['-c', `"${process.execPath}" "${program}" up --help | true`]);
     expect(stderr.toString()).toBe('');
   });

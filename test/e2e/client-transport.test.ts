@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine, packageRoot } from '../../native/locate.js';
 import type { RowsReader } from '../../services/client/index.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { switchyard } from '../support/cli.js';
@@ -64,7 +64,7 @@ async function outputOf(script: string, environment: Readonly<Record<string, str
 
 /** A client process with a batch that is under way at the coordinator's router. */
 async function clientUnderWay(transport: TransportKind): Promise<ChildProcess> {
-  const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const program = commandLine();
   const batch = ['--sequences', '1', '--length', `${longTokens}`, '--no-feedback', '--transport', transport];
   const client = spawn(process.execPath, [program, 'forward', '--address', cluster.address, ...batch], {
     stdio: 'ignore',

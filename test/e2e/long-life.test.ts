@@ -1,8 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { builtFile } from '../../native/locate.js';
 import type { RowsReader, SwitchyardClient } from '../../services/client/index.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
@@ -95,7 +94,7 @@ describe('a program that uses the SDK ends by itself', () => {
     ['when its batches have ended and it forgot to close its client', `${begin} await batch.collect();`],
     ['when it did nothing with its client', ''],
   ])('%s', async (_, body) => {
-    const sdk = join(packageRoot(), 'dist', 'services', 'client', 'index.js');
+    const sdk = builtFile('services', 'client', 'index.js');
     const script = `
       import { SwitchyardClient } from '${sdk}';
       const transport = '${process.env.SWITCHYARD_TRANSPORT}';

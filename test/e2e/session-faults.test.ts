@@ -1,8 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, describe, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { builtFile, commandLine } from '../../native/locate.js';
 import type { Session, SessionBatchOptions } from '../../services/client/index.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
@@ -119,7 +118,7 @@ describe('a session whose', () => {
       '--metrics-port',
       '0',
     ];
-    const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+    const program = commandLine();
     clients.push(
       spawn(process.execPath, [program, 'worker', ...flags, '--threads', '1'], { stdio: 'ignore' }),
     );
@@ -149,7 +148,7 @@ test('clients of sessions that are stopped or killed hold nothing of the router 
     worker: { transport },
   });
   const session = cluster.client.session();
-  const module = join(packageRoot(), 'dist', 'services', 'client', 'index.js');
+  const module = builtFile('services', 'client', 'index.js');
   const busy = [0, 1].map(() => {
     const args = ['--input-type=module', '-e', busyProgram, module, cluster.address, transport];
     return spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
@@ -193,7 +192,7 @@ const idleProgram = `
 
 test('an idle session keeps no process alive', async () => {
   const cluster = await startCluster({});
-  const module = join(packageRoot(), 'dist', 'services', 'client', 'index.js');
+  const module = builtFile('services', 'client', 'index.js');
   const args = ['--input-type=module', '-e', idleProgram, module, cluster.address, transport];
   const client = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
   clients.push(client);

@@ -1,9 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { Client, credentials } from '@grpc/grpc-js';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 import type { RowsReader } from '../../services/client/index.js';
 import { endMsMax } from '../../services/common/lifecycle.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
@@ -68,7 +67,7 @@ const routerNames = ['coordinator', 'router-0'];
 async function freezeClient(cluster: TestCluster, name: string): Promise<ChildProcess> {
   const { address } = await cluster.process(name).listening;
   const before = await batches(cluster, routerNames);
-  const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const program = commandLine();
   const batch = ['--sequences', '4', '--length', '1000000', '--no-feedback'];
   const child = spawn(process.execPath, [program, 'forward', '--address', address, ...batch], {
     stdio: 'ignore',

@@ -1,9 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync } from 'node:fs';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, jest, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
@@ -93,7 +92,7 @@ test('clients that are stopped in the middle of their batches hold nothing of th
     descriptors: await descriptors(),
   };
 
-  const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const program = commandLine();
   const batch = ['--length', '8000000', '--no-feedback', '--transport', transport];
   for (let index = 0; index < 3; index += 1) {
     const args = [program, 'forward', '--address', cluster.address, '--sequences', '1', ...batch];

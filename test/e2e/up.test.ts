@@ -1,13 +1,12 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 
-const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+const program = commandLine();
 let up: ChildProcess | null = null;
 
 afterEach(() => {

@@ -1,8 +1,7 @@
 import { execFile } from 'node:child_process';
-import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 import { simulate } from '../../services/simulator/simulate.js';
 
 test('A seed decides everything: run again, it does the same', async () => {
@@ -23,7 +22,7 @@ test('Seeds differ', async () => {
 });
 
 test('200 seeds do nothing that must never happen', async () => {
-  const main = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const main = commandLine();
   const run = (seed: number) =>
     promisify(execFile)(process.execPath, [
       main,

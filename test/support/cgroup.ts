@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 
 const mount = '/sys/fs/cgroup';
 
@@ -40,7 +40,7 @@ export class ControlGroup {
 
   /** `switchyard` with these arguments, in this group from its first instruction on. */
   switchyard(args: readonly string[]): GroupedProcess {
-    const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+    const program = commandLine();
     const enter = 'echo $$ > "$0/cgroup.procs" && exec "$@"';
     return new GroupedProcess(
       spawn('sh', ['-c', enter, this.directory, process.execPath, program, ...args], {

@@ -1,6 +1,5 @@
 import { spawn } from 'node:child_process';
-import { join } from 'node:path';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 
 export interface CliResult {
   status: number | null;
@@ -13,7 +12,7 @@ export function switchyard(
   args: readonly string[],
   environment: Record<string, string> = {},
 ): Promise<CliResult> {
-  const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const program = commandLine();
   const child = spawn(process.execPath, [program, ...args], {
     env: { ...process.env, ...environment },
     stdio: ['ignore', 'pipe', 'pipe'],

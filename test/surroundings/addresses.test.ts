@@ -1,7 +1,6 @@
 import { spawn } from 'node:child_process';
-import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 import type { ProcessRole } from '../../services/cli/local-process.js';
 import { switchyard } from '../support/cli.js';
 import { testRows } from '../support/rows.js';
@@ -74,7 +73,7 @@ const namespaces = works('default names', 'unshare', '-fp', '--mount-proc', 'tru
   'workers and routers without names join one cluster, though each has the process id 1',
   async () => {
     const address = await new Service('coordinator', { preset: 'tiny', workers: 2, router: false }).address;
-    const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+    const program = commandLine();
     const isolated = (role: ProcessRole) => {
       const flags = ['--coordinator', address, '--threads', '1'];
       const command = ['-fp', '--mount-proc', '--kill-child', process.execPath, program, role, ...flags];

@@ -5,7 +5,7 @@ import { cp, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine, packageRoot } from '../../native/locate.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
 import { until } from '../support/until.js';
@@ -38,7 +38,7 @@ afterAll(async () => {
 /** Starts a command for which every read of a file hangs; resolves when it has begun one. */
 async function startHung(name: string, file: string, args: readonly string[]) {
   const mark = join(directory, `${name}.mark`);
-  const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const program = commandLine();
   const child = spawn(process.execPath, [program, ...args], {
     env: {
       ...process.env,

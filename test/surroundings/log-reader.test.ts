@@ -1,10 +1,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { Client, credentials } from '@grpc/grpc-js';
 import { afterEach, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 import { parseLine } from '../../services/cli/local-process.js';
 import { endMsMax } from '../../services/common/lifecycle.js';
 
@@ -25,7 +24,7 @@ afterEach(() => {
 
 /** A coordinator whose standard output is read up to its address, and then by nobody. */
 async function startUnread(): Promise<ChildProcess> {
-  const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+  const program = commandLine();
   const flags = ['--preset', 'tiny', '--no-router', '--client-token', 'x'.repeat(32)];
   const ports = ['--port', '0', '--metrics-port', '0', '--drain-ms', String(drainMs)];
   const started = spawn(process.execPath, [program, 'coordinator', ...flags, ...ports], {

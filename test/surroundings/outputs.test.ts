@@ -3,7 +3,7 @@ import { lstatSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, wr
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { commandLine } from '../../native/locate.js';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
@@ -12,7 +12,7 @@ const hidden = 256;
 const tokens = 2_000;
 const directory = mkdtempSync(join(tmpdir(), 'switchyard-outputs-'));
 const at = (name: string) => join(directory, name);
-const program = join(packageRoot(), 'dist', 'services', 'cli', 'main.js');
+const program = commandLine();
 
 let cluster: TestCluster;
 let expected: Buffer;

@@ -1,9 +1,8 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import type { LinkEndOptions } from '../../bench/link-end.js';
 import { benchSecret } from '../../bench/serve-links.js';
-import { packageRoot } from '../../native/locate.js';
+import { builtFile } from '../../native/locate.js';
 import type { LinkOptions } from '../../services/transport/dial.js';
 import type { TokenBatch } from '../../services/transport/link.js';
 import { linkKey } from '../../services/transport/link-key.js';
@@ -19,7 +18,7 @@ export const creditBytes = 64 * 1024 * 1024;
 export async function forkWorker(
   environment: Record<string, string> = {},
 ): Promise<{ worker: ChildProcess; address: string }> {
-  const path = join(packageRoot(), 'dist', 'bench', 'link-end.js');
+  const path = builtFile('bench', 'link-end.js');
   const options: LinkEndOptions = {
     hidden,
     creditBytes,

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { afterEach, expect, test } from '@jest/globals';
-import { packageRoot } from '../../native/locate.js';
+import { builtFile } from '../../native/locate.js';
 import { forward, startCluster, tokens } from '../router/cluster.js';
 import { healthOf } from '../support/health.js';
 import { until } from '../support/until.js';
@@ -27,7 +27,7 @@ async function healthz(metricsUrl: string): Promise<{ status: number; healthy: b
 test('a worker whose device hangs is not healthy and says what stands still; its router, which only waits, is', async () => {
   directory = await mkdtemp(join(tmpdir(), 'switchyard-liveness-'));
   const hung = join(directory, 'hung');
-  const addon = pathToFileURL(join(packageRoot(), 'dist', 'native', 'index.js'));
+  const addon = pathToFileURL(builtFile('native', 'index.js'));
   const preload = `
     import { existsSync } from 'node:fs';
     import { setTimeout as sleep } from 'node:timers/promises';

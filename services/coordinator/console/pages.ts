@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { extname, join } from 'node:path';
-import { packageRoot } from '../../../native/locate.js';
+import { builtFile } from '../../../native/locate.js';
 
 const types: Readonly<Record<string, string>> = {
   '.html': 'text/html; charset=utf-8',
@@ -41,7 +41,7 @@ interface Page {
 export class Pages {
   private readonly pages = new Map<string, Page>();
 
-  constructor(directory = join(packageRoot(), 'dist', 'console')) {
+  constructor(directory = builtFile('console')) {
     if (!existsSync(directory)) return;
     for (const name of readdirSync(directory)) {
       const body = readFileSync(join(directory, name));
