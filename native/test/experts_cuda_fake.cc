@@ -3,46 +3,17 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
-#include <memory>
-#include <mutex>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "experts/cuda/cuda_backend.h"
-#include "experts_support.h"
-#include "fake_cuda/fake.h"
-#include "memory/slab.h"
-#include "runtime/error.h"
+#include "experts_cuda_fake_support.h"
 
-namespace switchyard::cuda {
+namespace switchyard::cuda::test {
 namespace {
 
-using namespace switchyard::test;
 using fake_cuda::Order;
 
-constexpr Order orders[] = {Order::queued, Order::random, Order::late, Order::starved};
-constexpr size_t hidden = 8;
-constexpr size_t rows_made = 40;
-constexpr auto patience = std::chrono::seconds(20);
 constexpr auto lost_within = std::chrono::seconds(1);
-
-/** Two experts of one shape and one of another, whose rows need padding and begin at odd places. */
-const Model& model(size_t expert) {
-  static const Model models[] = {Model(Activation::swiglu, hidden, 8, 1), Model(Activation::swiglu, hidden, 8, 2), Model(Activation::gelu, hidden - 3, 12, 3)};
-  return models[expert];
-}
-
-/** [rows_made, hidden of the expert] */
-const Rows& input_rows(size_t expert) {
-  static const auto made = [](size_t row_elements) {
-    std::mt19937 random(4);
-    return random_values(rows_made * row_elements, 2.0f, random);
-  };
-  static const Rows rows = made(hidden), odd_rows = made(hidden - 3);
-  return model(expert).hidden == hidden ? rows : odd_rows;
-}
 
 const std::vector<float>& weights() {
   static const std::vector<float> values = [] {
@@ -51,12 +22,6 @@ const std::vector<float>& weights() {
     return made;
   }();
   return values;
-}
-
-std::vector<uint32_t> every(size_t step) {
-  std::vector<uint32_t> indices;
-  for (size_t i = 0; i < rows_made; i += step) indices.push_back(static_cast<uint32_t>(i));
-  return indices;
 }
 
 struct Wish {
@@ -93,32 +58,6 @@ struct Outcome {
   std::vector<std::pair<uint64_t, uint64_t>> loads;
 };
 
-/** Rows of a call in slabs, or in memory that the device does not reach. */
-class Place {
- public:
-  Place(SlabArena& arena, bool pinned, size_t elements) : elements_(elements) {
-    if (pinned) slab_ = arena.allocate(elements * sizeof(uint16_t));
-    else own_.resize(elements);
-    spoil();
-  }
-  void spoil() { std::fill_n(write(), elements_, poison); }
-  /** What the device copies or has copied: whoever touches it must know that it is not at it. */
-  uint16_t* write() {
-    if (slab_) fake_cuda::host_writes(data(), elements_ * sizeof(uint16_t));
-    return data();
-  }
-  const uint16_t* read() {
-    if (slab_) fake_cuda::host_reads(data(), elements_ * sizeof(uint16_t));
-    return data();
-  }
-  uint16_t* data() { return slab_ ? reinterpret_cast<uint16_t*>(slab_->data()) : own_.data(); }
-
- private:
-  size_t elements_;
-  SlabRef slab_;
-  Rows own_;
-};
-
 class Calls {
  public:
   Calls(ExpertBackend& backend, SlabArena& arena, Outcome& outcome) : backend_(backend), arena_(arena), outcome_(outcome) {
@@ -129,10 +68,10 @@ class Calls {
 
   void submit(size_t number, const Expert& expert) {
     const Wish& wish = wishes()[number];
-    const Rows& rows = input_rows(wish.expert);
+    const Rows& rows = input_rows(model(wish.expert).hidden);
     auto in = std::make_unique<Place>(arena_, wish.pinned_in, rows.size());
     auto out = std::make_unique<Place>(arena_, wish.pinned_out, wish.indices.size() * model(wish.expert).hidden);
-    std::copy(rows.begin(), rows.end(), in->write());
+    in->write(rows);
     const ExpertInput input{.rows = in->data(),
                             .row_count = rows_made,
                             .indices = wish.indices,
@@ -167,8 +106,7 @@ class Calls {
     const std::lock_guard lock(mutex_);
     ++outcome_.endings[number];
     outcome_.errors[number] = error;
-    const uint16_t* const output = outputs_[number]->read();
-    outcome_.outputs[number].assign(output, output + wishes()[number].indices.size() * model(wishes()[number].expert).hidden);
+    outcome_.outputs[number] = outputs_[number]->read();
     // The memory is the caller's again: what is read or written from now on comes to light.
     inputs_[number]->spoil();
     outputs_[number]->spoil();
@@ -184,6 +122,10 @@ class Calls {
   std::condition_variable ended_;
 };
 
+/** An expert is dropped before this call, and loaded again beside the others. */
+constexpr size_t call_of_new_copy = 8;
+static_assert(call_of_new_copy % 3 == 2, "loads run beside calls that have just begun");
+
 /** Runs all calls, some after others have ended, and loads an expert before its first one, beside the others. */
 Outcome run_calls() {
   Outcome outcome;
@@ -196,6 +138,13 @@ Outcome run_calls() {
     try {
       for (size_t number = 0; number < wishes().size(); ++number) {
         const size_t expert = wishes()[number].expert;
+        if (number == call_of_new_copy) {
+          for (size_t i = 0; i < number; ++i) {
+            if (wishes()[i].expert == expert) calls.wait_for(i);
+          }
+          experts[expert].reset();
+          experts[expert] = backend->load(model(expert).source());
+        }
         if (expert == experts.size()) {
           const uint64_t before = fake_cuda::report().calls;
           experts.push_back(backend->load(model(expert).source()));
@@ -223,14 +172,6 @@ const std::vector<Rows>& expected() {
   return outputs;
 }
 
-std::string text_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const std::exception& thrown) {
-    return thrown.what();
-  }
-}
-
 /** What is wrong with a run in which nothing failed; empty: nothing. */
 std::string faults(const Outcome& outcome) {
   std::string text;
@@ -245,20 +186,12 @@ std::string faults(const Outcome& outcome) {
   return text;
 }
 
-Code code_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const Error& known) {
-    return known.code;
-  }
-}
-
 TEST(CudaOnAFake, ComputesWhatFloat64Does) {
   for (size_t i = 0; i < wishes().size(); ++i) {
     const Wish& wish = wishes()[i];
     for (size_t row = 0; row < wish.indices.size(); ++row) {
       const size_t elements = model(wish.expert).hidden;
-      const auto begin = input_rows(wish.expert).begin() + wish.indices[row] * elements;
+      const auto begin = input_rows(elements).begin() + wish.indices[row] * elements;
       Rows input(begin, begin + elements);
       if (wish.weighted) {
         for (uint16_t& value : input) value = float_to_bf16(bf16_to_float(value) * weights()[row]);
@@ -362,6 +295,16 @@ TEST(CudaOnAFake, TakesAnAlgorithmThatGivesARowTheSameBitsWhateverIsBesideIt) {
   }
 }
 
+TEST(CudaOnAFake, EndsTheTrialOfAnAlgorithmSoonAfterItsFirstWrongNumberOfRows) {
+  using enum fake_cuda::Algorithm;
+  fake_cuda::reset({.algorithms = {depends_on_rows, steady}});
+  const auto backend = create_backend(0);
+  backend->load(model(0).source());
+  // Two products.
+  EXPECT_LT(fake_cuda::report().products[depends_on_rows], 2 * batch_rows_max);
+  EXPECT_EQ(fake_cuda::report().products[steady], 2 * batch_rows_max);
+}
+
 TEST(CudaOnAFake, TakesAnAlgorithmOfTallTilesOnlyIfThereIsNoOther) {
   using enum fake_cuda::Algorithm;
   expected();
@@ -379,212 +322,5 @@ TEST(CudaOnAFake, QueuesNothingBehindWhatRunsOnTheHost) {
   EXPECT_EQ(fake_cuda::report().behind_host_functions, 0u);
 }
 
-/** The backend, and a way to let calls come together in one batch. */
-class Backend {
- public:
-  Backend() : backend(create_backend(0, [this](const BatchTimes& times) { ended(times); })) {}
-
-  std::unique_ptr<Expert> load(size_t number) { return backend->load(model(number).source()); }
-
-  /** One call for each expert, all of them in one batch if there is room: a batch before them, of the first one, waits for them. Waits for all. */
-  void compute_at_once(const std::vector<const Expert*>& experts, const std::vector<uint32_t>& indices, SlabArena& arena) {
-    hold(true);
-    run(*experts.front(), indices, arena);
-    {
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return held_; });
-    }
-    for (const Expert* expert : experts) run(*expert, indices, arena);
-    hold(false);
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return under_way_ == 0; });
-  }
-
-  /** Rows of the batches that ended. */
-  std::vector<size_t> batches;
-
- private:
-  void run(const Expert& expert, const std::vector<uint32_t>& indices, SlabArena& arena) {
-    const auto rows = std::make_shared<Place>(arena, true, rows_made * expert.hidden());
-    const auto output = std::make_shared<Place>(arena, true, indices.size() * expert.hidden());
-    const ExpertInput input{.rows = rows->data(), .row_count = rows_made, .indices = indices, .output = output->data(),
-                            .output_row_count = indices.size(), .output_row = 0, .input_weights = nullptr};
-    {
-      const std::lock_guard lock(mutex_);
-      ++under_way_;
-    }
-    backend->submit(expert, {input}, [this, rows, output](const ComputeTime&, std::exception_ptr error) {
-      EXPECT_FALSE(error);
-      const std::lock_guard lock(mutex_);
-      --under_way_;
-      changed_.notify_all();
-    });
-  }
-
-  void hold(bool wanted) {
-    const std::lock_guard lock(mutex_);
-    hold_ = wanted;
-    changed_.notify_all();
-  }
-
-  void ended(const BatchTimes& times) {
-    std::unique_lock lock(mutex_);
-    batches.push_back(times.rows);
-    held_ = hold_;
-    changed_.notify_all();
-    changed_.wait(lock, [this] { return !hold_; });
-    held_ = false;
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool hold_ = false, held_ = false;
-  int under_way_ = 0;
-
- public:
-  /** The last, because it uses the others. */
-  std::unique_ptr<ExpertBackend> backend;
-};
-
-TEST(CudaOnAFake, UsesAllItsStreamsAndAsksForAQueueForEach) {
-  fake_cuda::reset({});
-  {
-    SlabArena arena(size_t{1} << 20);
-    Backend device;
-    arena.set_listener(device.backend->memory_listener());
-    std::vector<std::unique_ptr<Expert>> experts;
-    std::vector<const Expert*> pointers;
-    for (int i = 0; i < 8; ++i) {
-      experts.push_back(device.load(0));
-      pointers.push_back(experts.back().get());
-    }
-    device.compute_at_once(pointers, every(8), arena);
-    EXPECT_EQ(device.batches, (std::vector<size_t>{5, 40}));
-  }
-  const auto report = fake_cuda::report();
-  EXPECT_EQ(report.hazards, std::vector<std::string>{});
-  EXPECT_EQ(report.streams_unused, 0u);
-  ASSERT_TRUE(report.connections);
-  EXPECT_LE(report.streams, std::stoul(*report.connections));
-}
-
-TEST(CudaOnAFake, CopiesNoTableWhereRowsAreUsedAsTheyLand) {
-  fake_cuda::reset({});
-  SlabArena arena(size_t{1} << 20);
-  Backend device;
-  arena.set_listener(device.backend->memory_listener());
-  const auto expert = device.load(0);
-  const auto copies_for = [&](size_t step) {
-    const uint64_t before = fake_cuda::report().copies_in;
-    device.compute_at_once({expert.get()}, every(step), arena);
-    return fake_cuda::report().copies_in - before;
-  };
-  EXPECT_EQ(copies_for(1), 2u) << "the rows of two batches";
-  EXPECT_EQ(copies_for(2), 4u) << "and tables to gather them by";
-  EXPECT_EQ(copies_for(7), 2u) << "tables to fetch rows by, and the rows are used as they land";
-}
-
-size_t bytes_in_use() {
-  size_t free_bytes = 0, total_bytes = 0;
-  EXPECT_EQ(cudaMemGetInfo(&free_bytes, &total_bytes), cudaSuccess);
-  return total_bytes - free_bytes;
-}
-
-TEST(CudaOnAFake, KeepsEnoughOfTheDeviceForBatches) {
-  fake_cuda::reset({});
-  Backend device;
-  const size_t before = bytes_in_use();
-  const auto expert = device.load(0);
-  const Shape shape{.hidden = expert->hidden(), .ffn = expert->ffn(), .gated = true};
-  EXPECT_LE(bytes_in_use(), before + expert->bytes() + batch_bytes(shape));
-  EXPECT_LE(fake_cuda::report().memory_bytes_max, before + expert->bytes() + batch_bytes(shape)) << "while products were tried";
-}
-
-TEST(CudaOnAFake, SaysHowMuchExpertsMayTakeSoThatSoManyCanBeLoadedAndUsed) {
-  // 256 MiB for workspaces, a gibibyte for batches, and about one mebibyte for experts.
-  fake_cuda::reset({.memory_bytes = (size_t{1} << 30) + (size_t{257} << 20)});
-  SlabArena arena(size_t{1} << 20);
-  Backend device;
-  const size_t room = device.backend->description().memory_bytes;
-  EXPECT_LT(room, size_t{1} << 20);
-  const Model large(Activation::swiglu, 64, 64, 5);
-  std::vector<std::unique_ptr<Expert>> experts;
-  size_t bytes = 0;
-  do {
-    experts.push_back(device.backend->load(large.source()));
-    bytes += experts.back()->bytes();
-  } while (bytes + experts.back()->bytes() <= room);
-  EXPECT_GT(experts.size(), 20u);
-  device.compute_at_once({experts.front().get(), experts.back().get()}, every(1), arena);
-}
-
-TEST(CudaOnAFake, LetsGoOfExpertsWithoutGivingMemoryBackToTheDevice) {
-  fake_cuda::reset({});
-  Backend device;
-  auto expert = device.load(0);
-  const size_t bytes = bytes_in_use();
-  const uint64_t frees = fake_cuda::report().frees;
-  for (int turn = 0; turn < 3; ++turn) {
-    expert.reset();
-    EXPECT_EQ(fake_cuda::report().frees, frees) << "to give it back waits for everything that runs";
-    expert = device.load(1);
-    EXPECT_EQ(bytes_in_use(), bytes) << "the next expert takes it";
-  }
-}
-
-TEST(CudaOnAFake, GivesBackWhatExpertsLeftIfOneOfAnotherSizeNeedsIt) {
-  fake_cuda::reset({});
-  Backend device;
-  // The first of each size brings the memory of its batches.
-  const auto small = device.load(0);
-  const Model model(Activation::gelu, 64, 64, 5);
-  auto large = device.backend->load(model.source());
-  size_t free_bytes = 0, total_bytes = 0;
-  ASSERT_EQ(cudaMemGetInfo(&free_bytes, &total_bytes), cudaSuccess);
-  void* rest = nullptr;
-  ASSERT_EQ(cudaMalloc(&rest, free_bytes), cudaSuccess);
-  EXPECT_THROW(device.load(0), Error);
-  large.reset();
-  EXPECT_NO_THROW(device.load(0));
-  cudaFree(rest);
-}
-
-TEST(CudaOnAFake, RegistersSlabsBeforeTheyAreNeeded) {
-  fake_cuda::reset({});
-  SlabArena arena(size_t{64} << 20);
-  const auto backend = create_backend(0);
-  arena.set_listener(backend->memory_listener());
-  std::vector<SlabRef> slabs;
-  for (size_t i = 1; i < 40; ++i) slabs.push_back(arena.allocate(i * 20'000));
-  for (const SlabRef& slab : slabs) {
-    void* address = nullptr;
-    EXPECT_EQ(cudaHostGetDevicePointer(&address, slab->data(), 0), cudaSuccess) << slab->size() << " bytes are not registered";
-  }
-  EXPECT_EQ(fake_cuda::report().registrations, 1u);
-}
-
-TEST(CudaOnAFake, RefusesExpertsThatItDoesNotCompute) {
-  fake_cuda::reset({});
-  const auto backend = create_backend(0);
-  const auto refused = [&](ExpertSource source, const std::string& why) {
-    try {
-      backend->load(source);
-      ADD_FAILURE() << why << " is loaded";
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code, Code::invalid_argument);
-      EXPECT_NE(std::string(error.what()).find(why), std::string::npos) << error.what();
-    }
-  };
-  ExpertSource source = model(0).source();
-  source.activation = Activation::geglu;
-  refused(source, "of another form");
-  source = model(0).source();
-  source.glu.alpha = 1.702f;
-  refused(source, "of another form");
-  source = model(0).source();
-  source.down_bias = [] { return std::vector<float>(hidden); };
-  refused(source, "bias");
-}
-
 }  // namespace
-}  // namespace switchyard::cuda
+}  // namespace switchyard::cuda::test

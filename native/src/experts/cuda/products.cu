@@ -19,6 +19,8 @@ constexpr size_t chosen_rows = 1024;
 constexpr int candidates_max = 64;
 /** Of a trial, as many as a batch can have. */
 constexpr size_t trial_rows = batch_rows_max;
+/** Numbers of rows after which a trial waits to see whether all were right so far: an algorithm that will not do ends soon. */
+constexpr size_t counts_per_look = 32;
 /** Rows that differ; the others repeat them, since a row has the same bits wherever it is. */
 constexpr size_t trial_rows_made = trial_rows / 4;
 
@@ -165,7 +167,13 @@ struct Product::Trial {
       const size_t first = count * 7 % (trial_rows - count + 1);
       if (!compute(algorithm, first, count, part)) return false;
       expect_same(part.as<uint16_t>(), first, count);
+      if (count % counts_per_look == 0 && !all_same()) return false;
     }
+    return all_same();
+  }
+
+  /** Waits. */
+  bool all_same() const {
     // A copy to memory that is not page-locked returns when it is done.
     uint32_t found = 0;
     check(cudaMemcpyAsync(&found, differs.as<void>(), sizeof found, cudaMemcpyDeviceToHost, stream), "to copy out, or while it multiplied");
