@@ -9,8 +9,8 @@ import { Deferred, sleep } from '../services/common/lifecycle.js';
 export interface Holdings {
   /** Alive in V8's heap and in buffers. */
   heapMiB: number;
-  /** Resident, that of native code too. */
-  rssMiB: number;
+  /** Resident and in no file: what V8, buffers and native code hold, or held and keep for later. */
+  anonymousMiB: number;
   descriptors: number;
 }
 
@@ -41,14 +41,14 @@ export class Collector {
     process.kill('SIGUSR2');
     const ended = process.exited.then((exit) => Promise.reject(process.exitError(exit)));
     const heapBytes = await Promise.race([answer.promise, ended]);
-    return { heapMiB: heapBytes / mebibyte, rssMiB: rssMiBOf(process), descriptors };
+    return { heapMiB: heapBytes / mebibyte, anonymousMiB: anonymousMiBOf(process), descriptors };
   }
 }
 
 /** As it is now, with garbage that V8 has not collected. Throws if the process has ended. */
-export function rssMiBOf(process: LocalProcess): number {
+export function anonymousMiBOf(process: LocalProcess): number {
   const status = ofProcess(process, (directory) => readFileSync(`${directory}/status`, 'utf8'));
-  return Number(/VmRSS:\s+(\d+)/.exec(status)![1]) / 1024;
+  return Number(/RssAnon:\s+(\d+)/.exec(status)![1]) / 1024;
 }
 
 async function settledDescriptors(process: LocalProcess): Promise<number> {
