@@ -129,7 +129,7 @@ static_assert(call_of_new_copy % 3 == 2, "loads run beside calls that have just 
 /** Runs all calls, some after others have ended, and loads an expert before its first one, beside the others. */
 Outcome run_calls() {
   Outcome outcome;
-  SlabArena arena(size_t{1} << 20);
+  SlabArena arena(size_t{256} << 10);
   try {
     const auto backend = create_backend(0);
     arena.set_listener(backend->memory_listener());

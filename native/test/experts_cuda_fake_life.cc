@@ -171,7 +171,7 @@ TEST(CudaLifeOnAFake, MakesRoomForExpertsWhileBatchesRun) {
     for (size_t number = 0; number < 4; ++number) expected.push_back(device.compute(*device.load(number), every(1)));
   }
   for (const fake_cuda::Order order : orders) {
-    for (uint64_t seed = 1; seed <= 10; ++seed) {
+    for (uint64_t seed = 1; seed <= 5; ++seed) {
       fake_cuda::reset({.order = order, .seed = seed, .hardware_queues = seed % 2 == 0 ? size_t{8} : 0});
       {
         Backend device;

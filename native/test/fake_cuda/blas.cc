@@ -1,6 +1,7 @@
 #include <cublasLt.h>
 
-#include <memory>
+#include <algorithm>
+#include <vector>
 
 #include "device.h"
 #include "kernels/bf16.h"
@@ -14,11 +15,8 @@ namespace {
 
 constexpr size_t tile_outputs = 64;
 
-/** Arithmetic of the device: who may touch its memory when is for Memory to tell, and a sanitizer of threads would take a minute for it. */
-#define DEVICE_ARITHMETIC __attribute__((no_sanitize("thread")))
-
 /** Outputs side by side, each in the order of the depth; how the real library sums is not known. `coarse` rounds each sum to BF16. */
-DEVICE_ARITHMETIC __attribute__((target("avx2"))) void compute_tile(const float* weights, size_t depth, const float* row, bool coarse, float* sums) {
+__attribute__((target("avx2"))) void compute_tile(const float* weights, size_t depth, const float* row, bool coarse, float* sums) {
   float results[tile_outputs] = {};
   for (size_t i = 0; i < depth; ++i) {
     const float value = row[i];
@@ -29,26 +27,26 @@ DEVICE_ARITHMETIC __attribute__((target("avx2"))) void compute_tile(const float*
   for (size_t output = 0; output < tile_outputs; ++output) sums[output] = results[output];
 }
 
-DEVICE_ARITHMETIC void to_floats(const uint16_t* values, size_t count, size_t stride, float* out) {
-  for (size_t i = 0; i < count; ++i) out[i * stride] = __builtin_bit_cast(float, static_cast<uint32_t>(values[i]) << 16);
+void to_floats(const uint16_t* values, size_t count, size_t stride, float* out) {
+  for (size_t i = 0; i < count; ++i) out[i * stride] = switchyard::bf16_to_float(values[i]);
 }
 
 using Layout = cublasLtMatrixLayoutOpaque_t;
 
-DEVICE_ARITHMETIC void compute(const uint16_t* weights, const Layout& a, const uint16_t* rows, const Layout& b, uint16_t* sums, const Layout& d,
-                               bool coarse) {
-  const std::unique_ptr<float[]> memory(new float[a.rows * (tile_outputs + 1)]());
-  float* const tile = memory.get();
-  float* const row_values = tile + a.rows * tile_outputs;
+void compute(const uint16_t* weights, const Layout& a, const uint16_t* rows, const Layout& b, uint16_t* sums, const Layout& d, bool coarse) {
+  // Of the device's one thread. Outputs beyond the last one are summed too, whatever they are.
+  static std::vector<float> tile, row_values;
+  tile.resize(std::max<size_t>(tile.size(), a.rows * tile_outputs));
+  row_values.resize(std::max<size_t>(row_values.size(), a.rows));
   float results[tile_outputs];
   for (size_t first = 0; first < d.rows; first += tile_outputs) {
     const size_t count = d.rows - first < tile_outputs ? d.rows - first : tile_outputs;
     for (size_t output = 0; output < count; ++output) {
-      to_floats(weights + (first + output) * static_cast<size_t>(a.stride), a.rows, tile_outputs, tile + output);
+      to_floats(weights + (first + output) * static_cast<size_t>(a.stride), a.rows, tile_outputs, tile.data() + output);
     }
     for (size_t row = 0; row < d.columns; ++row) {
-      to_floats(rows + row * static_cast<size_t>(b.stride), a.rows, 1, row_values);
-      compute_tile(tile, a.rows, row_values, coarse, results);
+      to_floats(rows + row * static_cast<size_t>(b.stride), a.rows, 1, row_values.data());
+      compute_tile(tile.data(), a.rows, row_values.data(), coarse, results);
       for (size_t output = 0; output < count; ++output) {
         sums[row * static_cast<size_t>(d.stride) + first + output] = switchyard::float_to_bf16(results[output]);
       }

@@ -47,6 +47,7 @@ void Device::reset(const Options& wanted) {
   environment_noted_ = false;
   unsetenv("CUDA_DEVICE_MAX_CONNECTIONS");
   held_ = false;
+  begins_at_ = {};
   forget_hosts();
   host_reads_.clear();
   random_.seed(wanted.seed);
@@ -127,7 +128,7 @@ void Device::enqueue(Lock&, Stream* stream, const char* kind, Run run, bool on_h
   ++stream->pending;
   queues_[stream->number % queues_.size()].push_back(
       {stream, ++operations_made_, {{kind, line_of_stream(stream->number), number}, stream->clock}, std::move(run), nullptr, nullptr, on_host});
-  work_.notify_one();
+  if (std::exchange(sleeps_, false)) work_.notify_one();
 }
 
 void Device::record(Lock& lock, Stream* stream, Event& event) {
@@ -213,27 +214,32 @@ cudaError_t Device::wait_for_all(Lock& lock) {
 }
 
 std::deque<Operation>* Device::choose(Lock& lock) {
-  std::vector<std::deque<Operation>*> ready, preferred;
+  auto& [ready, preferred] = choices_;
+  ready.clear();
+  preferred.clear();
   for (auto& queue : queues_) {
     if (queue.empty() || !may_run(queue.front())) continue;
     ready.push_back(&queue);
     if (queue.front().stream->number != starved_stream) preferred.push_back(&queue);
   }
   if (ready.empty() || held_) {
+    // Whoever queues the next operation wakes it: once, for to wake it for each would be most of the work.
+    sleeps_ = true;
     work_.wait(lock);
+    // Not at once: there is something to choose from when it begins.
+    if (options.order == Order::random) begins_at_ = Time::now() + quiet * (random_() % 1024) / 1024;
     return nullptr;
   }
   if (options.order == Order::queued) {
     return *std::ranges::min_element(ready, {}, [](const auto* queue) { return queue->front().age; });
   }
-  const bool waits = options.order == Order::late || (options.order == Order::starved && preferred.empty());
-  const auto due = last_call_ + quiet;
-  if (waits && hosts_waiting_ == 0 && Time::now() < due) {
-    work_.wait_until(lock, due);
+  if (options.order == Order::late || (options.order == Order::starved && preferred.empty())) begins_at_ = last_call_ + quiet;
+  if (hosts_waiting_ == 0 && Time::now() < begins_at_) {
+    work_.wait_until(lock, begins_at_);
     return nullptr;
   }
-  if (options.order == Order::starved && !preferred.empty()) ready = preferred;
-  return ready[random_() % ready.size()];
+  const auto& choice = options.order == Order::starved && !preferred.empty() ? preferred : ready;
+  return choice[random_() % choice.size()];
 }
 
 void Device::run() {

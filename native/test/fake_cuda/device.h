@@ -135,12 +135,20 @@ class Device {
   std::vector<std::deque<Operation>> queues_;
   size_t streams_made_ = 0, streams_used_ = 0;
   bool environment_noted_ = false;
+  /** Of choose(): all queues whose head may run, and those but the starved one. */
+  struct {
+    std::vector<std::deque<Operation>*> ready, preferred;
+  } choices_;
   std::vector<HostRead> host_reads_;
   uint64_t operations_made_ = 0;
   /** Whose operation runs now. */
   Stream* running_ = nullptr;
   size_t hosts_waiting_ = 0;
   bool held_ = false;
+  /** Until an operation is queued, or a thread waits. */
+  bool sleeps_ = false;
+  /** Nothing runs before, unless a thread of the host waits. */
+  Time::time_point begins_at_;
   Time::time_point last_call_;
   std::mt19937_64 random_;
   bool ending_ = false;

@@ -21,9 +21,9 @@ namespace fake_cuda {
 
 /** Which of the operations that may run runs next. */
 enum class Order {
-  /** The oldest. */
+  /** The oldest, at once. */
   queued,
-  /** Any. */
+  /** Any, after a while. */
   random,
   /** Any, once the host has been quiet for a while or waits. */
   late,

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int poison = 0xff;
 /** Of memory that is given out: more would take longer than what is tested. */
-constexpr size_t poisoned_bytes_max = size_t{64} << 10;
+constexpr size_t poisoned_bytes_max = size_t{8} << 10;
 
 thread_local cudaError_t last_error = cudaSuccess;
 
