@@ -1,6 +1,6 @@
 /**
  * Loaded into a process in front of its program (--import): at SIGUSR2 the process collects its whole heap and prints what is
- * left of it, `{"event":"collected","heapBytes":N}`, buffers included.
+ * left of it, `{"event":"collected","heapBytes":N,"v8Bytes":N}`: what is alive, buffers included, and what V8 keeps for its heap.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
@@ -19,7 +19,8 @@ if (isMainThread) {
       collect();
       await nextTurn();
     }
-    const { heapUsed, external } = process.memoryUsage();
-    process.stdout.write(`${JSON.stringify({ event: 'collected', heapBytes: heapUsed + external })}\n`);
+    const { heapUsed, heapTotal, external } = process.memoryUsage();
+    const left = { event: 'collected', heapBytes: heapUsed + external, v8Bytes: heapTotal };
+    process.stdout.write(`${JSON.stringify(left)}\n`);
   });
 }

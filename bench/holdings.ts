@@ -9,8 +9,8 @@ import { Deferred, sleep } from '../services/common/lifecycle.js';
 export interface Holdings {
   /** Alive in V8's heap and in buffers. */
   heapMiB: number;
-  /** Resident and in no file: what V8, buffers and native code hold, or held and keep for later. */
-  anonymousMiB: number;
+  /** Resident beside V8's heap and in no file: what buffers and native code hold, or held and their allocator keeps. */
+  nativeMiB: number;
   descriptors: number;
 }
 
@@ -24,11 +24,11 @@ export class Collector {
   readonly options = {
     environment: { NODE_OPTIONS: nodeOptions() },
     onLine: (process: LocalProcess, line: string) => {
-      const { event, heapBytes } = parseLine(line) ?? {};
-      if (event === 'collected') this.asked.get(process)?.resolve(Number(heapBytes));
+      const said = parseLine(line);
+      if (said?.event === 'collected') this.asked.get(process)?.resolve(said as unknown as Collected);
     },
   };
-  private readonly asked = new Map<LocalProcess, Deferred<number>>();
+  private readonly asked = new Map<LocalProcess, Deferred<Collected>>();
 
   holdings(processes: readonly LocalProcess[]): Promise<Holdings[]> {
     return Promise.all(processes.map((process) => this.holdingsOf(process)));
@@ -36,16 +36,23 @@ export class Collector {
 
   private async holdingsOf(process: LocalProcess): Promise<Holdings> {
     const descriptors = await settledDescriptors(process);
-    const answer = new Deferred<number>();
+    const answer = new Deferred<Collected>();
     this.asked.set(process, answer);
     process.kill('SIGUSR2');
     const ended = process.exited.then((exit) => Promise.reject(process.exitError(exit)));
-    const heapBytes = await Promise.race([answer.promise, ended]);
-    return { heapMiB: heapBytes / mebibyte, anonymousMiB: anonymousMiBOf(process), descriptors };
+    const { heapBytes, v8Bytes } = await Promise.race([answer.promise, ended]);
+    const nativeMiB = anonymousMiBOf(process) - v8Bytes / mebibyte;
+    return { heapMiB: heapBytes / mebibyte, nativeMiB, descriptors };
   }
 }
 
-/** As it is now, with garbage that V8 has not collected. Throws if the process has ended. */
+/** What bench/collect.ts prints. */
+interface Collected {
+  heapBytes: number;
+  v8Bytes: number;
+}
+
+/** All of it that is resident and in no file, with garbage that V8 has not collected. Throws if the process has ended. */
 export function anonymousMiBOf(process: LocalProcess): number {
   const status = ofProcess(process, (directory) => readFileSync(`${directory}/status`, 'utf8'));
   return Number(/RssAnon:\s+(\d+)/.exec(status)![1]) / 1024;

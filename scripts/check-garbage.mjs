@@ -1,7 +1,7 @@
 /**
  * Garbage to every HTTP and gRPC port of a cluster of processes, half of it with a credential, without TLS and with it: no process
  * may end, stand still, or hold more once its heap is collected, and batches keep their answers:
- *   node scripts/check-garbage.mjs [REQUESTS] (after npm run bootstrap; to each port: 100,000)
+ *   node scripts/check-garbage.mjs [REQUESTS [plain | tls]] (after npm run bootstrap; to each port: 100,000)
  */
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { faultsOf, formatHoldings, runGarbage } from '../dist/bench/garbage.js';
 
 const requests = Number(process.argv[2] ?? 100_000);
+const chosen = process.argv[3];
 const scratch = mkdtempSync(join(tmpdir(), 'switchyard-garbage-'));
 const log = (line) => process.stderr.write(`${line}\n`);
 
@@ -25,7 +26,8 @@ function certificate() {
 
 let faults = 0;
 try {
-  for (const tls of [null, certificate()]) {
+  for (const mode of chosen ? [chosen] : ['plain', 'tls']) {
+    const tls = mode === 'tls' ? certificate() : null;
     const report = await runGarbage({ requests, tls, log });
     console.log(
       `${tls === null ? 'without' : 'with'} TLS: ${requests} requests to each port in ${report.seconds.toFixed(0)} s`,

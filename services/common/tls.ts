@@ -208,17 +208,26 @@ const handshakesMax = 256;
 export function guardHandshakes(server: Server, log: Logger): void {
   const open = new Map<string, Socket>();
   const peerOf = ({ remoteAddress, remotePort }: Socket) => `${remoteAddress}:${remotePort}`;
+  const refuse = (peer: string, reason: string) => {
+    if (open.delete(peer)) log.warn({ event: 'connection-refused', peer, reason });
+  };
   server.on('connection', (socket: Socket) => {
     const peer = peerOf(socket);
     open.set(peer, socket);
-    socket.once('close', () => open.delete(peer));
-    if (open.size > handshakesMax) open.values().next().value!.destroy();
+    // Who does not trust the certificate may leave without a word.
+    const left =
+      'the caller left before the handshake was done; it may not trust this certificate (its tlsCa)';
+    socket.once('close', () => refuse(peer, left));
+    if (open.size <= handshakesMax) return;
+    const [oldest, waiting] = open.entries().next().value!;
+    refuse(oldest, `more than ${handshakesMax} handshakes are under way`);
+    waiting.destroy();
   });
   server.on('secureConnection', (socket: TLSSocket) => open.delete(peerOf(socket)));
   server.on('tlsClientError', (error: Error, socket: TLSSocket) => {
     const plain = /http request|wrong version number/.test(error.message);
-    const reason = plain ? 'the caller speaks no TLS: its tlsCa is not set' : error.message;
-    log.warn({ event: 'connection-refused', peer: peerOf(socket), reason });
+    // That of a caller who has left has no address any more: its connection's end tells.
+    refuse(peerOf(socket), plain ? 'the caller speaks no TLS: its tlsCa is not set' : error.message);
   });
 }
 

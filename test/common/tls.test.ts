@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
 import { connect as connectTcp } from 'node:net';
 import { describe, expect, test } from '@jest/globals';
@@ -84,6 +85,28 @@ describe('a server that asks for certificates', () => {
     const { address } = await serveTls();
     const error = await errorOf(describeModel(address, open({ ca, ...caller })));
     expect(error).toMatchObject({ code, message: expect.stringMatching(reason) });
+  });
+
+  test.each([
+    ['who speaks no TLS', 'GET / HTTP/1.1\r\n\r\n', /^the caller speaks no TLS: its tlsCa is not set$/],
+    [
+      'who leaves within the handshake',
+      '\x16',
+      /^the caller left before the handshake was done; it may not trust/,
+    ],
+  ])('tells in its log of %s, and the address', async (_, bytes, reason) => {
+    const lines: unknown[] = [];
+    const telling = Object.assign(Object.create(log), { warn: (line: unknown) => lines.push(line) });
+    const { port } = await serve({ tls: open({ ca, ...server }), log: telling });
+    const socket = connectTcp(port, '127.0.0.1').on('error', () => {});
+    await once(socket, 'connect');
+    const peer = `127.0.0.1:${socket.localPort}`;
+    socket.end(Buffer.from(bytes, 'latin1'));
+    await until(
+      () => lines.length,
+      (count) => count > 0,
+    );
+    expect(lines).toEqual([{ event: 'connection-refused', peer, reason: expect.stringMatching(reason) }]);
   });
 
   test('gives nothing to who speaks no TLS', async () => {
