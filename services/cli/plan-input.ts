@@ -1,6 +1,7 @@
 import { decimal, humanCount, text } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { FileTopology } from '../coordinator/topology.js';
+import { inStoredBytes, isCuda } from '../model/device-bytes.js';
 import type { PlanInput, PlanWorker } from '../placement/input.js';
 import { usualRates } from '../placement/rates.js';
 import type { Recording } from './recording.js';
@@ -29,6 +30,17 @@ export interface PlanOptions {
 
 type RecordedWorker = Recording['workers'][number];
 
+/** Plans count experts by the bytes that are stored; these are those of the worker's device. */
+export interface DeviceWorker extends PlanWorker {
+  deviceMemoryBytes: number;
+  /** What a stored byte takes there. */
+  deviceBytesPerByte: number;
+}
+
+export interface DeviceInput extends PlanInput {
+  workers: readonly DeviceWorker[];
+}
+
 /**
  * What the planner is given for a recorded load; with a topology, on the devices that it lists. Rates are those of `usualRates`. Throws NOT_READY for a recording without rows.
  */
@@ -36,7 +48,7 @@ export function planInput(
   recording: Recording,
   topology: FileTopology | null,
   { copies, replicaSlots, horizon }: PlanOptions,
-): PlanInput {
+): DeviceInput {
   const { layers, seconds, topK } = recording;
   const rows = layers.flatMap((layer) => layer.rows).reduce((sum, one) => sum + one, 0);
   if (rows === 0) {
@@ -44,16 +56,23 @@ export function planInput(
     throw new SwitchyardError('NOT_READY', text);
   }
   const { workers, indexOf } = onTopology(recording.workers, topology);
-  const rowsPerSecond = ratesOf('rowsPerSecond', recording.workers, workers);
-  const loadBytesPerSecond = ratesOf('loadBytesPerSecond', recording.workers, workers);
+  const room = ({ device, ...told }: RecordedWorker) => {
+    const { stored, held } = bytesOn(device, layers);
+    return { ...told, ...inStoredBytes(told, stored, held), deviceBytesPerByte: held / stored };
+  };
+  const [recorded, rooms] = [recording.workers.map(room), workers.map(room)];
+  const rowsPerSecond = ratesOf('rowsPerSecond', recorded, rooms);
+  const loadBytesPerSecond = ratesOf('loadBytesPerSecond', recorded, rooms);
   return {
-    workers: workers.map(
-      ({ name, host, memoryBytes }, index): PlanWorker => ({
+    workers: rooms.map(
+      ({ name, host, memoryBytes, deviceBytesPerByte }, index): DeviceWorker => ({
         name,
         host,
         memoryBytes,
         rowsPerSecond: rowsPerSecond[index]!,
         loadBytesPerSecond: loadBytesPerSecond[index]!,
+        deviceMemoryBytes: workers[index]!.memoryBytes,
+        deviceBytesPerByte,
       }),
     ),
     layers: layers.map(({ layer, expertBytes, rows, choices }) => ({
@@ -76,6 +95,15 @@ export function planInput(
     horizonSeconds: horizon,
     crossingSeconds: crossingSeconds(topology, recording.hidden),
   };
+}
+
+/** Of an expert of the layer that grows most on the device: as it is stored, and as it is held there. */
+function bytesOn(device: string, layers: Recording['layers']): { stored: number; held: number } {
+  const all = layers.map(({ expertBytes, expertBytesOnCuda }) => ({
+    stored: expertBytes,
+    held: (isCuda(device) && expertBytesOnCuda) || expertBytes,
+  }));
+  return all.reduce((most, one) => (one.held / one.stored > most.held / most.stored ? one : most));
 }
 
 /** Of the slowest link that the topology lists: one row goes there and one comes back, in BF16. */
@@ -107,11 +135,13 @@ function onTopology(recorded: readonly RecordedWorker[], topology: FileTopology 
   return { workers, indexOf };
 }
 
+type Rates = Pick<RecordedWorker, 'rowsPerSecond' | 'loadBytesPerSecond'>;
+
 /** Of workers, some of which were not recorded. */
 function ratesOf(
   field: 'rowsPerSecond' | 'loadBytesPerSecond',
-  recorded: readonly RecordedWorker[],
-  workers: readonly RecordedWorker[],
+  recorded: readonly Rates[],
+  workers: readonly Rates[],
 ): number[] {
   const measured = recorded.map((worker) => worker[field]);
   if (measured.every((rate) => rate === null)) {

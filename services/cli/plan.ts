@@ -7,7 +7,7 @@ import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, readCredential, withClient } from './connection.js';
 import { bytes, count, seconds, table } from './format.js';
 import { measureLoad } from './measure-load.js';
-import { planFields, planHelp, planInput } from './plan-input.js';
+import { type DeviceInput, planFields, planHelp, planInput } from './plan-input.js';
 import { type Recording, readRecording } from './recording.js';
 
 /** Said with every plan. */
@@ -90,7 +90,7 @@ function planJson(recording: Recording, input: PlanInput, { target, predicted, .
   };
 }
 
-function describePlan(recording: Recording, input: PlanInput, planned: Plan): string {
+function describePlan(recording: Recording, input: DeviceInput, planned: Plan): string {
   const [present, target] = [figuresOf(planned.predicted.present), figuresOf(planned.predicted.target)];
   const row = (name: string, show: (figures: typeof target) => string) => [name, show(present), show(target)];
   const figures = table([
@@ -117,17 +117,17 @@ function describePlan(recording: Recording, input: PlanInput, planned: Plan): st
   );
 }
 
-function workerTable({ workers, layers, present }: PlanInput, { target }: Plan): string {
+function workerTable({ workers, layers, present }: DeviceInput, { target }: Plan): string {
   const held = (copies: PlanInput['present'], worker: number) =>
     copies.map((experts) => experts.filter((holders) => holders.includes(worker)).length);
   const sum = (counts: number[]) => counts.reduce((total, one) => total + one, 0);
   return table([
     ['WORKER', 'HOST', 'ROWS/S', 'EXPERTS', 'TARGET', 'TAKES', 'OF MEMORY'],
-    ...workers.map(({ name, host, rowsPerSecond, memoryBytes }, worker) => {
+    ...workers.map(({ name, host, rowsPerSecond, deviceMemoryBytes, deviceBytesPerByte }, worker) => {
       const copies = held(target, worker);
-      const taken = sum(copies.map((one, layer) => one * layers[layer]!.expertBytes));
+      const taken = sum(copies.map((one, layer) => one * layers[layer]!.expertBytes)) * deviceBytesPerByte;
       const counts = [count(sum(held(present, worker))), count(sum(copies))];
-      return [name, host, count(rowsPerSecond), ...counts, bytes(taken), bytes(memoryBytes)];
+      return [name, host, count(rowsPerSecond), ...counts, bytes(taken), bytes(deviceMemoryBytes)];
     }),
   ]);
 }

@@ -3,9 +3,12 @@ import { z } from 'zod';
 import type { ClusterDescription, SwitchyardClient } from '../client/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import { listCopies } from '../common/expert-copies.js';
+import type { FfnModel } from '../common/generated/switchyard/v1/FfnModel.js';
+import type { LayerModel } from '../common/generated/switchyard/v1/LayerModel.js';
 import { sleep } from '../common/lifecycle.js';
 import type { OutputFile } from '../common/output-file.js';
 import { checkBy } from '../common/schema-issue.js';
+import { expertBytesOn } from '../model/device-bytes.js';
 import { modelLimits, size } from '../model/limits.js';
 
 const fileBytesMax = 64 * 1024 * 1024;
@@ -38,6 +41,8 @@ const workerSchema = z.strictObject({
 const layerSchema = z.strictObject({
   layer: index(2 ** 32),
   expertBytes: size(modelLimits.expertBytes),
+  /** What an expert takes of a CUDA device; absent in older recordings: the same. */
+  expertBytesOnCuda: size(2 * modelLimits.expertBytes).optional(),
   /** By expert, within `seconds`. */
   rows: z.array(amount()).min(1).max(modelLimits.experts),
   /** By expert: the workers that hold it, as indices, ascending. */
@@ -129,6 +134,11 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
   nodes.sort((a, b) => a.name.localeCompare(b.name, 'en', { numeric: true }));
   const indexOf = placement.workers.map((worker) => nodes.findIndex(({ name }) => name === worker));
   const expertBytes = Number(model.expertBytes);
+  const expertBytesOnCuda = expertBytesOn('cuda', {
+    ...model,
+    expertBytes,
+    layers: model.layers.map(sizesOf),
+  });
   return {
     format,
     version: 1,
@@ -146,6 +156,7 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
     layers: placement.layers.map((layer) => ({
       layer: layer.layer,
       expertBytes,
+      expertBytesOnCuda,
       workersOf: listCopies(layer).map((workers) =>
         workers
           .map((worker) => indexOf[worker]!)
@@ -154,4 +165,12 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
       ),
     })),
   };
+}
+
+function sizesOf({ expert, shared }: LayerModel) {
+  const sizes = (form: FfnModel | null) => {
+    const { ffn, activation } = form!;
+    return { ffn, activation: activation.toLowerCase() as Lowercase<typeof activation> };
+  };
+  return { expert: sizes(expert), shared: shared.map(({ ffn }) => sizes(ffn)) };
 }

@@ -1,4 +1,4 @@
-import { expertBytesOn } from '../model/device-bytes.js';
+import { type DeviceRoom, expertBytesOn, inStoredBytes } from '../model/device-bytes.js';
 import type { ModelSpec } from '../model/spec.js';
 import type { Member } from './membership.js';
 
@@ -20,11 +20,11 @@ export function weightBytes(living: readonly Member[]): Map<Member, number> {
   return bytes;
 }
 
-/** The same in experts of the model, each counted with its `expertBytes`, whatever it takes on the worker's device. */
-export function roomForExperts(living: readonly Member[], model: ModelSpec): Map<Member, number> {
-  const room = (member: Member, bytes: number) => {
-    const onDevice = expertBytesOn(member.hello.device, model);
-    return onDevice === model.expertBytes ? bytes : Math.floor(bytes / onDevice) * model.expertBytes;
+/** What plans count with, in bytes as the model is stored, whatever an expert takes on the worker's device. */
+export function roomForExperts(living: readonly Member[], model: ModelSpec): Map<Member, DeviceRoom> {
+  const room = ({ hello, worker }: Member, memoryBytes: number) => {
+    const told = { memoryBytes, loadBytesPerSecond: worker?.load?.bytesPerSecond || null };
+    return inStoredBytes(told, model.expertBytes, expertBytesOn(hello.device, model));
   };
   return new Map([...weightBytes(living)].map(([member, bytes]) => [member, room(member, bytes)]));
 }

@@ -1,4 +1,5 @@
 import type { SwitchyardError } from '../common/errors.js';
+import type { DeviceRoom } from '../model/device-bytes.js';
 import type { ExpertOrder } from '../model/expert-order.js';
 import type { Copies, PlanInput, PlanWorker } from '../placement/input.js';
 import { usualRates } from '../placement/rates.js';
@@ -13,18 +14,15 @@ const loadBytesPerSecondAssumed = 1e9;
 /** Of what the workers can compute, an unknown load is taken to be so much. */
 const shareAssumed = 0.5;
 
-/** What the coordinator knows of a worker that may have copies. */
-export interface Candidate {
+/** What the coordinator knows of a worker that may have copies; its room is that of roomForExperts. */
+export interface Candidate extends DeviceRoom {
   slot: number;
   name: string;
   host: string;
-  /** As roomForExperts counts it. */
-  memoryBytes: number;
   /** It gets none that it does not have. */
   cordoned: boolean;
   /** Null: not measured. */
   rowsPerSecond: number | null;
-  loadBytesPerSecond: number | null;
 }
 
 export interface PlanningOptions {

@@ -2,6 +2,7 @@ import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/e
 import { listCopies } from '../common/expert-copies.js';
 import type { Placement } from '../common/generated/switchyard/v1/Placement.js';
 import type { RebalanceAnswerInput } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
+import type { DeviceRoom } from '../model/device-bytes.js';
 import type { ExpertOrder } from '../model/expert-order.js';
 import { expertsPerToken, type ModelSpec } from '../model/spec.js';
 import type { PlanInput } from '../placement/input.js';
@@ -141,12 +142,12 @@ export class PlacementPlans {
     const living = membership.living('WORKER');
     if (this.started || this.mayStart(membership, nowMs)) {
       const routers = membership.living('ROUTER');
-      const memory = roomForExperts(living, this.options.model);
-      this.candidates = this.candidatesOf(living, memory);
+      const room = roomForExperts(living, this.options.model);
+      this.candidates = this.candidatesOf(living, room);
       if (!this.started) this.start(living, nowMs);
       if (this.stale) this.retarget(living, routers, nowMs);
       if (this.isPlanDue(nowMs)) void this.replan(nowMs);
-      const capacity = (member: Member) => Math.floor(memory.get(member)! / this.expertBytes);
+      const capacity = (member: Member) => Math.floor(room.get(member)!.memoryBytes / this.expertBytes);
       const steps = this.placement.reconcile(oldestInUse(routers, term), capacity, nowMs);
       const assigned = new Set(
         living.filter(({ hello }) => steps.assigned.has(this.placement.slotOf(hello.name))),
@@ -334,7 +335,7 @@ export class PlacementPlans {
   }
 
   /** In the order in which shares are dealt. */
-  private candidatesOf(living: readonly Member[], memory: ReadonlyMap<Member, number>): Candidate[] {
+  private candidatesOf(living: readonly Member[], room: ReadonlyMap<Member, DeviceRoom>): Candidate[] {
     const usable = living.filter(
       ({ draining, hello }) => !draining && this.marks.get(hello.name) !== 'DRAINED',
     );
@@ -350,10 +351,9 @@ export class PlacementPlans {
         slot: this.placement.slotOf(name),
         name,
         host: hello.host,
-        memoryBytes: memory.get(member)!,
+        ...room.get(member)!,
         cordoned: this.marks.get(name) === 'CORDONED',
         rowsPerSecond: worker?.computeSeconds ? worker.rowsComputed / worker.computeSeconds || null : null,
-        loadBytesPerSecond: worker?.load?.bytesPerSecond || null,
       };
     });
   }

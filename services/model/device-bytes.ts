@@ -1,7 +1,13 @@
 import { isGated } from './limits.js';
-import type { ModelSpec } from './spec.js';
+import type { FfnSpec, ModelSpec } from './spec.js';
 
 const mebibyte = 1024 * 1024;
+
+type FfnSizes = Pick<FfnSpec, 'ffn' | 'activation'>;
+interface LayerSizes {
+  expert: FfnSizes;
+  shared: readonly FfnSizes[];
+}
 
 /**
  * What the largest expert takes of a device's memory, in bytes. CPUs keep weights as they are stored; CUDA devices have them in BF16,
@@ -9,9 +15,13 @@ const mebibyte = 1024 * 1024;
  */
 export function expertBytesOn(
   device: string,
-  { hidden, layers, expertBytes }: Pick<ModelSpec, 'hidden' | 'layers' | 'expertBytes'>,
+  {
+    hidden,
+    layers,
+    expertBytes,
+  }: Pick<ModelSpec, 'hidden' | 'expertBytes'> & { layers: readonly LayerSizes[] },
 ): number {
-  if (!device.startsWith('cuda')) return expertBytes;
+  if (!isCuda(device)) return expertBytes;
   const sizes = layers.flatMap(({ expert, shared }) =>
     [expert, ...shared].map(({ ffn }) => {
       const elements = padded(hidden) * padded(ffn) * (isGated(expert.activation) ? 3 : 2);
@@ -19,6 +29,28 @@ export function expertBytesOn(
     }),
   );
   return Math.max(...sizes);
+}
+
+export const isCuda = (device: string) => device.startsWith('cuda');
+
+/** What a worker tells of its device. */
+export interface DeviceRoom {
+  memoryBytes: number;
+  /** Null: not measured. */
+  loadBytesPerSecond: number | null;
+}
+
+/** The same in bytes as the checkpoint stores them, by which plans count every expert. An expert has `stored` of them, and takes `held` of the device. */
+export function inStoredBytes(
+  { memoryBytes, loadBytesPerSecond }: DeviceRoom,
+  stored: number,
+  held: number,
+): DeviceRoom {
+  if (held === stored) return { memoryBytes, loadBytesPerSecond };
+  return {
+    memoryBytes: Math.floor(memoryBytes / held) * stored,
+    loadBytesPerSecond: loadBytesPerSecond && (loadBytesPerSecond / held) * stored,
+  };
 }
 
 /** Rows begin at 16 bytes. */

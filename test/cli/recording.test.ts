@@ -3,7 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from '@jest/globals';
 import { planInput } from '../../services/cli/plan-input.js';
-import { type Recording, readRecording } from '../../services/cli/recording.js';
+import { type Recording, readRecording, recordCluster } from '../../services/cli/recording.js';
+import type { ClusterDescription } from '../../services/client/index.js';
 
 const directory = mkdtempSync(join(tmpdir(), 'switchyard-recording-'));
 afterAll(() => rmSync(directory, { recursive: true }));
@@ -64,6 +65,30 @@ describe('a recording', () => {
   });
 });
 
+describe('a cluster that is recorded', () => {
+  const ffn = { ffn: 1536, activation: 'SWIGLU' };
+  const cluster = {
+    model: {
+      name: 'packed',
+      hidden: 4096,
+      expertBytes: 18_878_976,
+      layers: [{ expert: ffn, shared: [{ ffn, weight: 1, gated: false }] }],
+    },
+    view: {
+      epoch: 1,
+      nodes: [
+        { role: 'WORKER', state: 'READY', name: 'x', host: 'a', device: 'cuda:0', memoryBytes: 2 ** 30 },
+      ],
+      placement: { workers: ['x'], layers: [{ layer: 0, experts: [], copies: [] }] },
+    },
+  } as unknown as ClusterDescription;
+
+  test('has what an expert of a packed checkpoint takes of a CUDA device', () => {
+    const { layers } = recordCluster(cluster);
+    expect(layers).toMatchObject([{ expertBytes: 18_878_976, expertBytesOnCuda: 37_748_736 }]);
+  });
+});
+
 describe('what the planner is given for a recording', () => {
   const options = { copies: 1, replicaSlots: null, horizon: 60 };
 
@@ -86,6 +111,20 @@ describe('what the planner is given for a recording', () => {
       { name: 'c/0', host: 'c', memoryBytes: 300 },
     ]);
     expect(present).toEqual([[[], [0]]]);
+  });
+
+  test('room on CUDA devices for the experts that they hold in BF16, however they are stored', () => {
+    const packed = { ...layer, expertBytesOnCuda: 150 };
+    const devices = ['cpu', 'cuda:0'].map((device) => ({ ...worker, name: device, device }));
+    const recording = { ...good, workers: devices, layers: [packed] };
+    const { workers, layers } = planInput(readRecording(written(recording)), null, options);
+    const copies = ({ memoryBytes }: { memoryBytes: number }) => memoryBytes / layers[0]!.expertBytes;
+    expect(workers.map(copies)).toEqual([4, 2]);
+    // Both load 1,000 bytes of their device a second.
+    expect(workers.map(({ loadBytesPerSecond }) => Math.round(loadBytesPerSecond))).toEqual([1000, 667]);
+    const hosts = [{ name: 'b', devices: ['cuda:0'] }];
+    expect(planInput(recording, { hosts, links: [] }, options).workers.map(copies)).toEqual([2]);
+    expect(planInput({ ...recording, layers: [layer] }, null, options).workers.map(copies)).toEqual([4, 4]);
   });
 
   test('nothing without rows, or without any measure of a rate', () => {

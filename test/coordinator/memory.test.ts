@@ -15,13 +15,17 @@ const packed = {
 const worker = (device: string, memoryBytes: number) =>
   ({
     hello: { name: device, host: 'local', device, memoryBytes, memorySharedBytes: 0 },
+    worker: { load: { bytesPerSecond: 37_748_736 } },
   }) as unknown as Member;
 
 test('a CUDA device has room for as many experts of a packed checkpoint as it can hold in BF16', () => {
   const [cpu, cuda] = [worker('cpu', gibibyte), worker('cuda:0', gibibyte)];
   const room = roomForExperts([cpu, cuda], packed);
-  const copies = (member: Member) => Math.floor(room.get(member)! / packed.expertBytes);
+  const copies = (member: Member) => Math.floor(room.get(member)!.memoryBytes / packed.expertBytes);
   expect(copies(cpu)).toBe(56);
   expect(copies(cuda)).toBe(28);
   expect(weightBytes([cpu, cuda]).get(cuda)).toBe(gibibyte);
+  // One in BF16 a second.
+  expect(room.get(cuda)!.loadBytesPerSecond).toBe(packed.expertBytes);
+  expect(room.get(cpu)!.loadBytesPerSecond).toBe(37_748_736);
 });
