@@ -6,7 +6,7 @@
 namespace fake_cuda {
 namespace {
 
-/** How long the host must have been quiet before what is late or starved runs. */
+/** How long the host must have been quiet before what is late or starved runs, and the most that what is random waits. */
 constexpr auto quiet = std::chrono::microseconds(100);
 constexpr size_t starved_stream = 1;
 constexpr const char* event_name = "an event";
