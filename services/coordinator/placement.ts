@@ -254,14 +254,15 @@ export class ClusterPlacement {
   private summarize(): Summary {
     if (this.summary !== null) return this.summary;
     const counts = this.names.map((): CopyCounts => ({ loading: 0, serving: 0, draining: 0 }));
-    for (const [expert, slots] of this.reconciler.assigned.entries())
-      for (const slot of slots) counts[slot]![this.stateOf(expert, slot)] += 1;
-    const missing = [...this.published.keys()].filter((expert) => this.published[expert]!.length === 0);
+    const missing: number[] = [];
+    let planned = 0;
+    for (let expert = 0; expert < this.experts.total; expert += 1) {
+      const assigned = this.reconciler.assigned[expert]!;
+      for (const slot of assigned) counts[slot]![this.stateOf(expert, slot)] += 1;
+      for (const slot of this.target[expert]!) if (!assigned.includes(slot)) planned += 1;
+      if (this.published[expert]!.length === 0) missing.push(expert);
+    }
     const missed = new Set(missing.map((expert) => this.servedLast[expert]!).filter((slot) => slot >= 0));
-    const { assigned } = this.reconciler;
-    const plannedOf = (slots: readonly number[], expert: number) =>
-      slots.filter((slot) => !assigned[expert]!.includes(slot)).length;
-    const planned = this.target.reduce((sum, slots, expert) => sum + plannedOf(slots, expert), 0);
     this.summary = { counts, missing, missed, planned };
     return this.summary;
   }

@@ -133,6 +133,7 @@ export class Reconciler {
   private publish(situation: Situation): number[] {
     const changed: number[] = [];
     for (let expert = 0; expert < this.experts; expert += 1) {
+      if (this.servesAsBefore(situation, expert) && !this.lost.has(expert)) continue;
       const before = this.published[expert]!;
       const after = this.serving(situation, expert);
       const isSame = after.length === before.length && after.every((slot, at) => slot === before[at]);
@@ -147,6 +148,18 @@ export class Reconciler {
     if (changed.length > 0) this.epoch += 1;
     this.lost.clear();
     return changed;
+  }
+
+  /** A quick answer for what most experts do most of the time: they serve where they shall be, or none of their copies is there yet. */
+  private servesAsBefore({ holders, target }: Situation, expert: number): boolean {
+    const [before, copies, wanted] = [this.published[expert]!, this.assigned[expert]!, target[expert]!];
+    if (before.length > 0 && (before.length !== copies.length || before.length !== wanted.length)) return false;
+    for (let at = 0; at < copies.length; at += 1) {
+      const slot = copies[at]!;
+      const isThere = holders[slot]!.alive && holders[slot]!.has(expert);
+      if (before.length === 0 ? isThere : !isThere || before[at] !== slot || wanted[at] !== slot) return false;
+    }
+    return true;
   }
 
   /** The copies that serve from now on: those of the target, and others as long as these are too few. */
@@ -181,8 +194,8 @@ export class Reconciler {
     let limited = 0;
     let moving = this.dropping.size > 0;
     for (const key of this.dropping.keys()) used[key % slotsMax]! += 1;
-    for (const [expert, copies] of this.assigned.entries()) {
-      for (const slot of copies) {
+    for (let expert = 0; expert < this.experts; expert += 1) {
+      for (const slot of this.assigned[expert]!) {
         used[slot]! += 1;
         const loads = !holders[slot]!.has(expert);
         moving ||= loads || !this.published[expert]!.includes(slot);
@@ -198,9 +211,9 @@ export class Reconciler {
     let left = Math.max(0, Math.min(loadsMax - motion.limited, loadsNow));
     let begun = 0;
     for (const lacking of [true, false]) {
-      for (const [expert, wanted] of target.entries()) {
+      for (let expert = 0; expert < this.experts; expert += 1) {
         if ((this.published[expert]!.length === 0) !== lacking) continue;
-        for (const slot of wanted) {
+        for (const slot of target[expert]!) {
           if (!this.mayLoad(situation, motion, expert, slot)) continue;
           if (!lacking && left === 0) {
             motion.moving = true;
