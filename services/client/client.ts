@@ -239,7 +239,7 @@ export class SwitchyardClient {
     const { transport = this.transport } = options;
     const routers = new SessionRouters({
       routers: options.routers ?? null,
-      open: (router) => this.openSession(router, transport),
+      open: (router, others) => this.openSession(router, transport, others),
     });
     const session: Session = new Session({
       state: (batch) => this.knownState(batch),
@@ -302,11 +302,23 @@ export class SwitchyardClient {
     });
   }
 
-  private async openSession(router: RouterDescription, transport: TransportChoice): Promise<RouterSession> {
+  /** `others`: whether there are more to ask if this one does not answer. */
+  private async openSession(
+    router: RouterDescription,
+    transport: TransportChoice,
+    others: boolean,
+  ): Promise<RouterSession> {
     await reachRouters([router], this.connections, 1, 0);
     const { credential, unreachableByUcx: unreachable } = this;
     const { address, name } = router;
-    const session = new RouterSession({ router: address, name, credential, transport, unreachable });
+    const session = new RouterSession({
+      router: address,
+      name,
+      credential,
+      transport,
+      unreachable,
+      others,
+    });
     try {
       await session.opened;
       return session;
@@ -314,7 +326,7 @@ export class SwitchyardClient {
       const byUcx = asSwitchyardError(error).details.transport === 'ucx';
       if (transport !== 'auto' || !byUcx) throw error;
       // UCX does not reach the router, and is left alone there for a while.
-      return this.openSession(router, 'grpc');
+      return this.openSession(router, 'grpc', others);
     }
   }
 

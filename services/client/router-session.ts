@@ -30,6 +30,8 @@ export interface RouterSessionOptions {
   credential: Credential;
   transport: TransportChoice;
   unreachable: UnreachableByUcx;
+  /** Whether others are left to be asked if this one does not answer. */
+  others: boolean;
 }
 
 /** What a batch sends. */
@@ -242,45 +244,41 @@ export class RouterSession {
   }
 
   private async open(): Promise<void> {
-    const { transport, router, unreachable } = this.options;
-    const late = new Deferred<never>();
-    late.promise.catch(() => {});
-    const openMs = openMsOf(transport);
-    const timer = setTimeout(() => {
-      const text = `router ${router} did not open the session within ${openMs} ms`;
-      late.reject(new SwitchyardError('LINK_LOST', text));
-    }, openMs);
-    try {
-      await this.offer();
-      const { ucx, ucxDeclined, batchesMax, windowBytes } = await Promise.race([
-        this.welcomes[0].promise,
-        late.promise,
-      ]);
-      this.slots = new Credits(batchesMax, { setting: 'batches of a session', node: `router ${router}` });
-      if (this.port !== null && ucx !== null) {
-        await this.reach(this.port, ucx, late.promise).catch((error) => {
-          unreachable.add(router);
-          throw noWay(asSwitchyardError(error).message);
-        });
-        this.lanes = await this.port.lanes();
-        this.transport = 'ucx';
-        this.window = new Credits(windowBytes, {
-          setting: 'window of the session',
-          node: `router ${router}`,
-        });
-      } else if (transport === 'ucx') {
-        throw noWay(`router ${router} takes batches over gRPC alone: ${ucxDeclined}`);
-      }
-    } finally {
-      clearTimeout(timer);
+    const { transport, router, unreachable, others } = this.options;
+    await this.offer();
+    const { ucx, ucxDeclined, batchesMax, windowBytes } = await this.heard(0, openMsOf(others));
+    this.slots = new Credits(batchesMax, { setting: 'batches of a session', node: `router ${router}` });
+    if (this.port !== null && ucx !== null) {
+      await this.reach(this.port, ucx).catch((error) => {
+        unreachable.add(router);
+        throw noWay(asSwitchyardError(error).message);
+      });
+      this.lanes = await this.port.lanes();
+      this.transport = 'ucx';
+      this.window = new Credits(windowBytes, {
+        setting: 'window of the session',
+        node: `router ${router}`,
+      });
+    } else if (transport === 'ucx') {
+      throw noWay(`router ${router} takes batches over gRPC alone: ${ucxDeclined}`);
     }
   }
 
   /** Resolves when the router has been heard over UCX. */
-  private async reach(port: SessionPort, end: UcxEnd, late: Promise<never>): Promise<void> {
+  private async reach(port: SessionPort, end: UcxEnd): Promise<void> {
     await port.connect(end);
     port.say({ hello: {} });
-    await Promise.race([this.welcomes[1].promise, late]);
+    await this.heard(1, openMsOf(this.options.transport === 'auto'));
+  }
+
+  /** The router's welcome on the stream (0) or over UCX (1). Rejects with LINK_LOST if it does not come in time. */
+  private async heard(way: 0 | 1, openMs: number): Promise<SessionWelcome> {
+    const { promise, reject } = this.welcomes[way];
+    const timer = setTimeout(() => {
+      const text = `router ${this.router} did not open the session within ${openMs} ms`;
+      reject(new SwitchyardError('LINK_LOST', text));
+    }, openMs);
+    return promise.finally(() => clearTimeout(timer));
   }
 
   /** Says hello, with an offer of UCX where that is to be. Rejects with LINK_LOST where it must be and cannot. */

@@ -195,7 +195,7 @@ export class RouterStream implements BatchStream {
   private async openChannel(channel: ChunkChannel): Promise<void> {
     const expired = new Deferred<never>();
     expired.promise.catch(() => {});
-    const openMs = openMsOf(this.options.transport);
+    const openMs = openMsOf(this.options.transport === 'auto');
     const timer = setTimeout(() => {
       this.options.unreachable.add(this.router);
       expired.reject(noWay(`router ${this.router} was not reached by it within ${openMs} ms`));

@@ -8,7 +8,8 @@ export interface SessionRoutersOptions {
   /** Use no more than so many; null: all. */
   routers: number | null;
   /** Opens a stream. Rejects with NOT_READY if the router cannot be reached. */
-  open: (router: RouterDescription) => Promise<RouterSession>;
+  /** `others`: whether there are more to ask if this one does not answer. */
+  open: (router: RouterDescription, others: boolean) => Promise<RouterSession>;
 }
 
 interface Stream {
@@ -45,9 +46,9 @@ export class SessionRouters {
     if (order.length === 0)
       throw new SwitchyardError('NOT_READY', 'the cluster is not ready: no router takes batches');
     const failures: unknown[] = [];
-    for (const router of order) {
+    for (const [at, router] of order.entries()) {
       try {
-        return await this.to(router);
+        return await this.to(router, at < order.length - 1);
       } catch (error) {
         failures.push(error);
         this.downUntilMs.set(router.address, performance.now() + downMs);
@@ -94,13 +95,13 @@ export class SessionRouters {
   }
 
   /** The stream to a router, which is opened if there is none. Rejects with why it cannot be. */
-  async to(router: RouterDescription): Promise<RouterSession> {
+  private async to(router: RouterDescription, others: boolean): Promise<RouterSession> {
     if (this.ended !== null) throw this.ended;
     const { address } = router;
     const known = this.streams.get(address);
     if (known?.opened?.failure === null) return known.opened;
     if (known !== undefined && known.opened === null) return known.session;
-    const stream: Stream = { session: this.options.open(router), opened: null };
+    const stream: Stream = { session: this.options.open(router, others), opened: null };
     this.streams.set(address, stream);
     try {
       const opened = await stream.session;

@@ -19,7 +19,11 @@ export class SmallBatches {
   private timer: NodeJS.Timeout | null = null;
 
   constructor(
-    private readonly open: (router: RouterDescription, transport: TransportChoice) => Promise<RouterSession>,
+    private readonly open: (
+      router: RouterDescription,
+      transport: TransportChoice,
+      others: boolean,
+    ) => Promise<RouterSession>,
   ) {}
 
   /** Whether a batch may go this way: all of it travels in one message. `bytes`: of rows and routing. */
@@ -46,7 +50,10 @@ export class SmallBatches {
   private routers(transport: TransportChoice): SessionRouters {
     const known = this.byTransport.get(transport);
     if (known !== undefined) return known;
-    const made = new SessionRouters({ routers: null, open: (router) => this.open(router, transport) });
+    const made = new SessionRouters({
+      routers: null,
+      open: (router, others) => this.open(router, transport, others),
+    });
     this.byTransport.set(transport, made);
     return made;
   }

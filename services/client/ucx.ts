@@ -73,9 +73,9 @@ export class UnreachableByUcx {
   }
 }
 
-/** How long the way that `transport` chooses may take to open. */
-export function openMsOf(transport: TransportChoice): number {
-  return transport === 'auto' ? openMsMax : onlyWayMsMax;
+/** How long a way may take to open. */
+export function openMsOf(othersAreLeft: boolean): number {
+  return othersAreLeft ? openMsMax : onlyWayMsMax;
 }
 
 /** Why chunks cannot travel over UCX. */

@@ -1,4 +1,4 @@
-import { asSwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, type ErrorCode } from '../common/errors.js';
 import { goodbyeMs, sleepOn } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { Clock, Timer } from '../runtime/clock.js';
@@ -42,7 +42,8 @@ export class Election {
   private leadsUntilMs = Number.NEGATIVE_INFINITY;
   private leading = false;
   private stopped = false;
-  private failureTold = false;
+  /** Codes of failures since the lease was reached last: each is told once. */
+  private readonly failuresTold = new Set<ErrorCode>();
 
   /** `address`: host:port at which others reach this coordinator. */
   constructor(
@@ -177,14 +178,14 @@ export class Election {
   }
 
   private reached(): void {
-    if (this.failureTold) this.options.log.info({ event: 'lease-reached' });
-    this.failureTold = false;
+    if (this.failuresTold.size > 0) this.options.log.info({ event: 'lease-reached' });
+    this.failuresTold.clear();
   }
 
   private failed(thrown: unknown): void {
-    if (this.failureTold) return;
-    this.failureTold = true;
     const { code, message } = asSwitchyardError(thrown);
+    if (this.failuresTold.has(code)) return;
+    this.failuresTold.add(code);
     this.options.log.warn({ event: 'lease-unreachable', code, reason: message });
   }
 }

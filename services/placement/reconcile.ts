@@ -153,11 +153,13 @@ export class Reconciler {
   /** A quick answer for what most experts do most of the time: they serve where they shall be, or none of their copies is there yet. */
   private servesAsBefore({ holders, target }: Situation, expert: number): boolean {
     const [before, copies, wanted] = [this.published[expert]!, this.assigned[expert]!, target[expert]!];
-    if (before.length > 0 && (before.length !== copies.length || before.length !== wanted.length)) return false;
+    if (before.length > 0 && (before.length !== copies.length || before.length !== wanted.length))
+      return false;
     for (let at = 0; at < copies.length; at += 1) {
       const slot = copies[at]!;
       const isThere = holders[slot]!.alive && holders[slot]!.has(expert);
-      if (before.length === 0 ? isThere : !isThere || before[at] !== slot || wanted[at] !== slot) return false;
+      if (before.length === 0 ? isThere : !isThere || before[at] !== slot || wanted[at] !== slot)
+        return false;
     }
     return true;
   }

@@ -91,11 +91,11 @@ withEtcd('coordinators with a lease of etcd', () => {
     ])('one with %s does not lead, and says why', async (_, files: Flags, reason) => {
       const etcd = await start();
       const one = coordinator(etcd.address, 'a', files);
-      const [told] = await until(
+      // A busy machine may first find that etcd has not answered in time.
+      await until(
         () => one.events('lease-unreachable'),
-        (events) => events.length > 0,
+        (events) => events.some((told) => reason.test(told.reason as string)),
       );
-      expect(told!.reason).toMatch(reason);
       expect(one.events('leads')).toEqual([]);
     });
   });

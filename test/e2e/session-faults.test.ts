@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, describe, expect, test } from '@jest/globals';
 import { builtFile, commandLine } from '../../native/locate.js';
-import type { Session, SessionBatchOptions } from '../../services/client/index.js';
+import { type Session, type SessionBatchOptions, SwitchyardClient } from '../../services/client/index.js';
 import type { TransportKind } from '../../services/transport/link.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
@@ -178,6 +178,24 @@ test('clients of sessions that are stopped or killed hold nothing of the router 
     return batches === 0 && budget.used === 0;
   });
   await session.close();
+  await cluster.stop();
+});
+
+test('the only router there is gets more time to open a session than one of several', async () => {
+  const cluster = await startCluster({ coordinator: { transport }, worker: { transport } });
+  const client = await SwitchyardClient.connect(cluster.address, { timeoutMs: 60_000 });
+  // Once its connection stands, that of the session is what waits.
+  await (await client.forward(testRows(2_000, hidden), { feedback: false })).collect();
+  const router = cluster.process('coordinator');
+  router.kill('SIGSTOP');
+  const session = client.session();
+  const answered = session.forward(rows, off);
+  // Longer than another one would be waited for.
+  await sleep(7_000);
+  router.kill('SIGCONT');
+  expect((await answered).rows).toHaveLength(rows.byteLength);
+  await session.close();
+  await client.close();
   await cluster.stop();
 });
 
