@@ -1,4 +1,4 @@
-import type { PlanInput, PlanLayer } from './input.js';
+import type { Copies, PlanInput, PlanLayer } from './input.js';
 import { insert, remove } from './sorted-list.js';
 
 /** One expert, by the index of its layer. */
@@ -31,6 +31,16 @@ export class Draft {
 
   bytes({ layer }: ExpertIndex): number {
     return this.layers[layer]!.expertBytes;
+  }
+
+  /** Whether every expert has the copies that it has there. */
+  isAt(copies: Copies): boolean {
+    return this.copies.every((experts, layer) =>
+      experts.every((holders, expert) => {
+        const others = copies[layer]![expert]!;
+        return holders.length === others.length && holders.every((worker, at) => worker === others[at]);
+      }),
+    );
   }
 
   add(expert: ExpertIndex, worker: number): void {

@@ -39,11 +39,17 @@ export interface Plan {
 export function plan(input: PlanInput): Plan {
   checkInput(input);
   const draft = requiredCopies(input);
-  const planner = new Planner(input, draft);
-  const least = planner.total();
-  // Ends, for every round but the last lowers the sum of the layers' seconds.
-  while (planner.round());
-  return summarize(input, draft.copies, planner.total(), least);
+  const least = new Planner(input, draft).total();
+  // What a plan from the target would change is part of this one: it pays what it costs from there, which is no less than from here.
+  let from: Copies = input.present;
+  for (let rests = false; !rests; ) {
+    const planner = new Planner({ ...input, present: from }, draft);
+    // Ends, for every round but the last lowers the sum of the layers' seconds.
+    while (planner.round());
+    rests = draft.isAt(from);
+    from = draft.copies.map((experts) => experts.map((holders) => [...holders]));
+  }
+  return summarize(input, draft.copies, new Planner(input, draft).total(), least);
 }
 
 interface Total {

@@ -112,6 +112,23 @@ describe('a plan', () => {
     );
   });
 
+  test('what pays only from the target is part of the plan', () => {
+    const worker = (name: string, host: string, memoryBytes: number, rowsPerSecond: number) => {
+      return { name, host, memoryBytes, rowsPerSecond, loadBytesPerSecond: 1_000 };
+    };
+    const loads = Float64Array.of(0, 515, 832, 220, 911, 0, 0, 5_000, 0, 220);
+    const input = cluster([], {
+      workers: [worker('a0', 'a', 600, 2_000), worker('a1', 'a', 600, 1_000), worker('b0', 'b', 500, 2_000)],
+      layers: [{ layer: 0, expertBytes: 100, loads, choices: Uint32Array.of(9, 1, 8, 2, 8, 5) }],
+      present: [[[], [0, 2], [], [], [], [0], [2], [], [], [0]]],
+      replicaSlots: 0,
+      horizonSeconds: 1,
+      crossingSeconds: 0.01,
+    });
+    const { target } = plan(input);
+    expect(plan({ ...input, present: target }).target).toEqual(target);
+  });
+
   test('copies of an expert are spread over hosts where there is memory', () => {
     fc.assert(
       fc.property(inputs({ ...usual, copiesMin: 2, spare: 0 }), (drawn) => {
