@@ -30,8 +30,8 @@ export class LocalProcesses {
   }
 
   /** Resolves with the first such event. */
-  async event(event, of = {}, waitMs = waitMsMax) {
-    for (const endMs = performance.now() + waitMs; performance.now() < endMs; ) {
+  async event(event, of = {}) {
+    for (const endMs = performance.now() + waitMsMax; performance.now() < endMs; ) {
       const [found] = this.events(event, of);
       if (found !== undefined) return found;
       await new Promise((resolve) => setTimeout(resolve, 5));
@@ -39,7 +39,9 @@ export class LocalProcesses {
     const last = this.#started.flatMap(({ name, recentLines }) =>
       recentLines.slice(-5).map((line) => `${name}: ${line}`),
     );
-    throw new Error(`in ${waitMs / 1000} s no event ${event} of ${JSON.stringify(of)}\n${last.join('\n')}`);
+    throw new Error(
+      `in ${waitMsMax / 1000} s no event ${event} of ${JSON.stringify(of)}\n${last.join('\n')}`,
+    );
   }
 
   async stop() {
