@@ -19,8 +19,8 @@ const ownFolders: Plugin = {
 };
 
 /**
- * The command line in few files. To find those that it and its libraries are written in takes Node a third of the processor time
- * that a process of a cluster starts with.
+ * The command line in few files: Node takes long to find all those that it and its libraries are written in, in each process of a
+ * cluster.
  */
 export default defineConfig({
   plugins: [ownFolders],

@@ -1,7 +1,6 @@
 import { readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { packageRoot } from '../native/locate.js';
+import { builtFile } from '../native/locate.js';
 import { type LocalProcess, parseLine } from '../services/cli/local-process.js';
 import { Deferred, sleep } from '../services/common/lifecycle.js';
 
@@ -82,6 +81,6 @@ function ofProcess<T>({ name, pid }: LocalProcess, read: (directory: string) => 
 
 /** Those of this process, and what makes processes collect when they are asked. */
 function nodeOptions(): string {
-  const { href } = pathToFileURL(join(packageRoot(), 'dist', 'bench', 'collect.js'));
+  const { href } = pathToFileURL(builtFile('bench', 'collect.js'));
   return `${process.env.NODE_OPTIONS ?? ''} --import=${href}`.trim();
 }
