@@ -34,7 +34,7 @@ void to_floats(const uint16_t* values, size_t count, size_t stride, float* out) 
 using Layout = cublasLtMatrixLayoutOpaque_t;
 
 void compute(const uint16_t* weights, const Layout& a, const uint16_t* rows, const Layout& b, uint16_t* sums, const Layout& d, bool coarse) {
-  // Of the device's one thread. Outputs beyond the last one are summed too, whatever they are.
+  // Used with the device's lock. Outputs beyond the last one are summed too, whatever they are.
   static std::vector<float> tile, row_values;
   tile.resize(std::max<size_t>(tile.size(), a.rows * tile_outputs));
   row_values.resize(std::max<size_t>(row_values.size(), a.rows));

@@ -99,6 +99,16 @@ cudaError_t Device::begin_call(Lock& lock, bool waits) {
   return lost ? cudaErrorIllegalAddress : cudaSuccess;
 }
 
+void Device::end_call(Lock& lock) {
+  // Beside a host function the device's thread alone goes on: what is queued behind that must wait for it.
+  if (running_ == nullptr && (options.order == Order::queued || options.order == Order::starved)) {
+    for (auto* queue = choose(lock); queue != nullptr && !queue->front().on_host; queue = choose(lock)) run_next(lock, *queue);
+  }
+  const bool is_idle = held_ || std::ranges::none_of(queues_, [this](const auto& queue) { return !queue.empty() && may_run(queue.front()); });
+  // Once, for to wake it for each operation would be most of the work.
+  if (!is_idle && std::exchange(sleeps_, false)) work_.notify_one();
+}
+
 cudaError_t Device::lose(Lock&) {
   lost = true;
   counts.lost_at = last_call_;
@@ -128,7 +138,6 @@ void Device::enqueue(Lock&, Stream* stream, const char* kind, Run run, bool on_h
   ++stream->pending;
   queues_[stream->number % queues_.size()].push_back(
       {stream, ++operations_made_, {{kind, line_of_stream(stream->number), number}, stream->clock}, std::move(run), nullptr, nullptr, on_host});
-  if (std::exchange(sleeps_, false)) work_.notify_one();
 }
 
 void Device::record(Lock& lock, Stream* stream, Event& event) {
@@ -213,55 +222,62 @@ cudaError_t Device::wait_for_all(Lock& lock) {
   return lost ? cudaErrorIllegalAddress : cudaSuccess;
 }
 
-std::deque<Operation>* Device::choose(Lock& lock) {
+std::deque<Operation>* Device::choose(Lock&) {
   auto& [ready, preferred] = choices_;
   ready.clear();
   preferred.clear();
+  if (held_) return nullptr;
   for (auto& queue : queues_) {
     if (queue.empty() || !may_run(queue.front())) continue;
     ready.push_back(&queue);
     if (queue.front().stream->number != starved_stream) preferred.push_back(&queue);
   }
-  if (ready.empty() || held_) {
-    // Whoever queues the next operation wakes it: once, for to wake it for each would be most of the work.
-    sleeps_ = true;
-    work_.wait(lock);
-    // Not at once: there is something to choose from when it begins.
-    if (options.order == Order::random) begins_at_ = Time::now() + quiet * (random_() % 1024) / 1024;
-    return nullptr;
-  }
+  if (ready.empty()) return nullptr;
   if (options.order == Order::queued) {
     return *std::ranges::min_element(ready, {}, [](const auto* queue) { return queue->front().age; });
   }
   if (options.order == Order::late || (options.order == Order::starved && preferred.empty())) begins_at_ = last_call_ + quiet;
-  if (hosts_waiting_ == 0 && Time::now() < begins_at_) {
-    work_.wait_until(lock, begins_at_);
-    return nullptr;
-  }
+  if (hosts_waiting_ == 0 && Time::now() < begins_at_) return nullptr;
   const auto& choice = options.order == Order::starved && !preferred.empty() ? preferred : ready;
   return choice[random_() % choice.size()];
+}
+
+void Device::run_next(Lock& lock, std::deque<Operation>& queue) {
+  Operation operation = std::move(queue.front());
+  queue.pop_front();
+  // All else runs under the lock: memory does not go away beneath it.
+  if (operation.on_host) {
+    begin_host_function(operation.moment.clock);
+    running_ = operation.stream;
+    lock.unlock();
+  }
+  operation.run(operation.moment);
+  if (operation.on_host) {
+    lock.lock();
+    running_ = nullptr;
+  }
+  if (operation.happening) {
+    operation.happening->done = true;
+    operation.happening->when = Time::now();
+  }
+  --operation.stream->pending;
+  // To wake the host for each operation would be most of the work: for these alone somebody can wait.
+  if (lost || operation.happening || operation.stream->pending == 0) progress_.notify_all();
 }
 
 void Device::run() {
   Lock lock(mutex);
   while (!ending_) {
-    auto* const queue = choose(lock);
-    if (queue == nullptr) continue;
-    Operation operation = std::move(queue->front());
-    queue->pop_front();
-    if (operation.on_host) begin_host_function(operation.moment.clock);
-    running_ = operation.stream;
-    // All else runs under the lock: memory does not go away beneath it.
-    if (operation.on_host) lock.unlock();
-    operation.run(operation.moment);
-    if (operation.on_host) lock.lock();
-    if (operation.happening) {
-      operation.happening->done = true;
-      operation.happening->when = Time::now();
+    if (auto* const queue = choose(lock)) {
+      run_next(lock, *queue);
+    } else if (!choices_.ready.empty()) {
+      work_.wait_until(lock, begins_at_);
+    } else {
+      sleeps_ = true;
+      work_.wait(lock);
+      // Not at once: there is something to choose from when it begins.
+      if (options.order == Order::random) begins_at_ = Time::now() + quiet * (random_() % 1024) / 1024;
     }
-    --operation.stream->pending;
-    running_ = nullptr;
-    progress_.notify_all();
   }
 }
 

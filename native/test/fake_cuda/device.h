@@ -60,7 +60,10 @@ struct Operation {
   bool on_host = false;
 };
 
-/** The device: its streams run on one thread, an operation at a time. What has a lock as argument is called with the lock. */
+/**
+ * The device: its streams run an operation at a time, on a thread of its own or, what is to run at once, at the end of the call that
+ * queued it; host functions on its own alone. What has a lock as argument is called with the lock.
+ */
 class Device {
  public:
   using Lock = std::unique_lock<std::mutex>;
@@ -74,6 +77,8 @@ class Device {
 
   /** Counts a call, and makes it fail if it is to; one that only waits (`waits`) fails for good or not at all. */
   cudaError_t begin_call(Lock& lock, bool waits);
+  /** Runs what is not to wait, and wakes the device's thread for the rest. */
+  void end_call(Lock& lock);
   /** Returns what every call says from now on. Nothing that is queued runs. */
   cudaError_t lose(Lock&);
   Stream* add_stream(Lock&);
@@ -124,8 +129,9 @@ class Device {
  private:
   void run();
   bool may_run(const Operation& operation) const { return !operation.waits_for || operation.waits_for->done; }
-  /** The queue whose head runs next; null: none may, at least not yet. */
-  std::deque<Operation>* choose(Lock& lock);
+  /** The queue whose head runs next; null: none may, at least not before `begins_at_`. */
+  std::deque<Operation>* choose(Lock&);
+  void run_next(Lock& lock, std::deque<Operation>& queue);
   /** True, and counted, if the wait orders anything and is not the one to ignore. */
   bool counts_as_wait(const Clock& waiting, const Clock& waited, std::string what);
   cudaError_t wait_until(Lock& lock, const Clock& clock, const std::function<bool()>& done);
@@ -141,11 +147,11 @@ class Device {
   } choices_;
   std::vector<HostRead> host_reads_;
   uint64_t operations_made_ = 0;
-  /** Whose operation runs now. */
+  /** Whose host function runs now. */
   Stream* running_ = nullptr;
   size_t hosts_waiting_ = 0;
   bool held_ = false;
-  /** Until an operation is queued, or a thread waits. */
+  /** Until there is an operation that may run, or a thread waits. */
   bool sleeps_ = false;
   /** Nothing runs before, unless a thread of the host waits. */
   Time::time_point begins_at_;

@@ -21,13 +21,13 @@ namespace fake_cuda {
 
 /** Which of the operations that may run runs next. */
 enum class Order {
-  /** The oldest, at once. */
+  /** The oldest, at once: before the call that queued it returns. */
   queued,
   /** Any, after a while. */
   random,
   /** Any, once the host has been quiet for a while or waits. */
   late,
-  /** Any but those of one stream, as long as there are others. */
+  /** Any but those of one stream, as long as there are others: these at once. */
   starved,
 };
 
@@ -67,8 +67,8 @@ struct Options {
 struct Report {
   /** Missing waits, memory used too early or too late. */
   std::vector<std::string> hazards;
-  /** When the device was lost. */
-  std::chrono::steady_clock::time_point lost_at{};
+  /** When the device was lost; null: it was not. */
+  std::optional<std::chrono::steady_clock::time_point> lost_at;
   /** Calls that can fail, and those of them that ask whether a stream has ended. */
   uint64_t calls = 0, queries = 0;
   /** Waits that ordered something which was not ordered without them, in words. */

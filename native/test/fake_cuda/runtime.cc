@@ -29,8 +29,12 @@ cudaError_t told(cudaError_t status) {
 template <typename Body>
 cudaError_t call(Body body, bool waits = false) {
   Device::Lock lock(device().mutex);
-  const cudaError_t status = device().begin_call(lock, waits);
-  return told(status == cudaSuccess ? body(lock) : status);
+  cudaError_t status = device().begin_call(lock, waits);
+  if (status == cudaSuccess) {
+    status = body(lock);
+    device().end_call(lock);
+  }
+  return told(status);
 }
 
 /** Rows of bytes, one every `pitch`. */
