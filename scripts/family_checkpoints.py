@@ -89,6 +89,43 @@ FAMILIES = {
     "axk2": ("axk2", dict(**V3, **MLA)),
     "aria": ("aria_text", dict(moe_num_experts=EXPERTS, moe_topk=TOP_K, intermediate_size=FFN, moe_num_shared_experts=2)),
     "hy_v4": ("hy_v4", dict(**V3)),
+    "sarvam_mla": ("sarvam_mla", dict(**EXPERT, **DENSE, **MLA, num_experts=EXPERTS, num_shared_experts=1, n_group=1, topk_group=1)),
+    "granitemoehybrid": ("granitemoehybrid", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN,
+                         shared_intermediate_size=24, layer_types=["full_attention"] * LAYERS, mamba_n_heads=2)),
+    "dots3_note": ("dots3_note", dict(text_config=dict(COMMON, **V3, **DSA, shared_experts_intermediate_size=24),
+                   vision_config=dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, adapter_in_dim=16, adapter_out_dim=HIDDEN,
+                   mlp_layer_types=["dense"]), audio_config=dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                   adapter_input_size=16, adapter_out_dim=HIDDEN))),
+    "axk1": ("axk1", dict(**V3, **MLA)),
+    "mistral4": ("mistral4", dict(**V3, **MLA, first_k_dense_replace=1)),
+    "qwen4_exp": ("qwen4_exp_text", dict(**EXPERT, **LINEAR, num_experts=EXPERTS, shared_expert_intermediate_size=FFN)),
+    "openai_privacy_filter": ("openai_privacy_filter", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K,
+                              intermediate_size=FFN, swiglu_limit=1.5)),
+    "jetmoe": ("jetmoe", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN)),
+    "phimoe": ("phimoe", dict(num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, intermediate_size=FFN)),
+    "dbrx": ("dbrx", dict(d_model=HIDDEN, n_heads=2, n_layers=LAYERS, attn_config=dict(kv_n_heads=2, rope_theta=1e4),
+             ffn_config=dict(ffn_hidden_size=FFN, moe_num_experts=EXPERTS, moe_top_k=TOP_K))),
+    "longcat_flash": ("longcat_flash", dict(**MLA, moe_topk=3, n_routed_experts=EXPERTS, zero_expert_num=4,
+                      expert_ffn_hidden_size=FFN, ffn_hidden_size=24, num_layers=2)),
+    "glm5_next": ("glm5_next", dict(text_config=dict(COMMON, **V3, swiglu_limit=1.0, layer_types=["linear_attention"] * LAYERS,
+                  linear_head_dim=8, linear_num_heads=2, mlp_layer_types=["dense", "sparse", "sparse"]), vision_config=dict(VISION))),
+    "mistral_large4": ("mistral_large4", dict(text_config=dict(COMMON, **V3, **DSA), vision_config=dict(VISION))),
+    "qwen3_omni_moe_thinker": ("qwen3_omni_moe_thinker", dict(text_config=dict(COMMON, **EXPERT, **DENSE, num_experts=EXPERTS),
+                               vision_config=dict(VISION), audio_config=dict())),
+    "hy_v4_vl": ("hy_v4_vl", dict(text_config=dict(COMMON, **V3, swiglu_limit=1.0), vision_config=dict(VISION))),
+    "ernie4_5_vl_moe": ("ernie4_5_vl_moe", dict(text_config=dict(COMMON, **DENSE, moe_num_experts=EXPERTS, moe_k=TOP_K,
+                        moe_intermediate_size=[FFN, 8], moe_num_shared_experts=2,
+                        rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2])), vision_config=dict(VISION))),
+    "step3p7": ("step3p7", dict(text_config=dict(COMMON, **EXPERT, **DENSE, n_routed_experts=EXPERTS, share_expert_dim=24,
+                moe_router_scaling_factor=2.0, swiglu_limits=[None, 0.0, 0.5], swiglu_limits_shared=[None, 0.3, 0.0],
+                moe_layers_enum="1,2", pad_token_id=0), vision_config=dict(VISION))),
+    "kimi_k2": ("deepseek_v3", dict(V3, **MLA, n_group=1, topk_group=1, first_k_dense_replace=1)),
+    "kimi_k25": ("kimi_k25", dict(text_config=dict(COMMON, **V3, **MLA, model_type="deepseek_v3", first_k_dense_replace=1),
+                 vision_config=dict(VISION))),
+    "kimi_k25-saved": ("kimi_k25", dict(text_config=dict(COMMON, **dict(V3, norm_topk_prob=False), **MLA, model_type="deepseek_v3",
+                       first_k_dense_replace=1), vision_config=dict(VISION))),
+    "internvl": ("internvl", dict(text_config=dict(COMMON, **EXPERT, **DENSE, model_type="qwen3_moe", num_experts=EXPERTS),
+                 vision_config=dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[28, 28]))),
 }
 
 # Checkpoints of other stored types: a family's, its sizes, and the form of quantise.py or a dtype.
@@ -109,9 +146,19 @@ for _name, (_family, _form, _sizes) in QUANTISED.items():
     FAMILIES[_name] = (FAMILIES[_family][0], {**FAMILIES[_family][1], **_sizes})
 
 
+# As publishers write them where transformers has another class for the same block, or writes other names: what config.json says
+# (in text_config, if there is one) and how names of tensors begin.
+PUBLISHED = {
+    "kimi_k2": (dict(model_type="kimi_k2", moe_layer_freq=1, scoring_func="sigmoid", topk_method="noaux_tc", ep_size=1,
+                     seq_aux=True, aux_loss_alpha=0.001), {}),
+    "kimi_k25": (dict(model_type="kimi_k2", moe_layer_freq=1, scoring_func="sigmoid", topk_method="noaux_tc"),
+                 {"language_model.model.blocks.": "language_model.model.layers."}),
+}
+
+
 # Of these the bare block alone makes sense.
-bare_only = {"deepseek_v4", "glm5_next", "gemma4", "granitemoe", "granitemoeshared", "minimax", "flex_olmo", "cohere2_moe", "axk2", "afmoe",
-             "hy_v4"}
+bare_only = {"deepseek_v4", "glm5_next", "gemma4", "granitemoe", "granitemoeshared", "granitemoehybrid", "minimax", "flex_olmo",
+             "cohere2_moe", "axk2", "afmoe", "hy_v4", "hy_v4_vl", "qwen4_exp", "phimoe", "dbrx", "longcat_flash"}
 
 
 def norm_offset(name):
@@ -127,6 +174,10 @@ def build(name):
 
 
 def auto(name):
+    others = {"mistral4": "AutoModelForImageTextToText", "openai_privacy_filter": "AutoModelForTokenClassification",
+              "qwen3_omni_moe_thinker": "AutoModelForMultimodalLM"}
+    if name in others:
+        return getattr(transformers, others[name])
     nested = "text_config" in FAMILIES[name][1]
     return transformers.AutoModelForImageTextToText if nested else transformers.AutoModelForCausalLM
 
@@ -138,6 +189,6 @@ def load(name, directory):
 def inner(model):
     """The module that holds the layers."""
     for candidate in (model, getattr(model, "model", None), getattr(model, "backbone", None), getattr(model, "transformer", None)):
-        if hasattr(candidate, "layers"):
+        if hasattr(candidate, "layers") or hasattr(candidate, "blocks"):
             return candidate
     return model.model.language_model

@@ -28,12 +28,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from family_checkpoints import FAMILIES, QUANTISED, bare_only, build, inner, load, norm_offset
+from family_checkpoints import FAMILIES, PUBLISHED, QUANTISED, bare_only, build, inner, load, norm_offset
 from quantise import EXPERTS, FORMS
 
 TOKENS = 32
-NEEDED = re.compile(r"layers\.\d+\..*(mlp|moe|ffn|feed_forward|mixer|expert|router|norm)")
-NOT_NEEDED = re.compile(r"attn|attention\.|mamba|conv|indexer|linear_attn|hc_|visual|vision|audio|mtp|A_log|dt_bias")
+NEEDED = re.compile(r"(layers|blocks)\.\d+\..*(mlp|moe|ffn|feed_forward|mixer|expert|router|gate|norm)")
+NOT_NEEDED = re.compile(r"attn|attention\.|mamba|conv|indexer|linear_attn|hc_|hyper_connection|visual|vision|^vit\.|audio|mtp|A_log|dt_bias")
 
 
 def randomise(model, name):
@@ -82,9 +82,10 @@ class Sum(torch.nn.Module):
 
 def blocks(model):
     """The MoE block and the norm in front of it, by layer."""
-    for number, layer in enumerate(inner(model).layers):
+    held = inner(model)
+    for number, layer in enumerate(held.layers if hasattr(held, "layers") else held.blocks):
         apart = getattr(layer, "router", None) is not None
-        found = [RoutedExperts(layer)] if apart else [child for child in layer.children() if any(path.split(".")[-1] == "experts" for path, _ in child.named_modules())]
+        found = [RoutedExperts(layer)] if apart else [child for path, child in layer.named_children() if "attention" not in path and has_experts(child)]
         if not found:
             continue
         if hasattr(layer, "shared_mlp") and layer.shared_mlp is not None:
@@ -92,6 +93,10 @@ def blocks(model):
         norms = [getattr(layer, each, None) for each in
                  ("post_attention_layernorm", "pre_ff_layernorm", "ffn_norm", "pre_mlp_layernorm", "norm")]
         yield number, found[0], next((norm for norm in norms if norm is not None), None)
+
+
+def has_experts(module):
+    return any(path.split(".")[-1] in ("experts", "router") for path, _ in module.named_modules())
 
 
 def run(block, rows):
@@ -138,7 +143,18 @@ def make(name, directory, seed):
     if quantization is not None:
         config = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}, indent=2) + "\n")
-    return tensors and (stored, tensors)
+    return tensors and (published(name, directory, stored), tensors)
+
+
+def published(name, directory, stored):
+    """Writes config.json as the publisher does. Returns the tensors under the publisher's names."""
+    keys, prefixes = PUBLISHED.get(name, ({}, {}))
+    config = json.loads((directory / "config.json").read_text())
+    config.get("text_config", config).update(keys)
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for old, new in prefixes.items():
+        stored = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in stored.items()}
+    return stored
 
 
 def quantise(name, directory):

@@ -90,6 +90,7 @@ function describeLayers({
   routing,
   expert,
   shared,
+  glus,
 }: FamilyConfig): LayerSpec[] {
   const parts = shared === null ? [] : partsOf(shared, expert);
   return layers.map((layer) => ({
@@ -97,8 +98,8 @@ function describeLayers({
     experts: experts + parts.length,
     routing,
     givenOnly: givenLayers?.includes(layer) === true,
-    expert,
-    shared: parts,
+    expert: glus ? { ...expert, glu: glus[layer]!.expert } : expert,
+    shared: glus ? parts.map((part) => ({ ...part, glu: glus[layer]!.shared })) : parts,
   }));
 }
 
@@ -186,8 +187,8 @@ class CheckpointTensors implements ModelTensors {
       up: this.stored.source(up),
       down: this.stored.source(down),
       bias: bias && {
-        gate: this.stored.source(bias.gate),
-        up: this.stored.source(bias.up),
+        gate: this.sourceOrZeros(bias.gate, up.rows),
+        up: this.sourceOrZeros(bias.up, up.rows),
         down: this.stored.source(bias.down),
       },
     };
@@ -208,6 +209,12 @@ class CheckpointTensors implements ModelTensors {
 
   private of(layer: number): LayerTensors {
     return this.layers.get(layer)!.tensors;
+  }
+
+  /** A bias, [rows]. */
+  private sourceOrZeros(view: MatrixView | null, rows: number): TensorSource {
+    if (view !== null) return this.stored.source(view);
+    return { kind: 'synthetic', seed: 0, stream: 0, scale: 0, center: 0, rows, columns: 1 };
   }
 
   private sourceOrNull(view: MatrixView | null): TensorSource | null {

@@ -1,5 +1,7 @@
 import type { Family, FamilyConfig, LayerNames } from './families/family.js';
 import {
+  type BiasViews,
+  column,
   FfnFinder,
   type FfnViews,
   type MatrixView,
@@ -16,6 +18,7 @@ const prefixes = [
   'model.language_model.layers.#.',
   'language_model.model.layers.#.',
   'language_model.layers.#.',
+  'language_model.model.blocks.#.',
   'thinker.model.layers.#.',
   'backbone.layers.#.',
   'model.backbone.layers.#.',
@@ -101,10 +104,10 @@ export class LayerTensors {
   }
 
   selectionBias(): MatrixView | null {
-    const { selectionBias } = this.names;
-    return selectionBias.length === 0 || this.spec.givenOnly
-      ? null
-      : vector(this.firstOf(selectionBias), this.routed);
+    const { selectionBias, selectionBiasRows: rows } = this.names;
+    if (selectionBias.length === 0 || this.spec.givenOnly) return null;
+    const name = this.firstOf(selectionBias);
+    return rows === 1 ? vector(name, this.routed) : { ...matrix(name, rows, this.routed), rows: 1 };
   }
 
   sharedGate(): MatrixView | null {
@@ -114,11 +117,20 @@ export class LayerTensors {
 
   expert(expert: number): FfnViews {
     const { ffn } = this.spec.expert;
-    if (expert < this.routed) return this.experts.find({ ffn, first: 0, count: ffn }, expert);
+    if (expert < this.routed) {
+      const views = this.experts.find({ ffn, first: 0, count: ffn }, expert);
+      return { ...views, bias: views.bias ?? this.outputBias() };
+    }
     const before = this.spec.shared.slice(0, expert - this.routed);
     const first = before.reduce((sum, part) => sum + part.ffn, 0);
     const part = { ffn: this.config.shared!.ffn, first, count: this.spec.shared[before.length]!.ffn };
     return this.shared!.find(part);
+  }
+
+  private outputBias(): BiasViews | null {
+    const { outputBias } = this.names;
+    if (outputBias === null) return null;
+    return { gate: null, up: null, down: column(this.prefix + outputBias, this.config.hidden) };
   }
 
   /** All that the layer needs. */
@@ -136,7 +148,7 @@ export class LayerTensors {
       if (gate !== null) yield gate;
       yield up;
       yield down;
-      if (bias !== null) yield* [bias.gate, bias.up, bias.down];
+      for (const view of bias === null ? [] : [bias.gate, bias.up, bias.down]) if (view !== null) yield view;
     }
   }
 

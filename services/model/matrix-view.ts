@@ -44,8 +44,20 @@ export function vector(tensor: string, length: number): MatrixView {
   return { ...stored(tensor, [length], null), rows: 1, columns: length, transposed: true };
 }
 
+/** A tensor of one dimension, as one column. */
+export function column(tensor: string, length: number): MatrixView {
+  return stored(tensor, [length], null);
+}
+
 export function transposed(view: MatrixView): MatrixView {
   return { ...view, rows: view.columns, columns: view.rows, transposed: !view.transposed };
+}
+
+/** Null stands for zeros. */
+export interface BiasViews {
+  gate: MatrixView | null;
+  up: MatrixView | null;
+  down: MatrixView;
 }
 
 /** Where an FFN's matrices are, and its biases as columns. */
@@ -53,7 +65,7 @@ export interface FfnViews {
   gate: MatrixView | null;
   up: MatrixView;
   down: MatrixView;
-  bias: { gate: MatrixView; up: MatrixView; down: MatrixView } | null;
+  bias: BiasViews | null;
 }
 
 /** Which neurons of an FFN are wanted. */
@@ -88,9 +100,9 @@ export class FfnFinder {
 
   /** `index`: which of the FFNs. */
   find(part: FfnPart, index = 0): FfnViews {
-    return this.names.kind === 'separate'
-      ? this.separate(this.names, part, index)
-      : this.fused(this.names, part, index);
+    const { names } = this;
+    if (names.kind === 'fused') return this.fused(names, part, index);
+    return names.kind === 'separate' ? this.separate(names, part, index) : this.joined(names, part, index);
   }
 
   private separate({ gate, up, down }: MatrixNames, { ffn, first, count }: FfnPart, index: number): FfnViews {
@@ -103,6 +115,22 @@ export class FfnFinder {
       gate: gate === null ? null : neurons(gate),
       up: neurons(up),
       down: { ...this.view(down, [this.hidden, ffn], index), columns: count, firstColumn: first },
+      bias: null,
+    };
+  }
+
+  private joined({ gate, up, down }: MatrixNames, { ffn, first, count }: FfnPart, index: number): FfnViews {
+    const neurons = (name: string): MatrixView => ({
+      ...matrix(this.prefix + name, this.count! * ffn, this.hidden),
+      index,
+      tensorRows: ffn,
+      rows: count,
+      firstRow: first,
+    });
+    return {
+      gate: gate === null ? null : neurons(gate),
+      up: neurons(up),
+      down: transposed(neurons(down)),
       bias: null,
     };
   }

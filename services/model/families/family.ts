@@ -1,5 +1,5 @@
 import type { z } from 'zod';
-import type { RoutingSpec } from '../../../native/index.js';
+import type { GluForm, RoutingSpec } from '../../../native/index.js';
 import type { FfnSpec } from '../spec.js';
 
 /** The experts that every token goes to, as one FFN: families hold several of them side by side in one. */
@@ -20,12 +20,17 @@ export interface FamilyConfig {
   routing: RoutingSpec;
   expert: FfnSpec;
   shared: SharedSpec | null;
+  /** By layer, where they are not the same for all: the forms of routed and of shared experts, in place of those of `expert` and `shared`. */
+  glus?: Readonly<Record<number, { expert: GluForm | null; shared: GluForm | null }>>;
   normEpsilon: number;
 }
 
-/** Names of three matrices of an FFN. `gate` is null without one. */
+/**
+ * Names of three matrices of an FFN. `gate` is null without one. Joined: each tensor has the matrices of all experts below each other, in two
+ * dimensions, [experts * ffn, hidden], with `down` transposed.
+ */
 export interface MatrixNames {
-  kind: 'separate';
+  kind: 'separate' | 'joined';
   gate: string | null;
   up: string;
   down: string;
@@ -67,11 +72,15 @@ export interface LayerNames {
   expertScale: string | null;
   /** Added to scores for choosing only. */
   selectionBias: readonly string[];
+  /** Rows of that tensor, of which the first counts. */
+  selectionBiasRows: number;
   experts: MatrixNames | FusedNames;
   /** Of the shared experts; null: the family has none. */
   shared: MatrixNames | FusedNames | null;
   /** [1, hidden] */
   sharedGate: string | null;
+  /** [hidden], added to what the block gives; only where weights add up to 1, since each chosen expert adds it to its own result. */
+  outputBias: string | null;
 }
 
 /** All that sets a model family apart. */

@@ -11,11 +11,13 @@ const names: Readonly<Record<string, readonly string[]>> = {
   num_experts: ['n_routed_experts', 'num_local_experts', 'moe_num_experts'],
   num_experts_per_tok: ['num_experts_per_token', 'moe_k', 'moe_topk', 'moe_top_k', 'top_k_experts'],
   moe_intermediate_size: ['expert_ffn_hidden_size'],
+  hidden_size: ['d_model'],
   num_hidden_layers: ['num_layers', 'n_layers'],
   n_group: ['num_expert_group'],
   n_shared_experts: ['num_shared_experts', 'moe_num_shared_experts', 'num_shared_expert'],
   norm_topk_prob: ['moe_renormalize', 'route_norm'],
   routed_scaling_factor: ['router_scaling_factor', 'route_scale', 'moe_router_scaling_factor'],
+  shared_experts_intermediate_size: ['moe_shared_expert_intermediate_size'],
   rms_norm_eps: ['layer_norm_epsilon', 'norm_eps'],
 };
 

@@ -37,3 +37,11 @@ export const gptOss: Family = {
     experts: fused('mlp.experts', { transposed: 'unless-packed', interleaved: true, ...biases }),
   }),
 };
+
+/** The same block, whose gate and up are one above the other. */
+export const openaiPrivacyFilter: Family = {
+  ...gptOss,
+  name: 'openai_privacy_filter',
+  types: ['openai_privacy_filter'],
+  layouts: layouts({ ...router, experts: fused('mlp.experts', { transposed: true, ...biases }) }),
+};

@@ -4,7 +4,7 @@ import { allLayers, common, countOrNone, expertWidth, orElse, sharedOf, swiglu }
 import { layouts } from './layouts.js';
 import { softmax } from './routers.js';
 
-const linear = (path: string): FusedNames => ({
+export const linear = (path: string): FusedNames => ({
   kind: 'fused',
   gateUp: `${path}.input_linear.weight`,
   down: `${path}.output_linear.weight`,

@@ -2,20 +2,24 @@ import { afmoe } from './afmoe.js';
 import { aria } from './aria.js';
 import { axk2 } from './axk.js';
 import { cohere2Moe } from './cohere2-moe.js';
+import { dbrx } from './dbrx.js';
 import { deepseekV2 } from './deepseek-v2.js';
 import { deepseekV3 } from './deepseek-v3.js';
 import { deepseekV4 } from './deepseek-v4.js';
+import { dots3Note } from './dots3-note.js';
 import { ernie45Moe } from './ernie4-5-moe.js';
+import { ernie45VlMoe } from './ernie4-5-vl-moe.js';
 import type { Family } from './family.js';
 import { flexOlmo } from './flex-olmo.js';
 import { gemma4 } from './gemma4.js';
 import { glm5Next } from './glm5-next.js';
-import { gptOss } from './gpt-oss.js';
+import { gptOss, openaiPrivacyFilter } from './gpt-oss.js';
 import { graniteMoe } from './granitemoe.js';
 import { hunyuanV1Moe } from './hunyuan-v1-moe.js';
 import { hyV3 } from './hy-v3.js';
 import { hyV4 } from './hy-v4.js';
 import { jamba } from './jamba.js';
+import { jetMoe } from './jetmoe.js';
 import { kimiLinear } from './kimi-linear.js';
 import { laguna } from './laguna.js';
 import { lfm2Moe } from './lfm2-moe.js';
@@ -24,13 +28,16 @@ import { mellum } from './mellum.js';
 import { minimax } from './minimax.js';
 import { minimaxM2 } from './minimax-m2.js';
 import { minimaxM3 } from './minimax-m3.js';
+import { mistral4, mistralLarge4 } from './mistral4.js';
 import { mixtral } from './mixtral.js';
 import { nemotronH } from './nemotron-h.js';
 import { olmoe } from './olmoe.js';
 import { qwen2Moe } from './qwen2-moe.js';
 import { qwen3Moe } from './qwen3-moe.js';
-import { qwen3Next } from './qwen3-next.js';
+import { qwen3Next, qwen4Exp } from './qwen3-next.js';
+import { qwen3OmniMoe } from './qwen3-omni-moe.js';
 import { qwen3VlMoe } from './qwen3-vl-moe.js';
+import { step3p7 } from './step3p7.js';
 
 export const families: readonly Family[] = [
   mixtral,
@@ -65,4 +72,14 @@ export const families: readonly Family[] = [
   minimax,
   flexOlmo,
   cohere2Moe,
+  qwen3OmniMoe,
+  qwen4Exp,
+  openaiPrivacyFilter,
+  dots3Note,
+  mistral4,
+  mistralLarge4,
+  step3p7,
+  ernie45VlMoe,
+  jetMoe,
+  dbrx,
 ];

@@ -36,9 +36,11 @@ const plain: LayerNames = {
   routerScale: null,
   expertScale: null,
   selectionBias: [],
+  selectionBiasRows: 1,
   experts: projections('mlp.experts.#'),
   shared: null,
   sharedGate: null,
+  outputBias: null,
 };
 
 /** How one export names things, where it differs from most; and the same with fused experts, as transformers may save every family. */

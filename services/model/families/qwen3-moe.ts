@@ -21,16 +21,10 @@ export function qwenLayers(config: {
   );
 }
 
-export const qwen3Moe: Family = {
-  name: 'qwen3_moe',
-  types: ['qwen3_moe'],
-  config: z
-    .object({
-      ...common,
-      ...qwenLayerKeys,
-      moe_intermediate_size: expertWidth,
-      norm_topk_prob: flag.default(false),
-    })
+/** `renormalise`: how norm_topk_prob is read. */
+export function qwen3MoeConfig(renormalise: z.ZodType<boolean>) {
+  return z
+    .object({ ...common, ...qwenLayerKeys, moe_intermediate_size: expertWidth, norm_topk_prob: renormalise })
     .transform((config) => ({
       hidden: config.hidden_size,
       experts: config.num_experts,
@@ -39,6 +33,12 @@ export const qwen3Moe: Family = {
       expert: swiglu(config.moe_intermediate_size),
       shared: null,
       normEpsilon: config.rms_norm_eps,
-    })),
+    }));
+}
+
+export const qwen3Moe: Family = {
+  name: 'qwen3_moe',
+  types: ['qwen3_moe'],
+  config: qwen3MoeConfig(flag.default(false)),
   layouts: layouts({}),
 };

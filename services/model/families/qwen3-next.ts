@@ -32,3 +32,11 @@ export const qwen3Next: Family = {
     sharedGate: 'mlp.shared_expert_gate.weight',
   }),
 };
+
+/** Residuals are hyper-connections. */
+export const qwen4Exp: Family = {
+  ...qwen3Next,
+  name: 'qwen4_exp',
+  types: ['qwen4_exp'],
+  bare: true,
+};

@@ -9,6 +9,7 @@ import { families } from './index.js';
 const nested = z.object({
   model_type: z.unknown().optional(),
   text_config: z.record(z.string(), z.unknown()).nullish(),
+  llm_config: z.record(z.string(), z.unknown()).nullish(),
   thinker_config: z.object({ text_config: z.record(z.string(), z.unknown()) }).nullish(),
   quantization_config: z.unknown().optional(),
 });
@@ -22,7 +23,11 @@ export function readFamily(
   json: unknown,
 ): { family: Family; config: FamilyConfig; quantization: unknown } {
   const outer = parseJsonFile(file, json, nested);
-  const text = outer.thinker_config?.text_config ?? outer.text_config ?? (json as Record<string, unknown>);
+  const text =
+    outer.thinker_config?.text_config ??
+    outer.text_config ??
+    outer.llm_config ??
+    (json as Record<string, unknown>);
   const family = find(text.model_type) ?? find(outer.model_type);
   if (family === undefined) {
     const value = JSON.stringify(text.model_type ?? outer.model_type);
