@@ -3,9 +3,15 @@ import type { Slab } from './slab.js';
 export interface RoutingSpec {
   topK: number;
   /** Over all experts, in float32. */
-  score: 'softmax' | 'sigmoid' | 'sqrt-softplus';
+  score: 'softmax' | 'sigmoid' | 'sqrt-softplus' | 'sparse-mixer';
+  /** Of sparse-mixer: how far, as a share of itself, a logit may be below the best that counts beside it. */
+  mixerReach?: number;
+  /** Logits become cap * tanh(logit / cap) before all else. */
+  logitCap?: number;
   /** Divide the chosen weights by their sum. */
   renormalise: boolean;
+  /** Or by the root of the sum of their squares, for 2. Absent: 1. */
+  normPower?: 1 | 2;
   /** Multiplies the weights after renormalisation. */
   scale: number;
   /** Group-limited routing: experts / groups consecutive experts form a group. 1: none. */

@@ -128,6 +128,20 @@ FAMILIES = {
                  vision_config=dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[28, 28]))),
 }
 
+# The same families with what is rare in config.json.
+UNUSUAL = {
+    "nemotron_h-biased": ("nemotron_h", dict(mlp_bias=True, n_group=1, topk_group=1, num_experts_per_tok=1)),
+    "lfm2_moe-unbiased": ("lfm2_moe", dict(use_expert_bias=False, num_dense_layers=1, routed_scaling_factor=1.7)),
+    "hunyuan_v1_moe-lists": ("hunyuan_v1_moe", dict(moe_topk=[1, 1, 1], num_shared_expert=[2, 2, 2], hidden_size=40)),
+    "deepseek_v4-scaled": ("deepseek_v4", dict(n_shared_experts=2, num_experts_per_tok=1, routed_scaling_factor=1.0)),
+    "laguna-capped": ("laguna", dict(moe_router_logit_softcapping=2.0, moe_routed_scaling_factor=1.5)),
+    "dbrx-root": ("dbrx", dict(ffn_config=dict(ffn_hidden_size=FFN, moe_num_experts=5, moe_top_k=2,
+                  moe_normalize_expert_weights=2.0))),
+    "aria-biased": ("aria", dict(mlp_bias=True, moe_topk=1)),
+}
+for _name, (_family, _more) in UNUSUAL.items():
+    FAMILIES[_name] = (FAMILIES[_family][0], {**FAMILIES[_family][1], **_more})
+
 # Checkpoints of other stored types: a family's, its sizes, and the form of quantise.py or a dtype.
 QUANTISED = {
     "deepseek_v3-fp8": ("deepseek_v3", "fp8", dict(hidden_size=160, moe_intermediate_size=136, n_routed_experts=4, n_group=2,
@@ -159,6 +173,7 @@ PUBLISHED = {
 # Of these the bare block alone makes sense.
 bare_only = {"deepseek_v4", "glm5_next", "gemma4", "granitemoe", "granitemoeshared", "granitemoehybrid", "minimax", "flex_olmo",
              "cohere2_moe", "axk2", "afmoe", "hy_v4", "hy_v4_vl", "qwen4_exp", "phimoe", "dbrx", "longcat_flash"}
+bare_only |= {name for name in FAMILIES if name.split("-")[0] in bare_only}
 
 
 def norm_offset(name):

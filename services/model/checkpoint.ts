@@ -46,7 +46,8 @@ export async function openCheckpoint(
     await stored.open(() => tensors.all());
     const content = ['checkpoint', fingerprintVersion, family.name, config, await files.digest(progress)];
     const fingerprint = createHash('sha256').update(JSON.stringify(content)).digest('hex');
-    const spec = describe(source, family, config, layers, tensors.expertBytes(), fingerprint);
+    const forms = tensors.withBiases(layers);
+    const spec = describe(source, family, config, forms, tensors.expertBytes(), fingerprint);
     return { spec, tensors };
   } catch (error) {
     files.close();
@@ -156,6 +157,14 @@ class CheckpointTensors implements ModelTensors {
     for (const { tensors } of this.layers.values()) yield* tensors.all();
   }
 
+  /** What the tensors tell beside config.json. */
+  withBiases(layers: readonly LayerSpec[]): LayerSpec[] {
+    return layers.map((spec) => {
+      const biased = this.of(spec.layer).sharedBiased;
+      return { ...spec, shared: spec.shared.map((part) => ({ ...part, biased })) };
+    });
+  }
+
   norm(layer: number): NormSource | null {
     const tensors = this.of(layer);
     const weight = tensors.norm();
@@ -187,9 +196,9 @@ class CheckpointTensors implements ModelTensors {
       up: this.stored.source(up),
       down: this.stored.source(down),
       bias: bias && {
-        gate: this.sourceOrZeros(bias.gate, up.rows),
+        gate: gate && this.sourceOrZeros(bias.gate, up.rows),
         up: this.sourceOrZeros(bias.up, up.rows),
-        down: this.stored.source(bias.down),
+        down: this.sourceOrZeros(bias.down, down.rows),
       },
     };
   }

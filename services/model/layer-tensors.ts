@@ -105,7 +105,7 @@ export class LayerTensors {
 
   selectionBias(): MatrixView | null {
     const { selectionBias, selectionBiasRows: rows } = this.names;
-    if (selectionBias.length === 0 || this.spec.givenOnly) return null;
+    if (selectionBias.length === 0 || this.spec.givenOnly || this.config.selectionBias === false) return null;
     const name = this.firstOf(selectionBias);
     return rows === 1 ? vector(name, this.routed) : { ...matrix(name, rows, this.routed), rows: 1 };
   }
@@ -113,6 +113,11 @@ export class LayerTensors {
   sharedGate(): MatrixView | null {
     const { sharedGate } = this.names;
     return sharedGate === null ? null : matrix(this.prefix + sharedGate, 1, this.config.hidden);
+  }
+
+  /** Whether biases of the shared experts are stored. */
+  get sharedBiased(): boolean {
+    return this.shared?.biased === true;
   }
 
   expert(expert: number): FfnViews {

@@ -57,7 +57,7 @@ export function transposed(view: MatrixView): MatrixView {
 export interface BiasViews {
   gate: MatrixView | null;
   up: MatrixView | null;
-  down: MatrixView;
+  down: MatrixView | null;
 }
 
 /** Where an FFN's matrices are, and its biases as columns. */
@@ -86,6 +86,10 @@ export interface TensorShapes {
   shapeOf(tensor: string): readonly number[] | null;
 }
 
+function biasOf(weight: string): string {
+  return weight.replace(/weight$/, 'bias');
+}
+
 /** Finds the matrices of FFNs by their names. */
 export class FfnFinder {
   constructor(
@@ -97,6 +101,14 @@ export class FfnFinder {
     private readonly count: number | null,
     private readonly shapes: TensorShapes,
   ) {}
+
+  /** Whether a single FFN of three matrices has biases beside them: families have a key for that, of one name or another. */
+  get biased(): boolean {
+    const { names } = this;
+    return (
+      this.count === null && names.kind === 'separate' && this.shapes.has(this.prefix + biasOf(names.down))
+    );
+  }
 
   /** `index`: which of the FFNs. */
   find(part: FfnPart, index = 0): FfnViews {
@@ -115,7 +127,21 @@ export class FfnFinder {
       gate: gate === null ? null : neurons(gate),
       up: neurons(up),
       down: { ...this.view(down, [this.hidden, ffn], index), columns: count, firstColumn: first },
-      bias: null,
+      bias: this.biased ? this.biases({ gate, up, down }, { ffn, first, count }) : null,
+    };
+  }
+
+  private biases(names: Omit<MatrixNames, 'kind'>, { ffn, first, count }: FfnPart): BiasViews {
+    const neurons = (name: string) => ({
+      ...column(this.prefix + biasOf(name), ffn),
+      rows: count,
+      firstRow: first,
+    });
+    return {
+      gate: names.gate === null ? null : neurons(names.gate),
+      up: neurons(names.up),
+      // The parts of one FFN are added up.
+      down: first === 0 ? column(this.prefix + biasOf(names.down), this.hidden) : null,
     };
   }
 

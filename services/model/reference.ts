@@ -173,6 +173,8 @@ export async function verifySample(model: Model, sample: Sample): Promise<Verifi
       // What is not finite before the gate has no choice to be checked.
       if (!Number.isFinite(gate.logitScale[token])) continue;
       const allowed = index === 0 ? firstTolerance(first, token) : laterTolerance(gate, token, hidden);
+      // An expert that is hardly near enough to count changes the weights at once.
+      if (index > 0 && routing.score === 'sparse-mixer') allowed.score = Number.POSITIVE_INFINITY;
       checkWeights(result, givenWeights[index]!, gate.weights, token, allowed, routing);
       if (!sample.feedback) checkChoice(result, gate, token, allowed);
     }

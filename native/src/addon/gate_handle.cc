@@ -59,10 +59,13 @@ RoutingSpec to_routing(const Fields& fields) {
   RoutingSpec routing;
   routing.top_k = fields.integer("topK", 1, top_k_max);
   constexpr RoutingSpec::Score scores[] = {RoutingSpec::Score::softmax, RoutingSpec::Score::sigmoid,
-                                           RoutingSpec::Score::sqrt_softplus};
-  routing.score = scores[fields.choice("score", {"softmax", "sigmoid", "sqrt-softplus"})];
+                                           RoutingSpec::Score::sqrt_softplus, RoutingSpec::Score::sparse_mixer};
+  routing.score = scores[fields.choice("score", {"softmax", "sigmoid", "sqrt-softplus", "sparse-mixer"})];
   routing.renormalise = fields.boolean("renormalise");
   routing.scale = static_cast<float>(fields.number("scale"));
+  if (fields.has("normPower")) routing.norm_power = fields.integer("normPower", 1, 2);
+  if (fields.has("logitCap")) routing.logit_cap = static_cast<float>(fields.number("logitCap"));
+  if (fields.has("mixerReach")) routing.mixer_reach = static_cast<float>(fields.number("mixerReach"));
   routing.groups = fields.integer("groups", 1, experts_max);
   routing.groups_chosen = fields.integer("groupsChosen", 1, experts_max);
   routing.group_score =

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -134,7 +135,8 @@ constexpr std::uint64_t never = 0;
 
 auto score_of(RoutingSpec::Score score) {
   switch (score) {
-    case RoutingSpec::Score::softmax: return softmax;
+    case RoutingSpec::Score::softmax:
+    case RoutingSpec::Score::sparse_mixer: return softmax;
     case RoutingSpec::Score::sigmoid: return sigmoid;
     default: return sqrt_softplus;
   }
@@ -163,6 +165,7 @@ Chooser::Chooser(const RoutingSpec& routing, std::vector<float> selection_bias, 
 
 void Chooser::choose(float* logits, std::uint32_t* experts, float* weights) {
   settle(logits, keys_.size(), scores_.size());
+  if (routing_.logit_cap > 0) cap(logits);
   const auto score = score_of(routing_.score);
   score(logits, scores_.size(), scores_.data());
   rank(logits);
@@ -170,6 +173,19 @@ void Chooser::choose(float* logits, std::uint32_t* experts, float* weights) {
   take_best();
   for (std::size_t j = 0; j < routing_.top_k; ++j) experts[j] = best_[j].expert;
   weigh(logits, experts, weights);
+}
+
+/** tanh(v) = 1 - 2 / (1 + e^2v). */
+SWITCHYARD_AVX2 void Chooser::cap(float* logits) const {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  const __m256 two = _mm256_set1_ps(2.0f);
+  const __m256 most = _mm256_set1_ps(routing_.logit_cap);
+  for (std::size_t i = 0; i < scores_.size(); i += step) {
+    const __m256 doubled = _mm256_div_ps(_mm256_mul_ps(two, _mm256_loadu_ps(logits + i)), most);
+    const __m256 tanh = _mm256_sub_ps(one, _mm256_div_ps(two, _mm256_add_ps(one, exponential(doubled))));
+    _mm256_storeu_ps(logits + i, _mm256_mul_ps(most, tanh));
+  }
+  std::fill(logits + keys_.size(), logits + scores_.size(), -largest_float);
 }
 
 SWITCHYARD_AVX2 void Chooser::rank(const float* logits) {
@@ -229,6 +245,7 @@ void Chooser::take_best() {
 
 void Chooser::weigh(const float* logits, const std::uint32_t* experts, float* weights) {
   const std::size_t top_k = routing_.top_k;
+  if (routing_.score == RoutingSpec::Score::sparse_mixer) return mix(logits, experts, weights);
   float sum = 0;
   for (std::size_t j = 0; j < top_k; ++j) {
     weights[j] = scores_[experts[j]];
@@ -245,7 +262,28 @@ void Chooser::weigh(const float* logits, const std::uint32_t* experts, float* we
   } else if (routing_.renormalise) {
     for (std::size_t j = 0; j < top_k; ++j) weights[j] /= sum;
   }
+  if (routing_.renormalise && routing_.norm_power == 2) {
+    // Their sum is 1 by now.
+    float squares = 0;
+    for (std::size_t j = 0; j < top_k; ++j) squares += weights[j] * weights[j];
+    for (std::size_t j = 0; j < top_k; ++j) weights[j] /= std::sqrt(squares);
+  }
   for (std::size_t j = 0; j < top_k; ++j) weights[j] *= routing_.scale;
+}
+
+/** The weight of each chosen expert: its part in a softmax over those that are near it, less those chosen before. */
+void Chooser::mix(const float* logits, const std::uint32_t* experts, float* weights) {
+  for (std::size_t j = 0; j < routing_.top_k; ++j) {
+    const float best = logits[experts[j]];
+    std::fill(scores_.begin(), scores_.end(), -largest_float);
+    for (std::size_t e = 0; e < keys_.size(); ++e) {
+      const bool far = (best - logits[e]) / std::max(std::abs(logits[e]), best) > routing_.mixer_reach;
+      if (!far) scores_[e] = logits[e];
+    }
+    for (std::size_t before = 0; before < j; ++before) scores_[experts[before]] = -largest_float;
+    softmax(scores_.data(), scores_.size(), scores_.data());
+    weights[j] = scores_[experts[j]] * routing_.scale;
+  }
 }
 
 }  // namespace switchyard

@@ -38,11 +38,13 @@ class Chooser {
   /** Compared from the first on. */
   using GroupScore = std::array<float, 3>;
 
+  void cap(float* logits) const;
   void rank(const float* logits);
   void mask_groups(const float* logits);
   GroupScore score_group(const float* logits, std::size_t first) const;
   void take_best();
   void weigh(const float* logits, const std::uint32_t* experts, float* weights);
+  void mix(const float* logits, const std::uint32_t* experts, float* weights);
 
   const RoutingSpec& routing_;
   std::vector<float> bias_;

@@ -12,7 +12,7 @@ namespace switchyard {
 
 /** How a layer chooses experts; the fields are those of RoutingSpec in native/index.ts. */
 struct RoutingSpec {
-  enum class Score { softmax, sigmoid, sqrt_softplus };
+  enum class Score { softmax, sigmoid, sqrt_softplus, sparse_mixer };
   enum class GroupScore { max, top2 };
   enum class Masked { zero, negative_infinity };
   enum class WeightOn { output, input };
@@ -21,6 +21,12 @@ struct RoutingSpec {
   Score score = Score::softmax;
   bool renormalise = false;
   float scale = 1;
+  /** Of the norm that weights are divided by: 1 or 2. */
+  std::uint32_t norm_power = 1;
+  /** Logits become cap · tanh(logit / cap); 0: they stay. */
+  float logit_cap = 0;
+  /** Of sparse_mixer: how far, as a share of itself, a logit may be below the best that counts beside it. */
+  float mixer_reach = 0;
   std::uint32_t groups = 1;
   std::uint32_t groups_chosen = 1;
   GroupScore group_score = GroupScore::max;

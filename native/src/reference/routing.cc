@@ -120,13 +120,31 @@ std::pair<double, double> regret_of(const Candidates& candidates, std::span<cons
   return {best_unused - worst_used, logit_regret};
 }
 
+/** Each chosen expert's part in a softmax over those that are near it, less those chosen before. */
+std::vector<double> mixed_weights(const std::vector<double>& logits, const RoutingSpec& routing, std::span<const uint32_t> used) {
+  std::vector<double> weights;
+  std::vector<bool> gone(logits.size());
+  for (const uint32_t expert : used) {
+    const double best = logits[expert];
+    double sum = 0;
+    for (size_t e = 0; e < logits.size(); ++e) {
+      const bool far = (best - logits[e]) / std::max(std::abs(logits[e]), best) > routing.mixer_reach;
+      if (!gone[e] && !far) sum += std::exp(logits[e] - best);
+    }
+    weights.push_back(routing.scale / sum);
+    gone[expert] = true;
+  }
+  return weights;
+}
+
 std::vector<double> weights_of(const Candidates& candidates, const RoutingSpec& routing,
                                std::span<const uint32_t> used) {
+  if (routing.score == RoutingSpec::Score::sparse_mixer) return mixed_weights(candidates.logits, routing, used);
   double largest = -infinity;
   for (const uint32_t expert : used) largest = std::max(largest, candidates.log_scores[expert]);
   double sum = 0;
-  for (const uint32_t expert : used) sum += std::exp(candidates.log_scores[expert] - largest);
-  const double divisor = routing.renormalise ? largest + std::log(sum) : 0;
+  for (const uint32_t expert : used) sum += std::exp(routing.norm_power * (candidates.log_scores[expert] - largest));
+  const double divisor = routing.renormalise ? largest + std::log(sum) / routing.norm_power : 0;
   std::vector<double> weights;
   for (const uint32_t expert : used) weights.push_back(std::exp(candidates.log_scores[expert] - divisor) * routing.scale);
   return weights;
@@ -138,6 +156,9 @@ ReferenceChoice choose_experts(std::span<const double> logits, std::span<const f
                                const RoutingSpec& routing, std::span<const uint32_t> given) {
   Candidates candidates;
   candidates.logits = settle(logits);
+  if (const double cap = routing.logit_cap; cap > 0) {
+    for (double& value : candidates.logits) value = cap * std::tanh(value / cap);
+  }
   candidates.log_scores = log_scores_of(candidates.logits, routing.score);
   candidates.masked.resize(logits.size());
   candidates.bias = selection_bias;

@@ -18,7 +18,9 @@ export const dbrx: Family = {
         ffn_hidden_size: expertWidth,
         moe_num_experts: size(modelLimits.experts),
         moe_top_k: size(modelLimits.topK),
-        moe_normalize_expert_weights: z.union([z.literal(1), z.null()], { error: '1 or null' }).default(1),
+        moe_normalize_expert_weights: z
+          .union([z.literal(1), z.literal(2), z.null()], { error: '1, 2 or null' })
+          .default(1),
         ffn_act_fn: z.object({ name: silu }).nullish(),
       }),
     })
@@ -26,7 +28,9 @@ export const dbrx: Family = {
       hidden: hidden_size,
       experts: ffn.moe_num_experts,
       layers: allLayers(num_hidden_layers),
-      routing: softmax(ffn.moe_top_k, ffn.moe_normalize_expert_weights !== null),
+      routing: softmax(ffn.moe_top_k, ffn.moe_normalize_expert_weights !== null, {
+        normPower: ffn.moe_normalize_expert_weights ?? 1,
+      }),
       expert: swiglu(ffn.ffn_hidden_size),
       shared: null,
       normEpsilon: 0,

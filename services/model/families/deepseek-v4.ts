@@ -7,7 +7,7 @@ import { layouts, numbered } from './layouts.js';
 
 /**
  * Scores are sqrt(softplus(logit)), always renormalised. The first layers choose by the tokens' ids, which are not known here: their routing
- * must be given. Residuals are hyper-connections.
+ * must be given. There is one shared expert. Residuals are hyper-connections.
  */
 export const deepseekV4: Family = {
   name: 'deepseek_v4',
@@ -18,7 +18,6 @@ export const deepseekV4: Family = {
       ...common,
       num_hidden_layers: size(modelLimits.layers),
       moe_intermediate_size: expertWidth,
-      n_shared_experts: orElse(countOrNone, 1),
       routed_scaling_factor: orElse(number, 1.5),
       scoring_func: z.literal('sqrtsoftplus', { error: '"sqrtsoftplus"' }).default('sqrtsoftplus'),
       swiglu_limit: orElse(number, 10),
@@ -48,9 +47,7 @@ export const deepseekV4: Family = {
           weightOn: 'output' as const,
         },
         expert: clamped(config.moe_intermediate_size, config.swiglu_limit),
-        shared: sharedOf(
-          clamped(config.moe_intermediate_size * config.n_shared_experts, config.swiglu_limit),
-        ),
+        shared: sharedOf(clamped(config.moe_intermediate_size, config.swiglu_limit)),
         normEpsilon: config.rms_norm_eps,
       };
     }),

@@ -20,6 +20,8 @@ export interface FamilyConfig {
   routing: RoutingSpec;
   expert: FfnSpec;
   shared: SharedSpec | null;
+  /** False: experts are chosen by their scores alone, though the family has a bias for that. */
+  selectionBias?: boolean;
   /** By layer, where they are not the same for all: the forms of routed and of shared experts, in place of those of `expert` and `shared`. */
   glus?: Readonly<Record<number, { expert: GluForm | null; shared: GluForm | null }>>;
   normEpsilon: number;

@@ -1,10 +1,10 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
-import { allLayers, common, epsilon, expertWidth, orElse, sharedOf, swiglu, uniform } from './fields.js';
+import { allLayers, common, epsilon, expertWidth, sharedOf, swiglu } from './fields.js';
 import { layouts, projections } from './layouts.js';
 import { softmax } from './routers.js';
 
-/** The publisher has a list of values for all layers. `intermediate_size` is an expert's. */
+/** The publisher has a list of values for all layers. `intermediate_size` is an expert's, and the shared one's whatever their number. */
 export const hunyuanV1Moe: Family = {
   name: 'hunyuan_v1_moe',
   types: ['hunyuan_v1_moe'],
@@ -12,7 +12,6 @@ export const hunyuanV1Moe: Family = {
     .object({
       ...common,
       intermediate_size: expertWidth,
-      n_shared_experts: orElse(uniform(64), 1),
       rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => ({
@@ -21,7 +20,7 @@ export const hunyuanV1Moe: Family = {
       layers: allLayers(config.num_hidden_layers),
       routing: softmax(config.num_experts_per_tok, true),
       expert: swiglu(config.intermediate_size),
-      shared: sharedOf(swiglu(config.intermediate_size * config.n_shared_experts)),
+      shared: sharedOf(swiglu(config.intermediate_size)),
       normEpsilon: config.rms_norm_eps,
     })),
   layouts: layouts({ router: 'mlp.gate.wg.weight', shared: projections('mlp.shared_mlp') }),

@@ -32,6 +32,7 @@ import { mistral4, mistralLarge4 } from './mistral4.js';
 import { mixtral } from './mixtral.js';
 import { nemotronH } from './nemotron-h.js';
 import { olmoe } from './olmoe.js';
+import { phiMoe } from './phimoe.js';
 import { qwen2Moe } from './qwen2-moe.js';
 import { qwen3Moe } from './qwen3-moe.js';
 import { qwen3Next, qwen4Exp } from './qwen3-next.js';
@@ -82,4 +83,5 @@ export const families: readonly Family[] = [
   ernie45VlMoe,
   jetMoe,
   dbrx,
+  phiMoe,
 ];

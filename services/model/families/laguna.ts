@@ -14,14 +14,17 @@ export const laguna: Family = {
       moe_intermediate_size: expertWidth,
       shared_expert_intermediate_size: expertWidth,
       moe_routed_scaling_factor: orElse(number, 1),
-      moe_router_logit_softcapping: z.literal(0, { error: '0: bounded logits are not supported' }).default(0),
+      moe_router_logit_softcapping: orElse(number, 0),
       moe_apply_router_weight_on_input: z.literal(false, { error: 'false' }).default(false),
     })
     .transform((config) => ({
       hidden: config.hidden_size,
       experts: config.num_experts,
       layers: sparseLayers(config),
-      routing: sigmoid(config.num_experts_per_tok, true, { scale: config.moe_routed_scaling_factor }),
+      routing: sigmoid(config.num_experts_per_tok, true, {
+        scale: config.moe_routed_scaling_factor,
+        ...(config.moe_router_logit_softcapping > 0 ? { logitCap: config.moe_router_logit_softcapping } : {}),
+      }),
       expert: swiglu(config.moe_intermediate_size),
       shared: { ...swiglu(config.shared_expert_intermediate_size), weight: 1, gated: false },
       normEpsilon: config.rms_norm_eps,

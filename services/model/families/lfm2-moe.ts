@@ -24,7 +24,7 @@ export const lfm2Moe: Family = {
       num_dense_layers: orElse(countOrNone, 2),
       norm_topk_prob: orElse(flag, true),
       routed_scaling_factor: orElse(number, 1),
-      use_expert_bias: z.literal(true, { error: 'true' }).default(true),
+      use_expert_bias: orElse(flag, true),
       rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => ({
@@ -36,6 +36,7 @@ export const lfm2Moe: Family = {
       }),
       expert: swiglu(config.moe_intermediate_size),
       shared: null,
+      selectionBias: config.use_expert_bias,
       normEpsilon: config.rms_norm_eps,
     })),
   layouts: layouts({
