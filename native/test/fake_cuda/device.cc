@@ -147,8 +147,19 @@ void Device::record(Lock& lock, Stream* stream, Event& event) {
   operation.happening = event.last;
 }
 
+// Most waits are never told of, and texts take longer than they do.
+template <typename Text>
+bool Device::counts_as_wait(const Clock& waiting, const Clock& waited, const Text& text) {
+  if (waiting.has_seen(waited)) return false;
+  if (++counts.waits != options.ignored_wait) return true;
+  counts.ignored_wait = text();
+  return false;
+}
+
 void Device::hold(Lock& lock, Stream* stream, const Event& event) {
-  if (!event.last || !counts_as_wait(stream->clock, event.last->clock, "stream " + std::to_string(stream->number) + " for " + event.last->name.text())) return;
+  if (!event.last) return;
+  const auto text = [&] { return "stream " + std::to_string(stream->number) + " for " + event.last->name.text(); };
+  if (!counts_as_wait(stream->clock, event.last->clock, text)) return;
   stream->clock.join(event.last->clock);
   enqueue(lock, stream, wait_name, [](const Moment&) {});
   queues_[stream->number % queues_.size()].back().waits_for = event.last;
@@ -182,12 +193,6 @@ void Device::hold_all(Lock&, bool held) {
   work_.notify_one();
 }
 
-bool Device::counts_as_wait(const Clock& waiting, const Clock& waited, std::string what) {
-  if (waiting.has_seen(waited)) return false;
-  counts.waits.push_back(std::move(what));
-  return counts.waits.size() != options.ignored_wait;
-}
-
 cudaError_t Device::wait_until(Lock& lock, const Clock& clock, const std::function<bool()>& done) {
   ++hosts_waiting_;
   work_.notify_one();
@@ -199,7 +204,8 @@ cudaError_t Device::wait_until(Lock& lock, const Clock& clock, const std::functi
 }
 
 cudaError_t Device::wait(Lock& lock, Stream* stream) {
-  return counts_as_wait(this_host().clock, stream->clock, "the host for stream " + std::to_string(stream->number)) ? wait_for(lock, stream) : cudaSuccess;
+  const auto text = [stream] { return "the host for stream " + std::to_string(stream->number); };
+  return counts_as_wait(this_host().clock, stream->clock, text) ? wait_for(lock, stream) : cudaSuccess;
 }
 
 cudaError_t Device::wait_for(Lock& lock, Stream* stream) {
@@ -208,8 +214,8 @@ cudaError_t Device::wait_for(Lock& lock, Stream* stream) {
 }
 
 cudaError_t Device::wait(Lock& lock, const Event& event) {
-  if (!event.last || !counts_as_wait(this_host().clock, event.last->clock, "the host for " + event.last->name.text())) return cudaSuccess;
   const auto last = event.last;
+  if (!last || !counts_as_wait(this_host().clock, last->clock, [&] { return "the host for " + last->name.text(); })) return cudaSuccess;
   return wait_until(lock, last->clock, [last] { return last->done; });
 }
 

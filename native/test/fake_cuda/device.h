@@ -133,7 +133,8 @@ class Device {
   std::deque<Operation>* choose(Lock&);
   void run_next(Lock& lock, std::deque<Operation>& queue);
   /** True, and counted, if the wait orders anything and is not the one to ignore. */
-  bool counts_as_wait(const Clock& waiting, const Clock& waited, std::string what);
+  template <typename Text>
+  bool counts_as_wait(const Clock& waiting, const Clock& waited, const Text& text);
   cudaError_t wait_until(Lock& lock, const Clock& clock, const std::function<bool()>& done);
 
   std::condition_variable work_, progress_;

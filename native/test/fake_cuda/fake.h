@@ -71,8 +71,10 @@ struct Report {
   std::optional<std::chrono::steady_clock::time_point> lost_at;
   /** Calls that can fail, and those of them that ask whether a stream has ended. */
   uint64_t calls = 0, queries = 0;
-  /** Waits that ordered something which was not ordered without them, in words. */
-  std::vector<std::string> waits;
+  /** Waits that ordered something which was not ordered without them. */
+  uint64_t waits = 0;
+  /** In words, the one that was ignored; empty: there were not as many. */
+  std::string ignored_wait;
   /** Products that ran, by algorithm. */
   std::map<uint64_t, uint64_t> products;
   uint64_t copies_in = 0;
