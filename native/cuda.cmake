@@ -1,5 +1,20 @@
 # The CUDA backend (src/experts/cuda/*.cu) as a module of its own, switchyard_cuda.so beside the addon: what is linked here
 # need not be on machines without CUDA. The .cc files of that folder need no CUDA and belong to switchyard_core.
+
+# list_cublaslt_tiles(TARGET HEADER): gives the target "cublaslt_tiles.inc", a table of all tiles that cublasLt.h has names for. There
+# are hundreds, and more with each release.
+function(list_cublaslt_tiles target header)
+  file(STRINGS ${header} lines REGEX "CUBLASLT_MATMUL_TILE_[0-9]+x[0-9]+ *=")
+  set(tiles "")
+  foreach(line ${lines})
+    string(REGEX REPLACE ".*(CUBLASLT_MATMUL_TILE_[0-9]+x([0-9]+)).*" "{\\1, \\2},\n" tile "${line}")
+    string(APPEND tiles "${tile}")
+  endforeach()
+  set(folder ${CMAKE_CURRENT_BINARY_DIR}/${target}_tiles)
+  file(CONFIGURE OUTPUT ${folder}/cublaslt_tiles.inc CONTENT "${tiles}")
+  target_include_directories(${target} PRIVATE ${folder})
+endfunction()
+
 if(SWITCHYARD_CUDA STREQUAL "OFF")
   return()
 endif()
@@ -37,6 +52,8 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS src/experts/cuda/*.cu)
 list(FILTER cuda_sources EXCLUDE REGEX "/entry\\.cu$")
 add_library(switchyard_cuda_core STATIC ${cuda_sources})
 target_compile_options(switchyard_cuda_core PUBLIC "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-fvisibility=hidden>")
+find_file(SWITCHYARD_CUBLASLT_HEADER cublasLt.h PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH REQUIRED)
+list_cublaslt_tiles(switchyard_cuda_core ${SWITCHYARD_CUBLASLT_HEADER})
 # The runtime is linked in and looks for the driver when it is used; cuBLASLt comes from where it was built with.
 target_link_libraries(switchyard_cuda_core PUBLIC switchyard_core CUDA::cudart_static CUDA::cublasLt)
 

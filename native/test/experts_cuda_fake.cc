@@ -305,6 +305,9 @@ TEST(CudaOnAFake, TakesAnAlgorithmOfTallTilesOnlyIfThereIsNoOther) {
   fake_cuda::reset({.algorithms = {steady_in_tall_tiles, steady}});
   EXPECT_EQ(faults(run_calls()), "");
   EXPECT_EQ(fake_cuda::report().products[steady_in_tall_tiles], 0u);
+  fake_cuda::reset({.algorithms = {steady_in_tall_tiles, steady_in_wide_tiles, steady}});
+  EXPECT_EQ(faults(run_calls()), "");
+  EXPECT_EQ(fake_cuda::report().products[steady], 0u) << "the first whose tiles have few enough rows, whatever else their size";
   fake_cuda::reset({.algorithms = {steady_in_tall_tiles}});
   EXPECT_EQ(faults(run_calls()), "");
 }

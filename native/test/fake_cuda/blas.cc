@@ -120,11 +120,13 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
 
 cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algorithm, cublasLtMatmulAlgoConfigAttributes_t attribute,
                                                     void* value, size_t, size_t* written) {
-  const bool splits = algorithm->number == splits_depth;
-  const uint32_t tile = algorithm->number == steady_in_tall_tiles ? CUBLASLT_MATMUL_TILE_128x256 : CUBLASLT_MATMUL_TILE_64x8;
-  *static_cast<uint32_t*>(value) = attribute == CUBLASLT_ALGO_CONFIG_TILE_ID                    ? tile
-                                   : attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM && splits ? 4
-                                                                                            : 0;
+  const auto value_of = [&]() -> uint32_t {
+    if (attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM) return algorithm->number == splits_depth ? 4 : 0;
+    if (attribute != CUBLASLT_ALGO_CONFIG_TILE_ID) return 0;
+    if (algorithm->number == steady_in_tall_tiles) return CUBLASLT_MATMUL_TILE_128x256;
+    return algorithm->number == steady_in_wide_tiles ? CUBLASLT_MATMUL_TILE_320x128 : CUBLASLT_MATMUL_TILE_64x8;
+  };
+  *static_cast<uint32_t*>(value) = value_of();
   *written = sizeof(uint32_t);
   return CUBLAS_STATUS_SUCCESS;
 }

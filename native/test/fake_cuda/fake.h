@@ -43,6 +43,8 @@ enum Algorithm : uint64_t {
   differs_at_37_rows,
   /** As steady, with tiles of 256 rows. */
   steady_in_tall_tiles,
+  /** As steady, with tiles of 128 rows and 320 outputs. */
+  steady_in_wide_tiles,
   /** Sums each element in the order of the depth, and has tiles of 8 rows. */
   steady,
 };

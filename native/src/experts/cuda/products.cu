@@ -91,17 +91,11 @@ struct Tile {
   size_t rows;
 };
 constexpr Tile tiles[] = {
-    {CUBLASLT_MATMUL_TILE_64x8, 8},      {CUBLASLT_MATMUL_TILE_32x16, 16},
-    {CUBLASLT_MATMUL_TILE_32x32, 32},    {CUBLASLT_MATMUL_TILE_64x32, 32},    {CUBLASLT_MATMUL_TILE_128x32, 32},   {CUBLASLT_MATMUL_TILE_256x32, 32},
-    {CUBLASLT_MATMUL_TILE_32x64, 64},    {CUBLASLT_MATMUL_TILE_64x64, 64},    {CUBLASLT_MATMUL_TILE_96x64, 64},    {CUBLASLT_MATMUL_TILE_128x64, 64},
-    {CUBLASLT_MATMUL_TILE_256x64, 64},   {CUBLASLT_MATMUL_TILE_512x64, 64},   {CUBLASLT_MATMUL_TILE_64x96, 96},    {CUBLASLT_MATMUL_TILE_128x96, 96},
-    {CUBLASLT_MATMUL_TILE_32x128, 128},  {CUBLASLT_MATMUL_TILE_64x128, 128},  {CUBLASLT_MATMUL_TILE_96x128, 128},  {CUBLASLT_MATMUL_TILE_128x128, 128},
-    {CUBLASLT_MATMUL_TILE_160x128, 128}, {CUBLASLT_MATMUL_TILE_192x128, 128}, {CUBLASLT_MATMUL_TILE_256x128, 128}, {CUBLASLT_MATMUL_TILE_128x160, 160},
-    {CUBLASLT_MATMUL_TILE_128x192, 192}, {CUBLASLT_MATMUL_TILE_32x256, 256},  {CUBLASLT_MATMUL_TILE_64x256, 256},  {CUBLASLT_MATMUL_TILE_128x256, 256},
-    {CUBLASLT_MATMUL_TILE_64x512, 512},
+// Made from cuBLASLt's header: cuda.cmake.
+#include "cublaslt_tiles.inc"
 };
 
-/** Rows of an algorithm's tiles; 0: it does not tell, or they are uncommon. */
+/** Rows of an algorithm's tiles; 0: it does not tell, or they are new. */
 size_t tile_rows_of(const cublasLtMatmulAlgo_t& algorithm) {
   uint32_t id = 0;
   size_t written = 0;
