@@ -1,4 +1,4 @@
-import type { RoutingRows } from '../services/client/index.js';
+import type { RoutingRows, RowsReader } from '../services/client/index.js';
 import { evenShares, exponent, imbalance } from './balance.js';
 import { repeatedRows, submit } from './batch.js';
 import { ChaosCluster } from './chaos/cluster.js';
@@ -19,6 +19,14 @@ const chunkTokens = 4_096;
  * coordinator has planned for what it heard of batches before. Beside it EPLB's placement for those batches, with even shares for copies.
  */
 async function benchBalanceCluster(options: BenchOptions): Promise<BenchResult[]> {
+  const rows = await repeatedRows(model.hidden, tokens);
+  const runs: { value: number; reference: number }[] = [];
+  for (let run = 0; run < options.runs; run += 1) runs.push(await measure(run, rows));
+  return [summarize('balance/zipf-cluster', 'imbalance', 'EPLB', runs)];
+}
+
+/** On a cluster of its own, which knows no load but that of this run. */
+async function measure(run: number, rows: RowsReader): Promise<{ value: number; reference: number }> {
   const cluster = await ChaosCluster.start({
     workers,
     routers: 1,
@@ -32,33 +40,28 @@ async function benchBalanceCluster(options: BenchOptions): Promise<BenchResult[]
   });
   const client = await cluster.connect();
   try {
-    const rows = await repeatedRows(model.hidden, tokens);
-    const runs: { value: number; reference: number }[] = [];
-    for (let run = 0; run < options.runs; run += 1) {
-      const load = zipfChoices(run);
-      const send = async (seed: number) => {
-        const sent = { experts: load(seed), counts: new Float64Array(model.experts) };
-        for (const expert of sent.experts) sent.counts[expert]! += 1;
-        const weights = new Float32Array(sent.experts.length).fill(0.5);
-        const given = (first: number, count: number): RoutingRows => ({
-          experts: sent.experts.subarray(first * model.topK, (first + count) * model.topK),
-          weights: weights.subarray(first * model.topK, (first + count) * model.topK),
-        });
-        await submit(client, rows, { chunkTokens, feedback: false, given });
-        return sent.counts;
-      };
-      const known = await send(1);
-      await rebalanceByLoad(client, cluster.address, null);
-      const before = await rowsOf(cluster);
-      const counts = await send(2);
-      const after = await rowsOf(cluster);
-      const shape = { replicas: model.experts + replicaSlots, groups: 1, nodes: 1, gpus: workers };
-      runs.push({
-        value: imbalance(after.map((computed, worker) => computed - before[worker]!)),
-        reference: imbalance(evenShares(counts, eplb(known, shape), workers)),
+    const load = zipfChoices(run);
+    const send = async (seed: number) => {
+      const sent = { experts: load(seed), counts: new Float64Array(model.experts) };
+      for (const expert of sent.experts) sent.counts[expert]! += 1;
+      const weights = new Float32Array(sent.experts.length).fill(0.5);
+      const given = (first: number, count: number): RoutingRows => ({
+        experts: sent.experts.subarray(first * model.topK, (first + count) * model.topK),
+        weights: weights.subarray(first * model.topK, (first + count) * model.topK),
       });
-    }
-    return [summarize('balance/zipf-cluster', 'imbalance', 'EPLB', runs)];
+      await submit(client, rows, { chunkTokens, feedback: false, given });
+      return sent.counts;
+    };
+    const known = await send(1);
+    await rebalanceByLoad(client, cluster.address, null);
+    const before = await rowsOf(cluster);
+    const counts = await send(2);
+    const after = await rowsOf(cluster);
+    const shape = { replicas: model.experts + replicaSlots, groups: 1, nodes: 1, gpus: workers };
+    return {
+      value: imbalance(after.map((computed, worker) => computed - before[worker]!)),
+      reference: imbalance(evenShares(counts, eplb(known, shape), workers)),
+    };
   } finally {
     client.destroy();
     await cluster.stop();

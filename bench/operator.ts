@@ -12,25 +12,20 @@ const messageBytesMax = 1024 * 1024;
 const withinMs = 60_000;
 const pollMs = 50;
 
-/** Has the coordinator plan for the load that it knows, and resolves when as many copies serve as it wants. */
+/** Has the coordinator plan for the load that it knows, and resolves when the copies that it wants serve, and no others. */
 export async function rebalanceByLoad(
   client: SwitchyardClient,
   coordinator: string,
   token: string | null,
 ): Promise<void> {
+  const before = await servingCopies(client);
   const { toLoad, toDrop } = await ask<RebalanceAnswer>(coordinator, token, (operator, options, answer) =>
     operator.Rebalance({}, options, answer),
   );
-  const placed = async () => {
-    const { layers } = (await client.describeCluster({ placement: true })).view!.placement!;
-    return layers.flatMap(({ copies }) => copies).reduce((sum, one) => sum + one, 0);
-  };
-  const isMoving = async () => {
-    const { view } = await client.describeCluster();
-    return view!.nodes.some(({ loading, draining }) => loading + draining > 0);
-  };
-  const wanted = (await placed()) + toLoad - toDrop;
-  while ((await placed()) !== wanted || (await isMoving())) await sleep(pollMs);
+  await untilPlaced(async () => {
+    const now = await servingCopies(client);
+    return missing(now, before) === toLoad && missing(before, now) === toDrop;
+  });
 }
 
 /** Asks the coordinator for these copies, and resolves when they serve, and no others. */
@@ -43,17 +38,37 @@ export async function rebalance(
   await ask<RebalanceAnswer>(coordinator, token, (operator, options, answer) =>
     operator.Rebalance({ target: placementOf(target) }, options, answer),
   );
-  const wanted = JSON.stringify(target);
-  for (const end = performance.now() + withinMs; ; await sleep(pollMs)) {
-    const { view } = await client.describeCluster({ placement: true });
-    const { workers = [], layers = [] } = view?.placement ?? {};
-    const present = layers.map((layer) => ({
-      layer: layer.layer,
-      workersOf: listCopies(layer).map((holders) => holders.map((worker) => workers[worker]!).sort()),
-    }));
-    if (JSON.stringify(present) === wanted) return;
+  const wanted = new Set(
+    target.flatMap(({ layer, workersOf }) =>
+      workersOf.flatMap((workers, expert) => workers.map((worker) => nameOf(layer, expert, worker))),
+    ),
+  );
+  await untilPlaced(async () => {
+    const now = await servingCopies(client);
+    return missing(now, wanted) + missing(wanted, now) === 0;
+  });
+}
+
+const nameOf = (layer: number, expert: number, worker: string) => `${layer}/${expert}/${worker}`;
+
+async function servingCopies(client: SwitchyardClient): Promise<Set<string>> {
+  const { view } = await client.describeCluster({ placement: true });
+  const { workers = [], layers = [] } = view?.placement ?? {};
+  const copies = layers.flatMap((layer) =>
+    listCopies(layer).flatMap((holders, expert) =>
+      holders.map((worker) => nameOf(layer.layer, expert, workers[worker]!)),
+    ),
+  );
+  return new Set(copies);
+}
+
+/** How many of `some` are not in `others`. */
+const missing = (some: Set<string>, others: Set<string>) =>
+  [...some].filter((copy) => !others.has(copy)).length;
+
+async function untilPlaced(placed: () => Promise<boolean>): Promise<void> {
+  for (const end = performance.now() + withinMs; !(await placed()); await sleep(pollMs))
     if (performance.now() > end) throw new Error(`copies are not where they shall be after ${withinMs} ms`);
-  }
 }
 
 /** Says what an operator wants of a worker. */

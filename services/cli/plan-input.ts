@@ -3,7 +3,7 @@ import { SwitchyardError } from '../common/errors.js';
 import type { FileTopology } from '../coordinator/topology.js';
 import { inStoredBytes, isCuda } from '../model/device-bytes.js';
 import type { PlanInput, PlanWorker } from '../placement/input.js';
-import { usualRates } from '../placement/rates.js';
+import { exactly, likeFactor, usualRates } from '../placement/rates.js';
 import type { Recording } from './recording.js';
 
 /** What a plan is made with. */
@@ -148,9 +148,10 @@ function ratesOf(
     const text = `${field} is null for all ${measured.length} workers; allowed: a number above 0 for one at least`;
     throw new SwitchyardError('NOT_READY', text, { field });
   }
-  const [usual] = usualRates([null, ...measured], 0);
+  const [usual] = usualRates([null, ...measured.map(exactly)], 0, likeFactor[field]);
   return usualRates(
-    workers.map((worker) => worker[field]),
+    workers.map((worker) => exactly(worker[field])),
     usual!,
+    likeFactor[field],
   );
 }

@@ -7,9 +7,12 @@ import type { RouterFigures } from '../common/generated/switchyard/v1/RouterFigu
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { overdueMs, Standstill } from '../common/lease.js';
+import { MeasuredRate } from '../placement/rates.js';
 
 /** However many die, no more of them are listed than the newest, and those that errors still name. */
 const deadMembersMax = 64;
+/** About the last fifty reports of a worker that computed decide how fast it is. */
+const measuredDecay = 0.98;
 
 export interface MembershipOptions {
   /** A member silent for so long is dead. */
@@ -79,6 +82,8 @@ export interface Member {
   told: { term: number; epoch: number };
   readonly ready: ReadyExperts;
   worker: WorkerReport | null;
+  /** Of a worker: rows a second for which it computed. */
+  readonly rowsPerSecond: MeasuredRate;
   router: RouterReport | null;
   /** Of a router, as it reported them last. */
   links: readonly LinkDescription[];
@@ -135,6 +140,7 @@ export class Membership {
       told: { term: 0, epoch: 0 },
       ready: new ReadyExperts(),
       worker: null,
+      rowsPerSecond: new MeasuredRate(measuredDecay),
       router: null,
       links: [],
       tokens: 0,

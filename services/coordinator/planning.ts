@@ -2,7 +2,7 @@ import type { SwitchyardError } from '../common/errors.js';
 import type { DeviceRoom } from '../model/device-bytes.js';
 import type { ExpertOrder } from '../model/expert-order.js';
 import type { Copies, PlanInput, PlanWorker } from '../placement/input.js';
-import { usualRates } from '../placement/rates.js';
+import { exactly, likeFactor, type Rate, usualRates } from '../placement/rates.js';
 import type { CopyLists } from '../placement/reconcile.js';
 import { bestEffortCopies } from '../placement/required.js';
 
@@ -22,7 +22,7 @@ export interface Candidate extends DeviceRoom {
   /** It gets none that it does not have. */
   cordoned: boolean;
   /** Null: not measured. */
-  rowsPerSecond: number | null;
+  rowsPerSecond: Rate | null;
 }
 
 export interface PlanningOptions {
@@ -47,10 +47,12 @@ export class Planning {
     const rowsPerSecond = usualRates(
       candidates.map((candidate) => candidate.rowsPerSecond),
       rowsPerSecondAssumed,
+      likeFactor.rowsPerSecond,
     );
     const loadBytesPerSecond = usualRates(
-      candidates.map((candidate) => candidate.loadBytesPerSecond),
+      candidates.map((candidate) => exactly(candidate.loadBytesPerSecond)),
       loadBytesPerSecondAssumed,
+      likeFactor.loadBytesPerSecond,
     );
     const workers = candidates.map((candidate, index): PlanWorker => {
       const { name, host, memoryBytes, cordoned } = candidate;

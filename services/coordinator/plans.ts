@@ -346,14 +346,14 @@ export class PlacementPlans {
     );
     return order.map((name) => {
       const member = byName.get(name)!;
-      const { worker, hello } = member;
+      const { hello, rowsPerSecond } = member;
       return {
         slot: this.placement.slotOf(name),
         name,
         host: hello.host,
         ...room.get(member)!,
         cordoned: this.marks.get(name) === 'CORDONED',
-        rowsPerSecond: worker?.computeSeconds ? worker.rowsComputed / worker.computeSeconds || null : null,
+        rowsPerSecond: rowsPerSecond.rate,
       };
     });
   }

@@ -1,5 +1,5 @@
 import type { WorkerPace } from '../../native/index.js';
-import { usualRates } from '../placement/rates.js';
+import { MeasuredRate, type Rate, usualRates } from '../placement/rates.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { Link } from '../transport/link.js';
 
@@ -10,6 +10,8 @@ const lateFactor = 4;
 /** and this beside, doubled with each attempt: systems pause, and what is sent again is computed twice. */
 const lateMsMin = 300;
 const checkMs = 50;
+/** Workers that differ by less are taken to be equally fast; whoever is slower has more under way, and gets less for that. */
+const likeFactor = 2;
 /** Of a row, as long as no worker was measured; only what the workers have beside each other counts then. */
 const secondsPerRowUnknown = 1e-6;
 
@@ -26,10 +28,9 @@ export interface SentBatch {
 /** What is known of the worker at the end of a link. */
 interface Pace {
   rowsOutstanding: number;
-  /** Of the last answers, decayed: rows, the seconds in which the worker did nothing else for this router, and those for which it computed. */
-  rows: number;
-  seconds: number;
-  computeSeconds: number;
+  /** Seconds a row of the last answers: those in which the worker did nothing else for this router, and those for which it computed. */
+  readonly answering: MeasuredRate;
+  readonly computing: MeasuredRate;
   answeredMs: number;
   /** Since when it is late; null: it is not. */
   suspectedMs: number | null;
@@ -60,9 +61,8 @@ export class WorkerPaces {
   answered(batch: SentBatch, computeSeconds: number): void {
     const pace = this.of(batch.link);
     const now = this.clock.now();
-    pace.rows = pace.rows * measuredDecay + batch.rows;
-    pace.seconds = pace.seconds * measuredDecay + (now - Math.max(pace.answeredMs, batch.sentMs)) / 1000;
-    pace.computeSeconds = pace.computeSeconds * measuredDecay + computeSeconds;
+    pace.answering.add((now - Math.max(pace.answeredMs, batch.sentMs)) / 1000, batch.rows);
+    pace.computing.add(computeSeconds, batch.rows);
     pace.answeredMs = now;
     this.forget(batch);
     this.clear(pace);
@@ -90,8 +90,8 @@ export class WorkerPaces {
   /** As the kernels take it; `near`: who is on this router's host, and wins ties: it counts as a row less busy. */
   describe(links: readonly (Link | null)[], near: readonly boolean[]): WorkerPace {
     const paces = links.map((link) => (link === null ? undefined : this.byLink.get(link)));
-    const measured = paces.map((pace) => (pace && pace.rows > 0 ? secondsPerRowBusy(pace) : null));
-    const perRow = Float64Array.from(usualRates(measured, secondsPerRowUnknown));
+    const measured = paces.map((pace) => (pace ? secondsPerRowBusy(pace) : null));
+    const perRow = Float64Array.from(usualRates(measured, secondsPerRowUnknown, likeFactor));
     const queued = Float64Array.from(paces, (pace, worker) => {
       const rows = (pace?.rowsOutstanding ?? 0) - (near[worker] ? 1 : 0);
       return rows * perRow[worker]!;
@@ -104,9 +104,8 @@ export class WorkerPaces {
     if (pace === undefined) {
       pace = {
         rowsOutstanding: 0,
-        rows: 0,
-        seconds: 0,
-        computeSeconds: 0,
+        answering: new MeasuredRate(measuredDecay),
+        computing: new MeasuredRate(measuredDecay),
         answeredMs: 0,
         suspectedMs: null,
       };
@@ -133,7 +132,7 @@ export class WorkerPaces {
 
   private isLate({ link, sentMs, attempt }: SentBatch, now: number): boolean {
     const pace = this.of(link);
-    const expectedMs = pace.rows > 0 ? pace.rowsOutstanding * secondsPerRow(pace) * 1000 : 0;
+    const expectedMs = pace.rowsOutstanding * (pace.answering.rate?.value ?? 0) * 1000;
     return now - sentMs > expectedMs * lateFactor + lateMsMin * 2 ** attempt;
   }
 
@@ -148,8 +147,11 @@ export class WorkerPaces {
  * Of a worker that always has rows: what it computes takes no longer, where calls overlap even less, and between answers there is its waiting for rows
  * too, of which one with few has more.
  */
-const secondsPerRowBusy = ({ seconds, computeSeconds, rows }: Pace) =>
-  Math.max(Math.min(seconds, computeSeconds || seconds) / rows, secondsPerRowMin);
+function secondsPerRowBusy({ answering, computing }: Pace): Rate | null {
+  const [whole, computed] = [answering.rate, computing.rate];
+  if (whole === null) return null;
+  const busy = computed!.value > 0 && computed!.value < whole.value ? computed! : whole;
+  return { value: Math.max(busy.value, secondsPerRowMin), error: busy.error };
+}
 /** Answers may come as fast as the clock does not see. */
 const secondsPerRowMin = 1e-9;
-const secondsPerRow = ({ seconds, rows }: Pace) => Math.max(seconds / rows, secondsPerRowMin);

@@ -2,6 +2,7 @@ import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { type Candidate, Planning } from '../../services/coordinator/planning.js';
 import { ExpertOrder } from '../../services/model/expert-order.js';
+import { exactly } from '../../services/placement/rates.js';
 
 const expertBytes = 100;
 const layers = fc.uniqueArray(
@@ -132,9 +133,13 @@ describe('what the planner is given', () => {
   const order = new ExpertOrder([{ layer: 0, experts: 4 }]);
 
   test('what was not measured of a worker is the median of the others', () => {
-    const workers = [candidate(0, { rowsPerSecond: 10 }), candidate(1), candidate(2, { rowsPerSecond: 30 })];
+    const workers = [
+      candidate(0, { rowsPerSecond: exactly(10) }),
+      candidate(1),
+      candidate(2, { rowsPerSecond: exactly(40) }),
+    ];
     const input = planningOf(order).input(workers, nobody(order), null);
-    expect(input.workers.map(({ rowsPerSecond }) => rowsPerSecond)).toEqual([10, 20, 30]);
+    expect(input.workers.map(({ rowsPerSecond }) => rowsPerSecond)).toEqual([10, 25, 40]);
   });
 
   test('copies are named by the place of their workers, whatever their slots', () => {

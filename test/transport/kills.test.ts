@@ -42,7 +42,7 @@ function repeated(rows: Buffer, first: number, count: number): Buffer {
 
 /** It is under way when its worker dies. */
 const long: RowsReader = {
-  tokens: 16 * blockTokens,
+  tokens: 6 * blockTokens,
   hidden,
   read: (first, count) => repeated(block, first, count),
 };
