@@ -13,6 +13,8 @@ const hidden = 256;
 const drainMs = 1_000;
 /** Nothing ends the batches and the links but the end of a process, however slow the machine is. */
 const never = { clientStallMs: 600_000, leaseMs: 600_000 };
+/** What routers hold of batches whose answers nobody takes: soon full, so that workers rest. */
+const budgetBytes = 64 * 1024 * 1024;
 /** What `forward` takes at most, as ARCHITECTURE.md says. */
 const forwardMsMax = 3_000;
 /** A client that has not reached all routers by then, each of which it gives 5 s, will not. */
@@ -129,7 +131,7 @@ const said = ({ lines }: TestCluster, name: string, event: string) =>
  * is first meets the batches; each that follows has peers that are dead, and others that stand still.
  */
 async function endTroubled(signal: NodeJS.Signals, names: readonly string[]): Promise<Map<string, End>> {
-  const router = { drainMs, ...never };
+  const router = { drainMs, budgetBytes, ...never };
   const worker = { drainMs, leaseMs: never.leaseMs };
   const cluster = await startCluster({ workers: 1, routers: 1, coordinator: router, router, worker });
   await watchHealth(cluster);
@@ -153,7 +155,12 @@ async function endTroubled(signal: NodeJS.Signals, names: readonly string[]): Pr
 
 /** Ends a cluster whose processes have the drain that they have by default. */
 async function endWatched(): Promise<Map<string, End>> {
-  const cluster = await startCluster({ workers: 1, routers: 2, coordinator: never, router: never });
+  const cluster = await startCluster({
+    workers: 1,
+    routers: 2,
+    coordinator: { budgetBytes, ...never },
+    router: { budgetBytes, ...never },
+  });
   await watchHealth(cluster);
   const ends = new Map([['idle router', await end(cluster, 'router-0', 'SIGTERM')]]);
   await pauseBatch(cluster);
