@@ -131,8 +131,9 @@ export type TensorSource =
 /**
  * swiglu: down · (silu(gate · x) * (up · x)). geglu: the same with gelu in its tanh form. gelu: down · gelu(up · x), erf form.
  * relu2: down · relu(up · x)².
+ * identity: x; its matrices are not read.
  */
-export type Activation = 'swiglu' | 'geglu' | 'gelu' | 'relu2';
+export type Activation = 'swiglu' | 'geglu' | 'gelu' | 'relu2' | 'identity';
 
 /**
  * A swiglu that departs from the usual: with g = min(gate · x, gateMax), it is
@@ -238,6 +239,8 @@ export interface ReferenceLayer {
   epsilon: number;
   /** Added to the norm's weight. */
   normOffset?: number;
+  /** [hidden]: RMSNorm of the block's output, with the same epsilon. Absent or null: none. */
+  outputNorm?: TensorSource | null;
   gate: TensorSource;
   gateBias: Float32Array | null;
   selectionBias: Float32Array | null;
@@ -424,6 +427,8 @@ export interface Addon {
     hidden: number;
     weighted: boolean;
     residual: Slab | null;
+    /** RMSNorm of the sums, rounded to BF16, before the residual is added: weight [hidden]. Absent or null: none. */
+    outputNorm?: { weight: Slab; epsilon: number } | null;
     /**
      * The results of each of the groups: one row per entry of its rowIndices, or for partial one per row of the group. Null for
      * those in whose place there are others.

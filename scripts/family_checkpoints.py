@@ -106,7 +106,7 @@ FAMILIES = {
     "dbrx": ("dbrx", dict(d_model=HIDDEN, n_heads=2, n_layers=LAYERS, attn_config=dict(kv_n_heads=2, rope_theta=1e4),
              ffn_config=dict(ffn_hidden_size=FFN, moe_num_experts=EXPERTS, moe_top_k=TOP_K))),
     "longcat_flash": ("longcat_flash", dict(**MLA, moe_topk=3, n_routed_experts=EXPERTS, zero_expert_num=4,
-                      expert_ffn_hidden_size=FFN, ffn_hidden_size=24, num_layers=2)),
+                      expert_ffn_hidden_size=FFN, ffn_hidden_size=24, num_hidden_layers=4)),
     "glm5_next": ("glm5_next", dict(text_config=dict(COMMON, **V3, swiglu_limit=1.0, layer_types=["linear_attention"] * LAYERS,
                   linear_head_dim=8, linear_num_heads=2, mlp_layer_types=["dense", "sparse", "sparse"]), vision_config=dict(VISION))),
     "mistral_large4": ("mistral_large4", dict(text_config=dict(COMMON, **V3, **DSA), vision_config=dict(VISION))),

@@ -138,6 +138,17 @@ function sourceBytes({ gate, up, down }: ExpertSource): number {
   return Math.ceil(bytes.reduce((sum, value) => sum + value, 0));
 }
 
+/** An expert that gives its rows back; it has no weights. */
+function identity(hidden: number): ExpertSource {
+  const zeros = { kind: 'synthetic', seed: 0, stream: 0, scale: 0, center: 0 } as const;
+  return {
+    activation: 'identity',
+    gate: null,
+    up: { ...zeros, rows: 1, columns: hidden },
+    down: { ...zeros, rows: hidden, columns: 1 },
+  };
+}
+
 class CheckpointTensors implements ModelTensors {
   private readonly layers: ReadonlyMap<number, { spec: LayerSpec; tensors: LayerTensors }>;
 
@@ -171,6 +182,10 @@ class CheckpointTensors implements ModelTensors {
     return weight && { weight: this.stored.source(weight), offset: tensors.normOffset };
   }
 
+  outputNorm(layer: number): TensorSource | null {
+    return this.sourceOrNull(this.of(layer).outputNorm());
+  }
+
   gate(layer: number) {
     const tensors = this.of(layer);
     const scale = this.sourceOrNull(tensors.routerScale());
@@ -187,6 +202,7 @@ class CheckpointTensors implements ModelTensors {
 
   expert(layer: number, expert: number): ExpertSource {
     const { spec, tensors } = this.layers.get(layer)!;
+    if (tensors.isIdentity(expert)) return identity(this.config.hidden);
     const { gate, up, down, bias } = tensors.expert(expert);
     const { activation, glu } = spec.shared[expert - (spec.experts - spec.shared.length)] ?? spec.expert;
     return {

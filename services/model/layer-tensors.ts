@@ -75,6 +75,16 @@ export class LayerTensors {
     return this.bare || norm.length === 0 ? null : vector(this.firstOf(norm), this.config.hidden);
   }
 
+  outputNorm(): MatrixView | null {
+    const { outputNorm } = this.names;
+    return outputNorm.length === 0 ? null : vector(this.firstOf(outputNorm), this.config.hidden);
+  }
+
+  /** Whether an expert is one of those that give their rows back. */
+  isIdentity(expert: number): boolean {
+    return expert < this.routed && expert >= this.routed - (this.config.identities ?? 0);
+  }
+
   get normOffset(): number {
     return this.names.normOffset;
   }
@@ -147,8 +157,10 @@ export class LayerTensors {
       this.routerScale(),
       this.expertScale(),
     ];
-    for (const view of [this.norm(), ...gate, this.sharedGate()]) if (view !== null) yield view;
+    for (const view of [this.norm(), this.outputNorm(), ...gate, this.sharedGate()])
+      if (view !== null) yield view;
     for (let expert = 0; expert < this.spec.experts; expert += 1) {
+      if (this.isIdentity(expert)) continue;
       const { gate, up, down, bias } = this.expert(expert);
       if (gate !== null) yield gate;
       yield up;

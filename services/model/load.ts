@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import type { ExpertSource } from '../../native/index.js';
+import type { ExpertSource, TensorSource } from '../../native/index.js';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { Logger } from '../common/log.js';
 import { checkBy } from '../common/schema-issue.js';
@@ -28,6 +28,12 @@ export class Model {
   norm(layer: number): NormSource | null {
     this.#expertsOf(layer);
     return this.tensors.norm(layer);
+  }
+
+  /** Throws UNKNOWN_LAYER for a layer without experts. */
+  outputNorm(layer: number): TensorSource | null {
+    this.#expertsOf(layer);
+    return this.tensors.outputNorm(layer);
   }
 
   /** Throws UNKNOWN_LAYER for a layer without experts. */

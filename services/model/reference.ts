@@ -47,6 +47,7 @@ export async function referenceForward(
       norm: options.norm ? (norm?.weight ?? null) : null,
       normOffset: norm?.offset ?? 0,
       epsilon: model.spec.normEpsilon,
+      outputNorm: model.outputNorm(layer),
       ...(await gateOf(model, layer)),
       given: options.given[index] ?? null,
       givenWeights: options.givenWeights?.[index] ?? null,

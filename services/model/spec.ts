@@ -24,7 +24,7 @@ export interface SyntheticSpec {
 /** The form of an expert's FFN. */
 export interface FfnSpec {
   ffn: number;
-  activation: Activation;
+  activation: Exclude<Activation, 'identity'>;
   /** How swiglu departs from silu(gate) * up; null: not at all. */
   glu: GluForm | null;
   /** Whether biases are added to its products. */
@@ -113,6 +113,8 @@ export interface GateSource {
 export interface ModelTensors {
   /** In front of the layer's gate and experts; null: there is none. */
   norm(layer: number): NormSource | null;
+  /** Of what the block gives, before the residual is added: [1, hidden]; null: none. */
+  outputNorm(layer: number): TensorSource | null;
   gate(layer: number): GateSource;
   expert(layer: number, expert: number): ExpertSource;
   close(): void;

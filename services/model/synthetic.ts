@@ -138,6 +138,10 @@ const gateLogitDeviation = 0.5;
 class SyntheticTensors implements ModelTensors {
   constructor(private readonly spec: SyntheticSpec) {}
 
+  outputNorm(): null {
+    return null;
+  }
+
   norm(layer: number): NormSource {
     const { seed, hidden } = this.spec;
     const stream = tensorStream(`layers.${layer}.norm`);

@@ -40,7 +40,12 @@ async function loadLayer(model: Model, finite: FiniteWeights, spec: LayerSpec): 
   try {
     const gate = await createGate(source, spec, model.spec.hidden, weight, sharedGate);
     const norm = model.norm(layer);
-    return { gate, norm: norm && { weight: await loadNorm(norm.weight, finite), offset: norm.offset } };
+    const outputNorm = model.outputNorm(layer);
+    return {
+      gate,
+      norm: norm && { weight: await loadNorm(norm.weight, finite), offset: norm.offset },
+      outputNorm: outputNorm && (await loadNorm(outputNorm, finite)),
+    };
   } finally {
     weight.release();
     sharedGate?.release();

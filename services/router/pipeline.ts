@@ -213,6 +213,8 @@ async function combine(
 ): Promise<LayerOutput> {
   const { plan, runtime } = context;
   const startedMs = runtime.clock.now();
+  const weights = context.cluster.weights!;
+  const { outputNorm } = weights.layer(pass.layer);
   try {
     const combined = runtime.rows.combineRows({
       routed,
@@ -220,6 +222,7 @@ async function combine(
       hidden: plan.hidden,
       weighted: !plan.weighsInput,
       residual: plan.residual ? pass.rows : null,
+      outputNorm: outputNorm && { weight: outputNorm, epsilon: weights.spec.normEpsilon },
       parts,
     });
     return await atHand(pass, context, combined);

@@ -5,6 +5,8 @@ export interface LayerWeights {
   gate: GateWeights;
   /** [hidden] BF16, and what is added to it; null: the layer has none. */
   norm: { weight: Slab; offset: number } | null;
+  /** [hidden] BF16, of the norm of the block's output; null: there is none. */
+  outputNorm: Slab | null;
 }
 
 /** The part of a model that a router computes with: gates and norms. */
@@ -19,8 +21,9 @@ export class RouterWeights {
   }
 
   release(): void {
-    for (const { gate, norm } of this.layers.values()) {
+    for (const { gate, norm, outputNorm } of this.layers.values()) {
       gate.release();
+      outputNorm?.release();
       norm?.weight.release();
     }
   }

@@ -48,6 +48,7 @@ export function routerWeights(spec: ModelSpec, rows: SimulatedRows): RouterWeigh
     {
       gate: new SimulatedGate(layer, experts, spec.topK),
       norm: { weight: rows.allocateSlab(2 * hidden), offset: 0 },
+      outputNorm: null,
     },
   ]);
   return new RouterWeights(spec, new Map(layers));

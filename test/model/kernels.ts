@@ -72,12 +72,14 @@ async function runLayer(
     outputRow += indices.length;
     expert.release();
   }
+  const outputNorm = model.outputNorm(layer);
   const { rows: output } = await native.combineRows({
     routed,
     mode: 'exact',
     hidden,
     weighted: !model.spec.weighsInput,
     residual: options.residual ? rows : null,
+    outputNorm: outputNorm && { weight: await native.readTensor(outputNorm), epsilon: normEpsilon },
     parts: [results],
   });
   routed.release();

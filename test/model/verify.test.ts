@@ -51,6 +51,7 @@ function openSteep(scale: number): Model {
   const { spec: shape, tensors } = syntheticModel(spec);
   return new Model(shape, {
     norm: (layer) => tensors.norm(layer),
+    outputNorm: () => null,
     gate: (layer) => {
       const gate = tensors.gate(layer);
       return { ...gate, weight: { ...gate.weight, scale } as TensorSource };

@@ -292,8 +292,8 @@ Napi::Value BackendHandle::close(const Napi::CallbackInfo& info) {
 }
 
 Activation to_activation(const Fields& fields) {
-  constexpr Activation activations[] = {Activation::swiglu, Activation::geglu, Activation::gelu, Activation::relu2};
-  return activations[fields.choice("activation", {"swiglu", "geglu", "gelu", "relu2"})];
+  constexpr Activation activations[] = {Activation::swiglu, Activation::geglu, Activation::gelu, Activation::relu2, Activation::identity};
+  return activations[fields.choice("activation", {"swiglu", "geglu", "gelu", "relu2", "identity"})];
 }
 
 GluForm to_glu(const Fields& fields) {

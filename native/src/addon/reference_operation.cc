@@ -63,6 +63,7 @@ ReferenceLayer to_layer(const Fields& fields, Operation& operation) {
       .norm = to_optional_tensor(fields, "norm"),
       .epsilon = fields.number("epsilon"),
       .norm_offset = fields.has("normOffset") ? fields.number("normOffset") : 0,
+      .output_norm = fields.has("outputNorm") ? to_optional_tensor(fields, "outputNorm") : std::nullopt,
       .gate = to_tensor(fields.fields("gate")),
       .gate_bias = span_or_null<float>(fields, "gateBias", operation),
       .selection_bias = span_or_null<float>(fields, "selectionBias", operation),

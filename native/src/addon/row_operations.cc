@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "addon/parallel.h"
@@ -9,6 +10,7 @@
 #include "addon/slab_handle.h"
 #include "kernels/combine.h"
 #include "kernels/non_finite.h"
+#include "kernels/norm.h"
 #include "kernels/pack.h"
 #include "kernels/streaming.h"
 
@@ -170,6 +172,34 @@ struct Combined {
   std::atomic<size_t> non_finite = 0;
 };
 
+/** An RMSNorm of sums, before the residual is added. */
+struct OutputNorm {
+  SlabRef weight;
+  float epsilon;
+};
+
+/** The sums as what is summed. */
+CombinePlan plan_of_sums(const uint16_t* sums, size_t row_count, size_t hidden) {
+  CombinePlan plan;
+  for (size_t t = 0; t <= row_count; ++t) plan.offsets.push_back(static_cast<uint32_t>(t));
+  for (size_t t = 0; t < row_count; ++t) plan.rows.push_back(sums + t * hidden);
+  plan.weights.assign(row_count, 1.0f);
+  return plan;
+}
+
+/** Sums what the plan says, and normalises the sums, over the pool. */
+void combine_normalised(const CombinePlan& plan, size_t hidden, const SlabRef& residual, const OutputNorm& norm, Combined& combined) {
+  combined.rows = allocate_rows(plan.row_count(), hidden, answer_metadata_bytes);
+  uint16_t* const output = rows_of(combined.rows);
+  const CombinePlan sums = plan_of_sums(output, plan.row_count(), hidden);
+  for_rows(plan.row_count(), hidden, [&](size_t first, size_t count) {
+    combine_rows(plan, first, count, hidden, nullptr, output);
+    uint16_t* const begin = output + first * hidden;
+    normalize_rows(begin, count, hidden, rows_of(norm.weight), norm.epsilon, begin);
+    combined.non_finite += combine_rows(sums, first, count, hidden, residual ? rows_of(residual) : nullptr, output);
+  });
+}
+
 /** Sums what the plan says, over the pool. */
 void combine(const CombinePlan& plan, size_t hidden, const SlabRef& residual, Combined& combined) {
   combined.rows = allocate_rows(plan.row_count(), hidden, answer_metadata_bytes);
@@ -188,6 +218,11 @@ void prepare_combine(const Napi::CallbackInfo& info, Operation& operation) {
   const SlabRef residual = options.is_null("residual")
                                ? SlabRef()
                                : slab_of_rows(options.value("residual"), "residual", routed->row_count, hidden);
+  std::optional<OutputNorm> norm;
+  if (options.has("outputNorm")) {
+    const Fields given = options.fields("outputNorm");
+    norm = {slab_of_rows(given.value("weight"), given.name("weight"), 1, hidden), static_cast<float>(given.number("epsilon"))};
+  }
   const Parts parts = to_parts(options.value("parts"), *routed, exact, hidden);
   const auto combined = std::make_shared<Combined>();
   operation.brief = is_brief(routed->row_count * (exact ? routed->top_k : parts.parts.size()) * hidden);
@@ -197,7 +232,8 @@ void prepare_combine(const Napi::CallbackInfo& info, Operation& operation) {
     const CombinePlan plan =
         exact ? plan_combine_exact(parts.parts, routed->row_count, routed->top_k, hidden, weights)
               : plan_combine_partial(parts.parts, routed->row_count, hidden);
-    combine(plan, hidden, residual, *combined);
+    if (norm) combine_normalised(plan, hidden, residual, *norm, *combined);
+    else combine(plan, hidden, residual, *combined);
   };
   operation.result = [combined](Napi::Env env) {
     auto result = Napi::Object::New(env);

@@ -10,8 +10,9 @@ namespace switchyard {
  * geglu: the same with gelu(v) = v / 2 * (1 + tanh(sqrt(2 / pi) * (v + 0.044715 v³))).
  * gelu: y = down · gelu(up · x), gelu(v) = v / 2 * (1 + erf(v / sqrt(2))).
  * relu2: y = down · max(up · x, 0)².
+ * identity: y = x, whatever the matrices.
  */
-enum class Activation { swiglu, geglu, gelu, relu2 };
+enum class Activation { swiglu, geglu, gelu, relu2, identity };
 
 constexpr bool is_gated(Activation activation) { return activation == Activation::swiglu || activation == Activation::geglu; }
 

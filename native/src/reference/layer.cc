@@ -55,6 +55,7 @@ void check_layer(std::span<const double> rows, size_t hidden, const ReferenceLay
   check_routing(layer.routing, experts);
   check_shape(layer.gate, experts, hidden, "gate");
   if (layer.norm) check_shape(*layer.norm, 1, hidden, "norm");
+  if (layer.output_norm) check_shape(*layer.output_norm, 1, hidden, "outputNorm");
   for (const auto& [bias, field] :
        {std::pair{layer.gate_bias, "gateBias.length"}, std::pair{layer.selection_bias, "selectionBias.length"}}) {
     if (!bias.empty() && bias.size() != experts) throw_invalid(field, bias.size(), std::to_string(experts));
@@ -133,6 +134,7 @@ double ungated(Activation activation, double value) {
 /** The expert's FFN for [count, hidden] inputs. */
 std::vector<double> apply_expert(const ReferenceExpert& expert, const std::vector<double>& inputs, size_t count,
                                  ThreadPool& pool) {
+  if (expert.activation == Activation::identity) return inputs;
   const auto product = [&](const TensorSource& matrix, const std::optional<TensorSource>& bias,
                            const std::vector<double>& rows) {
     std::vector<double> products = multiply(matrix, rows.data(), count, Precision::bf16, pool);
@@ -225,11 +227,12 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
     result.logit_scale.push_back(std::sqrt(dot(input, input, hidden)) * gate_norm + bias_max);
   }
 
-  if (layer.residual) result.rows.assign(rows.begin(), rows.end());
-  else result.rows.assign(rows.size(), 0);
+  result.rows.assign(rows.size(), 0);
   for (size_t expert = 0; expert < experts + shared; ++expert) {
     add_expert(layer, expert, uses[expert], inputs, hidden, pool, result.rows);
   }
+  if (layer.output_norm) result.rows = normalize(result.rows, read_doubles(*layer.output_norm), 0, layer.epsilon);
+  for (size_t i = 0; layer.residual && i < rows.size(); ++i) result.rows[i] += rows[i];
   overflow(result.rows);
   return result;
 }

@@ -38,6 +38,8 @@ struct ReferenceLayer {
   double epsilon = 0;
   /** Added to the norm's weight. */
   double norm_offset = 0;
+  /** Of the block's output, with the same epsilon. */
+  std::optional<TensorSource> output_norm = {};
   TensorSource gate;
   std::span<const float> gate_bias;
   std::span<const float> selection_bias;

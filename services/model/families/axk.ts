@@ -2,7 +2,20 @@ import { z } from 'zod';
 import { deepseekV3, v3Keys } from './deepseek-v3.js';
 import type { Family } from './family.js';
 import { sharedOf, sparseLayers, swiglu } from './fields.js';
+import { layouts, projections } from './layouts.js';
 import { sigmoidGroups } from './routers.js';
+
+/** DeepSeek-V3's block with a norm of its output. */
+export const axk1: Family = {
+  ...deepseekV3,
+  name: 'axk1',
+  types: ['axk1'],
+  layouts: layouts({
+    outputNorm: ['post_mlp_layernorm.weight', 'mlp.post_mlp_layernorm.weight'],
+    selectionBias: ['mlp.gate.e_score_correction_bias'],
+    shared: projections('mlp.shared_experts'),
+  }),
+};
 
 /** Experts of groups that are not chosen count as 0, and a gate stands in front of the norm. */
 export const axk2: Family = {

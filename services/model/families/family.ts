@@ -20,6 +20,8 @@ export interface FamilyConfig {
   routing: RoutingSpec;
   expert: FfnSpec;
   shared: SharedSpec | null;
+  /** So many of the experts that the gate chooses among, the last of them, give their rows back as they are; none if absent. */
+  identities?: number;
   /** False: experts are chosen by their scores alone, though the family has a bias for that. */
   selectionBias?: boolean;
   /** By layer, where they are not the same for all: the forms of routed and of shared experts, in place of those of `expert` and `shared`. */
@@ -63,6 +65,8 @@ export interface LayerNames {
   norm: readonly string[];
   /** What is added to it: 1 where the norm multiplies by 1 + weight. */
   normOffset: number;
+  /** The weight of a norm of the block's output; none if empty. */
+  outputNorm: readonly string[];
   router: string;
   /** Where the router's weight is stored as [hidden, experts]. */
   routerTransposed: boolean;

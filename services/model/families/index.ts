@@ -1,6 +1,6 @@
 import { afmoe } from './afmoe.js';
 import { aria } from './aria.js';
-import { axk2 } from './axk.js';
+import { axk1, axk2 } from './axk.js';
 import { cohere2Moe } from './cohere2-moe.js';
 import { dbrx } from './dbrx.js';
 import { deepseekV2 } from './deepseek-v2.js';
@@ -24,6 +24,7 @@ import { kimiLinear } from './kimi-linear.js';
 import { laguna } from './laguna.js';
 import { lfm2Moe } from './lfm2-moe.js';
 import { llama4 } from './llama4.js';
+import { longcatFlash } from './longcat-flash.js';
 import { mellum } from './mellum.js';
 import { minimax } from './minimax.js';
 import { minimaxM2 } from './minimax-m2.js';
@@ -84,4 +85,6 @@ export const families: readonly Family[] = [
   jetMoe,
   dbrx,
   phiMoe,
+  axk1,
+  longcatFlash,
 ];

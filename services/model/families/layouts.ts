@@ -30,6 +30,7 @@ export function fused(path: string, form: Partial<FusedNames> = {}): FusedNames 
 const plain: LayerNames = {
   norm: ['post_attention_layernorm.weight'],
   normOffset: 0,
+  outputNorm: [],
   router: 'mlp.gate.weight',
   routerTransposed: false,
   routerBias: null,

@@ -133,6 +133,10 @@ double CpuBackend::compute(const Expert& expert, std::span<const ExpertInput> in
                        .weight = input.input_weights == nullptr ? nullptr : input.input_weights + i});
     }
   }
+  if (mine->activation() == Activation::identity) {
+    for (const RowReference& row : rows_) std::memcpy(row.output, row.source, hidden * sizeof(uint16_t));
+    rows_.clear();
+  }
   const Split blocks = Split::into_parts_of(block_rows_max, rows_.size());
   if (blocks.parts > 0) reserve(*mine, divide_up(blocks.count, blocks.parts));
   for (size_t block = 0; block < blocks.parts; ++block) {

@@ -37,9 +37,9 @@ CpuExpert::CpuExpert(const ExpertSource& source, bool packed)
       hidden_(source.up.columns),
       ffn_(source.up.rows),
       panel_outputs_(outputs_of_panel(source)),
-      first_(divide_up(ffn_, panel_outputs_), divide_up(hidden_, group_depth), first_form(source, packed)),
+      first_(activation_ == Activation::identity ? 0 : divide_up(ffn_, panel_outputs_), divide_up(hidden_, group_depth), first_form(source, packed)),
       // The first product writes whole panels, so the second reads as many groups.
-      second_(divide_up(hidden_, panel_columns), first_.panels() * panel_outputs_ / group_depth, second_form(source, packed)),
+      second_(activation_ == Activation::identity ? 0 : divide_up(hidden_, panel_columns), first_.panels() * panel_outputs_ / group_depth, second_form(source, packed)),
       first_bias_(first_.panels() * panel_columns, -0.0f),
       second_bias_(second_.panels() * panel_columns, -0.0f) {}
 
