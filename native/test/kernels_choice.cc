@@ -123,6 +123,30 @@ TEST(Choice, WeightsKeepTheirRatiosWhereScoresUnderflow) {
   }
 }
 
+TEST(Choice, BoundsLogitsBeforeAllElse) {
+  const Routed routed = route({1, 3, -2, 40}, {.top_k = 4, .score = Score::sigmoid, .logit_cap = 2});
+  ASSERT_EQ(routed.experts, (Experts{3, 1, 0, 2}));
+  const float logits[] = {40, 3, 1, -2};
+  for (std::size_t j = 0; j < 4; ++j) {
+    EXPECT_NEAR(routed.weights[j], 1 / (1 + std::exp(-2 * std::tanh(logits[j] / 2))), 1e-6) << j;
+  }
+}
+
+TEST(Choice, DividesByTheRootOfTheSquares) {
+  const Routed routed = route({2, 1, 0}, {.top_k = 2, .renormalise = true, .scale = 3, .norm_power = 2});
+  const double root = std::sqrt(1 + std::exp(-2.0));
+  EXPECT_NEAR(routed.weights[0], 3 / root, 1e-6);
+  EXPECT_NEAR(routed.weights[1], 3 * std::exp(-1.0) / root, 1e-6);
+}
+
+TEST(Choice, OfASparseMixerWeighsAgainstThoseThatAreNear) {
+  // 9.9 is near 10, 9 is not; when 10 is gone, 9.9 stands alone.
+  const Routed routed = route({9.9f, 10, 9, -10}, {.top_k = 2, .score = Score::sparse_mixer, .mixer_reach = 0.02f});
+  ASSERT_EQ(routed.experts, (Experts{1, 0}));
+  EXPECT_NEAR(routed.weights[0], 1 / (1 + std::exp(-0.1)), 1e-6);
+  EXPECT_EQ(routed.weights[1], 1);
+}
+
 TEST(Choice, WithNanAmongTheLogitsIsThatOfEqualLogits) {
   for (const Score score : {Score::softmax, Score::sigmoid}) {
     for (const std::uint32_t groups : {1u, 3u}) {
