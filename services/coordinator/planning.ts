@@ -116,6 +116,7 @@ export class Planning {
     const { experts, expertBytes } = this.options;
     const shared = experts.shared();
     const fits = (copies: number) =>
+      candidates.length > 0 &&
       candidates.every(({ memoryBytes, cordoned }) => !cordoned && memoryBytes >= copies * expertBytes);
     const share = (count: number) => Math.ceil(count / candidates.length);
     // Every worker has what every token goes to, so that rows of it go where the least is to do.

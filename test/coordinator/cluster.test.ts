@@ -297,6 +297,20 @@ describe('placements', () => {
     expect(scene.told.get('w0')).toEqual([]);
   });
 
+  test('a coordinator that begins with a drained worker alone places nothing, and all of it once that is undrained', () => {
+    const scene = new Scene({ workers: 2 });
+    scene.worker('w0', { term: 1 });
+    scene.cluster.mark('w0', 'DRAINED', 0);
+    scene.pass(1_000);
+    scene.pass(1_000);
+    expect(scene.cluster.view).toMatchObject({ ready: false, epoch: 0 });
+    scene.cluster.mark('w0', null, scene.nowMs);
+    scene.settle(null);
+    scene.pass(1_000);
+    expect(scene.cluster.view.nodes).toMatchObject([{ name: 'w0', serving: total }]);
+    expect(scene.cluster.view.ready).toBe(true);
+  });
+
   test('the place of a name that nobody remembers is taken by the next: the table does not grow with those that come and go', () => {
     const scene = new Scene();
     scene.worker('keeper');
