@@ -147,6 +147,19 @@ export interface GluForm {
   upOffset: number;
 }
 
+/**
+ * Linear maps around the matrices of a layer's experts, which then have `latent` in place of hidden: rows become input · x + inputBias,
+ * results output · y. A backend has them once in memory for all experts of the same.
+ */
+export interface LatentSource {
+  /** [latent, hidden] */
+  input: TensorSource;
+  /** [latent]; null: nothing is added. */
+  inputBias: TensorSource | null;
+  /** [hidden, latent] */
+  output: TensorSource;
+}
+
 export interface ExpertSource {
   activation: Activation;
   /** Only for swiglu; null: as usual. */
@@ -159,15 +172,20 @@ export interface ExpertSource {
   down: TensorSource;
   /** Added to the products: [ffn], [ffn] and [hidden]; `gate` is null where there is no gate. */
   bias?: { gate: TensorSource | null; up: TensorSource; down: TensorSource } | null;
+  /** Absent or null: rows are taken as they are. */
+  latent?: LatentSource | null;
+  /** [hidden], added to the result as well. */
+  extraBias?: TensorSource | null;
 }
 
 /** Weights of one expert, in the backend's own order. */
 export interface Expert {
+  /** Less what experts share. */
   readonly bytes: number;
   readonly hidden: number;
   readonly ffn: number;
-  /** Weights that are NaN or infinite in BF16, by matrix. */
-  readonly nonFinite: { gate: number; up: number; down: number };
+  /** Weights that are NaN or infinite in BF16, by matrix; those that experts share are counted with the first. */
+  readonly nonFinite: { gate: number; up: number; down: number; latentInput: number; latentOutput: number };
   release(): void;
 }
 

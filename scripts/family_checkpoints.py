@@ -131,6 +131,8 @@ FAMILIES = {
 # The same families with what is rare in config.json.
 UNUSUAL = {
     "nemotron_h-biased": ("nemotron_h", dict(mlp_bias=True, n_group=1, topk_group=1, num_experts_per_tok=1)),
+    "nemotron_h-latent": ("nemotron_h", dict(moe_latent_size=20)),
+    "nemotron_h-latent_biased": ("nemotron_h", dict(mlp_bias=True, moe_latent_size=8, hidden_size=40, n_shared_experts=0)),
     "lfm2_moe-unbiased": ("lfm2_moe", dict(use_expert_bias=False, num_dense_layers=1, routed_scaling_factor=1.7)),
     "hunyuan_v1_moe-lists": ("hunyuan_v1_moe", dict(moe_topk=[1, 1, 1], num_shared_expert=[2, 2, 2], hidden_size=40)),
     "deepseek_v4-scaled": ("deepseek_v4", dict(n_shared_experts=2, num_experts_per_tok=1, routed_scaling_factor=1.0)),
@@ -147,6 +149,7 @@ QUANTISED = {
     "deepseek_v3-fp8": ("deepseek_v3", "fp8", dict(hidden_size=160, moe_intermediate_size=136, n_routed_experts=4, n_group=2,
                         topk_group=1, num_hidden_layers=2)),
     "qwen2_moe-fp8_channel": ("qwen2_moe", "fp8_channel", dict(num_hidden_layers=2)),
+    "nemotron_h-latent-fp8_channel": ("nemotron_h-latent", "fp8_channel", dict(moe_latent_size=24, mlp_bias=True)),
     "qwen2_moe-int8": ("qwen2_moe", "int8", dict(num_hidden_layers=2)),
     "qwen2_moe-int8_packed": ("qwen2_moe", "int8_packed", dict(hidden_size=64, moe_intermediate_size=32,
                               shared_expert_intermediate_size=64, num_experts=4, num_hidden_layers=2)),

@@ -61,7 +61,7 @@ def compressed(fmt, **weights):
 
 
 # By name: how a tensor is quantised, which ones are, and what config.json says of it.
-EXPERTS = r"experts?\.(\d+\.)?\w+(\.weight)?$"
+EXPERTS = r"(experts?\.(\d+\.)?\w+|latent_proj)(\.weight)?$"
 FORMS = {
     "fp8": (fp8, dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[128, 128])),
     "fp8_channel": (fp8_channel, compressed("float-quantized", num_bits=8, type="float", strategy="channel")),

@@ -280,6 +280,9 @@ TEST(CudaLifeOnAFake, RefusesExpertsThatItDoesNotCompute) {
   source = model(0).source();
   source.down_bias = [] { return std::vector<float>(hidden); };
   refused(source, "bias");
+  source = model(0).source();
+  source.latent = LatentSource{.key = "a layer", .input = source.down, .output = source.up};
+  refused(source, "latent");
 }
 
 }  // namespace

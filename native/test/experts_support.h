@@ -65,8 +65,13 @@ struct Model {
   }
 
   std::vector<double> reference(const uint16_t* row) const {
-    std::vector<double> x(hidden), h(ffn), y(hidden);
+    std::vector<double> x(hidden);
     for (size_t i = 0; i < hidden; ++i) x[i] = bf16_to_float(row[i]);
+    return reference(x);
+  }
+
+  std::vector<double> reference(const std::vector<double>& x) const {
+    std::vector<double> h(ffn), y(hidden);
     for (size_t i = 0; i < ffn; ++i) {
       const double u = dot(up, i, x);
       if (activation == Activation::swiglu) {

@@ -169,8 +169,9 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
 
 function sizesOf({ expert, shared }: LayerModel) {
   const sizes = (form: FfnModel | null) => {
-    const { ffn, activation } = form!;
-    return { ffn, activation: activation.toLowerCase() as Lowercase<typeof activation> };
+    const { ffn, activation, latent } = form!;
+    const width = latent > 0 ? { latent } : {};
+    return { ffn, activation: activation.toLowerCase() as Lowercase<typeof activation>, ...width };
   };
   return { expert: sizes(expert), shared: shared.map(({ ffn }) => sizes(ffn)) };
 }

@@ -276,6 +276,7 @@ export class Cluster {
       term: this.ownTerm,
       members: this.membership.all(),
       plans: this.plans,
+      model: this.options.model,
     });
     return this.knownView;
   }

@@ -18,8 +18,8 @@ function describeLayer({ layer, experts, routing, givenOnly, expert, shared }: L
   };
 }
 
-function describeFfn({ ffn, activation, glu, biased }: FfnSpec): FfnModelInput {
-  return { ffn, activation: activations[activation], glu: glu && describeGlu(glu), biased };
+function describeFfn({ ffn, activation, glu, biased, latent = 0 }: FfnSpec): FfnModelInput {
+  return { ffn, activation: activations[activation], glu: glu && describeGlu(glu), biased, latent };
 }
 
 function describeGlu({ alpha, gateMax, activationMax, upMax, upOffset }: GluForm): GluModelInput {

@@ -3,7 +3,10 @@ import type { ModelSpec } from '../model/spec.js';
 import type { Member } from './membership.js';
 
 /** What the experts of each live worker may take. Workers that share the memory of their host have equal parts of what all of them leave for weights. */
-export function weightBytes(living: readonly Member[]): Map<Member, number> {
+export function weightBytes(
+  living: readonly Member[],
+  { latentBytes }: Pick<ModelSpec, 'latentBytes'>,
+): Map<Member, number> {
   const sharers = new Map<string, Member[]>();
   for (const member of living) {
     const { host, memorySharedBytes } = member.hello;
@@ -17,7 +20,7 @@ export function weightBytes(living: readonly Member[]): Map<Member, number> {
     const share = Math.max(0, Math.floor((whole - beside) / members.length));
     for (const member of members) bytes.set(member, Math.min(share, member.hello.memoryBytes));
   }
-  return bytes;
+  return new Map(Array.from(bytes, ([member, one]) => [member, Math.max(0, one - latentBytes)]));
 }
 
 /** What plans count with, in bytes as the model is stored, whatever an expert takes on the worker's device. */
@@ -26,5 +29,5 @@ export function roomForExperts(living: readonly Member[], model: ModelSpec): Map
     const told = { memoryBytes, loadBytesPerSecond: worker?.load?.bytesPerSecond || null };
     return inStoredBytes(told, model.expertBytes, expertBytesOn(hello.device, model));
   };
-  return new Map([...weightBytes(living)].map(([member, bytes]) => [member, room(member, bytes)]));
+  return new Map([...weightBytes(living, model)].map(([member, bytes]) => [member, room(member, bytes)]));
 }

@@ -1,6 +1,7 @@
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { NodeDescriptionInput } from '../common/generated/switchyard/v1/NodeDescription.js';
 import type { NodeFiguresInput } from '../common/generated/switchyard/v1/NodeFigures.js';
+import type { ModelSpec } from '../model/spec.js';
 import type { Member } from './membership.js';
 import { weightBytes } from './memory.js';
 import type { CopyCounts } from './placement.js';
@@ -10,13 +11,17 @@ export interface ViewSource {
   term: number;
   members: readonly Member[];
   plans: PlacementPlans;
+  model: ModelSpec;
 }
 
 /** What routers and operators see of the cluster, without the placement and without figures. */
 export function clusterView(source: ViewSource): ClusterViewInput {
-  const { term, members, plans } = source;
+  const { term, members, plans, model } = source;
   const counts = plans.placement.counts();
-  const memory = weightBytes(members.filter(({ alive }) => alive));
+  const memory = weightBytes(
+    members.filter(({ alive }) => alive),
+    model,
+  );
   const reason = whyNotReady(source);
   return {
     term,

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { basename, join, resolve } from 'node:path';
-import type { ExpertSource, TensorSource } from '../../native/index.js';
+import type { ExpertSource, LatentSource, TensorSource } from '../../native/index.js';
 import { CheckpointFiles } from './checkpoint-files.js';
 import type { Family, FamilyConfig, SharedSpec } from './families/family.js';
 import { readFamily } from './families/read.js';
@@ -25,6 +25,9 @@ import { StoredTensors, storedBytes } from './stored-tensors.js';
 /** Changes when what a fingerprint covers does. */
 const fingerprintVersion = 3;
 
+/** Neurons that most quantisations have one scale for. */
+const scaleBlock = 128;
+
 /**
  * Opens a Hugging Face directory: config.json and the safetensors files that hold MoE tensors. Every tensor that
  * the layers need is checked to be there with its shape and dtype; then the files that hold them are hashed.
@@ -47,7 +50,7 @@ export async function openCheckpoint(
     const content = ['checkpoint', fingerprintVersion, family.name, config, await files.digest(progress)];
     const fingerprint = createHash('sha256').update(JSON.stringify(content)).digest('hex');
     const forms = tensors.withBiases(layers);
-    const spec = describe(source, family, config, forms, tensors.expertBytes(), fingerprint);
+    const spec = describe(source, family, config, forms, tensors, fingerprint);
     return { spec, tensors };
   } catch (error) {
     files.close();
@@ -60,7 +63,7 @@ function describe(
   family: Family,
   config: FamilyConfig,
   layers: LayerSpec[],
-  expertBytes: number,
+  tensors: CheckpointTensors,
   fingerprint: string,
 ): ModelSpec {
   const { hidden, routing, normEpsilon } = config;
@@ -73,7 +76,8 @@ function describe(
     weighsInput: routing.weightOn === 'input',
     bare: family.bare === true,
     layers,
-    expertBytes,
+    expertBytes: tensors.expertBytes(),
+    latentBytes: tensors.latentBytes(),
     normEpsilon,
     source,
   };
@@ -85,6 +89,7 @@ function bytesOf({ hidden, expert }: FamilyConfig): number {
 }
 
 function describeLayers({
+  hidden,
   layers,
   givenLayers,
   experts,
@@ -93,7 +98,7 @@ function describeLayers({
   shared,
   glus,
 }: FamilyConfig): LayerSpec[] {
-  const parts = shared === null ? [] : partsOf(shared, expert);
+  const parts = shared === null ? [] : partsOf(shared, hidden, expert);
   return layers.map((layer) => ({
     layer,
     experts: experts + parts.length,
@@ -105,10 +110,18 @@ function describeLayers({
 }
 
 /** The shared experts in parts no larger than a routed expert, so that all that is placed has about one size. */
-function partsOf({ ffn, ...form }: SharedSpec, routed: FfnSpec): SharedExpertSpec[] {
-  const count = Math.ceil(ffn / routed.ffn);
-  const begin = (part: number) => Math.min(part * routed.ffn, ffn);
+function partsOf({ ffn, ...form }: SharedSpec, hidden: number, routed: FfnSpec): SharedExpertSpec[] {
+  const neurons = neuronsOfPart(hidden, routed);
+  const count = Math.ceil(ffn / neurons);
+  const begin = (part: number) => Math.min(part * neurons, ffn);
   return Array.from({ length: count }, (_, part) => ({ ...form, ffn: begin(part + 1) - begin(part) }));
+}
+
+/** Of latent experts as many as have their size, in whole blocks of scales where there are some. */
+function neuronsOfPart(hidden: number, { ffn, latent }: FfnSpec): number {
+  if (latent === undefined) return ffn;
+  const neurons = Math.max(Math.floor((ffn * latent) / hidden), 1);
+  return neurons < scaleBlock ? neurons : neurons - (neurons % scaleBlock);
 }
 
 function requireSane(file: string, config: FamilyConfig, layers: readonly LayerSpec[]): void {
@@ -133,8 +146,8 @@ function requireSane(file: string, config: FamilyConfig, layers: readonly LayerS
   require('the size of an expert', `${bytes} bytes`, bytes <= expertBytes, `up to ${expertBytes} bytes`);
 }
 
-function sourceBytes({ gate, up, down }: ExpertSource): number {
-  const bytes = [gate, up, down].map((source) => (source?.kind === 'file' ? storedBytes(source) : 0));
+function sourceBytes(sources: readonly (TensorSource | null)[]): number {
+  const bytes = sources.map((source) => (source?.kind === 'file' ? storedBytes(source) : 0));
   return Math.ceil(bytes.reduce((sum, value) => sum + value, 0));
 }
 
@@ -216,6 +229,19 @@ class CheckpointTensors implements ModelTensors {
         up: this.sourceOrZeros(bias.up, up.rows),
         down: this.sourceOrZeros(bias.down, down.rows),
       },
+      latent: tensors.isRouted(expert) ? this.latent(layer) : null,
+      extraBias: this.sourceOrNull(tensors.extraBias(expert)),
+    };
+  }
+
+  private latent(layer: number): LatentSource | null {
+    const views = this.of(layer).latent();
+    if (views === null) return null;
+    const { input, inputBias, output } = views;
+    return {
+      input: this.stored.source(input),
+      inputBias: this.sourceOrNull(inputBias),
+      output: this.stored.source(output),
     };
   }
 
@@ -225,7 +251,18 @@ class CheckpointTensors implements ModelTensors {
     const experts = Array.from({ length: spec.experts }, (_, expert) => expert);
     // Routed experts have one size; the shared ones are the last.
     const sized = [0, ...experts.slice(spec.experts - spec.shared.length)];
-    return Math.max(...sized.map((expert) => sourceBytes(this.expert(spec.layer, expert))));
+    return Math.max(
+      ...sized.map((expert) => {
+        const { gate, up, down } = this.expert(spec.layer, expert);
+        return sourceBytes([gate, up, down]);
+      }),
+    );
+  }
+
+  /** Of what the experts of a layer share, in all layers. */
+  latentBytes(): number {
+    const latents = [...this.layers.keys()].map((layer) => this.latent(layer));
+    return latents.reduce((sum, one) => sum + (one ? sourceBytes([one.input, one.output]) : 0), 0);
   }
 
   close(): void {

@@ -3,7 +3,7 @@ import type { FfnSpec, ModelSpec } from './spec.js';
 
 const mebibyte = 1024 * 1024;
 
-type FfnSizes = Pick<FfnSpec, 'ffn' | 'activation'>;
+type FfnSizes = Pick<FfnSpec, 'ffn' | 'activation' | 'latent'>;
 interface LayerSizes {
   expert: FfnSizes;
   shared: readonly FfnSizes[];
@@ -23,8 +23,8 @@ export function expertBytesOn(
 ): number {
   if (!isCuda(device)) return expertBytes;
   const sizes = layers.flatMap(({ expert, shared }) =>
-    [expert, ...shared].map(({ ffn }) => {
-      const elements = padded(hidden) * padded(ffn) * (isGated(expert.activation) ? 3 : 2);
+    [expert, ...shared].map(({ ffn, latent = hidden }) => {
+      const elements = padded(latent) * padded(ffn) * (isGated(expert.activation) ? 3 : 2);
       return granted(2 * elements);
     }),
   );

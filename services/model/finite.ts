@@ -1,4 +1,4 @@
-import { type ExpertSource, native, type Slab, type TensorSource } from '../../native/index.js';
+import { type Expert, type ExpertSource, native, type Slab, type TensorSource } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { Logger } from '../common/log.js';
 import type { ModelSource } from './spec.js';
@@ -29,10 +29,13 @@ export class FiniteWeights {
   }
 
   /** Biases are counted with their matrices. */
-  checkExpert({ gate, up, down }: ExpertSource, counts: { gate: number; up: number; down: number }): void {
+  checkExpert({ gate, up, down, latent }: ExpertSource, counts: Expert['nonFinite']): void {
     if (gate !== null) this.check(gate, counts.gate);
     this.check(up, counts.up);
     this.check(down, counts.down);
+    if (!latent) return;
+    this.check(latent.input, counts.latentInput);
+    this.check(latent.output, counts.latentOutput);
   }
 }
 

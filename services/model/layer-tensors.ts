@@ -1,9 +1,11 @@
 import type { Family, FamilyConfig, LayerNames } from './families/family.js';
 import {
   type BiasViews,
+  biasOf,
   column,
   FfnFinder,
   type FfnViews,
+  type LatentViews,
   type MatrixView,
   matrix,
   type TensorShapes,
@@ -42,7 +44,7 @@ export class LayerTensors {
   ) {
     const { hidden } = config;
     this.routed = spec.experts - spec.shared.length;
-    this.experts = new FfnFinder(names.experts, prefix, hidden, this.routed, shapes);
+    this.experts = new FfnFinder(names.experts, prefix, spec.expert.latent ?? hidden, this.routed, shapes);
     this.shared = names.shared && new FfnFinder(names.shared, prefix, hidden, null, shapes);
   }
 
@@ -130,9 +132,36 @@ export class LayerTensors {
     return this.shared?.biased === true;
   }
 
+  /** Null: experts take rows as they are. */
+  latent(): LatentViews | null {
+    const { latent: width } = this.spec.expert;
+    if (width === undefined) return null;
+    const { hidden } = this.config;
+    const names = this.names.latent!;
+    const bias = (weight: string, length: number) => {
+      const name = this.prefix + biasOf(weight);
+      return this.shapes.has(name) ? column(name, length) : null;
+    };
+    return {
+      input: matrix(this.prefix + names.input, width, hidden),
+      inputBias: bias(names.input, width),
+      output: matrix(this.prefix + names.output, hidden, width),
+      outputBias: bias(names.output, hidden),
+    };
+  }
+
+  /** Added to the results of the first shared expert, which every token has with a weight of 1: what is added to the sum of the others. */
+  extraBias(expert: number): MatrixView | null {
+    return expert === this.routed ? (this.latent()?.outputBias ?? null) : null;
+  }
+
+  isRouted(expert: number): boolean {
+    return expert < this.routed;
+  }
+
   expert(expert: number): FfnViews {
     const { ffn } = this.spec.expert;
-    if (expert < this.routed) {
+    if (this.isRouted(expert)) {
       const views = this.experts.find({ ffn, first: 0, count: ffn }, expert);
       return { ...views, bias: views.bias ?? this.outputBias() };
     }
@@ -157,7 +186,8 @@ export class LayerTensors {
       this.routerScale(),
       this.expertScale(),
     ];
-    for (const view of [this.norm(), this.outputNorm(), ...gate, this.sharedGate()])
+    const latent = Object.values(this.latent() ?? {}) as (MatrixView | null)[];
+    for (const view of [this.norm(), this.outputNorm(), ...gate, this.sharedGate(), ...latent])
       if (view !== null) yield view;
     for (let expert = 0; expert < this.spec.experts; expert += 1) {
       if (this.isIdentity(expert)) continue;

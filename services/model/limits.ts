@@ -30,7 +30,12 @@ export function isGated(activation: Activation): boolean {
   return activation === 'swiglu' || activation === 'geglu';
 }
 
-/** BF16 bytes of one expert's matrices. */
-export function expertWeightBytes(sizes: { hidden: number; ffn: number; activation: Activation }): number {
-  return sizes.hidden * sizes.ffn * 2 * (isGated(sizes.activation) ? 3 : 2);
+/** BF16 bytes of one expert's own matrices. */
+export function expertWeightBytes(sizes: {
+  hidden: number;
+  latent?: number;
+  ffn: number;
+  activation: Activation;
+}): number {
+  return (sizes.latent ?? sizes.hidden) * sizes.ffn * 2 * (isGated(sizes.activation) ? 3 : 2);
 }

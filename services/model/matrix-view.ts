@@ -68,6 +68,14 @@ export interface FfnViews {
   bias: BiasViews | null;
 }
 
+/** Linear maps around the FFNs of a layer; biases are columns, null where there is none. */
+export interface LatentViews {
+  input: MatrixView;
+  inputBias: MatrixView | null;
+  output: MatrixView;
+  outputBias: MatrixView | null;
+}
+
 /** Which neurons of an FFN are wanted. */
 export interface FfnPart {
   /** Of the whole. */
@@ -86,7 +94,7 @@ export interface TensorShapes {
   shapeOf(tensor: string): readonly number[] | null;
 }
 
-function biasOf(weight: string): string {
+export function biasOf(weight: string): string {
   return weight.replace(/weight$/, 'bias');
 }
 

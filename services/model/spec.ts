@@ -29,6 +29,8 @@ export interface FfnSpec {
   glu: GluForm | null;
   /** Whether biases are added to its products. */
   biased: boolean;
+  /** Width of the rows that its own matrices take and give, between linear maps of the layer; absent: the model's hidden. */
+  latent?: number;
 }
 
 /**
@@ -82,6 +84,8 @@ export interface ModelSpec {
   bare: boolean;
   /** Memory that the largest expert takes. */
   expertBytes: number;
+  /** Memory that every worker takes beside its experts, for the linear maps that those of a layer share, in all layers. */
+  latentBytes: number;
   normEpsilon: number;
   source: ModelSource;
 }

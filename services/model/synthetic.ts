@@ -123,6 +123,7 @@ export function syntheticModel(spec: SyntheticSpec): { spec: ModelSpec; tensors:
       shared: [],
     })),
     expertBytes: expertWeightBytes(spec),
+    latentBytes: 0,
     normEpsilon: 1e-6,
     source: { kind: 'synthetic', spec },
   };

@@ -57,7 +57,7 @@ export function routerWeights(spec: ModelSpec, rows: SimulatedRows): RouterWeigh
 class SimulatedExpert implements Expert {
   readonly hidden = hidden;
   readonly ffn = 64;
-  readonly nonFinite = { gate: 0, up: 0, down: 0 };
+  readonly nonFinite = { gate: 0, up: 0, down: 0, latentInput: 0, latentOutput: 0 };
   released = false;
 
   constructor(

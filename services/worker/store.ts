@@ -68,6 +68,11 @@ export class ExpertStore {
   /** Counts changes of what is held. */
   changes = 0;
 
+  /** What experts may take, beside what they share. */
+  private get roomBytes(): number {
+    return this.options.weights.bytes - this.options.model.spec.latentBytes;
+  }
+
   /** Of one expert, on the device. */
   private readonly expertBytes: number;
 
@@ -93,13 +98,13 @@ export class ExpertStore {
     const { executor, weights, worker, log } = this.options;
     this.wanted = new Map(experts.map((id) => [idOf(id), id]));
     const needed = this.wanted.size * this.expertBytes;
-    if (needed > weights.bytes) {
+    if (needed > this.roomBytes) {
       this.failure.resolve(
         overLimit(
           'RESOURCE_EXHAUSTED',
           `bytes of ${this.wanted.size} experts assigned`,
           needed,
-          weights.bytes,
+          this.roomBytes,
           {
             setting: weights.by,
             node: `worker ${worker}`,
@@ -146,10 +151,10 @@ export class ExpertStore {
   }
 
   private pump(): void {
-    const { weights, clock } = this.options;
+    const { clock } = this.options;
     while (!this.closed && this.rest === null && this.loading.size < (this.aside ? 1 : loadsMax)) {
       // What is being loaded and no longer wanted takes memory until it is released.
-      if ((this.held.size + this.loading.size + 1) * this.expertBytes > weights.bytes) return;
+      if ((this.held.size + this.loading.size + 1) * this.expertBytes > this.roomBytes) return;
       const id = this.missing.pop();
       if (id === undefined) return;
       if (this.loading.size === 0) this.loadingSinceMs = clock.now();

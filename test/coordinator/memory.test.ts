@@ -9,6 +9,7 @@ const gibibyte = 1024 ** 3;
 const packed = {
   hidden: 4096,
   expertBytes: 18_878_976,
+  latentBytes: 0,
   layers: [{ expert: { ffn: 1536, activation: 'swiglu', glu: null, biased: false }, shared: [] }],
 } as unknown as ModelSpec;
 
@@ -24,8 +25,14 @@ test('a CUDA device has room for as many experts of a packed checkpoint as it ca
   const copies = (member: Member) => Math.floor(room.get(member)!.memoryBytes / packed.expertBytes);
   expect(copies(cpu)).toBe(56);
   expect(copies(cuda)).toBe(28);
-  expect(weightBytes([cpu, cuda]).get(cuda)).toBe(gibibyte);
+  expect(weightBytes([cpu, cuda], packed).get(cuda)).toBe(gibibyte);
   // One in BF16 a second.
   expect(room.get(cuda)!.loadBytesPerSecond).toBe(packed.expertBytes);
   expect(room.get(cpu)!.loadBytesPerSecond).toBe(37_748_736);
+});
+
+test('what experts share is taken once from the room of each worker', () => {
+  const [cpu, small] = [worker('cpu', gibibyte), worker('cpu-1', 1000)];
+  const room = weightBytes([cpu, small], { latentBytes: 2000 });
+  expect([room.get(cpu), room.get(small)]).toEqual([gibibyte - 2000, 0]);
 });

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <mutex>
 
 #include "addon/clock.h"
@@ -60,6 +61,33 @@ std::function<std::vector<float>()> to_vector(const Fields& fields, size_t& non_
   };
 }
 
+/** Tells where a tensor is: equal texts stand for the same weights. */
+std::string place_of(const TensorSource& source) {
+  if (const auto* const stored = std::get_if<FileTensor>(&source.origin)) return stored->file->identity() + "+" + std::to_string(stored->byte_offset);
+  const auto& synthetic = std::get<SyntheticTensor>(source.origin);
+  return std::to_string(synthetic.seed) + "+" + std::to_string(synthetic.stream);
+}
+
+LatentSource to_latent(const Fields& fields, NonFiniteWeights& non_finite) {
+  LatentSource latent{
+      .key = place_of(to_tensor(fields.fields("input"))) + " " + place_of(to_tensor(fields.fields("output"))),
+      .input = to_matrix(fields.fields("input"), non_finite.latent_input),
+      .output = to_matrix(fields.fields("output"), non_finite.latent_output),
+  };
+  if (!fields.is_null("inputBias")) latent.input_bias = to_vector(fields.fields("inputBias"), non_finite.latent_input);
+  return latent;
+}
+
+/** `bias` and more that is added. */
+std::function<std::vector<float>()> with(std::function<std::vector<float>()> bias, std::function<std::vector<float>()> more) {
+  if (!bias) return more;
+  return [bias = std::move(bias), more = std::move(more)] {
+    std::vector<float> sum = bias();
+    std::ranges::transform(sum, more(), sum.begin(), std::plus());
+    return sum;
+  };
+}
+
 /** `non_finite` must outlive what is returned. */
 ExpertSource to_source(const Fields& fields, NonFiniteWeights& non_finite) {
   ExpertSource source;
@@ -74,6 +102,8 @@ ExpertSource to_source(const Fields& fields, NonFiniteWeights& non_finite) {
   if (!fields.is_null("gate")) source.gate = to_matrix(fields.fields("gate"), non_finite.gate);
   source.up = to_matrix(fields.fields("up"), non_finite.up);
   source.down = to_matrix(fields.fields("down"), non_finite.down);
+  if (fields.has("latent")) source.latent = to_latent(fields.fields("latent"), non_finite);
+  if (fields.has("extraBias")) source.down_bias = with(source.down_bias, to_vector(fields.fields("extraBias"), non_finite.down));
   return source;
 }
 
@@ -190,6 +220,8 @@ Napi::Value ExpertHandle::non_finite(const Napi::CallbackInfo& info) {
     result.Set("gate", static_cast<double>(found.gate));
     result.Set("up", static_cast<double>(found.up));
     result.Set("down", static_cast<double>(found.down));
+    result.Set("latentInput", static_cast<double>(found.latent_input));
+    result.Set("latentOutput", static_cast<double>(found.latent_output));
     return result;
   });
 }

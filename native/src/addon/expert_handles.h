@@ -25,6 +25,8 @@ struct NonFiniteWeights {
   size_t gate = 0;
   size_t up = 0;
   size_t down = 0;
+  size_t latent_input = 0;
+  size_t latent_output = 0;
 };
 
 /** An expert's weights, and the device that must outlive them. */

@@ -29,6 +29,12 @@ std::span<const Element> optional_span(const Fields& fields, const char* field, 
   return held_span<Element>(operation, fields.value(field), fields.name(field));
 }
 
+ReferenceLatent to_latent(const Fields& fields) {
+  return {.input = to_tensor(fields.fields("input")),
+          .input_bias = to_optional_tensor(fields, "inputBias"),
+          .output = to_tensor(fields.fields("output"))};
+}
+
 std::vector<ReferenceExpert> to_experts(const Napi::Value& value, const std::string& field) {
   if (!value.IsArray()) throw_invalid(field, show(value), "an array");
   const auto array = value.As<Napi::Array>();
@@ -42,6 +48,8 @@ std::vector<ReferenceExpert> to_experts(const Napi::Value& value, const std::str
         .down = to_tensor(expert.fields("down")),
         .glu = to_glu(expert),
     });
+    if (expert.has("latent")) experts.back().latent = to_latent(expert.fields("latent"));
+    if (expert.has("extraBias")) experts.back().extra_bias = to_tensor(expert.fields("extraBias"));
     if (!expert.has("bias")) continue;
     const Fields bias = expert.fields("bias");
     experts.back().gate_bias = to_optional_tensor(bias, "gate");

@@ -19,17 +19,22 @@ void check_matrix(const char* name, const MatrixSource& matrix, size_t rows, siz
 void check_source(const ExpertSource& source) {
   constexpr size_t dimension_max = size_t{1} << 20;
   const size_t ffn = source.up.rows;
-  const size_t hidden = source.up.columns;
+  const size_t width = source.up.columns;
   if (ffn < 1 || ffn > dimension_max) throw_invalid("up.rows", ffn, "1 to 1048576 (ffn)");
-  if (hidden < 1 || hidden > dimension_max) throw_invalid("up.columns", hidden, "1 to 1048576 (hidden)");
-  check_matrix("up", source.up, ffn, hidden);
-  check_matrix("down", source.down, hidden, ffn);
+  if (width < 1 || width > dimension_max) throw_invalid("up.columns", width, "1 to 1048576 (hidden)");
+  check_matrix("up", source.up, ffn, width);
+  check_matrix("down", source.down, width, ffn);
   if (is_gated(source.activation)) {
     if (!source.gate) throw_invalid("gate", std::string("absent"), "a [ffn, hidden] matrix, for swiglu and geglu");
-    check_matrix("gate", *source.gate, ffn, hidden);
+    check_matrix("gate", *source.gate, ffn, width);
   } else if (source.gate) {
     throw_invalid("gate", std::string("given"), "absent, for gelu and relu2");
   }
+  if (!source.latent) return;
+  const size_t hidden = source.latent->input.columns;
+  if (hidden < 1 || hidden > dimension_max) throw_invalid("latent.input.columns", hidden, "1 to 1048576 (hidden)");
+  check_matrix("latent.input", source.latent->input, width, hidden);
+  check_matrix("latent.output", source.latent->output, hidden, width);
 }
 
 void check_inputs(std::span<const ExpertInput> inputs) {

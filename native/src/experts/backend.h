@@ -27,7 +27,19 @@ struct MatrixSource {
   std::optional<PackedSource> packed = std::nullopt;
 };
 
-/** The matrices of one expert. */
+/** Linear maps around the matrices of experts, the same for all of a layer: rows become narrower ones, and results rows again. */
+struct LatentSource {
+  /** Experts of one backend whose sources have the same key share the maps in memory. */
+  std::string key;
+  /** [latent, hidden] */
+  MatrixSource input;
+  /** [hidden, latent] */
+  MatrixSource output;
+  /** Reads what is added to what `input` gives, [latent]; empty: nothing is. */
+  std::function<std::vector<float>()> input_bias = {};
+};
+
+/** The matrices of one expert. Within linear maps it has `latent` in place of hidden. */
 struct ExpertSource {
   Activation activation = Activation::swiglu;
   GluForm glu = {};
@@ -39,6 +51,8 @@ struct ExpertSource {
   MatrixSource down;
   /** Read what is added to the products, [ffn], [ffn] and [hidden]; empty: nothing is. */
   std::function<std::vector<float>()> gate_bias = {}, up_bias = {}, down_bias = {};
+  /** Absent: rows are taken as they are. */
+  std::optional<LatentSource> latent = {};
 };
 
 /** Throws INVALID_ARGUMENT unless the matrices fit together. Every backend's `load` begins with it. */
@@ -51,7 +65,7 @@ class Expert {
   Expert(const Expert&) = delete;
   Expert& operator=(const Expert&) = delete;
 
-  /** Memory that the weights take. */
+  /** Memory that the weights take, less what experts share. */
   virtual size_t bytes() const = 0;
   virtual size_t hidden() const = 0;
   virtual size_t ffn() const = 0;
@@ -122,7 +136,7 @@ struct DeviceFigures {
 /**
  * Computes expert FFNs on one device.
  *
- * Sums are float32. What the activation gives is rounded to BF16 once, and so is the output; CUDA rounds the sums
+ * Sums are float32. What the activation gives is rounded to BF16 once, and so are the output and latent rows; CUDA rounds the sums
  * before the activation to BF16 as well. The bits of a row depend on the row, the expert and the device's type alone:
  * not on the rows beside it, on their number or on threads. NaN and infinities stay in their row.
  */

@@ -72,15 +72,21 @@ void check_layer(std::span<const double> rows, size_t hidden, const ReferenceLay
   }
   for (const ReferenceExpert& expert : layer.experts) {
     const size_t ffn = expert.up.rows;
-    check_shape(expert.up, ffn, hidden, "experts.up");
-    check_shape(expert.down, hidden, ffn, "experts.down");
+    const size_t width = expert.latent ? expert.latent->input.rows : hidden;
+    check_shape(expert.up, ffn, width, "experts.up");
+    check_shape(expert.down, width, ffn, "experts.down");
     if (expert.gate.has_value() != is_gated(expert.activation)) {
       throw_invalid("experts.gate", expert.gate ? "a matrix" : "null", "a matrix for swiglu and geglu alone");
     }
-    if (expert.gate) check_shape(*expert.gate, ffn, hidden, "experts.gate");
+    if (expert.gate) check_shape(*expert.gate, ffn, width, "experts.gate");
     if (expert.gate_bias) check_elements(*expert.gate_bias, ffn, "experts.bias.gate");
     if (expert.up_bias) check_elements(*expert.up_bias, ffn, "experts.bias.up");
-    if (expert.down_bias) check_elements(*expert.down_bias, hidden, "experts.bias.down");
+    if (expert.down_bias) check_elements(*expert.down_bias, width, "experts.bias.down");
+    if (expert.extra_bias) check_elements(*expert.extra_bias, hidden, "experts.extraBias");
+    if (!expert.latent) continue;
+    check_shape(expert.latent->input, width, hidden, "experts.latent.input");
+    check_shape(expert.latent->output, hidden, width, "experts.latent.output");
+    if (expert.latent->input_bias) check_elements(*expert.latent->input_bias, width, "experts.latent.inputBias");
   }
 }
 
@@ -135,25 +141,32 @@ double ungated(Activation activation, double value) {
 std::vector<double> apply_expert(const ReferenceExpert& expert, const std::vector<double>& inputs, size_t count,
                                  ThreadPool& pool) {
   if (expert.activation == Activation::identity) return inputs;
+  const auto add = [](const std::optional<TensorSource>& bias, std::vector<double>& rows) {
+    if (!bias) return;
+    const std::vector<double> added = read_doubles(*bias, Precision::stored);
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] += added[i % added.size()];
+  };
   const auto product = [&](const TensorSource& matrix, const std::optional<TensorSource>& bias,
                            const std::vector<double>& rows) {
     std::vector<double> products = multiply(matrix, rows.data(), count, Precision::bf16, pool);
-    if (bias) {
-      const std::vector<double> added = read_doubles(*bias, Precision::stored);
-      for (size_t i = 0; i < products.size(); ++i) products[i] += added[i % added.size()];
-    }
+    add(bias, products);
     overflow(products);
     return products;
   };
-  std::vector<double> inner = product(expert.up, expert.up_bias, inputs);
+  const auto& latent = expert.latent;
+  const std::vector<double> own = latent ? product(latent->input, latent->input_bias, inputs) : inputs;
+  std::vector<double> inner = product(expert.up, expert.up_bias, own);
   if (is_gated(expert.activation)) {
-    const std::vector<double> gate = product(*expert.gate, expert.gate_bias, inputs);
+    const std::vector<double> gate = product(*expert.gate, expert.gate_bias, own);
     for (size_t i = 0; i < inner.size(); ++i) inner[i] = gated(expert, gate[i], inner[i]);
   } else {
     for (double& value : inner) value = ungated(expert.activation, value);
   }
   overflow(inner);
-  return product(expert.down, expert.down_bias, inner);
+  std::vector<double> results = product(expert.down, expert.down_bias, inner);
+  if (latent) results = product(latent->output, std::nullopt, results);
+  add(expert.extra_bias, results);
+  return results;
 }
 
 /** What the gate of the shared experts gives each row: 1 if there is none. */

@@ -13,6 +13,15 @@
 
 namespace switchyard {
 
+/** Linear maps around an expert's matrices, which then have `latent` in place of hidden. */
+struct ReferenceLatent {
+  /** [latent, hidden] */
+  TensorSource input;
+  std::optional<TensorSource> input_bias;
+  /** [hidden, latent] */
+  TensorSource output;
+};
+
 struct ReferenceExpert {
   Activation activation = Activation::swiglu;
   /** [ffn, hidden]; only for swiglu and geglu. */
@@ -24,6 +33,9 @@ struct ReferenceExpert {
   /** Of the products. */
   std::optional<TensorSource> gate_bias = {}, up_bias = {}, down_bias = {};
   GluForm glu = {};
+  std::optional<ReferenceLatent> latent = {};
+  /** [hidden], added to the result. */
+  std::optional<TensorSource> extra_bias = {};
 };
 
 /** The experts that every row goes to are the last ones. */

@@ -40,6 +40,14 @@ export interface MatrixNames {
   down: string;
 }
 
+/** The weights of linear maps in front of a layer's experts and behind the sum of their results; biases beside them are added. */
+export interface LatentNames {
+  /** [latent, hidden] */
+  input: string;
+  /** [hidden, latent] */
+  output: string;
+}
+
 /**
  * Gate and up in one tensor, [2 * ffn, hidden] with the gate above, or where `interleaved`, row by row in turn. Transposed: tensors are
  * [hidden, 2 * ffn] and [ffn, hidden]; `either` is told by the shape, and
@@ -81,6 +89,8 @@ export interface LayerNames {
   /** Rows of that tensor, of which the first counts. */
   selectionBiasRows: number;
   experts: MatrixNames | FusedNames;
+  /** Of experts that have a latent width; only of families with shared experts, which have the hidden one. */
+  latent: LatentNames | null;
   /** Of the shared experts; null: the family has none. */
   shared: MatrixNames | FusedNames | null;
   /** [1, hidden] */

@@ -39,6 +39,7 @@ const plain: LayerNames = {
   selectionBias: [],
   selectionBiasRows: 1,
   experts: projections('mlp.experts.#'),
+  latent: null,
   shared: null,
   sharedGate: null,
   outputBias: null,

@@ -73,7 +73,7 @@ class CpuBackend final : public ExpertBackend {
     return {.kind = "cpu", .detail = std::string(kernels_.name), .threads = team_.members(), .calls = 2};
   }
 
-  std::unique_ptr<Expert> load(const ExpertSource& source) override { return load_expert(source); }
+  std::unique_ptr<Expert> load(const ExpertSource& source) override { return load_expert(source, latents_); }
 
   void submit(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done) override {
     queue_.submit([this, &expert, inputs = std::move(inputs), done = std::move(done)] {
@@ -98,6 +98,10 @@ class CpuBackend final : public ExpertBackend {
   /** Calls finish(panel, tile, sums [rows of the tile][64]) for every element of A · Bᵀ. */
   template <typename Finish>
   void multiply(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Finish& finish);
+  /** The same, with a bias [panels][64] added and rounded to BF16: to output rows, or to rows of A of the next product, of so many columns. */
+  void multiply_to_rows(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const float* bias, std::span<const RowReference> rows,
+                        size_t columns);
+  void multiply_to_tiles(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const float* bias, uint16_t* out, size_t columns);
   template <typename Finish>
   void multiply_task(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const Task& task, float* sums, uint16_t* widened,
                      const Finish& finish) const;
@@ -107,10 +111,13 @@ class CpuBackend final : public ExpertBackend {
   const size_t block_groups_;
   const size_t near_lines_;
   Team team_;
+  Latents latents_;
   std::vector<RowReference> rows_;
   /** Rows of A of the first product, and of the second. */
   PackedMemory inputs_;
   PackedMemory intermediate_;
+  /** Rows of A between an expert's own products and the linear maps around them. */
+  PackedMemory latent_rows_;
   /** One per member: float32 sums of a panel between blocks of k. */
   std::vector<PackedMemory> sums_;
   /** One per member: groups of a packed panel as BF16. */
@@ -147,10 +154,13 @@ double CpuBackend::compute(const Expert& expert, std::span<const ExpertInput> in
 
 void CpuBackend::reserve(const CpuExpert& expert, size_t rows) {
   const size_t group_bytes = rows * group_depth * sizeof(uint16_t);
-  inputs_.reserve(expert.first().groups() * group_bytes, "expert input rows");
+  const Latent* const latent = expert.latent();
+  inputs_.reserve(divide_up(expert.hidden(), group_depth) * group_bytes, "expert input rows");
+  if (latent != nullptr) latent_rows_.reserve(expert.first().groups() * group_bytes, "expert latent rows");
   intermediate_.reserve(expert.second().groups() * group_bytes, "expert intermediate rows");
   for (PackedMemory& sums : sums_) sums.reserve(rows * panel_columns * sizeof(float), "expert sums");
-  if (!expert.first().is_packed() && !expert.second().is_packed()) return;
+  const bool latent_packed = latent != nullptr && (latent->input.weights().is_packed() || latent->output.weights().is_packed());
+  if (!latent_packed && !expert.first().is_packed() && !expert.second().is_packed()) return;
   for (PackedMemory& widened : widened_) widened.reserve(block_groups_ * panel_group_elements * sizeof(uint16_t), "widened weights");
 }
 
@@ -158,21 +168,51 @@ void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowRefer
   const Split tiles = rows.size() <= kernels_.single_tile_rows ? Split{rows.size(), 1} : Split::into_parts_of(kernels_.tile_rows, rows.size());
   uint16_t* const inputs = inputs_.as<uint16_t>();
   uint16_t* const intermediate = intermediate_.as<uint16_t>();
-  const size_t input_row_elements = expert.first().groups() * group_depth;
+  uint16_t* const latent_rows = latent_rows_.as<uint16_t>();
+  const size_t input_row_elements = divide_up(expert.hidden(), group_depth) * group_depth;
   const size_t intermediate_row_elements = expert.second().groups() * group_depth;
-  const size_t hidden = expert.hidden();
+  const Latent* const latent = expert.latent();
 
   team_.run(tiles.parts, [&](size_t, size_t tile) {
     pack_tile(expert, rows.subspan(tiles.begin(tile), tiles.size(tile)), inputs + tiles.begin(tile) * input_row_elements);
   });
-  multiply(tiles, inputs, expert.first(), [&](size_t panel, size_t tile, const float* sums) {
+  if (latent != nullptr) multiply_to_tiles(tiles, inputs, latent->input.weights(), latent->input.bias(), latent_rows, expert.width());
+  multiply(tiles, latent == nullptr ? inputs : latent_rows, expert.first(), [&](size_t panel, size_t tile, const float* sums) {
     activate(expert, panel, tiles.size(tile), sums, intermediate + tiles.begin(tile) * intermediate_row_elements);
   });
-  multiply(tiles, intermediate, expert.second(), [&](size_t panel, size_t tile, const float* sums) {
+  if (latent == nullptr) {
+    multiply_to_rows(tiles, intermediate, expert.second(), expert.second_bias(), rows, expert.hidden());
+    return;
+  }
+  multiply_to_tiles(tiles, intermediate, expert.second(), expert.second_bias(), latent_rows, expert.width());
+  multiply_to_rows(tiles, latent_rows, latent->output.weights(), latent->output.bias(), rows, expert.hidden());
+}
+
+void CpuBackend::multiply_to_rows(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const float* bias,
+                                  std::span<const RowReference> rows, size_t columns) {
+  multiply(tiles, a, weights, [&](size_t panel, size_t tile, const float* sums) {
     const size_t column = panel * panel_columns;
     for (size_t row = 0; row < tiles.size(tile); ++row) {
-      kernels_.store(sums + row * panel_columns, expert.second_bias(panel), rows[tiles.begin(tile) + row].output + column,
-                     std::min(panel_columns, hidden - column));
+      kernels_.store(sums + row * panel_columns, bias + column, rows[tiles.begin(tile) + row].output + column, std::min(panel_columns, columns - column));
+    }
+  });
+}
+
+void CpuBackend::multiply_to_tiles(const Split& tiles, const uint16_t* a, const PackedWeights& weights, const float* bias, uint16_t* out,
+                                   size_t columns) {
+  constexpr size_t panel_groups = panel_columns / group_depth;
+  const size_t groups = divide_up(columns, group_depth);
+  multiply(tiles, a, weights, [&](size_t panel, size_t tile, const float* sums) {
+    const size_t column = panel * panel_columns;
+    const size_t first_group = panel * panel_groups;
+    uint16_t* const lines = out + tiles.begin(tile) * groups * group_depth;
+    for (size_t row = 0; row < tiles.size(tile); ++row) {
+      // Padding columns are zero even where the row is infinite, or they would make its output NaN.
+      uint16_t values[panel_columns] = {};
+      kernels_.store(sums + row * panel_columns, bias + column, values, std::min(panel_columns, columns - column));
+      for (size_t group = first_group; group < std::min(first_group + panel_groups, groups); ++group) {
+        std::memcpy(lines + (group * tiles.size(tile) + row) * group_depth, values + (group - first_group) * group_depth, group_depth * sizeof *lines);
+      }
     }
   });
 }

@@ -1,6 +1,7 @@
 #include "experts/cpu/cpu_expert.h"
 
 #include <array>
+#include <utility>
 
 #include "runtime/error.h"
 
@@ -8,7 +9,6 @@ namespace switchyard::cpu {
 namespace {
 
 size_t outputs_of_panel(const ExpertSource& source) {
-  check_source(source);
   return is_gated(source.activation) ? panel_columns / 2 : panel_columns;
 }
 
@@ -31,15 +31,17 @@ std::optional<PackedForm> second_form(const ExpertSource& source, bool packed) {
 
 }  // namespace
 
-CpuExpert::CpuExpert(const ExpertSource& source, bool packed)
+CpuExpert::CpuExpert(const ExpertSource& source, std::shared_ptr<const Latent> latent, bool packed)
     : activation_(source.activation),
       glu_(source.glu),
-      hidden_(source.up.columns),
+      latent_(std::move(latent)),
+      width_(source.up.columns),
+      hidden_(latent_ ? latent_->hidden : width_),
       ffn_(source.up.rows),
       panel_outputs_(outputs_of_panel(source)),
-      first_(activation_ == Activation::identity ? 0 : divide_up(ffn_, panel_outputs_), divide_up(hidden_, group_depth), first_form(source, packed)),
+      first_(activation_ == Activation::identity ? 0 : divide_up(ffn_, panel_outputs_), divide_up(width_, group_depth), first_form(source, packed)),
       // The first product writes whole panels, so the second reads as many groups.
-      second_(activation_ == Activation::identity ? 0 : divide_up(hidden_, panel_columns), first_.panels() * panel_outputs_ / group_depth, second_form(source, packed)),
+      second_(activation_ == Activation::identity ? 0 : divide_up(width_, panel_columns), first_.panels() * panel_outputs_ / group_depth, second_form(source, packed)),
       first_bias_(first_.panels() * panel_columns, -0.0f),
       second_bias_(second_.panels() * panel_columns, -0.0f) {}
 
@@ -60,9 +62,11 @@ bool CpuExpert::fill(const ExpertSource& source) {
   return whole;
 }
 
-std::unique_ptr<CpuExpert> load_expert(const ExpertSource& source) {
+std::unique_ptr<CpuExpert> load_expert(const ExpertSource& source, Latents& latents) {
+  check_source(source);
+  const std::shared_ptr<const Latent> latent = source.latent ? latents.load(*source.latent) : nullptr;
   for (const bool packed : {true, false}) {
-    std::unique_ptr<CpuExpert> expert(new CpuExpert(source, packed));
+    std::unique_ptr<CpuExpert> expert(new CpuExpert(source, latent, packed));
     if (expert->fill(source)) return expert;
   }
   throw Error(Code::internal, "weights in BF16 hold any value");

@@ -55,6 +55,7 @@ namespace {
 void require_usual(const ExpertSource& source) {
   const bool usual = source.activation == Activation::gelu || (source.activation == Activation::swiglu && source.glu == GluForm{});
   if (!usual) throw_invalid("activation", std::string("of another form"), "plain swiglu and gelu on CUDA");
+  if (source.latent) throw_invalid("latent", std::string("given"), "none on CUDA");
   if (source.gate_bias || source.up_bias || source.down_bias) throw_invalid("bias", std::string("given"), "none on CUDA");
 }
 
