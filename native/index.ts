@@ -285,7 +285,7 @@ export interface ReferenceResult {
   experts: Uint32Array;
   /** [rows, topK], of the experts used. */
   weights: Float64Array;
-  /** [rows] The largest amount by which an unused expert's selection score exceeds a used one's; <= 0 if the choice agrees. */
+  /** [rows] The largest amount by which an unused expert's selection score exceeds a used one's, or an unused group's; <= 0 if the choice agrees. */
   regret: Float64Array;
   /** [rows] The same in logits, over pairs with equal selection bias; they tell where scores are all but equal. */
   logitRegret: Float64Array;

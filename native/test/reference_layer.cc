@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "model_support.h"
@@ -73,6 +74,31 @@ TEST(ReferenceRouting, RegretSaysByHowMuchAGivenChoiceIsWorse) {
   EXPECT_EQ(choice.experts, std::vector<uint32_t>{3});
   EXPECT_NEAR(choice.weights[0], 1 / (1 + std::exp(-1)), 1e-12);
   EXPECT_NEAR(choice.regret, 1 / (1 + std::exp(-3)) - 1 / (1 + std::exp(-1)), 1e-12);
+}
+
+TEST(ReferenceRouting, RegretOfGroupsThatAreAllButEquallyGoodIsSmall) {
+  RoutingSpec routing = top(2);
+  routing.score = RoutingSpec::Score::sigmoid;
+  routing.groups = 3;
+  routing.groups_chosen = 1;
+  routing.group_score = RoutingSpec::GroupScore::top2;
+  const std::vector<double> logits{1, 1, 1, 0.99, -1, -1};
+  const auto regret = [&](std::span<const float> bias, std::vector<uint32_t> given) {
+    const auto choice = choose_experts(logits, bias, routing, given);
+    return std::pair{choice.regret, choice.logit_regret};
+  };
+  const auto sigmoid = [](double value) { return 1 / (1 + std::exp(-value)); };
+  const std::vector<float> bias{0, 0, 0, 0, 0.1f, 0.1f};
+  EXPECT_LE(regret(bias, {0, 1}).first, 0);
+  EXPECT_NEAR(regret(bias, {2, 3}).first, (sigmoid(1) - sigmoid(0.99)) / 2, 1e-12);
+  EXPECT_NEAR(regret(bias, {4, 5}).first, sigmoid(1) - sigmoid(-1) - 0.1, 1e-7);
+  // Without a bias groups are compared as logits are, too.
+  EXPECT_NEAR(regret({}, {2, 3}).second, std::log(2 * sigmoid(1) / (sigmoid(1) + sigmoid(0.99))), 1e-12);
+  EXPECT_EQ(regret(bias, {0, 2}).first, std::numeric_limits<double>::infinity()) << "of two groups";
+  routing.groups_chosen = 2;
+  const std::vector<float> high{0, 0, 0, 0, 0.3f, 0.7f};
+  EXPECT_NEAR(regret(high, {5, 2}).first, (sigmoid(1) - sigmoid(0.99)) / 2, 1e-12);
+  EXPECT_NEAR(regret(high, {5, 3}).first, sigmoid(1) - sigmoid(0.99), 1e-12);
 }
 
 TEST(ReferenceRouting, LogitsDecideAndTellWhereScoresAreTooSmall) {

@@ -84,25 +84,45 @@ double score_group(const Candidates& candidates, size_t first, size_t size, Rout
   return members[0] + std::log1p(std::exp(members[1] - members[0]));
 }
 
-void mask_groups(Candidates& candidates, const RoutingSpec& routing) {
+std::vector<double> score_groups(const Candidates& candidates, const RoutingSpec& routing) {
   const size_t size = candidates.logits.size() / routing.groups;
+  std::vector<double> scores;
+  for (size_t group = 0; group < routing.groups; ++group) scores.push_back(score_group(candidates, group * size, size, routing.group_score));
+  return scores;
+}
+
+std::vector<bool> choose_groups(const Candidates& candidates, const RoutingSpec& routing) {
+  const size_t size = candidates.logits.size() / routing.groups;
+  const std::vector<double> scores = score_groups(candidates, routing);
   std::vector<std::pair<double, double>> groups;
-  for (size_t first = 0; first < candidates.logits.size(); first += size) {
-    const auto begin = candidates.logits.begin() + first;
-    groups.emplace_back(score_group(candidates, first, size, routing.group_score), *std::max_element(begin, begin + size));
+  for (size_t group = 0; group < routing.groups; ++group) {
+    const auto begin = candidates.logits.begin() + group * size;
+    groups.emplace_back(scores[group], *std::max_element(begin, begin + size));
   }
   std::vector<bool> chosen(routing.groups);
   for (const uint32_t group : largest_indices(groups, routing.groups_chosen)) chosen[group] = true;
+  return chosen;
+}
+
+/** The candidates where only these groups take part. */
+Candidates within(Candidates candidates, const RoutingSpec& routing, const std::vector<bool>& groups) {
+  const size_t size = candidates.logits.size() / routing.groups;
   const bool zero = candidates.biased() && routing.masked == RoutingSpec::Masked::zero;
   for (size_t expert = 0; expert < candidates.logits.size(); ++expert) {
-    if (chosen[expert / size]) continue;
+    if (groups[expert / size]) continue;
     candidates.masked[expert] = true;
     candidates.selection[expert] = zero ? 0 : -infinity;
   }
+  return candidates;
 }
 
-/** Both regrets of a choice. */
-std::pair<double, double> regret_of(const Candidates& candidates, std::span<const uint32_t> used) {
+/** By how much what was not chosen is better than what was: in selection scores, and in logits. */
+using Regret = std::pair<double, double>;
+
+Regret larger(const Regret& a, const Regret& b) { return {std::max(a.first, b.first), std::max(a.second, b.second)}; }
+
+/** Of a choice of experts. */
+Regret regret_of(const Candidates& candidates, std::span<const uint32_t> used) {
   double worst_used = infinity;
   for (const uint32_t expert : used) worst_used = std::min(worst_used, candidates.selection[expert]);
   double best_unused = -infinity;
@@ -118,6 +138,37 @@ std::pair<double, double> regret_of(const Candidates& candidates, std::span<cons
   }
   if (best_unused == -infinity) return {worst_used == -infinity ? 0 : -infinity, logit_regret};
   return {best_unused - worst_used, logit_regret};
+}
+
+/** Of a choice of groups by these scores: for each score that they are the sum of. Without a bias they are logarithms, which differ as logits do. */
+Regret regret_of_groups(const std::vector<double>& scores, const std::vector<bool>& chosen, bool biased, size_t summed) {
+  double worst_chosen = infinity, best_other = -infinity;
+  for (size_t group = 0; group < scores.size(); ++group) {
+    if (chosen[group]) worst_chosen = std::min(worst_chosen, scores[group]);
+    else best_other = std::max(best_other, scores[group]);
+  }
+  if (biased) return {(best_other - worst_chosen) / static_cast<double>(summed), -infinity};
+  return {(std::exp(best_other) - std::exp(worst_chosen)) / static_cast<double>(summed), best_other - worst_chosen};
+}
+
+/** Of experts that were chosen within the best groups, or within groups of which one is another. `all`: the candidates of all groups. */
+Regret regret_of_all(const Candidates& all, const RoutingSpec& routing, std::vector<bool> groups, std::span<const uint32_t> used) {
+  Regret least = regret_of(within(all, routing, groups), used);
+  if (least.first <= 0 && least.second <= 0) return least;
+  const std::vector<double> scores = score_groups(all, routing);
+  const bool sums = routing.group_score == RoutingSpec::GroupScore::top2 && routing.groups < all.logits.size();
+  const std::vector<bool> best = groups;
+  for (size_t out = 0; out < best.size(); ++out) {
+    for (size_t in = 0; in < best.size(); ++in) {
+      if (!best[out] || best[in]) continue;
+      groups[out] = false;
+      groups[in] = true;
+      const Regret of_groups = regret_of_groups(scores, groups, all.biased(), sums ? 2 : 1);
+      least = std::min(least, larger(of_groups, regret_of(within(all, routing, groups), used)));
+      groups = best;
+    }
+  }
+  return least;
 }
 
 /** Each chosen expert's part in a softmax over those that are near it, less those chosen before. */
@@ -165,15 +216,16 @@ ReferenceChoice choose_experts(std::span<const double> logits, std::span<const f
   for (size_t expert = 0; expert < logits.size(); ++expert) {
     candidates.selection.push_back(std::exp(candidates.log_scores[expert]) + candidates.bias_of(expert));
   }
-  if (routing.groups > 1) mask_groups(candidates, routing);
+  const std::vector<bool> groups = choose_groups(candidates, routing);
+  const Candidates chosen = within(candidates, routing, groups);
   std::vector<std::pair<double, double>> ranks;
-  for (size_t expert = 0; expert < logits.size(); ++expert) ranks.push_back(candidates.rank(expert));
+  for (size_t expert = 0; expert < logits.size(); ++expert) ranks.push_back(chosen.rank(expert));
 
   ReferenceChoice choice;
   choice.experts = largest_indices(ranks, routing.top_k);
   const std::span<const uint32_t> used = given.empty() ? std::span<const uint32_t>(choice.experts) : given;
   choice.weights = weights_of(candidates, routing, used);
-  std::tie(choice.regret, choice.logit_regret) = regret_of(candidates, used);
+  std::tie(choice.regret, choice.logit_regret) = regret_of_all(candidates, routing, groups, used);
   return choice;
 }
 

@@ -16,7 +16,8 @@ struct ReferenceChoice {
   std::vector<double> weights;
   /**
    * The largest amount by which an unused expert's selection score exceeds a used one's; <= 0 if the choice agrees.
-   * Infinite if a used expert is in a group that is masked with negative infinity.
+   * Used ones may come from groups of which one is not among the best: then by as much as its score, or a half of one that is a
+   * sum of two, is exceeded. Infinite if there are no such groups, where others are masked with negative infinity.
    */
   double regret;
   /**
