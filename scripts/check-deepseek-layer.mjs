@@ -6,7 +6,7 @@
  * The shared expert and so many others have random weights; those of the rest are zero, and holes of the file: it takes little of the disk, whose rate is not
  * what is measured, and every byte is read, hashed and held as any other.
  */
-import { execFileSync } from 'node:child_process';
+import { execFile, execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import {
   closeSync,
@@ -14,7 +14,6 @@ import {
   mkdtempSync,
   openSync,
   readFileSync,
-  readSync,
   rmSync,
   writeFileSync,
   writeSync,
@@ -22,7 +21,7 @@ import {
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
+import { parseArgs, promisify } from 'node:util';
 import { SwitchyardClient } from '../dist/services/client/index.js';
 import { check } from './checks.mjs';
 import { LocalProcesses } from './local-processes.mjs';
@@ -144,14 +143,26 @@ function writeCheckpoint(folder) {
   return { path, bytes: offset };
 }
 
-/** Seconds to read a file once, by one reader. */
-function readPlainly(path) {
-  const started = performance.now();
-  const file = openSync(path, 'r');
-  const buffer = Buffer.alloc(16 << 20);
-  while (readSync(file, buffer) > 0);
-  closeSync(file);
-  return (performance.now() - started) / 1000;
+/** Reads every second block of a file from block `first` on into memory that was not touched before, as weights are; prints the seconds. */
+const reader = `
+const { openSync, readSync } = require('node:fs');
+const [path, first] = process.argv.slice(1);
+const started = performance.now();
+const file = openSync(path, 'r');
+const kept = [];
+for (let at = Number(first), read = 1; read > 0; at += 2) {
+  kept.push(Buffer.allocUnsafeSlow(64 << 20));
+  read = readSync(file, kept.at(-1), 0, 64 << 20, at * (64 << 20));
+}
+console.log((performance.now() - started) / 1000);
+`;
+
+/** Seconds in which two processes read a file, half of it each. */
+async function readPlainly(path) {
+  const halves = ['0', '1'].map((first) =>
+    promisify(execFile)(process.execPath, ['-e', reader, path, first]),
+  );
+  return Math.max(...(await Promise.all(halves)).map(({ stdout }) => Number(stdout)));
 }
 
 const gigabytes = (bytes) => `${(bytes / 1e9).toFixed(2)} GB`;
@@ -162,17 +173,18 @@ const folder = mkdtempSync(join(positionals[0] ?? tmpdir(), 'switchyard-deepseek
 const processes = new LocalProcesses();
 try {
   const { path, bytes } = writeCheckpoint(folder);
-  // What was written a moment ago is in memory.
-  readPlainly(path);
-  const plainSeconds = readPlainly(path);
+  // The file is in memory then, as the next one who reads it finds it.
+  await readPlainly(path);
+  const plainSeconds = await readPlainly(path);
   console.log(
-    `${gigabytes(bytes)} of weights; plain reading of the file: ${plainSeconds.toFixed(1)} s, ${gigabytes(bytes / plainSeconds)}/s`,
+    `${gigabytes(bytes)} of weights; plain reading by two processes, into memory of their own: ${plainSeconds.toFixed(1)} s, ${gigabytes(bytes / plainSeconds)}/s`,
   );
   const started = performance.now();
   const coordinator = await processes.start(root, 'coordinator', 'coordinator', {
     model: folder,
     workers: 2,
   });
+  const hashed = (performance.now() - started) / 1000;
   const workers = [];
   for (const name of ['w0', 'w1'])
     workers.push(
@@ -182,8 +194,14 @@ try {
   await client.waitUntilReady(loadMsMax);
   const seconds = (performance.now() - started) / 1000;
   await client.close();
+  let slowest = 0;
+  for (const name of ['w0', 'w1']) {
+    const { seconds: loading, bytes: loaded } = await processes.event('experts-loaded', { name });
+    console.log(`${name}: ${gigabytes(loaded)} in ${loading.toFixed(1)} s, ${gigabytes(loaded / loading)}/s`);
+    slowest = Math.max(slowest, loading);
+  }
   console.log(
-    `ready after ${seconds.toFixed(1)} s, every byte hashed and loaded: ${gigabytes(bytes / seconds)}/s, ${(plainSeconds / seconds).toFixed(2)} of plain reading`,
+    `both load at ${(plainSeconds / slowest).toFixed(2)} of the rate of plain reading; hashing before, once a host: ${hashed.toFixed(1)} s, ${gigabytes(bytes / hashed)}/s; all is ready after ${seconds.toFixed(1)} s`,
   );
   const forward = [
     'forward',
