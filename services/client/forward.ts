@@ -4,6 +4,7 @@ import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/e
 import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import { Deferred, onAbort } from '../common/lifecycle.js';
+import { memoryBound } from '../common/machine.js';
 import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { TokenRanges } from '../common/token-ranges.js';
 import type { BatchStream } from './batch-stream.js';
@@ -136,8 +137,10 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   async collect(): Promise<{ rows: Uint8Array; summary: BatchSummary }> {
     const { sequences, length, hidden } = this.plan.header;
     const bytes = sequences * length * hidden * 2;
-    if (bytes > constants.MAX_LENGTH) {
-      const allowed = `at most ${constants.MAX_LENGTH}; larger batches are for a loop or into()`;
+    // Of an array alone newer versions of Node.js allow more than any machine has.
+    const bytesMax = Math.min(constants.MAX_LENGTH, memoryBound().value);
+    if (bytes > bytesMax) {
+      const allowed = `at most ${bytesMax}; larger batches are for a loop or into()`;
       throw invalidArgument('bytes to collect', bytes, allowed);
     }
     const rows = new Uint8Array(bytes);

@@ -173,7 +173,7 @@ test('what a reader, given or a sink gives instead of what it must is refused', 
   expect((await call.collect()).rows).toHaveLength(4 * rowBytes);
 });
 
-test('more answers than an array holds are refused before memory is taken for them', async () => {
+test('more answers than an array or memory holds are refused before memory is taken for them', async () => {
   const read = () => new Promise<Uint8Array>(() => {});
   const call = await client.forward({ tokens: 2 ** 32, hidden, read }, off);
   await expect(call.collect()).rejects.toMatchObject(refused('bytes to collect', 'a loop or into()'));
