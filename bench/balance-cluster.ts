@@ -54,6 +54,8 @@ async function measure(run: number, rows: RowsReader): Promise<{ value: number; 
     };
     const known = await send(1);
     await rebalanceByLoad(client, cluster.address, null);
+    // The router has heard of the copies by the end of a batch, if not at its start.
+    await send(3);
     const before = await rowsOf(cluster);
     const counts = await send(2);
     const after = await rowsOf(cluster);

@@ -48,6 +48,7 @@ async function benchDrain(options: BenchOptions): Promise<BenchResult[]> {
       cluster.launch(drained);
       await mark(cluster.address, null, drained, 'NO_MARK');
       await cluster.untilWhole(readyMsMax);
+      await untilJoined(client, drained);
       await rebalance(client, cluster.address, null, dealt(cluster.workers));
       await sleep(warmMs);
     }
@@ -137,6 +138,15 @@ async function withLoad(
   } finally {
     client.destroy();
     await cluster.stop();
+  }
+}
+
+async function untilJoined(client: SwitchyardClient, worker: string): Promise<void> {
+  for (;;) {
+    const { view } = await client.describeCluster();
+    if (view!.nodes.some(({ name, state }) => name === worker && state !== 'DEAD' && state !== 'DRAINING'))
+      return;
+    await sleep(pollMs);
   }
 }
 

@@ -10,7 +10,8 @@ import type { CopiesByName } from './hosts/calls.js';
 
 const messageBytesMax = 1024 * 1024;
 const withinMs = 60_000;
-const pollMs = 50;
+/** Rarely, since who asks shares the cores with what is measured. */
+const pollMs = 500;
 
 /** Has the coordinator plan for the load that it knows, and resolves when the copies that it wants serve, and no others. */
 export async function rebalanceByLoad(
