@@ -213,6 +213,7 @@ try {
     values.tokens,
     '--verify',
     '16',
+    '--no-feedback',
     '--json',
   ];
   const program = join(root, 'dist', 'bin', 'switchyard.js');
