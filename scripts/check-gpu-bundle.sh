@@ -56,7 +56,8 @@ names_what_is_left_out() {
   local expected
   expected="clocks, power and the PCIe link, no nvidia-smi
 torch's figures, in a trial
-compute-sanitizer, not on the PATH nor in a toolkit"
+compute-sanitizer, not on the PATH nor in a toolkit
+cluster-tests, no jest"
   diff <(echo "$expected") <(sed -n 's/^== left out: //p' "$scratch/figures/gpu-check.log")
 }
 
@@ -75,6 +76,11 @@ keeps_figures_of_a_benchmark_cut_short() {
 fails_when_the_time_is_up() {
   if there env SWITCHYARD_GPU_CHECK_SECONDS=0 gpu-bundle/scripts/gpu-check.sh --trial late device-tests; then return 1; fi
   grep '^gpu-check: failed: device-tests' "$scratch/late/gpu-check.log"
+}
+
+fails_where_a_chosen_step_cannot_run() {
+  if there env SWITCHYARD_GPU_CHECK_SECONDS=009 gpu-bundle/scripts/gpu-check.sh --trial chosen cluster-tests; then return 1; fi
+  grep '^gpu-check: failed: cluster-tests, left out' "$scratch/chosen/gpu-check.log"
 }
 
 # Runs the check with wrong arguments; it must end with this status, and say this.
@@ -124,6 +130,7 @@ check 'what is missing is named' names_what_is_left_out
 check 'the fake device saw no wait missing' misses_no_wait
 check 'a benchmark that is cut short leaves what it knew' keeps_figures_of_a_benchmark_cut_short
 check 'a step without time left fails the run' fails_when_the_time_is_up
+check 'a chosen step that cannot run fails the run' fails_where_a_chosen_step_cannot_run
 check 'wrong arguments are refused at once' refuses_what_makes_no_sense
 check 'figures of an earlier run are kept apart' keeps_earlier_figures_apart
 check 'what the chosen steps need is built' builds_whatever_steps_are_chosen

@@ -21,8 +21,9 @@ done
 case ${1:-} in -*) echo "usage: $0 [--trial] [FOLDER [STEP...]]" >&2; exit 2 ;; esac
 total=${SWITCHYARD_GPU_CHECK_SECONDS:-480}
 [[ $total =~ ^[0-9]+$ ]] || { echo "gpu-check: SWITCHYARD_GPU_CHECK_SECONDS is $total, and not a number of seconds" >&2; exit 2; }
+total=$((10#$total))
 mkdir -p "${1:-gpu-check}" && folder=$(cd "${1:-gpu-check}" && pwd) || exit 1
-[ -w "$folder" ] || { echo "gpu-check: $folder cannot be written" >&2; exit 1; }
+{ : >"$folder/gpu-check.log"; } 2>/dev/null || { echo "gpu-check: $folder cannot be written" >&2; exit 1; }
 cd "$(dirname "$0")/.." || exit 1
 root=$PWD
 
@@ -42,7 +43,7 @@ end() {
 }
 trap end EXIT
 
-failed=()
+failed=() begun=()
 # chosen NAME: whether the step is wanted. What others need, such as a build, always is.
 chosen() { [ ${#steps[@]} -eq 0 ] || ! known "$1" || printf '%s\n' "${steps[@]}" | grep -qxF -e "$1"; }
 # step NAME SECONDS COMMAND...: runs it within that time and what is left of all; a failure is kept for the end.
@@ -53,6 +54,7 @@ step() {
   [ $((total - SECONDS)) -ge "$limit" ] || limit=$((total - SECONDS))
   if [ "$limit" -le 0 ]; then without "$name, the time is up"; failed+=("$name"); return 1; fi
   samples=$(clock_lines)
+  begun+=("$name")
   echo "== $name"
   timeout --kill-after=5 "$limit" "$@"
   status=$?
@@ -186,7 +188,13 @@ fi
 if [ -d node_modules/jest ]; then
   step cluster-tests 600 "${own[@]}" SWITCHYARD_DEVICE=cuda:0 NODE_NO_WARNINGS=1 "$node" --experimental-vm-modules \
     node_modules/jest/bin/jest.js test/worker test/e2e
+else
+  without "cluster-tests, no jest"
 fi
 echo
+# Who asks for a step wants to know that it did not run.
+for name in "${steps[@]}"; do
+  printf '%s\n' "${begun[@]}" "${failed[@]}" | grep -qxF -e "$name" || failed+=("$name, left out")
+done
 if [ ${#failed[@]} -gt 0 ]; then printf 'gpu-check: failed: %s\n' "${failed[@]}"; exit 1; fi
 echo "gpu-check: all done after $SECONDS s; figures in $folder"
