@@ -2,6 +2,7 @@ import { measureLoad } from '../services/cli/measure-load.js';
 import { planInput } from '../services/cli/plan-input.js';
 import { syntheticRows } from '../services/cli/synthetic-rows.js';
 import type { SwitchyardClient } from '../services/client/index.js';
+import type { NodeDescription } from '../services/common/generated/switchyard/v1/NodeDescription.js';
 import { sleep } from '../services/common/lifecycle.js';
 import { presets } from '../services/model/synthetic.js';
 import type { PlanInput } from '../services/placement/input.js';
@@ -141,20 +142,21 @@ async function withLoad(
   }
 }
 
-async function untilJoined(client: SwitchyardClient, worker: string): Promise<void> {
-  for (;;) {
-    const { view } = await client.describeCluster();
-    if (view!.nodes.some(({ name, state }) => name === worker && state !== 'DEAD' && state !== 'DRAINING'))
-      return;
-    await sleep(pollMs);
-  }
-}
+const untilJoined = (client: SwitchyardClient, worker: string) =>
+  untilNode(client, worker, ({ state }) => state !== 'DRAINING');
 
-async function untilFree(client: SwitchyardClient, worker: string): Promise<void> {
+const untilFree = (client: SwitchyardClient, worker: string) =>
+  untilNode(client, worker, ({ loading, serving, draining }) => loading + serving + draining === 0);
+
+/** Resolves when a living worker is as wanted. */
+async function untilNode(
+  client: SwitchyardClient,
+  worker: string,
+  wanted: (node: NodeDescription) => boolean,
+): Promise<void> {
   for (;;) {
     const { view } = await client.describeCluster();
-    const node = view!.nodes.find(({ name, state }) => name === worker && state !== 'DEAD');
-    if (node !== undefined && node.loading + node.serving + node.draining === 0) return;
+    if (view!.nodes.some((node) => node.name === worker && node.state !== 'DEAD' && wanted(node))) return;
     await sleep(pollMs);
   }
 }

@@ -11,14 +11,15 @@ import { expertWeightBytes, modelLimits } from './limits.js';
 import type { MatrixView } from './matrix-view.js';
 import { readQuantization } from './quantization.js';
 import { fileInvalid } from './safetensors-header.js';
-import type {
-  CheckpointSource,
-  FfnSpec,
-  LayerSpec,
-  ModelSpec,
-  ModelTensors,
-  NormSource,
-  SharedExpertSpec,
+import {
+  type CheckpointSource,
+  type FfnSpec,
+  type LayerSpec,
+  type ModelSpec,
+  type ModelTensors,
+  type NormSource,
+  type SharedExpertSpec,
+  zeros,
 } from './spec.js';
 import { StoredTensors, storedBytes } from './stored-tensors.js';
 
@@ -153,13 +154,7 @@ function sourceBytes(sources: readonly (TensorSource | null)[]): number {
 
 /** An expert that gives its rows back; it has no weights. */
 function identity(hidden: number): ExpertSource {
-  const zeros = { kind: 'synthetic', seed: 0, stream: 0, scale: 0, center: 0 } as const;
-  return {
-    activation: 'identity',
-    gate: null,
-    up: { ...zeros, rows: 1, columns: hidden },
-    down: { ...zeros, rows: hidden, columns: 1 },
-  };
+  return { activation: 'identity', gate: null, up: zeros(1, hidden), down: zeros(hidden, 1) };
 }
 
 class CheckpointTensors implements ModelTensors {
@@ -275,8 +270,7 @@ class CheckpointTensors implements ModelTensors {
 
   /** A bias, [rows]. */
   private sourceOrZeros(view: MatrixView | null, rows: number): TensorSource {
-    if (view !== null) return this.stored.source(view);
-    return { kind: 'synthetic', seed: 0, stream: 0, scale: 0, center: 0, rows, columns: 1 };
+    return view === null ? zeros(rows, 1) : this.stored.source(view);
   }
 
   private sourceOrNull(view: MatrixView | null): TensorSource | null {

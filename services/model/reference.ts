@@ -5,7 +5,7 @@ import { decodeBf16, roundToBf16 } from './bf16.js';
 import { gateScaleOf } from './gate.js';
 import type { Model } from './load.js';
 import { readFloats, readFloatsOrNull } from './read-floats.js';
-import type { LayerSpec } from './spec.js';
+import { type LayerSpec, zeros } from './spec.js';
 
 export interface ReferenceOptions {
   /** Layers to run, ascending. */
@@ -230,13 +230,12 @@ function layerOf<T extends Uint32Array | Float32Array>(
 async function firstGate(model: Model, sample: Sample, inputs: Float64Array, given: Uint32Array) {
   const layer = sample.layers[0]!;
   const { hidden, normEpsilon } = model.spec;
-  const zeros = { kind: 'synthetic', seed: 0, stream: 0, scale: 0, center: 0 } as const;
   const idle: ExpertSource = {
     activation: 'gelu',
     glu: null,
     gate: null,
-    up: { ...zeros, rows: 1, columns: hidden },
-    down: { ...zeros, rows: hidden, columns: 1 },
+    up: zeros(1, hidden),
+    down: zeros(hidden, 1),
     bias: null,
   };
   let rows = inputs;

@@ -21,6 +21,17 @@ export interface SyntheticSpec {
   seed: number;
 }
 
+/** A tensor of zeros, which no file holds. */
+export const zeros = (rows: number, columns: number): TensorSource => ({
+  kind: 'synthetic',
+  seed: 0,
+  stream: 0,
+  scale: 0,
+  center: 0,
+  rows,
+  columns,
+});
+
 /** The form of an expert's FFN. */
 export interface FfnSpec {
   ffn: number;
