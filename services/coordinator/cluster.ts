@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { AssignmentInput } from '../common/generated/switchyard/v1/Assignment.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
@@ -61,6 +62,7 @@ export class Cluster {
   private ownTerm: number;
   /** Null: something has changed since it was made. */
   private knownView: ClusterViewInput | null = null;
+  private lastView: ClusterViewInput | null = null;
   /** Of which rates and epoch the loads of layers are known. */
   private knownLoads: { rates: Float64Array; epoch: number; layers: readonly LayerLoad[] } | null = null;
 
@@ -270,14 +272,13 @@ export class Cluster {
     );
   }
 
-  /** What routers and operators see of the cluster, without placement and figures. */
+  /** What routers and operators see of the cluster, without placement and figures: the same object until it says something else. */
   get view(): ClusterViewInput {
-    this.knownView ??= clusterView({
-      term: this.ownTerm,
-      members: this.membership.all(),
-      plans: this.plans,
-      model: this.options.model,
-    });
+    if (this.knownView !== null) return this.knownView;
+    const { ownTerm: term, plans } = this;
+    const view = clusterView({ term, members: this.membership.all(), plans, model: this.options.model });
+    if (!isDeepStrictEqual(view, this.lastView)) this.lastView = view;
+    this.knownView = this.lastView!;
     return this.knownView;
   }
 
