@@ -75,6 +75,12 @@ describe('a checkpoint is described', () => {
     expect((await open(directory)).spec.layers.map(({ layer }) => layer)).toEqual([2]);
   });
 
+  test('Solar Open has no dense layers, whatever the configuration says', async () => {
+    const model = await open(await changed('families/solar_open', { first_k_dense_replace: 1 }));
+    expect(model.spec.layers.map(({ layer }) => layer)).toEqual([0, 1, 2]);
+    model.close();
+  });
+
   test('the number of Qwen3 experts may go by either name', async () => {
     const directory = await changed('qwen3_moe', { num_experts: 6, num_local_experts: undefined });
     expect((await open(directory)).spec.layers[0]).toMatchObject({ layer: 0, experts: 6 });

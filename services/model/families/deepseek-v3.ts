@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
 import {
+  allLayers,
   common,
   count,
   countOrNone,
@@ -28,7 +29,9 @@ export const v3Keys = {
   routed_scaling_factor: orElse(number, 1),
 };
 
-export const v3Config = z.object(v3Keys).transform((config) => ({
+const v3Object = z.object(v3Keys);
+
+const v3Model = (config: z.output<typeof v3Object>) => ({
   hidden: config.hidden_size,
   experts: config.num_experts,
   layers: sparseLayers(config),
@@ -36,7 +39,9 @@ export const v3Config = z.object(v3Keys).transform((config) => ({
   expert: swiglu(config.moe_intermediate_size),
   shared: sharedOf(swiglu(config.moe_intermediate_size * config.n_shared_experts)),
   normEpsilon: config.rms_norm_eps,
-}));
+});
+
+export const v3Config = v3Object.transform(v3Model);
 
 const selectionBias = [
   'mlp.gate.e_score_correction_bias',
@@ -62,7 +67,6 @@ export const deepseekV3: Family = {
     'glm_moe_dsa',
     'dots1',
     'exaone_moe',
-    'solar_open',
     'sarvam_mla',
     'sarvam_moe',
     'bailing_hybrid',
@@ -70,4 +74,12 @@ export const deepseekV3: Family = {
   ],
   config: v3Config,
   layouts: layouts({ selectionBias, shared: projections('mlp.shared_experts') }),
+};
+
+/** All layers have experts, whatever the config says of dense ones: transformers has none. */
+export const solarOpen: Family = {
+  ...deepseekV3,
+  name: 'solar_open',
+  types: ['solar_open'],
+  config: v3Object.transform((config) => ({ ...v3Model(config), layers: allLayers(config.num_hidden_layers) })),
 };

@@ -4,7 +4,7 @@ import { axk1, axk2 } from './axk.js';
 import { cohere2Moe } from './cohere2-moe.js';
 import { dbrx } from './dbrx.js';
 import { deepseekV2 } from './deepseek-v2.js';
-import { deepseekV3 } from './deepseek-v3.js';
+import { deepseekV3, solarOpen } from './deepseek-v3.js';
 import { deepseekV4 } from './deepseek-v4.js';
 import { dots3Note } from './dots3-note.js';
 import { ernie45Moe } from './ernie4-5-moe.js';
@@ -50,6 +50,7 @@ export const families: readonly Family[] = [
   olmoe,
   deepseekV2,
   deepseekV3,
+  solarOpen,
   glm5Next,
   minimaxM2,
   minimaxM3,
