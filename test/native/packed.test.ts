@@ -95,19 +95,28 @@ async function widened(source: TensorSource): Promise<TensorSource> {
   return { kind: 'file', file, tensor: 'bf16', byteOffset: 0, dtype: 'BF16', rows, columns };
 }
 
-/** The bits of what an expert makes of so many rows. */
-async function compute(backend: ExpertBackend, expert: Expert, count: number): Promise<string> {
+/** What an expert makes of the first rows of a batch, in BF16. */
+async function compute(backend: ExpertBackend, expert: Expert, count: number): Promise<Uint16Array> {
   const rows = await native.synthesizeTokens({ seed: 2, firstToken: 0, count, hidden, skew: 0, topics: 8 });
   const output = native.allocateSlab(count * hidden * 2);
   const indices = Uint32Array.from({ length: count }, (_, row) => row);
   await backend.forward([{ expert, inputs: [{ rows, indices, output, outputRow: 0, inputWeights: null }] }]);
-  const bits = Buffer.from(output.view()).toString('hex');
+  const bits = new Uint16Array(output.view().slice().buffer);
   for (const held of [rows, output]) held.release();
   return bits;
 }
 
+const floats = (bits: Uint16Array) => new Float32Array(Uint32Array.from(bits, (bf16) => bf16 << 16).buffer);
+
+/** The 2-norm of the difference beside that of `expected`. */
+function relativeError(got: Uint16Array, expected: Uint16Array): number {
+  const [a, b] = [floats(got), floats(expected)];
+  const squares = (values: Float32Array) => values.reduce((sum, value) => sum + value * value, 0);
+  return Math.sqrt(squares(a.map((value, at) => value - b[at]!)) / squares(b));
+}
+
 describe.each(Object.entries(forms))('an expert in %s', (_, form) => {
-  test('stays packed, and gives the bits of its weights in BF16 whatever the number of rows', async () => {
+  test('stays packed, and computes what its weights in BF16 do, with the same bits whatever the number of rows', async () => {
     const gate = await packedMatrix(form, 1, ffn, hidden);
     const up = await packedMatrix(form, 2, ffn, hidden);
     const down = await packedMatrix(form, 3, hidden, ffn);
@@ -128,8 +137,11 @@ describe.each(Object.entries(forms))('an expert in %s', (_, form) => {
     const narrow = await backend.load(packed);
     const wide = await backend.load(usual);
     expect(narrow.bytes).toBeLessThanOrEqual(stored * 1.1);
-    for (const count of [1, 40])
-      expect(await compute(backend, narrow, count)).toBe(await compute(backend, wide, count));
+    const many = await compute(backend, narrow, 40);
+    expect(relativeError(many, await compute(backend, wide, 40))).toBeLessThan(8e-3);
+    for (const count of [1, 3]) {
+      expect(await compute(backend, narrow, count)).toEqual(many.subarray(0, count * hidden));
+    }
     for (const held of [narrow, wide]) held.release();
     backend.close();
   });

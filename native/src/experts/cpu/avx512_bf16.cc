@@ -1,5 +1,7 @@
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "experts/cpu/kernels.h"
 #include "experts/cpu/layout.h"
 
@@ -47,82 +49,100 @@ SWITCHYARD_INLINE __m512i round_pair(Vector low, Vector high) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.lanes, low.lanes));
 }
 
+/** The scales of sixteen columns. */
+SWITCHYARD_INLINE __m512 load_scales(const Scales& scales, size_t step, int vector) {
+  const size_t at = step * panel_columns + vector * 16;
+  if (scales.narrow == nullptr) return _mm512_loadu_ps(scales.wide + at);
+  const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales.narrow + at));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen), 16));
+}
+
 /**
  * Rows times `Vectors` vectors of a panel's columns, from vector `first` on: one pass of several over the panel.
  * `FetchLines` are fetched with every four pairs of k. They are a constant: a loop that counts them costs more than it fetches.
  */
-template <int Rows, int Vectors, int FetchLines>
+template <int Rows, int Vectors, int FetchLines, bool Scaled>
 SWITCHYARD_TARGET void multiply_pass(const TileProduct& product, int first) {
   constexpr int fours = pairs / 4;
-  __m512 sums[Rows][Vectors];
   float* const c = product.c + first * 16;
-#pragma GCC unroll 16
-  for (int row = 0; row < Rows; ++row) {
-#pragma GCC unroll 4
-    for (int vector = 0; vector < Vectors; ++vector) {
-      sums[row][vector] = product.accumulate ? _mm512_loadu_ps(c + row * panel_columns + vector * 16) : _mm512_setzero_ps();
-    }
-  }
   const uint16_t* a = product.a;
   const uint16_t* b = product.b + first * 32;
   // Every pass fetches its share, one after the other.
   const char* fetch = reinterpret_cast<const char*>(product.fetch) + first / Vectors * product.groups * fours * FetchLines * 64;
   const bool last = first + Vectors == vectors;
   const uint16_t* next_a = product.next_a;
-  for (size_t group = 0; group < product.groups; ++group, a += (Rows - 1) * group_depth) {
-    if (last) {
+  size_t group = 0;
+  // Without scales there is one step, which goes on with the sums so far.
+  for (size_t step = 0; group < product.groups; ++step) {
+    const size_t end = Scaled ? std::min(group + product.scales.groups, product.groups) : product.groups;
+    const bool goes_on = product.accumulate || step > 0;
+    __m512 sums[Rows][Vectors];
 #pragma GCC unroll 16
-      for (int row = 0; row < Rows; ++row) _mm_prefetch(reinterpret_cast<const char*>(next_a + row * group_depth), _MM_HINT_T0);
-      next_a += Rows * group_depth;
+    for (int row = 0; row < Rows; ++row) {
+#pragma GCC unroll 4
+      for (int vector = 0; vector < Vectors; ++vector) {
+        sums[row][vector] = !Scaled && goes_on ? _mm512_loadu_ps(c + row * panel_columns + vector * 16) : _mm512_setzero_ps();
+      }
     }
-    for (int four = 0; four < fours; ++four, a += 8, b += 4 * 2 * panel_columns) {
-#pragma GCC unroll 4
-      for (int pair = 0; pair < 4; ++pair) {
-#pragma GCC unroll 2
-        for (int line = pair * FetchLines / 4; line < (pair + 1) * FetchLines / 4; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T2);
-        __m512bh weights[Vectors];
-#pragma GCC unroll 4
-        for (int vector = 0; vector < Vectors; ++vector) {
-          weights[vector] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + (pair * panel_columns + vector * 16) * 2));
-        }
+    for (; group < end; ++group, a += (Rows - 1) * group_depth) {
+      if (last) {
 #pragma GCC unroll 16
-        for (int row = 0; row < Rows; ++row) {
-          int both;
-          __builtin_memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
-          const __m512bh element = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+        for (int row = 0; row < Rows; ++row) _mm_prefetch(reinterpret_cast<const char*>(next_a + row * group_depth), _MM_HINT_T0);
+        next_a += Rows * group_depth;
+      }
+      for (int four = 0; four < fours; ++four, a += 8, b += 4 * 2 * panel_columns) {
+#pragma GCC unroll 4
+        for (int pair = 0; pair < 4; ++pair) {
+#pragma GCC unroll 2
+          for (int line = pair * FetchLines / 4; line < (pair + 1) * FetchLines / 4; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T2);
+          __m512bh weights[Vectors];
 #pragma GCC unroll 4
           for (int vector = 0; vector < Vectors; ++vector) {
-            sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], element, weights[vector]);
+            weights[vector] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + (pair * panel_columns + vector * 16) * 2));
+          }
+#pragma GCC unroll 16
+          for (int row = 0; row < Rows; ++row) {
+            int both;
+            __builtin_memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
+            const __m512bh element = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+#pragma GCC unroll 4
+            for (int vector = 0; vector < Vectors; ++vector) {
+              sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], element, weights[vector]);
+            }
           }
         }
+        fetch += FetchLines * 64;
       }
-      fetch += FetchLines * 64;
     }
-  }
-#pragma GCC unroll 16
-  for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 4
     for (int vector = 0; vector < Vectors; ++vector) {
-      _mm512_storeu_ps(c + row * panel_columns + vector * 16, sums[row][vector]);
+      const __m512 scale = Scaled ? load_scales(product.scales, step, first + vector) : _mm512_setzero_ps();
+#pragma GCC unroll 16
+      for (int row = 0; row < Rows; ++row) {
+        float* const to = c + row * panel_columns + vector * 16;
+        const __m512 before = Scaled && goes_on ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
+        _mm512_storeu_ps(to, Scaled ? _mm512_fmadd_ps(sums[row][vector], scale, before) : sums[row][vector]);
+      }
     }
   }
 }
 
-template <int Rows, int Vectors, int FetchLines>
+template <int Rows, int Vectors, int FetchLines, bool Scaled>
 void multiply_passes(const TileProduct& product) {
-  for (int first = 0; first < vectors; first += Vectors) multiply_pass<Rows, Vectors, FetchLines>(product, first);
+  for (int first = 0; first < vectors; first += Vectors) multiply_pass<Rows, Vectors, FetchLines, Scaled>(product, first);
 }
 
 /** As many columns at once as leave registers for their weights and one element beside the sums. */
 template <int Rows>
 void multiply_rows(const TileProduct& product) {
   constexpr int together = Rows <= 6 ? 4 : Rows <= 14 ? 2 : 1;
+  if (product.scales.groups != 0) return multiply_passes<Rows, together, 0, true>(product);
   switch (product.fetch_lines * together / pairs) {
-    case 0: return multiply_passes<Rows, together, 0>(product);
-    case 1: return multiply_passes<Rows, together, 1>(product);
-    case 2: return multiply_passes<Rows, together, 2>(product);
-    case 4: return multiply_passes<Rows, together, 4>(product);
-    default: return multiply_passes<Rows, together, 8>(product);
+    case 0: return multiply_passes<Rows, together, 0, false>(product);
+    case 1: return multiply_passes<Rows, together, 1, false>(product);
+    case 2: return multiply_passes<Rows, together, 2, false>(product);
+    case 4: return multiply_passes<Rows, together, 4, false>(product);
+    default: return multiply_passes<Rows, together, 8, false>(product);
   }
 }
 
@@ -165,123 +185,64 @@ SWITCHYARD_TARGET void store_row(const float* c, const float* bias, uint16_t* ou
   }
 }
 
-/** The scales of 64 columns, each twice, as the elements of two neighbouring k take them. */
-struct TwiceScales {
-  __m512 lanes[8];
-};
-
-SWITCHYARD_INLINE TwiceScales load_scales(const PackedPanel& panel, size_t group) {
-  const __m512i low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  const size_t first = group / panel.groups_per_scale * panel_columns;
-  TwiceScales scales;
-#pragma GCC unroll 4
-  for (int vector = 0; vector < vectors; ++vector) {
-    const size_t at = first + vector * 16;
-    const __m512 sixteen =
-        panel.narrow_scales != nullptr
-            ? _mm512_castsi512_ps(_mm512_slli_epi32(
-                  _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel.narrow_scales + at))), 16))
-            : _mm512_loadu_ps(panel.wide_scales + at);
-    scales.lanes[vector * 2] = _mm512_permutexvar_ps(low, sixteen);
-    scales.lanes[vector * 2 + 1] = _mm512_permutexvar_ps(high, sixteen);
-  }
-  return scales;
-}
-
-/** 16 columns of two k from one line of codes, as floats in two halves. */
+/** What codes of 16 columns and two k count, in BF16, as the kernels read them. */
 struct E4m3Line {
   static constexpr size_t bytes = 32;
-  /** A half float of the same bits has an exponent that is less by 8. */
-  static constexpr float factor = 256.0f;
-  SWITCHYARD_INLINE static void widen(const uint8_t* codes, __m512& low, __m512& high) {
+  SWITCHYARD_INLINE static __m512i widen(const uint8_t* codes) {
     const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+    // The exponent of a half float has a bit more, behind the sign.
     const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(words, 7), _mm512_set1_epi16(static_cast<short>(0xbf80)));
-    low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
-    high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+    const Vector low{_mm512_cvtph_ps(_mm512_castsi512_si256(halves))};
+    return round_pair(low, {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1))});
   }
 };
 
 struct I8Line {
   static constexpr size_t bytes = 32;
-  static constexpr float factor = 1.0f;
-  SWITCHYARD_INLINE static void widen(const uint8_t* codes, __m512& low, __m512& high) {
+  SWITCHYARD_INLINE static __m512i widen(const uint8_t* codes) {
     const auto* const from = reinterpret_cast<const __m128i*>(codes);
-    low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
-    high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)));
+    const Vector low{_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)))};
+    return round_pair(low, {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)))});
   }
 };
 
-/** The words of 16 bytes of two codes each: codes in their lowest bits, the first one's above it what does not matter. */
-SWITCHYARD_INLINE __m512i spread(const uint8_t* codes) {
-  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
-  return _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
-}
-
-struct U4Line {
+/** Values by a table, of which there are two: a fifth bit of a code does not matter. */
+template <typename Values>
+struct FourBitsLine {
   static constexpr size_t bytes = 16;
-  static constexpr float factor = 1.0f;
-  SWITCHYARD_INLINE static void widen(const uint8_t* codes, __m512& low, __m512& high) {
-    const __m512i words = _mm512_sub_epi16(_mm512_and_si512(spread(codes), _mm512_set1_epi16(15)), _mm512_set1_epi16(8));
-    low = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(words)));
-    high = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(words, 1)));
+  SWITCHYARD_INLINE static __m512i widen(const uint8_t* codes) {
+    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    return _mm512_permutexvar_epi16(_mm512_or_si512(both, _mm512_slli_epi32(both, 12)), _mm512_loadu_si512(Values::bf16));
   }
+};
+
+struct E2m1Values {
+  static constexpr uint16_t bf16[32] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
+                                        0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
+                                        0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
+};
+
+/** -8 to 7. */
+struct U4Values {
+  static constexpr uint16_t bf16[32] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
+                                        0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
+                                        0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
 };
 
 template <typename Line>
-SWITCHYARD_TARGET void widen_scaled(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
-  const uint8_t* codes = panel.codes + first_group * pairs * vectors * Line::bytes;
-  for (size_t group = first_group; group < first_group + groups; ++group) {
-    TwiceScales scales = load_scales(panel, group);
-    for (__m512& lanes : scales.lanes) lanes = _mm512_mul_ps(lanes, _mm512_set1_ps(Line::factor));
-    for (int pair = 0; pair < pairs; ++pair) {
+SWITCHYARD_TARGET void widen_lines(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
+  constexpr size_t group_lines = pairs * vectors;
+  const uint8_t* codes = panel.codes + first_group * group_lines * Line::bytes;
 #pragma GCC unroll 4
-      for (int vector = 0; vector < vectors; ++vector, codes += Line::bytes, out += 32) {
-        __m512 low, high;
-        Line::widen(codes, low, high);
-        const Vector first{_mm512_mul_ps(low, scales.lanes[vector * 2])};
-        const Vector second{_mm512_mul_ps(high, scales.lanes[vector * 2 + 1])};
-        _mm512_storeu_si512(out, round_pair(first, second));
-      }
-    }
-  }
-}
-
-/** Values by a table, whose exponents the scales, powers of two, are added to: but for zero. */
-SWITCHYARD_TARGET void widen_e2m1(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
-  // 0, 0.5, 1, 1.5, 2, 3, 4, 6 in BF16, the same below zero, and all of them again: a fifth bit of a code does not matter.
-  static const uint16_t values[32] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
-                                      0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0, 0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
-                                      0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
-  const __m512i table = _mm512_loadu_si512(values);
-  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
-  const uint8_t* codes = panel.codes + first_group * pairs * panel_columns;
-  for (size_t group = first_group; group < first_group + groups; ++group) {
-    __m512i exponents[vectors];
-#pragma GCC unroll 4
-    for (int vector = 0; vector < vectors; ++vector) {
-      const size_t at = group / panel.groups_per_scale * panel_columns + vector * 16;
-      const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel.narrow_scales + at));
-      const __m512i once = _mm512_cvtepu16_epi32(_mm256_sub_epi16(narrow, _mm256_set1_epi16(0x3f80)));
-      exponents[vector] = _mm512_or_si512(once, _mm512_slli_epi32(once, 16));
-    }
-    for (int pair = 0; pair < pairs; ++pair) {
-#pragma GCC unroll 4
-      for (int vector = 0; vector < vectors; ++vector, codes += 16, out += 32) {
-        const __m512i found = _mm512_permutexvar_epi16(spread(codes), table);
-        const __mmask32 not_zero = _mm512_test_epi16_mask(found, magnitude);
-        _mm512_storeu_si512(out, _mm512_mask_add_epi16(found, not_zero, found, exponents[vector]));
-      }
-    }
-  }
+  for (size_t line = 0; line < groups * group_lines; ++line, codes += Line::bytes, out += 32) _mm512_storeu_si512(out, Line::widen(codes));
 }
 
 void widen(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
   switch (panel.type) {
-    case CodeType::f8_e4m3: return widen_scaled<E4m3Line>(panel, first_group, groups, out);
-    case CodeType::i8: return widen_scaled<I8Line>(panel, first_group, groups, out);
-    case CodeType::u4: return widen_scaled<U4Line>(panel, first_group, groups, out);
-    case CodeType::f4_e2m1: return widen_e2m1(panel, first_group, groups, out);
+    case CodeType::f8_e4m3: return widen_lines<E4m3Line>(panel, first_group, groups, out);
+    case CodeType::i8: return widen_lines<I8Line>(panel, first_group, groups, out);
+    case CodeType::u4: return widen_lines<FourBitsLine<U4Values>>(panel, first_group, groups, out);
+    case CodeType::f4_e2m1: return widen_lines<FourBitsLine<E2m1Values>>(panel, first_group, groups, out);
   }
 }
 
@@ -299,6 +260,8 @@ const Kernels avx512_bf16_kernels = {
     .streamed_rows = 6,
     .supported = supported,
     .multiply = multiply,
+    .coded_rows = 0,
+    .multiply_codes = nullptr,
     .widen = widen,
     .activate = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>},
     .store = store_row,

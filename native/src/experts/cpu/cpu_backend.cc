@@ -266,23 +266,34 @@ void CpuBackend::multiply_task(const Split& tiles, const uint16_t* a, const Pack
   const size_t groups = weights.groups();
   const size_t task_tiles = task.end_tile - task.first_tile;
   const size_t first_rows = tiles.size(task.first_tile);
+  const bool packed = weights.is_packed();
+  if (packed && task_tiles == 1 && first_rows <= kernels_.coded_rows) {
+    const uint16_t* const rows = tile_at(tiles, task.first_tile, a, groups, 0);
+    for (size_t panel = task.first_panel; panel < task.end_panel; ++panel) {
+      kernels_.multiply_codes({.rows = first_rows, .groups = groups, .a = rows, .b = weights.packed_panel(panel), .c = sums});
+      finish(panel, task.first_tile, sums);
+    }
+    return;
+  }
   const bool streamed = task_tiles == 1 && first_rows <= kernels_.streamed_rows;
   // The first tiles fetch the next block of weights while they compute with this one.
-  const bool packed = weights.is_packed();
   const size_t fetch_lines = streamed || packed ? 0 : std::bit_ceil(group_lines / std::min(task_tiles, fetching_tiles_max));
   // Equal blocks, so that each fetches the whole of the next one. With a single tile only its rows have to stay near.
   const size_t usual_groups = task_tiles == 1 && !streamed ? near_lines_ / first_rows : block_groups_;
   // Of packed weights a block that one tile uses is used at once, from the nearest cache.
-  const size_t block_groups = packed ? std::min(task_tiles == 1 ? widened_groups : block_groups_, usual_groups) : usual_groups;
-  const Split blocks = Split::into_parts_of(block_groups, groups);
+  const size_t block_groups = packed && task_tiles == 1 ? std::min(widened_groups, usual_groups) : usual_groups;
+  const size_t step_groups = weights.step_groups();
+  const Split blocks = Split::into_parts_of(std::max<size_t>(1, block_groups / step_groups), divide_up(groups, step_groups));
   const uint16_t* const end = packed ? nullptr : weights.panel(task.end_panel);
   for (size_t panel = task.first_panel; panel < task.end_panel; ++panel) {
+    const PackedPanel codes = packed ? weights.packed_panel(panel) : PackedPanel{};
     for (size_t block = 0; block < blocks.parts; ++block) {
       const bool last_block = block + 1 == blocks.parts;
-      const uint16_t* b = widened;
-      if (packed) kernels_.widen(weights.packed_panel(panel), blocks.begin(block), blocks.size(block), widened);
-      else b = weights.panel(panel) + blocks.begin(block) * panel_group_elements;
-      const size_t block_elements = blocks.size(block) * panel_group_elements;
+      const size_t first_group = blocks.begin(block) * step_groups;
+      const size_t count = std::min(blocks.begin(block + 1) * step_groups, groups) - first_group;
+      if (packed) kernels_.widen(codes, first_group, count, widened);
+      const uint16_t* const b = packed ? widened : weights.panel(panel) + first_group * panel_group_elements;
+      const size_t block_elements = count * panel_group_elements;
       const uint16_t* fetch = b + block_elements;
       for (size_t tile = task.first_tile; tile < task.end_tile; ++tile) {
         const bool last_tile = tile + 1 == task.end_tile;
@@ -290,12 +301,13 @@ void CpuBackend::multiply_task(const Split& tiles, const uint16_t* a, const Pack
         // One block alone leaves its sums in the same lines, tile after tile.
         const size_t sums_row = blocks.parts == 1 ? 0 : tiles.begin(tile) - tiles.begin(task.first_tile);
         kernels_.multiply({.rows = tiles.size(tile),
-                           .groups = blocks.size(block),
-                           .a = tile_at(tiles, tile, a, groups, blocks.begin(block)),
+                           .groups = count,
+                           .a = tile_at(tiles, tile, a, groups, first_group),
                            .b = b,
                            .c = sums + sums_row * panel_columns,
                            .accumulate = block > 0,
-                           .next_a = tile_at(tiles, last_tile ? task.first_tile : tile + 1, a, groups, blocks.begin(next_block)),
+                           .scales = codes.scales.from(first_group),
+                           .next_a = tile_at(tiles, last_tile ? task.first_tile : tile + 1, a, groups, blocks.begin(next_block) * step_groups),
                            .fetch = fetch,
                            .fetch_lines = fetch_lines > 0 && fetch < std::min(end, b + 2 * block_elements) ? fetch_lines : 0});
         fetch += block_elements / group_lines * fetch_lines;

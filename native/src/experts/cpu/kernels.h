@@ -6,9 +6,27 @@
 #include <string_view>
 
 #include "experts/activation.h"
+#include "experts/cpu/layout.h"
 #include "experts/packed_form.h"
 
 namespace switchyard::cpu {
+
+/** What sums over codes are multiplied by: for every `groups` groups of k one scale a column. */
+struct Scales {
+  /** [steps][64], in BF16 or in float32; the other one is null. */
+  const uint16_t* narrow = nullptr;
+  const float* wide = nullptr;
+  /** Groups of k of a step, 1 to step_groups_max; 0: there are no scales. */
+  size_t groups = 0;
+
+  /** Those of the groups from `group` on, the first of a step. */
+  Scales from(size_t group) const {
+    const size_t skipped = groups == 0 ? 0 : group / groups * panel_columns;
+    return {narrow == nullptr ? nullptr : narrow + skipped, wide == nullptr ? nullptr : wide + skipped, groups};
+  }
+};
+
+constexpr size_t step_groups_max = 4;
 
 /** Rows of one tile times one panel, over some groups of k. */
 struct TileProduct {
@@ -24,6 +42,8 @@ struct TileProduct {
   float* c;
   /** Add to `c`; otherwise `c` is only written. */
   bool accumulate;
+  /** If there are any: each step is summed by itself, multiplied by its scales, and added. */
+  Scales scales;
   /** Rows of the next product, as many as `a`, to be fetched into the nearest cache meanwhile. */
   const uint16_t* next_a;
   /**
@@ -34,15 +54,26 @@ struct TileProduct {
   size_t fetch_lines;
 };
 
-/** A panel of weights as codes, and what they are multiplied by. */
+/** A panel of weights as codes. */
 struct PackedPanel {
   CodeType type;
   /** [groups][16][64][2] codes of 8 bits, or [groups][16][64] bytes of two codes, that of the even k in the lower half. */
   const uint8_t* codes;
-  /** [groups / groups_per_scale][64], in BF16 or in float32; the other one is null. */
-  const uint16_t* narrow_scales;
-  const float* wide_scales;
-  size_t groups_per_scale;
+  Scales scales;
+};
+
+/** What a code counts is so many times its value, and scales make up for it: E4M3 is read as the half float of the same bits. */
+constexpr float unit_of(CodeType type) { return type == CodeType::f8_e4m3 ? 0x1p-8f : 1.0f; }
+
+/** A TileProduct of one tile of few rows with all codes of a panel, in one go. */
+struct CodedProduct {
+  /** 1 to `coded_rows` of the kernels. */
+  size_t rows;
+  size_t groups;
+  const uint16_t* a;
+  PackedPanel b;
+  /** Only written. */
+  float* c;
 };
 
 /** What becomes of the sums of a panel. */
@@ -55,8 +86,8 @@ struct Epilogue {
 constexpr size_t activation_count = 4;
 
 /**
- * What one instruction set computes. Every element of a product is summed in the order of k, in float32,
- * whatever the number of rows and wherever k is cut, so its bits depend on its row and column alone.
+ * What one instruction set computes. Every element of a product is summed in the order of k, in float32 and step by step
+ * where there are scales, whatever the number of rows and wherever k is cut, so its bits depend on its row and column alone.
  */
 struct Kernels {
   /** As SWITCHYARD_CPU_ISA spells it. */
@@ -70,7 +101,11 @@ struct Kernels {
   /** Whether this machine can run it. */
   bool (*supported)();
   void (*multiply)(const TileProduct& product);
-  /** Groups of a panel as TileProduct has them: codes times scales, rounded to BF16. */
+  /** Up to so many rows in one tile are better multiplied with codes as they are than with what widen() makes of them. */
+  size_t coded_rows;
+  /** Null: coded_rows is 0. */
+  void (*multiply_codes)(const CodedProduct& product);
+  /** Groups of a panel as TileProduct has them: what the codes count, without scales. */
   void (*widen)(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out);
   /**
    * By Activation. With a gate: c [rows][64], columns 0 to 31 gate, 32 to 63 up -> h [rows][32], BF16. Without: c [rows][64] -> h

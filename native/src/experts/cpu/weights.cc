@@ -1,9 +1,9 @@
 #include "experts/cpu/weights.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "kernels/bf16.h"
 
@@ -13,20 +13,13 @@ namespace {
 /** Of the scales of rows. */
 size_t scales_of(const MatrixSource& matrix) { return divide_up(matrix.columns, matrix.packed->columns_per_scale); }
 
-/** Scales far from these would take weights out of the normal floats. */
-bool is_usual(CodeType type, float scale) {
-  if (type == CodeType::f4_e2m1) {
-    // Exponents are added.
-    int exponent;
-    return std::frexp(scale, &exponent) == 0.5f && std::abs(exponent) < 100;
-  }
-  return scale == 0 || (std::abs(scale) > 0x1p-100f && std::abs(scale) < 0x1p100f);
-}
+/** Scales far from these would take sums out of the normal floats. */
+bool is_usual(float scale) { return scale == 0 || (std::abs(scale) > 0x1p-100f && std::abs(scale) < 0x1p100f); }
 
 size_t memory_bytes(size_t panels, size_t groups, const std::optional<PackedForm>& form) {
   const size_t elements = panels * groups * panel_group_elements;
   if (!form) return elements * sizeof(uint16_t);
-  const size_t scales = panels * divide_up(groups, form->groups_per_scale) * panel_columns;
+  const size_t scales = panels * divide_up(groups, form->step_groups) * panel_columns;
   return elements * bits_of(form->type) / 8 + scales * (form->narrow ? sizeof(uint16_t) : sizeof(float));
 }
 
@@ -42,10 +35,13 @@ std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> ma
     if (!matrix->packed || !matrix->packed->same_form(*first)) return std::nullopt;
     std::vector<float> scales(matrix->rows * scales_of(*matrix));
     matrix->packed->scales(0, matrix->rows, scales.data());
-    if (!std::ranges::all_of(scales, [&](float scale) { return is_usual(first->type, scale); })) return std::nullopt;
+    if (!std::ranges::all_of(scales, [&](float scale) { return is_usual(scale); })) return std::nullopt;
     narrow = narrow && std::ranges::all_of(scales, [](float scale) { return bf16_to_float(float_to_bf16(scale)) == scale; });
   }
-  return PackedForm{first->type, divide_up(columns, group_depth), narrow};
+  if (columns >= matrices[0]->columns) return PackedForm{first->type, step_groups_max, narrow};
+  const size_t groups_per_scale = columns / group_depth;
+  const size_t step_groups = groups_per_scale <= step_groups_max ? groups_per_scale : std::gcd(groups_per_scale, step_groups_max);
+  return PackedForm{first->type, step_groups, narrow};
 }
 
 PackedWeights::PackedWeights(size_t panels, size_t groups, std::optional<PackedForm> form)
@@ -60,9 +56,9 @@ PackedPanel PackedWeights::packed_panel(size_t index) const {
   return {
       .type = form_->type,
       .codes = codes + index * code_bytes(),
-      .narrow_scales = form_->narrow ? reinterpret_cast<const uint16_t*>(scales) + first : nullptr,
-      .wide_scales = form_->narrow ? nullptr : reinterpret_cast<const float*>(scales) + first,
-      .groups_per_scale = form_->groups_per_scale,
+      .scales = {.narrow = form_->narrow ? reinterpret_cast<const uint16_t*>(scales) + first : nullptr,
+                 .wide = form_->narrow ? nullptr : reinterpret_cast<const float*>(scales) + first,
+                 .groups = form_->step_groups},
   };
 }
 
@@ -116,12 +112,14 @@ bool PackedWeights::fill_codes(size_t panel_index, size_t column, const MatrixSo
   const size_t scale_count = scales_of(source);
   std::vector<float> scales(count * scale_count);
   source.packed->scales(first_row, count, scales.data());
+  const size_t step_columns = form_->step_groups * group_depth;
   for (size_t row = 0; row < count; ++row) {
     for (size_t step = 0; step < steps(); ++step) {
-      const float scale = scales[row * scale_count + std::min(step, scale_count - 1)];
+      const size_t its_scale = std::min(step * step_columns / source.packed->columns_per_scale, scale_count - 1);
+      const float scale = scales[row * scale_count + its_scale] / unit_of(form_->type);
       const size_t at = step * panel_columns + column + row;
-      if (form_->narrow) const_cast<uint16_t*>(panel.narrow_scales)[at] = float_to_bf16(scale);
-      else const_cast<float*>(panel.wide_scales)[at] = scale;
+      if (form_->narrow) const_cast<uint16_t*>(panel.scales.narrow)[at] = float_to_bf16(scale);
+      else const_cast<float*>(panel.scales.wide)[at] = scale;
     }
   }
   return true;

@@ -16,7 +16,8 @@ namespace switchyard::cpu {
 /** How the weights of a product are kept as codes. */
 struct PackedForm {
   CodeType type;
-  size_t groups_per_scale;
+  /** Groups of k of a step of scales; a scale that is for more of them is kept several times. */
+  size_t step_groups;
   /** All scales are BF16. */
   bool narrow;
 };
@@ -34,6 +35,8 @@ class PackedWeights {
   size_t groups() const { return groups_; }
   size_t bytes() const { return memory_.bytes(); }
   bool is_packed() const { return form_.has_value(); }
+  /** Groups of k that must not be cut. */
+  size_t step_groups() const { return form_ ? form_->step_groups : 1; }
   const uint16_t* panel(size_t index) const { return memory_.as<uint16_t>() + index * groups_ * panel_group_elements; }
   PackedPanel packed_panel(size_t index) const;
 
@@ -46,7 +49,7 @@ class PackedWeights {
  private:
   bool fill_codes(size_t panel_index, size_t column, const MatrixSource& source, size_t first_row, size_t count);
   size_t code_bytes() const;
-  size_t steps() const { return divide_up(groups_, form_->groups_per_scale); }
+  size_t steps() const { return divide_up(groups_, form_->step_groups); }
 
   size_t panels_;
   size_t groups_;

@@ -1,0 +1,188 @@
+#include <cstring>
+#include <numeric>
+#include <string_view>
+
+#include "experts_support.h"
+#include "model/codes.h"
+
+// Experts whose weights stay codes in memory, against float64 over codes times scales.
+
+namespace switchyard {
+namespace {
+
+using namespace test;
+
+INSTANTIATE_TEST_SUITE_P(InstructionSets, CpuExperts, testing::ValuesIn(names_of_all()), name_of_isa);
+
+struct Form {
+  std::string_view name;
+  CodeType type;
+  /** 0: one scale a row. */
+  size_t columns_per_scale;
+  /** Scales are BF16. */
+  bool narrow;
+  /** Scales are powers of two. */
+  bool powers;
+};
+
+constexpr Form forms[] = {
+    {"FP8 in blocks", CodeType::f8_e4m3, 128, false, false}, {"FP8 by row", CodeType::f8_e4m3, 0, true, false},
+    {"FP8 in threes", CodeType::f8_e4m3, 96, false, false},  {"FP8 in sixes", CodeType::f8_e4m3, 192, true, false},
+    {"MXFP4", CodeType::f4_e2m1, 32, true, true},            {"NVFP4-like", CodeType::f4_e2m1, 64, false, false},
+    {"INT4 in groups", CodeType::u4, 32, true, false},       {"INT4 by row", CodeType::u4, 0, false, false},
+    {"INT8 in groups", CodeType::i8, 128, true, false},      {"INT8 by row", CodeType::i8, 0, false, false},
+};
+
+double value_of(CodeType type, uint8_t code) {
+  switch (type) {
+    case CodeType::f8_e4m3: return codes::e4m3[code];
+    case CodeType::f4_e2m1: return codes::e2m1[code];
+    case CodeType::i8: return static_cast<int8_t>(code);
+    case CodeType::u4: return code - 8.0;
+  }
+  return 0;
+}
+
+/** A matrix of random codes, all of them, and its values. */
+struct Coded {
+  Form form;
+  size_t rows, columns, scale_columns;
+  std::vector<uint8_t> codes;
+  std::vector<float> scales;
+
+  Coded(const Form& kind, size_t row_count, size_t column_count, std::mt19937& random) : form(kind), rows(row_count), columns(column_count) {
+    scale_columns = form.columns_per_scale == 0 ? 1 : (columns + form.columns_per_scale - 1) / form.columns_per_scale;
+    codes.resize(rows * columns);
+    const unsigned all = bits_of(form.type) == 8 ? 256 : 16;
+    for (uint8_t& code : codes) {
+      do code = static_cast<uint8_t>(random() % all);
+      while (form.type == CodeType::f8_e4m3 && (code & 0x7f) == 0x7f);
+    }
+    // Products about as large as what goes into them, whatever the codes.
+    double squares = 0;
+    for (const uint8_t code : codes) squares += value_of(form.type, code) * value_of(form.type, code);
+    const float usual = static_cast<float>(1 / std::sqrt(squares / static_cast<double>(rows)));
+    std::uniform_real_distribution<float> factor(0.5f, 2.0f);
+    scales.resize(rows * scale_columns);
+    for (float& scale : scales) {
+      scale = usual * factor(random);
+      if (form.powers) scale = std::exp2(std::round(std::log2(scale)));
+      if (form.narrow) scale = bf16_to_float(float_to_bf16(scale));
+    }
+  }
+
+  double value(size_t row, size_t column) const {
+    const size_t scale = form.columns_per_scale == 0 ? 0 : column / form.columns_per_scale;
+    return value_of(form.type, codes[row * columns + column]) * scales[row * scale_columns + scale];
+  }
+
+  double dot(size_t row, const std::vector<double>& x) const {
+    double sum = 0;
+    for (size_t column = 0; column < columns; ++column) sum += x[column] * value(row, column);
+    return sum;
+  }
+
+  MatrixSource source() const {
+    return {.rows = rows,
+            .columns = columns,
+            .read = [](size_t, size_t, uint16_t*) { FAIL() << "codes are read as BF16"; },
+            .packed = PackedSource{.type = form.type,
+                                   .columns_per_scale = form.columns_per_scale == 0 ? columns : form.columns_per_scale,
+                                   .codes =
+                                       [this](size_t first, size_t count, uint8_t* out) {
+                                         std::copy_n(codes.begin() + first * columns, count * columns, out);
+                                         return true;
+                                       },
+                                   .scales = [this](size_t first, size_t count, float* out) {
+                                     std::copy_n(scales.begin() + first * scale_columns, count * scale_columns, out);
+                                   }}};
+  }
+};
+
+struct CodedModel {
+  Coded gate, up, down;
+
+  CodedModel(const Form& form, size_t hidden, size_t ffn, std::mt19937& random)
+      : gate(form, ffn, hidden, random), up(form, ffn, hidden, random), down(form, hidden, ffn, random) {}
+
+  ExpertSource source() const {
+    return {.activation = Activation::swiglu, .gate = gate.source(), .up = up.source(), .down = down.source()};
+  }
+
+  std::vector<double> reference(const uint16_t* row) const {
+    std::vector<double> x(up.columns), h(up.rows), y(down.rows);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = bf16_to_float(row[i]);
+    for (size_t i = 0; i < h.size(); ++i) {
+      const double g = gate.dot(i, x);
+      h[i] = g / (1 + std::exp(-g)) * up.dot(i, x);
+    }
+    for (size_t i = 0; i < y.size(); ++i) y[i] = down.dot(i, h);
+    return y;
+  }
+};
+
+/** Calls body(form, model, rows, random) for every form at several sizes, whole panels, steps and groups among them and not. */
+template <typename Body>
+void for_forms(const Body& body) {
+  constexpr size_t sizes[][2] = {{256, 128}, {512, 320}, {160, 96}, {330, 75}, {33, 1}};
+  for (const Form& form : forms) {
+    unsigned seed = 0;
+    for (const auto& [hidden, ffn] : sizes) {
+      SCOPED_TRACE(testing::Message() << form.name << ", hidden " << hidden << ", ffn " << ffn);
+      std::mt19937 random(++seed);
+      const CodedModel model(form, hidden, ffn, random);
+      body(model, random_values(47 * hidden, 2.0f, random), random);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(CpuExperts, MatchFloat64OverCodesAndScales) {
+  for_forms([](const CodedModel& model, const Rows& rows, std::mt19937&) {
+    const auto backend = create_cpu_backend(1);
+    const auto expert = backend->load(model.source());
+    const size_t hidden = model.up.columns;
+    for (const size_t count : {1, 2, 3, 47}) {
+      const Rows output = forward(*backend, *expert, rows, all_indices(count));
+      for (size_t row = 0; row < count; row += 3) {
+        ASSERT_LT(relative_error(output.data() + row * hidden, model.reference(rows.data() + row * hidden)), 8e-3) << "row " << row << " of " << count;
+      }
+    }
+  });
+}
+
+TEST_P(CpuExperts, GiveARowTheSameBitsFromCodesWhateverIsBesideIt) {
+  for_forms([](const CodedModel& model, const Rows& rows, std::mt19937& random) {
+    const auto one = create_cpu_backend(1), three = create_cpu_backend(3);
+    const auto expert = one->load(model.source()), other = three->load(model.source());
+    const size_t hidden = model.up.columns;
+    const Rows all = forward(*one, *expert, rows, all_indices(47));
+    for (const size_t count : {1, 2, 3, 5, 6, 14, 16, 17, 40}) {
+      std::vector<uint32_t> some = all_indices(47);
+      std::ranges::shuffle(some, random);
+      some.resize(count);
+      for (const Rows& got : {forward(*one, *expert, rows, some), forward(*three, *other, rows, some)}) {
+        for (size_t i = 0; i < count; ++i) {
+          ASSERT_EQ(0, std::memcmp(got.data() + i * hidden, all.data() + some[i] * hidden, hidden * sizeof(uint16_t)))
+              << "row " << some[i] << " at place " << i << " of " << count;
+        }
+      }
+    }
+  });
+}
+
+TEST_P(CpuExperts, KeepCodesInAboutTheMemoryThatTheyTake) {
+  std::mt19937 random(1);
+  for (const Form& form : forms) {
+    const CodedModel model(form, 1024, 512, random);
+    const auto expert = create_cpu_backend(1)->load(model.source());
+    size_t bytes = 0;
+    for (const Coded* matrix : {&model.gate, &model.up, &model.down}) {
+      bytes += matrix->codes.size() * bits_of(form.type) / 8 + matrix->scales.size() * (form.narrow ? 2 : 4);
+    }
+    EXPECT_LE(expert->bytes(), bytes * 1.1) << form.name;
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
