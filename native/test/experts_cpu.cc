@@ -1,6 +1,7 @@
 // Expert FFNs on the CPU, on every instruction set of this machine, against float64.
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <thread>
 
 #include "experts_support.h"
@@ -50,28 +51,10 @@ TEST_P(CpuExperts, GiveARowTheSameBitsWhateverIsBesideIt) {
   constexpr size_t hidden = 96, ffn = 160, count = 300;
   std::mt19937 random(11);
   const Rows rows = random_values(count * hidden, 2.0f, random);
+  std::vector<size_t> counts(count);
+  std::iota(counts.begin(), counts.end(), 1);
   for (const Activation activation : {Activation::swiglu, Activation::gelu}) {
-    const Model model(activation, hidden, ffn);
-    const auto single = create_cpu_backend(1);
-    const auto single_expert = single->load(model.source());
-    Rows expected;
-    for (uint32_t row = 0; row < count; ++row) {
-      const Rows alone = forward(*single, *single_expert, rows, {row});
-      expected.insert(expected.end(), alone.begin(), alone.end());
-    }
-    for (const int threads : {1, 2, 3}) {
-      const auto backend = create_cpu_backend(threads);
-      const auto expert = backend->load(model.source());
-      for (size_t chosen = 1; chosen <= count; ++chosen) {
-        std::vector<uint32_t> indices(chosen);
-        for (uint32_t& index : indices) index = static_cast<uint32_t>(random() % count);
-        const Rows output = forward(*backend, *expert, rows, indices);
-        for (size_t i = 0; i < chosen; ++i) {
-          ASSERT_TRUE(std::equal(output.begin() + i * hidden, output.begin() + (i + 1) * hidden, expected.begin() + indices[i] * hidden))
-              << chosen << " rows, " << threads << " threads, row " << i << " from " << indices[i];
-        }
-      }
-    }
+    expect_the_bits_of_rows_alone(Model(activation, hidden, ffn).source(), rows, counts, random);
   }
 }
 

@@ -71,26 +71,9 @@ TEST_P(CpuExperts, GiveARowBetweenMapsTheSameBitsWhateverIsBesideIt) {
   std::mt19937 random(11);
   const Rows rows = random_values(count * hidden, 2.0f, random);
   const LatentModel model(Activation::gelu, hidden, 70, 100);
-  const auto single = create_cpu_backend(1);
-  const auto single_expert = single->load(model.source());
-  Rows expected;
-  for (uint32_t row = 0; row < count; ++row) {
-    const Rows alone = forward(*single, *single_expert, rows, {row});
-    expected.insert(expected.end(), alone.begin(), alone.end());
-  }
-  for (const int threads : {1, 2, 3}) {
-    const auto backend = create_cpu_backend(threads);
-    const auto expert = backend->load(model.source());
-    for (size_t chosen = 1; chosen <= 2 * count; chosen += chosen < 40 ? 1 : 37) {
-      std::vector<uint32_t> indices(chosen);
-      for (uint32_t& index : indices) index = static_cast<uint32_t>(random() % count);
-      const Rows output = forward(*backend, *expert, rows, indices);
-      for (size_t i = 0; i < chosen; ++i) {
-        ASSERT_TRUE(std::equal(output.begin() + i * hidden, output.begin() + (i + 1) * hidden, expected.begin() + indices[i] * hidden))
-            << chosen << " rows, " << threads << " threads, row " << i << " from " << indices[i];
-      }
-    }
-  }
+  std::vector<size_t> counts;
+  for (size_t some = 1; some <= 2 * count; some += some < 40 ? 1 : 37) counts.push_back(some);
+  expect_the_bits_of_rows_alone(model.source(), rows, counts, random);
 }
 
 TEST_P(CpuExperts, KeepNanAndInfinityBetweenMapsInTheirRow) {

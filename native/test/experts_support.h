@@ -121,6 +121,31 @@ inline Rows forward(ExpertBackend& backend, const Expert& expert, const Rows& ro
   return Rows(output.begin() + hidden, output.end() - hidden);
 }
 
+/** Computes so many of the rows, in any order, on one to three threads, and expects of each the bits that it has alone. */
+inline void expect_the_bits_of_rows_alone(const ExpertSource& source, const Rows& rows, const std::vector<size_t>& counts, std::mt19937& random) {
+  const size_t hidden = source.latent ? source.latent->input.columns : source.up.columns;
+  const auto single = create_cpu_backend(1);
+  const auto single_expert = single->load(source);
+  Rows expected;
+  for (const uint32_t row : all_indices(rows.size() / hidden)) {
+    const Rows alone = forward(*single, *single_expert, rows, {row});
+    expected.insert(expected.end(), alone.begin(), alone.end());
+  }
+  for (const int threads : {1, 2, 3}) {
+    const auto backend = create_cpu_backend(threads);
+    const auto expert = backend->load(source);
+    for (const size_t count : counts) {
+      std::vector<uint32_t> indices(count);
+      for (uint32_t& index : indices) index = static_cast<uint32_t>(random() % (rows.size() / hidden));
+      const Rows output = forward(*backend, *expert, rows, indices);
+      for (size_t i = 0; i < count; ++i) {
+        ASSERT_TRUE(std::equal(output.begin() + i * hidden, output.begin() + (i + 1) * hidden, expected.begin() + indices[i] * hidden))
+            << count << " rows, " << threads << " threads, row " << i << " from " << indices[i];
+      }
+    }
+  }
+}
+
 /** Runs on one instruction set at a time. */
 class CpuExperts : public testing::TestWithParam<std::string> {
  protected:
