@@ -81,5 +81,8 @@ export const solarOpen: Family = {
   ...deepseekV3,
   name: 'solar_open',
   types: ['solar_open'],
-  config: v3Object.transform((config) => ({ ...v3Model(config), layers: allLayers(config.num_hidden_layers) })),
+  config: v3Object.transform((config) => ({
+    ...v3Model(config),
+    layers: allLayers(config.num_hidden_layers),
+  })),
 };
