@@ -144,14 +144,15 @@ export class PlacementPlans {
       const routers = membership.living('ROUTER');
       const room = roomForExperts(living, this.options.model);
       this.candidates = this.candidatesOf(living, room);
-      if (!this.started) this.start(living, nowMs);
+      const starts = !this.started;
+      if (starts) this.start(living, nowMs);
       if (this.stale) this.retarget(living, routers, nowMs);
       if (this.isPlanDue(nowMs)) void this.replan(nowMs);
       const capacity = (member: Member) => Math.floor(room.get(member)!.memoryBytes / this.expertBytes);
       const steps = this.placement.reconcile(oldestInUse(routers, term), capacity, nowMs);
-      const assigned = new Set(
-        living.filter(({ hello }) => steps.assigned.has(this.placement.slotOf(hello.name))),
-      );
+      // At the start all are told what they hold: what one still loads for an earlier coordinator is none of it.
+      const isTold = ({ hello }: Member) => starts || steps.assigned.has(this.placement.slotOf(hello.name));
+      const assigned = new Set(living.filter(isTold));
       for (const member of this.release(living)) assigned.add(member);
       for (const member of this.hurry(living)) assigned.add(member);
       return { assigned: [...assigned], published: steps.published.length > 0 };

@@ -48,6 +48,7 @@ export class SimulatedCluster {
   judge: Judge = { viewed: () => {}, departed: () => {} };
   /** All that there were, by name. */
   private readonly processes = new Map<string, SimulatedProcess>();
+  private readonly asked = new WeakSet<SimulatedNode>();
   private readonly surroundings: Surroundings;
 
   constructor(
@@ -109,11 +110,17 @@ export class SimulatedCluster {
     slot.node = null;
   }
 
+  /** Whether its process was asked to end: one that stands still will do so when it goes on. */
+  isEnding({ node }: Slot<SimulatedNode>): boolean {
+    return node !== null && (node.draining || this.asked.has(node));
+  }
+
   /** As SIGTERM. */
   drain(slot: Slot<SimulatedNode>): void {
     const { node } = slot;
-    if (node === null || node.draining) return;
+    if (node === null || this.isEnding(slot)) return;
     this.log.add(slot.name, 'is asked to end');
+    this.asked.add(node);
     const askedMs = this.time.nowMs;
     node.process.deliver(() => {
       if (!node.draining) void node.stop().then(() => this.ended(slot, node, askedMs));

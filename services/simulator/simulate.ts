@@ -112,7 +112,7 @@ class Simulation {
     workload.stop();
     this.loseWorkers();
     for (const slot of cluster.slots) {
-      if (slot.node?.draining) cluster.kill(slot);
+      if (cluster.isEnding(slot)) cluster.kill(slot);
       if (!cluster.gone.has(slot.name)) cluster.start(slot);
     }
     for (const slot of cluster.routers) if (random.chance(0.7)) workload.ask(slot);

@@ -142,7 +142,7 @@ export class Trouble implements FaultTarget {
 
   private startAgain(slot: Slot<SimulatedNode>): void {
     if (slot.node === null) this.cluster.start(slot);
-    else if (slot.node.draining) this.cluster.time.after(500, () => this.startAgain(slot));
+    else if (this.cluster.isEnding(slot)) this.cluster.time.after(500, () => this.startAgain(slot));
   }
 
   private cutPaths(paths: [string, string][]): () => void {

@@ -145,6 +145,15 @@ describe('a coordinator that starts anew', () => {
     expect(scene.told.get('w1') ?? half(1)).toEqual(half(1));
   });
 
+  test('tells every worker what it holds, so that what one still loads for the coordinator before it is not taken for held', () => {
+    const scene = new Scene({ workers: 2 });
+    const most = allExperts.slice(1);
+    scene.worker('w0', { term: 1, held: groupByLayer(most) });
+    scene.worker('w1', { term: 1, held: groupByLayer(allExperts) });
+    expect(scene.told.get('w0')).toEqual(most);
+    expect(scene.told.get('w1')).toEqual(allExperts);
+  });
+
   test('with copies of 2, waits until all are held twice: nothing is loaded in the place of copies of which word is still to come', () => {
     const scene = new Scene({ workers: 4, copies: 2 });
     const all = groupByLayer(allExperts);
