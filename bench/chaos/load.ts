@@ -13,14 +13,20 @@ export interface LoadReport {
 }
 
 const sequences = 4;
-const length = 512;
+/** Tokens of a sequence, by stream: batches that are calls of their own, and smaller ones, which go over sessions. */
+const lengths = [512, 128, 32];
 /** Of several, so that rows go to all experts, and a worker that is lost has always some of them. */
 const chunkTokens = 128;
 const skew = 0.8;
 const topics = 64;
 
-export async function loadRows(hidden: number, stream: number): Promise<RowsReader> {
-  return syntheticRows(hidden, { sequences, length, seed: 100 + stream, skew, topics });
+/** By stream: the rows of its batches. */
+export async function loadRows(hidden: number): Promise<RowsReader[]> {
+  return Promise.all(
+    lengths.map(async (length, stream) =>
+      syntheticRows(hidden, { sequences, length, seed: 100 + stream, skew, topics }),
+    ),
+  );
 }
 
 /** One batch, whose answers are told as they come: its digest, and how many rows had none. */

@@ -28,7 +28,6 @@ export interface ChaosReport extends Omit<LoadReport, 'failed'> {
 }
 
 const preset = 'tiny';
-const streams = 3;
 const healMsMax = 60_000;
 /** Between faults the load runs undisturbed. */
 const calmMs = 300;
@@ -37,7 +36,7 @@ const calmMs = 300;
 export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   const { runs, seed, log } = options;
   const { hidden } = presets[preset].model;
-  const rows = await Promise.all(Array.from({ length: streams }, (_, stream) => loadRows(hidden, stream)));
+  const rows = await loadRows(hidden);
   const total: LoadReport = { batches: 0, failed: [], rowsLost: 0, mismatches: 0 };
   const pauses: number[] = [];
   const heals: number[] = [];
