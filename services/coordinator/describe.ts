@@ -7,12 +7,9 @@ import type { FfnSpec, LayerSpec, ModelSpec } from '../model/spec.js';
 
 const activations = { swiglu: 'SWIGLU', geglu: 'GEGLU', gelu: 'GELU', relu2: 'RELU2' } as const;
 
-function describeLayer({ layer, experts, routing, givenOnly, expert, shared }: LayerSpec): LayerModelInput {
+function describeLayer({ expert, shared, ...others }: LayerSpec): LayerModelInput {
   return {
-    layer,
-    experts,
-    routing,
-    givenOnly,
+    ...others,
     expert: describeFfn(expert),
     shared: shared.map(({ weight, gated, ...ffn }) => ({ ffn: describeFfn(ffn), weight, gated })),
   };

@@ -98,6 +98,7 @@ function describeLayers({
   expert,
   shared,
   glus,
+  identities = 0,
 }: FamilyConfig): LayerSpec[] {
   const parts = shared === null ? [] : partsOf(shared, hidden, expert);
   return layers.map((layer) => ({
@@ -105,6 +106,7 @@ function describeLayers({
     experts: experts + parts.length,
     routing,
     givenOnly: givenLayers?.includes(layer) === true,
+    identities,
     expert: glus ? { ...expert, glu: glus[layer]!.expert } : expert,
     shared: glus ? parts.map((part) => ({ ...part, glu: glus[layer]!.shared })) : parts,
   }));

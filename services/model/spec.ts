@@ -64,6 +64,8 @@ export interface LayerSpec {
   routing: RoutingSpec;
   /** Its gate does not choose: something does that is not known here, so the routing must be given. */
   givenOnly: boolean;
+  /** So many of those that the gate chooses among, the last ones, give their rows back as they are. */
+  identities: number;
   expert: FfnSpec;
   shared: SharedExpertSpec[];
 }

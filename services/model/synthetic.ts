@@ -119,6 +119,7 @@ export function syntheticModel(spec: SyntheticSpec): { spec: ModelSpec; tensors:
       experts: spec.experts,
       routing: softmaxRouting(spec.topK),
       givenOnly: false,
+      identities: 0,
       expert: { ffn: spec.ffn, activation: spec.activation, glu: null, biased: false },
       shared: [],
     })),
