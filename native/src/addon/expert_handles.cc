@@ -33,8 +33,11 @@ std::optional<PackedSource> to_packed(const TensorSource& source) {
                                                 : CodeType::i8;
   packed.codes = [source, type = packed.type](size_t first_row, size_t row_count, uint8_t* out) {
     read_codes(source, first_row, row_count, out);
-    const auto is_nan = [](uint8_t code) { return (code & 0x7f) == 0x7f; };
-    return type != CodeType::f8_e4m3 || std::none_of(out, out + row_count * source.columns, is_nan);
+    if (type != CodeType::f8_e4m3) return true;
+    bool has_nan = false;
+    // All of them, so that the compiler looks at many at once.
+    for (size_t i = 0; i < row_count * source.columns; ++i) has_nan |= (out[i] & 0x7f) == 0x7f;
+    return !has_nan;
   };
   packed.scales = [source](size_t first_row, size_t row_count, float* out) { read_scales(source, first_row, row_count, out); };
   return packed;

@@ -1,5 +1,7 @@
 #include "experts/cpu/weights.h"
 
+#include <emmintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -15,6 +17,56 @@ size_t scales_of(const MatrixSource& matrix) { return divide_up(matrix.columns, 
 
 /** Scales far from these would take sums out of the normal floats. */
 bool is_usual(float scale) { return scale == 0 || (std::abs(scale) > 0x1p-100f && std::abs(scale) < 0x1p100f); }
+
+/** Columns of a panel that are filled at once: rows lie powers of two apart, and many such streams share few cache sets. */
+constexpr size_t columns_together = 8;
+
+/** Eight columns of a group, [8][32] codes. */
+using Columns = uint8_t[columns_together][group_depth];
+
+__m128i load(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+
+/** Eight rows of eight words: the columns. */
+void transpose_words(__m128i (&rows)[8]) {
+  __m128i pairs[8], fours[8];
+  for (int i = 0; i < 4; ++i) {
+    pairs[i * 2] = _mm_unpacklo_epi16(rows[i * 2], rows[i * 2 + 1]);
+    pairs[i * 2 + 1] = _mm_unpackhi_epi16(rows[i * 2], rows[i * 2 + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    for (int half = 0; half < 2; ++half) {
+      fours[i * 4 + half * 2] = _mm_unpacklo_epi32(pairs[i * 4 + half], pairs[i * 4 + half + 2]);
+      fours[i * 4 + half * 2 + 1] = _mm_unpackhi_epi32(pairs[i * 4 + half], pairs[i * 4 + half + 2]);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i * 2] = _mm_unpacklo_epi64(fours[i], fours[i + 4]);
+    rows[i * 2 + 1] = _mm_unpackhi_epi64(fours[i], fours[i + 4]);
+  }
+}
+
+/** Writes codes of 8 bits as columns of a group; `to` is the place of the first pair of the first of them. */
+void place_bytes(const Columns& codes, uint8_t* to) {
+  for (size_t first = 0; first < group_depth / 2; first += 8) {
+    __m128i words[8];
+    for (size_t column = 0; column < 8; ++column) words[column] = load(codes[column] + first * 2);
+    transpose_words(words);
+    for (size_t pair = 0; pair < 8; ++pair) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (first + pair) * panel_columns * 2), words[pair]);
+  }
+}
+
+/** The same with codes of 4 bits, two of them in a byte. */
+void place_halves(const Columns& codes, uint8_t* to) {
+  for (size_t first = 0; first < group_depth / 2; first += 8) {
+    __m128i words[8];
+    for (size_t column = 0; column < 8; ++column) {
+      const __m128i both = load(codes[column] + first * 2);
+      words[column] = _mm_and_si128(_mm_or_si128(both, _mm_srli_epi16(both, 4)), _mm_set1_epi16(0xff));
+    }
+    transpose_words(words);
+    for (size_t pair = 0; pair < 8; ++pair) _mm_storel_epi64(reinterpret_cast<__m128i*>(to + (first + pair) * panel_columns), _mm_packus_epi16(words[pair], words[pair]));
+  }
+}
 
 size_t memory_bytes(size_t panels, size_t groups, const std::optional<PackedForm>& form) {
   const size_t elements = panels * groups * panel_group_elements;
@@ -71,8 +123,6 @@ bool PackedWeights::fill(size_t panel_index, size_t column, const MatrixSource& 
   source.read(first_row, count, rows_.data());
 
   uint16_t* const panel = memory_.as<uint16_t>() + panel_index * groups_ * panel_group_elements;
-  // A few columns at a time: rows lie powers of two apart, and many such streams share few cache sets.
-  constexpr size_t columns_together = 8;
   for (size_t first = 0; first < count; first += columns_together) {
     const size_t end = std::min(first + columns_together, count);
     for (size_t k = 0; k < depth; k += 2) {
@@ -87,26 +137,24 @@ bool PackedWeights::fill(size_t panel_index, size_t column, const MatrixSource& 
 
 bool PackedWeights::fill_codes(size_t panel_index, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
   const size_t depth = source.columns;
-  const PackedPanel panel = packed_panel(panel_index);
-  auto* const codes = const_cast<uint8_t*>(panel.codes);
-  // Room for an even number of columns.
-  std::vector<uint8_t> rows(count * depth + 1);
-  if (!source.packed->codes(first_row, count, rows.data())) return false;
-  const bool whole_bytes = bits_of(form_->type) == 8;
+  const size_t whole_depth = groups_ * group_depth;
   // What pads a row of codes that stand above their value is nothing, not the least.
   const uint8_t nothing = form_->type == CodeType::u4 ? 8 : 0;
-  for (size_t row = 0; row < count; ++row) {
-    const uint8_t* const from = rows.data() + row * depth;
-    for (size_t k = 0; k < groups_ * group_depth; k += 2) {
-      const uint8_t low = k < depth ? from[k] : nothing;
-      const uint8_t high = k + 1 < depth ? from[k + 1] : nothing;
-      const size_t at = k / 2 * panel_columns + column + row;
-      if (whole_bytes) {
-        codes[at * 2] = low;
-        codes[at * 2 + 1] = high;
-      } else {
-        codes[at] = static_cast<uint8_t>(low | high << 4);
-      }
+  // Room for an even number of columns.
+  codes_.resize(count * depth + 1);
+  if (!source.packed->codes(first_row, count, codes_.data())) return false;
+  const PackedPanel panel = packed_panel(panel_index);
+  auto* const codes = const_cast<uint8_t*>(panel.codes);
+  const size_t pair_bytes = bits_of(form_->type) / 4;
+  const auto place = pair_bytes == 2 ? place_bytes : place_halves;
+  for (size_t first = 0; first < count; first += columns_together) {
+    const size_t rows = std::min(columns_together, count - first);
+    for (size_t k = 0; k < whole_depth; k += group_depth) {
+      Columns columns;
+      const size_t given = k < depth ? std::min(group_depth, depth - k) : 0;
+      if (rows < columns_together || given < group_depth) std::memset(columns, nothing, sizeof columns);
+      for (size_t row = 0; row < rows; ++row) std::memcpy(columns[row], codes_.data() + (first + row) * depth + k, given);
+      place(columns, codes + (k / 2 * panel_columns + column + first) * pair_bytes);
     }
   }
   const size_t scale_count = scales_of(source);

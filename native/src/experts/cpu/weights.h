@@ -56,7 +56,9 @@ class PackedWeights {
   std::optional<PackedForm> form_;
   /** Panels, and behind them the scales of all panels. */
   PackedMemory memory_;
+  /** What was read last, for the next to use its memory. */
   std::vector<uint16_t> rows_;
+  std::vector<uint8_t> codes_;
 };
 
 }  // namespace switchyard::cpu
