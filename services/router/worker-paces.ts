@@ -21,7 +21,7 @@ export interface SentBatch {
   readonly rows: number;
   readonly sentMs: number;
   readonly attempt: number;
-  /** Called when the answer is late, again and again until it returns true: it is not waited for any more. */
+  /** Called when the worker is late, with this answer or another, again and again until it returns true: it is not waited for any more. */
   readonly late: () => boolean;
 }
 
@@ -120,11 +120,13 @@ export class WorkerPaces {
     this.clock.soon(() => {
       const now = this.clock.now();
       for (const pace of this.suspected) if (now - pace.suspectedMs! > this.leaseMs) this.clear(pace);
-      for (const batch of this.underWay) {
-        if (!this.isLate(batch, now)) continue;
-        this.suspect(batch.link);
-        if (batch.late()) this.underWay.delete(batch);
-      }
+      const late = new Set(
+        [...this.underWay].filter((batch) => this.isLate(batch, now)).map(({ link }) => link),
+      );
+      for (const link of late) this.suspect(link);
+      // Who is late with one answers none of what was sent since any sooner.
+      for (const batch of this.underWay)
+        if (late.has(batch.link) && batch.late()) this.underWay.delete(batch);
       if (this.underWay.size + this.suspected.size === 0) return;
       this.timer ??= this.clock.after(checkMs, () => this.check()).unref();
     });
