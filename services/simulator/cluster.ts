@@ -112,7 +112,7 @@ export class SimulatedCluster {
 
   /** Whether its process was asked to end: one that stands still will do so when it goes on. */
   isEnding({ node }: Slot<SimulatedNode>): boolean {
-    return node !== null && (node.draining || this.asked.has(node));
+    return node !== null && this.asked.has(node);
   }
 
   /** As SIGTERM. */
@@ -122,9 +122,7 @@ export class SimulatedCluster {
     this.log.add(slot.name, 'is asked to end');
     this.asked.add(node);
     const askedMs = this.time.nowMs;
-    node.process.deliver(() => {
-      if (!node.draining) void node.stop().then(() => this.ended(slot, node, askedMs));
-    });
+    node.process.deliver(() => void node.stop().then(() => this.ended(slot, node, askedMs)));
   }
 
   private ended(slot: Slot<SimulatedNode>, node: SimulatedNode, askedMs: number): void {

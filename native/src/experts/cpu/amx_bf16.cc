@@ -5,8 +5,14 @@
 
 #include <algorithm>
 
+#include "experts/cpu/avx512_scales.h"
 #include "experts/cpu/kernels.h"
 #include "experts/cpu/layout.h"
+
+// The compiler's own headers read an undefined register on purpose; GCC 12 warns of it.
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #define SWITCHYARD_TARGET __attribute__((target("amx-tile,amx-bf16")))
 
@@ -103,43 +109,7 @@ SWITCHYARD_TARGET void multiply_half(const TileProduct& product, size_t half) {
   }
 }
 
-/** Adds the sums of a step to those so far. Every CPU with AMX has AVX-512 too. */
-__attribute__((target("avx512f,avx512bw"))) void add_step(const float* sums, const Scales& scales, size_t rows, bool goes_on, float* c) {
-  for (size_t column = 0; column < panel_columns; column += 16) {
-    __m512 scale;
-    if (scales.narrow == nullptr) {
-      scale = _mm512_loadu_ps(scales.wide + column);
-    } else {
-      const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales.narrow + column));
-      scale = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen), 16));
-    }
-    for (size_t row = 0; row < rows; ++row) {
-      float* const to = c + row * panel_columns + column;
-      const __m512 before = goes_on ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
-      _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_loadu_ps(sums + row * panel_columns + column), scale, before));
-    }
-  }
-}
-
-/** One product a step of scales, whose sums are then added. */
-void multiply_steps(const TileProduct& product, void (*multiply_step)(const TileProduct&)) {
-  alignas(64) float sums[2 * register_rows * panel_columns];
-  TileProduct step = product;
-  step.c = sums;
-  step.accumulate = false;
-  step.scales = {};
-  for (size_t group = 0; group < product.groups; group += product.scales.groups) {
-    step.groups = std::min(product.scales.groups, product.groups - group);
-    multiply_step(step);
-    add_step(sums, product.scales.from(group), product.rows, product.accumulate || group > 0, product.c);
-    step.a += step.groups * product.rows * group_depth;
-    step.b += step.groups * panel_group_elements;
-    step.next_a += step.groups * product.rows * group_depth;
-  }
-}
-
-SWITCHYARD_TARGET void multiply(const TileProduct& product) {
-  if (product.scales.groups != 0) return multiply_steps(product, multiply);
+SWITCHYARD_TARGET void multiply_unscaled(const TileProduct& product) {
   configure(product.rows);
   for (size_t half = 0; half < 2; ++half) {
     if (product.rows > register_rows) {
@@ -149,6 +119,39 @@ SWITCHYARD_TARGET void multiply(const TileProduct& product) {
     }
   }
   _tile_release();
+}
+
+/** Adds the sums of a step to those so far. Every CPU with AMX has AVX-512 too. */
+__attribute__((target("avx512f,avx512bw"))) void add_step(const float* sums, const Scales& scales, size_t rows, bool goes_on, float* c) {
+  for (size_t column = 0; column < panel_columns; column += 16) {
+    const __m512 scale = load_sixteen_scales(scales, 0, column);
+    for (size_t row = 0; row < rows; ++row) {
+      float* const to = c + row * panel_columns + column;
+      const __m512 before = goes_on ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
+      _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_loadu_ps(sums + row * panel_columns + column), scale, before));
+    }
+  }
+}
+
+/** One product a step of scales, whose sums are then added. */
+void multiply_steps(const TileProduct& product) {
+  alignas(64) float sums[2 * register_rows * panel_columns];
+  TileProduct step = product;
+  step.c = sums;
+  step.accumulate = false;
+  for (size_t group = 0; group < product.groups; group += product.scales.groups) {
+    step.groups = std::min(product.scales.groups, product.groups - group);
+    multiply_unscaled(step);
+    add_step(sums, product.scales.from(group), product.rows, product.accumulate || group > 0, product.c);
+    step.a += step.groups * product.rows * group_depth;
+    step.b += step.groups * panel_group_elements;
+    step.next_a += step.groups * product.rows * group_depth;
+  }
+}
+
+void multiply(const TileProduct& product) {
+  if (product.scales.groups == 0) multiply_unscaled(product);
+  else multiply_steps(product);
 }
 
 // Every CPU with AMX has AVX-512-BF16 too.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "experts/cpu/avx512_scales.h"
 #include "experts/cpu/kernels.h"
 #include "experts/cpu/layout.h"
 
@@ -47,14 +48,6 @@ struct Vector {
 
 SWITCHYARD_INLINE __m512i round_pair(Vector low, Vector high) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.lanes, low.lanes));
-}
-
-/** The scales of sixteen columns. */
-SWITCHYARD_INLINE __m512 load_scales(const Scales& scales, size_t step, int vector) {
-  const size_t at = step * panel_columns + vector * 16;
-  if (scales.narrow == nullptr) return _mm512_loadu_ps(scales.wide + at);
-  const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales.narrow + at));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen), 16));
 }
 
 /**
@@ -116,7 +109,7 @@ SWITCHYARD_TARGET void multiply_pass(const TileProduct& product, int first) {
     }
 #pragma GCC unroll 4
     for (int vector = 0; vector < Vectors; ++vector) {
-      const __m512 scale = Scaled ? load_scales(product.scales, step, first + vector) : _mm512_setzero_ps();
+      const __m512 scale = Scaled ? load_sixteen_scales(product.scales, step, (first + vector) * 16) : _mm512_setzero_ps();
 #pragma GCC unroll 16
       for (int row = 0; row < Rows; ++row) {
         float* const to = c + row * panel_columns + vector * 16;
