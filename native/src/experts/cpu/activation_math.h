@@ -64,3 +64,8 @@ struct Relu2 {
     return positive * positive;
   }
 };
+
+/** No activation. */
+struct Rounding {
+  SWITCHYARD_INLINE static Vector of(Vector v) { return v; }
+};

@@ -4,165 +4,353 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
+#include <type_traits>
 
-#include "experts/cpu/avx512_scales.h"
 #include "experts/cpu/kernels.h"
 #include "experts/cpu/layout.h"
 
 // The compiler's own headers read an undefined register on purpose; GCC 12 warns of it.
 #ifndef __clang__
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-#define SWITCHYARD_TARGET __attribute__((target("amx-tile,amx-bf16")))
+// Every CPU with AMX has AVX-512-BF16 too.
+#ifndef SWITCHYARD_TARGET
+#define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
+#endif
+#define SWITCHYARD_INLINE SWITCHYARD_TARGET __attribute__((always_inline)) inline
 
 namespace switchyard::cpu {
 namespace {
 
-constexpr size_t register_rows = 16;
-constexpr size_t row_bytes = group_depth * sizeof(uint16_t);
-constexpr size_t sums_stride = panel_columns * sizeof(float);
-/** From one pair of k of a panel to the next. */
-constexpr size_t panel_stride = panel_columns * 2 * sizeof(uint16_t);
-/** Elements of a panel's line: 16 columns of one pair of k. */
-constexpr size_t line_elements = 32;
+#include "experts/cpu/avx512_math.h"
 
-/** What ldtilecfg reads. */
+#include "experts/cpu/amx_finish.h"
+
+constexpr long row_bytes = group_depth * sizeof(uint16_t);
+constexpr long sums_row_bytes = register_columns * sizeof(float);
+/** Elements that a register holds of rows or of weights: 1 KiB that lies together. */
+constexpr size_t register_elements = register_rows * group_depth;
+/** Of two registers: of two tiles' rows, or of a panel, per group. */
+constexpr size_t pair_elements = 2 * register_elements;
+constexpr size_t pair_lines = pair_elements * sizeof(uint16_t) / 64;
+constexpr size_t line_elements = 32;
+constexpr size_t line_floats = 16;
+/** So far ahead weights come to the nearest cache where few rows use them. */
+constexpr size_t near_elements = pair_elements / 2;
+
+/** What ldtilecfg reads: eight registers of 16 rows of 64 bytes. Rows that a product lacks are zeros. */
 struct alignas(64) TileConfiguration {
   uint8_t palette = 1;
   uint8_t start_row = 0;
   uint8_t reserved[14] = {};
-  uint16_t bytes_per_row[16] = {};
-  uint8_t rows[16] = {};
+  uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-/**
- * Registers 0 to 3 hold sums (rows 0 to 15: 0 and 1; rows 16 to 31: 2 and 3), 4 and 5 rows of A, 6 and 7
- * weights. Rows that a tile lacks are left out of the shapes, so they cost nothing.
- */
-SWITCHYARD_TARGET void configure(size_t rows) {
-  TileConfiguration configuration;
-  const uint8_t first = static_cast<uint8_t>(std::min(rows, register_rows));
-  const uint8_t second = static_cast<uint8_t>(rows - first);
-  const uint8_t shapes[8] = {first, first, second, second, first, second, register_rows, register_rows};
-  for (int i = 0; i < 8; ++i) {
-    if (shapes[i] == 0) continue;
-    configuration.rows[i] = shapes[i];
-    configuration.bytes_per_row[i] = row_bytes;
-  }
+SWITCHYARD_TARGET void configure() {
+  const TileConfiguration configuration;
   // The intrinsic tells the compiler of the first bytes only; all of them must be in memory.
   asm volatile("" : : "r"(&configuration) : "memory");
   _tile_loadconfig(&configuration);
 }
 
-/** Up to 32 rows times half a panel. */
-template <bool TwoRegisters>
-SWITCHYARD_TARGET void multiply_half(const TileProduct& product, size_t half) {
-  float* const c = product.c + half * panel_columns / 2;
-  float* const lower_c = c + register_rows * panel_columns;
-  if (product.accumulate) {
-    _tile_loadd(0, c, sums_stride);
-    _tile_loadd(1, c + 16, sums_stride);
-    if constexpr (TwoRegisters) {
-      _tile_loadd(2, lower_c, sums_stride);
-      _tile_loadd(3, lower_c + 16, sums_stride);
+/** Of one product: tiles of two registers of rows. An odd number of registers leaves one tile of one, the first. */
+struct Shape {
+  size_t groups;
+  /** Elements of a panel's part. */
+  size_t panel_elements;
+  /** Floats of the sums of a panel. */
+  size_t panel_sums;
+  size_t first_pair, end_pair;
+  bool has_single;
+
+  explicit Shape(const PartProduct& product)
+      : groups(product.groups()),
+        panel_elements(groups * pair_elements),
+        panel_sums(product.rows() * pair_columns),
+        first_pair(product.first_tile),
+        end_pair(product.end_tile),
+        has_single(product.order.tiles.size(product.first_tile) == register_rows) {
+    if (has_single) ++first_pair;
+  }
+  size_t pairs() const { return end_pair - first_pair; }
+};
+
+SWITCHYARD_INLINE void fetch_far(const void* line) { _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1); }
+SWITCHYARD_INLINE void fetch_near(const void* line) { _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0); }
+
+/**
+ * Fetches what is needed next, a few lines in each of the four gaps between the products of a group: in bursts they would queue.
+ * WeightLines a group of the next panel's part go to the second-level cache, as streams some way apart: none, or 2, 4, 8 or 16.
+ */
+template <size_t WeightLines>
+struct Fetches {
+  /** Of the next panel's part. */
+  const uint16_t* weights = nullptr;
+  /** Elements of a quarter of it. */
+  size_t quarter = 0;
+  /** Rows of the next part of k, or null: few rows stay cached anyway. */
+  const uint16_t* rows = nullptr;
+  /** Sums of the next tile; they are written in all parts but the last. */
+  const float* sums = nullptr;
+  bool sums_written = false;
+
+  template <size_t Gap>
+  SWITCHYARD_INLINE void weights_in() {
+    if constexpr (WeightLines >= 4) {
+      constexpr size_t lines = WeightLines / 4;
+#pragma GCC unroll 4
+      for (size_t line = 0; line < lines; ++line) fetch_far(weights + Gap * quarter + line * line_elements);
+      if constexpr (Gap == 3) weights += lines * line_elements;
+    } else if constexpr (WeightLines == 2 && Gap % 2 == 1) {
+      fetch_far(weights + Gap / 2 * 2 * quarter);
+      if constexpr (Gap == 3) weights += line_elements;
     }
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (TwoRegisters) {
+  }
+  template <size_t Gap>
+  SWITCHYARD_INLINE void rows_in() {
+    if (Gap % 2 != 0 || rows == nullptr) return;
+    fetch_far(rows);
+    rows += line_elements;
+  }
+  SWITCHYARD_INLINE void sums_in() {
+    if (sums_written) __builtin_prefetch(sums, 1, 3);
+    else fetch_near(sums);
+    sums += line_floats;
+  }
+};
+
+/** Stores what a register holds of the tile before, and begins the next: with zeros, or with what has been summed so far. */
+#define SWITCHYARD_HAND_OVER(number)                                                       \
+  _tile_stored(number, before + (number) * register_sums, sums_row_bytes);                 \
+  if (first_part) {                                                                        \
+    _tile_zero(number);                                                                    \
+  } else {                                                                                 \
+    _tile_stream_loadd(number, sums + (number) * register_sums, sums_row_bytes);           \
+  }
+
+/**
+ * Tiles of two registers of rows times all panels. Registers 0 to 3 hold sums [register of rows][register of columns], 4 and 5 rows,
+ * 6 and 7 weights. A panel's part stays in the nearest cache while tile after tile uses it; rows are read past that cache, or
+ * they would drive it out. The sums of one tile are stored, and its rows finished, between the products of the next.
+ * WeightLines: see Fetches; 0: there is one tile, for which weights are fetched to the nearest cache instead.
+ */
+template <typename Ending, size_t WeightLines>
+SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& shape) {
+  constexpr size_t fetching_pairs_min = 5;
+  alignas(4096) float finished[2][pair_sums];
+  Ending ending(product);
+  const bool first_part = product.is_first();
+  const size_t next_part = product.is_last() ? 0 : product.part + 1;
+  Fetches<WeightLines> fetches{.quarter = shape.panel_elements / 4, .sums_written = !Ending::finishes};
+  if (shape.pairs() >= fetching_pairs_min) fetches.rows = product.a + product.order.element(next_part, shape.first_pair);
+  float* const first_sums = product.sums + (shape.has_single ? 2 * register_sums : 0);
+  float* before = finished[0];
+  bool is_pending = false;
+  for (size_t panel = 0; panel < product.panels; ++panel) {
+    const uint16_t* const panel_b = product.b + panel * shape.panel_elements;
+    const uint16_t* a = product.a + product.order.element(product.part, shape.first_pair);
+    float* sums = first_sums + panel * shape.panel_sums;
+    const uint16_t* const next_b = panel + 1 < product.panels ? panel_b + shape.panel_elements : product.next_b;
+    fetches.weights = next_b == nullptr ? panel_b : next_b;
+    for (size_t pair = shape.first_pair; pair < shape.end_pair; ++pair) {
+      const uint16_t* b = panel_b;
+      _tile_stream_loadd(4, a, row_bytes);
+      _tile_loadd(6, b, row_bytes);
+      SWITCHYARD_HAND_OVER(0)
+      _tile_dpbf16ps(0, 4, 6);
+      fetches.template weights_in<0>();
+      fetches.template rows_in<0>();
+      _tile_loadd(7, b + register_elements, row_bytes);
+      SWITCHYARD_HAND_OVER(1)
+      _tile_dpbf16ps(1, 4, 7);
+      fetches.template weights_in<1>();
+      _tile_stream_loadd(5, a + register_elements, row_bytes);
+      SWITCHYARD_HAND_OVER(2)
+      _tile_dpbf16ps(2, 5, 6);
+      fetches.template weights_in<2>();
+      fetches.template rows_in<2>();
+      SWITCHYARD_HAND_OVER(3)
+      _tile_dpbf16ps(3, 5, 7);
+      fetches.template weights_in<3>();
+      a += pair_elements;
+      b += pair_elements;
+      fetches.sums = pair + 1 < shape.end_pair ? sums + pair_sums : first_sums + (panel + 1) * shape.panel_sums;
+      size_t row = 0;
+      const auto finish_row = [&]() SWITCHYARD_TARGET __attribute__((always_inline)) {
+        if (!Ending::finishes || !is_pending || row == 2 * register_rows) return;
+        ending.row(before, row);
+        ++row;
+      };
+      for (size_t group = 1; group < shape.groups; ++group, a += pair_elements, b += pair_elements) {
+        _tile_stream_loadd(4, a, row_bytes);
+        _tile_loadd(6, b, row_bytes);
+        if constexpr (WeightLines == 0) {
+#pragma GCC unroll 32
+          for (size_t line = 0; line < pair_lines; ++line) fetch_near(b + near_elements + line * line_elements);
+        }
+        fetches.template weights_in<0>();
+        fetches.template rows_in<0>();
+        fetches.sums_in();
+        finish_row();
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + register_elements, row_bytes);
+        fetches.template weights_in<1>();
+        fetches.sums_in();
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_stream_loadd(5, a + register_elements, row_bytes);
+        fetches.template weights_in<2>();
+        fetches.template rows_in<2>();
+        fetches.sums_in();
+        finish_row();
+        _tile_dpbf16ps(2, 5, 6);
+        fetches.template weights_in<3>();
+        fetches.sums_in();
+        finish_row();
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      while (Ending::finishes && is_pending && row < 2 * register_rows) finish_row();
+      if constexpr (Ending::finishes) {
+        ending.at(product.first_panel + panel, pair);
+        is_pending = true;
+        before = before == finished[0] ? finished[1] : finished[0];
+      } else {
+        before = sums;
+      }
+      sums += pair_sums;
+    }
+  }
+  _tile_stored(0, before, sums_row_bytes);
+  _tile_stored(1, before + register_sums, sums_row_bytes);
+  _tile_stored(2, before + 2 * register_sums, sums_row_bytes);
+  _tile_stored(3, before + 3 * register_sums, sums_row_bytes);
+  for (size_t row = 0; Ending::finishes && row < 2 * register_rows; ++row) ending.row(before, row);
+}
+
+/** The tile of one register of rows times all panels. FetchesNear: it is the only one, so that the weights are not near yet. */
+template <typename Ending, bool FetchesNear>
+SWITCHYARD_TARGET void multiply_single(const PartProduct& product, const Shape& shape) {
+  Ending ending(product);
+  const uint16_t* b = product.b;
+  for (size_t panel = 0; panel < product.panels; ++panel) {
+    const uint16_t* a = product.a + product.order.element(product.part, product.first_tile);
+    float* const sums = product.sums + panel * shape.panel_sums;
+    if (product.is_first()) {
+      _tile_zero(0);
+      _tile_zero(1);
+    } else {
+      _tile_loadd(0, sums, sums_row_bytes);
+      _tile_loadd(1, sums + register_sums, sums_row_bytes);
+    }
+    for (size_t group = 0; group < shape.groups; ++group, a += register_elements, b += pair_elements) {
+      if constexpr (FetchesNear) {
+#pragma GCC unroll 32
+        for (size_t line = 0; line < pair_lines; ++line) fetch_near(b + near_elements + line * line_elements);
+      }
+      _tile_loadd(4, a, row_bytes);
+      _tile_loadd(6, b, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + register_elements, row_bytes);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, sums, sums_row_bytes);
+    _tile_stored(1, sums + register_sums, sums_row_bytes);
+    if constexpr (Ending::finishes) {
+      ending.at(product.first_panel + panel, product.first_tile);
+      for (size_t row = 0; row < register_rows; ++row) ending.row(sums, row);
+    }
+  }
+}
+
+template <typename Ending>
+void multiply_unscaled(const PartProduct& product, const Shape& shape) {
+  // So many lines a group, that all pairs together fetch the next panel's part.
+  switch (std::bit_floor(shape.pairs())) {
+    case 0: break;
+    case 1: multiply_pairs<Ending, 0>(product, shape); break;
+    case 2: multiply_pairs<Ending, 16>(product, shape); break;
+    case 4: multiply_pairs<Ending, 8>(product, shape); break;
+    case 8: multiply_pairs<Ending, 4>(product, shape); break;
+    default: multiply_pairs<Ending, 2>(product, shape);
+  }
+  if (!shape.has_single) return;
+  if (shape.pairs() == 0) multiply_single<Ending, true>(product, shape);
+  else multiply_single<Ending, false>(product, shape);
+}
+
+/** Adds the sums of a step to those so far. */
+SWITCHYARD_TARGET void add_step(const float* step_sums, const Scales& scales, size_t rows, bool goes_on, float* sums) {
+  for (size_t half = 0; half < 2; ++half) {
+    const __m512 scale = load_scales(scales, 0, half * register_columns);
+    for (size_t row = 0; row < rows; ++row) {
+      const size_t at = (row / register_rows * 2 + half) * register_sums + row % register_rows * register_columns;
+      const __m512 before = goes_on ? _mm512_loadu_ps(sums + at) : _mm512_setzero_ps();
+      _mm512_storeu_ps(sums + at, _mm512_fmadd_ps(_mm512_loadu_ps(step_sums + at), scale, before));
+    }
+  }
+}
+
+/** Tiles times one panel, whose steps are summed by themselves. */
+template <typename Ending>
+SWITCHYARD_TARGET void multiply_scaled(const PartProduct& product) {
+  alignas(64) float step_sums[pair_sums];
+  Ending ending(product);
+  float* sums = product.sums;
+  const Scales& scales = product.codes.scales;
+  for (size_t tile = product.first_tile; tile < product.end_tile; ++tile) {
+    const size_t rows = product.order.tiles.size(tile);
+    const bool two_registers = rows > register_rows;
+    const uint16_t* a = product.a + product.order.element(product.part, tile);
+    const uint16_t* b = product.b;
+    for (size_t group = 0; group < product.groups();) {
+      const size_t first = group;
+      _tile_zero(0);
+      _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
-    }
-  }
-  const uint16_t* a = product.a;
-  const uint16_t* b = product.b + half * 2 * line_elements;
-  const uint16_t* next_a = product.next_a;
-  // Each half fetches its half of what the product is to fetch.
-  const size_t lines = product.fetch_lines / 2;
-  const char* fetch = reinterpret_cast<const char*>(product.fetch) + half * product.groups * lines * 64;
-  for (size_t group = 0; group < product.groups; ++group) {
-    for (size_t line = 0; line < lines; ++line, fetch += 64) _mm_prefetch(fetch, _MM_HINT_T2);
-    if (half == 1) {
-      for (size_t row = 0; row < product.rows; ++row, next_a += group_depth) {
-        _mm_prefetch(reinterpret_cast<const char*>(next_a), _MM_HINT_T0);
+      for (; group < std::min(first + scales.groups, product.groups()); ++group, a += rows * group_depth, b += pair_elements) {
+        _tile_loadd(4, a, row_bytes);
+        _tile_loadd(6, b, row_bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + register_elements, row_bytes);
+        _tile_dpbf16ps(1, 4, 7);
+        if (!two_registers) continue;
+        _tile_loadd(5, a + register_elements, row_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
       }
+      _tile_stored(0, step_sums, sums_row_bytes);
+      _tile_stored(1, step_sums + register_sums, sums_row_bytes);
+      if (two_registers) {
+        _tile_stored(2, step_sums + 2 * register_sums, sums_row_bytes);
+        _tile_stored(3, step_sums + 3 * register_sums, sums_row_bytes);
+      }
+      add_step(step_sums, scales.from(first), rows, !product.is_first() || first > 0, sums);
     }
-    _tile_loadd(6, b, panel_stride);
-    _tile_loadd(7, b + line_elements, panel_stride);
-    _tile_loadd(4, a, row_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (TwoRegisters) {
-      _tile_loadd(5, a + register_rows * group_depth, row_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+    if constexpr (Ending::finishes) {
+      ending.at(product.first_panel, tile);
+      for (size_t row = 0; row < rows; ++row) ending.row(sums, row);
     }
-    a += product.rows * group_depth;
-    b += panel_group_elements;
-  }
-  _tile_stored(0, c, sums_stride);
-  _tile_stored(1, c + 16, sums_stride);
-  if constexpr (TwoRegisters) {
-    _tile_stored(2, lower_c, sums_stride);
-    _tile_stored(3, lower_c + 16, sums_stride);
+    sums += rows * pair_columns;
   }
 }
 
-SWITCHYARD_TARGET void multiply_unscaled(const TileProduct& product) {
-  configure(product.rows);
-  for (size_t half = 0; half < 2; ++half) {
-    if (product.rows > register_rows) {
-      multiply_half<true>(product, half);
-    } else {
-      multiply_half<false>(product, half);
-    }
-  }
+SWITCHYARD_TARGET void multiply(const PartProduct& product) {
+  configure();
+  with_ending(product, [&](auto type) {
+    using Ending = typename decltype(type)::type;
+    if (product.codes.scales.groups == 0) multiply_unscaled<Ending>(product, Shape(product));
+    else multiply_scaled<Ending>(product);
+  });
   _tile_release();
+  // What was written past the caches is seen by whoever is told of it.
+  _mm_sfence();
 }
 
-/** Adds the sums of a step to those so far. Every CPU with AMX has AVX-512 too. */
-__attribute__((target("avx512f,avx512bw"))) void add_step(const float* sums, const Scales& scales, size_t rows, bool goes_on, float* c) {
-  for (size_t column = 0; column < panel_columns; column += 16) {
-    const __m512 scale = load_sixteen_scales(scales, 0, column);
-    for (size_t row = 0; row < rows; ++row) {
-      float* const to = c + row * panel_columns + column;
-      const __m512 before = goes_on ? _mm512_loadu_ps(to) : _mm512_setzero_ps();
-      _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_loadu_ps(sums + row * panel_columns + column), scale, before));
-    }
-  }
-}
-
-/** One product a step of scales, whose sums are then added. */
-void multiply_steps(const TileProduct& product) {
-  alignas(64) float sums[2 * register_rows * panel_columns];
-  TileProduct step = product;
-  step.c = sums;
-  step.accumulate = false;
-  for (size_t group = 0; group < product.groups; group += product.scales.groups) {
-    step.groups = std::min(product.scales.groups, product.groups - group);
-    multiply_unscaled(step);
-    add_step(sums, product.scales.from(group), product.rows, product.accumulate || group > 0, product.c);
-    step.a += step.groups * product.rows * group_depth;
-    step.b += step.groups * panel_group_elements;
-    step.next_a += step.groups * product.rows * group_depth;
-  }
-}
-
-void multiply(const TileProduct& product) {
-  if (product.scales.groups == 0) multiply_unscaled(product);
-  else multiply_steps(product);
-}
-
-// Every CPU with AMX has AVX-512-BF16 too.
-void widen(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
-  avx512_bf16_kernels.widen(panel, first_group, groups, out);
-}
-template <Activation activation>
-void activate(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
-  avx512_bf16_kernels.activate[static_cast<size_t>(activation)](c, epilogue, rows, h);
-}
-void store(const float* c, const float* bias, uint16_t* out, size_t columns) { avx512_bf16_kernels.store(c, bias, out, columns); }
+void widen(CodeType type, const uint8_t* codes, size_t lines, uint16_t* out) { avx512_bf16_kernels.widen(type, codes, lines, out); }
 
 bool supported() {
   constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
@@ -178,16 +366,16 @@ bool supported() {
 
 const Kernels amx_bf16_kernels = {
     .name = "amx-bf16",
+    .order = {.columns = pair_columns, .tile_columns = register_columns, .band_panels = 16, .part_groups = 16},
+    .block_rows = 512,
+    .row_unit = register_rows,
     .tile_rows = 2 * register_rows,
     .single_tile_rows = 2 * register_rows,
     .streamed_rows = 2 * register_rows,
     .supported = supported,
     .multiply = multiply,
     .coded_rows = 0,
-    .multiply_codes = nullptr,
     .widen = widen,
-    .activate = {activate<Activation::swiglu>, activate<Activation::geglu>, activate<Activation::gelu>, activate<Activation::relu2>},
-    .store = store,
 };
 
 }  // namespace switchyard::cpu

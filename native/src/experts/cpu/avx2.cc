@@ -5,6 +5,7 @@
 
 #include "experts/cpu/kernels.h"
 #include "experts/cpu/layout.h"
+#include "experts/cpu/tiles.h"
 
 #define SWITCHYARD_TARGET __attribute__((target("avx2,fma,f16c")))
 #define SWITCHYARD_INLINE SWITCHYARD_TARGET __attribute__((always_inline)) inline
@@ -340,12 +341,11 @@ void multiply_coded(const CodedProduct& product) {
 }
 
 template <typename Code>
-SWITCHYARD_TARGET void widen_coded(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
+SWITCHYARD_TARGET void widen_coded(const uint8_t* codes, size_t lines, uint16_t* out) {
   constexpr size_t vectors = Code::columns / 8;
   const __m256i high_half = _mm256_set1_epi32(static_cast<int>(0xffff0000));
-  const size_t lines = groups * panel_group_elements / 2 / Code::columns;
-  const uint8_t* codes = panel.codes + first_group * panel_group_elements / 2 / Code::columns * Code::bytes;
-  for (size_t line = 0; line < lines; ++line, codes += Code::bytes) {
+  // A panel has an even number of lines.
+  for (size_t column = 0; column < lines * line_codes / 2; column += Code::columns, codes += Code::bytes) {
     auto pair = Code::read(codes);
     Code::order(pair.even);
     Code::order(pair.odd);
@@ -373,8 +373,8 @@ void multiply_codes(const CodedProduct& product) {
   with_code(product.b.type, [&](auto code) { multiply_coded<decltype(code)>(product); });
 }
 
-void widen(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
-  with_code(panel.type, [&](auto code) { widen_coded<decltype(code)>(panel, first_group, groups, out); });
+void widen(CodeType type, const uint8_t* codes, size_t lines, uint16_t* out) {
+  with_code(type, [&](auto code) { widen_coded<decltype(code)>(codes, lines, out); });
 }
 
 template <typename Form>
@@ -410,20 +410,29 @@ SWITCHYARD_TARGET void store_row(const float* c, const float* bias, uint16_t* ou
 
 bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 
+constexpr TileKernels tile_kernels = {
+    .multiply = multiply,
+    .multiply_codes = multiply_codes,
+    .finish = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>, ungated_rows<Rounding>},
+    .store = store_row,
+};
+
+constexpr size_t streamed_rows = 5;
+
 }  // namespace
 
 const Kernels avx2_kernels = {
     .name = "avx2",
+    .order = {.columns = panel_columns, .tile_columns = panel_columns, .band_panels = 1, .part_groups = SIZE_MAX},
+    .block_rows = 510,
+    .row_unit = 1,
     .tile_rows = 5,
     .single_tile_rows = 5,
-    .streamed_rows = 5,
+    .streamed_rows = streamed_rows,
     .supported = supported,
-    .multiply = multiply,
+    .multiply = [](const PartProduct& product) { multiply_by_tiles(tile_kernels, streamed_rows, product); },
     .coded_rows = 2,
-    .multiply_codes = multiply_codes,
     .widen = widen,
-    .activate = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>},
-    .store = store_row,
 };
 
 }  // namespace switchyard::cpu

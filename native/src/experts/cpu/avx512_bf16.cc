@@ -2,16 +2,19 @@
 
 #include <algorithm>
 
-#include "experts/cpu/avx512_scales.h"
 #include "experts/cpu/kernels.h"
 #include "experts/cpu/layout.h"
+#include "experts/cpu/tiles.h"
 
 // The compiler's own headers read an undefined register on purpose; GCC 12 warns of it.
 #ifndef __clang__
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
+#ifndef SWITCHYARD_TARGET
 #define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#endif
 #define SWITCHYARD_INLINE SWITCHYARD_TARGET __attribute__((always_inline)) inline
 
 namespace switchyard::cpu {
@@ -20,35 +23,7 @@ namespace {
 constexpr int vectors = panel_columns / 16;
 constexpr int pairs = group_depth / 2;
 
-struct Vector {
-  __m512 lanes;
-
-  SWITCHYARD_INLINE static Vector set(float value) { return {_mm512_set1_ps(value)}; }
-  SWITCHYARD_INLINE static Vector load(const float* from) { return {_mm512_loadu_ps(from)}; }
-  // The instruction gives its second operand where one is NaN: NaN in `b` stays.
-  SWITCHYARD_INLINE static Vector minimum(Vector a, Vector b) { return {_mm512_min_ps(a.lanes, b.lanes)}; }
-  SWITCHYARD_INLINE static Vector maximum(Vector a, Vector b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
-  SWITCHYARD_INLINE static Vector round(Vector a) { return {_mm512_roundscale_ps(a.lanes, 0x08)}; }
-  SWITCHYARD_INLINE static Vector absolute(Vector a) { return {_mm512_abs_ps(a.lanes)}; }
-  SWITCHYARD_INLINE static Vector multiply_add(Vector a, Vector b, Vector c) {
-    return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)};
-  }
-  /** a * 2^n */
-  SWITCHYARD_INLINE static Vector scale(Vector a, Vector n) { return {_mm512_scalef_ps(a.lanes, n.lanes)}; }
-  SWITCHYARD_INLINE static Vector select_negative(Vector sign, Vector negative, Vector otherwise) {
-    return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(sign.lanes)), otherwise.lanes, negative.lanes)};
-  }
-  SWITCHYARD_INLINE friend Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
-  SWITCHYARD_INLINE friend Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.lanes, b.lanes)}; }
-  SWITCHYARD_INLINE friend Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.lanes, b.lanes)}; }
-  SWITCHYARD_INLINE friend Vector operator/(Vector a, Vector b) { return {_mm512_div_ps(a.lanes, b.lanes)}; }
-};
-
-#include "experts/cpu/activation_math.h"
-
-SWITCHYARD_INLINE __m512i round_pair(Vector low, Vector high) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.lanes, low.lanes));
-}
+#include "experts/cpu/avx512_math.h"
 
 /**
  * Rows times `Vectors` vectors of a panel's columns, from vector `first` on: one pass of several over the panel.
@@ -109,7 +84,7 @@ SWITCHYARD_TARGET void multiply_pass(const TileProduct& product, int first) {
     }
 #pragma GCC unroll 4
     for (int vector = 0; vector < Vectors; ++vector) {
-      const __m512 scale = Scaled ? load_sixteen_scales(product.scales, step, (first + vector) * 16) : _mm512_setzero_ps();
+      const __m512 scale = Scaled ? load_scales(product.scales, step, (first + vector) * 16) : _mm512_setzero_ps();
 #pragma GCC unroll 16
       for (int row = 0; row < Rows; ++row) {
         float* const to = c + row * panel_columns + vector * 16;
@@ -223,19 +198,17 @@ struct U4Values {
 };
 
 template <typename Line>
-SWITCHYARD_TARGET void widen_lines(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
-  constexpr size_t group_lines = pairs * vectors;
-  const uint8_t* codes = panel.codes + first_group * group_lines * Line::bytes;
+SWITCHYARD_TARGET void widen_lines(const uint8_t* codes, size_t lines, uint16_t* out) {
 #pragma GCC unroll 4
-  for (size_t line = 0; line < groups * group_lines; ++line, codes += Line::bytes, out += 32) _mm512_storeu_si512(out, Line::widen(codes));
+  for (size_t line = 0; line < lines; ++line, codes += Line::bytes, out += line_codes) _mm512_storeu_si512(out, Line::widen(codes));
 }
 
-void widen(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out) {
-  switch (panel.type) {
-    case CodeType::f8_e4m3: return widen_lines<E4m3Line>(panel, first_group, groups, out);
-    case CodeType::i8: return widen_lines<I8Line>(panel, first_group, groups, out);
-    case CodeType::u4: return widen_lines<FourBitsLine<U4Values>>(panel, first_group, groups, out);
-    case CodeType::f4_e2m1: return widen_lines<FourBitsLine<E2m1Values>>(panel, first_group, groups, out);
+void widen(CodeType type, const uint8_t* codes, size_t lines, uint16_t* out) {
+  switch (type) {
+    case CodeType::f8_e4m3: return widen_lines<E4m3Line>(codes, lines, out);
+    case CodeType::i8: return widen_lines<I8Line>(codes, lines, out);
+    case CodeType::u4: return widen_lines<FourBitsLine<U4Values>>(codes, lines, out);
+    case CodeType::f4_e2m1: return widen_lines<FourBitsLine<E2m1Values>>(codes, lines, out);
   }
 }
 
@@ -244,20 +217,29 @@ bool supported() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
 }
 
+constexpr TileKernels tile_kernels = {
+    .multiply = multiply,
+    .multiply_codes = nullptr,
+    .finish = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>, ungated_rows<Rounding>},
+    .store = store_row,
+};
+
+constexpr size_t streamed_rows = 6;
+
 }  // namespace
 
 const Kernels avx512_bf16_kernels = {
     .name = "avx512-bf16",
+    .order = {.columns = panel_columns, .tile_columns = panel_columns, .band_panels = 1, .part_groups = SIZE_MAX},
+    .block_rows = 510,
+    .row_unit = 1,
     .tile_rows = 14,
     .single_tile_rows = 16,
-    .streamed_rows = 6,
+    .streamed_rows = streamed_rows,
     .supported = supported,
-    .multiply = multiply,
+    .multiply = [](const PartProduct& product) { multiply_by_tiles(tile_kernels, streamed_rows, product); },
     .coded_rows = 0,
-    .multiply_codes = nullptr,
     .widen = widen,
-    .activate = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>},
-    .store = store_row,
 };
 
 }  // namespace switchyard::cpu

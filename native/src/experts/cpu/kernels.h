@@ -13,77 +13,87 @@ namespace switchyard::cpu {
 
 /** What sums over codes are multiplied by: for every `groups` groups of k one scale a column. */
 struct Scales {
-  /** [steps][64], in BF16 or in float32; the other one is null. */
+  /** [steps][columns], in BF16 or in float32; the other one is null. */
   const uint16_t* narrow = nullptr;
   const float* wide = nullptr;
+  /** Of a panel. */
+  size_t columns = 0;
   /** Groups of k of a step, 1 to step_groups_max; 0: there are no scales. */
   size_t groups = 0;
 
   /** Those of the groups from `group` on, the first of a step. */
   Scales from(size_t group) const {
-    const size_t skipped = groups == 0 ? 0 : group / groups * panel_columns;
-    return {narrow == nullptr ? nullptr : narrow + skipped, wide == nullptr ? nullptr : wide + skipped, groups};
+    const size_t skipped = groups == 0 ? 0 : group / groups * columns;
+    return {narrow == nullptr ? nullptr : narrow + skipped, wide == nullptr ? nullptr : wide + skipped, columns, groups};
   }
 };
 
 constexpr size_t step_groups_max = 4;
 
-/** Rows of one tile times one panel, over some groups of k. */
-struct TileProduct {
-  /** 1 to `tile_rows` of the kernels, or to `single_tile_rows` in a product of one tile. */
-  size_t rows;
-  /** Groups of k. */
-  size_t groups;
-  /** [groups][rows][32] */
-  const uint16_t* a;
-  /** [groups][16][64][2] */
-  const uint16_t* b;
-  /** [rows][64] float32. */
-  float* c;
-  /** Add to `c`; otherwise `c` is only written. */
-  bool accumulate;
-  /** If there are any: each step is summed by itself, multiplied by its scales, and added. */
-  Scales scales;
-  /** Rows of the next product, as many as `a`, to be fetched into the nearest cache meanwhile. */
-  const uint16_t* next_a;
-  /**
-   * Weights that will be needed next, to be fetched from memory into the second-level cache meanwhile: `fetch_lines` cache
-   * lines for every group of k, none or a power of two from 8 to 64.
-   */
-  const uint16_t* fetch;
-  size_t fetch_lines;
-};
-
-/** A panel of weights as codes. */
+/** A part of a panel as codes, in the order of BF16: of 8 bits, or two of 4 bits in a byte, that of the even k in the lower half. */
 struct PackedPanel {
   CodeType type;
-  /** [groups][16][64][2] codes of 8 bits, or [groups][16][64] bytes of two codes, that of the even k in the lower half. */
   const uint8_t* codes;
   Scales scales;
 };
 
+/** Codes are read in lines: 16 columns of two neighbouring k. */
+constexpr size_t line_codes = 32;
+
 /** What a code counts is so many times its value, and scales make up for it: E4M3 is read as the half float of the same bits. */
 constexpr float unit_of(CodeType type) { return type == CodeType::f8_e4m3 ? 0x1p-8f : 1.0f; }
 
-/** A TileProduct of one tile of few rows with all codes of a panel, in one go. */
-struct CodedProduct {
-  /** 1 to `coded_rows` of the kernels. */
-  size_t rows;
-  size_t groups;
-  const uint16_t* a;
-  PackedPanel b;
-  /** Only written. */
-  float* c;
+/** A row that an expert is asked for. */
+struct RowReference {
+  const uint16_t* source;
+  uint16_t* output;
+  /** Null: the row is used as it is. */
+  const float* weight;
 };
 
-/** What becomes of the sums of a panel. */
-struct Epilogue {
-  /** [64], added to the sums first. */
-  const float* bias;
+/** What becomes of finished sums. */
+struct Finish {
+  /** Identity: they are rounded as they are. Gated: the first half of a panel's columns is gate, the second up. */
+  Activation activation;
   GluForm glu;
+  /** [panels][columns of a panel], added to the sums first. */
+  const float* bias;
+  /**
+   * Of the result. What is beyond is not written to output rows, and is zero in rows of A even where the row is infinite, or padding
+   * would make the next product's results NaN.
+   */
+  size_t columns;
+  /** Rows of A of the next product, which reads all columns of the panels; null: output rows. */
+  uint16_t* next;
+  const RowOrder* next_order;
+  /** All rows of A but those that pad it. */
+  std::span<const RowReference> rows;
 };
 
-constexpr size_t activation_count = 4;
+/** Some tiles of rows times some panels of a band, over one part of k. */
+struct PartProduct {
+  const RowOrder& order;
+  /** All rows. */
+  const uint16_t* a;
+  size_t part;
+  size_t first_tile, end_tile;
+  size_t first_panel, panels;
+  /** The part of the first panel; those of the others follow. Null: there is one panel, of which `codes` are multiplied. */
+  const uint16_t* b;
+  /** If it has scales: each of its steps is summed by itself, multiplied by its scales, and added. There is one panel. */
+  PackedPanel codes;
+  /** Weights that will be needed next, to be fetched from memory meanwhile; null: none. */
+  const uint16_t* next_b;
+  /** What has been summed in earlier parts, in an order that is the kernels' own: 32 bits for every column of the panels and row of the tiles. */
+  float* sums;
+  const Finish& finish;
+
+  size_t groups() const { return order.parts.size(part); }
+  bool is_first() const { return part == 0; }
+  bool is_last() const { return part + 1 == order.parts.parts; }
+  /** Rows of the tiles. */
+  size_t rows() const { return order.tiles.begin(end_tile) - order.tiles.begin(first_tile); }
+};
 
 /**
  * What one instruction set computes. Every element of a product is summed in the order of k, in float32 and step by step
@@ -92,6 +102,11 @@ constexpr size_t activation_count = 4;
 struct Kernels {
   /** As SWITCHYARD_CPU_ISA spells it. */
   std::string_view name;
+  PanelOrder order;
+  /** Rows computed together: enough to use each weight often, few enough that they stay near the core. */
+  size_t block_rows;
+  /** Rows of a tile are a multiple of these. */
+  size_t row_unit;
   /** The most rows of a tile. */
   size_t tile_rows;
   /** The most rows that are better computed as one tile than as several: each weight then comes to the core once. */
@@ -100,20 +115,12 @@ struct Kernels {
   size_t streamed_rows;
   /** Whether this machine can run it. */
   bool (*supported)();
-  void (*multiply)(const TileProduct& product);
+  /** In the last part of k the sums are finished. Output rows can be read by other threads then. */
+  void (*multiply)(const PartProduct& product);
   /** Up to so many rows in one tile are better multiplied with codes as they are than with what widen() makes of them. */
   size_t coded_rows;
-  /** Null: coded_rows is 0. */
-  void (*multiply_codes)(const CodedProduct& product);
-  /** Groups of a panel as TileProduct has them: what the codes count, without scales. */
-  void (*widen)(const PackedPanel& panel, size_t first_group, size_t groups, uint16_t* out);
-  /**
-   * By Activation. With a gate: c [rows][64], columns 0 to 31 gate, 32 to 63 up -> h [rows][32], BF16. Without: c [rows][64] -> h
-   * [2][rows][32].
-   */
-  void (*activate[activation_count])(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h);
-  /** One row: 64 floats, with a bias added, to `columns` <= 64 BF16. */
-  void (*store)(const float* c, const float* bias, uint16_t* out, size_t columns);
+  /** What so many lines of codes count, as BF16 in the same order. */
+  void (*widen)(CodeType type, const uint8_t* codes, size_t lines, uint16_t* out);
 };
 
 extern const Kernels amx_bf16_kernels;

@@ -14,15 +14,15 @@ namespace switchyard::cpu {
 /** A product with one matrix, and what is added to it. */
 class Linear {
  public:
-  /** Throws as ExpertBackend::load does. `bias`: reads one value per row of the matrix; empty: nothing is added. */
-  static Linear load(const MatrixSource& source, const std::function<std::vector<float>()>& bias);
+  /** Throws as ExpertBackend::load does. `groups`: of k. `bias`: reads one value per row of the matrix; empty: nothing is added. */
+  static Linear load(const PanelOrder& order, const MatrixSource& source, size_t groups, const std::function<std::vector<float>()>& bias);
 
   const PackedWeights& weights() const { return weights_; }
-  /** [panels][64] */
+  /** [panels][columns of a panel] */
   const float* bias() const { return bias_.data(); }
 
  private:
-  Linear(const MatrixSource& source, std::optional<PackedForm> form);
+  Linear(const PanelOrder& order, const MatrixSource& source, size_t groups, std::optional<PackedForm> form);
 
   PackedWeights weights_;
   std::vector<float> bias_;
@@ -39,7 +39,7 @@ struct Latent {
 class Latents {
  public:
   /** Lives as long as an expert has it. Throws as ExpertBackend::load does. Any thread may call it. */
-  std::shared_ptr<const Latent> load(const LatentSource& source);
+  std::shared_ptr<const Latent> load(const PanelOrder& order, const LatentSource& source);
 
  private:
   std::mutex mutex_;

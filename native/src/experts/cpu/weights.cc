@@ -45,18 +45,18 @@ void transpose_words(__m128i (&rows)[8]) {
   }
 }
 
-/** Writes codes of 8 bits as columns of a group; `to` is the place of the first pair of the first of them. */
-void place_bytes(const Columns& codes, uint8_t* to) {
+/** Writes codes of 8 bits as columns of a group; `to` is the place of the first pair of the first of them, `stride` from pair to pair in bytes. */
+void place_bytes(const Columns& codes, uint8_t* to, size_t stride) {
   for (size_t first = 0; first < group_depth / 2; first += 8) {
     __m128i words[8];
     for (size_t column = 0; column < 8; ++column) words[column] = load(codes[column] + first * 2);
     transpose_words(words);
-    for (size_t pair = 0; pair < 8; ++pair) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (first + pair) * panel_columns * 2), words[pair]);
+    for (size_t pair = 0; pair < 8; ++pair) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (first + pair) * stride), words[pair]);
   }
 }
 
 /** The same with codes of 4 bits, two of them in a byte. */
-void place_halves(const Columns& codes, uint8_t* to) {
+void place_halves(const Columns& codes, uint8_t* to, size_t stride) {
   for (size_t first = 0; first < group_depth / 2; first += 8) {
     __m128i words[8];
     for (size_t column = 0; column < 8; ++column) {
@@ -64,14 +64,14 @@ void place_halves(const Columns& codes, uint8_t* to) {
       words[column] = _mm_and_si128(_mm_or_si128(both, _mm_srli_epi16(both, 4)), _mm_set1_epi16(0xff));
     }
     transpose_words(words);
-    for (size_t pair = 0; pair < 8; ++pair) _mm_storel_epi64(reinterpret_cast<__m128i*>(to + (first + pair) * panel_columns), _mm_packus_epi16(words[pair], words[pair]));
+    for (size_t pair = 0; pair < 8; ++pair) _mm_storel_epi64(reinterpret_cast<__m128i*>(to + (first + pair) * stride), _mm_packus_epi16(words[pair], words[pair]));
   }
 }
 
-size_t memory_bytes(size_t panels, size_t groups, const std::optional<PackedForm>& form) {
-  const size_t elements = panels * groups * panel_group_elements;
+size_t memory_bytes(const PanelOrder& order, size_t panels, size_t groups, const std::optional<PackedForm>& form) {
+  const size_t elements = panels * groups * order.group_elements();
   if (!form) return elements * sizeof(uint16_t);
-  const size_t scales = panels * divide_up(groups, form->step_groups) * panel_columns;
+  const size_t scales = panels * divide_up(groups, form->step_groups) * order.columns;
   return elements * bits_of(form->type) / 8 + scales * (form->narrow ? sizeof(uint16_t) : sizeof(float));
 }
 
@@ -96,81 +96,104 @@ std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> ma
   return PackedForm{first->type, step_groups, narrow};
 }
 
-PackedWeights::PackedWeights(size_t panels, size_t groups, std::optional<PackedForm> form)
-    : panels_(panels), groups_(groups), form_(form), memory_(memory_bytes(panels, groups, form), "expert weights") {}
+PackedWeights::PackedWeights(const PanelOrder& order, size_t panels, size_t groups, std::optional<PackedForm> form)
+    : order_(order), panels_(panels), groups_(groups), form_(form), memory_(memory_bytes(order, panels, groups, form), "expert weights") {}
 
-size_t PackedWeights::code_bytes() const { return groups_ * panel_group_elements * bits_of(form_->type) / 8; }
-
-PackedPanel PackedWeights::packed_panel(size_t index) const {
-  const uint8_t* const codes = memory_.as<uint8_t>();
-  const uint8_t* const scales = codes + panels_ * code_bytes();
-  const size_t first = index * steps() * panel_columns;
-  return {
-      .type = form_->type,
-      .codes = codes + index * code_bytes(),
-      .scales = {.narrow = form_->narrow ? reinterpret_cast<const uint16_t*>(scales) + first : nullptr,
-                 .wide = form_->narrow ? nullptr : reinterpret_cast<const float*>(scales) + first,
-                 .groups = form_->step_groups},
-  };
+Split PackedWeights::cut(size_t part_groups) const {
+  const size_t whole = std::max(order_.columns / group_depth, form_ ? form_->step_groups : 1);
+  return Split::into_parts_of(part_groups, groups_, whole);
 }
 
-bool PackedWeights::fill(size_t panel_index, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
+size_t PackedWeights::element(size_t panel, const Split& parts, size_t part) const {
+  const size_t band = bands().part_of(panel);
+  const size_t first = bands().begin(band);
+  return (first * groups_ + parts.begin(part) * bands().size(band) + (panel - first) * parts.size(part)) * order_.group_elements();
+}
+
+size_t PackedWeights::element_of_group(size_t panel, const Split& parts, size_t group) const {
+  const size_t part = parts.part_of(group);
+  return element(panel, parts, part) + (group - parts.begin(part)) * order_.group_elements();
+}
+
+template <typename Scale>
+Scale* PackedWeights::scales() const {
+  return reinterpret_cast<Scale*>(memory_.as<uint8_t>() + panels_ * groups_ * order_.group_elements() * bits_of(form_->type) / 8);
+}
+
+PackedPanel PackedWeights::packed_part(size_t panel, const Split& parts, size_t part) const {
+  const Scales scales{.narrow = form_->narrow ? PackedWeights::scales<uint16_t>() + first_scale(panel) : nullptr,
+                      .wide = form_->narrow ? nullptr : PackedWeights::scales<float>() + first_scale(panel),
+                      .columns = order_.columns,
+                      .groups = form_->step_groups};
+  return {.type = form_->type,
+          .codes = memory_.as<uint8_t>() + element(panel, parts, part) * bits_of(form_->type) / 8,
+          .scales = scales.from(parts.begin(part))};
+}
+
+bool PackedWeights::fill(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
   if (first_row >= source.rows) return true;
   count = std::min(count, source.rows - first_row);
-  if (form_) return fill_codes(panel_index, column, source, first_row, count);
+  if (form_) return fill_codes(panel, column, source, first_row, count);
   const size_t depth = source.columns;
   rows_.resize(count * depth);
   source.read(first_row, count, rows_.data());
 
-  uint16_t* const panel = memory_.as<uint16_t>() + panel_index * groups_ * panel_group_elements;
+  const Split parts = this->parts();
+  const size_t stride = order_.tile_columns * 2;
   for (size_t first = 0; first < count; first += columns_together) {
     const size_t end = std::min(first + columns_together, count);
-    for (size_t k = 0; k < depth; k += 2) {
-      const size_t bytes = std::min<size_t>(2, depth - k) * sizeof(uint16_t);
-      for (size_t row = first; row < end; ++row) {
-        std::memcpy(panel + k * panel_columns + (column + row) * 2, rows_.data() + row * depth + k, bytes);
+    for (size_t k = 0; k < depth; k += group_depth) {
+      uint16_t* to = memory_.as<uint16_t>() + element_of_group(panel, parts, k / group_depth) + order_.element(column + first, 0);
+      for (size_t pair = k; pair < std::min(k + group_depth, depth); pair += 2, to += stride) {
+        const size_t bytes = std::min<size_t>(2, depth - pair) * sizeof(uint16_t);
+        for (size_t row = first; row < end; ++row) std::memcpy(to + (row - first) * 2, rows_.data() + row * depth + pair, bytes);
       }
     }
   }
   return true;
 }
 
-bool PackedWeights::fill_codes(size_t panel_index, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
+bool PackedWeights::fill_codes(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
   const size_t depth = source.columns;
-  const size_t whole_depth = groups_ * group_depth;
   // What pads a row of codes that stand above their value is nothing, not the least.
   const uint8_t nothing = form_->type == CodeType::u4 ? 8 : 0;
   // Room for an even number of columns.
   codes_.resize(count * depth + 1);
   if (!source.packed->codes(first_row, count, codes_.data())) return false;
-  const PackedPanel panel = packed_panel(panel_index);
-  auto* const codes = const_cast<uint8_t*>(panel.codes);
-  const size_t pair_bytes = bits_of(form_->type) / 4;
-  const auto place = pair_bytes == 2 ? place_bytes : place_halves;
+  const Split parts = this->parts();
+  const size_t bits = bits_of(form_->type);
+  const size_t stride = order_.tile_columns * bits / 4;
+  const auto place = bits == 8 ? place_bytes : place_halves;
   for (size_t first = 0; first < count; first += columns_together) {
     const size_t rows = std::min(columns_together, count - first);
-    for (size_t k = 0; k < whole_depth; k += group_depth) {
+    for (size_t group = 0; group < groups_; ++group) {
+      const size_t k = group * group_depth;
       Columns columns;
       const size_t given = k < depth ? std::min(group_depth, depth - k) : 0;
       if (rows < columns_together || given < group_depth) std::memset(columns, nothing, sizeof columns);
       for (size_t row = 0; row < rows; ++row) std::memcpy(columns[row], codes_.data() + (first + row) * depth + k, given);
-      place(columns, codes + (k / 2 * panel_columns + column + first) * pair_bytes);
+      const size_t element = element_of_group(panel, parts, group) + order_.element(column + first, 0);
+      place(columns, memory_.as<uint8_t>() + element * bits / 8, stride);
     }
   }
+  fill_scales(panel, column, source, first_row, count);
+  return true;
+}
+
+void PackedWeights::fill_scales(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
   const size_t scale_count = scales_of(source);
-  std::vector<float> scales(count * scale_count);
-  source.packed->scales(first_row, count, scales.data());
+  std::vector<float> values(count * scale_count);
+  source.packed->scales(first_row, count, values.data());
   const size_t step_columns = form_->step_groups * group_depth;
   for (size_t row = 0; row < count; ++row) {
     for (size_t step = 0; step < steps(); ++step) {
       const size_t its_scale = std::min(step * step_columns / source.packed->columns_per_scale, scale_count - 1);
-      const float scale = scales[row * scale_count + its_scale] / unit_of(form_->type);
-      const size_t at = step * panel_columns + column + row;
-      if (form_->narrow) const_cast<uint16_t*>(panel.scales.narrow)[at] = float_to_bf16(scale);
-      else const_cast<float*>(panel.scales.wide)[at] = scale;
+      const float scale = values[row * scale_count + its_scale] / unit_of(form_->type);
+      const size_t at = first_scale(panel) + step * order_.columns + column + row;
+      if (form_->narrow) scales<uint16_t>()[at] = float_to_bf16(scale);
+      else scales<float>()[at] = scale;
     }
   }
-  return true;
 }
 
 }  // namespace switchyard::cpu

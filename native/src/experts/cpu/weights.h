@@ -25,32 +25,46 @@ struct PackedForm {
 /** The form in which these matrices, which share panels, can be kept; none if not all of them are codes of one form that kernels widen. */
 std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> matrices);
 
-/** Weights of one product in panels of 64 columns; see layout.h. */
+/** Weights of one product; see layout.h. */
 class PackedWeights {
  public:
-  /** `form`: codes are kept, in the order that PackedPanel has; none: BF16. */
-  PackedWeights(size_t panels, size_t groups, std::optional<PackedForm> form);
+  /** `form`: codes are kept, in the order of BF16; none: BF16. */
+  PackedWeights(const PanelOrder& order, size_t panels, size_t groups, std::optional<PackedForm> form);
 
+  const PanelOrder& order() const { return order_; }
   size_t panels() const { return panels_; }
   size_t groups() const { return groups_; }
   size_t bytes() const { return memory_.bytes(); }
   bool is_packed() const { return form_.has_value(); }
-  /** Groups of k that must not be cut. */
-  size_t step_groups() const { return form_ ? form_->step_groups : 1; }
-  const uint16_t* panel(size_t index) const { return memory_.as<uint16_t>() + index * groups_ * panel_group_elements; }
-  PackedPanel packed_panel(size_t index) const;
+  /** Panels share bands as evenly as they can; of the last part of k in a band to the first of the next, weights follow each other. */
+  Split bands() const { return Split::into_parts_of(order_.band_panels, panels_); }
+  /** Cuts k into parts of so many groups at most, where steps of scales and what one panel of a product before gives stay whole. */
+  Split cut(size_t part_groups) const;
+  /** The parts of k in which the order has them. */
+  Split parts() const { return cut(order_.part_groups); }
+  /** A part of a panel in BF16. */
+  const uint16_t* part(size_t panel, const Split& parts, size_t part) const { return memory_.as<uint16_t>() + element(panel, parts, part); }
+  PackedPanel packed_part(size_t panel, const Split& parts, size_t part) const;
 
   /**
    * Makes rows of `source` from `first_row` on, at most `count`, the columns of a panel from `column` on. False if a code stands for NaN,
    * which only BF16 holds.
    */
-  bool fill(size_t panel_index, size_t column, const MatrixSource& source, size_t first_row, size_t count);
+  bool fill(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count);
 
  private:
-  bool fill_codes(size_t panel_index, size_t column, const MatrixSource& source, size_t first_row, size_t count);
-  size_t code_bytes() const;
+  bool fill_codes(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count);
+  void fill_scales(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count);
+  size_t element(size_t panel, const Split& parts, size_t part) const;
+  /** Of a group of a panel, as weights are packed. */
+  size_t element_of_group(size_t panel, const Split& parts, size_t group) const;
+  /** The first scale of a panel. */
+  size_t first_scale(size_t panel) const { return panel * steps() * order_.columns; }
+  template <typename Scale>
+  Scale* scales() const;
   size_t steps() const { return divide_up(groups_, form_->step_groups); }
 
+  PanelOrder order_;
   size_t panels_;
   size_t groups_;
   std::optional<PackedForm> form_;
