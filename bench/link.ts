@@ -14,6 +14,7 @@ const messageBytesMax = 8 * mebibyte;
 const creditBytes = 64 * messageBytesMax;
 const secondsPerRun = 1.5;
 /** Bytes that UCX's own benchmark sends for a figure. */
+const noPerftest = 'there is no ucx_perftest (Debian: ucx-utils)';
 const perftestBytes = 4 * 1024 ** 3;
 
 interface Way {
@@ -91,6 +92,7 @@ async function throughput(
     const perftest =
       peer === null ? null : await runPerftest('ucp_am_bw', peer, bytes, Math.ceil(perftestBytes / bytes));
     if (perftest) referenceName = 'ucx_perftest';
+    else if (peer !== null && run === 0) options.log(`${id} is measured beside memcpy, for ${noPerftest}`);
     const reference = perftest?.bytesPerSecond ?? (await native.measureMemcpy(bytes));
     runs.push({ value: rates.bytesPerSecond / 1e9, reference: reference / 1e9 });
   }
@@ -122,7 +124,7 @@ async function roundTrip(
       const { messagesPerSecond } = await pair.run(task);
       const perftest = await runPerftest('ucp_am_lat', way.ucxTransports, 64, 100_000);
       if (perftest === null) {
-        options.log(`not measured: ${id}, for there is no ucx_perftest (Debian: ucx-utils)`);
+        options.log(`not measured: ${id}, for ${noPerftest}`);
         return [];
       }
       runs.push({ value: messagesPerSecond, reference: 1 / (2 * perftest.latencySeconds) });

@@ -19,6 +19,8 @@ export class Peer {
   private constructor(
     private readonly name: string,
     private readonly process: ChildProcessByStdio<Writable, Readable, null>,
+    /** How the process ended. */
+    private readonly ended: Promise<string>,
   ) {
     this.lines = createInterface({ input: process.stdout })[Symbol.asyncIterator]();
   }
@@ -26,19 +28,23 @@ export class Peer {
   /** Null, with a line in the log that says why, if the peer does not start. */
   static async start(name: string, command: string, args: string[], log: Log): Promise<Peer | null> {
     const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] });
-    const failed = new Promise<string>((resolve) => {
+    const ended = new Promise<string>((resolve) => {
       child.once('error', (error) => resolve(error.message));
       child.once('exit', (code, signal) => resolve(`it ended with ${signal ?? `status ${code}`}`));
     });
     // A peer that has ended is seen where its answer is missing.
     child.stdin.on('error', () => {});
-    const peer = new Peer(name, child);
-    const first = await Promise.race([peer.lines.next(), failed]);
+    const peer = new Peer(name, child, ended);
+    const first = await Promise.race([peer.lines.next(), ended]);
     if (typeof first === 'object' && !first.done && first.value.startsWith('ready')) {
       peer.ready = first.value;
       return peer;
     }
-    log(`${name} is left out: ${command} ${args[0]}: ${await failed}`);
+    // One that says something else would wait for questions.
+    peer.close();
+    const words =
+      typeof first === 'object' && !first.done ? `it said "${first.value}" instead of "ready"; ` : '';
+    log(`${name} is left out: ${command} ${args[0]}: ${words}${await ended}`);
     return null;
   }
 
@@ -51,8 +57,10 @@ export class Peer {
   async ask(...question: (string | number)[]): Promise<number> {
     this.process.stdin.write(`${question.join(' ')}\n`);
     const answer = await this.lines.next();
+    if (answer.done) this.close();
+    const what = answer.done ? await this.ended : `it answered "${answer.value}"`;
     const value = answer.done ? Number.NaN : Number(answer.value);
-    if (!(value > 0)) throw new Error(`${this.name} gave no figure for "${question.join(' ')}"`);
+    if (!(value > 0)) throw new Error(`${this.name} gave no figure for "${question.join(' ')}": ${what}`);
     return value;
   }
 

@@ -1,10 +1,13 @@
 #include "experts_peaks.h"
 
 #include <immintrin.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 // The compiler's own headers read an undefined register on purpose; GCC 12 warns of it.
 #ifndef __clang__
@@ -255,6 +258,14 @@ double seconds_now() {
   timespec now;
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+void prepare(Isa isa) {
+  // Linux gives a process the tile registers when it asks for them: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  if (isa == Isa::amx_bf16 && syscall(SYS_arch_prctl, request_permission, tile_data) != 0) {
+    throw std::runtime_error("the system gives this process no tile registers");
+  }
 }
 
 double register_flops(Isa isa) {

@@ -7,6 +7,9 @@ namespace switchyard::bench {
 /** The instruction sets that experts are computed with. */
 enum class Isa { avx2, avx512_bf16, amx_bf16 };
 
+/** Asks the system for what this process needs to compute with them, before anything does. Throws std::runtime_error if it gives that not. */
+void prepare(Isa isa);
+
 /** What one core can do at best, for ratios. Each measures once, for some milliseconds. */
 
 /** Multiply-adds per second times two with every operand in registers. */

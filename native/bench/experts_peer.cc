@@ -116,8 +116,10 @@ Isa isa_of(const std::string& name) {
 int run(int count, char** arguments) {
   if (count != 6) throw std::invalid_argument("usage: experts_peer ISA ACTIVATION HIDDEN FFN EXPERTS");
   const auto number = [&](int index) { return std::stoul(arguments[index]); };
+  const Isa isa = isa_of(arguments[1]);
+  prepare(isa);
   const Activation activation = std::string(arguments[2]) == "swiglu" ? Activation::swiglu : Activation::gelu;
-  Peer peer(isa_of(arguments[1]), activation, number(3), number(4), number(5));
+  Peer peer(isa, activation, number(3), number(4), number(5));
   std::cout << (peer.has_onednn() ? "ready onednn" : "ready") << std::endl;
   for (std::string line; std::getline(std::cin, line);) std::cout << peer.answer(line) << std::endl;
   return 0;
