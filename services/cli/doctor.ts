@@ -145,8 +145,6 @@ function machine(): Finding[] {
   const memory = memoryBound();
   const cores = coreBound();
   const limited = (limit: string, { by }: Bound) => (by === null ? '' : `, limited to ${limit} by ${by}`);
-  const huge = /^HugePages_Total:\s+(\d+)/m.exec(read('/proc/meminfo'))?.[1] ?? '0';
-  const transparent = /\[(\w+)\]/.exec(read('/sys/kernel/mm/transparent_hugepage/enabled'))?.[1] ?? 'unknown';
   return [
     {
       name: 'cores',
@@ -158,7 +156,7 @@ function machine(): Finding[] {
       state: 'ok',
       detail: `${bytes(freemem())} free of ${bytes(totalmem())}${limited(bytes(memory.value), memory)}`,
     },
-    { name: 'huge pages', state: 'ok', detail: `${huge} reserved, transparent: ${transparent}` },
+    hugePages(read(transparentHugePages), read('/proc/self/status'), read('/proc/meminfo')),
     sharedMemory(),
     {
       name: 'NVIDIA device',
@@ -166,6 +164,22 @@ function machine(): Finding[] {
       detail: existsSync('/dev/nvidiactl') ? '/dev/nvidiactl' : 'no /dev/nvidiactl',
     },
   ];
+}
+
+const transparentHugePages = '/sys/kernel/mm/transparent_hugepage/enabled';
+
+/** Whether packed weights lie in huge pages: a system may give none, or none to this process. */
+export function hugePages(enabled: string, status: string, memory: string): Finding {
+  const reserved = /^HugePages_Total:\s+(\d+)/m.exec(memory)?.[1] ?? '0';
+  const transparent = /\[(\w+)\]/.exec(enabled)?.[1] ?? 'unknown';
+  const forbidden = /^THP_enabled:\s+0/m.test(status);
+  const given = (transparent === 'always' || transparent === 'madvise') && !forbidden;
+  const why = forbidden ? 'not for this process' : `echo madvise > ${transparentHugePages}`;
+  const weights = given
+    ? 'expert weights lie in them'
+    : `expert weights lie in pages of 4 KiB, which takes time where a batch has few rows (${why})`;
+  const detail = `transparent: ${transparent}: ${weights}; ${reserved} reserved`;
+  return { name: 'huge pages', state: given ? 'ok' : 'absent', detail };
 }
 
 function sharedMemory(): Finding {
