@@ -6,7 +6,7 @@ import type { Link } from '../transport/link.js';
 /** How much what was measured before an answer counts after it: about the last ten answers decide. */
 const measuredDecay = 0.9;
 /** A token batch is late when its worker took so many times as long for all it had from here as its rate says, */
-const lateFactor = 4;
+const lateFactor = 3;
 /** and this beside, doubled with each attempt: systems pause, and what is sent again is computed twice. */
 const lateMsMin = 300;
 const checkMs = 50;

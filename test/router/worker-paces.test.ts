@@ -48,6 +48,20 @@ describe('a worker that is late with one token batch', () => {
     expect(links.map((link) => paces.isSuspect(link))).toEqual([true, false]);
   });
 
+  test('had three times as long as its rate says, and 0.3 s', async () => {
+    const scene = new Scene();
+    for (let answer = 0; answer < 20; answer++) {
+      const { batch } = scene.send(0);
+      await scene.pass(100);
+      scene.paces.answered(batch, 0.1);
+    }
+    const startMs = scene.time.nowMs;
+    const last = scene.send(0);
+    await scene.pass(1_000);
+    expect(scene.givenUpMs.get(last.number)! - startMs).toBeGreaterThan(600);
+    expect(scene.givenUpMs.get(last.number)! - startMs).toBeLessThanOrEqual(660);
+  });
+
   test('is waited for where nobody else has what is needed, and is late no more once it answers', async () => {
     const scene = new Scene();
     const only = scene.send(0, false);
