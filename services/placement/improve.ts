@@ -6,6 +6,11 @@ const even = 1e-3;
 /** Of what the peak is above the even level: who is below the peak by less counts as at it, and a step must relieve a worker by more. */
 const peakShare = 0.02;
 const gainMin = 0.005;
+/**
+ * A step is chosen by what it does to two or three workers; the split that follows may bring others back to the peak. So many steps for each worker may
+ * pass before the peak sinks: those that make room, and several for one worker, count too.
+ */
+const stepsPerWorker = 8;
 /** A split that is not quite the best one is good enough between steps, and the next step goes on with it. */
 const settlingPasses = 10;
 /** Of the workers at the peak, and of those with room, so many are looked at for one step. */
@@ -48,8 +53,8 @@ interface Step {
 }
 
 /**
- * Changes the copies of a layer step by step. Each step relieves a worker at the peak and raises no other to it, so that in the end the
- * peak sinks. Among the steps it takes that after which the busiest worker concerned is the least busy, for each copy to load.
+ * Changes the copies of a layer step by step. Each step relieves a worker at the peak and, by what it reckons, raises no other to it, so that in the end
+ * the peak sinks. Among the steps it takes that after which the busiest worker concerned is the least busy, for each copy to load.
  */
 export class Improvement {
   private readonly spread: HostSpread;
@@ -57,6 +62,9 @@ export class Improvement {
   private high = 0;
   private best: Step | null = null;
   private bestGain = 0;
+  /** The lowest peak so far, and the steps since. */
+  private lowest = Number.POSITIVE_INFINITY;
+  private stepsSince = 0;
   /** Workers with room, the least loaded first. */
   private thirds: number[] = [];
 
@@ -67,11 +75,11 @@ export class Improvement {
     this.spread = new HostSpread(layer, bounds.hostOf, bounds.hosts);
   }
 
-  /** Makes the best step and returns its changes: none if there is no such step, or the layer is even. */
+  /** Makes the best step and returns its changes: none if there is no such step, the layer is even, or steps have ceased to lower the peak. */
   step(): Change[] {
     const { layer } = this;
     const { peak, evenLevel } = layer;
-    if (peak <= evenLevel * (1 + even)) return [];
+    if (peak <= evenLevel * (1 + even) || !this.isGettingEven(peak, evenLevel)) return [];
     this.best = null;
     this.high = peak - (peak - evenLevel) * peakShare;
     this.bestGain = (peak - evenLevel) * gainMin;
@@ -91,6 +99,16 @@ export class Improvement {
     }
     if (this.best !== null) return this.make(this.best);
     return layer.count >= this.bounds.copiesMax ? this.retire() : [];
+  }
+
+  private isGettingEven(peak: number, evenLevel: number): boolean {
+    if (peak < this.lowest - (this.lowest - evenLevel) * gainMin || this.lowest === Number.POSITIVE_INFINITY) {
+      this.lowest = peak;
+      this.stepsSince = 0;
+    } else {
+      this.stepsSince += 1;
+    }
+    return this.stepsSince <= stepsPerWorker * this.layer.workers;
   }
 
   private targets(byLevel: readonly number[]): number[] {

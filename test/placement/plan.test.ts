@@ -252,6 +252,87 @@ describe('what a plan does', () => {
     expect(plan(cluster([101, 100, 100, 99, 100, 101, 99, 100])).copiesToLoad).toBe(0);
   });
 
+  test('two copies that would take turns on a worker for ever: neither relieves the busiest, and the plan ends', () => {
+    const loads = [
+      [
+        3.315961378554271, 1.567594900979262, 3.350719230788742, 1.126752739353299, 2.525541151584336,
+        7.727360058451759, 2.418922364860922, 1.14243496560668,
+      ],
+      [
+        1.860154488884658, 2.86489323008325, 1.899655228026499, 1.286702126189152, 7.733850355845759,
+        1.286861964762037, 7.253648554153406, 1.236536438604965,
+      ],
+      [
+        2.273304763561476, 2.218580498224747, 2.401639609156562, 3.28288625339153, 2.099398715225041,
+        3.539508823353119, 2.119106335720176, 2.699423139775179,
+      ],
+    ];
+    const input: PlanInput = {
+      workers: [
+        {
+          name: 'w0',
+          host: 'host-0',
+          memoryBytes: 11264,
+          rowsPerSecond: 42147.55190887806,
+          loadBytesPerSecond: 38121.98216810381,
+        },
+        {
+          name: 'w1',
+          host: 'host-2',
+          memoryBytes: 16384,
+          rowsPerSecond: 116680.3552691419,
+          loadBytesPerSecond: 38121.98216810381,
+        },
+        {
+          name: 'w2',
+          host: 'host-0',
+          memoryBytes: 11264,
+          rowsPerSecond: 10320.02670277927,
+          loadBytesPerSecond: 24657.09842455696,
+        },
+        {
+          name: 'w3',
+          host: 'host-3',
+          memoryBytes: 11264,
+          rowsPerSecond: 65933.25432795301,
+          loadBytesPerSecond: 185720.8096649038,
+        },
+        {
+          name: 'w4',
+          host: 'host-0',
+          memoryBytes: 11264,
+          rowsPerSecond: 42147.55190887806,
+          loadBytesPerSecond: 3884.346811729649,
+        },
+        {
+          name: 'w5',
+          host: 'host-3',
+          memoryBytes: 16384,
+          rowsPerSecond: 18361.84948980311,
+          loadBytesPerSecond: 893155.7225148176,
+        },
+      ],
+      layers: loads.map((of, layer) => ({
+        layer,
+        expertBytes: 1024,
+        loads: Float64Array.from(of),
+        choices: null,
+      })),
+      topK: 2,
+      present: [
+        [[3], [1], [4, 5], [3], [2, 4], [0, 1, 5], [0, 2], [1]],
+        [[2, 3], [3], [1, 4], [5], [1], [0, 1], [0, 4], [3]],
+        [[3, 4], [1, 4], [0, 1], [1], [0, 5], [3], [2, 4], [4, 5]],
+      ],
+      copiesMin: 1,
+      replicaSlots: 0,
+      horizonSeconds: 3600,
+      crossingSeconds: 0,
+    };
+    const { predicted } = plan(input);
+    expect(peaks(predicted.target)).toBeLessThanOrEqual(peaks(predicted.present));
+  });
+
   test('without any load the experts that nobody holds are dealt evenly', () => {
     const { target } = plan(cluster(Array(8).fill(0), { present: [Array(8).fill([])] }));
     expect(bytesHeld(cluster(hot), target)).toEqual([200, 200, 200, 200]);
