@@ -102,7 +102,10 @@ export class Improvement {
   }
 
   private isGettingEven(peak: number, evenLevel: number): boolean {
-    if (peak < this.lowest - (this.lowest - evenLevel) * gainMin || this.lowest === Number.POSITIVE_INFINITY) {
+    if (
+      peak < this.lowest - (this.lowest - evenLevel) * gainMin ||
+      this.lowest === Number.POSITIVE_INFINITY
+    ) {
       this.lowest = peak;
       this.stepsSince = 0;
     } else {
