@@ -38,7 +38,7 @@ export default {
   // Such a process may still be starting when the last test has ended.
   workerGracefulExitTimeout: 30_000,
   // Much of the time of tests is waiting: for processes, leases, deadlines. More than a dozen of them gain nothing.
-  maxWorkers: Math.min(12, Math.ceil(availableParallelism() * 1.5)),
+  maxWorkers: Math.min(12, availableParallelism() * 2),
   projects: [
     {
       ...common,

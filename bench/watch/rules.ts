@@ -8,10 +8,10 @@ const rangeSecondsMin = 3;
 
 export const rulesText = () => readFileSync(join(packageRoot(), 'deploy', 'prometheus', 'rules.yml'), 'utf8');
 
-/** The rules with every duration a sixtieth of what it is, so that minutes pass in seconds. */
-export function inSeconds(rules: string): string {
+/** The rules with every minute made so many seconds, so that what takes minutes passes soon. */
+export function inSeconds(rules: string, secondsPerMinute = 1): string {
   const shorter = (count: string, unit: string, least: number) =>
-    `${Math.max(least, (Number(count) * seconds[unit as keyof typeof seconds]) / 60)}s`;
+    `${Math.max(least, (Number(count) * seconds[unit as keyof typeof seconds] * secondsPerMinute) / 60)}s`;
   return rules
     .replaceAll(/\[(\d+)([smh])\]/g, (_, count, unit) => `[${shorter(count, unit, rangeSecondsMin)}]`)
     .replaceAll(/for: (\d+)([smh])/g, (_, count, unit) => `for: ${shorter(count, unit, 1)}`);
