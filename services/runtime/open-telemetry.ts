@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import {
   type Attributes,
   type Context,
@@ -36,7 +37,10 @@ export interface TracingOptions {
 
 /** Spans that wait for the receiver; what comes beyond is dropped. */
 const waitingMax = 16_384;
-const exportMsMax = 1_000;
+/** A receiver may be busy: as long as OpenTelemetry gives it by default. */
+const exportMsMax = 10_000;
+/** A process that ends waits no longer for it. */
+const closeMsMax = 1_000;
 
 /**
  * Sends spans to a receiver by OTLP, in the background, many at once: nobody waits for it, and what it does not take is lost. How often:
@@ -85,7 +89,8 @@ export class Tracing implements Tracer {
 
   /** Sends what is left, as far as the receiver takes it at once. */
   async close(): Promise<void> {
-    await this.provider.shutdown().catch(() => {});
+    const sent = this.provider.shutdown().catch(() => {});
+    await Promise.race([sent, delay(closeMsMax, undefined, { ref: false })]);
   }
 
   start(

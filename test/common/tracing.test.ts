@@ -1,4 +1,6 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from '@jest/globals';
+import { Deferred } from '../../services/common/lifecycle.js';
 import type { Logger } from '../../services/common/log.js';
 import { routerSchema } from '../../services/router/config.js';
 import { startTracing } from '../../services/runtime/tracing.js';
@@ -51,6 +53,24 @@ describe('tracing', () => {
       attributes: { 'switchyard.tokens': 3 },
     });
     expect(span.traceparent).toBe(`00-${received!.traceId}-${received!.spanId}-01`);
+  });
+
+  test('waits for a receiver that is busy, and a process that ends does not', async () => {
+    const busy = await OtlpReceiver.start(delay(2_500));
+    ends.push(() => busy.close());
+    (await tracing(busy.endpoint, 1)).begin('batch', '', {})!.end();
+    await until(
+      () => busy.spans,
+      (all) => all.length === 1,
+    );
+    const gate = new Deferred<void>();
+    const hung = await OtlpReceiver.start(gate.promise);
+    ends.push(() => hung.close());
+    const traced = await tracing(hung.endpoint, 1);
+    traced.begin('batch', '', {})!.end();
+    await traced.close();
+    expect(hung.spans).toEqual([]);
+    gate.resolve();
   });
 
   test('warns once of a receiver that takes nothing, and holds nobody up', async () => {

@@ -8,6 +8,7 @@ import { switchyard } from '../support/cli.js';
 import { Etcd } from '../support/etcd.js';
 import { Load } from '../support/load.js';
 import { atEnd, Service, works } from '../support/services.js';
+import { standStill } from '../support/stand-still.js';
 import { until } from '../support/until.js';
 
 const withEtcd = works('coordinators that lead by a lease of etcd', 'etcd', '--version')
@@ -42,7 +43,7 @@ withEtcd('coordinators with a lease of etcd', () => {
     atEnd(() => lease.close());
     await expect(lease.read(2_000)).rejects.toMatchObject({ code: 'LINK_LOST' });
     expect(await lease.read(5_000)).toBe(null);
-    etcd.process.kill('SIGSTOP');
+    await standStill(etcd.process);
     await expect(lease.read(200)).rejects.toMatchObject({ code: 'DEADLINE_EXCEEDED' });
   });
 

@@ -48,10 +48,14 @@ export class OtlpReceiver {
 
   private constructor(private readonly server: Server) {}
 
-  static async start(): Promise<OtlpReceiver> {
+  /** `open`: before that it takes nothing. */
+  static async start(open: Promise<void> = Promise.resolve()): Promise<OtlpReceiver> {
     const server = createServer();
     const receiver = new OtlpReceiver(server);
     server.on('request', async (request, response) => {
+      await open;
+      // Who waited too long has gone.
+      if (request.destroyed) return;
       const parts: Buffer[] = [];
       for await (const part of request) parts.push(part as Buffer);
       receiver.take(JSON.parse(Buffer.concat(parts).toString('utf8')));
