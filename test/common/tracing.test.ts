@@ -56,7 +56,7 @@ describe('tracing', () => {
   });
 
   test('waits for a receiver that is busy, and a process that ends does not', async () => {
-    const busy = await OtlpReceiver.start(delay(2_500));
+    const busy = await OtlpReceiver.start(() => delay(2_500));
     ends.push(() => busy.close());
     (await tracing(busy.endpoint, 1)).begin('batch', '', {})!.end();
     await until(
@@ -64,7 +64,7 @@ describe('tracing', () => {
       (all) => all.length === 1,
     );
     const gate = new Deferred<void>();
-    const hung = await OtlpReceiver.start(gate.promise);
+    const hung = await OtlpReceiver.start(() => gate.promise);
     ends.push(() => hung.close());
     const traced = await tracing(hung.endpoint, 1);
     traced.begin('batch', '', {})!.end();

@@ -48,12 +48,12 @@ export class OtlpReceiver {
 
   private constructor(private readonly server: Server) {}
 
-  /** `open`: before that it takes nothing. */
-  static async start(open: Promise<void> = Promise.resolve()): Promise<OtlpReceiver> {
+  /** `busy`: what it does first when something comes. */
+  static async start(busy: () => Promise<void> = async () => {}): Promise<OtlpReceiver> {
     const server = createServer();
     const receiver = new OtlpReceiver(server);
     server.on('request', async (request, response) => {
-      await open;
+      await busy();
       // Who waited too long has gone.
       if (request.destroyed) return;
       const parts: Buffer[] = [];
