@@ -120,8 +120,11 @@ export class WorkerPaces {
     this.clock.soon(() => {
       const now = this.clock.now();
       for (const pace of this.suspected) if (now - pace.suspectedMs! > this.leaseMs) this.clear(pace);
+      const perRow = this.secondsPerRow();
       const late = new Set(
-        [...this.underWay].filter((batch) => this.isLate(batch, now)).map(({ link }) => link),
+        [...this.underWay]
+          .filter((batch) => this.isLate(batch, perRow.get(batch.link)!, now))
+          .map(({ link }) => link),
       );
       for (const link of late) this.suspect(link);
       // Who is late with one answers none of what was sent since any sooner.
@@ -132,9 +135,16 @@ export class WorkerPaces {
     });
   }
 
-  private isLate({ link, sentMs, attempt }: SentBatch, now: number): boolean {
-    const pace = this.of(link);
-    const expectedMs = pace.rowsOutstanding * (pace.answering.rate?.value ?? 0) * 1000;
+  /** Of those that have rows from here. One that has just started has answered slowly and seldom: it counts as the others. */
+  private secondsPerRow(): Map<Link, number> {
+    const links = [...new Set([...this.underWay].map(({ link }) => link))];
+    const rates = links.map((link) => this.of(link).answering.rate);
+    const usual = usualRates(rates, 0, likeFactor);
+    return new Map(links.map((link, index) => [link, usual[index]!]));
+  }
+
+  private isLate({ link, sentMs, attempt }: SentBatch, secondsPerRow: number, now: number): boolean {
+    const expectedMs = this.of(link).rowsOutstanding * secondsPerRow * 1000;
     return now - sentMs > expectedMs * lateFactor + lateMsMin * 2 ** attempt;
   }
 

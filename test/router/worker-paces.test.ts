@@ -11,7 +11,7 @@ class Scene {
   private readonly clock = simulatedProcess('router', { time: this.time, random: new SeededRandom(1) })
     .runtime.clock;
   readonly paces = new WorkerPaces(this.clock, 10_000);
-  readonly links = [0, 1].map((index) => ({ worker: `worker-${index}` }) as Link);
+  readonly links = [0, 1, 2].map((index) => ({ worker: `worker-${index}` }) as Link);
   /** When each batch was given up, by its number. */
   readonly givenUpMs = new Map<number, number>();
   private count = 0;
@@ -26,6 +26,15 @@ class Scene {
     const batch = { link: this.links[worker]!, rows: 10, sentMs: this.clock.now(), attempt: 0, late };
     this.paces.sent(batch);
     return { number, batch };
+  }
+
+  /** So many answers of a worker, each after so long. */
+  async answers(worker: number, count: number, ms: number): Promise<void> {
+    for (let answer = 0; answer < count; answer++) {
+      const { batch } = this.send(worker);
+      await this.pass(ms);
+      this.paces.answered(batch, ms / 1000);
+    }
   }
 
   async pass(ms: number): Promise<void> {
@@ -45,21 +54,27 @@ describe('a worker that is late with one token batch', () => {
     expect(givenUpMs.get(first.number)).toBeLessThanOrEqual(400);
     expect(givenUpMs.get(second.number)).toBe(givenUpMs.get(first.number));
     expect(givenUpMs.has(other.number)).toBe(false);
-    expect(links.map((link) => paces.isSuspect(link))).toEqual([true, false]);
+    expect(links.map((link) => paces.isSuspect(link))).toEqual([true, false, false]);
   });
 
   test('had three times as long as its rate says, and 0.3 s', async () => {
     const scene = new Scene();
-    for (let answer = 0; answer < 20; answer++) {
-      const { batch } = scene.send(0);
-      await scene.pass(100);
-      scene.paces.answered(batch, 0.1);
-    }
+    await scene.answers(0, 20, 100);
     const startMs = scene.time.nowMs;
     const last = scene.send(0);
     await scene.pass(1_000);
     expect(scene.givenUpMs.get(last.number)! - startMs).toBeGreaterThan(600);
     expect(scene.givenUpMs.get(last.number)! - startMs).toBeLessThanOrEqual(660);
+  });
+
+  test('is taken to be as fast as the others until it has answered often: what has just started is slow', async () => {
+    const scene = new Scene();
+    for (const worker of [1, 2]) await scene.answers(worker, 20, 100);
+    await scene.answers(0, 2, 250);
+    const startMs = scene.time.nowMs;
+    const [first] = [0, 1, 2].map((worker) => scene.send(worker));
+    await scene.pass(700);
+    expect(scene.givenUpMs.get(first!.number)! - startMs).toBeLessThanOrEqual(660);
   });
 
   test('is waited for where nobody else has what is needed, and is late no more once it answers', async () => {
