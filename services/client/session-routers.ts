@@ -16,6 +16,8 @@ interface Stream {
   /** Opened, or about to be. */
   session: Promise<RouterSession>;
   opened: RouterSession | null;
+  /** It was given little time, for there were more to ask. */
+  readonly hurried: boolean;
 }
 
 /** How long a router that no stream could be opened to is left alone. */
@@ -100,8 +102,13 @@ export class SessionRouters {
     const { address } = router;
     const known = this.streams.get(address);
     if (known?.opened?.failure === null) return known.opened;
-    if (known !== undefined && known.opened === null) return known.session;
-    const stream: Stream = { session: this.options.open(router, others), opened: null };
+    if (known !== undefined && known.opened === null) {
+      if (others || !known.hurried) return known.session;
+      // The last one to be asked has more time than that.
+      const session = await known.session.catch(() => null);
+      return session ?? this.to(router, others);
+    }
+    const stream: Stream = { session: this.options.open(router, others), opened: null, hurried: others };
     this.streams.set(address, stream);
     try {
       const opened = await stream.session;

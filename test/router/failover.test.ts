@@ -3,6 +3,7 @@ import { LocalProcess } from '../../services/cli/local-process.js';
 import type { Running } from '../../services/common/lifecycle.js';
 import { presets, syntheticModel } from '../../services/model/synthetic.js';
 import { Load } from '../support/load.js';
+import { standStill } from '../support/stand-still.js';
 import { until } from '../support/until.js';
 import { addRouter, forward, overEachTransport, shape, stateOf, tokens, untilIdle } from './cluster.js';
 import { ScriptedCoordinator, type Wanted } from './scripted-coordinator.js';
@@ -54,7 +55,7 @@ async function metric(router: Running, name: string): Promise<number> {
 
 /** Makes a worker stand still until there are rows that it has not answered. */
 async function hold(router: Running, worker: LocalProcess): Promise<void> {
-  worker.kill('SIGSTOP');
+  await standStill(worker);
   await until(
     () => stateOf(router),
     ({ links }) => links.some((link) => link.worker === worker.name && link.bytesOutstanding > 0),

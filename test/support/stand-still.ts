@@ -1,9 +1,13 @@
-import type { ChildProcess } from 'node:child_process';
 import { readdir, readFile } from 'node:fs/promises';
 import { until } from './until.js';
 
+interface Child {
+  readonly pid?: number | undefined;
+  kill(signal: 'SIGSTOP'): unknown;
+}
+
 /** Stops a process by SIGSTOP; resolves when none of its threads runs any more, which is some time after the signal was sent. */
-export async function standStill(child: ChildProcess): Promise<void> {
+export async function standStill(child: Child): Promise<void> {
   child.kill('SIGSTOP');
   const threads = `/proc/${child.pid}/task`;
   const states = async () => {
