@@ -13,8 +13,8 @@ const mebibyte = 2 ** 20;
 const messageBytesMax = 8 * mebibyte;
 const creditBytes = 64 * messageBytesMax;
 const secondsPerRun = 1.5;
-/** Bytes that UCX's own benchmark sends for a figure. */
 const noPerftest = 'there is no ucx_perftest (Debian: ucx-utils)';
+/** Bytes that UCX's own benchmark sends for a figure. */
 const perftestBytes = 4 * 1024 ** 3;
 
 interface Way {

@@ -175,7 +175,6 @@ inline void stream(void* to, __m512i value) {
 }
 
 inline void mask_store(void* to, uint32_t mask, __m512i value) {
-  if (mask == ~uint32_t{0}) std::memcpy(to, &value, sizeof value);
   for (size_t i = 0; i < 32; ++i) {
     if (mask >> i & 1) std::memcpy(static_cast<uint16_t*>(to) + i, reinterpret_cast<const uint16_t*>(&value) + i, sizeof(uint16_t));
   }
