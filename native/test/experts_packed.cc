@@ -155,6 +155,18 @@ TEST_P(CpuExperts, GiveARowTheSameBitsFromCodesWhateverIsBesideIt) {
   });
 }
 
+TEST_P(CpuExperts, GiveARowTheSameBitsFromCodesHoweverLargeItsElements) {
+  for_forms([](const CodedModel& model, Rows rows, std::mt19937& random) {
+    const size_t hidden = model.up.columns;
+    // Not so large that what is between the products leaves the floats.
+    for (size_t row = 0; row < rows.size() / hidden; row += 2) rows[row * hidden + row % hidden] = float_to_bf16(std::exp2(static_cast<float>(row % 30)));
+    expect_the_bits_of_rows_alone(model.source(), rows, {1, 2, 3, 17}, random);
+    const auto backend = create_cpu_backend(1);
+    const Rows output = forward(*backend, *backend->load(model.source()), rows, all_indices(2));
+    ASSERT_LT(relative_error(output.data(), model.reference(rows.data())), 8e-3);
+  });
+}
+
 TEST_P(CpuExperts, KeepCodesInAboutTheMemoryThatTheyTake) {
   std::mt19937 random(1);
   for (const Form& form : forms) {

@@ -40,8 +40,11 @@ struct PackedPanel {
 /** Codes are read in lines: 16 columns of two neighbouring k. */
 constexpr size_t line_codes = 32;
 
-/** What a code counts is so many times its value, and scales make up for it: E4M3 is read as the half float of the same bits. */
-constexpr float unit_of(CodeType type) { return type == CodeType::f8_e4m3 ? 0x1p-8f : 1.0f; }
+/**
+ * What a code counts is so many times its value, and scales make up for it: E4M3 is read as the half float of the same bits, and E2M1 as a float
+ * of the same bits times what a row can be multiplied by without leaving the floats.
+ */
+constexpr float unit_of(CodeType type) { return type == CodeType::f8_e4m3 ? 0x1p-8f : type == CodeType::f4_e2m1 ? 0x1p-16f : 1.0f; }
 
 /** A row that an expert is asked for. */
 struct RowReference {
