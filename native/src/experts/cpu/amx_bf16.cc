@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 #include <type_traits>
 
 #include "experts/cpu/kernels.h"
@@ -16,9 +17,9 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-// Every CPU with AMX has AVX-512-BF16 too.
+// Every CPU with AMX has AVX-512-BF16 and the fetching of lines to write too.
 #ifndef SWITCHYARD_TARGET
-#define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
+#define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prfchw")))
 #endif
 #define SWITCHYARD_INLINE SWITCHYARD_TARGET __attribute__((always_inline)) inline
 
@@ -94,6 +95,8 @@ struct Fetches {
   size_t quarter = 0;
   /** Rows of the next part of k, or null: few rows stay cached anyway. */
   const uint16_t* rows = nullptr;
+  /** Of the four gaps those in which a line of rows is fetched: two where all panels of a band share the fetching, more where fewer do. */
+  size_t row_gaps = 2;
   /** Sums of the next tile; they are written in all parts but the last. */
   const float* sums = nullptr;
   bool sums_written = false;
@@ -112,7 +115,7 @@ struct Fetches {
   }
   template <size_t Gap>
   SWITCHYARD_INLINE void rows_in() {
-    if (Gap % 2 != 0 || rows == nullptr) return;
+    if (rows == nullptr || (Gap % 2 != 0 && row_gaps == 2)) return;
     fetch_far(rows);
     rows += line_elements;
   }
@@ -145,14 +148,15 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
   Ending ending(product);
   const bool first_part = product.is_first();
   const size_t next_part = product.is_last() ? 0 : product.part + 1;
-  Fetches<WeightLines> fetches{.quarter = shape.panel_elements / 4, .sums_written = !Ending::finishes};
+  Fetches<WeightLines> fetches{.quarter = shape.panel_elements / 4, .row_gaps = product.panels > 8 ? 2u : 4u, .sums_written = !Ending::finishes};
   if (shape.pairs() >= fetching_pairs_min) fetches.rows = product.a + product.order.element(next_part, shape.first_pair);
+  const uint16_t* const first_a = product.a + product.order.element(product.part, shape.first_pair);
   float* const first_sums = product.sums + (shape.has_single ? 2 * register_sums : 0);
   float* before = finished[0];
   bool is_pending = false;
   for (size_t panel = 0; panel < product.panels; ++panel) {
     const uint16_t* const panel_b = product.b + panel * shape.panel_elements;
-    const uint16_t* a = product.a + product.order.element(product.part, shape.first_pair);
+    const uint16_t* a = first_a;
     float* sums = first_sums + panel * shape.panel_sums;
     const uint16_t* const next_b = panel + 1 < product.panels ? panel_b + shape.panel_elements : product.next_b;
     fetches.weights = next_b == nullptr ? panel_b : next_b;
@@ -168,6 +172,7 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
       SWITCHYARD_HAND_OVER(1)
       _tile_dpbf16ps(1, 4, 7);
       fetches.template weights_in<1>();
+      fetches.template rows_in<1>();
       _tile_stream_loadd(5, a + register_elements, row_bytes);
       SWITCHYARD_HAND_OVER(2)
       _tile_dpbf16ps(2, 5, 6);
@@ -176,6 +181,7 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
       SWITCHYARD_HAND_OVER(3)
       _tile_dpbf16ps(3, 5, 7);
       fetches.template weights_in<3>();
+      fetches.template rows_in<3>();
       a += pair_elements;
       b += pair_elements;
       fetches.sums = pair + 1 < shape.end_pair ? sums + pair_sums : first_sums + (panel + 1) * shape.panel_sums;
@@ -199,6 +205,7 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, b + register_elements, row_bytes);
         fetches.template weights_in<1>();
+        fetches.template rows_in<1>();
         fetches.sums_in();
         _tile_dpbf16ps(1, 4, 7);
         _tile_stream_loadd(5, a + register_elements, row_bytes);
@@ -208,6 +215,7 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
         finish_row();
         _tile_dpbf16ps(2, 5, 6);
         fetches.template weights_in<3>();
+        fetches.template rows_in<3>();
         fetches.sums_in();
         finish_row();
         _tile_dpbf16ps(3, 5, 7);
@@ -234,9 +242,12 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
 template <typename Ending, bool FetchesNear>
 SWITCHYARD_TARGET void multiply_single(const PartProduct& product, const Shape& shape) {
   Ending ending(product);
+  const uint16_t* const first_a = product.a + product.order.element(product.part, product.first_tile);
   const uint16_t* b = product.b;
+  // Rows that pad the tile stay what they are: nothing is made of them but more of their kind.
+  const size_t rows = std::min(register_rows, product.finish.rows.size() - product.order.tiles.begin(product.first_tile));
   for (size_t panel = 0; panel < product.panels; ++panel) {
-    const uint16_t* a = product.a + product.order.element(product.part, product.first_tile);
+    const uint16_t* a = first_a;
     float* const sums = product.sums + panel * shape.panel_sums;
     if (product.is_first()) {
       _tile_zero(0);
@@ -260,7 +271,7 @@ SWITCHYARD_TARGET void multiply_single(const PartProduct& product, const Shape& 
     _tile_stored(1, sums + register_sums, sums_row_bytes);
     if constexpr (Ending::finishes) {
       ending.at(product.first_panel + panel, product.first_tile);
-      for (size_t row = 0; row < register_rows; ++row) ending.row(sums, row);
+      for (size_t row = 0; row < rows; ++row) ending.row(sums, row);
     }
   }
 }
@@ -281,22 +292,30 @@ void multiply_unscaled(const PartProduct& product, const Shape& shape) {
   else multiply_single<Ending, false>(product, shape);
 }
 
-/** Adds the sums of a step to those so far. */
-SWITCHYARD_TARGET void add_step(const float* step_sums, const Scales& scales, size_t rows, bool goes_on, float* sums) {
-  for (size_t half = 0; half < 2; ++half) {
-    const __m512 scale = load_scales(scales, 0, half * register_columns);
-    for (size_t row = 0; row < rows; ++row) {
-      const size_t at = (row / register_rows * 2 + half) * register_sums + row % register_rows * register_columns;
-      const __m512 before = goes_on ? _mm512_loadu_ps(sums + at) : _mm512_setzero_ps();
-      _mm512_storeu_ps(sums + at, _mm512_fmadd_ps(_mm512_loadu_ps(step_sums + at), scale, before));
+/** The sums of a step, which are not added yet to those before: they are read when the next step's are stored, not as soon as they are. */
+struct Step {
+  const float* own;
+  const Scales scales;
+  size_t rows;
+  bool goes_on;
+  float* sums;
+
+  SWITCHYARD_TARGET void add() const {
+    for (size_t half = 0; half < 2; ++half) {
+      const __m512 scale = load_scales(scales, 0, half * register_columns);
+      for (size_t row = 0; row < rows; ++row) {
+        const size_t at = (row / register_rows * 2 + half) * register_sums + row % register_rows * register_columns;
+        const __m512 before = goes_on ? _mm512_loadu_ps(sums + at) : _mm512_setzero_ps();
+        _mm512_storeu_ps(sums + at, _mm512_fmadd_ps(_mm512_loadu_ps(own + at), scale, before));
+      }
     }
   }
-}
+};
 
-/** Tiles times one panel, whose steps are summed by themselves. */
+/** Tiles times one panel, whose steps are summed by themselves. Rows are read past the nearest cache, as in multiply_pairs. */
 template <typename Ending>
 SWITCHYARD_TARGET void multiply_scaled(const PartProduct& product) {
-  alignas(64) float step_sums[pair_sums];
+  alignas(64) float step_sums[2][pair_sums];
   Ending ending(product);
   float* sums = product.sums;
   const Scales& scales = product.codes.scales;
@@ -305,6 +324,8 @@ SWITCHYARD_TARGET void multiply_scaled(const PartProduct& product) {
     const bool two_registers = rows > register_rows;
     const uint16_t* a = product.a + product.order.element(product.part, tile);
     const uint16_t* b = product.b;
+    std::optional<Step> before;
+    float* own = step_sums[0];
     for (size_t group = 0; group < product.groups();) {
       const size_t first = group;
       _tile_zero(0);
@@ -312,24 +333,27 @@ SWITCHYARD_TARGET void multiply_scaled(const PartProduct& product) {
       _tile_zero(2);
       _tile_zero(3);
       for (; group < std::min(first + scales.groups, product.groups()); ++group, a += rows * group_depth, b += pair_elements) {
-        _tile_loadd(4, a, row_bytes);
+        _tile_stream_loadd(4, a, row_bytes);
         _tile_loadd(6, b, row_bytes);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, b + register_elements, row_bytes);
         _tile_dpbf16ps(1, 4, 7);
         if (!two_registers) continue;
-        _tile_loadd(5, a + register_elements, row_bytes);
+        _tile_stream_loadd(5, a + register_elements, row_bytes);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
-      _tile_stored(0, step_sums, sums_row_bytes);
-      _tile_stored(1, step_sums + register_sums, sums_row_bytes);
+      _tile_stored(0, own, sums_row_bytes);
+      _tile_stored(1, own + register_sums, sums_row_bytes);
       if (two_registers) {
-        _tile_stored(2, step_sums + 2 * register_sums, sums_row_bytes);
-        _tile_stored(3, step_sums + 3 * register_sums, sums_row_bytes);
+        _tile_stored(2, own + 2 * register_sums, sums_row_bytes);
+        _tile_stored(3, own + 3 * register_sums, sums_row_bytes);
       }
-      add_step(step_sums, scales.from(first), rows, !product.is_first() || first > 0, sums);
+      if (before) before->add();
+      before.emplace(Step{own, scales.from(first), rows, !product.is_first() || first > 0, sums});
+      own = own == step_sums[0] ? step_sums[1] : step_sums[0];
     }
+    before->add();
     if constexpr (Ending::finishes) {
       ending.at(product.first_panel, tile);
       for (size_t row = 0; row < rows; ++row) ending.row(sums, row);

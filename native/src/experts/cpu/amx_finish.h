@@ -42,14 +42,26 @@ class NextRows {
   explicit NextRows(const PartProduct& product) : finish_(product.finish) {}
 
   void at(size_t panel, size_t tile, size_t outputs) {
-    const size_t first = panel * outputs;
-    to_ = finish_.next + finish_.next_order->element_of_group(first / group_depth, tile) + first % group_depth;
-    bias_ = finish_.bias + panel * pair_columns;
-    mask_ = mask_of(finish_.columns - std::min(finish_.columns, first));
+    const RowOrder& order = *finish_.next_order;
+    if (panel != panel_) {
+      panel_ = panel;
+      const size_t first = panel * outputs;
+      const size_t part = order.parts.part_of(first / group_depth);
+      part_ = finish_.next + order.element(part, 0) + first % group_depth;
+      part_groups_ = order.parts.size(part);
+      group_ = first / group_depth - order.parts.begin(part);
+      bias_ = finish_.bias + panel * pair_columns;
+      mask_ = mask_of(finish_.columns - std::min(finish_.columns, first));
+    }
+    to_ = part_ + (order.tiles.begin(tile) * part_groups_ + group_ * order.tiles.size(tile)) * group_depth;
   }
 
   const Finish& finish_;
   uint16_t* to_ = nullptr;
+  /** Of `panel_`: the part of its group of k of the next product, of so many groups, which of them it is, and its bias. */
+  size_t panel_ = SIZE_MAX;
+  uint16_t* part_ = nullptr;
+  size_t part_groups_ = 0, group_ = 0;
   const float* bias_ = nullptr;
   /** Columns of the result; beyond it are zeros. */
   __mmask32 mask_ = 0;
@@ -87,10 +99,8 @@ class OutputRows {
   static constexpr bool finishes = true;
 
   explicit OutputRows(const PartProduct& product) : finish_(product.finish), tiles_(product.order.tiles) {
-    constexpr size_t line_bytes = 64, streamed_rows_min = 64;
-    uintptr_t addresses = 0;
-    for (const RowReference& row : finish_.rows) addresses |= reinterpret_cast<uintptr_t>(row.output);
-    streamed_ = finish_.rows.size() >= streamed_rows_min && addresses % line_bytes == 0;
+    constexpr size_t streamed_rows_min = 64;
+    streamed_ = finish_.rows.size() >= streamed_rows_min && finish_.begins_lines;
   }
   void at(size_t panel, size_t tile) {
     column_ = panel * pair_columns;

@@ -160,16 +160,15 @@ SWITCHYARD_INLINE void multiply_scaled(const float* a, const uint16_t* b, size_t
   add_step(sums, end, c);
 }
 
-/** Groups of a tile, from `first` on, as float32 times `factor`: a row every `widened_stride` elements. */
+/** Groups of a tile, from `first` on, as float32: a row every `widened_stride` elements. */
 template <int Rows>
-SWITCHYARD_INLINE void widen_rows(const uint16_t* a, size_t first, size_t groups, float factor, float* widened) {
+SWITCHYARD_INLINE void widen_rows(const uint16_t* a, size_t first, size_t groups, float* widened) {
   for (size_t line = 0; line < groups * Rows; ++line) {
     const uint16_t* const from = a + (first * Rows + line) * group_depth;
     float* const to = widened + line % Rows * widened_stride + line / Rows * group_depth;
     for (size_t i = 0; i < group_depth; i += 8) {
       const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-      const __m256 floats = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
-      _mm256_store_ps(to + i, _mm256_mul_ps(floats, _mm256_set1_ps(factor)));
+      _mm256_store_ps(to + i, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16)));
     }
   }
 }
@@ -184,7 +183,7 @@ SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
   const size_t together = step == 0 ? widened_groups : widened_groups / step * step;
   for (size_t first = 0; first < product.groups; first += together) {
     const size_t groups = std::min(together, product.groups - first);
-    widen_rows<Rows>(product.a, first, groups, 1.0f, widened);
+    widen_rows<Rows>(product.a, first, groups, widened);
     const size_t lines = product.fetch_lines * groups;
     const char* const fetch = reinterpret_cast<const char*>(product.fetch) + product.fetch_lines * first * 64;
     for (size_t line = 0; line < lines; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T2);

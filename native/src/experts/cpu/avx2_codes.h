@@ -174,6 +174,16 @@ struct U4 : FourBits<U4Values> {
   }
 };
 
+/** What widen_rows() made, times `factor`. */
+template <int Rows>
+SWITCHYARD_INLINE void lift_rows(size_t groups, float factor, float* widened) {
+  for (int row = 0; row < Rows; ++row) {
+    for (size_t i = row * widened_stride; i < row * widened_stride + groups * group_depth; i += 8) {
+      _mm256_store_ps(widened + i, _mm256_mul_ps(_mm256_load_ps(widened + i), _mm256_set1_ps(factor)));
+    }
+  }
+}
+
 /** One or two rows with codes, which are widened in registers. What codes lack, rows are multiplied by, or weights if they are to be lifted. */
 template <typename Code, int Rows, bool LiftWeights>
 SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product) {
@@ -184,7 +194,8 @@ SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product) {
   const size_t together = widened_groups / scales.groups * scales.groups;
   for (size_t first = 0; first < product.groups; first += together) {
     const size_t groups = std::min(together, product.groups - first);
-    widen_rows<Rows>(product.a, first, groups, LiftWeights ? 1.0f : Code::lift, widened);
+    widen_rows<Rows>(product.a, first, groups, widened);
+    if (!LiftWeights && Code::lift != 1) lift_rows<Rows>(groups, Code::lift, widened);
     for (size_t column = 0; column < panel_columns; column += vectors * 8) {
       for (size_t group = 0; group < groups; group += scales.groups) {
         __m256 sums[Rows][vectors] = {};

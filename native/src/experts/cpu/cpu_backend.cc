@@ -25,6 +25,8 @@ namespace {
 constexpr size_t tasks_per_member = 4;
 /** Groups of k of a packed panel that are widened at once for a single tile: a part of the first-level cache. */
 constexpr size_t widened_groups = 4;
+/** From so many tiles of rows on their number, not the weights, is what takes time. */
+constexpr size_t many_tiles = 8;
 /** Of an expert: its own, and the linear maps around them. */
 constexpr size_t stages_max = 4;
 
@@ -59,8 +61,9 @@ void pack_tile(const RowOrder& order, size_t tile, std::span<const RowReference>
   const size_t first = order.tiles.begin(tile), count = order.tiles.size(tile);
   for (size_t part = 0; part < order.parts.parts; ++part) {
     const size_t first_k = order.parts.begin(part) * group_depth, end_k = order.parts.begin(part + 1) * group_depth;
+    uint16_t* const lines = packed + order.element(part, tile);
     for (size_t row = first; row < first + count; ++row) {
-      uint16_t* line = packed + order.element(part, tile) + (row - first) * group_depth;
+      uint16_t* line = lines + (row - first) * group_depth;
       for (size_t k = first_k; k < end_k; k += group_depth, line += count * group_depth) {
         const size_t given = row < rows.size() && k < columns ? std::min(group_depth, columns - k) : 0;
         if (given < group_depth) std::memset(line, 0, group_depth * sizeof *line);
@@ -76,6 +79,24 @@ void pack_tile(const RowOrder& order, size_t tile, std::span<const RowReference>
       }
     }
   }
+}
+
+bool begin_lines(std::span<const RowReference> rows) {
+  constexpr size_t line_bytes = 64;
+  uintptr_t addresses = 0;
+  for (const RowReference& row : rows) addresses |= reinterpret_cast<uintptr_t>(row.output);
+  return addresses % line_bytes == 0;
+}
+
+/**
+ * Into how many pieces each of `tasks` tasks is cut: the fewest, at most `most`, that make at least `wanted` tasks and the same number for every
+ * member, or as many as `wanted` asks for.
+ */
+size_t pieces_of(size_t tasks, size_t most, size_t wanted, size_t members) {
+  for (size_t pieces = 1; pieces <= most; ++pieces) {
+    if (tasks * pieces >= wanted && tasks * pieces % members == 0) return pieces;
+  }
+  return std::min(most, divide_up(wanted, tasks));
 }
 
 class CpuBackend final : public ExpertBackend {
@@ -166,6 +187,7 @@ void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowRefer
   const PanelOrder& order = kernels_.order;
   for (PackedMemory& sums : sums_) sums.reserve(order.band_panels * order.columns * tiles.count * sizeof(float), "expert sums");
 
+  const bool begins_lines = begin_lines(rows);
   team_.run(tiles.parts, [&](size_t, size_t tile) { pack_tile(orders[0], tile, rows, expert.hidden(), stage_rows_[0].as<uint16_t>()); });
   for (size_t i = 0; i < stages.size(); ++i) {
     const bool last = i + 1 == stages.size();
@@ -176,7 +198,8 @@ void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowRefer
               .columns = stages[i].columns,
               .next = last ? nullptr : stage_rows_[i + 1].as<uint16_t>(),
               .next_order = last ? nullptr : &orders[i + 1],
-              .rows = rows});
+              .rows = rows,
+              .begins_lines = begins_lines});
   }
 }
 
@@ -206,11 +229,16 @@ void CpuBackend::multiply(const RowOrder& order, const uint16_t* a, const Packed
     const size_t part_elements = order.parts.largest() * kernels_.order.group_elements();
     for (PackedMemory& widened : widened_) widened.reserve(part_elements * sizeof(uint16_t), "widened weights");
   }
-  const size_t wanted = team_.members() == 1 ? 1 : team_.members() * tasks_per_member;
+  const size_t members = team_.members();
+  const size_t wanted = members == 1 ? 1 : members * tasks_per_member;
   const Split bands = weights.bands();
-  const Split band_ranges{bands.parts, std::min(bands.parts, wanted)};
-  const size_t pieces = std::min(bands.size(0), divide_up(wanted, band_ranges.parts));
-  const Split tile_ranges{order.tiles.parts, std::min(order.tiles.parts, divide_up(wanted, band_ranges.parts * pieces))};
+  // Ranges of one or two bands would be too uneven.
+  const Split band_ranges{bands.parts, bands.parts < 2 * wanted ? bands.parts : wanted};
+  // Many rows are cut rather than bands whose panels share the reading of them, few are not, for weights would be read for each part of them.
+  const bool has_many_rows = order.tiles.parts >= many_tiles;
+  const size_t pieces = pieces_of(band_ranges.parts, std::max<size_t>(1, has_many_rows ? bands.size(0) / 8 : bands.size(0)), wanted, members);
+  const size_t tasks = band_ranges.parts * pieces;
+  const Split tile_ranges{order.tiles.parts, pieces_of(tasks, has_many_rows || tasks < wanted ? order.tiles.parts : 1, wanted, members)};
   team_.run(band_ranges.parts * pieces * tile_ranges.parts, [&](size_t member, size_t index) {
     const size_t tile_range = index % tile_ranges.parts;
     const size_t band_range = index / tile_ranges.parts / pieces;

@@ -71,6 +71,8 @@ struct Finish {
   const RowOrder* next_order;
   /** All rows of A but those that pad it. */
   std::span<const RowReference> rows;
+  /** Every output row begins at a cache line. */
+  bool begins_lines;
 };
 
 /** Some tiles of rows times some panels of a band, over one part of k. */

@@ -54,10 +54,11 @@ PackedMemory& PackedMemory::operator=(PackedMemory&& other) noexcept {
 }
 
 void PackedMemory::reserve(size_t bytes, const char* what) {
-  if (bytes > bytes_) {
-    *this = PackedMemory();
-    *this = PackedMemory(bytes, what);
-  }
+  if (bytes <= bytes_) return;
+  *this = PackedMemory();
+  // What would fill half of a huge page gets a whole one.
+  const bool huge = bytes >= huge_page_bytes / 2;
+  *this = PackedMemory(huge ? (bytes + huge_page_bytes - 1) / huge_page_bytes * huge_page_bytes : bytes, what);
 }
 
 }  // namespace switchyard::cpu

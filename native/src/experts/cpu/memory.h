@@ -22,7 +22,7 @@ class PackedMemory {
     return static_cast<Element*>(data_);
   }
 
-  /** Makes room for at least `bytes`; what it held is lost if it grows. */
+  /** Makes room for at least `bytes`, in whole huge pages where that is not little; what it held is lost if it grows. */
   void reserve(size_t bytes, const char* what);
 
  private:
