@@ -101,8 +101,8 @@ struct PartProduct {
 };
 
 /**
- * What one instruction set computes. Every element of a product is summed in the order of k, in float32 and step by step
- * where there are scales, whatever the number of rows and wherever k is cut, so its bits depend on its row and column alone.
+ * What one instruction set computes. Every element of a product is summed in an order that k alone determines, in float32 and step by
+ * step where there are scales, whatever the number of rows and wherever k is cut, so its bits depend on its row and column alone.
  */
 struct Kernels {
   /** As SWITCHYARD_CPU_ISA spells it. */
