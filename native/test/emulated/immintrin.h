@@ -219,6 +219,13 @@ inline __m512bh round_two(__m512 high, __m512 low) {
   return as<__m512bh>(both);
 }
 
+/** A bit for each word that has none of the bits of `b`. */
+inline uint32_t words_without(__m512i a, __m512i b) {
+  uint32_t mask = 0;
+  for (size_t i = 0; i < 32; ++i) mask |= uint32_t{(lane<uint16_t>(a, i) & lane<uint16_t>(b, i)) == 0} << i;
+  return mask;
+}
+
 /** Words whose bit of the mask is set, and zeros. */
 template <typename Vector>
 inline Vector mask_words(uint32_t mask, Vector words) {
@@ -291,8 +298,9 @@ inline Vector mask_words(uint32_t mask, Vector words) {
 #define _mm512_cvtepu8_epi32(a) emulated::each<__m512i, int32_t>([&](size_t i) { return emulated::lane<uint8_t>(a, i); })
 #define _mm512_cvtepu16_epi32(a) emulated::each<__m512i, int32_t>([&](size_t i) { return emulated::lane<uint16_t>(a, i); })
 #define _mm512_cvtepi32_ps(a) emulated::halves<__m512, __m256>([](__m256 x) { return _mm256_cvtepi32_ps(_mm256_castps_si256(x)); }, a)
-#define _mm512_cvtph_ps(a) emulated::each<__m512, float>([&](size_t i) { return _cvtsh_ss(emulated::lane<uint16_t>(a, i)); })
 #define _mm512_permutexvar_epi16(index, a) emulated::each<__m512i, uint16_t>([&](size_t i) { return emulated::lane<uint16_t>(a, emulated::lane<uint16_t>(index, i) % 32); })
+#define _mm512_mask_permutexvar_epi16(otherwise, mask, index, a) emulated::each<__m512i, uint16_t>([&](size_t i) { return (mask) >> i & 1 ? emulated::lane<uint16_t>(a, emulated::lane<uint16_t>(index, i) % 32) : emulated::lane<uint16_t>(otherwise, i); })
+#define _mm512_testn_epi16_mask(a, b) emulated::words_without(a, b)
 #define _mm512_maskz_mov_epi16(mask, a) emulated::mask_words(mask, a)
 #define _mm256_maskz_mov_epi16(mask, a) emulated::mask_words(0xffff0000 | (mask), a)
 // clang-format on

@@ -156,12 +156,16 @@ SWITCHYARD_TARGET void store_row(const float* c, const float* bias, uint16_t* ou
 /** What codes of 16 columns and two k count, in BF16, as the kernels read them. */
 struct E4m3Line {
   static constexpr size_t bytes = 32;
+  /** Those of no exponent, by their three bits. */
+  static constexpr uint16_t subnormal[32] = {0x0000, 0x3700, 0x3780, 0x37c0, 0x3800, 0x3820, 0x3840, 0x3860};
+  SWITCHYARD_INLINE static __m512i words_of(int value) { return _mm512_set1_epi16(static_cast<short>(value)); }
   SWITCHYARD_INLINE static __m512i widen(const uint8_t* codes) {
     const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
-    // The exponent of a half float has a bit more, behind the sign.
-    const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(words, 7), _mm512_set1_epi16(static_cast<short>(0xbf80)));
-    const Vector low{_mm512_cvtph_ps(_mm512_castsi512_si256(halves))};
-    return round_pair(low, {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1))});
+    // In units the exponent is 112 more, which has none of its four bits.
+    const __m512i normal = _mm512_or_si512(_mm512_and_si512(_mm512_slli_epi16(words, 4), words_of(0x07f0)), words_of(0x3800));
+    const __mmask32 below = _mm512_testn_epi16_mask(words, words_of(0x0078));
+    const __m512i size = _mm512_mask_permutexvar_epi16(normal, below, words, _mm512_loadu_si512(subnormal));
+    return _mm512_or_si512(_mm512_and_si512(words, words_of(0x8000)), size);
   }
 };
 
