@@ -107,7 +107,6 @@ async function benchShape(name: string, shape: Shape, { runs, log }: BenchOption
     results.push(summarizeTurns(`${name}-${rows}`, weightBytes(shape) * rows, rows === 1, turns));
   }
   ours.close();
-  for (const peer of [limits, ...python]) peer?.close();
   return results;
 }
 

@@ -12,6 +12,7 @@ import { layerGroups } from './layer.js';
 import { linkGroups } from './link.js';
 import { moveGroups } from './moves.js';
 import { packedExpertGroups } from './packed-experts.js';
+import { closePeers } from './peer.js';
 import { benchPlane } from './plane.js';
 import { type BenchOptions, type BenchReport, type BenchResult, formatResult, machine } from './report.js';
 import { tracingGroups } from './tracing.js';
@@ -55,7 +56,8 @@ export async function runBench(group: string | null, options: BenchOptions): Pro
   const results: BenchResult[] = [];
   for (const name of chosen) {
     options.log(`measuring ${name} …`);
-    for (const result of await groups[name]!(options)) {
+    const measured = await groups[name]!(options).finally(closePeers);
+    for (const result of measured) {
       options.log(formatResult(result));
       results.push(result);
     }

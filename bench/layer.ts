@@ -133,7 +133,6 @@ async function benchCase(
     results.push(summarizeTurns(`${name}-${tokens}`, work, false, turns));
   }
   layer.close();
-  for (const peer of [limits, torch, kt]) peer?.close();
   return results;
 }
 

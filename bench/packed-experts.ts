@@ -106,7 +106,6 @@ async function benchForm(name: string, stored: Stored, { runs, log }: BenchOptio
       });
     }
     for (const held of [packed, usual]) held.close();
-    limits.close();
     file.close();
     return results;
   } finally {

@@ -8,9 +8,18 @@ import { torchPython } from './peers/torch.js';
 
 type Log = (line: string) => void;
 
+/** Peers that wait for questions, which keeps this process from ending. */
+const open = new Set<Peer>();
+
+/** Ends the peers of a benchmark that is over, or has failed. */
+export function closePeers(): void {
+  for (const peer of open) peer.close();
+}
+
 /**
  * Another implementation in a process of its own. Once it has loaded it says "ready" and what it can do; from then on it
- * answers every line with a line, so that it takes turns with what it is measured beside.
+ * answers every line with a line, so that it takes turns with what it is measured beside. It ends with its
+ * benchmark.
  */
 export class Peer {
   private readonly lines: AsyncIterator<string>;
@@ -35,6 +44,7 @@ export class Peer {
     // A peer that has ended is seen where its answer is missing.
     child.stdin.on('error', () => {});
     const peer = new Peer(name, child, ended);
+    open.add(peer);
     const first = await Promise.race([peer.lines.next(), ended]);
     if (typeof first === 'object' && !first.done && first.value.startsWith('ready')) {
       peer.ready = first.value;
@@ -66,6 +76,7 @@ export class Peer {
 
   /** The peer ends when its input does. */
   close(): void {
+    open.delete(this);
     this.process.stdin.end();
   }
 }
