@@ -1,7 +1,8 @@
 import { type Expert, type ExpertBackend, native, type TensorSource } from '../native/index.js';
+import { usableCores } from '../services/common/machine.js';
 import { type Peer, startNative, startPython } from './peer.js';
-import type { BenchOptions, BenchResult } from './report.js';
-import { type Call, cpuSeconds, summarizeTurns, takeTurns } from './turns.js';
+import { type BenchOptions, type BenchResult, summarize } from './report.js';
+import { type Call, cpuSeconds, ofBound, summarizeTurns, takeTurns } from './turns.js';
 
 export interface Shape {
   activation: 'swiglu' | 'gelu';
@@ -15,8 +16,11 @@ const shapes: Shape[] = [
   { activation: 'swiglu', hidden: 1024, ffn: 2816 },
 ];
 const rowCounts = [1, 16, 128, 512, 2048];
+/** With which two threads are measured beside one. */
+const threadRows = 512;
 /** Few rows are bound by memory, so experts take turns until no cache holds them all. */
 const workingSetBytes = 256e6;
+const expertsOf = (shape: Shape) => Math.max(1, Math.floor(workingSetBytes / weightBytes(shape)));
 /** Calls with few rows are short: more of them make up one counted run. */
 const turnsPerRun = (rows: number) => (rows <= 16 ? 10 : rows <= 128 ? 4 : 1);
 
@@ -43,13 +47,14 @@ export async function loadExperts(backend: ExpertBackend, shape: Shape, count: n
   return experts;
 }
 
-/** Experts on one thread, over memory of `rowsMax` rows. */
+/** Experts over memory of `rowsMax` rows. `forward` is for one thread; `compute` takes its time by the clock. */
 export async function holdExperts(
   { hidden }: Shape,
   rowsMax: number,
   load: (backend: ExpertBackend) => Promise<Expert[]>,
+  threads = 1,
 ) {
-  const backend = native.createCpuBackend({ threads: 1 });
+  const backend = native.createCpuBackend({ threads });
   const experts = await load(backend);
   const rows = await native.synthesizeTokens({
     seed: 3,
@@ -61,12 +66,15 @@ export async function holdExperts(
   });
   const output = native.allocateSlab(rowsMax * hidden * 2);
   const indices = Uint32Array.from({ length: rowsMax }, (_, row) => row);
-  const forward: Call = async (count, expert) => {
+  const compute: Call = async (count, expert) => {
     const input = { rows, indices: indices.subarray(0, count), output, outputRow: 0, inputWeights: null };
+    const [time] = await backend.forward([{ expert: experts[expert]!, inputs: [input] }]);
+    return time!.seconds;
+  };
+  const forward: Call = async (count, expert) => {
     let ownSeconds = 0;
     const seconds = await cpuSeconds(async () => {
-      const [time] = await backend.forward([{ expert: experts[expert]!, inputs: [input] }]);
-      ownSeconds = time!.seconds;
+      ownSeconds = await compute(count, expert);
     });
     // The process also made the call, and the clock of the one thread that computed also counts other programs.
     return Math.min(seconds, ownSeconds);
@@ -75,7 +83,7 @@ export async function holdExperts(
     for (const held of [...experts, rows, output]) held.release();
     backend.close();
   };
-  return { isa: backend.description.detail, bytes: experts[0]!.bytes, forward, close };
+  return { isa: backend.description.detail, bytes: experts[0]!.bytes, forward, compute, close };
 }
 
 /** The peers that are there, by name. KTransformers computes SwiGLU alone; beside GELU its time counts per operation. */
@@ -91,7 +99,7 @@ function openPeers(limits: Peer, python: (Peer | null)[], shape: Shape): Record<
 
 async function benchShape(name: string, shape: Shape, { runs, log }: BenchOptions): Promise<BenchResult[]> {
   native.configure({ slabBytesMax: 2 ** 30, threads: 1 });
-  const expertCount = Math.max(1, Math.floor(workingSetBytes / weightBytes(shape)));
+  const expertCount = expertsOf(shape);
   const rowsMax = Math.max(...rowCounts);
   const ours = await holdExperts(shape, rowsMax, (backend) => loadExperts(backend, shape, expertCount));
   const sizes = [shape.hidden, shape.ffn, expertCount].map(String);
@@ -104,17 +112,51 @@ async function benchShape(name: string, shape: Shape, { runs, log }: BenchOption
   const results: BenchResult[] = [];
   for (const rows of rowCounts) {
     const turns = await takeTurns(runs * turnsPerRun(rows), expertCount, rows, ours.forward, peers, limits);
-    results.push(summarizeTurns(`${name}-${rows}`, weightBytes(shape) * rows, rows === 1, turns));
+    const work = weightBytes(shape) * rows;
+    const result = summarizeTurns(`${name}-${rows}`, work, rows === 1, turns);
+    results.push({ ...result, details: { ...result.details, 'of bound': ofBound(rows, work, turns) } });
   }
   ours.close();
   return results;
 }
 
-/** Expert FFNs on one core beside what the core can do at best, oneDNN, PyTorch and KTransformers, all taking turns. */
+/** Two threads and one take turns. Time is that of the clock, because CPU time does not tell whether threads compute at once. */
+async function benchThreads(id: string, shape: Shape, { runs, log }: BenchOptions): Promise<BenchResult[]> {
+  if (usableCores() < 2) {
+    log(`${id} is left out: there is one core`);
+    return [];
+  }
+  native.configure({ slabBytesMax: 2 ** 30, threads: 1 });
+  const expertCount = expertsOf(shape);
+  const hold = (threads: number) =>
+    holdExperts(shape, threadRows, (backend) => loadExperts(backend, shape, expertCount), threads);
+  const [one, two] = [await hold(1), await hold(2)];
+  const rate = (seconds: number) => (weightBytes(shape) * threadRows) / seconds / 1e12;
+  const turn = async (expert: number) => ({
+    reference: rate(await one.compute(threadRows, expert)),
+    value: rate(await two.compute(threadRows, expert)),
+  });
+  // Uncounted, every expert once: fresh memory is slow.
+  for (let expert = 0; expert < expertCount; expert++) await turn(expert);
+  const turns = [];
+  for (let index = 0; index < runs * turnsPerRun(threadRows); index++)
+    turns.push(await turn(index % expertCount));
+  for (const held of [one, two]) held.close();
+  return [summarize(id, 'TFLOP/s', 'one thread', turns)];
+}
+
+/**
+ * Expert FFNs on one core beside what the core can do at best, oneDNN, PyTorch and KTransformers, all taking turns, and on two
+ * cores beside one.
+ */
 export const expertGroups: Record<string, (options: BenchOptions) => Promise<BenchResult[]>> =
   Object.fromEntries(
-    shapes.map((shape) => {
+    shapes.flatMap((shape) => {
       const name = `experts/${shape.hidden}x${shape.ffn}-${shape.activation}`;
-      return [name, (options: BenchOptions) => benchShape(name, shape, options)];
+      const threads = `${name}-${threadRows}-2threads`;
+      return [
+        [name, (options: BenchOptions) => benchShape(name, shape, options)],
+        [threads, (options: BenchOptions) => benchThreads(threads, shape, options)],
+      ];
     }),
   );

@@ -51,6 +51,18 @@ export async function takeTurns(
   return turns;
 }
 
+/** Operations a second: the better of the two peaks. */
+const peakOf = (turn: Turn) => Math.max(turn.registers, turn.cached);
+
+/**
+ * What a call with `rows` rows reaches of its bound. A byte of BF16 weights gives one operation a row, so reading them bounds few
+ * rows: operations a second ÷ min(peak, rows × bytes a second of plain reading), the median of the ratios within the turns.
+ */
+export function ofBound(rows: number, operations: number, turns: Turn[]): number {
+  const bound = (turn: Turn) => Math.min(peakOf(turn), rows * turn.read);
+  return median(turns.map((turn) => operations / turn.ours / bound(turn)));
+}
+
 /**
  * `work` of one call is operations, beside the better of the two peaks, or with `byBytes` bytes, beside plain reading.
  * `x NAME` in the details is how many times faster ours is than that peer: the median of the ratios within the turns.
@@ -58,7 +70,7 @@ export async function takeTurns(
 export function summarizeTurns(id: string, work: number, byBytes: boolean, turns: Turn[]): BenchResult {
   const scale = byBytes ? 1e9 : 1e12;
   const rate = (seconds: number) => work / seconds / scale;
-  const limit = (turn: Turn) => (byBytes ? turn.read : Math.max(turn.registers, turn.cached)) / scale;
+  const limit = (turn: Turn) => (byBytes ? turn.read : peakOf(turn)) / scale;
   const runs = turns.map((turn) => ({ value: rate(turn.ours), reference: limit(turn) }));
   const details: Record<string, number> = {
     'register TFLOP/s': median(turns.map((turn) => turn.registers)) / 1e12,

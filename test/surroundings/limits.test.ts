@@ -152,4 +152,11 @@ async function start(
     await doctor.exited;
     expect(doctor.lines.join('\n')).toMatch(/limited to 1\.00 by \/sys\/fs\/cgroup\/.*cpu\./);
   });
+
+  test('two threads are not measured beside one', async () => {
+    const name = 'experts/1024x2816-swiglu-512-2threads';
+    const bench = group.switchyard(['bench', name]);
+    expect((await bench.exited).code).toBe(0);
+    expect(bench.lines).toContain(`${name} is left out: there is one core`);
+  });
 });
