@@ -488,6 +488,9 @@ export interface Addon {
    */
   endWithin(milliseconds: number, exitStatus: number): void;
 
+  /** The share of memory for weights that the system puts into huge pages, 0 to 1: some is taken, looked at and given back. */
+  hugePageShare(): number;
+
   /** Bare copy speed of this machine: bytes per second, median of several runs over `bytes`. For benchmarks. */
   measureMemcpy(bytes: number): Promise<number>;
   /** Float32 operations a second of one core, by fused multiply-adds that touch no memory: median of several runs. */

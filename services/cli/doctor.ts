@@ -29,7 +29,8 @@ export const doctorCommand = defineCommand({
   help: { json: [null, 'print the findings as JSON'] },
   examples: ['switchyard doctor', 'switchyard doctor --json > doctor.json'],
   run: async ({ json }) => {
-    const findings = [...(await software()), ...machine(), ...(await ports())];
+    const addon = await loadAddon();
+    const findings = [...software(addon), ...machine(addon), ...(await ports())];
     if (json) process.stdout.write(`${JSON.stringify(findings, null, 2)}\n`);
     else {
       const rows = findings.map(({ name, state, detail }) => [state.toUpperCase(), name, detail]);
@@ -47,8 +48,7 @@ function node(): Finding {
   return { name: 'Node', state: enough ? 'ok' : 'missing', detail };
 }
 
-async function software(): Promise<Finding[]> {
-  const addon = await loadAddon();
+function software(addon: Addon | string): Finding[] {
   const found: Finding[] = [node()];
   if (typeof addon === 'string') {
     found.push({ name: 'native addon', state: 'missing', detail: addon });
@@ -141,7 +141,7 @@ function cuda(found: CudaDescription | null): Finding[] {
   ];
 }
 
-function machine(): Finding[] {
+function machine(addon: Addon | string): Finding[] {
   const memory = memoryBound();
   const cores = coreBound();
   const limited = (limit: string, { by }: Bound) => (by === null ? '' : `, limited to ${limit} by ${by}`);
@@ -156,7 +156,7 @@ function machine(): Finding[] {
       state: 'ok',
       detail: `${bytes(freemem())} free of ${bytes(totalmem())}${limited(bytes(memory.value), memory)}`,
     },
-    hugePages(read(transparentHugePages), read('/proc/self/status'), read('/proc/meminfo')),
+    ...(typeof addon === 'string' ? [] : [hugePages(addon.hugePageShare(), readHugePageFiles())]),
     sharedMemory(),
     {
       name: 'NVIDIA device',
@@ -166,20 +166,47 @@ function machine(): Finding[] {
   ];
 }
 
-const transparentHugePages = '/sys/kernel/mm/transparent_hugepage/enabled';
+const hugePagesPath = '/sys/kernel/mm/transparent_hugepage/enabled';
+/** Newer kernels have a setting for each size; it decides unless it is `inherit`. */
+const hugePagesSizePath = '/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled';
 
-/** Whether packed weights lie in huge pages: a system may give none, or none to this process. */
-export function hugePages(enabled: string, status: string, memory: string): Finding {
-  const reserved = /^HugePages_Total:\s+(\d+)/m.exec(memory)?.[1] ?? '0';
-  const transparent = /\[(\w+)\]/.exec(enabled)?.[1] ?? 'unknown';
-  const forbidden = /^THP_enabled:\s+0/m.test(status);
-  const given = (transparent === 'always' || transparent === 'madvise') && !forbidden;
-  const why = forbidden ? 'not for this process' : `echo madvise > ${transparentHugePages}`;
-  const weights = given
-    ? 'expert weights lie in them'
-    : `expert weights lie in pages of 4 KiB, which takes time where a batch has few rows (${why})`;
-  const detail = `transparent: ${transparent}: ${weights}; ${reserved} reserved`;
-  return { name: 'huge pages', state: given ? 'ok' : 'absent', detail };
+/** What the system says of huge pages; empty where it has no such file. */
+interface HugePageFiles {
+  enabled: string;
+  sizeEnabled: string;
+  /** Of this process. */
+  status: string;
+  memory: string;
+}
+
+function readHugePageFiles(): HugePageFiles {
+  return {
+    enabled: read(hugePagesPath),
+    sizeEnabled: read(hugePagesSizePath),
+    status: read('/proc/self/status'),
+    memory: read('/proc/meminfo'),
+  };
+}
+
+/** Whether weights lie in huge pages, by the share of such memory that got them, and what keeps them from it. */
+export function hugePages(share: number, files: HugePageFiles): Finding {
+  const chosen = (setting: string) => /\[(\w+)\]/.exec(setting)?.[1];
+  const ofSize = chosen(files.sizeEnabled) ?? 'inherit';
+  const [path, setting] =
+    ofSize === 'inherit' ? [hugePagesPath, chosen(files.enabled) ?? 'unknown'] : [hugePagesSizePath, ofSize];
+  const reserved = /^HugePages_Total:\s+(\d+)/m.exec(files.memory)?.[1] ?? '0';
+  const finding = (state: Finding['state'], weights: string): Finding => ({
+    name: 'huge pages',
+    state,
+    detail: `transparent: ${setting}: expert weights lie ${weights}; ${reserved} reserved`,
+  });
+  if (share === 1) return finding('ok', 'in them');
+  let why = `echo madvise > ${path}`;
+  if (/^THP_enabled:\s+0/m.test(files.status)) why = 'not for this process';
+  else if (setting === 'always' || setting === 'madvise')
+    why = 'memory is fragmented: echo 1 > /proc/sys/vm/compact_memory';
+  const where = `${share > 0 ? 'partly ' : ''}in pages of 4 KiB`;
+  return finding('absent', `${where}, which takes time where a batch has few rows (${why})`);
 }
 
 function sharedMemory(): Finding {

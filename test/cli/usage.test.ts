@@ -117,6 +117,12 @@ describe('doctor', () => {
     expect(byName.get('Node')).toMatchObject({ state: 'ok' });
     expect(byName.get('native addon')).toMatchObject({ state: 'ok' });
     expect(byName.get('cores')?.detail).toMatch(/^\d+ usable of \d+/);
+    const { state, detail } = byName.get('huge pages')!;
+    expect(detail).toMatch(
+      state === 'ok'
+        ? /: expert weights lie in them; /
+        : /: expert weights lie (partly )?in pages of 4 KiB, /,
+    );
   });
 });
 

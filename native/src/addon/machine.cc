@@ -16,6 +16,7 @@
 #include "addon/cuda.h"
 #include "addon/process.h"
 #include "addon/ucx.h"
+#include "experts/cpu/memory.h"
 #include "kernels/fma_peak.h"
 
 namespace switchyard::addon {
@@ -73,6 +74,8 @@ Napi::Value configure_process(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+Napi::Value huge_page_share(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), cpu::huge_page_share()); }
+
 /** Bytes per second of one thread, the median of several runs over warm memory. */
 double measure_memcpy(size_t bytes) {
   const SlabRef source = arena().allocate(bytes);
@@ -117,6 +120,7 @@ void require_processor(Napi::Env env) {
 void export_machine(Napi::Object exports) {
   export_function(exports, "configure", configure_process);
   export_function(exports, "describe", describe);
+  export_function(exports, "hugePageShare", huge_page_share);
   export_operation(exports, "measureMemcpy", prepare_measure_memcpy);
   export_operation(exports, "measureFma", prepare_measure_fma);
 }

@@ -2,6 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
 #include <string>
 #include <utility>
 
@@ -59,6 +63,25 @@ void PackedMemory::reserve(size_t bytes, const char* what) {
   // What would fill half of a huge page gets a whole one.
   const bool huge = bytes >= huge_page_bytes / 2;
   *this = PackedMemory(huge ? (bytes + huge_page_bytes - 1) / huge_page_bytes * huge_page_bytes : bytes, what);
+}
+
+double huge_page_share() {
+  const PackedMemory memory(4 * huge_page_bytes, "huge pages");
+  std::memset(memory.as<char>(), 1, memory.bytes());
+  const auto address = reinterpret_cast<uintptr_t>(memory.as<char>());
+  std::ifstream mappings("/proc/self/smaps");
+  bool found = false;
+  for (std::string line; std::getline(mappings, line);) {
+    uintptr_t begin, end;
+    size_t kibibytes;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {
+      found = begin <= address && address < end;
+    } else if (found && std::sscanf(line.c_str(), "AnonHugePages: %zu", &kibibytes) == 1) {
+      // The system may join the mapping with another one.
+      return std::min(1.0, 1024.0 * static_cast<double>(kibibytes) / static_cast<double>(memory.bytes()));
+    }
+  }
+  return 0;
 }
 
 }  // namespace switchyard::cpu

@@ -30,4 +30,7 @@ class PackedMemory {
   size_t bytes_ = 0;
 };
 
+/** The share of such memory that the system puts into huge pages, 0 to 1: some is written, and looked up in /proc/self/smaps. */
+double huge_page_share();
+
 }  // namespace switchyard::cpu
