@@ -3,7 +3,7 @@ import { dirname, join } from 'node:path';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { native, type Slab } from '../../native/index.js';
 import { addonPath } from '../../native/locate.js';
-import { rounded, slabOf, someValues, synthetic, valuesOf } from './support.js';
+import { rounded, runScript, slabOf, someValues, synthetic, valuesOf } from './support.js';
 
 const slabs: Slab[] = [];
 
@@ -138,4 +138,23 @@ test('describe names the processor and what is built in', () => {
   // The module lies beside the addon in a build with CUDA; whether it finds a device is the machine's matter.
   expect(found.cuda !== null).toBe(existsSync(join(dirname(addonPath()), 'switchyard_cuda.so')));
   if (found.cuda !== null) expect(found.cuda.problem === null).toBe(found.cuda.devices.length > 0);
+});
+
+test('describe names the instruction sets that experts can be computed with, and no other', async () => {
+  const output = await runScript(`
+    const names = ['avx2', 'avx512-bf16', 'amx-bf16'];
+    const usable = names.filter((name) => {
+      process.env.SWITCHYARD_CPU_ISA = name;
+      try {
+        native.createCpuBackend({ threads: 1 }).close();
+        return true;
+      } catch (error) {
+        if (error.code !== 'INVALID_ARGUMENT') throw error;
+        return false;
+      }
+    });
+    const named = names.filter((name) => native.describe().isa.includes(name));
+    console.log(JSON.stringify({ named, usable }));`);
+  const { named, usable } = JSON.parse(output);
+  expect(named).toEqual(usable);
 });

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <ranges>
 #include <string>
 #include <thread>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "addon/cuda.h"
 #include "addon/process.h"
 #include "addon/ucx.h"
+#include "experts/cpu/kernels.h"
 #include "experts/cpu/memory.h"
 #include "kernels/fma_peak.h"
 
@@ -39,15 +41,14 @@ std::string processor_name() {
   return name.empty() ? "unknown" : name;
 }
 
-/** The instruction sets that the kernels know, as far as this processor and its operating system have them. */
+/** What experts can be computed with here, as SWITCHYARD_CPU_ISA spells it, and what other kernels use besides. */
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> found;
-  if (__builtin_cpu_supports("avx2")) found.push_back("avx2");
+  for (const cpu::Kernels* kernels : std::views::reverse(cpu::all_kernels())) {
+    if (kernels->supported()) found.emplace_back(kernels->name);
+  }
   if (__builtin_cpu_supports("fma")) found.push_back("fma");
   if (__builtin_cpu_supports("avx512f")) found.push_back("avx512f");
-  if (__builtin_cpu_supports("avx512bf16")) found.push_back("avx512-bf16");
-  unsigned a, b, c, d;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22)) && (d & (1u << 24))) found.push_back("amx-bf16");
   return found;
 }
 
