@@ -126,20 +126,23 @@ struct Fetches {
   }
 };
 
-/** Stores what a register holds of the tile before, and begins the next: with zeros, or with what has been summed so far. */
-#define SWITCHYARD_HAND_OVER(number)                                                       \
-  _tile_stored(number, before + (number) * register_sums, sums_row_bytes);                 \
-  if (first_part) {                                                                        \
-    _tile_zero(number);                                                                    \
-  } else {                                                                                 \
-    _tile_stream_loadd(number, sums + (number) * register_sums, sums_row_bytes);           \
+/**
+ * Stores what a register holds of the tile before, unless that has one register of rows and this is of the second, and begins the next sums with
+ * zeros, or with what has been summed so far.
+ */
+#define SWITCHYARD_HAND_OVER(number)                                                                                      \
+  if ((number) < 2 || before_rows > register_rows) _tile_stored(number, before + (number) * register_sums, sums_row_bytes); \
+  if (first_part) {                                                                                                       \
+    _tile_zero(number);                                                                                                   \
+  } else {                                                                                                                \
+    _tile_stream_loadd(number, sums + (number) * register_sums, sums_row_bytes);                                          \
   }
 
 /**
- * Tiles of two registers of rows times all panels. Registers 0 to 3 hold sums [register of rows][register of columns], 4 and 5 rows,
- * 6 and 7 weights. A panel's part stays in the nearest cache while tile after tile uses it; rows are read past that cache, or
- * they would drive it out. The sums of one tile are stored, and its rows finished, between the products of the next.
- * WeightLines: see Fetches; 0: there is one tile, for which weights are fetched to the nearest cache instead.
+ * Tiles of two registers of rows times all panels, and the tile of one, if there is one. Registers 0 to 3 hold sums [register of rows][register of
+ * columns], 4 and 5 rows, 6 and 7 weights. A panel's part stays in the nearest cache while tile after tile uses it, that of one register last; rows are
+ * read past that cache, or they would drive it out. The sums of one tile are stored, and its rows finished, between the products of the next.
+ * WeightLines: see Fetches; 0: there is one tile of two registers, for which weights are fetched to the nearest cache instead.
  */
 template <typename Ending, size_t WeightLines>
 SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& shape) {
@@ -150,17 +153,35 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
   const size_t next_part = product.is_last() ? 0 : product.part + 1;
   Fetches<WeightLines> fetches{.quarter = shape.panel_elements / 4, .row_gaps = product.panels > 8 ? 2u : 4u, .sums_written = !Ending::finishes};
   if (shape.pairs() >= fetching_pairs_min) fetches.rows = product.a + product.order.element(next_part, shape.first_pair);
-  const uint16_t* const first_a = product.a + product.order.element(product.part, shape.first_pair);
-  float* const first_sums = product.sums + (shape.has_single ? 2 * register_sums : 0);
+  const uint16_t* const pairs_a = product.a + product.order.element(product.part, shape.first_pair);
+  const uint16_t* const single_a = product.a + product.order.element(product.part, product.first_tile);
+  // Of the tile before: where its sums go, its rows, and how many of them are finished. At first there is none.
   float* before = finished[0];
-  bool is_pending = false;
+  size_t before_rows = 2 * register_rows, row = before_rows;
+  const auto finish_row = [&]() SWITCHYARD_TARGET __attribute__((always_inline)) {
+    if (!Ending::finishes || row == before_rows) return;
+    ending.row(before, row);
+    ++row;
+  };
+  const auto end_tile = [&](size_t panel, size_t tile, size_t rows, float* sums) SWITCHYARD_TARGET __attribute__((always_inline)) {
+    before_rows = rows;
+    if constexpr (Ending::finishes) {
+      ending.at(product.first_panel + panel, tile);
+      before = before == finished[0] ? finished[1] : finished[0];
+      row = 0;
+    } else {
+      before = sums;
+      row = rows;
+    }
+  };
   for (size_t panel = 0; panel < product.panels; ++panel) {
     const uint16_t* const panel_b = product.b + panel * shape.panel_elements;
-    const uint16_t* a = first_a;
-    float* sums = first_sums + panel * shape.panel_sums;
+    const uint16_t* a = pairs_a;
+    float* const panel_sums = product.sums + panel * shape.panel_sums;
+    float* sums = panel_sums + (shape.has_single ? 2 * register_sums : 0);
     const uint16_t* const next_b = panel + 1 < product.panels ? panel_b + shape.panel_elements : product.next_b;
     fetches.weights = next_b == nullptr ? panel_b : next_b;
-    for (size_t pair = shape.first_pair; pair < shape.end_pair; ++pair) {
+    for (size_t pair = shape.first_pair; pair < shape.end_pair; ++pair, sums += pair_sums) {
       const uint16_t* b = panel_b;
       _tile_stream_loadd(4, a, row_bytes);
       _tile_loadd(6, b, row_bytes);
@@ -184,13 +205,7 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
       fetches.template rows_in<3>();
       a += pair_elements;
       b += pair_elements;
-      fetches.sums = pair + 1 < shape.end_pair ? sums + pair_sums : first_sums + (panel + 1) * shape.panel_sums;
-      size_t row = 0;
-      const auto finish_row = [&]() SWITCHYARD_TARGET __attribute__((always_inline)) {
-        if (!Ending::finishes || !is_pending || row == 2 * register_rows) return;
-        ending.row(before, row);
-        ++row;
-      };
+      fetches.sums = pair + 1 < shape.end_pair ? sums + pair_sums : panel_sums + (shape.has_single ? 0 : shape.panel_sums);
       for (size_t group = 1; group < shape.groups; ++group, a += pair_elements, b += pair_elements) {
         _tile_stream_loadd(4, a, row_bytes);
         _tile_loadd(6, b, row_bytes);
@@ -220,26 +235,52 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
         finish_row();
         _tile_dpbf16ps(3, 5, 7);
       }
-      while (Ending::finishes && is_pending && row < 2 * register_rows) finish_row();
-      if constexpr (Ending::finishes) {
-        ending.at(product.first_panel + panel, pair);
-        is_pending = true;
-        before = before == finished[0] ? finished[1] : finished[0];
-      } else {
-        before = sums;
-      }
-      sums += pair_sums;
+      while (row < before_rows) finish_row();
+      end_tile(panel, pair, 2 * register_rows, sums);
     }
+    if (!shape.has_single) continue;
+    sums = panel_sums;
+    fetches.sums = panel_sums + shape.panel_sums + 2 * register_sums;
+    for (size_t group = 0; group < shape.groups; ++group) {
+      const uint16_t* const b = panel_b + group * pair_elements;
+      _tile_stream_loadd(4, single_a + group * register_elements, row_bytes);
+      _tile_loadd(6, b, row_bytes);
+      if (group == 0) {
+        SWITCHYARD_HAND_OVER(0)
+      } else {
+        fetches.sums_in();
+        fetches.sums_in();
+        finish_row();
+        finish_row();
+      }
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + register_elements, row_bytes);
+      if (group == 0) {
+        SWITCHYARD_HAND_OVER(1)
+        // The tile before has two registers of rows.
+        _tile_stored(2, before + 2 * register_sums, sums_row_bytes);
+        _tile_stored(3, before + 3 * register_sums, sums_row_bytes);
+      } else {
+        fetches.sums_in();
+        fetches.sums_in();
+        finish_row();
+      }
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    while (row < before_rows) finish_row();
+    end_tile(panel, product.first_tile, register_rows, sums);
   }
   _tile_stored(0, before, sums_row_bytes);
   _tile_stored(1, before + register_sums, sums_row_bytes);
-  _tile_stored(2, before + 2 * register_sums, sums_row_bytes);
-  _tile_stored(3, before + 3 * register_sums, sums_row_bytes);
-  for (size_t row = 0; Ending::finishes && row < 2 * register_rows; ++row) ending.row(before, row);
+  if (before_rows > register_rows) {
+    _tile_stored(2, before + 2 * register_sums, sums_row_bytes);
+    _tile_stored(3, before + 3 * register_sums, sums_row_bytes);
+  }
+  while (row < before_rows) finish_row();
 }
 
-/** The tile of one register of rows times all panels. FetchesNear: it is the only one, so that the weights are not near yet. */
-template <typename Ending, bool FetchesNear>
+/** The only tile, of one register of rows, times all panels: weights are fetched to the nearest cache. */
+template <typename Ending>
 SWITCHYARD_TARGET void multiply_single(const PartProduct& product, const Shape& shape) {
   Ending ending(product);
   const uint16_t* const first_a = product.a + product.order.element(product.part, product.first_tile);
@@ -257,10 +298,8 @@ SWITCHYARD_TARGET void multiply_single(const PartProduct& product, const Shape& 
       _tile_loadd(1, sums + register_sums, sums_row_bytes);
     }
     for (size_t group = 0; group < shape.groups; ++group, a += register_elements, b += pair_elements) {
-      if constexpr (FetchesNear) {
 #pragma GCC unroll 32
-        for (size_t line = 0; line < pair_lines; ++line) fetch_near(b + near_elements + line * line_elements);
-      }
+      for (size_t line = 0; line < pair_lines; ++line) fetch_near(b + near_elements + line * line_elements);
       _tile_loadd(4, a, row_bytes);
       _tile_loadd(6, b, row_bytes);
       _tile_dpbf16ps(0, 4, 6);
@@ -280,16 +319,13 @@ template <typename Ending>
 void multiply_unscaled(const PartProduct& product, const Shape& shape) {
   // So many lines a group, that all pairs together fetch the next panel's part.
   switch (std::bit_floor(shape.pairs())) {
-    case 0: break;
+    case 0: multiply_single<Ending>(product, shape); break;
     case 1: multiply_pairs<Ending, 0>(product, shape); break;
     case 2: multiply_pairs<Ending, 16>(product, shape); break;
     case 4: multiply_pairs<Ending, 8>(product, shape); break;
     case 8: multiply_pairs<Ending, 4>(product, shape); break;
     default: multiply_pairs<Ending, 2>(product, shape);
   }
-  if (!shape.has_single) return;
-  if (shape.pairs() == 0) multiply_single<Ending, true>(product, shape);
-  else multiply_single<Ending, false>(product, shape);
 }
 
 /** The sums of a step, which are not added yet to those before: they are read when the next step's are stored, not as soon as they are. */
