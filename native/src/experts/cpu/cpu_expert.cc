@@ -46,6 +46,7 @@ CpuExpert::CpuExpert(const PanelOrder& order, const ExpertSource& source, std::s
       first_(order, first_panels(source, panel_outputs_), latent_ ? groups_of_result(order, width_) : divide_up(width_, group_depth), first_form(source, packed)),
       second_(order, activation_ == Activation::identity ? 0 : divide_up(width_, order.columns), first_.panels() * panel_outputs_ / group_depth,
               second_form(source, packed)),
+      memory_(PackedWeights::allocate({&first_, &second_})),
       first_bias_(first_.panels() * order.columns, -0.0f),
       second_bias_(second_.panels() * order.columns, -0.0f) {}
 

@@ -21,7 +21,7 @@ struct Stage {
 /** An expert's matrices as products. */
 class CpuExpert final : public Expert {
  public:
-  size_t bytes() const override { return first_.bytes() + second_.bytes(); }
+  size_t bytes() const override { return memory_.bytes(); }
   size_t hidden() const override { return hidden_; }
   size_t ffn() const override { return ffn_; }
   const GluForm& glu() const { return glu_; }
@@ -50,6 +50,8 @@ class CpuExpert final : public Expert {
   PackedWeights first_;
   /** down */
   PackedWeights second_;
+  /** Both lie in one, for a huge page that each would fill in part. */
+  PackedMemory memory_;
   /** In the order of the panels' columns; negative zero, which changes nothing, where there is none. */
   std::vector<float> first_bias_;
   std::vector<float> second_bias_;

@@ -9,6 +9,7 @@ namespace switchyard::cpu {
 
 Linear::Linear(const PanelOrder& order, const MatrixSource& source, size_t groups, std::optional<PackedForm> form)
     : weights_(order, divide_up(source.rows, order.columns), groups, form),
+      memory_(PackedWeights::allocate({&weights_})),
       // Negative zero changes nothing.
       bias_(weights_.panels() * order.columns, -0.0f) {}
 

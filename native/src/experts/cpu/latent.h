@@ -25,6 +25,7 @@ class Linear {
   Linear(const PanelOrder& order, const MatrixSource& source, size_t groups, std::optional<PackedForm> form);
 
   PackedWeights weights_;
+  PackedMemory memory_;
   std::vector<float> bias_;
 };
 

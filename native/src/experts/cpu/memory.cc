@@ -14,7 +14,6 @@
 namespace switchyard::cpu {
 namespace {
 
-constexpr size_t page_bytes = 4096;
 constexpr size_t huge_page_bytes = size_t{2} << 20;
 
 }  // namespace

@@ -5,6 +5,8 @@
 
 namespace switchyard::cpu {
 
+constexpr size_t page_bytes = 4096;
+
 /** Zeroed memory for weights and rows in packed order, in huge pages where the system gives them. */
 class PackedMemory {
  public:

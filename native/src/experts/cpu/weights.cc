@@ -68,13 +68,6 @@ void place_halves(const Columns& codes, uint8_t* to, size_t stride) {
   }
 }
 
-size_t memory_bytes(const PanelOrder& order, size_t panels, size_t groups, const std::optional<PackedForm>& form) {
-  const size_t elements = panels * groups * order.group_elements();
-  if (!form) return elements * sizeof(uint16_t);
-  const size_t scales = panels * divide_up(groups, form->step_groups) * order.columns;
-  return elements * bits_of(form->type) / 8 + scales * (form->narrow ? sizeof(uint16_t) : sizeof(float));
-}
-
 }  // namespace
 
 std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> matrices) {
@@ -97,7 +90,26 @@ std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> ma
 }
 
 PackedWeights::PackedWeights(const PanelOrder& order, size_t panels, size_t groups, std::optional<PackedForm> form)
-    : order_(order), panels_(panels), groups_(groups), form_(form), memory_(memory_bytes(order, panels, groups, form), "expert weights") {}
+    : order_(order), panels_(panels), groups_(groups), form_(form) {}
+
+PackedMemory PackedWeights::allocate(std::initializer_list<PackedWeights*> products) {
+  size_t bytes = 0;
+  for (const PackedWeights* const product : products) bytes += product->bytes();
+  PackedMemory memory(bytes, "expert weights");
+  uint8_t* at = memory.as<uint8_t>();
+  for (PackedWeights* const product : products) {
+    product->memory_ = at;
+    at += product->bytes();
+  }
+  return memory;
+}
+
+size_t PackedWeights::bytes() const {
+  const size_t elements = panels_ * groups_ * order_.group_elements();
+  const size_t scale_bytes = form_ ? panels_ * steps() * order_.columns * (form_->narrow ? sizeof(uint16_t) : sizeof(float)) : 0;
+  const size_t bytes = form_ ? elements * bits_of(form_->type) / 8 + scale_bytes : elements * sizeof(uint16_t);
+  return divide_up(bytes, page_bytes) * page_bytes;
+}
 
 Split PackedWeights::cut(size_t part_groups) const {
   const size_t whole = std::max(order_.columns / group_depth, form_ ? form_->step_groups : 1);
@@ -117,7 +129,7 @@ size_t PackedWeights::element_of_group(size_t panel, const Split& parts, size_t 
 
 template <typename Scale>
 Scale* PackedWeights::scales() const {
-  return reinterpret_cast<Scale*>(memory_.as<uint8_t>() + panels_ * groups_ * order_.group_elements() * bits_of(form_->type) / 8);
+  return reinterpret_cast<Scale*>(memory_ + panels_ * groups_ * order_.group_elements() * bits_of(form_->type) / 8);
 }
 
 PackedPanel PackedWeights::packed_part(size_t panel, const Split& parts, size_t part) const {
@@ -126,7 +138,7 @@ PackedPanel PackedWeights::packed_part(size_t panel, const Split& parts, size_t 
                       .columns = order_.columns,
                       .groups = form_->step_groups};
   return {.type = form_->type,
-          .codes = memory_.as<uint8_t>() + element(panel, parts, part) * bits_of(form_->type) / 8,
+          .codes = memory_ + element(panel, parts, part) * bits_of(form_->type) / 8,
           .scales = scales.from(parts.begin(part))};
 }
 
@@ -143,7 +155,7 @@ bool PackedWeights::fill(size_t panel, size_t column, const MatrixSource& source
   for (size_t first = 0; first < count; first += columns_together) {
     const size_t end = std::min(first + columns_together, count);
     for (size_t k = 0; k < depth; k += group_depth) {
-      uint16_t* to = memory_.as<uint16_t>() + element_of_group(panel, parts, k / group_depth) + order_.element(column + first, 0);
+      uint16_t* to = reinterpret_cast<uint16_t*>(memory_) + element_of_group(panel, parts, k / group_depth) + order_.element(column + first, 0);
       for (size_t pair = k; pair < std::min(k + group_depth, depth); pair += 2, to += stride) {
         const size_t bytes = std::min<size_t>(2, depth - pair) * sizeof(uint16_t);
         for (size_t row = first; row < end; ++row) std::memcpy(to + (row - first) * 2, rows_.data() + row * depth + pair, bytes);
@@ -173,7 +185,7 @@ bool PackedWeights::fill_codes(size_t panel, size_t column, const MatrixSource& 
       if (rows < columns_together || given < group_depth) std::memset(columns, nothing, sizeof columns);
       for (size_t row = 0; row < rows; ++row) std::memcpy(columns[row], codes_.data() + (first + row) * depth + k, given);
       const size_t element = element_of_group(panel, parts, group) + order_.element(column + first, 0);
-      place(columns, memory_.as<uint8_t>() + element * bits / 8, stride);
+      place(columns, memory_ + element * bits / 8, stride);
     }
   }
   fill_scales(panel, column, source, first_row, count);

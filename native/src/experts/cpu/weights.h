@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <vector>
@@ -25,16 +26,19 @@ struct PackedForm {
 /** The form in which these matrices, which share panels, can be kept; none if not all of them are codes of one form that kernels widen. */
 std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> matrices);
 
-/** Weights of one product; see layout.h. */
+/** Weights of one product, in memory that somebody else has; see layout.h. */
 class PackedWeights {
  public:
   /** `form`: codes are kept, in the order of BF16; none: BF16. */
   PackedWeights(const PanelOrder& order, size_t panels, size_t groups, std::optional<PackedForm> form);
+  /** Memory for the weights of some products, one after the other, which then lie there. Throws RESOURCE_EXHAUSTED. */
+  static PackedMemory allocate(std::initializer_list<PackedWeights*> products);
 
   const PanelOrder& order() const { return order_; }
   size_t panels() const { return panels_; }
   size_t groups() const { return groups_; }
-  size_t bytes() const { return memory_.bytes(); }
+  /** In whole pages. */
+  size_t bytes() const;
   bool is_packed() const { return form_.has_value(); }
   /** Panels share bands as evenly as they can; of the last part of k in a band to the first of the next, weights follow each other. */
   Split bands() const { return Split::into_parts_of(order_.band_panels, panels_); }
@@ -43,7 +47,7 @@ class PackedWeights {
   /** The parts of k in which the order has them. */
   Split parts() const { return cut(order_.part_groups); }
   /** A part of a panel in BF16. */
-  const uint16_t* part(size_t panel, const Split& parts, size_t part) const { return memory_.as<uint16_t>() + element(panel, parts, part); }
+  const uint16_t* part(size_t panel, const Split& parts, size_t part) const { return reinterpret_cast<const uint16_t*>(memory_) + element(panel, parts, part); }
   PackedPanel packed_part(size_t panel, const Split& parts, size_t part) const;
 
   /**
@@ -69,7 +73,7 @@ class PackedWeights {
   size_t groups_;
   std::optional<PackedForm> form_;
   /** Panels, and behind them the scales of all panels. */
-  PackedMemory memory_;
+  uint8_t* memory_ = nullptr;
   /** What was read last, for the next to use its memory. */
   std::vector<uint16_t> rows_;
   std::vector<uint8_t> codes_;
