@@ -99,41 +99,69 @@ SWITCHYARD_INLINE void add_step(const __m256 (&sums)[Rows][Vectors], const StepE
   }
 }
 
+/** Lines of the next part of weights, of which some are fetched with every so many pairs of k: in bursts they would queue, and products wait behind them. */
+struct Fetch {
+  /** Null: none is fetched. */
+  const char* line;
+  size_t pairs;
+};
+
+/** At once. */
+template <int Rows>
+constexpr size_t lines_fetched = Rows == 2 ? 2 : 1;
+
+/** One row waits for its weights, which come to the nearest cache so far ahead. */
+constexpr size_t near_elements = 512;
+
+/** Fetches as many elements, whole lines, as are computed with now, `ahead` of them. */
+template <typename Element>
+SWITCHYARD_INLINE void fetch_near(const Element* now, size_t elements, size_t ahead) {
+#pragma GCC unroll 4
+  for (size_t at = 0; at < elements; at += 64 / sizeof(Element)) _mm_prefetch(reinterpret_cast<const char*>(now + ahead + at), _MM_HINT_T0);
+}
+
 /** Adds some rows times `Vectors` * 8 columns of BF16 weights to the sums. A BF16 is the high half of its float32. */
 template <int Rows, int Vectors>
-SWITCHYARD_INLINE void multiply_pairs(const float* a, const uint16_t* b, size_t pairs, __m256 (&sums)[Rows][Vectors]) {
+SWITCHYARD_INLINE void multiply_pairs(const float* a, const uint16_t* b, size_t pairs, Fetch& fetch, __m256 (&sums)[Rows][Vectors]) {
   const __m256i high_half = _mm256_set1_epi32(static_cast<int>(0xffff0000));
-  for (size_t pair = 0; pair < pairs; ++pair, a += 2, b += panel_columns * 2) {
-    const auto* line = reinterpret_cast<const __m256i*>(b);
-    __m256 weights[Vectors];
-#pragma GCC unroll 8
-    for (int vector = 0; vector < Vectors; ++vector) {
-      weights[vector] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(line + vector), 16));
+  for (size_t next = 0; next < pairs;) {
+    if (fetch.line != nullptr) {
+#pragma GCC unroll 2
+      for (size_t line = 0; line < lines_fetched<Rows>; ++line, fetch.line += 64) _mm_prefetch(fetch.line, _MM_HINT_T2);
     }
+    for (const size_t end = std::min(pairs, next + fetch.pairs); next < end; ++next, a += 2, b += panel_columns * 2) {
+      if constexpr (Rows == 1) fetch_near(b, panel_columns * 2, near_elements);
+      const auto* line = reinterpret_cast<const __m256i*>(b);
+      __m256 weights[Vectors];
 #pragma GCC unroll 8
-    for (int row = 0; row < Rows; ++row) {
-      const __m256 element = _mm256_broadcast_ss(a + row * widened_stride);
+      for (int vector = 0; vector < Vectors; ++vector) {
+        weights[vector] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(line + vector), 16));
+      }
 #pragma GCC unroll 8
-      for (int vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm256_fmadd_ps(element, weights[vector], sums[row][vector]);
-    }
-    // Reading the line again is cheaper than the registers it would take to keep it; the compiler thinks otherwise.
-    asm("" : "+r"(line), "+r"(a));
+      for (int row = 0; row < Rows; ++row) {
+        const __m256 element = _mm256_broadcast_ss(a + row * widened_stride);
 #pragma GCC unroll 8
-    for (int vector = 0; vector < Vectors; ++vector) {
-      weights[vector] = _mm256_castsi256_ps(_mm256_and_si256(high_half, _mm256_loadu_si256(line + vector)));
-    }
+        for (int vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm256_fmadd_ps(element, weights[vector], sums[row][vector]);
+      }
+      // Reading the line again is cheaper than the registers it would take to keep it; the compiler thinks otherwise.
+      asm("" : "+r"(line), "+r"(a));
 #pragma GCC unroll 8
-    for (int row = 0; row < Rows; ++row) {
-      const __m256 element = _mm256_broadcast_ss(a + row * widened_stride + 1);
+      for (int vector = 0; vector < Vectors; ++vector) {
+        weights[vector] = _mm256_castsi256_ps(_mm256_and_si256(high_half, _mm256_loadu_si256(line + vector)));
+      }
 #pragma GCC unroll 8
-      for (int vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm256_fmadd_ps(element, weights[vector], sums[row][vector]);
+      for (int row = 0; row < Rows; ++row) {
+        const __m256 element = _mm256_broadcast_ss(a + row * widened_stride + 1);
+#pragma GCC unroll 8
+        for (int vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm256_fmadd_ps(element, weights[vector], sums[row][vector]);
+      }
     }
   }
 }
 
 /** Some rows times `Vectors` * 8 columns of the panel. */
 template <int Rows, int Vectors>
-SWITCHYARD_INLINE void multiply_columns(const float* a, const uint16_t* b, size_t pairs, float* c, bool accumulate) {
+SWITCHYARD_INLINE void multiply_columns(const float* a, const uint16_t* b, size_t pairs, float* c, bool accumulate, Fetch& fetch) {
   __m256 sums[Rows][Vectors];
 #pragma GCC unroll 8
   for (int row = 0; row < Rows; ++row) {
@@ -142,7 +170,7 @@ SWITCHYARD_INLINE void multiply_columns(const float* a, const uint16_t* b, size_
       sums[row][vector] = accumulate ? _mm256_loadu_ps(c + row * panel_columns + vector * 8) : _mm256_setzero_ps();
     }
   }
-  multiply_pairs<Rows, Vectors>(a, b, pairs, sums);
+  multiply_pairs<Rows, Vectors>(a, b, pairs, fetch, sums);
 #pragma GCC unroll 8
   for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 8
@@ -154,9 +182,9 @@ SWITCHYARD_INLINE void multiply_columns(const float* a, const uint16_t* b, size_
 
 /** The same with the sums of each step apart. */
 template <int Rows, int Vectors>
-SWITCHYARD_INLINE void multiply_scaled(const float* a, const uint16_t* b, size_t pairs, float* c, const StepEnd& end) {
+SWITCHYARD_INLINE void multiply_scaled(const float* a, const uint16_t* b, size_t pairs, float* c, const StepEnd& end, Fetch& fetch) {
   __m256 sums[Rows][Vectors] = {};
-  multiply_pairs<Rows, Vectors>(a, b, pairs, sums);
+  multiply_pairs<Rows, Vectors>(a, b, pairs, fetch, sums);
   add_step(sums, end, c);
 }
 
@@ -181,23 +209,24 @@ SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
   alignas(32) float widened[Rows * widened_stride];
   const size_t step = product.scales.groups;
   const size_t together = step == 0 ? widened_groups : widened_groups / step * step;
+  // Of all columns.
+  constexpr size_t pairs_per_group = group_depth / 2 * (panel_columns / (vectors * 8));
+  Fetch fetch{nullptr, SIZE_MAX};
+  if (product.fetch_lines > 0) fetch = {reinterpret_cast<const char*>(product.fetch), pairs_per_group * lines_fetched<Rows> / product.fetch_lines};
   for (size_t first = 0; first < product.groups; first += together) {
     const size_t groups = std::min(together, product.groups - first);
     widen_rows<Rows>(product.a, first, groups, widened);
-    const size_t lines = product.fetch_lines * groups;
-    const char* const fetch = reinterpret_cast<const char*>(product.fetch) + product.fetch_lines * first * 64;
-    for (size_t line = 0; line < lines; ++line) _mm_prefetch(fetch + line * 64, _MM_HINT_T2);
     for (size_t column = 0; column < panel_columns; column += vectors * 8) {
       const uint16_t* const b = product.b + first * panel_group_elements + column * 2;
       float* const c = product.c + column;
       if (step == 0) {
-        multiply_columns<Rows, vectors>(widened, b, groups * group_depth / 2, c, product.accumulate || first > 0);
+        multiply_columns<Rows, vectors>(widened, b, groups * group_depth / 2, c, product.accumulate || first > 0, fetch);
         continue;
       }
       for (size_t group = 0; group < groups; group += step) {
         multiply_scaled<Rows, vectors>(widened + group * group_depth, b + group * panel_group_elements,
                                        std::min(step, groups - group) * group_depth / 2, c,
-                                       {product.scales, (first + group) / step, column, product.accumulate || first + group > 0});
+                                       {product.scales, (first + group) / step, column, product.accumulate || first + group > 0}, fetch);
       }
     }
   }
@@ -262,7 +291,7 @@ constexpr TileKernels tile_kernels = {
     .store = store_row,
 };
 
-constexpr size_t streamed_rows = 5;
+constexpr size_t streamed_rows = 1;
 
 }  // namespace
 

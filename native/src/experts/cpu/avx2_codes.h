@@ -174,6 +174,9 @@ struct U4 : FourBits<U4Values> {
   }
 };
 
+/** Codes come to the nearest cache so many bytes ahead. */
+constexpr size_t near_codes = 4096;
+
 /** What widen_rows() made, times `factor`. */
 template <int Rows>
 SWITCHYARD_INLINE void lift_rows(size_t groups, float factor, float* widened) {
@@ -203,6 +206,7 @@ SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product) {
         const uint8_t* codes = product.b.codes + ((first + group) * group_depth / 2 * panel_columns + column) * bytes_per_column;
         const size_t pairs = std::min(scales.groups, groups - group) * group_depth / 2;
         for (size_t pair = 0; pair < pairs; ++pair, a += 2, codes += panel_columns * bytes_per_column) {
+          fetch_near(codes, vectors * 8 * bytes_per_column, near_codes);
 #pragma GCC unroll 4
           for (size_t part = 0; part < vectors * 8 / Code::columns; ++part) {
             auto weights = Code::read(codes + part * Code::bytes);
