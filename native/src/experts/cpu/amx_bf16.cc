@@ -37,6 +37,7 @@ constexpr size_t register_elements = register_rows * group_depth;
 /** Of two registers: of two tiles' rows, or of a panel, per group. */
 constexpr size_t pair_elements = 2 * register_elements;
 constexpr size_t pair_lines = pair_elements * sizeof(uint16_t) / 64;
+constexpr size_t line_bytes = 64;
 constexpr size_t line_elements = 32;
 constexpr size_t line_floats = 16;
 /** So far ahead weights come to the nearest cache where few rows use them. */
@@ -179,7 +180,7 @@ SWITCHYARD_TARGET void multiply_pairs(const PartProduct& product, const Shape& s
     const uint16_t* a = pairs_a;
     float* const panel_sums = product.sums + panel * shape.panel_sums;
     float* sums = panel_sums + (shape.has_single ? 2 * register_sums : 0);
-    const uint16_t* const next_b = panel + 1 < product.panels ? panel_b + shape.panel_elements : product.next_b;
+    const uint16_t* const next_b = panel + 1 < product.panels ? panel_b + shape.panel_elements : static_cast<const uint16_t*>(product.next);
     fetches.weights = next_b == nullptr ? panel_b : next_b;
     for (size_t pair = shape.first_pair; pair < shape.end_pair; ++pair, sums += pair_sums) {
       const uint16_t* b = panel_b;
@@ -354,6 +355,7 @@ SWITCHYARD_TARGET void multiply_scaled(const PartProduct& product) {
   alignas(64) float step_sums[2][pair_sums];
   Ending ending(product);
   float* sums = product.sums;
+  const char* next = static_cast<const char*>(product.next);
   const Scales& scales = product.codes.scales;
   for (size_t tile = product.first_tile; tile < product.end_tile; ++tile) {
     const size_t rows = product.order.tiles.size(tile);
@@ -361,6 +363,7 @@ SWITCHYARD_TARGET void multiply_scaled(const PartProduct& product) {
     const uint16_t* a = product.a + product.order.element(product.part, tile);
     const uint16_t* b = product.b;
     std::optional<Step> before;
+    const size_t lines = next == nullptr ? 0 : divide_up(product.next_lines, product.end_tile - product.first_tile);
     float* own = step_sums[0];
     for (size_t group = 0; group < product.groups();) {
       const size_t first = group;
@@ -369,6 +372,7 @@ SWITCHYARD_TARGET void multiply_scaled(const PartProduct& product) {
       _tile_zero(2);
       _tile_zero(3);
       for (; group < std::min(first + scales.groups, product.groups()); ++group, a += rows * group_depth, b += pair_elements) {
+        for (size_t line = 0; line < lines; ++line, next += line_bytes) fetch_far(next);
         _tile_stream_loadd(4, a, row_bytes);
         _tile_loadd(6, b, row_bytes);
         _tile_dpbf16ps(0, 4, 6);

@@ -212,7 +212,7 @@ SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
   // Of all columns.
   constexpr size_t pairs_per_group = group_depth / 2 * (panel_columns / (vectors * 8));
   Fetch fetch{nullptr, SIZE_MAX};
-  if (product.fetch_lines > 0) fetch = {reinterpret_cast<const char*>(product.fetch), pairs_per_group * lines_fetched<Rows> / product.fetch_lines};
+  if (product.fetch_lines > 0) fetch = {product.fetch, pairs_per_group * lines_fetched<Rows> / product.fetch_lines};
   for (size_t first = 0; first < product.groups; first += together) {
     const size_t groups = std::min(together, product.groups - first);
     widen_rows<Rows>(product.a, first, groups, widened);
@@ -241,10 +241,7 @@ void multiply(const TileProduct& product) {
 #include "experts/cpu/avx2_codes.h"
 
 void multiply_codes(const CodedProduct& product) {
-  with_code(product.b.type, [&](auto code) {
-    if (product.rows == 1) multiply_coded<decltype(code), 1>(product);
-    else multiply_coded<decltype(code), 2>(product);
-  });
+  with_code(product.b.type, [&](auto code) { multiply_coded<decltype(code)>(product); });
 }
 
 void widen(CodeType type, const uint8_t* codes, size_t lines, uint16_t* out) {
@@ -305,7 +302,7 @@ const Kernels avx2_kernels = {
     .streamed_rows = streamed_rows,
     .supported = supported,
     .multiply = [](const PartProduct& product) { multiply_by_tiles(tile_kernels, streamed_rows, product); },
-    .coded_rows = 2,
+    .coded_rows = 5,
     .widen = widen,
 };
 

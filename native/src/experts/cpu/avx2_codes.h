@@ -187,10 +187,10 @@ SWITCHYARD_INLINE void lift_rows(size_t groups, float factor, float* widened) {
   }
 }
 
-/** One or two rows with codes, which are widened in registers. What codes lack, rows are multiplied by, or weights if they are to be lifted. */
+/** Up to five rows with codes, which are widened in registers. What codes lack, rows are multiplied by, or weights if they are to be lifted. */
 template <typename Code, int Rows, bool LiftWeights>
 SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product) {
-  constexpr size_t vectors = 8 / Rows;
+  constexpr size_t vectors = Rows == 1 ? 8 : Rows == 2 ? 4 : Code::columns / 8;
   constexpr size_t bytes_per_column = Code::bytes / Code::columns;
   alignas(32) float widened[Rows * widened_stride];
   const Scales& scales = product.b.scales;
@@ -211,7 +211,7 @@ SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product) {
           for (size_t part = 0; part < vectors * 8 / Code::columns; ++part) {
             auto weights = Code::read(codes + part * Code::bytes);
             if constexpr (LiftWeights) weights.multiply(Code::lift);
-#pragma GCC unroll 2
+#pragma GCC unroll 5
             for (int row = 0; row < Rows; ++row) {
               const __m256 even = _mm256_broadcast_ss(a + row * widened_stride), odd = _mm256_broadcast_ss(a + row * widened_stride + 1);
 #pragma GCC unroll 4
@@ -222,7 +222,7 @@ SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product) {
             }
           }
         }
-#pragma GCC unroll 2
+#pragma GCC unroll 5
         for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 4
           for (size_t vector = 0; vector < vectors; vector += Code::columns / 8) Code::order(reinterpret_cast<__m256(&)[Code::columns / 8]>(sums[row][vector]));
@@ -241,10 +241,17 @@ SWITCHYARD_TARGET inline bool can_take(float factor, std::span<const uint16_t> a
 }
 
 template <typename Code, int Rows>
-void multiply_coded(const CodedProduct& product) {
+void multiply_coded_by_size(const CodedProduct& product) {
   // Powers of two change no bit of a product, whichever of its factors they come with.
   if (Code::lift == 1 || can_take(Code::lift, {product.a, product.groups * Rows * group_depth})) multiply_coded_rows<Code, Rows, false>(product);
   else multiply_coded_rows<Code, Rows, true>(product);
+}
+
+template <typename Code>
+void multiply_coded(const CodedProduct& product) {
+  static constexpr void (*by_rows[])(const CodedProduct&) = {multiply_coded_by_size<Code, 1>, multiply_coded_by_size<Code, 2>, multiply_coded_by_size<Code, 3>,
+                                                             multiply_coded_by_size<Code, 4>, multiply_coded_by_size<Code, 5>};
+  by_rows[product.rows - 1](product);
 }
 
 template <typename Code>

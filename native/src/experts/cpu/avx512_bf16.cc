@@ -36,7 +36,7 @@ SWITCHYARD_TARGET void multiply_pass(const TileProduct& product, int first) {
   const uint16_t* a = product.a;
   const uint16_t* b = product.b + first * 32;
   // Every pass fetches its share, one after the other.
-  const char* fetch = reinterpret_cast<const char*>(product.fetch) + first / Vectors * product.groups * fours * FetchLines * 64;
+  const char* fetch = product.fetch + first / Vectors * product.groups * fours * FetchLines * 64;
   const bool last = first + Vectors == vectors;
   const uint16_t* next_a = product.next_a;
   size_t group = 0;

@@ -267,17 +267,18 @@ void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const P
                           .panels = panels,
                           .b = nullptr,
                           .codes = {},
-                          .next_b = nullptr,
+                          .next = nullptr,
+                          .next_lines = weights.group_bytes() / 64,
                           .sums = sums_[member].as<float>(),
                           .finish = finish};
+      if (!product.is_last()) product.next = weights.at(first_panel, order.parts, part + 1);
+      else if (band + 1 < task.end_band) product.next = weights.at(task.panels(bands, band + 1).first, order.parts, 0);
       if (weights.is_packed()) {
         multiply_codes(product, weights, member);
-        continue;
+      } else {
+        product.b = weights.part(first_panel, order.parts, part);
+        kernels_.multiply(product);
       }
-      product.b = weights.part(first_panel, order.parts, part);
-      if (!product.is_last()) product.next_b = weights.part(first_panel, order.parts, part + 1);
-      else if (band + 1 < task.end_band) product.next_b = weights.part(task.panels(bands, band + 1).first, order.parts, 0);
-      kernels_.multiply(product);
     }
   }
 }
@@ -287,8 +288,11 @@ void CpuBackend::multiply_codes(PartProduct product, const PackedWeights& weight
   const size_t panel_elements = product.groups() * kernels_.order.group_elements();
   const bool coded = is_coded(weights, product.order.tiles);
   uint16_t* const widened = widened_[member].as<uint16_t>();
+  const void* const next = product.next;
   const size_t end = product.first_panel + product.panels;
   for (product.panels = 1; product.first_panel < end; ++product.first_panel) {
+    const bool last = product.first_panel + 1 == end;
+    product.next = last ? next : weights.at(product.first_panel + 1, product.order.parts, product.part);
     product.codes = weights.packed_part(product.first_panel, product.order.parts, product.part);
     if (!coded) {
       kernels_.widen(product.codes.type, product.codes.codes, panel_elements / line_codes, widened);

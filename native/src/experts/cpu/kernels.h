@@ -87,8 +87,9 @@ struct PartProduct {
   const uint16_t* b;
   /** If it has scales: each of its steps is summed by itself, multiplied by its scales, and added. There is one panel. */
   PackedPanel codes;
-  /** Weights that will be needed next, to be fetched from memory meanwhile; null: none. */
-  const uint16_t* next_b;
+  /** Weights that will be needed next, as they are kept: so many cache lines for each group, to be fetched from memory meanwhile. Null: none. */
+  const void* next;
+  size_t next_lines;
   /** What has been summed in earlier parts, in an order that is the kernels' own: 32 bits for every column of the panels and row of the tiles. */
   float* sums;
   const Finish& finish;

@@ -5,10 +5,11 @@
 namespace switchyard::cpu {
 namespace {
 
-/** Cache lines of a panel per group of k. */
-constexpr size_t group_lines = panel_group_elements * sizeof(uint16_t) / 64;
+constexpr size_t line_bytes = 64;
 /** Tiles that share the fetching of the next part of weights: the first ones, each of them as evenly as its kernel can. */
 constexpr size_t fetching_tiles_max = 8;
+/** Of a group of k; fewer are left to fewer tiles. */
+constexpr size_t fetch_lines_min = 8;
 
 void store_rows(const TileKernels& kernels, const PartProduct& product, size_t tile, const float* sums) {
   const Finish& finish = product.finish;
@@ -42,10 +43,11 @@ void multiply_tiles(const TileKernels& kernels, size_t streamed_rows, const Part
   const size_t tiles = product.end_tile - product.first_tile;
   const bool streamed = tiles == 1 && order.tiles.size(product.first_tile) <= streamed_rows;
   // The first tiles fetch the next part of the weights while they compute with this one.
-  const size_t fetch_lines = streamed || product.next_b == nullptr ? 0 : std::bit_ceil(group_lines / std::min(tiles, fetching_tiles_max));
-  const size_t elements = product.groups() * panel_group_elements;
+  const size_t share = std::bit_ceil(product.next_lines / std::min(tiles, fetching_tiles_max));
+  const size_t fetch_lines = streamed || product.next == nullptr ? 0 : std::max(share, fetch_lines_min);
+  const char* fetch = static_cast<const char*>(product.next);
+  const char* const fetched = fetch + product.groups() * product.next_lines * line_bytes;
   const size_t next_part = product.is_last() ? 0 : product.part + 1;
-  const uint16_t* fetch = product.next_b;
   for (size_t tile = product.first_tile; tile < product.end_tile; ++tile) {
     const bool last_tile = tile + 1 == product.end_tile;
     // One part alone leaves its sums in the same lines, tile after tile.
@@ -60,8 +62,8 @@ void multiply_tiles(const TileKernels& kernels, size_t streamed_rows, const Part
                       .scales = product.codes.scales,
                       .next_a = product.a + (last_tile ? order.element(next_part, product.first_tile) : order.element(product.part, tile + 1)),
                       .fetch = fetch,
-                      .fetch_lines = fetch_lines > 0 && fetch < product.next_b + elements ? fetch_lines : 0});
-    if (fetch != nullptr) fetch += elements / group_lines * fetch_lines;
+                      .fetch_lines = fetch < fetched ? fetch_lines : 0});
+    fetch += product.groups() * fetch_lines * line_bytes;
     if (product.is_last()) finish_tile(kernels, product, tile, sums);
   }
 }

@@ -31,7 +31,7 @@ struct TileProduct {
    * Weights that will be needed next, to be fetched from memory into the second-level cache meanwhile: `fetch_lines` cache
    * lines for every group of k, none or a power of two from 8 to 64.
    */
-  const uint16_t* fetch;
+  const char* fetch;
   size_t fetch_lines;
 };
 

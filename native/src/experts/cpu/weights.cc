@@ -105,10 +105,8 @@ PackedMemory PackedWeights::allocate(std::initializer_list<PackedWeights*> produ
 }
 
 size_t PackedWeights::bytes() const {
-  const size_t elements = panels_ * groups_ * order_.group_elements();
   const size_t scale_bytes = form_ ? panels_ * steps() * order_.columns * (form_->narrow ? sizeof(uint16_t) : sizeof(float)) : 0;
-  const size_t bytes = form_ ? elements * bits_of(form_->type) / 8 + scale_bytes : elements * sizeof(uint16_t);
-  return divide_up(bytes, page_bytes) * page_bytes;
+  return divide_up(panels_ * groups_ * group_bytes() + scale_bytes, page_bytes) * page_bytes;
 }
 
 Split PackedWeights::cut(size_t part_groups) const {
@@ -129,7 +127,7 @@ size_t PackedWeights::element_of_group(size_t panel, const Split& parts, size_t 
 
 template <typename Scale>
 Scale* PackedWeights::scales() const {
-  return reinterpret_cast<Scale*>(memory_ + panels_ * groups_ * order_.group_elements() * bits_of(form_->type) / 8);
+  return reinterpret_cast<Scale*>(memory_ + panels_ * groups_ * group_bytes());
 }
 
 PackedPanel PackedWeights::packed_part(size_t panel, const Split& parts, size_t part) const {
@@ -138,7 +136,7 @@ PackedPanel PackedWeights::packed_part(size_t panel, const Split& parts, size_t 
                       .columns = order_.columns,
                       .groups = form_->step_groups};
   return {.type = form_->type,
-          .codes = memory_ + element(panel, parts, part) * bits_of(form_->type) / 8,
+          .codes = at(panel, parts, part),
           .scales = scales.from(parts.begin(part))};
 }
 

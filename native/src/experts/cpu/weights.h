@@ -46,8 +46,14 @@ class PackedWeights {
   Split cut(size_t part_groups) const;
   /** The parts of k in which the order has them. */
   Split parts() const { return cut(order_.part_groups); }
-  /** A part of a panel in BF16. */
-  const uint16_t* part(size_t panel, const Split& parts, size_t part) const { return reinterpret_cast<const uint16_t*>(memory_) + element(panel, parts, part); }
+  /** Of a panel's group of k, without scales. */
+  size_t group_bytes() const { return order_.group_elements() * (form_ ? bits_of(form_->type) : 16) / 8; }
+  /** A part of a panel, as it is kept. */
+  const uint8_t* at(size_t panel, const Split& parts, size_t part) const {
+    return memory_ + element(panel, parts, part) / order_.group_elements() * group_bytes();
+  }
+  /** The same in BF16. */
+  const uint16_t* part(size_t panel, const Split& parts, size_t part) const { return reinterpret_cast<const uint16_t*>(at(panel, parts, part)); }
   PackedPanel packed_part(size_t panel, const Split& parts, size_t part) const;
 
   /**
