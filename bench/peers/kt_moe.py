@@ -23,7 +23,9 @@ class KtExperts:
         config.pool = self._cpu.backend_
         config.max_len = tokens_max
         config.gate_proj, config.up_proj, config.down_proj = gate.data_ptr(), up.data_ptr(), down.data_ptr()
-        self._moe = kt_kernel_ext.moe.AMXBF16_MOE(config)
+        # Where there is neither AMX nor AVX-512 the package has those of AVX2 alone.
+        moe = kt_kernel_ext.moe
+        self._moe = (moe.AMXBF16_MOE if hasattr(moe, "AMXBF16_MOE") else moe.AVX2BF16_MOE)(config)
         expert_order = torch.arange(experts, dtype=torch.int64)
         self._run(self._moe.load_weights_task(expert_order.data_ptr()))
 
