@@ -1,4 +1,7 @@
+#include <immintrin.h>
+
 #include <string_view>
+#include <utility>
 
 #include "experts_support.h"
 #include "model/codes.h"
@@ -165,6 +168,37 @@ TEST_P(CpuExperts, GiveARowTheSameBitsFromCodesHoweverLargeItsElements) {
     const Rows output = forward(*backend, *backend->load(model.source()), rows, all_indices(2));
     ASSERT_LT(relative_error(output.data(), model.reference(rows.data())), 8e-3);
   });
+}
+
+TEST_P(CpuExperts, GiveARowTheSameBitsFromCodesWhereStepsAndPanelsEndApart) {
+  std::mt19937 random(1);
+  for (const CodeType type : {CodeType::f8_e4m3, CodeType::i8, CodeType::f4_e2m1}) {
+    const CodedModel model({"in threes", type, 96, false, false}, 64, 2048, random);
+    ExpertSource source = model.source();
+    source.activation = Activation::relu2;
+    source.gate.reset();
+    expect_the_bits_of_rows_alone(source, random_values(40 * 64, 2.0f, random), {6, 17, 40}, random);
+  }
+}
+
+TEST_P(CpuExperts, CountSubnormalCodesThoughTheirMakerFlushesThem) {
+  std::mt19937 random(1);
+  for (const Form& form : forms) {
+    const CodedModel model(form, 256, 128, random);
+    const Rows rows = random_values(6 * 256, 2.0f, random);
+    const auto results = [&] {
+      const auto backend = create_cpu_backend(2);
+      const auto expert = backend->load(model.source());
+      return std::pair(forward(*backend, *expert, rows, all_indices(6)), forward(*backend, *expert, rows, all_indices(1)));
+    };
+    const auto expected = results();
+    constexpr unsigned flushing = 0x8040;
+    const unsigned usual = _mm_getcsr();
+    _mm_setcsr(usual | flushing);
+    const auto found = results();
+    _mm_setcsr(usual);
+    ASSERT_EQ(found, expected) << form.name;
+  }
 }
 
 TEST_P(CpuExperts, KeepCodesInAboutTheMemoryThatTheyTake) {

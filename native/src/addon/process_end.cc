@@ -12,7 +12,7 @@
 
 #include "addon/arguments.h"
 #include "addon/operation.h"
-#include "runtime/thread_name.h"
+#include "runtime/thread_start.h"
 
 namespace switchyard::addon {
 namespace {
@@ -33,7 +33,7 @@ class ProcessEnd {
 
  private:
   void watch() {
-    name_thread("end");
+    start_thread("end");
     std::unique_lock lock(mutex_);
     while (std::chrono::steady_clock::now() < deadline_) changed_.wait_until(lock, deadline_);
     if (status_ != 0) say();

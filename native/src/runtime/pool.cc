@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "runtime/error.h"
-#include "runtime/thread_name.h"
+#include "runtime/thread_start.h"
 
 namespace switchyard {
 
@@ -21,7 +21,7 @@ ThreadPool::ThreadPool(int threads) {
   if (threads < 1 || threads > threads_max) throw_invalid("threads", threads, "1 to " + std::to_string(threads_max));
   threads_.reserve(threads);
   for (int i = 0; i < threads; ++i) threads_.emplace_back([this] {
-      name_thread("rows");
+      start_thread("rows");
       work();
     });
 }

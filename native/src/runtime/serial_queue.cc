@@ -2,13 +2,13 @@
 
 #include <utility>
 
-#include "runtime/thread_name.h"
+#include "runtime/thread_start.h"
 
 namespace switchyard {
 
 SerialQueue::SerialQueue(const char* name)
     : thread_([this, name] {
-        name_thread(name);
+        start_thread(name);
         work();
       }) {}
 

@@ -10,7 +10,7 @@
 #include <cstdlib>
 
 #include "runtime/temporary_variables.h"
-#include "runtime/thread_name.h"
+#include "runtime/thread_start.h"
 
 namespace switchyard::ucx {
 namespace {
@@ -73,7 +73,7 @@ Fabric::Progress::Progress(SlabArena& arena, Reach reach)
     throw;
   }
   thread_ = std::thread([this] {
-    name_thread("ucx");
+    start_thread("ucx");
     run();
   });
 }

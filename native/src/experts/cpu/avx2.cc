@@ -212,7 +212,7 @@ SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
   // Of all columns.
   constexpr size_t pairs_per_group = group_depth / 2 * (panel_columns / (vectors * 8));
   Fetch fetch{nullptr, SIZE_MAX};
-  if (product.fetch_lines > 0) fetch = {product.fetch, pairs_per_group * lines_fetched<Rows> / product.fetch_lines};
+  if (product.fetch_lines > 0) fetch = {product.fetch, std::max<size_t>(1, pairs_per_group * lines_fetched<Rows> / product.fetch_lines)};
   for (size_t first = 0; first < product.groups; first += together) {
     const size_t groups = std::min(together, product.groups - first);
     widen_rows<Rows>(product.a, first, groups, widened);

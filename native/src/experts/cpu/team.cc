@@ -6,7 +6,7 @@
 #include <system_error>
 
 #include "runtime/error.h"
-#include "runtime/thread_name.h"
+#include "runtime/thread_start.h"
 
 namespace switchyard::cpu {
 namespace {
@@ -32,7 +32,7 @@ Team::Team(int members) {
   try {
     for (int member = 1; member < members; ++member) {
       threads_.emplace_back([this, member] {
-        name_thread("experts");
+        start_thread("experts");
         follow(member);
       });
     }

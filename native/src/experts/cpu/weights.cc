@@ -110,7 +110,7 @@ size_t PackedWeights::bytes() const {
 }
 
 Split PackedWeights::cut(size_t part_groups) const {
-  const size_t whole = std::max(order_.columns / group_depth, form_ ? form_->step_groups : 1);
+  const size_t whole = std::lcm(order_.columns / group_depth, form_ ? form_->step_groups : 1);
   return Split::into_parts_of(part_groups, groups_, whole);
 }
 
