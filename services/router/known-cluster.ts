@@ -48,6 +48,8 @@ export interface KnownClusterOptions {
 export class KnownCluster {
   weights: RouterWeights | null = null;
   placement: PlacementIndex | null = null;
+  /** The latest placement, as long as the one before alone reaches some expert from here: then no holder of that one drops its copy either. */
+  private awaited: PlacementIndex | null = null;
   view: ClusterView | null = null;
   /** As the coordinator told them last, of all live nodes. */
   figures: readonly NodeFigures[] = [];
@@ -143,6 +145,7 @@ export class KnownCluster {
 
   /** To be called when anything that readiness depends on may have changed. */
   notify(): void {
+    this.moveOn();
     this.changed.resolve();
     this.changed = new Deferred();
     this.options.onChange();
@@ -220,18 +223,59 @@ export class KnownCluster {
   }
 
   /** Names the first expert of a layer without a copy in reach; empty: there is none. */
-  private findUnreached({ workers, copies }: PlacementIndex, layer: number): string {
+  private findUnreached(placement: PlacementIndex, layer: number): string {
+    const { workers, copies } = placement;
     const { offsets, workers: holders } = copies.get(layer) ?? { offsets: [0], workers: Uint32Array.of() };
-    const found = workers.map((worker) => this.options.links.find(worker));
     if (offsets.length === 1) return `the experts of layer ${layer} are on no worker`;
+    const { value: expert } = this.unreachedExperts(placement, layer).next();
+    if (expert === undefined) return '';
+    const at = `layer ${layer} expert ${expert}`;
+    if (offsets[expert] === offsets[expert + 1]) return `${at} is on no worker now`;
+    const holder = workers[holders[offsets[expert]!]!]!;
+    return `${at}: no link to worker ${holder}: ${this.options.links.find(holder).reason}`;
+  }
+
+  /** The experts of a layer without a copy in reach. */
+  private *unreachedExperts(
+    { workers, copies }: PlacementIndex,
+    layer: number,
+  ): Generator<number, void, void> {
+    const { offsets, workers: holders } = copies.get(layer) ?? { offsets: [0], workers: Uint32Array.of() };
+    const reached = workers.map((worker) => this.options.links.find(worker).link !== null);
     for (let expert = 0; expert + 1 < offsets.length; expert += 1) {
       const own = holders.subarray(offsets[expert], offsets[expert + 1]);
-      if (own.some((worker) => found[worker]!.link !== null)) continue;
-      const at = `layer ${layer} expert ${expert}`;
-      if (own.length === 0) return `${at} is on no worker now`;
-      return `${at}: no link to worker ${workers[own[0]!]}: ${found[own[0]!]!.reason}`;
+      if (!own.some((worker) => reached[worker])) yield expert;
+    }
+  }
+
+  /** Takes the latest placement, unless an expert would go out of reach with it. */
+  private moveOn(): void {
+    const { awaited } = this;
+    if (awaited === null || this.losesBy(awaited)) return;
+    this.placement = awaited;
+    this.awaited = null;
+    if (this.inUse.oldest === null) this.options.reporter.flush();
+  }
+
+  private whyAwaited(awaited: PlacementIndex): string {
+    for (const layer of awaited.copies.keys()) {
+      const reason = this.findUnreached(awaited, layer);
+      if (reason !== '') return reason;
     }
     return '';
+  }
+
+  /** Whether an expert that is reached now is not reached by a placement. */
+  private losesBy(next: PlacementIndex): boolean {
+    const { placement } = this;
+    if (placement === null) return false;
+    for (const layer of next.copies.keys()) {
+      const lost = [...this.unreachedExperts(next, layer)];
+      if (lost.length === 0) continue;
+      const before = new Set(this.unreachedExperts(placement, layer));
+      if (placement.copies.has(layer) && lost.some((expert) => !before.has(expert))) return true;
+    }
+    return false;
   }
 
   private receive(message: CoordinatorMessage): void {
@@ -281,8 +325,8 @@ export class KnownCluster {
   }
 
   private receiveView(view: ClusterView): void {
-    const { links, reporter, log } = this.options;
-    const known = this.placement;
+    const { links, log } = this.options;
+    const known = this.awaited ?? this.placement;
     const { term, epoch } = view;
     if (known !== null && (term < known.term || (term === known.term && epoch < known.epoch))) {
       log.warn({ event: 'view-refused', term, epoch, known: [known.term, known.epoch] });
@@ -290,13 +334,14 @@ export class KnownCluster {
     }
     // One that has placed nothing leaves the first of its workers to be waited for.
     if (epoch > 0) this.hello.term = term;
-    if (view.placement) this.placement = indexPlacement(view, view.placement, known);
+    if (view.placement) this.awaited = indexPlacement(view, view.placement, known);
     this.view = view;
     // A coordinator that was started anew does not know at once who is there.
     const kept = new Set(epoch === 0 ? known?.workers : []);
     links.update(view, this.model!.fingerprint, kept);
     this.notify();
-    if (known !== this.placement && this.inUse.oldest === null) reporter.flush();
+    if (this.awaited !== null && this.awaited !== known)
+      log.warn({ event: 'placement-awaited', term, epoch, reason: this.whyAwaited(this.awaited) });
   }
 
   private receiveBias({ layers }: BiasUpdate): void {

@@ -308,6 +308,41 @@ overEachTransport((transport) => {
       expect(Buffer.compare((await forward(router, rows, off)).rows, expected.rows)).toBe(0);
     });
 
+    test('that cannot reach a new worker goes on with the copies that it reaches, until it can', async () => {
+      const cluster = await startCluster({
+        workers: 1,
+        coordinator: { rebalanceSeconds: 1 },
+        router: { readyWaitMs: 2_000 },
+      });
+      const router = cluster.routers[0]!;
+      const rows = await tokens(50);
+      const expected = await forward(router, rows, off);
+      const apart = await addWorker(cluster, 'apart', { advertiseHost: '127.0.0.2' });
+      /** How many copies a worker has, whatever becomes of them. */
+      const copiesAt = async (name: string) => {
+        const answer = await fetch(`${cluster.coordinator.metricsUrl}/state/experts`);
+        const { experts } = (await answer.json()) as { experts: { copies: { worker: string }[] }[] };
+        return experts.flatMap(({ copies }) => copies.filter(({ worker }) => worker === name)).length;
+      };
+      const all = shape.layers * shape.experts;
+      await until(
+        () => copiesAt('apart'),
+        (copies) => copies > 0,
+      );
+      for (let batch = 0; batch < 3; batch += 1) {
+        expect(Buffer.compare((await forward(router, rows, off)).rows, expected.rows)).toBe(0);
+        await sleep(500);
+      }
+      expect(await copiesAt('worker-0')).toBe(all);
+      await apart.stop('it is to be reached');
+      await addWorker(cluster, 'apart');
+      await until(
+        () => copiesAt('worker-0'),
+        (copies) => copies < all,
+      );
+      expect(Buffer.compare((await forward(router, rows, off)).rows, expected.rows)).toBe(0);
+    });
+
     test('whose coordinator is gone goes on with its batches', async () => {
       const cluster = await startCluster();
       const router = cluster.routers[0]!;
