@@ -143,10 +143,19 @@ export class PlacementPlans {
     if (this.started || this.mayStart(membership, nowMs)) {
       const routers = membership.living('ROUTER');
       const room = roomForExperts(living, this.options.model);
-      this.candidates = this.candidatesOf(living, room);
+      this.candidates = this.candidatesOf(
+        living.filter((member) => !member.draining && !this.isDrained(member)),
+        room,
+      );
       const starts = !this.started;
       if (starts) this.start(living, nowMs);
-      if (this.stale) this.retarget(living, routers, nowMs);
+      const drained = starts
+        ? []
+        : this.candidatesOf(
+            living.filter((member) => !member.draining && this.isDrained(member)),
+            room,
+          );
+      if (this.stale) this.retarget(living, routers, drained, nowMs);
       if (this.isPlanDue(nowMs)) void this.replan(nowMs);
       const capacity = (member: Member) => Math.floor(room.get(member)!.memoryBytes / this.expertBytes);
       const steps = this.placement.reconcile(oldestInUse(routers, term), capacity, nowMs);
@@ -283,20 +292,33 @@ export class PlacementPlans {
     this.planAtMs = this.nextPlanMs(nowMs);
   }
 
-  /** As little change as who is there now makes necessary. */
-  private retarget(living: readonly Member[], routers: readonly Member[], nowMs: number): void {
-    const { placement, candidates } = this;
-    const isMarked = ({ hello, draining }: Member) => !draining && this.marks.get(hello.name) === 'DRAINED';
+  /** Whether an operator wants it to have no copies. */
+  private isDrained({ hello }: Member): boolean {
+    return this.marks.get(hello.name) === 'DRAINED';
+  }
+
+  /** As little change as who is there now makes necessary. What would be nowhere else is where it should not be: on workers that are drained. */
+  private retarget(
+    living: readonly Member[],
+    routers: readonly Member[],
+    drained: readonly Candidate[],
+    nowMs: number,
+  ): void {
+    const { placement, candidates, planning } = this;
     // Who leaves last serves what is under way; who is drained keeps what fits nowhere else.
-    this.lastingOn = candidates.length === 0 && living.length > 0 && routers.some(isBusy);
-    const lasting = this.lastingOn ? living : living.filter(isMarked);
+    this.lastingOn =
+      candidates.length === 0 && drained.length === 0 && living.length > 0 && routers.some(isBusy);
     this.stale = this.lastingOn;
     const slotsOf = (members: readonly { slot: number }[]) => new Set(members.map(({ slot }) => slot));
-    const lastingSlots = lasting.map(({ hello }) => ({ slot: placement.slotOf(hello.name) }));
-    const present = placement.present(slotsOf(candidates));
-    const fallback = placement.present(slotsOf(lastingSlots));
-    const { target, lacking } = this.planning.required(candidates, present, this.loads.rates(nowMs));
-    placement.target = target.map((slots, expert) => (slots.length > 0 ? slots : fallback[expert]!));
+    const leavingSlots = living.map(({ hello }) => ({ slot: placement.slotOf(hello.name) }));
+    const lasting = placement.present(slotsOf(this.lastingOn ? leavingSlots : drained));
+    const rates = this.loads.rates(nowMs);
+    const { target, lacking } = planning.required(candidates, placement.present(slotsOf(candidates)), rates);
+    placement.target = target.map((slots, expert) => (slots.length > 0 ? slots : lasting[expert]!));
+    if (drained.length > 0 && placement.target.some((slots) => slots.length === 0)) {
+      const last = planning.required(drained, lasting, rates).target;
+      placement.target = placement.target.map((slots, expert) => (slots.length > 0 ? slots : last[expert]!));
+    }
     this.lacking = lacking;
   }
 
@@ -336,13 +358,10 @@ export class PlacementPlans {
   }
 
   /** In the order in which shares are dealt. */
-  private candidatesOf(living: readonly Member[], room: ReadonlyMap<Member, DeviceRoom>): Candidate[] {
-    const usable = living.filter(
-      ({ draining, hello }) => !draining && this.marks.get(hello.name) !== 'DRAINED',
-    );
-    const byName = new Map(usable.map((member) => [member.hello.name, member]));
+  private candidatesOf(members: readonly Member[], room: ReadonlyMap<Member, DeviceRoom>): Candidate[] {
+    const byName = new Map(members.map((member) => [member.hello.name, member]));
     const order = orderWorkers(
-      usable.map(({ hello }) => hello),
+      members.map(({ hello }) => hello),
       this.options.topology(),
     );
     return order.map((name) => {

@@ -306,6 +306,25 @@ describe('placements', () => {
     expect(scene.told.get('w0')).toEqual([]);
   });
 
+  test('experts that would be nowhere are loaded by workers that are drained', () => {
+    const scene = new Scene({ workers: 3 });
+    const members = ['w0', 'w1', 'w2'].map((name) => scene.worker(name));
+    const holders = () =>
+      scene.cluster.view.nodes!.filter(({ serving }) => serving! > 0).map(({ name }) => name);
+    for (const name of ['w0', 'w1']) scene.cluster.mark(name, 'DRAINED', scene.nowMs);
+    scene.settle(null);
+    for (let seconds = 0; seconds < 3; seconds += 1) scene.pass(1_000);
+    expect(holders()).toEqual(['w2']);
+    scene.cluster.end(members[2]!, 'killed', scene.nowMs);
+    scene.settle(null);
+    for (let seconds = 0; seconds < 3; seconds += 1) scene.pass(1_000);
+    expect(scene.cluster.view.ready).toBe(true);
+    expect(holders()).toEqual(['w0', 'w1']);
+    scene.worker('w2');
+    for (let seconds = 0; seconds < 3; seconds += 1) scene.pass(1_000);
+    expect(holders()).toEqual(['w2']);
+  });
+
   test('a coordinator that begins with a drained worker alone places nothing, and all of it once that is undrained', () => {
     const scene = new Scene({ workers: 2 });
     scene.worker('w0', { term: 1 });
