@@ -50,6 +50,8 @@ export class KnownCluster {
   placement: PlacementIndex | null = null;
   /** The latest placement, as long as the one before alone reaches some expert from here: then no holder of that one drops its copy either. */
   private awaited: PlacementIndex | null = null;
+  /** No placement has come since this router joined: meanwhile nobody asked which one it uses, and holders dropped copies. */
+  private isNew = true;
   view: ClusterView | null = null;
   /** As the coordinator told them last, of all live nodes. */
   figures: readonly NodeFigures[] = [];
@@ -298,6 +300,7 @@ export class KnownCluster {
         { fingerprint: model.fingerprint, allowed: held.fingerprint },
       );
     }
+    this.isNew = true;
     this.model = model;
     this.feedback = feedback;
     // The layers with a bias are told anew.
@@ -334,7 +337,11 @@ export class KnownCluster {
     }
     // One that has placed nothing leaves the first of its workers to be waited for.
     if (epoch > 0) this.hello.term = term;
-    if (view.placement) this.awaited = indexPlacement(view, view.placement, known);
+    if (view.placement) {
+      this.awaited = indexPlacement(view, view.placement, known);
+      if (this.isNew) this.placement = null;
+      this.isNew = false;
+    }
     this.view = view;
     // A coordinator that was started anew does not know at once who is there.
     const kept = new Set(epoch === 0 ? known?.workers : []);
