@@ -227,6 +227,7 @@ export class PlacementPlans {
           const allowed = `different ones of ${this.candidates.map(({ name }) => name).join(', ')}`;
           throw invalidArgument(`workers of layer ${layer.layer} expert ${expert}`, value, allowed);
         }
+        this.checkCopies(`copies of layer ${layer.layer} expert ${expert}`, holders.length, first + expert);
         target[first + expert] = (holders as number[]).sort((a, b) => a - b);
       }
     }
@@ -235,6 +236,16 @@ export class PlacementPlans {
     const toDrop = copiesBeyond(this.placement.target, target);
     this.follow(target);
     return { toLoad, toDrop, bytesToLoad: toLoad * this.expertBytes, netGainSeconds: 0 };
+  }
+
+  /** Where memory is too small for all copies that there are to be, those that there are must stay. */
+  private checkCopies(field: string, count: number, expert: number): void {
+    const least = Math.min(this.options.copies, this.candidates.length);
+    const floor = this.lacking === null ? least : Math.min(least, this.placement.target[expert]!.length);
+    if (count < floor) {
+      const allowed = `at least ${floor}: the coordinator's copies are ${this.options.copies}, so plan with --copies ${this.options.copies}`;
+      throw invalidArgument(field, count, allowed);
+    }
   }
 
   private checkMemory(target: readonly (readonly number[])[]): void {
