@@ -1,5 +1,7 @@
 import { decimal, humanCount, text } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
+import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
+import type { WorkerMark } from '../common/generated/switchyard/v1/WorkerMark.js';
 import type { FileTopology } from '../coordinator/topology.js';
 import { inStoredBytes, isCuda } from '../model/device-bytes.js';
 import type { PlanInput, PlanWorker } from '../placement/input.js';
@@ -41,13 +43,21 @@ export interface DeviceInput extends PlanInput {
   workers: readonly DeviceWorker[];
 }
 
+/** What an operator has said of workers, by name. */
+export type Marks = ReadonlyMap<string, WorkerMark>;
+
+export const marksOf = (view: ClusterView | null): Marks =>
+  new Map(view?.nodes.filter(({ role }) => role === 'WORKER').map(({ name, mark }) => [name, mark]));
+
 /**
- * What the planner is given for a recorded load; with a topology, on the devices that it lists. Rates are those of `usualRates`. Throws NOT_READY for a recording without rows.
+ * What the planner is given for a recorded load; with a topology, on the devices that it lists. Workers that are drained are left out, cordoned ones get nothing
+ * new. Rates are those of `usualRates`. Throws NOT_READY for a recording without rows, and where all workers are drained.
  */
 export function planInput(
   recording: Recording,
   topology: FileTopology | null,
   { copies, replicaSlots, horizon }: PlanOptions,
+  marks: Marks = new Map(),
 ): DeviceInput {
   const { layers, seconds, topK } = recording;
   const rows = layers.flatMap((layer) => layer.rows).reduce((sum, one) => sum + one, 0);
@@ -55,7 +65,7 @@ export function planInput(
     const text = `no rows were routed within ${seconds.toFixed(1)} s, so there is no load to plan for: send batches meanwhile, or give a recording of one (forward --record)`;
     throw new SwitchyardError('NOT_READY', text);
   }
-  const { workers, indexOf } = onTopology(recording.workers, topology);
+  const { workers, indexOf } = withoutDrained(onTopology(recording.workers, topology), marks);
   const room = ({ device, ...told }: RecordedWorker) => {
     const { stored, held } = bytesOn(device, layers);
     return { ...told, ...inStoredBytes(told, stored, held), deviceBytesPerByte: held / stored };
@@ -73,6 +83,7 @@ export function planInput(
         loadBytesPerSecond: loadBytesPerSecond[index]!,
         deviceMemoryBytes: workers[index]!.memoryBytes,
         deviceBytesPerByte,
+        closed: marks.get(name) === 'CORDONED',
       }),
     ),
     layers: layers.map(({ layer, expertBytes, rows, choices }) => ({
@@ -112,11 +123,29 @@ function crossingSeconds(topology: FileTopology | null, hidden: number): number 
   return (2 * 2 * hidden * 8) / slowest;
 }
 
+interface Workers {
+  workers: readonly RecordedWorker[];
+  /** By recorded worker; -1: it is gone. */
+  indexOf: readonly number[];
+}
+
+function withoutDrained({ workers, indexOf }: Workers, marks: Marks): Workers {
+  const open = workers.filter(({ name }) => marks.get(name) !== 'DRAINED');
+  if (open.length === 0) {
+    const names = workers.map(({ name }) => name).join(', ');
+    throw new SwitchyardError('NOT_READY', `there is no worker that may have copies; drained: ${names}`);
+  }
+  return {
+    workers: open,
+    indexOf: indexOf.map((index) => (index < 0 ? -1 : open.indexOf(workers[index]!))),
+  };
+}
+
 /**
  * The workers on the devices of a topology: recorded ones keep theirs, those whose device it does not list are gone, and a device without one
- * gets a new worker with the least memory of the recorded ones. `indexOf`: by recorded worker; -1: it is gone.
+ * gets a new worker with the least memory of the recorded ones.
  */
-function onTopology(recorded: readonly RecordedWorker[], topology: FileTopology | null) {
+function onTopology(recorded: readonly RecordedWorker[], topology: FileTopology | null): Workers {
   if (topology === null) return { workers: recorded, indexOf: [...recorded.keys()] };
   const indexOf = recorded.map(() => -1);
   const memoryBytes = Math.min(...recorded.map((worker) => worker.memoryBytes));

@@ -152,6 +152,27 @@ describe('what the planner is given for a recording', () => {
     expect(present).toEqual([[[], [0]]]);
   });
 
+  test('no worker that is drained, also on a topology, and cordoned ones closed', () => {
+    const drained = new Map([
+      ['x', 'DRAINED'],
+      ['y', 'CORDONED'],
+    ] as const);
+    const { workers, present } = planInput(good, null, options, drained);
+    expect(workers.map(({ name, closed }) => ({ name, closed }))).toEqual([{ name: 'y', closed: true }]);
+    expect(present).toEqual([[[], [0]]]);
+    const hosts = ['a', 'b', 'c'].map((name) => ({ name, devices: ['cpu'] }));
+    const onTopology = planInput(good, { hosts, links: [] }, options, drained);
+    expect(onTopology.workers.map(({ name }) => name)).toEqual(['y', 'c/0']);
+    expect(onTopology.present).toEqual([[[], [0]]]);
+    const all = new Map(good.workers.map(({ name }) => [name, 'DRAINED'] as const));
+    expect(() => planInput(good, null, options, all)).toThrow(
+      expect.objectContaining({
+        code: 'NOT_READY',
+        message: 'there is no worker that may have copies; drained: x, y',
+      }),
+    );
+  });
+
   test('room on CUDA devices for the experts that they hold in BF16, however they are stored', () => {
     const packed = { ...layer, expertBytesOnCuda: 150 };
     const devices = ['cpu', 'cuda:0'].map((device) => ({

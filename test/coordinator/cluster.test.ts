@@ -457,6 +457,23 @@ describe('copies where an operator says', () => {
     expect(made.cluster.placement()).toEqual(before);
   });
 
+  test('a worker that is drained is named as drained, and one that is cordoned gets nothing new', () => {
+    const made = scene();
+    const layers = [0, 1].map((layer) => ({ layer, ...every([0]) }));
+    const goTo = () => made.cluster.plans.goTo({ workers: ['w1'], layers });
+    made.cluster.mark('w1', 'CORDONED', 0);
+    made.settle(null);
+    expect(goTo()).toMatchObject({ toLoad: 0, toDrop: 0 });
+    made.cluster.mark('w1', 'DRAINED', 0);
+    made.settle(null);
+    expect(goTo).toThrow(
+      expect.objectContaining({
+        code: 'INVALID_ARGUMENT',
+        message: 'workers of layer 0 expert 0 is "w1"; allowed: different ones of w0; drained: w1',
+      }),
+    );
+  });
+
   test('fewer copies than the coordinator keeps are refused as far as there are workers', () => {
     const made = new Scene({ workers: 2, copies: 2 });
     made.worker('w0');

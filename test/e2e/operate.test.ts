@@ -180,6 +180,27 @@ describe('switchyard rebalance', () => {
     expect((await run('rebalance', '--recording', file)).stdout).toBe('nothing to move: no change pays\n');
   });
 
+  test('with a recording leaves out workers that are drained, and plan does too', async () => {
+    await until(isSettled);
+    const file = await record();
+    expect((await run('drain', 'worker-1')).status).toBe(0);
+    await marked('worker-1', 'DRAINED');
+    await until(isSettled);
+    const { status, stderr } = await run('rebalance', '--recording', file);
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+    await until(isSettled);
+    expect((await workersOf()).flat()).not.toContain('worker-1');
+    load = await Load.start(cluster.client);
+    await load.more(2);
+    const planned = JSON.parse((await run('plan', '--seconds', '1', '--json')).stdout);
+    await load.stop();
+    const target = planned.layers.flatMap(({ workersOf }: { workersOf: string[][] }) => workersOf.flat());
+    expect(target).toContain('worker-0');
+    expect(target).not.toContain('worker-1');
+    await run('undrain', 'worker-1');
+    await marked('worker-1', 'NO_MARK');
+  });
+
   test('without one has the coordinator plan for what routers send', async () => {
     load = await Load.start(cluster.client);
     await load.more(8);
