@@ -1,7 +1,7 @@
 import { type ClusterDescription, SwitchyardClient } from '../client/index.js';
 import { sleep } from '../common/lifecycle.js';
 import type { PresentedCredential } from './connection.js';
-import { type Marks, marksOf } from './plan-input.js';
+import { type ClusterRules, rulesOf } from './plan-input.js';
 import { describeMeasured, type Recording, recordCluster } from './recording.js';
 
 /** Rows of each expert, by layer. */
@@ -13,12 +13,12 @@ interface Snapshot {
   routed: Map<string, Rows>;
 }
 
-/** What all routers of a cluster send to its experts within some seconds, where the experts are then, and what operators have said of workers. */
+/** What all routers of a cluster send to its experts within some seconds, where the experts are then, and what it says of its plans. */
 export async function measureLoad(
   client: SwitchyardClient,
   credential: PresentedCredential,
   seconds: number,
-): Promise<{ recording: Recording; marks: Marks }> {
+): Promise<{ recording: Recording; rules: ClusterRules }> {
   const before = await lookAt(client, credential);
   await sleep(seconds * 1000);
   const after = await lookAt(client, credential);
@@ -37,7 +37,7 @@ export async function measureLoad(
     return { ...layer, rows, choices: null };
   });
   const recording = { ...recorded, layers, seconds: (after.atMs - before.atMs) / 1000 };
-  return { recording, marks: marksOf(cluster.view) };
+  return { recording, rules: rulesOf(cluster.view) };
 }
 
 /** Every router tells of itself; the one that answers does so at once. */

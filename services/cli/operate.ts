@@ -14,7 +14,7 @@ import { plan } from '../placement/plan.js';
 import { defineCommand } from './command.js';
 import { type CredentialConfig, credentialFields, readCredential, tlsHelp } from './connection.js';
 import { bytes, count, seconds } from './format.js';
-import { marksOf, type PlanOptions, planFields, planHelp, planInput } from './plan-input.js';
+import { type PlanOptions, planFields, planHelp, planInput, rulesOf } from './plan-input.js';
 import { readRecording } from './recording.js';
 
 const operatorFields = { address: addresses().default(['127.0.0.1:7070']), ...credentialFields };
@@ -122,7 +122,7 @@ export const undrainCommand = markCommand(
   'may have copies again',
 );
 
-/** The coordinator plans by its own settings and loads: only the plan for a recording has others. What operators have said of workers holds for both. */
+/** The coordinator plans by its own settings and loads: only the plan for a recording has others. Its copies and what operators have said of workers hold for both. */
 async function recordedTarget(
   config: Connection & { recording: string; topology: string | null } & PlanOptions,
 ) {
@@ -133,7 +133,7 @@ async function recordedTarget(
     'Inference',
     (inference, deadline, done) => inference.DescribeCluster({}, { deadline }, done),
   );
-  const input = planInput(recording, topology, config, marksOf(view));
+  const input = planInput(recording, topology, config, rulesOf(view));
   const { target, netGainSeconds } = plan(input);
   const layers = input.layers.map(({ layer }, index) => copiesMessage(layer, target[index]!));
   return { target: { workers: input.workers.map(({ name }) => name), layers }, netGainSeconds };

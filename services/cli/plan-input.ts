@@ -12,20 +12,21 @@ import type { Recording } from './recording.js';
 export const planFields = {
   recording: text().nullable().default(null),
   topology: text().nullable().default(null),
-  copies: humanCount(1, 64).default(1),
+  copies: humanCount(1, 64).nullable().default(null),
   replicaSlots: humanCount(0, 1_048_576).nullable().default(null),
   horizon: decimal(1, 31_536_000).default(3_600),
 };
 export const planHelp = {
   recording: ['file', 'plan for this load, as forward --record wrote it, instead of asking the cluster'],
   topology: ['file', 'plan for the devices of this topology file instead of the workers that there are'],
-  copies: ['n', 'copies of each expert at least'],
+  copies: ['n', "copies of each expert at least (default: the cluster's, and 1 for plan with a recording)"],
   replicaSlots: ['n', 'copies of a layer beyond those (default: as many as memory holds)'],
   horizon: ['seconds', 'how long the load is taken to stay, which decides what a change may cost'],
 } as const;
 
 export interface PlanOptions {
-  copies: number;
+  /** Null: those of the cluster. */
+  copies: number | null;
   replicaSlots: number | null;
   horizon: number;
 }
@@ -43,11 +44,20 @@ export interface DeviceInput extends PlanInput {
   workers: readonly DeviceWorker[];
 }
 
-/** What an operator has said of workers, by name. */
-export type Marks = ReadonlyMap<string, WorkerMark>;
+/** What a cluster says of its plans. */
+export interface ClusterRules {
+  /** Of workers, by name: what an operator has said of them. */
+  marks: ReadonlyMap<string, WorkerMark>;
+  /** Copies of each expert at least. */
+  copies: number;
+}
 
-export const marksOf = (view: ClusterView | null): Marks =>
-  new Map(view?.nodes.filter(({ role }) => role === 'WORKER').map(({ name, mark }) => [name, mark]));
+const noRules: ClusterRules = { marks: new Map(), copies: 1 };
+
+export const rulesOf = (view: ClusterView | null): ClusterRules => ({
+  marks: new Map(view?.nodes.filter(({ role }) => role === 'WORKER').map(({ name, mark }) => [name, mark])),
+  copies: view?.copies || 1,
+});
 
 /**
  * What the planner is given for a recorded load; with a topology, on the devices that it lists. Workers that are drained are left out, cordoned ones get nothing
@@ -57,7 +67,7 @@ export function planInput(
   recording: Recording,
   topology: FileTopology | null,
   { copies, replicaSlots, horizon }: PlanOptions,
-  marks: Marks = new Map(),
+  { marks, copies: copiesOfCluster } = noRules,
 ): DeviceInput {
   const { layers, seconds, topK } = recording;
   const rows = layers.flatMap((layer) => layer.rows).reduce((sum, one) => sum + one, 0);
@@ -101,7 +111,7 @@ export function planInput(
           .sort((a, b) => a - b),
       ),
     ),
-    copiesMin: copies,
+    copiesMin: copies ?? Math.min(copiesOfCluster, workers.length),
     replicaSlots,
     horizonSeconds: horizon,
     crossingSeconds: crossingSeconds(topology, recording.hidden),
@@ -129,7 +139,7 @@ interface Workers {
   indexOf: readonly number[];
 }
 
-function withoutDrained({ workers, indexOf }: Workers, marks: Marks): Workers {
+function withoutDrained({ workers, indexOf }: Workers, marks: ClusterRules['marks']): Workers {
   const open = workers.filter(({ name }) => marks.get(name) !== 'DRAINED');
   if (open.length === 0) {
     const names = workers.map(({ name }) => name).join(', ');

@@ -97,6 +97,11 @@ export class PlacementPlans {
     return this.options.workers;
   }
 
+  /** Copies of each expert at least, as far as there are workers and memory. */
+  get copiesMin(): number {
+    return this.options.copies;
+  }
+
   /** Whether a next step waits until routers have moved on. */
   get waitsForRouters(): boolean {
     return this.placement.drains || this.lastingOn;

@@ -153,10 +153,11 @@ describe('what the planner is given for a recording', () => {
   });
 
   test('no worker that is drained, also on a topology, and cordoned ones closed', () => {
-    const drained = new Map([
+    const marks = new Map([
       ['x', 'DRAINED'],
       ['y', 'CORDONED'],
     ] as const);
+    const drained = { marks, copies: 2 };
     const { workers, present } = planInput(good, null, options, drained);
     expect(workers.map(({ name, closed }) => ({ name, closed }))).toEqual([{ name: 'y', closed: true }]);
     expect(present).toEqual([[[], [0]]]);
@@ -164,13 +165,20 @@ describe('what the planner is given for a recording', () => {
     const onTopology = planInput(good, { hosts, links: [] }, options, drained);
     expect(onTopology.workers.map(({ name }) => name)).toEqual(['y', 'c/0']);
     expect(onTopology.present).toEqual([[[], [0]]]);
-    const all = new Map(good.workers.map(({ name }) => [name, 'DRAINED'] as const));
+    const all = { ...drained, marks: new Map(good.workers.map(({ name }) => [name, 'DRAINED'] as const)) };
     expect(() => planInput(good, null, options, all)).toThrow(
       expect.objectContaining({
         code: 'NOT_READY',
         message: 'there is no worker that may have copies; drained: x, y',
       }),
     );
+  });
+
+  test("the cluster's copies as far as there are workers, if none are given", () => {
+    const copies = (given: number | null, ofCluster: number) =>
+      planInput(good, null, { ...options, copies: given }, { marks: new Map(), copies: ofCluster }).copiesMin;
+    expect([copies(null, 1), copies(null, 2), copies(null, 3), copies(3, 2)]).toEqual([1, 2, 2, 3]);
+    expect(planInput(good, null, { ...options, copies: null }).copiesMin).toBe(1);
   });
 
   test('room on CUDA devices for the experts that they hold in BF16, however they are stored', () => {

@@ -1,4 +1,4 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
@@ -244,6 +244,24 @@ test('with copies of 2 each expert is on two of three workers, and one that is k
   );
   load = await Load.start(client);
   await load.more(4);
+  const directory = await mkdtemp(join(tmpdir(), 'switchyard-operate-'));
+  const file = join(directory, 'load.json');
+  const at = ['--address', doubled.address];
+  await switchyard(['forward', ...at, '--sequences', '2', '--length', '32', '--record', file]);
+  // It was recorded when there was one copy of each.
+  const recorded: Recording = JSON.parse(await readFile(file, 'utf8'));
+  for (const { workersOf } of recorded.layers) for (const holders of workersOf) holders.splice(1);
+  await writeFile(file, JSON.stringify(recorded));
+  const rebalance = (...args: string[]) => switchyard(['rebalance', ...at, '--recording', file, ...args]);
+  expect(await rebalance('--copies', '1')).toMatchObject({
+    status: 2,
+    stderr: expect.stringMatching(
+      /^switchyard: INVALID_ARGUMENT: copies of layer \d expert \d is 1; allowed: at least 2: .* --copies 2$/m,
+    ),
+  });
+  expect(await rebalance()).toMatchObject({ status: 0, stderr: '' });
+  await rm(directory, { recursive: true });
+  expect((await workersOf(client)).every((copies) => new Set(copies).size >= 2)).toBe(true);
   await doubled.kill('worker-1');
   await load.more(8);
   await until(
