@@ -84,11 +84,8 @@ async function benchGain(options: BenchOptions): Promise<BenchResult[]> {
   return withLoad(presets[preset].skew, async (cluster, client, load) => {
     const runs: { value: number; reference: number }[] = [];
     for (let run = 0; run < options.runs; run += 1) {
-      const measured = planInput(
-        await measureLoad(client, { token: null, tls: null }, warmMs / 1000),
-        null,
-        plans,
-      );
+      const { recording } = await measureLoad(client, { token: null, tls: null }, warmMs / 1000);
+      const measured = planInput(recording, null, plans);
       const input = { ...measured, present: [unevenly(measured)] };
       await rebalance(client, cluster.address, null, named(input, input.present));
       await sleep(warmMs);

@@ -1,6 +1,7 @@
 import { type ClusterDescription, SwitchyardClient } from '../client/index.js';
 import { sleep } from '../common/lifecycle.js';
 import type { PresentedCredential } from './connection.js';
+import { type ClusterRules, rulesOf } from './plan-input.js';
 import { describeMeasured, type Recording, recordCluster } from './recording.js';
 
 /** Rows of each expert, by layer. */
@@ -12,16 +13,17 @@ interface Snapshot {
   routed: Map<string, Rows>;
 }
 
-/** What all routers of a cluster send to its experts within some seconds, and where the experts are then. */
+/** What all routers of a cluster send to its experts within some seconds, where the experts are then, and what it says of its plans. */
 export async function measureLoad(
   client: SwitchyardClient,
   credential: PresentedCredential,
   seconds: number,
-): Promise<Recording> {
+): Promise<{ recording: Recording; rules: ClusterRules }> {
   const before = await lookAt(client, credential);
   await sleep(seconds * 1000);
   const after = await lookAt(client, credential);
-  const recorded = recordCluster(await describeMeasured(client));
+  const cluster = await describeMeasured(client);
+  const recorded = recordCluster(cluster);
   const layers = recorded.layers.map((layer) => {
     const rows = new Array<number>(layer.workersOf.length).fill(0);
     for (const [router, routed] of after.routed) {
@@ -34,7 +36,8 @@ export async function measureLoad(
     }
     return { ...layer, rows, choices: null };
   });
-  return { ...recorded, layers, seconds: (after.atMs - before.atMs) / 1000 };
+  const recording = { ...recorded, layers, seconds: (after.atMs - before.atMs) / 1000 };
+  return { recording, rules: rulesOf(cluster.view) };
 }
 
 /** Every router tells of itself; the one that answers does so at once. */

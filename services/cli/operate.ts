@@ -2,6 +2,7 @@ import { z } from 'zod';
 import { addresses, nodeName } from '../common/config.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { copiesMessage } from '../common/expert-copies.js';
+import type { ClusterDescription } from '../common/generated/switchyard/v1/ClusterDescription.js';
 import type { RebalanceAnswer } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
 import type { WorkerMark } from '../common/generated/switchyard/v1/WorkerMark.js';
 import { connect } from '../common/grpc-channel.js';
@@ -13,7 +14,7 @@ import { plan } from '../placement/plan.js';
 import { defineCommand } from './command.js';
 import { type CredentialConfig, credentialFields, readCredential, tlsHelp } from './connection.js';
 import { bytes, count, seconds } from './format.js';
-import { type PlanOptions, planFields, planHelp, planInput } from './plan-input.js';
+import { type PlanOptions, planFields, planHelp, planInput, rulesOf } from './plan-input.js';
 import { readRecording } from './recording.js';
 
 const operatorFields = { address: addresses().default(['127.0.0.1:7070']), ...credentialFields };
@@ -25,25 +26,29 @@ const operatorHelp = {
 } as const;
 
 type Connection = CredentialConfig & { address: string[] };
-type Operator = InstanceType<typeof clients.Operator>;
 
 const messageBytesMax = 64 * 1024 * 1024;
 /** Planning the largest models takes seconds. */
 const answerMsMax = 60_000;
 
-type Call<Answer> = (
-  operator: Operator,
+type Services = Pick<typeof clients, 'Operator' | 'Inference'>;
+type Call<Service extends keyof Services, Answer> = (
+  client: InstanceType<Services[Service]>,
   deadline: Date,
   answer: (error: Error | null, value?: Answer) => void,
 ) => unknown;
 
 /** One call to the coordinator that leads: one of those given, or that which one of them names. */
-async function ask<Answer>(config: Connection, call: Call<Answer>): Promise<Answer> {
+async function ask<Service extends keyof Services, Answer>(
+  config: Connection,
+  service: Service,
+  call: Call<Service, Answer>,
+): Promise<Answer> {
   const candidates = [...config.address];
   let failure: SwitchyardError | null = null;
   for (const address of candidates) {
     try {
-      return await askAt(address, config, call);
+      return await askAt(address, config, service, call);
     } catch (error) {
       failure = asSwitchyardError(error);
       const mayBeElsewhere = ['NOT_LEADING', 'DRAINING', 'LINK_LOST'].includes(failure.code);
@@ -55,18 +60,25 @@ async function ask<Answer>(config: Connection, call: Call<Answer>): Promise<Answ
   throw failure!;
 }
 
-async function askAt<Answer>(address: string, config: Connection, call: Call<Answer>): Promise<Answer> {
+async function askAt<Service extends keyof Services, Answer>(
+  address: string,
+  config: Connection,
+  service: Service,
+  call: Call<Service, Answer>,
+): Promise<Answer> {
   const { token = null, tls: files } = readCredential(config);
   const tls = files ? new Tls(files) : null;
-  const operator = connect(clients.Operator, address, { token, tls, messageBytesMax });
+  const client = connect<InstanceType<Services[Service]>>(clients[service] as never, address, {
+    ...{ token, tls, messageBytesMax },
+  });
   try {
     return await new Promise((resolve, reject) => {
-      call(operator, new Date(Date.now() + answerMsMax), (error, value) =>
+      call(client, new Date(Date.now() + answerMsMax), (error, value) =>
         error === null ? resolve(value!) : reject(fromServiceError(error as never)),
       );
     });
   } finally {
-    operator.close();
+    client.close();
     tls?.close();
   }
 }
@@ -84,7 +96,7 @@ const markCommand = (name: string, mark: WorkerMark, summary: string, done: stri
       const { worker } = config;
       if (worker === null)
         throw new SwitchyardError('CONFIG_INVALID', 'worker is missing; allowed: the name of a worker');
-      await ask(config, (operator, deadline, answer) =>
+      await ask(config, 'Operator', (operator, deadline, answer) =>
         operator.MarkWorker({ worker, mark }, { deadline }, answer),
       );
       process.stdout.write(`${worker}: ${done}\n`);
@@ -110,10 +122,18 @@ export const undrainCommand = markCommand(
   'may have copies again',
 );
 
-/** The coordinator plans by its own settings and loads: only the plan for a recording has others. */
-function recordedTarget(config: { recording: string; topology: string | null } & PlanOptions) {
+/** The coordinator plans by its own settings and loads: only the plan for a recording has others. Its copies and what operators have said of workers hold for both. */
+async function recordedTarget(
+  config: Connection & { recording: string; topology: string | null } & PlanOptions,
+) {
   const topology = config.topology === null ? null : readTopology(config.topology);
-  const input = planInput(readRecording(config.recording), topology, config);
+  const recording = readRecording(config.recording);
+  const { view } = await ask<'Inference', ClusterDescription>(
+    config,
+    'Inference',
+    (inference, deadline, done) => inference.DescribeCluster({}, { deadline }, done),
+  );
+  const input = planInput(recording, topology, config, rulesOf(view));
   const { target, netGainSeconds } = plan(input);
   const layers = input.layers.map(({ layer }, index) => copiesMessage(layer, target[index]!));
   return { target: { workers: input.workers.map(({ name }) => name), layers }, netGainSeconds };
@@ -132,9 +152,9 @@ export const rebalanceCommand = defineCommand({
   run: async (config) => {
     const { recording } = config;
     if (recording === null) checkUnused(config);
-    const planned = recording === null ? null : recordedTarget({ ...config, recording });
+    const planned = recording === null ? null : await recordedTarget({ ...config, recording });
     const request = planned === null ? {} : { target: planned.target };
-    const answer = await ask<RebalanceAnswer>(config, (operator, deadline, done) =>
+    const answer = await ask<'Operator', RebalanceAnswer>(config, 'Operator', (operator, deadline, done) =>
       operator.Rebalance(request, { deadline }, done),
     );
     const { toLoad, toDrop, bytesToLoad } = answer;

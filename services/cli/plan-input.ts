@@ -1,5 +1,7 @@
 import { decimal, humanCount, text } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
+import type { ClusterView } from '../common/generated/switchyard/v1/ClusterView.js';
+import type { WorkerMark } from '../common/generated/switchyard/v1/WorkerMark.js';
 import type { FileTopology } from '../coordinator/topology.js';
 import { inStoredBytes, isCuda } from '../model/device-bytes.js';
 import type { PlanInput, PlanWorker } from '../placement/input.js';
@@ -10,20 +12,21 @@ import type { Recording } from './recording.js';
 export const planFields = {
   recording: text().nullable().default(null),
   topology: text().nullable().default(null),
-  copies: humanCount(1, 64).default(1),
+  copies: humanCount(1, 64).nullable().default(null),
   replicaSlots: humanCount(0, 1_048_576).nullable().default(null),
   horizon: decimal(1, 31_536_000).default(3_600),
 };
 export const planHelp = {
   recording: ['file', 'plan for this load, as forward --record wrote it, instead of asking the cluster'],
   topology: ['file', 'plan for the devices of this topology file instead of the workers that there are'],
-  copies: ['n', 'copies of each expert at least'],
+  copies: ['n', "copies of each expert at least (default: the cluster's, and 1 for plan with a recording)"],
   replicaSlots: ['n', 'copies of a layer beyond those (default: as many as memory holds)'],
   horizon: ['seconds', 'how long the load is taken to stay, which decides what a change may cost'],
 } as const;
 
 export interface PlanOptions {
-  copies: number;
+  /** Null: those of the cluster. */
+  copies: number | null;
   replicaSlots: number | null;
   horizon: number;
 }
@@ -41,13 +44,30 @@ export interface DeviceInput extends PlanInput {
   workers: readonly DeviceWorker[];
 }
 
+/** What a cluster says of its plans. */
+export interface ClusterRules {
+  /** Of workers, by name: what an operator has said of them. */
+  marks: ReadonlyMap<string, WorkerMark>;
+  /** Copies of each expert at least. */
+  copies: number;
+}
+
+const noRules: ClusterRules = { marks: new Map(), copies: 1 };
+
+export const rulesOf = (view: ClusterView | null): ClusterRules => ({
+  marks: new Map(view?.nodes.filter(({ role }) => role === 'WORKER').map(({ name, mark }) => [name, mark])),
+  copies: view?.copies || 1,
+});
+
 /**
- * What the planner is given for a recorded load; with a topology, on the devices that it lists. Rates are those of `usualRates`. Throws NOT_READY for a recording without rows.
+ * What the planner is given for a recorded load; with a topology, on the devices that it lists. Workers that are drained are left out, cordoned ones get nothing
+ * new. Rates are those of `usualRates`. Throws NOT_READY for a recording without rows, and where all workers are drained.
  */
 export function planInput(
   recording: Recording,
   topology: FileTopology | null,
   { copies, replicaSlots, horizon }: PlanOptions,
+  { marks, copies: copiesOfCluster } = noRules,
 ): DeviceInput {
   const { layers, seconds, topK } = recording;
   const rows = layers.flatMap((layer) => layer.rows).reduce((sum, one) => sum + one, 0);
@@ -55,7 +75,7 @@ export function planInput(
     const text = `no rows were routed within ${seconds.toFixed(1)} s, so there is no load to plan for: send batches meanwhile, or give a recording of one (forward --record)`;
     throw new SwitchyardError('NOT_READY', text);
   }
-  const { workers, indexOf } = onTopology(recording.workers, topology);
+  const { workers, indexOf } = withoutDrained(onTopology(recording.workers, topology), marks);
   const room = ({ device, ...told }: RecordedWorker) => {
     const { stored, held } = bytesOn(device, layers);
     return { ...told, ...inStoredBytes(told, stored, held), deviceBytesPerByte: held / stored };
@@ -73,6 +93,7 @@ export function planInput(
         loadBytesPerSecond: loadBytesPerSecond[index]!,
         deviceMemoryBytes: workers[index]!.memoryBytes,
         deviceBytesPerByte,
+        closed: marks.get(name) === 'CORDONED',
       }),
     ),
     layers: layers.map(({ layer, expertBytes, rows, choices }) => ({
@@ -90,7 +111,7 @@ export function planInput(
           .sort((a, b) => a - b),
       ),
     ),
-    copiesMin: copies,
+    copiesMin: copies ?? Math.min(copiesOfCluster, workers.length),
     replicaSlots,
     horizonSeconds: horizon,
     crossingSeconds: crossingSeconds(topology, recording.hidden),
@@ -112,11 +133,29 @@ function crossingSeconds(topology: FileTopology | null, hidden: number): number 
   return (2 * 2 * hidden * 8) / slowest;
 }
 
+interface Workers {
+  workers: readonly RecordedWorker[];
+  /** By recorded worker; -1: it is gone. */
+  indexOf: readonly number[];
+}
+
+function withoutDrained({ workers, indexOf }: Workers, marks: ClusterRules['marks']): Workers {
+  const open = workers.filter(({ name }) => marks.get(name) !== 'DRAINED');
+  if (open.length === 0) {
+    const names = workers.map(({ name }) => name).join(', ');
+    throw new SwitchyardError('NOT_READY', `there is no worker that may have copies; drained: ${names}`);
+  }
+  return {
+    workers: open,
+    indexOf: indexOf.map((index) => (index < 0 ? -1 : open.indexOf(workers[index]!))),
+  };
+}
+
 /**
  * The workers on the devices of a topology: recorded ones keep theirs, those whose device it does not list are gone, and a device without one
- * gets a new worker with the least memory of the recorded ones. `indexOf`: by recorded worker; -1: it is gone.
+ * gets a new worker with the least memory of the recorded ones.
  */
-function onTopology(recorded: readonly RecordedWorker[], topology: FileTopology | null) {
+function onTopology(recorded: readonly RecordedWorker[], topology: FileTopology | null): Workers {
   if (topology === null) return { workers: recorded, indexOf: [...recorded.keys()] };
   const indexOf = recorded.map(() => -1);
   const memoryBytes = Math.min(...recorded.map((worker) => worker.memoryBytes));

@@ -36,11 +36,11 @@ export const planCommand = defineCommand({
   ],
   run: async (config) => {
     const topology = config.topology === null ? null : readTopology(config.topology);
-    const recording =
+    const { recording, rules } =
       config.recording === null
         ? await withClient(config, (client) => measureLoad(client, readCredential(config), config.seconds))
-        : readRecording(config.recording);
-    const input = planInput(recording, topology, config);
+        : { recording: readRecording(config.recording) };
+    const input = planInput(recording, topology, config, rules);
     const planned = plan(input);
     const shown = config.json
       ? JSON.stringify(planJson(recording, input, planned), null, 2)

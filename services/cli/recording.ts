@@ -1,6 +1,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import { z } from 'zod';
 import type { ClusterDescription, SwitchyardClient } from '../client/index.js';
+import { nodeName } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import { listCopies } from '../common/expert-copies.js';
 import type { FfnModel } from '../common/generated/switchyard/v1/FfnModel.js';
@@ -17,20 +18,30 @@ export const tokensSampledMax = 1024;
 const workersMax = 4096;
 const format = 'switchyard-recording';
 
-const amount = () =>
-  z.number({ error: 'a number of at least 0' }).min(0, { error: 'a number of at least 0' });
-const rate = () => z.number({ error: 'above 0, or null' }).positive({ error: 'above 0, or null' }).nullable();
+const amountAllowed = 'a finite number of at least 0';
+const rateAllowed = 'a finite number above 0, or null';
+const secondsAllowed = 'a finite number above 0';
+const amount = () => z.number({ error: amountAllowed }).min(0, { error: amountAllowed });
+const rate = () => z.number({ error: rateAllowed }).positive({ error: rateAllowed }).nullable();
 const index = (below: number) =>
   z
     .int({ error: `0 to ${below - 1}` })
     .min(0)
     .max(below - 1);
-const name = () => z.string({ error: '1 to 253 characters' }).min(1).max(253);
+/** What is shown on a terminal. */
+const shown = (min: number, max: number) => {
+  const error = `${min} to ${max} characters, none of them control characters`;
+  return z
+    .string({ error })
+    .min(min, { error })
+    .max(max, { error })
+    .refine((value) => !/\p{Cc}/u.test(value), { error });
+};
 
 const workerSchema = z.strictObject({
-  name: name(),
-  host: name(),
-  device: name(),
+  name: nodeName(),
+  host: shown(1, 253),
+  device: shown(1, 253),
   /** What its experts may take. */
   memoryBytes: amount(),
   /** Null: not measured. */
@@ -58,24 +69,45 @@ const recordingSchema = z
   .strictObject({
     format: z.literal(format, { error: format }),
     version: z.literal(1, { error: '1' }),
-    model: z.string({ error: 'text' }).max(1024),
+    model: shown(0, 1024),
     hidden: size(modelLimits.hidden),
     topK: size(modelLimits.topK),
     /** What the rows of the layers were counted over. */
-    seconds: z.number({ error: 'above 0' }).positive({ error: 'above 0' }),
+    seconds: z.number({ error: secondsAllowed }).positive({ error: secondsAllowed }),
     workers: z.array(workerSchema).min(1).max(workersMax),
     layers: z.array(layerSchema).min(1).max(modelLimits.layers),
   })
-  .superRefine(({ workers, layers, topK }, { addIssue }) => {
-    for (const [at, { rows, workersOf, choices }] of layers.entries()) {
+  .superRefine(({ workers, layers, topK, seconds }, { addIssue }) => {
+    const names = workers.map((worker) => worker.name);
+    const again = names.findIndex((name, at) => names.indexOf(name) < at);
+    if (again >= 0)
+      addIssue({ code: 'custom', path: ['workers', again, 'name'], message: 'a name of no other worker' });
+    const numbers = new Set<number>();
+    let sum = 0;
+    for (const [at, { layer, rows, workersOf, choices }] of layers.entries()) {
       const wrong = (key: string, message: string) =>
         addIssue({ code: 'custom', path: ['layers', at, key], message });
+      if (numbers.has(layer)) wrong('layer', 'a number of no other layer');
+      numbers.add(layer);
+      const sumBefore = sum;
+      for (const count of rows) sum += count;
+      if (!Number.isFinite(sum / seconds) && Number.isFinite(sumBefore / seconds))
+        wrong(
+          'rows',
+          `numbers whose sum over all layers is finite, also when divided by seconds, ${seconds}`,
+        );
       if (workersOf.length !== rows.length) wrong('workersOf', `${rows.length} entries, as rows has`);
       if (!workersOf.every((holders) => isAscending(holders) && (holders.at(-1) ?? 0) < workers.length))
         wrong('workersOf', `lists of indices of the ${workers.length} workers, ascending`);
       if (choices && (choices.length % topK > 0 || choices.some((expert) => expert >= rows.length)))
         wrong('choices', `${topK} numbers below ${rows.length} for each token`);
     }
+    if (sum === 0)
+      addIssue({
+        code: 'custom',
+        path: ['layers', 0, 'rows'],
+        message: 'one number above 0 at least, here or in another layer',
+      });
   });
 
 /** What the experts of a cluster had to do for some time, and where they were: all that a plan is made of. */
@@ -101,8 +133,12 @@ export function readRecording(path: string): Recording {
   }
   const { data, issue } = checkBy(recordingSchema, json);
   if (issue === null) return data;
-  const shown = JSON.stringify(issue.value)?.slice(0, 200) ?? 'missing';
-  throw invalid(issue.key || 'recording', `is ${shown}; allowed: ${issue.allowed}`);
+  // JSON reads numbers that are too large as infinite, and cannot write them.
+  const value = issue.value === Number.POSITIVE_INFINITY ? 'infinite' : JSON.stringify(issue.value);
+  throw invalid(
+    issue.key || 'recording',
+    `is ${value?.slice(0, 200) ?? 'missing'}; allowed: ${issue.allowed}`,
+  );
 }
 
 export async function writeRecording(file: OutputFile, recording: Recording): Promise<void> {

@@ -97,6 +97,11 @@ export class PlacementPlans {
     return this.options.workers;
   }
 
+  /** Copies of each expert at least, as far as there are workers and memory. */
+  get copiesMin(): number {
+    return this.options.copies;
+  }
+
   /** Whether a next step waits until routers have moved on. */
   get waitsForRouters(): boolean {
     return this.placement.drains || this.lastingOn;
@@ -233,17 +238,31 @@ export class PlacementPlans {
         const holders = workers.map((worker) => slots[worker]);
         if (holders.length === 0 || holders.includes(undefined) || new Set(holders).size !== holders.length) {
           const value = workers.map((worker) => wanted.workers[worker] ?? worker).join(', ');
-          const allowed = `different ones of ${this.candidates.map(({ name }) => name).join(', ')}`;
+          const drained = wanted.workers.filter((name) => this.marks.get(name) === 'DRAINED');
+          const why = drained.length === 0 ? '' : `; drained: ${drained.join(', ')}`;
+          const allowed = `different ones of ${this.candidates.map(({ name }) => name).join(', ')}${why}`;
           throw invalidArgument(`workers of layer ${layer.layer} expert ${expert}`, value, allowed);
         }
+        this.checkCopies(`copies of layer ${layer.layer} expert ${expert}`, holders.length, first + expert);
         target[first + expert] = (holders as number[]).sort((a, b) => a - b);
       }
     }
+    this.keepFromClosed(this.candidates, target);
     this.checkMemory(target);
     const toLoad = copiesBeyond(target, this.placement.target);
     const toDrop = copiesBeyond(this.placement.target, target);
     this.follow(target);
     return { toLoad, toDrop, bytesToLoad: toLoad * this.expertBytes, netGainSeconds: 0 };
+  }
+
+  /** Where memory is too small for all copies that there are to be, those that there are must stay. */
+  private checkCopies(field: string, count: number, expert: number): void {
+    const least = Math.min(this.options.copies, this.candidates.length);
+    const floor = this.lacking === null ? least : Math.min(least, this.placement.target[expert]!.length);
+    if (count < floor) {
+      const allowed = `at least ${floor}: the coordinator's copies are ${this.options.copies}, so plan with --copies ${this.options.copies}`;
+      throw invalidArgument(field, count, allowed);
+    }
   }
 
   private checkMemory(target: readonly (readonly number[])[]): void {
@@ -344,11 +363,18 @@ export class PlacementPlans {
 
   /** The target of a plan, less what it would bring to cordoned workers. */
   private planned(candidates: readonly Candidate[], { target }: Plan): number[][] {
+    const slots = this.planning.target(candidates, target);
+    this.keepFromClosed(candidates, slots);
+    return slots;
+  }
+
+  /** Experts that would come to cordoned workers stay where they are to be now. */
+  private keepFromClosed(candidates: readonly Candidate[], target: number[][]): void {
     const closed = new Set(candidates.filter(({ cordoned }) => cordoned).map(({ slot }) => slot));
-    return this.planning.target(candidates, target).map((slots, expert) => {
+    for (const [expert, slots] of target.entries()) {
       const present = this.placement.target[expert]!;
-      return slots.some((slot) => closed.has(slot) && !present.includes(slot)) ? [...present] : slots;
-    });
+      if (slots.some((slot) => closed.has(slot) && !present.includes(slot))) target[expert] = [...present];
+    }
   }
 
   private planInput(nowMs: number): PlanInput {

@@ -28,6 +28,7 @@ export function clusterView(source: ViewSource): ClusterViewInput {
     epoch: plans.placement.epoch,
     ready: reason === '',
     reason,
+    copies: plans.copiesMin,
     nodes: members.map((member) => {
       const slot = member.hello.role === 'WORKER' ? plans.placement.slotOf(member.hello.name) : -1;
       const memoryBytes = memory.get(member) ?? member.hello.memoryBytes;

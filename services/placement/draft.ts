@@ -14,11 +14,15 @@ export class Draft {
   /** [workers] Bytes. */
   readonly free: Float64Array;
 
+  /** Workers that may get copies. */
+  readonly open: readonly number[];
+
   private readonly layers: readonly PlanLayer[];
 
   /** The present copies, even where they exceed the memory. */
   constructor({ workers, layers, present }: PlanInput) {
     this.layers = layers;
+    this.open = [...workers.keys()].filter((worker) => !workers[worker]!.closed);
     this.copies = present.map((experts) => experts.map((holders) => [...holders]));
     this.free = Float64Array.from(workers, ({ memoryBytes }) => memoryBytes);
     for (const [layer, { expertBytes }] of layers.entries())

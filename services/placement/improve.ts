@@ -30,6 +30,8 @@ export interface LayerBounds {
   /** [workers] Number of its host. */
   hostOf: Uint32Array;
   hosts: number;
+  /** Workers that get no copies. */
+  closed: ReadonlySet<number>;
 }
 
 /** A copy that comes to a worker, or goes. */
@@ -87,7 +89,8 @@ export class Improvement {
     const sources = workers.filter((worker) => layer.level(worker) >= this.high);
     const byLevel = workers.sort((a, b) => layer.level(a) - layer.level(b) || a - b);
     const targets = this.targets(byLevel.slice(0, workers.length - sources.length));
-    this.thirds = byLevel.filter((worker) => this.bounds.room[worker]! > 0).slice(0, thirdsMax);
+    const { room, closed } = this.bounds;
+    this.thirds = byLevel.filter((worker) => room[worker]! > 0 && !closed.has(worker)).slice(0, thirdsMax);
     for (const from of sources.slice(0, sourcesMax)) {
       const rows = (expert: number) => layer.rowsAt(from, expert);
       const experts = [...layer.expertsAt[from]!].sort((a, b) => rows(b) - rows(a) || a - b);
@@ -115,10 +118,10 @@ export class Improvement {
   }
 
   private targets(byLevel: readonly number[]): number[] {
-    const { hosts, hostOf } = this.bounds;
+    const { hosts, hostOf, closed } = this.bounds;
     const ofHostMax = Math.max(targetsOfHostMin, Math.ceil(targetsMin / hosts));
     const ofHost = new Uint32Array(hosts);
-    return byLevel.filter((worker) => ++ofHost[hostOf[worker]!]! <= ofHostMax);
+    return byLevel.filter((worker) => !closed.has(worker) && ++ofHost[hostOf[worker]!]! <= ofHostMax);
   }
 
   private consider(expert: number, from: number, to: number): void {
@@ -190,7 +193,9 @@ export class Improvement {
   }
 
   private mayMove(expert: number, from: number, to: number): boolean {
-    return !this.layer.holds(to, expert) && this.spread.keeps(expert, from, to);
+    return (
+      !this.layer.holds(to, expert) && !this.bounds.closed.has(to) && this.spread.keeps(expert, from, to)
+    );
   }
 
   /**
@@ -212,7 +217,10 @@ export class Improvement {
   private mayAdd(expert: number, to: number): boolean {
     const { spread } = this;
     if (spread.copiesBeside(expert, to) === 0 || spread.hostsOf[expert] === spread.hosts) return true;
-    return this.bounds.room.every((room, worker) => room <= 0 || spread.copiesBeside(expert, worker) > 0);
+    const { room, closed } = this.bounds;
+    return room.every(
+      (one, worker) => one <= 0 || closed.has(worker) || spread.copiesBeside(expert, worker) > 0,
+    );
   }
 
   /** Whether a copy may go for good: enough others stay, on as many hosts as there can be with one copy less. */

@@ -13,6 +13,8 @@ export interface PlanWorker {
   rowsPerSecond: number;
   /** Bytes of experts that it loads a second. */
   loadBytesPerSecond: number;
+  /** It gets no copy that it does not have. */
+  closed?: boolean;
 }
 
 export interface PlanLayer {

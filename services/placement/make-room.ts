@@ -22,7 +22,7 @@ export function makeRoom(draft: Draft, expert: ExpertIndex, copiesMin: number): 
 
 /** From the end of the chain to the move that makes room for the expert. */
 function findChain(draft: Draft, expert: ExpertIndex, copiesMin: number): Move[] {
-  const workers = [...draft.free.keys()];
+  const workers = draft.open;
   /** By worker: the move to it that made it worth a visit. */
   const moveTo = new Map<number, Move | null>();
   const queue: { worker: number; bytes: number }[] = [];

@@ -62,6 +62,7 @@ class Planner {
   private readonly rates: Float64Array;
   private readonly hostOf: Uint32Array;
   private readonly hosts: number;
+  private readonly closed: ReadonlySet<number>;
   /** [workers] What one byte costs. */
   private readonly byteSeconds: Float64Array;
 
@@ -75,6 +76,7 @@ class Planner {
     const { workers } = input;
     const names = [...new Set(workers.map(({ host }) => host))];
     this.hosts = names.length;
+    this.closed = new Set([...workers.keys()].filter((worker) => workers[worker]!.closed));
     this.hostOf = Uint32Array.from(workers, ({ host }) => names.indexOf(host));
     this.rates = Float64Array.from(workers, ({ rowsPerSecond }) => rowsPerSecond);
     const rate = this.rates.reduce((sum, one) => sum + one, 0);
@@ -123,6 +125,7 @@ class Planner {
       copiesMin,
       hostOf: this.hostOf,
       hosts: this.hosts,
+      closed: this.closed,
     });
     const changes: Change[] = [];
     let costSeconds = 0;
@@ -138,14 +141,14 @@ class Planner {
 
   /** What brings experts that are chosen together to one worker, after other changes, where links between hosts are to be spared. */
   private gathering(layer: number, after: readonly Change[]): Change[] {
-    const { input, hostOf, hosts } = this;
+    const { input, hostOf, hosts, closed } = this;
     const { choices } = input.layers[layer]!;
     if (input.crossingSeconds === 0 || hosts === 1 || choices === null) return [];
     this.apply(layer, after, true);
     const copies = this.splitAfresh(layer);
     this.apply(layer, after.toReversed(), false);
     const levelMax = Math.max(copies.peak, copies.evenLevel * (1 + levelShareMax));
-    return new Affinity(copies, { choices, topK: input.topK, hostOf, hosts, levelMax }).run();
+    return new Affinity(copies, { choices, topK: input.topK, hostOf, hosts, closed, levelMax }).run();
   }
 
   /** Changes the draft of a layer, if that pays with the rows split afresh. */

@@ -136,8 +136,8 @@ class Filling {
     let best = -1;
     let least: Rank = { beside: 0, beyond: 0, level: 0, count: 0 };
     for (let worker = 0; worker < workers.length; worker += 1) {
-      if (this.draft.free[worker]! < this.expertBytes || holders.includes(worker)) continue;
-      const { host, rowsPerSecond } = workers[worker]!;
+      const { host, rowsPerSecond, closed } = workers[worker]!;
+      if (closed || this.draft.free[worker]! < this.expertBytes || holders.includes(worker)) continue;
       const rank = {
         beside: hosts.has(host) ? 1 : 0,
         beyond: this.share[worker]! <= 0 ? 1 : 0,
@@ -155,7 +155,7 @@ class Filling {
     const { layer } = this.input.layers[this.layer]!;
     const { expert } = index;
     const { free } = this.draft;
-    const others = [...free.keys()].filter((worker) => !this.draft.holders(index).includes(worker));
+    const others = this.draft.open.filter((worker) => !this.draft.holders(index).includes(worker));
     const allowed = Math.max(0, ...others.map((worker) => free[worker]!));
     const value = this.expertBytes;
     const text = `layer ${layer} expert ${expert} has ${value} bytes and fits on none of the ${others.length} workers without it: the most that is left on one of them is ${allowed} bytes`;

@@ -13,6 +13,8 @@ export interface TrafficBounds {
   /** [workers] Number of its host. */
   hostOf: Uint32Array;
   hosts: number;
+  /** Workers that get no copies. */
+  closed: ReadonlySet<number>;
   /** The level that no worker may come to by a change, unless it is above it and sinks. */
   levelMax: number;
 }
@@ -95,6 +97,8 @@ export class Affinity {
     const { layer, spread, homeOf } = this;
     const home = homeOf[expert]!;
     const there = homeOf[other]!;
+    const { closed } = this.bounds;
+    if (closed.has(home) || closed.has(there)) return false;
     if (layer.holds(there, expert) || layer.holds(home, other)) return false;
     const rows = layer.rowsAt(there, other) - layer.rowsAt(home, expert);
     return (

@@ -25,6 +25,9 @@ const good: Recording = {
 };
 const layer = good.layers[0]!;
 
+const named = (name: string) => ({ ...good, workers: [{ ...worker, name }, good.workers[1]] });
+const hosted = (host: string) => ({ ...good, workers: [{ ...good.workers[0], host }, good.workers[1]] });
+
 function written(value: unknown): string {
   const path = join(directory, 'recording.json');
   writeFileSync(path, typeof value === 'string' ? value : JSON.stringify(value));
@@ -52,6 +55,42 @@ describe('a recording', () => {
     ['layers.0.choices is [0,1,1]', { ...good, layers: [{ ...layer, choices: [0, 1, 1] }] }],
     ['layers.0.choices is [0,2]', { ...good, layers: [{ ...layer, choices: [0, 2] }] }],
     ['extra is 1', { ...good, extra: 1 }],
+    [
+      'workers.1.name is "x"; allowed: a name of no other worker',
+      { ...good, workers: [good.workers[0], { ...good.workers[1], name: 'x' }] },
+    ],
+    ['workers.0.name is "x\\u001b[2J"; allowed: letters, digits', named('x\u001b[2J')],
+    ['workers.0.host is "a\\nb"; allowed: 1 to 253 characters, none of them control', hosted('a\nb')],
+    [
+      'model is "a\\u0007"; allowed: 0 to 1024 characters, none of them control',
+      { ...good, model: 'a\u0007' },
+    ],
+    ['layers.1.layer is 3; allowed: a number of no other layer', { ...good, layers: [layer, layer] }],
+    // JSON has no infinity, but 1e999 is read as one.
+    [
+      'layers.0.rows.1 is infinite; allowed: a finite number of at least 0',
+      JSON.stringify(good).replace('[10,30]', '[10,1e999]'),
+    ],
+    [
+      'workers.0.memoryBytes is infinite; allowed: a finite number of at least 0',
+      JSON.stringify(good).replace('400', '1e999'),
+    ],
+    [
+      'seconds is infinite; allowed: a finite number above 0',
+      JSON.stringify(good).replace(':10,', ':1e999,'),
+    ],
+    [
+      'layers.0.rows is [1.7e+308,1.7e+308]; allowed: numbers whose sum over all layers is finite',
+      { ...good, layers: [{ ...layer, rows: [1.7e308, 1.7e308] }] },
+    ],
+    [
+      'layers.0.rows is [0,0]; allowed: one number above 0 at least, here or in another layer',
+      { ...good, layers: [{ ...layer, rows: [0, 0] }] },
+    ],
+    [
+      'layers.0.rows is [1e+308,0]; allowed: numbers whose sum over all layers is finite, also when divided by seconds, 0.001',
+      { ...good, seconds: 0.001, layers: [{ ...layer, rows: [1e308, 0] }] },
+    ],
   ])('that is wrong is refused: %s', (problem, value) => {
     const path = written(value);
     expect(() => readRecording(path)).toThrow(expect.objectContaining({ code: 'CONFIG_INVALID' }));
@@ -113,9 +152,42 @@ describe('what the planner is given for a recording', () => {
     expect(present).toEqual([[[], [0]]]);
   });
 
+  test('no worker that is drained, also on a topology, and cordoned ones closed', () => {
+    const marks = new Map([
+      ['x', 'DRAINED'],
+      ['y', 'CORDONED'],
+    ] as const);
+    const drained = { marks, copies: 2 };
+    const { workers, present } = planInput(good, null, options, drained);
+    expect(workers.map(({ name, closed }) => ({ name, closed }))).toEqual([{ name: 'y', closed: true }]);
+    expect(present).toEqual([[[], [0]]]);
+    const hosts = ['a', 'b', 'c'].map((name) => ({ name, devices: ['cpu'] }));
+    const onTopology = planInput(good, { hosts, links: [] }, options, drained);
+    expect(onTopology.workers.map(({ name }) => name)).toEqual(['y', 'c/0']);
+    expect(onTopology.present).toEqual([[[], [0]]]);
+    const all = { ...drained, marks: new Map(good.workers.map(({ name }) => [name, 'DRAINED'] as const)) };
+    expect(() => planInput(good, null, options, all)).toThrow(
+      expect.objectContaining({
+        code: 'NOT_READY',
+        message: 'there is no worker that may have copies; drained: x, y',
+      }),
+    );
+  });
+
+  test("the cluster's copies as far as there are workers, if none are given", () => {
+    const copies = (given: number | null, ofCluster: number) =>
+      planInput(good, null, { ...options, copies: given }, { marks: new Map(), copies: ofCluster }).copiesMin;
+    expect([copies(null, 1), copies(null, 2), copies(null, 3), copies(3, 2)]).toEqual([1, 2, 2, 3]);
+    expect(planInput(good, null, { ...options, copies: null }).copiesMin).toBe(1);
+  });
+
   test('room on CUDA devices for the experts that they hold in BF16, however they are stored', () => {
     const packed = { ...layer, expertBytesOnCuda: 150 };
-    const devices = ['cpu', 'cuda:0'].map((device) => ({ ...worker, name: device, device }));
+    const devices = ['cpu', 'cuda:0'].map((device) => ({
+      ...worker,
+      name: device.replace(':', '-'),
+      device,
+    }));
     const recording = { ...good, workers: devices, layers: [packed] };
     const { workers, layers } = planInput(readRecording(written(recording)), null, options);
     const copies = ({ memoryBytes }: { memoryBytes: number }) => memoryBytes / layers[0]!.expertBytes;

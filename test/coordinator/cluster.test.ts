@@ -476,6 +476,67 @@ describe('copies where an operator says', () => {
     expect(made.cluster.placement()).toEqual(before);
   });
 
+  test('a worker that is drained is named as drained, and one that is cordoned gets nothing new', () => {
+    const made = scene();
+    const layers = [0, 1].map((layer) => ({ layer, ...every([0]) }));
+    const goTo = () => made.cluster.plans.goTo({ workers: ['w1'], layers });
+    made.cluster.mark('w1', 'CORDONED', 0);
+    made.settle(null);
+    expect(goTo()).toMatchObject({ toLoad: 0, toDrop: 0 });
+    made.cluster.mark('w1', 'DRAINED', 0);
+    made.settle(null);
+    expect(goTo).toThrow(
+      expect.objectContaining({
+        code: 'INVALID_ARGUMENT',
+        message: 'workers of layer 0 expert 0 is "w1"; allowed: different ones of w0; drained: w1',
+      }),
+    );
+  });
+
+  test('fewer copies than the coordinator keeps are refused as far as there are workers', () => {
+    const made = new Scene({ workers: 2, copies: 2 });
+    made.worker('w0');
+    const last = made.worker('w1');
+    const layers = [0, 1].map((layer) => ({ layer, ...every([0]) }));
+    const goTo = () => made.cluster.plans.goTo({ workers: ['w0'], layers });
+    expect(goTo).toThrow(
+      expect.objectContaining({
+        code: 'INVALID_ARGUMENT',
+        message:
+          "copies of layer 0 expert 0 is 1; allowed: at least 2: the coordinator's copies are 2, so plan with --copies 2",
+      }),
+    );
+    made.cluster.end(last, 'killed', 0);
+    made.settle(null);
+    expect(goTo()).toMatchObject({ toLoad: 0, toDrop: 0 });
+  });
+
+  test('where memory is too small for all copies, those that there are must stay', () => {
+    const made = new Scene({ workers: 2, copies: 2 });
+    made.worker('w0', { memoryBytes: total * expertBytes });
+    made.worker('w1', { memoryBytes: 3 * expertBytes });
+    made.settle(null);
+    const { plans } = made.cluster;
+    expect(plans.lacking).not.toBeNull();
+    const layers = [0, 1].map((layer) => ({ layer, ...every([0]) }));
+    expect(() => plans.goTo({ workers: ['w0'], layers })).toThrow(
+      /^copies of layer \d expert \d is 1; allowed: at least 2/,
+    );
+    const placed = plans.placement.target.map((holders) =>
+      holders.map((slot) => plans.placement.names[slot]!),
+    );
+    const workers = ['w0', 'w1'];
+    const same = [0, 1].map((layer) => {
+      const held = placed.slice(layer * 8, layer * 8 + 8);
+      return {
+        layer,
+        copies: held.map(({ length }) => length),
+        workers: held.flat().map((name) => workers.indexOf(name)),
+      };
+    });
+    expect(plans.goTo({ workers, layers: same })).toMatchObject({ toLoad: 0, toDrop: 0 });
+  });
+
   test('more than a worker has memory for is refused', () => {
     const made = new Scene({ workers: 2 });
     made.worker('w0');

@@ -1,4 +1,4 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
@@ -180,6 +180,27 @@ describe('switchyard rebalance', () => {
     expect((await run('rebalance', '--recording', file)).stdout).toBe('nothing to move: no change pays\n');
   });
 
+  test('with a recording leaves out workers that are drained, and plan does too', async () => {
+    await until(isSettled);
+    const file = await record();
+    expect((await run('drain', 'worker-1')).status).toBe(0);
+    await marked('worker-1', 'DRAINED');
+    await until(isSettled);
+    const { status, stderr } = await run('rebalance', '--recording', file);
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+    await until(isSettled);
+    expect((await workersOf()).flat()).not.toContain('worker-1');
+    load = await Load.start(cluster.client);
+    await load.more(2);
+    const planned = JSON.parse((await run('plan', '--seconds', '1', '--json')).stdout);
+    await load.stop();
+    const target = planned.layers.flatMap(({ workersOf }: { workersOf: string[][] }) => workersOf.flat());
+    expect(target).toContain('worker-0');
+    expect(target).not.toContain('worker-1');
+    await run('undrain', 'worker-1');
+    await marked('worker-1', 'NO_MARK');
+  });
+
   test('without one has the coordinator plan for what routers send', async () => {
     load = await Load.start(cluster.client);
     await load.more(8);
@@ -223,6 +244,24 @@ test('with copies of 2 each expert is on two of three workers, and one that is k
   );
   load = await Load.start(client);
   await load.more(4);
+  const directory = await mkdtemp(join(tmpdir(), 'switchyard-operate-'));
+  const file = join(directory, 'load.json');
+  const at = ['--address', doubled.address];
+  await switchyard(['forward', ...at, '--sequences', '2', '--length', '32', '--record', file]);
+  // It was recorded when there was one copy of each.
+  const recorded: Recording = JSON.parse(await readFile(file, 'utf8'));
+  for (const { workersOf } of recorded.layers) for (const holders of workersOf) holders.splice(1);
+  await writeFile(file, JSON.stringify(recorded));
+  const rebalance = (...args: string[]) => switchyard(['rebalance', ...at, '--recording', file, ...args]);
+  expect(await rebalance('--copies', '1')).toMatchObject({
+    status: 2,
+    stderr: expect.stringMatching(
+      /^switchyard: INVALID_ARGUMENT: copies of layer \d expert \d is 1; allowed: at least 2: .* --copies 2$/m,
+    ),
+  });
+  expect(await rebalance()).toMatchObject({ status: 0, stderr: '' });
+  await rm(directory, { recursive: true });
+  expect((await workersOf(client)).every((copies) => new Set(copies).size >= 2)).toBe(true);
   await doubled.kill('worker-1');
   await load.more(8);
   await until(

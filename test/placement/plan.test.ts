@@ -112,6 +112,36 @@ describe('a plan', () => {
     );
   });
 
+  test('a closed worker gets no copy that it does not have, and may lose those that it has', () => {
+    const crowded = { ...usual, workers: 4, hosts: 2 };
+    const cases = fc.oneof(...[crowded, sparing, { ...crowded, spare: 0 }].map(standing));
+    let moved = 0;
+    fc.assert(
+      fc.property(cases, fc.nat(), (drawn, at) => {
+        const closed = at % drawn.workers.length;
+        const workers = drawn.workers.map((worker, index) => ({ ...worker, closed: index === closed }));
+        const { target, copiesToLoad } = plan({ ...drawn, workers });
+        moved += copiesToLoad;
+        for (const [layer, experts] of target.entries())
+          for (const [expert, holders] of experts.entries())
+            if (holders.includes(closed)) expect(drawn.present[layer]![expert]).toContain(closed);
+      }),
+      { numRuns: 500 },
+    );
+    expect(moved).toBeGreaterThan(0);
+  });
+
+  test('what nobody holds comes to no closed worker, whatever memory that has', () => {
+    const { workers, ...input } = cluster([5, 5, 5, 5]);
+    const closed = workers.map((worker, index) => ({ ...worker, closed: index === 0, memoryBytes: 200 }));
+    const { target } = plan({ ...input, workers: closed, present: [[[], [], [], []]] });
+    expect(target.flat(2)).not.toContain(0);
+    const two = closed.slice(0, 2);
+    expect(() => plan({ ...input, workers: two, present: [[[], [], [], []]] })).toThrow(
+      'fits on none of the 1 workers without it: the most that is left on one of them is 0 bytes',
+    );
+  });
+
   test('what pays only from the target is part of the plan', () => {
     const worker = (name: string, host: string, memoryBytes: number, rowsPerSecond: number) => {
       return { name, host, memoryBytes, rowsPerSecond, loadBytesPerSecond: 1_000 };

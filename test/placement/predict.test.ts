@@ -71,9 +71,35 @@ describe('workers and hosts of a token', () => {
     expect(one).toMatchObject({ workersPerToken: 1, hostsPerToken: 1 });
   });
 
-  test('without a sample: as experts chosen independently would be', () => {
+  test('without a sample: as different experts chosen by chance would be', () => {
     const [alone] = predict(workers, [layer], 2, pairs);
-    expect(alone!.workersPerToken).toBeCloseTo(4 * (1 - (1 - 2 / 8) ** 2), 9);
-    expect(alone!.hostsPerToken).toBeCloseTo(2 * (1 - (1 - 2 / 8) ** 4), 9);
+    // Of 8 × 7 / 2 pairs of experts, those without one of 2, and of 4.
+    expect(alone!.workersPerToken).toBeCloseTo(4 * (1 - (6 * 5) / (8 * 7)), 9);
+    expect(alone!.hostsPerToken).toBeCloseTo(2 * (1 - (4 * 3) / (8 * 7)), 9);
+  });
+
+  test('without a sample: a token is on one worker at least, and where all experts are, on that alone', () => {
+    const uneven = { ...layer, loads: Float64Array.of(90, 40, 30, 20, 10, 5, 5, 0) };
+    for (const topK of [1, 2, 4]) {
+      const copies = (holders: number[]) => [layer.loads.reduce<number[][]>((all) => [...all, holders], [])];
+      const [together] = predict(workers, [uneven], topK, copies([1]));
+      expect(together!.workersPerToken).toBeCloseTo(1, 9);
+      expect(together!.hostsPerToken).toBeCloseTo(1, 9);
+      const [spread] = predict(workers, [uneven], topK, pairs);
+      expect(spread!.workersPerToken).toBeGreaterThanOrEqual(1 - 1e-9);
+      expect(spread!.workersPerToken).toBeLessThanOrEqual(topK + 1e-9);
+    }
+    const many = {
+      ...layer,
+      loads: Float64Array.from({ length: 512 }, (_, expert) => 1 + (expert % 97) ** 2),
+    };
+    for (const topK of [8, 64]) {
+      const [one] = predict(workers, [many], topK, [[...many.loads].map(() => [2])]);
+      expect(one!.workersPerToken).toBeCloseTo(1, 9);
+    }
+    const few = { ...layer, loads: Float64Array.of(10, 0, 0, 0, 0, 0, 0, 0) };
+    expect(predict(workers, [few], 2, pairs)[0]!.workersPerToken).toBeCloseTo(1, 9);
+    const none = { ...layer, loads: new Float64Array(8) };
+    expect(predict(workers, [none], 2, pairs)[0]!.workersPerToken).toBe(0);
   });
 });
