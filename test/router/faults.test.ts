@@ -312,7 +312,7 @@ overEachTransport((transport) => {
       const cluster = await startCluster({
         workers: 1,
         coordinator: { rebalanceSeconds: 1 },
-        router: { readyWaitMs: 2_000 },
+        router: { readyWaitMs: 10_000 },
       });
       const router = cluster.routers[0]!;
       const rows = await tokens(50);
