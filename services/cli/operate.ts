@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { unanswered } from '../client/connections.js';
 import { addresses, nodeName } from '../common/config.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { copiesMessage } from '../common/expert-copies.js';
@@ -45,10 +46,12 @@ async function ask<Answer>(config: Connection, call: Call<Answer>): Promise<Answ
     try {
       return await askAt(address, config, call);
     } catch (error) {
-      failure = asSwitchyardError(error);
-      const mayBeElsewhere = ['NOT_LEADING', 'DRAINING', 'LINK_LOST'].includes(failure.code);
-      if (!mayBeElsewhere && !isUntrusted(failure)) break;
-      const leader = String(failure.details.leader ?? '');
+      const thrown = asSwitchyardError(error);
+      const { code, details, message } = thrown;
+      failure = code === 'LINK_LOST' ? unanswered(address, message, thrown) : thrown;
+      const mayBeElsewhere = ['NOT_LEADING', 'DRAINING', 'LINK_LOST'].includes(code);
+      if (!mayBeElsewhere && !isUntrusted(thrown)) break;
+      const leader = String(details.leader ?? '');
       if (leader !== '' && !candidates.includes(leader)) candidates.push(leader);
     }
   }
