@@ -1,3 +1,4 @@
+import { connectivityState } from '@grpc/grpc-js';
 import { z } from 'zod';
 import { unanswered } from '../client/connections.js';
 import { addresses, nodeName } from '../common/config.js';
@@ -29,6 +30,8 @@ type Connection = CredentialConfig & { address: string[] };
 type Operator = InstanceType<typeof clients.Operator>;
 
 const messageBytesMax = 64 * 1024 * 1024;
+/** How long connecting may take. */
+const connectMsMax = 5_000;
 /** Planning the largest models takes seconds. */
 const answerMsMax = 60_000;
 
@@ -62,16 +65,30 @@ async function askAt<Answer>(address: string, config: Connection, call: Call<Ans
   const { token = null, tls: files } = readCredential(config);
   const tls = files ? new Tls(files) : null;
   const operator = connect(clients.Operator, address, { token, tls, messageBytesMax });
+  let timer: NodeJS.Timeout | undefined;
   try {
     return await new Promise((resolve, reject) => {
-      call(operator, new Date(Date.now() + answerMsMax), (error, value) =>
-        error === null ? resolve(value!) : reject(fromServiceError(error as never)),
-      );
+      timer = setTimeout(() => {
+        const state = operator.getChannel().getConnectivityState(false);
+        if (state !== connectivityState.READY) reject(noAnswer(connectMsMax));
+      }, connectMsMax);
+      call(operator, new Date(Date.now() + answerMsMax), (error, value) => {
+        if (error === null) return resolve(value!);
+        const failure = fromServiceError(error);
+        // What the coordinator itself says has no status of gRPC.
+        const isLate = failure.details.status === 'DEADLINE_EXCEEDED';
+        reject(isLate ? noAnswer(answerMsMax) : failure);
+      });
     });
   } finally {
+    clearTimeout(timer);
     operator.close();
     tls?.close();
   }
+}
+
+function noAnswer(afterMs: number): SwitchyardError {
+  return new SwitchyardError('LINK_LOST', `no answer within ${afterMs} ms`);
 }
 
 const markCommand = (name: string, mark: WorkerMark, summary: string, done: string) =>

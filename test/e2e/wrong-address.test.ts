@@ -1,3 +1,5 @@
+import { once } from 'node:events';
+import { type AddressInfo, createServer } from 'node:net';
 import { beforeAll, describe, expect, test } from '@jest/globals';
 import { switchyard } from '../support/cli.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
@@ -16,9 +18,11 @@ beforeAll(async () => {
 });
 
 async function refusal(...args: string[]): Promise<string> {
+  const startedMs = performance.now();
   const { status, stderr } = await switchyard(args);
   expect(stderr).toMatch(/^switchyard: [^\n]*\n$/);
   expect(status).toBe(1);
+  expect(performance.now() - startedMs).toBeLessThan(20_000);
   return stderr;
 }
 
@@ -43,4 +47,26 @@ describe('a server of another role', () => {
     expect(stderr).toContain('; allowed: the address of a coordinator\n');
     expect(status).toBe(1);
   });
+});
+
+describe('an operator is told', () => {
+  test.each([['drain', 'worker-0'], ['rebalance']])('that nobody listens: %s', async (...args) => {
+    const stderr = await refusal(...args, '--address', '127.0.0.1:1');
+    expect(stderr).toMatch(/NOT_READY: nothing answers at 127\.0\.0\.1:1: .*ECONNREFUSED/);
+  });
+
+  test.each([['undrain', 'worker-0'], ['rebalance']])(
+    'that what listens says nothing: %s',
+    async (...args) => {
+      const frozen = createServer(() => {}).listen(0, '127.0.0.1');
+      await once(frozen, 'listening');
+      const address = `127.0.0.1:${(frozen.address() as AddressInfo).port}`;
+      try {
+        const stderr = await refusal(...args, '--address', address);
+        expect(stderr).toContain(`NOT_READY: nothing answers at ${address}: no answer within 5000 ms`);
+      } finally {
+        frozen.close();
+      }
+    },
+  );
 });
