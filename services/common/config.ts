@@ -1,10 +1,11 @@
-import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { addressAllowed, hostAllowed, isAddress, isHost, isWildcard } from './address.js';
+import { readBounded } from './bounded-file.js';
 import { SwitchyardError, shownJson } from './errors.js';
 import { logLevels } from './log.js';
 import { isNodeName, nodeNameAllowed } from './node-name.js';
 import { checkBy } from './schema-issue.js';
+import { isToken, tokenAllowed } from './token.js';
 import { parseYaml } from './yaml.js';
 
 /** Top-level keys of the YAML file, one for each command. */
@@ -138,11 +139,7 @@ export const advertisedHost = () =>
     .refine((host) => isHost(host) && !isWildcard(host), { error: hostAllowed });
 
 const token = () =>
-  z
-    .string()
-    .regex(/^[\x21-\x7e]+$/, { error: 'one word of printable ASCII' })
-    .nullable()
-    .default(null);
+  z.string({ error: tokenAllowed }).refine(isToken, { error: tokenAllowed }).nullable().default(null);
 const tokenFile = () => text().nullable().default(null);
 
 const file = () => text().nullable().default(null);
@@ -233,10 +230,12 @@ export function loadConfig<Shape extends z.ZodRawShape>(
   throw invalid(key, [found.get(top!)?.origin ?? top, ...below].join('.'), value, allowed);
 }
 
+const fileBytesMax = 16 * 1024 * 1024;
+
 function readSection({ path, section }: { path: string; section: ConfigSection }): Record<string, unknown> {
   let parsed: unknown;
   try {
-    parsed = parseYaml(readFileSync(path, 'utf8'));
+    parsed = parseYaml(readBounded(path, fileBytesMax));
   } catch (error) {
     throw invalid(
       'config',
