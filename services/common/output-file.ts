@@ -33,10 +33,23 @@ export function assertApart(options: Readonly<Record<string, string | null>>): v
   const optionOf = new Map<string, string>();
   for (const [option, path] of Object.entries(options)) {
     if (path === null || path === '/dev/null') continue;
-    const key = isStandardOutput(path) ? '-' : resolve(path);
+    const key = isStandardOutput(path) ? '-' : resolved(option, path);
     const other = optionOf.get(key);
     if (other !== undefined) throw invalidArgument(option, path, `another file than that of ${other}`);
     optionOf.set(key, option);
+  }
+}
+
+/** Relative paths begin at the working directory, which may have been removed. */
+function resolved(option: string, path: string): string {
+  try {
+    return resolve(path);
+  } catch (error) {
+    throw invalidArgument(
+      option,
+      path,
+      `an absolute path, as there is no working directory (${reasonOf(error)})`,
+    );
   }
 }
 
