@@ -34,7 +34,7 @@ export interface ConfigSources {
   /** `metricsPort` is read from SWITCHYARD_METRICS_PORT. */
   env?: Readonly<Record<string, string | undefined>>;
   /** One YAML file may configure every service; `section` is the service's top-level key. */
-  file?: { path: string; section: ConfigSection } | null;
+  file?: { path: string; section: ConfigSection; origin?: string } | null;
 }
 
 const suffixes = new Map(
@@ -232,20 +232,24 @@ export function loadConfig<Shape extends z.ZodRawShape>(
 
 const fileBytesMax = 16 * 1024 * 1024;
 
-function readSection({ path, section }: { path: string; section: ConfigSection }): Record<string, unknown> {
+function readSection({
+  path,
+  section,
+  origin = '--config',
+}: NonNullable<ConfigSources['file']>): Record<string, unknown> {
   let parsed: unknown;
   try {
     parsed = parseYaml(readBounded(path, fileBytesMax));
   } catch (error) {
     throw invalid(
       'config',
-      '--config',
+      origin,
       path,
       `a readable YAML file (${(error as Error).message.split('\n')[0]})`,
     );
   }
   if (!isMapping(parsed))
-    throw invalid('config', '--config', path, 'a YAML mapping with one section per service');
+    throw invalid('config', origin, path, 'a YAML mapping with one section per service');
   // A misspelt section would otherwise configure nothing, in silence.
   const stranger = Object.keys(parsed).find((name) => !(configSections as readonly string[]).includes(name));
   if (stranger !== undefined)

@@ -95,6 +95,11 @@ describe('the command line', () => {
       expect(status).toBe(2);
       expectOneLine(stderr);
       expect(stderr).toContain(`${path}: worker.maxRows is -4`);
+      const named = await switchyard(['worker'], { SWITCHYARD_CONFIG: path });
+      expect(named.stderr).toBe(stderr);
+      expect(named.status).toBe(2);
+      const missing = await switchyard(['worker'], { SWITCHYARD_CONFIG: join(directory, 'none.yaml') });
+      expect(missing.stderr).toContain('SWITCHYARD_CONFIG is "');
     } finally {
       await rm(directory, { recursive: true });
     }
