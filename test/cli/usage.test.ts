@@ -48,6 +48,14 @@ describe('the command line', () => {
     expect(stderr.toString()).toBe('');
   });
 
+  test.each(['--help', 'doctor'])('says why standard output cannot be written: %s', (argument) => {
+    const script = '"$0" "$1" "$2" > /dev/full';
+    const { stderr, status } = spawnSync('bash', ['-c', script, process.execPath, commandLine(), argument]);
+    expectOneLine(stderr.toString());
+    expect(stderr.toString()).toContain('standard output could not be written: ENOSPC');
+    expect(status).toBe(1);
+  });
+
   test('tells its version', async () => {
     expect((await switchyard(['--version'])).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
   });
