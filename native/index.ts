@@ -10,7 +10,7 @@
  *   one of the codes of services/common/errors.ts, `operation` the name of the call.
  */
 import { createRequire } from 'node:module';
-import { addonPath } from './locate.js';
+import { addonPath, wrongAddon } from './locate.js';
 import type {
   GateWeights,
   GroupTargets,
@@ -498,4 +498,13 @@ export interface Addon {
 }
 
 /** Loaded on first import; a missing or unloadable build says how to make it. */
-export const native: Addon = createRequire(import.meta.url)(addonPath());
+export const native: Addon = load(addonPath());
+
+function load(path: string): Addon {
+  try {
+    return createRequire(import.meta.url)(path);
+  } catch (error) {
+    if (process.env.SWITCHYARD_ADDON === undefined) throw error;
+    throw wrongAddon(path, (error as Error).message.split('\n')[0]!);
+  }
+}

@@ -32,10 +32,17 @@ export function buildCommand(): string {
 
 /** The built addon: the one that SWITCHYARD_ADDON names, otherwise the package's. Throws with the command that builds it. */
 export function addonPath(): string {
-  const path =
-    process.env.SWITCHYARD_ADDON ?? join(packageRoot(), 'native', 'build', 'Release', 'switchyard.node');
+  const named = process.env.SWITCHYARD_ADDON;
+  if (named !== undefined && !existsSync(named)) throw wrongAddon(named, 'there is none');
+  const path = named ?? join(packageRoot(), 'native', 'build', 'Release', 'switchyard.node');
   if (!existsSync(path)) {
     throw new Error(`switchyard: the native addon is not built (${path} is missing); run: ${buildCommand()}`);
   }
   return path;
+}
+
+/** What SWITCHYARD_ADDON names cannot be used. */
+export function wrongAddon(path: string, reason: string): Error {
+  const text = `SWITCHYARD_ADDON is ${JSON.stringify(path)}; allowed: a build of the native addon (${reason})`;
+  return Object.assign(new Error(text), { code: 'CONFIG_INVALID' });
 }

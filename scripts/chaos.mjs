@@ -5,11 +5,11 @@
  * npm run chaos -- --runs 100 [--seed 1] [--faults 4] [--copies 2] [--transport auto] [--lease-ms 2000] [--cables] [--json]
  */
 import { spawnSync } from 'node:child_process';
-import { parseArgs } from 'node:util';
 import { runChaos } from '../dist/bench/chaos/run.js';
+import { oneOf, readArguments, wholeNumber } from './arguments.mjs';
 
 const text = (standard) => ({ type: 'string', default: standard });
-const { values } = parseArgs({
+const { values } = readArguments({
   options: {
     runs: text('10'),
     seed: text('1'),
@@ -23,6 +23,20 @@ const { values } = parseArgs({
     json: { type: 'boolean', default: false },
   },
 });
+const count = (name, min, max) => wholeNumber(name, values[name], min, max);
+const workers = count('workers', 1, 256);
+const options = {
+  cables: values.cables,
+  runs: count('runs', 1),
+  seed: count('seed', 0),
+  faults: count('faults', 0),
+  copies: count('copies', 1, Math.min(workers, 64)),
+  workers,
+  routers: count('routers', 1, 64),
+  leaseMs: count('lease-ms', 100, 600_000),
+  transport: oneOf('--transport', values.transport, ['auto', 'ucx', 'grpc']),
+  log: (line) => process.stderr.write(`${line}\n`),
+};
 // The cables end in a network that is this program's alone.
 if (values.cables && process.env.SWITCHYARD_CHAOS !== 'apart') {
   const { status } = spawnSync('unshare', ['--net', process.execPath, ...process.argv.slice(1)], {
@@ -31,24 +45,7 @@ if (values.cables && process.env.SWITCHYARD_CHAOS !== 'apart') {
   });
   process.exit(status ?? 1);
 }
-const count = (name) => {
-  const value = Number(values[name]);
-  if (Number.isSafeInteger(value) && value >= 0) return value;
-  process.stderr.write(`--${name} is "${values[name]}"; allowed: a whole number\n`);
-  process.exit(2);
-};
-const report = await runChaos({
-  cables: values.cables,
-  runs: count('runs'),
-  seed: count('seed'),
-  faults: count('faults'),
-  copies: count('copies'),
-  workers: count('workers'),
-  routers: count('routers'),
-  leaseMs: count('lease-ms'),
-  transport: values.transport,
-  log: (line) => process.stderr.write(`${line}\n`),
-});
+const report = await runChaos(options);
 const { pauseMilliseconds: pause, healMilliseconds: heal } = report;
 process.stdout.write(
   values.json

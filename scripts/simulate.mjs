@@ -18,12 +18,13 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { transformSync } from '@swc/core';
+import { oneOf, readArguments, wholeNumber } from './arguments.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const patches = join(root, 'test', 'simulator', 'mutants');
 const args = process.argv.slice(2);
 
-if (args.includes('--mutants')) plantAll(args.filter((argument) => argument !== '--mutants'));
+if (args.includes('--mutants')) plantAll(args);
 else process.exitCode = simulate(root, args, 'inherit').status ?? 1;
 
 function simulate(directory, options, stdio) {
@@ -36,16 +37,22 @@ function simulate(directory, options, stdio) {
 }
 
 function plantAll(options) {
-  const json = options.includes('--json');
-  const at = options.indexOf('--seeds');
-  const seeds = at < 0 ? '1000' : options[at + 1];
-  const named = options.filter(
-    (option, index) => option !== '--json' && (at < 0 || (index !== at && index !== at + 1)),
-  );
-  const names = readdirSync(patches)
+  const { values, positionals: named } = readArguments({
+    args: options,
+    options: {
+      mutants: { type: 'boolean' },
+      seeds: { type: 'string', default: '1000' },
+      json: { type: 'boolean' },
+    },
+    allowPositionals: true,
+  });
+  const { json } = values;
+  const seeds = String(wholeNumber('seeds', values.seeds, 1, 100_000_000));
+  const known = readdirSync(patches)
     .filter((file) => file.endsWith('.patch'))
-    .map((file) => file.slice(0, -'.patch'.length))
-    .filter((name) => named.length === 0 || named.includes(name));
+    .map((file) => file.slice(0, -'.patch'.length));
+  for (const name of named) oneOf('the mutant', name, known);
+  const names = known.filter((name) => named.length === 0 || named.includes(name));
   const mutants = names.map((name) => {
     const mutant = plant(name, seeds);
     const line = mutant.found ? `found by seed ${mutant.seeds} of them: ${mutant.violation}` : 'NOT FOUND';

@@ -82,7 +82,7 @@ export class ChaosCluster {
             workers,
             ...(copies > 1 && { copies }),
             router: false,
-            heartbeatMs: leaseMs / 5,
+            heartbeatMs: Math.floor(leaseMs / 5),
             ...this.options.coordinator,
           }
         : {

@@ -21,7 +21,7 @@ export interface CommandDefinition<Shape extends z.ZodRawShape> {
 
 /**
  * A command whose options are the keys of its schema: each may come as a flag, from SWITCHYARD_<KEY>, or from the
- * command's section of the YAML file given by --config.
+ * command's section of the YAML file given by --config or SWITCHYARD_CONFIG.
  */
 export function defineCommand<Shape extends z.ZodRawShape>(definition: CommandDefinition<Shape>): Command {
   const { schema, help, argument, section } = definition;
@@ -42,10 +42,12 @@ export function defineCommand<Shape extends z.ZodRawShape>(definition: CommandDe
   }
   return command.action(async (...parsed: unknown[]) => {
     // The command itself comes last, its options before it, positional arguments first.
-    const { config: path, ...flags } = command.opts<Record<string, unknown> & { config?: string }>();
+    const { config: flag, ...flags } = command.opts<Record<string, unknown> & { config?: string }>();
     if (argument) flags[argument.name] = parsed[0];
-    const file = path === undefined ? null : { path, section };
-    await definition.run(loadConfig(schema, { flags, env: process.env, file }), path ?? null);
+    const path = flag ?? (process.env.SWITCHYARD_CONFIG || null);
+    const origin = flag === undefined ? 'SWITCHYARD_CONFIG' : '--config';
+    const file = path === null ? null : { path, section, origin };
+    await definition.run(loadConfig(schema, { flags, env: process.env, file }), path);
   });
 }
 

@@ -42,7 +42,13 @@ async function createProgram(named: string | undefined): Promise<Command> {
 }
 
 // Who reads the output may leave early, as `head` does; then there is nobody left to talk to.
-process.stdout.on('error', () => process.exit(exitFailure));
+process.stdout.on('error', ({ code, message }: NodeJS.ErrnoException) => {
+  if (code !== 'EPIPE') {
+    const kind = code === 'ENOSPC' ? 'RESOURCE_EXHAUSTED' : 'DATA_LOSS';
+    process.stderr.write(`switchyard: ${kind}: standard output could not be written: ${message}\n`);
+  }
+  process.exit(exitFailure);
+});
 
 try {
   await (await createProgram(process.argv[2])).parseAsync();

@@ -1,4 +1,6 @@
+import { connectivityState } from '@grpc/grpc-js';
 import { z } from 'zod';
+import { unanswered } from '../client/connections.js';
 import { addresses, nodeName } from '../common/config.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { copiesMessage } from '../common/expert-copies.js';
@@ -28,6 +30,8 @@ const operatorHelp = {
 type Connection = CredentialConfig & { address: string[] };
 
 const messageBytesMax = 64 * 1024 * 1024;
+/** How long connecting may take. */
+const connectMsMax = 5_000;
 /** Planning the largest models takes seconds. */
 const answerMsMax = 60_000;
 
@@ -50,10 +54,12 @@ async function ask<Service extends keyof Services, Answer>(
     try {
       return await askAt(address, config, service, call);
     } catch (error) {
-      failure = asSwitchyardError(error);
-      const mayBeElsewhere = ['NOT_LEADING', 'DRAINING', 'LINK_LOST'].includes(failure.code);
-      if (!mayBeElsewhere && !isUntrusted(failure)) break;
-      const leader = String(failure.details.leader ?? '');
+      const thrown = asSwitchyardError(error);
+      const { code, details, message } = thrown;
+      failure = code === 'LINK_LOST' ? unanswered(address, message, thrown) : thrown;
+      const mayBeElsewhere = ['NOT_LEADING', 'DRAINING', 'LINK_LOST'].includes(code);
+      if (!mayBeElsewhere && !isUntrusted(thrown)) break;
+      const leader = String(details.leader ?? '');
       if (leader !== '' && !candidates.includes(leader)) candidates.push(leader);
     }
   }
@@ -71,16 +77,30 @@ async function askAt<Service extends keyof Services, Answer>(
   const client = connect<InstanceType<Services[Service]>>(clients[service] as never, address, {
     ...{ token, tls, messageBytesMax },
   });
+  let timer: NodeJS.Timeout | undefined;
   try {
     return await new Promise((resolve, reject) => {
-      call(client, new Date(Date.now() + answerMsMax), (error, value) =>
-        error === null ? resolve(value!) : reject(fromServiceError(error as never)),
-      );
+      timer = setTimeout(() => {
+        const state = client.getChannel().getConnectivityState(false);
+        if (state !== connectivityState.READY) reject(noAnswer(connectMsMax));
+      }, connectMsMax);
+      call(client, new Date(Date.now() + answerMsMax), (error, value) => {
+        if (error === null) return resolve(value!);
+        const failure = fromServiceError(error as never);
+        // What the coordinator itself says has no status of gRPC.
+        const isLate = failure.details.status === 'DEADLINE_EXCEEDED';
+        reject(isLate ? noAnswer(answerMsMax) : failure);
+      });
     });
   } finally {
+    clearTimeout(timer);
     client.close();
     tls?.close();
   }
+}
+
+function noAnswer(afterMs: number): SwitchyardError {
+  return new SwitchyardError('LINK_LOST', `no answer within ${afterMs} ms`);
 }
 
 const markCommand = (name: string, mark: WorkerMark, summary: string, done: string) =>

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument } from '../common/errors.js';
 import { checkBy } from '../common/schema-issue.js';
+import { tokenCharactersMax } from '../common/token.js';
 import { traceparentAllowed, traceparentPattern } from '../common/traceparent.js';
 import { chunkTokensMax } from '../transport/chunk-size.js';
 import { transportChoices } from '../transport/link.js';
@@ -54,6 +55,7 @@ const schemas = {
       token: z
         .string({ error: 'a text, null' })
         .regex(/^[\x21-\x7e]+$/, { error: 'printable ASCII without spaces, and no end of line' })
+        .max(tokenCharactersMax, { error: `at most ${tokenCharactersMax} characters` })
         .nullish(),
       tls: z
         .strictObject(

@@ -3,7 +3,7 @@ import { SwitchyardError } from '../common/errors.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
 import { type Credential, connect } from '../common/grpc-channel.js';
 import { clients } from '../common/protocol.js';
-import { fromServiceError, speaksNoGrpc } from '../common/status.js';
+import { fromServiceError, isWrongRole, speaksNoGrpc } from '../common/status.js';
 
 /** Answers may come as whole chunks of a router, whatever it was told to make of them. */
 export const answerBytesMax = 128 * 1024 * 1024;
@@ -128,8 +128,10 @@ function whyNot(address: string, client: InferenceClient): Promise<SwitchyardErr
 }
 
 /** Nobody at the address told what it was asked for. */
-export function unanswered(address: string, reason: string, cause?: unknown): SwitchyardError {
-  const what = reason === speaksNoGrpc ? 'no server of a cluster is' : 'nothing answers';
+export function unanswered(address: string, reason: string, cause?: SwitchyardError): SwitchyardError {
+  const isOther = cause !== undefined && isWrongRole(cause);
+  const none = reason === speaksNoGrpc ? 'no server of a cluster is' : 'nothing answers';
+  const what = isOther ? 'another kind of server is' : none;
   const text = `${what} at ${address}: ${reason}`;
   return new SwitchyardError('NOT_READY', text, { address }, { cause });
 }

@@ -78,9 +78,9 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private readonly summaries: RouterSummary[] = [];
   private readonly outcome = new Deferred<BatchSummary>();
   private readonly startedMs = performance.now();
-  private failure: SwitchyardError | null = null;
+  private failure: Error | null = null;
   /** Ends the wait for the sink. */
-  private interrupt: (error: SwitchyardError) => void = () => {};
+  private interrupt: (error: Error) => void = () => {};
   private complete = false;
 
   /** Called by SwitchyardClient.forward. */
@@ -155,7 +155,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   }
 
   /** The first failure is the batch's; what follows from it is not. */
-  private fail(error: SwitchyardError): void {
+  private fail(error: Error): void {
     if (this.complete || this.failure !== null) return;
     this.failure = error;
     this.interrupt(error);
@@ -308,6 +308,20 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     }
   }
 
+  /** What `given` throws is the caller's own: it ends the batch as it is. */
+  private async givenRouting(first: number, count: number): Promise<RoutingRows | null> {
+    const { given } = this.plan;
+    if (given === null) return null;
+    let routing: RoutingRows;
+    try {
+      routing = await given(first, count);
+    } catch (error) {
+      this.fail(error instanceof Error ? error : asSwitchyardError(error));
+      return null;
+    }
+    return checkRouting(routing);
+  }
+
   /** Sends tokens of the batch, `first` and following, as those from `offset` of a share on; false: the call is over. */
   private async sendTokens(
     stream: BatchStream,
@@ -315,8 +329,9 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     first: number,
     count: number,
   ): Promise<boolean> {
-    const { input, given, header } = this.plan;
-    const routing = given ? checkRouting(await given(first, count)) : null;
+    const { input, header } = this.plan;
+    const routing = await this.givenRouting(first, count);
+    if (this.failure !== null) return false;
     const chunk = {
       offset,
       ...(routing && { experts: packUint32(routing.experts), weights: packFloat32(routing.weights) }),

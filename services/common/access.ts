@@ -1,8 +1,9 @@
 import { createHash, createHmac, timingSafeEqual } from 'node:crypto';
-import { readFileSync } from 'node:fs';
 import { isIPv4 } from 'node:net';
+import { readBounded } from './bounded-file.js';
 import { type CertificateNames, noCertificate, roleName } from './certificate.js';
 import { SwitchyardError } from './errors.js';
+import { isToken, tokenAllowed } from './token.js';
 
 /** Who may call: each role has a token of its own, or certificates that name it. */
 export const accessRoles = ['client', 'node', 'operator'] as const;
@@ -181,21 +182,27 @@ export function readToken(config: { token: string | null; tokenFile: string | nu
   return readSecret(config.token, 'tokenFile', config.tokenFile);
 }
 
+/** Far more than a token has, with room for blanks. */
+const tokenFileBytesMax = 64 * 1024;
+
 function readSecret(given: string | null, fileKey: string, path: string | null): string | null {
   if (given !== null || path === null) return given;
   let token: string;
   try {
-    token = readFileSync(path, 'utf8').trim();
+    token = readBounded(path, tokenFileBytesMax).trim();
   } catch (error) {
     throw tokenFileError(fileKey, path, (error as Error).message);
   }
-  if (!/^[\x21-\x7e]+$/.test(token))
-    throw tokenFileError(fileKey, path, 'it holds no token, or more than one word');
-  return token;
+  if (isToken(token)) return token;
+  const isWord = /^[\x21-\x7e]+$/.test(token);
+  const reason = isWord
+    ? `its token has ${token.length} characters`
+    : 'it holds no token, or more than one word';
+  throw tokenFileError(fileKey, path, reason);
 }
 
 function tokenFileError(key: string, path: string, reason: string): SwitchyardError {
-  const allowed = 'a readable file with one word of printable ASCII';
+  const allowed = `a readable file with ${tokenAllowed}`;
   return new SwitchyardError(
     'CONFIG_INVALID',
     `${key} is ${JSON.stringify(path)}: ${reason}; allowed: ${allowed}`,

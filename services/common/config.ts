@@ -1,10 +1,11 @@
-import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { addressAllowed, hostAllowed, isAddress, isHost, isWildcard } from './address.js';
+import { readBounded } from './bounded-file.js';
 import { SwitchyardError, shownJson } from './errors.js';
 import { logLevels } from './log.js';
 import { isNodeName, nodeNameAllowed } from './node-name.js';
 import { checkBy } from './schema-issue.js';
+import { isToken, tokenAllowed } from './token.js';
 import { parseYaml } from './yaml.js';
 
 /** Top-level keys of the YAML file, one for each command. */
@@ -33,7 +34,7 @@ export interface ConfigSources {
   /** `metricsPort` is read from SWITCHYARD_METRICS_PORT. */
   env?: Readonly<Record<string, string | undefined>>;
   /** One YAML file may configure every service; `section` is the service's top-level key. */
-  file?: { path: string; section: ConfigSection } | null;
+  file?: { path: string; section: ConfigSection; origin?: string } | null;
 }
 
 const suffixes = new Map(
@@ -138,11 +139,7 @@ export const advertisedHost = () =>
     .refine((host) => isHost(host) && !isWildcard(host), { error: hostAllowed });
 
 const token = () =>
-  z
-    .string()
-    .regex(/^[\x21-\x7e]+$/, { error: 'one word of printable ASCII' })
-    .nullable()
-    .default(null);
+  z.string({ error: tokenAllowed }).refine(isToken, { error: tokenAllowed }).nullable().default(null);
 const tokenFile = () => text().nullable().default(null);
 
 const file = () => text().nullable().default(null);
@@ -233,20 +230,26 @@ export function loadConfig<Shape extends z.ZodRawShape>(
   throw invalid(key, [found.get(top!)?.origin ?? top, ...below].join('.'), value, allowed);
 }
 
-function readSection({ path, section }: { path: string; section: ConfigSection }): Record<string, unknown> {
+const fileBytesMax = 16 * 1024 * 1024;
+
+function readSection({
+  path,
+  section,
+  origin = '--config',
+}: NonNullable<ConfigSources['file']>): Record<string, unknown> {
   let parsed: unknown;
   try {
-    parsed = parseYaml(readFileSync(path, 'utf8'));
+    parsed = parseYaml(readBounded(path, fileBytesMax));
   } catch (error) {
     throw invalid(
       'config',
-      '--config',
+      origin,
       path,
       `a readable YAML file (${(error as Error).message.split('\n')[0]})`,
     );
   }
   if (!isMapping(parsed))
-    throw invalid('config', '--config', path, 'a YAML mapping with one section per service');
+    throw invalid('config', origin, path, 'a YAML mapping with one section per service');
   // A misspelt section would otherwise configure nothing, in silence.
   const stranger = Object.keys(parsed).find((name) => !(configSections as readonly string[]).includes(name));
   if (stranger !== undefined)

@@ -11,7 +11,7 @@ import type { NodeMessageInput } from './generated/switchyard/v1/NodeMessage.js'
 import { overdueMs, Standstill } from './lease.js';
 import { Deferred, goodbyeMs } from './lifecycle.js';
 import type { Logger } from './log.js';
-import { isUntrusted } from './status.js';
+import { isUntrusted, isWrongRole } from './status.js';
 import type { OnUnknown } from './unknown-kinds.js';
 import { version } from './version.js';
 
@@ -68,8 +68,8 @@ export class ControlSession {
   private turn = 0;
   /** The present address was named by a coordinator of the list. */
   private named = false;
-  /** Addresses of the list that led last to a coordinator which this node does not trust. */
-  private readonly untrusted = new Set<string>();
+  /** Addresses of the list that led last to a coordinator which this node does not trust, or to a server of another role. */
+  private readonly useless = new Set<string>();
   /** Rounds of the list in vain. */
   private rounds = 0;
   private joined = false;
@@ -172,7 +172,7 @@ export class ControlSession {
       this.joined = true;
       this.joinedBefore = true;
       this.rounds = 0;
-      this.untrusted.clear();
+      this.useless.clear();
       this.lossTold = 'not';
       this.options.log.info({ event: 'coordinator-joined', coordinator: this.address });
     }
@@ -217,7 +217,8 @@ export class ControlSession {
   }
 
   /** Chooses whom to ask next. Returns the milliseconds until then. */
-  private turnTo({ code, details }: SwitchyardError): number {
+  private turnTo(error: SwitchyardError): number {
+    const { code, details } = error;
     const { coordinators, runtime } = this.options;
     const leader = code === 'NOT_LEADING' ? String(details.leader ?? '') : '';
     // Who was named and does not lead either names nobody: two that name each other would be asked without end.
@@ -226,7 +227,7 @@ export class ControlSession {
       this.address = leader;
       return 0;
     }
-    if (code !== 'UNAUTHENTICATED') this.untrusted.delete(this.listed);
+    if (!isUseless(error)) this.useless.delete(this.listed);
     this.turn += 1;
     this.address = this.listed;
     if (this.turn % coordinators.length > 0) return 0;
@@ -240,7 +241,7 @@ export class ControlSession {
   private tellLoss(error: SwitchyardError): void {
     const absentMs = this.now() - this.lostAt;
     const isSentAway = error.code === 'DRAINING' || error.code === 'NOT_LEADING';
-    const isExpected = !this.joinedBefore && !isUntrusted(error);
+    const isExpected = !this.joinedBefore && !isUseless(error);
     const orderly = isSentAway || isExpected || this.lossTold === 'info';
     const level = orderly && absentMs < absentMsUsual ? 'info' : 'warn';
     if (this.lossTold === level || this.lossTold === 'warn') return;
@@ -254,14 +255,14 @@ export class ControlSession {
   }
 
   /**
-   * A member waits for a coordinator whose certificate is not trusted: it may be about to change, or this end's trust. Others
-   * end once that is so wherever their list leads.
+   * A member waits for a coordinator whose certificate is not trusted: it may be about to change, or this end's trust. So it
+   * does where a server of another role answers. Others end once that is so wherever their list leads.
    * A name stays taken until the lease of a node's own broken stream has run out, so a member tries again for that long.
    */
   private isFinal(error: SwitchyardError): boolean {
-    if (isUntrusted(error)) {
-      this.untrusted.add(this.listed);
-      return !this.joinedBefore && this.options.coordinators.every((one) => this.untrusted.has(one));
+    if (isUseless(error)) {
+      this.useless.add(this.listed);
+      return !this.joinedBefore && this.options.coordinators.every((one) => this.useless.has(one));
     }
     if (error.code !== 'NAME_TAKEN') return finalCodes.has(error.code);
     return !this.joinedBefore || this.now() - this.lostAt > 2 * this.options.leaseMs;
@@ -277,4 +278,9 @@ export class ControlSession {
     this.gone.resolve();
     this.done.resolve(error);
   }
+}
+
+/** Whether the server that was asked is none that this node can join. */
+function isUseless(error: SwitchyardError): boolean {
+  return isUntrusted(error) || isWrongRole(error);
 }

@@ -15,6 +15,8 @@ const nameCharactersMax = 50;
 
 /** How a finished output gets to where it belongs. */
 interface Destination {
+  /** The directory of what is written meanwhile, if that is a temporary file. */
+  temporary?: string;
   /** What is written meanwhile, at any position. */
   handle: FileHandle;
   /** Called once everything is written. */
@@ -33,10 +35,23 @@ export function assertApart(options: Readonly<Record<string, string | null>>): v
   const optionOf = new Map<string, string>();
   for (const [option, path] of Object.entries(options)) {
     if (path === null || path === '/dev/null') continue;
-    const key = isStandardOutput(path) ? '-' : resolve(path);
+    const key = isStandardOutput(path) ? '-' : resolved(option, path);
     const other = optionOf.get(key);
     if (other !== undefined) throw invalidArgument(option, path, `another file than that of ${other}`);
     optionOf.set(key, option);
+  }
+}
+
+/** Relative paths begin at the working directory, which may have been removed. */
+function resolved(option: string, path: string): string {
+  try {
+    return resolve(path);
+  } catch (error) {
+    throw invalidArgument(
+      option,
+      path,
+      `an absolute path, as there is no working directory (${reasonOf(error)})`,
+    );
   }
 }
 
@@ -71,7 +86,9 @@ export class OutputFile {
   /** `position`: where the bytes begin; by default behind all that was written. Throws as `unwritten` says. */
   async write(bytes: Uint8Array, position = this.end): Promise<void> {
     this.end = Math.max(this.end, position + bytes.byteLength);
-    await this.named(writeAll(this.destination.handle, bytes, position));
+    const { handle, temporary } = this.destination;
+    const what = temporary && `the temporary file for ${this.path} in ${temporary} (TMPDIR)`;
+    await this.named(writeAll(handle, bytes, position), what);
   }
 
   /** Puts the content in place. Throws as `write` does. */
@@ -88,11 +105,11 @@ export class OutputFile {
     await this.destination.discard();
   }
 
-  private async named(work: Promise<void>): Promise<void> {
+  private async named(work: Promise<void>, what = this.path): Promise<void> {
     try {
       await work;
     } catch (error) {
-      throw unwritten(this.path, error);
+      throw unwritten(this.path, error, what);
     }
   }
 }
@@ -101,9 +118,9 @@ export class OutputFile {
 const noRoom = new Set(['ENOSPC', 'EDQUOT', 'EFBIG']);
 
 /** RESOURCE_EXHAUSTED where there is no room for the file, or else DATA_LOSS: it is not whole. */
-function unwritten(path: string, cause: unknown): SwitchyardError {
+function unwritten(path: string, cause: unknown, what: string): SwitchyardError {
   const full = noRoom.has((cause as NodeJS.ErrnoException).code ?? '');
-  const text = `${path} could not be written: ${reasonOf(cause)}`;
+  const text = `${what} could not be written: ${reasonOf(cause)}`;
   return new SwitchyardError(full ? 'RESOURCE_EXHAUSTED' : 'DATA_LOSS', text, { file: path }, { cause });
 }
 
@@ -182,7 +199,8 @@ async function replacing(target: string, found: Stats | null): Promise<Destinati
 
 /** A temporary file without a name, whose content `take` gets in order when it is complete. */
 async function gathered(take: (bytes: Uint8Array) => Promise<void>): Promise<Destination> {
-  const path = join(tmpdir(), `switchyard-${randomBytes(8).toString('hex')}`);
+  const temporary = tmpdir();
+  const path = join(temporary, `switchyard-${randomBytes(8).toString('hex')}`);
   const handle = await open(path, 'wx+', 0o600);
   await rm(path);
   const commit = async () => {
@@ -198,7 +216,7 @@ async function gathered(take: (bytes: Uint8Array) => Promise<void>): Promise<Des
       await handle.close();
     }
   };
-  return { handle, commit, discard: () => handle.close() };
+  return { temporary, handle, commit, discard: () => handle.close() };
 }
 
 async function gatheredInto(handle: FileHandle, found: Stats): Promise<Destination> {
@@ -211,7 +229,7 @@ async function gatheredInto(handle: FileHandle, found: Stats): Promise<Destinati
     if (found.isFile()) await handle.truncate();
     await inner.commit();
   };
-  return { handle: inner.handle, commit: ending(fill), discard: ending(inner.discard) };
+  return { ...inner, commit: ending(fill), discard: ending(inner.discard) };
 }
 
 /** Opening a pipe blocks a thread of Node until somebody reads; asking again does not, and can be given up. */

@@ -49,6 +49,29 @@ export function isUntrusted({ code, details }: SwitchyardError): boolean {
   return code === 'UNAUTHENTICATED' && details.peer === 'server';
 }
 
+/** Who has the methods of a service. */
+const whoServes: Readonly<Record<string, string>> = {
+  'switchyard.v1.Inference': 'a coordinator or a router',
+  'switchyard.v1.Operator': 'a coordinator',
+  'switchyard.v1.Coordinator': 'a coordinator',
+  'switchyard.v1.Experts': 'a worker',
+  'etcdserverpb.KV': 'etcd',
+};
+
+/** What grpc-js, and servers in other languages, say of a method that they do not have. */
+const methodPattern = /\/?([\w.]+)\/\w+$/;
+
+/** Whether a server that answers does something else than was asked of it: the address is that of another role. */
+export function isWrongRole({ code, details }: SwitchyardError): boolean {
+  return code === 'LINK_LOST' && details.status === 'UNIMPLEMENTED';
+}
+
+function wrongRole(said: string, cause: unknown): SwitchyardError {
+  const wanted = whoServes[methodPattern.exec(said)?.[1] ?? ''] ?? 'a server that does';
+  const text = `what listens there does not do this: ${said}; allowed: the address of ${wanted}`;
+  return new SwitchyardError('LINK_LOST', text, { status: 'UNIMPLEMENTED', wanted }, { cause });
+}
+
 /** Details as JSON in printable ASCII, as header values must be. */
 export function formatDetails(details: ErrorDetails): string {
   return JSON.stringify(details).replace(
@@ -120,6 +143,7 @@ export function fromServiceError(thrown: unknown): SwitchyardError {
     const text = meanings[why] ?? why;
     return new SwitchyardError('LINK_LOST', text, { status: status[code] ?? code }, { cause: thrown });
   }
+  if (code === status.UNIMPLEMENTED) return wrongRole(message, thrown);
   // The wording of grpc-js is the only sign that the message, and not the server, was at fault.
   const tooLarge =
     code === status.RESOURCE_EXHAUSTED && /message larger than max|size larger than/.test(message);

@@ -48,6 +48,14 @@ describe('the command line', () => {
     expect(stderr.toString()).toBe('');
   });
 
+  test.each(['--help', 'doctor'])('says why standard output cannot be written: %s', (argument) => {
+    const script = '"$0" "$1" "$2" > /dev/full';
+    const { stderr, status } = spawnSync('bash', ['-c', script, process.execPath, commandLine(), argument]);
+    expectOneLine(stderr.toString());
+    expect(stderr.toString()).toContain('standard output could not be written: ENOSPC');
+    expect(status).toBe(1);
+  });
+
   test('tells its version', async () => {
     expect((await switchyard(['--version'])).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
   });
@@ -95,6 +103,11 @@ describe('the command line', () => {
       expect(status).toBe(2);
       expectOneLine(stderr);
       expect(stderr).toContain(`${path}: worker.maxRows is -4`);
+      const named = await switchyard(['worker'], { SWITCHYARD_CONFIG: path });
+      expect(named.stderr).toBe(stderr);
+      expect(named.status).toBe(2);
+      const missing = await switchyard(['worker'], { SWITCHYARD_CONFIG: join(directory, 'none.yaml') });
+      expect(missing.stderr).toContain('SWITCHYARD_CONFIG is "');
     } finally {
       await rm(directory, { recursive: true });
     }

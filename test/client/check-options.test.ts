@@ -32,6 +32,7 @@ test.each<[Call, unknown, string]>([
   ['session', { transport: 'zz' }, 'transport'],
   ['session', { routers: 0 }, 'routers'],
   ['connect', { timeoutMs: '5' }, 'timeoutMs'],
+  ['connect', { token: 'x'.repeat(4_097) }, 'token'],
   ['forward', null, 'options'],
 ])('%s with %j is refused, and %s is named', (call, options, field) => {
   expect(() => checkOptions(call, options)).toThrow(

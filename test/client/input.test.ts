@@ -173,6 +173,17 @@ test('what a reader, given or a sink gives instead of what it must is refused', 
   expect((await call.collect()).rows).toHaveLength(4 * rowBytes);
 });
 
+test('what given throws is thrown as it is', async () => {
+  const rows = await tokens(4);
+  const mine = new Error('mine');
+  const given = () => {
+    throw mine;
+  };
+  await expect(collected(rows, { given })).rejects.toBe(mine);
+  const call = await client.forward(rows, { ...off, given: () => Promise.reject(mine) });
+  await expect(call.summary).rejects.toBe(mine);
+});
+
 test('more answers than an array or memory holds are refused before memory is taken for them', async () => {
   const read = () => new Promise<Uint8Array>(() => {});
   const call = await client.forward({ tokens: 2 ** 32, hidden, read }, off);

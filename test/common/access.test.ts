@@ -1,5 +1,14 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
-import { Access, accessRoles, assertBindAllowed, readTokens } from '../../services/common/access.js';
+import {
+  Access,
+  accessRoles,
+  assertBindAllowed,
+  readToken,
+  readTokens,
+} from '../../services/common/access.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 
 function codeOf(act: () => void): string {
@@ -123,6 +132,29 @@ describe('a token', () => {
     const paths = ['/switchyard.v1.Experts/Exchange', '/healthz', '/metrics'];
     expect(codeOf(() => assertBindAllowed('0.0.0.0', new Access({ operator: 'o' }), false, paths))).toBe(
       'OK',
+    );
+  });
+});
+
+describe('a file of a token', () => {
+  test('has at most 4096 characters in its word, and blanks around', () => {
+    const directory = mkdtempSync(join(tmpdir(), 'switchyard-access-'));
+    const tokenFile = join(directory, 'token');
+    try {
+      writeFileSync(tokenFile, ` ${'x'.repeat(4096)}\n`);
+      expect(readToken({ token: null, tokenFile })).toBe('x'.repeat(4096));
+      writeFileSync(tokenFile, 'x'.repeat(4097));
+      expect(() => readToken({ token: null, tokenFile })).toThrow(
+        `tokenFile is "${tokenFile}": its token has 4097 characters; allowed: a readable file with one word of printable ASCII, at most 4096 characters`,
+      );
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
+  });
+
+  test('without an end is not read to it', () => {
+    expect(() => readTokens({ nodeTokenFile: '/dev/zero' })).toThrow(
+      'nodeTokenFile is "/dev/zero": it has more than 65536 bytes; allowed: ',
     );
   });
 });

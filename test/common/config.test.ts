@@ -283,3 +283,15 @@ describe('addresses of which any will do', () => {
     );
   });
 });
+
+test('a file without an end is not read to it', () => {
+  expect(() => loadConfig(workerSchema, { file: { path: '/dev/zero', section: 'worker' } })).toThrow(
+    '--config is "/dev/zero"; allowed: a readable YAML file (it has more than 16777216 bytes)',
+  );
+});
+
+test('a token that no call could carry is refused, and not shown', () => {
+  expect(() => loadConfig(workerSchema, { flags: { nodeToken: 'x'.repeat(4097) } })).toThrow(
+    '--node-token is (hidden); allowed: one word of printable ASCII, at most 4096 characters',
+  );
+});

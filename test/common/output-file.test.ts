@@ -1,6 +1,16 @@
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { link, lstat, mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
+import {
+  type FileHandle,
+  link,
+  lstat,
+  mkdir,
+  readdir,
+  readFile,
+  stat,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from '@jest/globals';
@@ -157,6 +167,17 @@ describe('an output', () => {
       message: expect.stringMatching(/^\/dev\/full .*ENOSPC/),
     });
     await file.abort();
+  });
+
+  test('whose temporary file cannot be written is an error with its directory', async () => {
+    const file = await OutputFile.open('output', '-');
+    // As a full disk does, it takes no more.
+    const { handle } = (file as unknown as { destination: { handle: FileHandle } }).destination;
+    await handle.close();
+    const error = await errorOf(file.write(bytes('hello')));
+    expect(error.message).toContain(
+      `the temporary file for - in ${tmpdir()} (TMPDIR) could not be written: `,
+    );
   });
 
   test('that is not whole for any other reason is an error with its name', async () => {

@@ -3,7 +3,7 @@ import { Metadata, status } from '@grpc/grpc-js';
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { type ErrorCode, SwitchyardError } from '../../services/common/errors.js';
-import { fromServiceError, toServiceError } from '../../services/common/status.js';
+import { fromServiceError, isWrongRole, toServiceError } from '../../services/common/status.js';
 
 const codes: ErrorCode[] = [
   'INVALID_ARGUMENT',
@@ -58,7 +58,7 @@ describe('a status of gRPC itself', () => {
     [status.CANCELLED, 'Call cancelled', 'CANCELLED'],
     [status.RESOURCE_EXHAUSTED, 'Received message larger than max (9 vs 8)', 'TOO_LARGE'],
     [status.RESOURCE_EXHAUSTED, 'Bandwidth exhausted', 'RESOURCE_EXHAUSTED'],
-    [status.UNIMPLEMENTED, 'no such method', 'INTERNAL'],
+    [status.UNIMPLEMENTED, 'no such method', 'LINK_LOST'],
   ])('%d %s becomes %s %s', (code, details, expected) => {
     const error = fromServiceError({ code, details, metadata: new Metadata() });
     expect(error.code).toBe(expected);
@@ -81,6 +81,20 @@ describe('a status of gRPC itself', () => {
     const details = `No connection established. Last error: ${reason}. Resolution note: `;
     const error = fromServiceError({ code: status.UNAVAILABLE, details, metadata: new Metadata() });
     expect(error).toMatchObject({ code: 'LINK_LOST', message });
+  });
+
+  test.each([
+    ['Operator/MarkWorker', 'a coordinator'],
+    ['Inference/WatchCluster', 'a coordinator or a router'],
+    ['Experts/Exchange', 'a worker'],
+  ])('of a server without %s tells that %s is wanted', (method, wanted) => {
+    const details = `The server does not implement the method /switchyard.v1.${method}`;
+    const error = fromServiceError({ code: status.UNIMPLEMENTED, details, metadata: new Metadata() });
+    expect(isWrongRole(error)).toBe(true);
+    expect(error).toMatchObject({
+      code: 'LINK_LOST',
+      message: `what listens there does not do this: ${details}; allowed: the address of ${wanted}`,
+    });
   });
 
   test('with trailers that are no details of ours is read all the same', () => {

@@ -1,8 +1,10 @@
+import { spawnSync } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { commandLine } from '../../native/locate.js';
 import { LocalProcess } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { switchyard } from '../support/cli.js';
@@ -30,6 +32,33 @@ async function expectUsageError(args: readonly string[], said: readonly string[]
 test('a worker on a device that is not there ends at once and says what is', async () => {
   const { status, stderr } = await switchyard(['worker', '--device', 'cuda:999']);
   expect(stderr).toMatch(/^switchyard: INVALID_ARGUMENT: device is cuda(:999)?; allowed: [^\n]*cpu[^\n]*\n$/);
+  expect(status).toBe(2);
+});
+
+test('an addon that SWITCHYARD_ADDON names in vain is told as a setting', async () => {
+  const noAddon = join(directory, 'addon.node');
+  await writeFile(noAddon, 'no library');
+  for (const [path, reason] of [
+    [join(directory, 'nowhere'), 'there is none'],
+    [noAddon, noAddon],
+  ] as const) {
+    const { status, stderr } = await switchyard(['worker'], { SWITCHYARD_ADDON: path });
+    expect(stderr).toContain(
+      `switchyard: CONFIG_INVALID: SWITCHYARD_ADDON is "${path}"; allowed: a build of`,
+    );
+    expect(stderr).toContain(reason);
+    expect(stderr.trimEnd().split('\n')).toHaveLength(1);
+    expect(status).toBe(2);
+  }
+});
+
+test('a relative output without a working directory is refused', () => {
+  const gone = join(directory, 'gone');
+  const script = 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$1" "$2" run --preset tiny --output out';
+  const { status, stderr } = spawnSync('bash', ['-c', script, gone, process.execPath, commandLine()]);
+  expect(stderr.toString()).toMatch(
+    /^switchyard: INVALID_ARGUMENT: output is "out"; allowed: an absolute path, as there is no working directory [^\n]*\n$/,
+  );
   expect(status).toBe(2);
 });
 
