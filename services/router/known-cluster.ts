@@ -267,15 +267,15 @@ export class KnownCluster {
     return '';
   }
 
-  /** Whether an expert that is reached now is not reached by a placement. */
+  /** Whether an expert that is reached now is not reached by a placement that has copies of it: of one that it has none of, nobody has any more. */
   private losesBy(next: PlacementIndex): boolean {
     const { placement } = this;
     if (placement === null) return false;
-    for (const layer of next.copies.keys()) {
-      const lost = [...this.unreachedExperts(next, layer)];
-      if (lost.length === 0) continue;
+    for (const [layer, { offsets }] of next.copies) {
+      const lost = [...this.unreachedExperts(next, layer)].filter((at) => offsets[at] !== offsets[at + 1]);
+      if (lost.length === 0 || !placement.copies.has(layer)) continue;
       const before = new Set(this.unreachedExperts(placement, layer));
-      if (placement.copies.has(layer) && lost.some((expert) => !before.has(expert))) return true;
+      if (lost.some((expert) => !before.has(expert))) return true;
     }
     return false;
   }
