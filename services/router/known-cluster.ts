@@ -348,7 +348,7 @@ export class KnownCluster {
     links.update(view, this.model!.fingerprint, kept);
     this.notify();
     if (this.awaited !== null && this.awaited !== known)
-      log.warn({ event: 'placement-awaited', term, epoch, reason: this.whyAwaited(this.awaited) });
+      log.info({ event: 'placement-awaited', term, epoch, reason: this.whyAwaited(this.awaited) });
   }
 
   private receiveBias({ layers }: BiasUpdate): void {
