@@ -148,19 +148,17 @@ export class PlacementPlans {
     if (this.started || this.mayStart(membership, nowMs)) {
       const routers = membership.living('ROUTER');
       const room = roomForExperts(living, this.options.model);
+      const staying = living.filter(({ draining }) => !draining);
       this.candidates = this.candidatesOf(
-        living.filter((member) => !member.draining && !this.isDrained(member)),
+        staying.filter((member) => !this.isDrained(member)),
         room,
       );
       const starts = !this.started;
       if (starts) this.start(living, nowMs);
-      const drained = starts
-        ? []
-        : this.candidatesOf(
-            living.filter((member) => !member.draining && this.isDrained(member)),
-            room,
-          );
-      if (this.stale) this.retarget(living, routers, drained, nowMs);
+      if (this.stale) {
+        const drained = starts ? [] : staying.filter((member) => this.isDrained(member));
+        this.retarget(living, routers, this.candidatesOf(drained, room), nowMs);
+      }
       if (this.isPlanDue(nowMs)) void this.replan(nowMs);
       const capacity = (member: Member) => Math.floor(room.get(member)!.memoryBytes / this.expertBytes);
       const steps = this.placement.reconcile(oldestInUse(routers, term), capacity, nowMs);

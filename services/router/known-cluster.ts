@@ -226,11 +226,14 @@ export class KnownCluster {
 
   /** Names the first expert of a layer without a copy in reach; empty: there is none. */
   private findUnreached(placement: PlacementIndex, layer: number): string {
-    const { workers, copies } = placement;
-    const { offsets, workers: holders } = copies.get(layer) ?? { offsets: [0], workers: Uint32Array.of() };
+    const { offsets } = placement.copies.get(layer) ?? { offsets: [0] };
     if (offsets.length === 1) return `the experts of layer ${layer} are on no worker`;
     const { value: expert } = this.unreachedExperts(placement, layer).next();
-    if (expert === undefined) return '';
+    return expert === undefined ? '' : this.describeUnreached(placement, layer, expert);
+  }
+
+  private describeUnreached({ workers, copies }: PlacementIndex, layer: number, expert: number): string {
+    const { offsets, workers: holders } = copies.get(layer)!;
     const at = `layer ${layer} expert ${expert}`;
     if (offsets[expert] === offsets[expert + 1]) return `${at} is on no worker now`;
     const holder = workers[holders[offsets[expert]!]!]!;
@@ -253,31 +256,27 @@ export class KnownCluster {
   /** Takes the latest placement, unless an expert would go out of reach with it. */
   private moveOn(): void {
     const { awaited } = this;
-    if (awaited === null || this.losesBy(awaited)) return;
+    if (awaited === null || this.lossBy(awaited) !== '') return;
     this.placement = awaited;
     this.awaited = null;
     if (this.inUse.oldest === null) this.options.reporter.flush();
   }
 
-  private whyAwaited(awaited: PlacementIndex): string {
-    for (const layer of awaited.copies.keys()) {
-      const reason = this.findUnreached(awaited, layer);
-      if (reason !== '') return reason;
-    }
-    return '';
-  }
-
-  /** Whether an expert that is reached now is not reached by a placement that has copies of it: of one that it has none of, nobody has any more. */
-  private losesBy(next: PlacementIndex): boolean {
+  /**
+   * Names the first expert that is reached now and not by a placement that has copies of it: of one that it has none of, nobody has any more.
+   * Empty: there is none.
+   */
+  private lossBy(next: PlacementIndex): string {
     const { placement } = this;
-    if (placement === null) return false;
+    if (placement === null) return '';
     for (const [layer, { offsets }] of next.copies) {
       const lost = [...this.unreachedExperts(next, layer)].filter((at) => offsets[at] !== offsets[at + 1]);
       if (lost.length === 0 || !placement.copies.has(layer)) continue;
       const before = new Set(this.unreachedExperts(placement, layer));
-      if (lost.some((expert) => !before.has(expert))) return true;
+      const expert = lost.find((at) => !before.has(at));
+      if (expert !== undefined) return this.describeUnreached(next, layer, expert);
     }
-    return false;
+    return '';
   }
 
   private receive(message: CoordinatorMessage): void {
@@ -348,7 +347,7 @@ export class KnownCluster {
     links.update(view, this.model!.fingerprint, kept);
     this.notify();
     if (this.awaited !== null && this.awaited !== known)
-      log.info({ event: 'placement-awaited', term, epoch, reason: this.whyAwaited(this.awaited) });
+      log.info({ event: 'placement-awaited', term, epoch, reason: this.lossBy(this.awaited) });
   }
 
   private receiveBias({ layers }: BiasUpdate): void {
