@@ -5,8 +5,8 @@ import { version } from '../common/version.js';
 
 const exitFailure = 1;
 const exitUsage = 2;
-/** Errors that say what the command was given, not what it met: flags, settings, files. */
-const usageCodes = ['CONFIG_INVALID', 'INVALID_ARGUMENT', 'MODEL_INVALID'];
+/** Errors that say what the command was given (flags, settings, files), not what it met (limits of servers, names that are taken). */
+const usageCodes = ['CONFIG_INVALID', 'INVALID_ARGUMENT', 'MODEL_INVALID', 'UNKNOWN_LAYER'];
 
 /** Loaded by need: a worker does not pay for what the demo imports. */
 const commands: Record<string, () => Promise<Command>> = {

@@ -136,7 +136,7 @@ describe('forward', () => {
     const output = join(directory, 'never.bin');
     const args = ['--sequences', '2', '--length', '10', '--layers', '7', '--output', output];
     const { status, stderr } = await switchyard(['forward', ...at(), ...args]);
-    expect(status).toBe(1);
+    expect(status).toBe(2);
     expect(stderr).toMatch(/^switchyard: UNKNOWN_LAYER: .*7/);
     await expect(readFile(output)).rejects.toThrow('ENOENT');
   });
