@@ -136,12 +136,13 @@ export function tlsFlags(files: TlsSettings | null): Flags {
   return { tlsCa: ca, tlsCert: cert, tlsKey: key, tlsClientCa: clientCa };
 }
 
-/** Tokens as servers read them from their environment. */
+/** Tokens as servers read them from their environment, instead of files that this process's own names. */
 export function tokenEnvironment(tokens: Tokens): Record<string, string> {
   return Object.fromEntries(
     accessRoles.flatMap((role) => {
       const token = tokens[role] ?? null;
-      return token === null ? [] : [[`SWITCHYARD_${role.toUpperCase()}_TOKEN`, token]];
+      const name = `SWITCHYARD_${role.toUpperCase()}_TOKEN`;
+      return token === null ? [] : [[name, token] as const, [`${name}_FILE`, ''] as const];
     }),
   );
 }

@@ -1,8 +1,8 @@
-import { readFileSync, statSync } from 'node:fs';
 import { z } from 'zod';
 import type { ClusterDescription, SwitchyardClient } from '../client/index.js';
+import { readBounded } from '../common/bounded-file.js';
 import { nodeName } from '../common/config.js';
-import { SwitchyardError } from '../common/errors.js';
+import { SwitchyardError, shownJson } from '../common/errors.js';
 import { listCopies } from '../common/expert-copies.js';
 import type { FfnModel } from '../common/generated/switchyard/v1/FfnModel.js';
 import type { LayerModel } from '../common/generated/switchyard/v1/LayerModel.js';
@@ -125,20 +125,13 @@ export function readRecording(path: string): Recording {
     new SwitchyardError('CONFIG_INVALID', `${path}: ${key} ${problem}`, { file: path, key });
   let json: unknown;
   try {
-    const { size: bytes } = statSync(path);
-    if (bytes > fileBytesMax) throw new Error(`it has ${bytes} bytes; allowed: up to ${fileBytesMax}`);
-    json = JSON.parse(readFileSync(path, 'utf8'));
+    json = JSON.parse(readBounded(path, fileBytesMax).toString());
   } catch (error) {
     throw invalid('recording', `cannot be read as JSON: ${(error as Error).message}`);
   }
   const { data, issue } = checkBy(recordingSchema, json);
   if (issue === null) return data;
-  // JSON reads numbers that are too large as infinite, and cannot write them.
-  const value = issue.value === Number.POSITIVE_INFINITY ? 'infinite' : JSON.stringify(issue.value);
-  throw invalid(
-    issue.key || 'recording',
-    `is ${value?.slice(0, 200) ?? 'missing'}; allowed: ${issue.allowed}`,
-  );
+  throw invalid(issue.key || 'recording', `is ${shownJson(issue.value)}; allowed: ${issue.allowed}`);
 }
 
 export async function writeRecording(file: OutputFile, recording: Recording): Promise<void> {

@@ -189,7 +189,7 @@ function readSecret(given: string | null, fileKey: string, path: string | null):
   if (given !== null || path === null) return given;
   let token: string;
   try {
-    token = readBounded(path, tokenFileBytesMax).trim();
+    token = readBounded(path, tokenFileBytesMax).toString().trim();
   } catch (error) {
     throw tokenFileError(fileKey, path, (error as Error).message);
   }

@@ -180,6 +180,8 @@ interface Found {
   value: unknown;
   /** As the user wrote the key: --metrics-port, SWITCHYARD_METRICS_PORT, or path: section.metricsPort. */
   origin: string;
+  /** The source that has it: a later one overrides. */
+  source: 'file' | 'environment' | 'flags';
 }
 
 const kebab = (key: string) => key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
@@ -204,23 +206,27 @@ export function loadConfig<Shape extends z.ZodRawShape>(
   { flags = {}, env = {}, file = null }: ConfigSources,
 ): z.infer<z.ZodObject<Shape>> {
   const found = new Map<string, Found>();
+  const take = (key: string, given: Found) => override(found, key, given);
   if (file) {
+    const source = 'file';
     for (const [key, value] of Object.entries(readSection(file))) {
-      const at = `${file.path}: ${file.section}.${key}`;
-      if (key !== 'tls' || !isMapping(value)) found.set(key, { value, origin: at });
+      const origin = `${file.path}: ${file.section}.${key}`;
+      if (key !== 'tls' || !isMapping(value)) take(key, { value, origin, source });
       // `tls: { cert: … }` says the same as `tlsCert: …`.
       else
-        for (const [name, path] of Object.entries(value))
-          found.set(`tls${name[0]?.toUpperCase()}${name.slice(1)}`, { value: path, origin: `${at}.${name}` });
+        for (const [name, path] of Object.entries(value)) {
+          const same = `tls${name[0]?.toUpperCase()}${name.slice(1)}`;
+          take(same, { value: path, origin: `${origin}.${name}`, source });
+        }
     }
   }
   for (const key of Object.keys(schema.shape)) {
     const value = env[environmentName(key)];
     if (value === undefined || value === '' || isServiceLink(key, value)) continue;
-    found.set(key, { value, origin: environmentName(key) });
+    take(key, { value, origin: environmentName(key), source: 'environment' });
   }
   for (const [key, value] of Object.entries(flags)) {
-    if (value !== undefined) found.set(key, { value, origin: `--${kebab(key)}` });
+    if (value !== undefined) take(key, { value, origin: `--${kebab(key)}`, source: 'flags' });
   }
   const values = Object.fromEntries([...found].map(([key, { value }]) => [key, value]));
   const { data, issue } = checkBy(schema.strict(), values);
@@ -229,6 +235,27 @@ export function loadConfig<Shape extends z.ZodRawShape>(
   const [top, ...below] = path;
   throw invalid(key, [found.get(top!)?.origin ?? top, ...below].join('.'), value, allowed);
 }
+
+/** A token's other key: it comes as it is, or as the file that holds it. */
+function otherKeyOf(key: string): string | null {
+  if (isTokenKey(key)) return `${key}File`;
+  const name = key.replace(/File$/, '');
+  return name !== key && isTokenKey(name) ? name : null;
+}
+
+/** Takes what a source says in place of what those before it do. Throws CONFIG_INVALID if one source says a thing in two ways. */
+function override(found: Map<string, Found>, key: string, given: Found): void {
+  for (const same of [key, otherKeyOf(key)]) {
+    const before = same === null ? undefined : found.get(same);
+    if (before === undefined) continue;
+    if (before.source !== given.source) found.delete(same!);
+    else if (before.value !== null && given.value !== null)
+      throw invalid(key, given.origin, given.value, `either this or ${before.origin}`);
+  }
+  found.set(key, given);
+}
+
+const isTokenKey = (key: string) => /^token$|Token$/.test(key);
 
 const fileBytesMax = 16 * 1024 * 1024;
 
@@ -239,7 +266,7 @@ function readSection({
 }: NonNullable<ConfigSources['file']>): Record<string, unknown> {
   let parsed: unknown;
   try {
-    parsed = parseYaml(readBounded(path, fileBytesMax));
+    parsed = parseYaml(readBounded(path, fileBytesMax).toString());
   } catch (error) {
     throw invalid(
       'config',
@@ -266,7 +293,7 @@ function isMapping(value: unknown): value is Record<string, unknown> {
 
 function invalid(key: string, origin: string, value: unknown, allowed: string): SwitchyardError {
   // A token in an error would end in a log.
-  const shown = /^token$|Token$/.test(key) ? '(hidden)' : shownJson(value);
+  const shown = isTokenKey(key) ? '(hidden)' : shownJson(value);
   return new SwitchyardError('CONFIG_INVALID', `${origin} is ${shown}; allowed: ${allowed}`, {
     key,
     value: shown,

@@ -92,11 +92,15 @@ export function quoted(text: string): string {
 /** Paths are shown whole as a rule. */
 const jsonCharactersMax = 1_000;
 
-/** A value of the configuration as errors show it: as JSON, and cut. */
+/** JSON has no NaN and no infinity: they are marked on the way, and stand there without quotes. */
+const markNumber = (_: string, part: unknown) =>
+  typeof part === 'number' && !Number.isFinite(part) ? `\0${part}` : part;
+
+/** A value of a file as errors show it: as JSON, with NaN and Infinity as they are, and cut. */
 export function shownJson(value: unknown): string {
   let text: string | undefined;
   try {
-    text = JSON.stringify(value);
+    text = JSON.stringify(value, markNumber)?.replace(/"\\u0000(NaN|-?Infinity)"/g, '$1');
   } catch {
     // YAML has names for its parts, so one may hold itself.
     return 'what cannot be shown as JSON';

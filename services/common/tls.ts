@@ -1,5 +1,5 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto';
-import { readFileSync, unwatchFile, watchFile } from 'node:fs';
+import { unwatchFile, watchFile } from 'node:fs';
 import { isIP, type Server, type Socket } from 'node:net';
 import {
   type ConnectionOptions,
@@ -12,6 +12,7 @@ import {
 } from 'node:tls';
 import { isDeepStrictEqual } from 'node:util';
 import { ServerCredentials } from '@grpc/grpc-js';
+import { readBounded } from './bounded-file.js';
 import { isForNode, namesIn, tlsFailure, whyUntrusted } from './certificate.js';
 import { SwitchyardError } from './errors.js';
 import type { Logger } from './log.js';
@@ -34,6 +35,8 @@ type FileKey = Exclude<keyof TlsSettings, 'allowPlaintextRows'>;
 /** What the files held. */
 type Pems = Readonly<Partial<Record<FileKey, Buffer>>>;
 
+/** Several times what the certificates of all public CAs have. */
+const pemBytesMax = 1024 * 1024;
 /** How often it is looked whether a file has changed: links to it, as in a volume of Kubernetes, tell nobody. */
 const lookMs = 1_000;
 /** A handshake that takes longer is given up. */
@@ -177,7 +180,7 @@ export class Tls {
 
   private readPem(file: FileKey, path: string): Buffer {
     try {
-      const pem = readFileSync(path);
+      const pem = readBounded(path, pemBytesMax);
       if (file === 'key') createPrivateKey(pem);
       else for (const certificate of certificatesIn(pem)) new X509Certificate(certificate);
       return pem;

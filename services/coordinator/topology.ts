@@ -1,5 +1,5 @@
-import { readFileSync } from 'node:fs';
 import { z } from 'zod';
+import { readBounded } from '../common/bounded-file.js';
 import { invalidArgument, SwitchyardError, shownJson } from '../common/errors.js';
 import { checkBy } from '../common/schema-issue.js';
 import { parseYaml } from '../common/yaml.js';
@@ -83,11 +83,14 @@ export interface FileTopology extends Topology {
   hosts: readonly (TopologyHost & { devices: readonly string[] })[];
 }
 
+/** Far more than that of the largest topology has. */
+const fileBytesMax = 16 * 1024 * 1024;
+
 /** Reads and validates a topology file. Throws CONFIG_INVALID that names the file, the key, the value and what is allowed. */
 export function readTopology(path: string): FileTopology {
   let text: string;
   try {
-    text = readFileSync(path, 'utf8');
+    text = readBounded(path, fileBytesMax).toString();
   } catch (error) {
     throw configInvalid(path, 'topology', `cannot be read: ${(error as Error).message}`);
   }

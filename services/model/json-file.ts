@@ -1,6 +1,6 @@
 import { readFile, stat } from 'node:fs/promises';
 import type { z } from 'zod';
-import { SwitchyardError } from '../common/errors.js';
+import { SwitchyardError, shownJson } from '../common/errors.js';
 import { checkBy } from '../common/schema-issue.js';
 import { refuseLfsPointer } from './lfs.js';
 import { fileInvalid } from './safetensors-header.js';
@@ -63,5 +63,5 @@ export function parseJsonFile<T>(file: string, json: unknown, schema: z.ZodType<
   const { data, issue } = checkBy(schema, json);
   if (issue === null) return data;
   const { key, value, allowed } = issue;
-  throw fileInvalid(file, null, key || 'content', JSON.stringify(value), allowed);
+  throw fileInvalid(file, null, key || 'content', shownJson(value), allowed);
 }

@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import type { ExpertSource, TensorSource } from '../../native/index.js';
-import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { invalidArgument, SwitchyardError, shownJson } from '../common/errors.js';
 import type { Logger } from '../common/log.js';
 import { checkBy } from '../common/schema-issue.js';
 import { openCheckpoint } from './checkpoint.js';
@@ -116,7 +116,7 @@ export function parseModelSource(json: unknown): ModelSource {
   const { data, issue } = checkBy(sourceSchema, value);
   if (issue === null) return data;
   const { key, value: found, allowed } = issue;
-  throw sourceInvalid(key || 'model', JSON.stringify(found), allowed);
+  throw sourceInvalid(key || 'model', shownJson(found), allowed);
 }
 
 function sourceInvalid(field: string, value: string | undefined, allowed: string): SwitchyardError {

@@ -1,4 +1,4 @@
-import { SwitchyardError } from '../common/errors.js';
+import { SwitchyardError, shownJson } from '../common/errors.js';
 
 /** Bytes per element of the dtypes that can be loaded; a file may have tensors of others beside them. */
 export const elementBytesOf: ReadonlyMap<string, number> = new Map([
@@ -161,7 +161,7 @@ function parseMetadata(file: string, value: unknown): Record<string, string> {
   if (isObject(value) && Object.values(value).every((entry) => typeof entry === 'string')) {
     return value as Record<string, string>;
   }
-  throw fileInvalid(file, '__metadata__', 'value', JSON.stringify(value), 'an object of strings');
+  throw fileInvalid(file, '__metadata__', 'value', shownJson(value), 'an object of strings');
 }
 
 function parseEntry(
@@ -172,17 +172,17 @@ function parseEntry(
   fileBytes: number,
 ): TensorEntry {
   if (!isObject(value)) {
-    throw fileInvalid(file, name, 'entry', JSON.stringify(value), 'an object of dtype, shape, data_offsets');
+    throw fileInvalid(file, name, 'entry', shownJson(value), 'an object of dtype, shape, data_offsets');
   }
   const { dtype, shape, data_offsets: offsets } = value;
-  if (typeof dtype !== 'string') throw fileInvalid(file, name, 'dtype', JSON.stringify(dtype), 'a text');
+  if (typeof dtype !== 'string') throw fileInvalid(file, name, 'dtype', shownJson(dtype), 'a text');
   if (!isSizes(shape)) {
-    throw fileInvalid(file, name, 'shape', JSON.stringify(shape), 'a list of integers from 0 to 2^53 - 1');
+    throw fileInvalid(file, name, 'shape', shownJson(shape), 'a list of integers from 0 to 2^53 - 1');
   }
   const dataBytes = fileBytes - dataStart;
   if (!isSizes(offsets) || offsets.length !== 2 || offsets[0]! > offsets[1]! || offsets[1]! > dataBytes) {
     const allowed = `[begin, end] with 0 <= begin <= end <= ${dataBytes} (the data of the file)`;
-    throw fileInvalid(file, name, 'data_offsets', JSON.stringify(offsets), allowed);
+    throw fileInvalid(file, name, 'data_offsets', shownJson(offsets), allowed);
   }
   const [begin, end] = offsets as [number, number];
   return { name, dtype, shape, byteOffset: dataStart + begin, byteLength: end - begin };

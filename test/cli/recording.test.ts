@@ -68,15 +68,15 @@ describe('a recording', () => {
     ['layers.1.layer is 3; allowed: a number of no other layer', { ...good, layers: [layer, layer] }],
     // JSON has no infinity, but 1e999 is read as one.
     [
-      'layers.0.rows.1 is infinite; allowed: a finite number of at least 0',
+      'layers.0.rows.1 is Infinity; allowed: a finite number of at least 0',
       JSON.stringify(good).replace('[10,30]', '[10,1e999]'),
     ],
     [
-      'workers.0.memoryBytes is infinite; allowed: a finite number of at least 0',
+      'workers.0.memoryBytes is Infinity; allowed: a finite number of at least 0',
       JSON.stringify(good).replace('400', '1e999'),
     ],
     [
-      'seconds is infinite; allowed: a finite number above 0',
+      'seconds is Infinity; allowed: a finite number above 0',
       JSON.stringify(good).replace(':10,', ':1e999,'),
     ],
     [
@@ -100,6 +100,12 @@ describe('a recording', () => {
   test('that does not exist is refused by its name', () => {
     expect(() => readRecording(join(directory, 'none'))).toThrow(
       /none: recording cannot be read as JSON: ENOENT/,
+    );
+  });
+
+  test('that has no end is not read to it', () => {
+    expect(() => readRecording('/dev/zero')).toThrow(
+      '/dev/zero: recording cannot be read as JSON: it has more than 67108864 bytes',
     );
   });
 });

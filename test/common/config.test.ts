@@ -6,6 +6,7 @@ import fc from 'fast-check';
 import { z } from 'zod';
 import {
   addresses,
+  type ConfigSources,
   humanBytes,
   humanCount,
   loadConfig,
@@ -193,6 +194,59 @@ describe('loadConfig', () => {
     );
     const long = yaml(`worker: { device: ${'x'.repeat(100_000)} }`);
     expect(errorOf(() => loadConfig(schema, { file: long })).message.length).toBeLessThan(2000);
+  });
+
+  test.each<[string, ConfigSources & { text?: string }, string]>([
+    [
+      'flags',
+      { flags: { nodeToken: 'secret', nodeTokenFile: '/t' } },
+      '--node-token-file is "/t"; allowed: either this or --node-token',
+    ],
+    [
+      'the environment',
+      { env: { SWITCHYARD_NODE_TOKEN: 'secret', SWITCHYARD_NODE_TOKEN_FILE: '/t' } },
+      'SWITCHYARD_NODE_TOKEN_FILE is "/t"; allowed: either this or SWITCHYARD_NODE_TOKEN',
+    ],
+    [
+      'the file',
+      { text: 'worker: { nodeTokenFile: /t, nodeToken: secret }' },
+      'worker.nodeToken is (hidden); allowed: either this or ',
+    ],
+    [
+      'its groups',
+      { text: 'worker: { tls: { ca: /a }, tlsCa: /b }' },
+      'worker.tlsCa is "/b"; allowed: either this or ',
+    ],
+  ])('refuses what %s says in two ways', (_, { text, ...sources }, message) => {
+    const file = text === undefined ? null : yaml(text);
+    const error = errorOf(() => loadConfig(schema, { ...sources, file }));
+    expect(error.code).toBe('CONFIG_INVALID');
+    expect(error.message).toContain(message);
+    expect(error.message).not.toContain('secret');
+  });
+
+  test('lets a token of one source replace the file of another, and the other way round', () => {
+    const file = yaml('worker: { nodeToken: a, operatorToken: null, operatorTokenFile: /o }');
+    const env = { SWITCHYARD_NODE_TOKEN_FILE: '/n' };
+    expect(loadConfig(schema, { file, env })).toMatchObject({ nodeToken: null, nodeTokenFile: '/n' });
+    const flags = { nodeToken: 'b', operatorToken: 'c' };
+    expect(loadConfig(schema, { file, env, flags })).toMatchObject({
+      ...flags,
+      nodeTokenFile: null,
+      operatorTokenFile: null,
+    });
+    expect(loadConfig(schema, { file })).toMatchObject({ operatorToken: null, operatorTokenFile: '/o' });
+  });
+
+  test.each([
+    ['.nan', 'NaN'],
+    ['-.inf', '-Infinity'],
+    ['[.inf, "\\0NaN", "NaN", null]', '[Infinity,NaN,"NaN",null]'],
+  ])('shows %s as it is, not as null', (text, shown) => {
+    const file = yaml(`worker: { maxRows: ${text} }`);
+    const error = errorOf(() => loadConfig(schema, { file }));
+    expect(error.message).toContain(`worker.maxRows is ${shown}; allowed: `);
+    expect(error.details.value).toBe(shown);
   });
 
   test.each(['[::1]', ' 127.0.0.1', 'http://localhost', 'localhost:7070', ''])(

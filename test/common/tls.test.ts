@@ -239,6 +239,9 @@ describe('settings', () => {
     expect(reasonOf({ tlsCa: '/nowhere', tlsCert: cert, tlsKey: key })).toMatch(
       /CONFIG_INVALID: tlsCa is "\/nowhere": ENOENT/,
     );
+    expect(reasonOf({ tlsCa: '/dev/zero', tlsCert: cert, tlsKey: key })).toMatch(
+      /tlsCa is "\/dev\/zero": it has more than 1048576 bytes; allowed: a readable PEM file/,
+    );
     expect(reasonOf({ tlsCa: key, tlsCert: cert, tlsKey: key })).toMatch(
       /tlsCa is .*: it holds no certificate/,
     );

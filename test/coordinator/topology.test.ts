@@ -38,6 +38,7 @@ describe('topology file', () => {
   test.each([
     ['hosts: []', /hosts is \[\]/],
     ['hosts: 3', /hosts is 3/],
+    ['hosts: .inf', /hosts is Infinity/],
     ['hosts: [{ name: a, devices: [] }]', /hosts\.0\.devices is \[\]/],
     ['hosts: [{ name: a, devices: [cpu], gpus: 2 }]', /hosts\.0.*gpus/],
     ['hosts: [{ name: a, devices: [cpu] }, { name: a, devices: [cpu] }]', /hosts\.1\.name is "a"/],
@@ -62,6 +63,12 @@ describe('topology file', () => {
   test('a file that is not there is named', () => {
     expect(() => readTopology('/nonexistent/cluster.yaml')).toThrow(
       /\/nonexistent\/cluster\.yaml.*cannot be read/,
+    );
+  });
+
+  test('a file without an end is not read to it', () => {
+    expect(() => readTopology('/dev/zero')).toThrow(
+      '/dev/zero: topology cannot be read: it has more than 16777216 bytes',
     );
   });
 });

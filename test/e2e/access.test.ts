@@ -132,6 +132,19 @@ describe('a server told to listen beyond this machine', () => {
       );
   });
 
+  test('gives processes that it starts its own tokens in place of the files of its environment', async () => {
+    const files = await Promise.all(
+      Object.entries(tokens).map(async ([role, token]) => {
+        const file = join(directory, `${role}-of-all`);
+        await writeFile(file, token);
+        return [`SWITCHYARD_${role.toUpperCase()}_TOKEN_FILE`, file] as const;
+      }),
+    );
+    const batch = ['--sequences', '1', '--length', '8', '--workers', '1', '--preset', 'tiny'];
+    const { status: code, stderr } = await switchyard(['run', ...batch], Object.fromEntries(files));
+    expect([code, stderr]).toEqual([0, expect.not.stringContaining('CONFIG_INVALID')]);
+  });
+
   test('serves everyone if it is told to be insecure', async () => {
     const coordinator = start('coordinator', { ...everywhere, preset: 'tiny', insecure: true });
     const { address, metricsUrl } = await coordinator.listening;

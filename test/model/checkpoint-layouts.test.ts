@@ -70,6 +70,8 @@ describe('JSON as Python writes it', () => {
     ['"rms_norm_eps": NaN', 'rms_norm_eps is "NaN"; allowed: a number from 0 to 1'],
     ['"rms_norm_eps": -Infinity', 'rms_norm_eps is "-Infinity"; allowed'],
     ['"hidden_act": Infinity', 'hidden_act is "Infinity"; allowed: "silu"'],
+    // JSON has no infinity, but 1e999 is read as one.
+    ['"rms_norm_eps": 1e999', 'rms_norm_eps is Infinity; allowed'],
   ])('%s is refused by the key', async (text, words) => {
     const directory = await writeCheckpoint(smallTensors());
     const file = join(directory, 'config.json');

@@ -105,6 +105,7 @@ describe('a model source that is not allowed is refused by key, value and what i
     ],
     [{ kind: 'synthetic', spec: { ...tiny, ffn: 2 ** 60 } }, 'spec.ffn is 1152921504606847000'],
     [{ kind: 'synthetic', spec: { ...tiny, experts: 0 } }, 'spec.experts is 0'],
+    [{ kind: 'synthetic', spec: { ...tiny, experts: Number.NaN } }, 'spec.experts is NaN'],
     [{ kind: 'synthetic', spec: { ...tiny, topK: 9 } }, 'spec.topK is 9; allowed: an integer from 1 to 8'],
     [
       { kind: 'synthetic', spec: { ...tiny, activation: 'relu' } },

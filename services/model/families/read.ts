@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { SwitchyardError } from '../../common/errors.js';
+import { SwitchyardError, shownJson } from '../../common/errors.js';
 import { parseJsonFile } from '../json-file.js';
 import { fileInvalid } from '../safetensors-header.js';
 import type { Family, FamilyConfig } from './family.js';
@@ -30,7 +30,7 @@ export function readFamily(
     (json as Record<string, unknown>);
   const family = find(text.model_type) ?? find(outer.model_type);
   if (family === undefined) {
-    const value = JSON.stringify(text.model_type ?? outer.model_type);
+    const value = shownJson(text.model_type ?? outer.model_type);
     throw fileInvalid(file, null, 'model_type', value, families.flatMap(({ types }) => types).join(', '));
   }
   const { keys, given } = canonicalKeys(text);
