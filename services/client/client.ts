@@ -23,7 +23,7 @@ import { openRouters, type ReachedRouter, reachRouters, whyNotReady } from './ro
 import { Session, type SessionOptions } from './session.js';
 import { SessionRouters } from './session-routers.js';
 import { SmallBatches } from './small-batches.js';
-import { checkInput, type ForwardInput, openInput, StreamedRows } from './source.js';
+import { checkInput, type ForwardInput, keepError, openInput, StreamedRows } from './source.js';
 import { UnreachableByUcx } from './ucx.js';
 import { ClusterWatch } from './watch.js';
 
@@ -169,6 +169,7 @@ export class SwitchyardClient {
     this.over.signal.throwIfAborted();
     checkOptions('forward', options);
     checkInput(input);
+    keepError(input);
     const { transport = this.transport } = options;
     const startedMs = performance.now();
     const state = await this.knownState(options);

@@ -12,7 +12,7 @@ import { merge } from './merge.js';
 import type { RouterChunk } from './router-chunk.js';
 import { locate, type Share, splitBatch, type TokenRun } from './share.js';
 import { shown } from './shown.js';
-import { type RowsReader, StreamedRows } from './source.js';
+import { fromInput, type RowsReader, StreamedRows } from './source.js';
 import { type BatchSummary, mergeSummaries, type RouterSummary } from './summary.js';
 
 /** Chosen experts (best first) and weights of consecutive tokens: [tokens, layers, topK]. */
@@ -195,7 +195,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
         });
         await this.orFailure(lent);
       } catch (error) {
-        this.fail(asSwitchyardError(error));
+        this.fail(ownError(error));
         throw error;
       }
     }
@@ -279,7 +279,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
         ),
       );
       await Promise.all(lanes.map((lane) => this.upload(lane)));
-      if (input instanceof StreamedRows && !this.failure) await input.expectEnd();
+      if (input instanceof StreamedRows && !this.failure) await fromInput(() => input.expectEnd());
       await Promise.all(this.streams.map((stream) => stream.end()));
     } catch (error) {
       this.fail(asSwitchyardError(error));
@@ -290,7 +290,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
 
   private async closeInput(): Promise<void> {
     try {
-      await this.plan.input.close?.();
+      await fromInput(() => this.plan.input.close?.());
     } catch (error) {
       this.fail(asSwitchyardError(error));
     }
@@ -308,7 +308,6 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     }
   }
 
-  /** What `given` throws is the caller's own: it ends the batch as it is. */
   private async givenRouting(first: number, count: number): Promise<RoutingRows | null> {
     const { given } = this.plan;
     if (given === null) return null;
@@ -316,7 +315,7 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     try {
       routing = await given(first, count);
     } catch (error) {
-      this.fail(error instanceof Error ? error : asSwitchyardError(error));
+      this.fail(ownError(error));
       return null;
     }
     return checkRouting(routing);
@@ -341,20 +340,25 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     const routingBytes = (chunk.experts?.byteLength ?? 0) + (chunk.weights?.byteLength ?? 0);
     if (!(await stream.reserve(bytes, routingBytes))) return false;
     if (stream.transport === 'ucx' && 'readSlab' in input && input.readSlab) {
-      const slab = await input.readSlab(first, count);
+      const slab = await fromInput(() => input.readSlab!(first, count));
       try {
         return await stream.send(chunk, { slab, byteOffset: 0, byteLength: bytes });
       } finally {
         slab.release();
       }
     }
-    const rows = await input.read(first, count);
+    const rows = await fromInput(() => input.read(first, count));
     if (!isUint8Array(rows) || rows.byteLength !== bytes) {
       const seen = isUint8Array(rows) ? `${rows.byteLength} bytes` : shown(rows);
       throw invalidArgument(`what input.read gave at token ${first}`, seen, `a Uint8Array of ${bytes} bytes`);
     }
     return stream.send(chunk, rows);
   }
+}
+
+/** What `given` or a sink throws is the caller's own: it ends the batch as it is. */
+function ownError(thrown: unknown): Error {
+  return thrown instanceof Error ? thrown : asSwitchyardError(thrown);
 }
 
 /** Throws INVALID_ARGUMENT for what is no routing; whether it has the right size is the router's to tell. */

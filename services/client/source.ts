@@ -1,6 +1,7 @@
+import { Readable } from 'node:stream';
 import { isAnyArrayBuffer, isUint8Array } from 'node:util/types';
 import type { Slab } from '../../native/index.js';
-import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { tokensMax } from '../transport/chunk-size.js';
 import { shown } from './shown.js';
 
@@ -136,6 +137,23 @@ export function checkInput(input: unknown): asserts input is ForwardInput {
   throw invalidArgument('input', shown(input), allowed);
 }
 
+/** A stream that fails before it is read would end the process: its reads tell the error. */
+export function keepError(input: ForwardInput): void {
+  if (input instanceof Readable) input.on('error', () => {});
+}
+
+/** Settles as `work` does, which is the input's own. Rejects with INVALID_ARGUMENT for an error that is none of the product. */
+export async function fromInput<T>(work: () => Promise<T> | T): Promise<T> {
+  try {
+    return await work();
+  } catch (thrown) {
+    const error = asSwitchyardError(thrown);
+    if (error === thrown || error.code !== 'INTERNAL') throw error;
+    const text = `input failed: ${error.message}`;
+    throw new SwitchyardError('INVALID_ARGUMENT', text, { field: 'input' }, { cause: thrown });
+  }
+}
+
 export interface FileRows extends RowsReader {
   /** Name of the tensor; null for a raw file. */
   readonly tensor: string | null;
@@ -187,7 +205,7 @@ export async function openInput(
   hidden: number,
   shape: InputShape,
 ): Promise<{ source: RowsReader | StreamedRows; sequences: number; length: number }> {
-  const source = await toSource(input, hidden, shape);
+  const source = await fromInput(() => toSource(input, hidden, shape));
   try {
     if (source.hidden !== hidden) {
       throw invalidArgument('input.hidden', shown(source.hidden), `${hidden}, the model's`);

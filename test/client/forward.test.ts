@@ -213,7 +213,7 @@ overEachTransport((transport) => {
       if (reads === 3) throw new Error('the disk is gone');
     });
     const call = await client.forward(input, options);
-    await expect(call.collect()).rejects.toMatchObject({ message: 'the disk is gone' });
+    await expect(call.collect()).rejects.toMatchObject({ cause: { message: 'the disk is gone' } });
     await expectReleased(routers[0]!, held);
   });
 

@@ -1,9 +1,11 @@
+import { createReadStream } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { afterEach, beforeEach, describe, expect, test } from '@jest/globals';
 import { type ForwardOptions, type RowsReader, SwitchyardClient } from '../../services/client/index.js';
+import { SwitchyardError } from '../../services/common/errors.js';
 import { rowBytes, shape, startCluster, tokens } from '../router/cluster.js';
 
 const { hidden } = shape;
@@ -171,6 +173,68 @@ test('what a reader, given or a sink gives instead of what it must is refused', 
   const call = await client.forward(rows, off);
   await expect(call.into(null as never)).rejects.toMatchObject(refused('sink', 'sink is null'));
   expect((await call.collect()).rows).toHaveLength(4 * rowBytes);
+});
+
+describe('an input that fails ends the batch with what it failed with as the cause', () => {
+  const mine = new Error('the disk is gone');
+  const failed = { ...refused('input', 'input failed: the disk is gone'), cause: mine };
+  const announced = { sequences: 1, length: 4 };
+  const fail = () => {
+    throw mine;
+  };
+
+  test.each<[string, () => unknown]>([
+    [
+      'a generator',
+      function* () {
+        yield new Uint8Array(10);
+        fail();
+      },
+    ],
+    ['an iterable', () => ({ [Symbol.asyncIterator]: fail })],
+    ['a reader that throws', () => ({ tokens: 4, hidden, read: fail })],
+    ['a reader that rejects', () => ({ tokens: 4, hidden, read: () => Promise.reject(mine) })],
+    [
+      'a stream',
+      () =>
+        new Readable({
+          read() {
+            this.destroy(mine);
+          },
+        }),
+    ],
+    ['a stream that failed before', () => new Readable({ read() {} }).destroy(mine)],
+    [
+      'a reader that closes badly',
+      () => ({ tokens: 4, hidden, read: () => new Uint8Array(4 * rowBytes), close: fail }),
+    ],
+  ])('%s', async (_, make) => {
+    for (const transport of ['grpc', 'auto'] as const)
+      await expect(collected(make(), { ...announced, transport })).rejects.toMatchObject(failed);
+  });
+
+  test('a file that is not there', async () => {
+    const input = createReadStream(join(directory, 'missing'));
+    const error: SwitchyardError = await collected(input, announced).catch((thrown) => thrown);
+    expect(error).toMatchObject(refused('input', 'ENOENT'));
+    expect(error.cause).toHaveProperty('code', 'ENOENT');
+  });
+
+  test('but an error of the product is its own', async () => {
+    const lost = new SwitchyardError('WORKER_LOST', 'of another batch');
+    const read = () => Promise.reject(lost);
+    await expect(collected({ tokens: 4, hidden, read })).rejects.toBe(lost);
+  });
+});
+
+test('what a sink throws is what the batch ended with, as it is', async () => {
+  const mine = new Error('mine');
+  const call = await client.forward(await tokens(4), off);
+  const write = () => {
+    throw mine;
+  };
+  await expect(call.into({ write })).rejects.toBe(mine);
+  await expect(call.summary).rejects.toBe(mine);
 });
 
 test('what given throws is thrown as it is', async () => {
