@@ -63,8 +63,8 @@ export class Cluster {
   /** Null: something has changed since it was made. */
   private knownView: ClusterViewInput | null = null;
   private lastView: ClusterViewInput | null = null;
-  /** Of which rates and epoch the loads of layers are known. */
-  private knownLoads: { rates: Float64Array; epoch: number; layers: readonly LayerLoad[] } | null = null;
+  /** Of which loads and epoch the layers' are known; rows as the loads' proportions are. */
+  private knownLoads: { version: number; epoch: number; layers: readonly LayerLoad[] } | null = null;
 
   constructor(
     readonly options: ClusterOptions,
@@ -284,15 +284,22 @@ export class Cluster {
 
   /** What the experts of each layer get at present, and how even that is; none as long as next to nothing is routed. */
   layerLoads(nowMs: number): readonly LayerLoad[] {
+    const perUnit = this.plans.loads.ratePerUnit(nowMs);
+    if (perUnit === null || this.epoch === 0) return [];
+    return this.layerProportions().map(({ layer, rows: { min, p50, max }, balancedness }) => {
+      return { layer, rows: { min: min * perUnit, p50: p50 * perUnit, max: max * perUnit }, balancedness };
+    });
+  }
+
+  private layerProportions(): readonly LayerLoad[] {
     const { epoch, knownLoads } = this;
-    const rates = this.plans.loads.rates(nowMs);
-    if (rates === null || epoch === 0) return [];
-    if (knownLoads?.rates === rates && knownLoads.epoch === epoch) return knownLoads.layers;
+    const { version, proportions } = this.plans.loads;
+    if (knownLoads?.version === version && knownLoads.epoch === epoch) return knownLoads.layers;
     const layers = this.experts.layers.map(({ layer }) => {
-      const rows = this.experts.sliceOf(layer, rates);
+      const rows = this.experts.sliceOf(layer, proportions);
       return { layer, rows: spreadOf(rows), balancedness: balancedness(rows, this.publishedOf(layer)) };
     });
-    this.knownLoads = { rates, epoch, layers };
+    this.knownLoads = { version, epoch, layers };
     return layers;
   }
 

@@ -27,6 +27,20 @@ describe('the load of experts', () => {
       expect(later[expert]! / (rate || 1)).toBeCloseTo(rate && 0.5);
   });
 
+  test('days of quiet do not wear out the weight of rows that come after', () => {
+    const loads = new ExpertLoads(order);
+    const dayMs = 86_400_000;
+    for (let day = 0; day < 3; day += 1) {
+      loads.observe(3, Uint32Array.of(600, 1_200), day * dayMs);
+      loads.observe(3, Uint32Array.of(600, 0), day * dayMs + 60_000);
+      const rates = loads.rates(day * dayMs + 60_000)!;
+      expect(rates[1]! / rates[0]!).toBeCloseTo(600 / 900);
+      expect(rates[0]!).toBeCloseTo((900 * Math.LN2) / 60);
+      const perUnit = loads.ratePerUnit(day * dayMs + 60_000)!;
+      expect(loads.proportions.map((one) => one * perUnit)).toEqual(rates);
+    }
+  });
+
   test('a steady load becomes its rows a second, of each expert at its own number', () => {
     fc.assert(
       fc.property(

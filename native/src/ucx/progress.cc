@@ -36,8 +36,9 @@ void check(ucs_status_t status, const char* call) {
 constexpr Variable variables[] = {
     // Without it, endpoints with peer error handling leave shared memory for TCP without a word.
     {"UCX_MM_ERROR_HANDLING", "y"},
-    // How soon a peer on this host is found dead when nothing is sent to it. UCX would take 20 s.
-    {"UCX_KEEPALIVE_INTERVAL", "500ms"},
+    // How soon a peer on this host is found dead when nothing is sent to it and nothing else tells of it; each look reads a file for each
+    // peer. UCX would take 20 s.
+    {"UCX_KEEPALIVE_INTERVAL", "2s"},
     // How much of a message travels at once over TCP, and the size of the buffer that it is copied out of at the receiver:
     // long enough that few system calls move it, short enough that a core's cache keeps it. UCX would take 8 and 64 KiB.
     {"UCX_TCP_TX_SEG_SIZE", "512k"},

@@ -38,7 +38,7 @@ export class Console implements HttpPages {
   private readonly feed = new Feed();
   private readonly events = new Events();
   private history = new History();
-  /** Rows a second by number of the expert, at the last measurement. */
+  /** Rows a second by number of the expert, at the last measurement that somebody watched. */
   private perSecond: Float64Array | null = null;
   /** What was packed last, and of what. */
   private packed: { counts: unknown; target: unknown; copies: ConsoleState['copies'] } | null = null;
@@ -66,6 +66,7 @@ export class Console implements HttpPages {
   }
 
   private watch(response: ServerResponse): void {
+    this.measureLoads();
     this.tell(true);
     this.feed.accept(response);
   }
@@ -82,8 +83,12 @@ export class Console implements HttpPages {
     const cluster = this.current();
     if (cluster === null) return;
     const nowMs = clock.now();
-    this.perSecond = cluster.plans.loads.rates(nowMs);
+    if (this.feed.watched) this.measureLoads();
     this.history.look(cluster, nowMs, clock.wall());
+  }
+
+  private measureLoads(): void {
+    this.perSecond = this.current()?.plans.loads.rates(this.options.clock.now()) ?? null;
   }
 
   /** Sees what has happened, and tells pages if there are any. */
