@@ -17,6 +17,7 @@ import { balancedness, Feedback, type FeedbackOptions } from './balance.js';
 import { checkHello, checkRouterReport, checkText, checkWorkerReport } from './check.js';
 import { type Member, Membership } from './membership.js';
 import { type Mark, type PlacementOptions, PlacementPlans } from './plans.js';
+import { lookAtReach } from './reach.js';
 import { type Spread, spreadOf } from './spread.js';
 import { checkPlace, type Topology } from './topology.js';
 import { clusterView, nodeFigures } from './view.js';
@@ -48,6 +49,8 @@ export interface ClusterEvents {
   /** A worker must hold other experts than before, or may leave. */
   onAssignment: (member: Member) => void;
   onBias: () => void;
+  /** No router has reached a worker for too long, or one reaches it again. */
+  onReach: (worker: Member) => void;
   /** No plan could be made for the present load: copies stay as they are. */
   onPlanFailed: (error: SwitchyardError) => void;
 }
@@ -190,6 +193,9 @@ export class Cluster {
   expire(nowMs: number, everyMs: number): Member[] {
     const expired = this.membership.expire(nowMs, everyMs);
     for (const member of expired) this.ended(member);
+    const turned = lookAtReach(this.membership, nowMs);
+    for (const member of turned) this.events.onReach(member);
+    if (turned.length > 0) this.plans.membersChanged();
     const isNeeded = ({ hello }: Member) =>
       hello.role === 'WORKER' && this.plans.placement.isMissed(hello.name);
     const forgotten = this.membership.forget(nowMs, isNeeded);
@@ -198,7 +204,7 @@ export class Cluster {
       this.plans.placement.free(hello.name);
       for (const member of this.members()) member.traffic.delete(hello.name);
     }
-    if (forgotten.length > 0) this.changed();
+    if (forgotten.length > 0 || turned.length > 0) this.changed();
     else if (this.plans.isDue(nowMs)) this.events.onChange();
     return expired;
   }

@@ -73,6 +73,11 @@ export class ControlService implements NodeStreamOwner {
         this.encoded.bias.clear();
         this.sayTo('ROUTER', 'bias');
       },
+      onReach: ({ hello, unreached }) => {
+        const { log } = options;
+        if (unreached === '') log.info({ event: 'worker-reached', worker: hello.name });
+        else log.warn({ event: 'worker-unreached', worker: hello.name, reason: unreached });
+      },
       onPlanFailed: ({ code, message }) => options.log.warn({ event: 'plan-failed', code, reason: message }),
     });
     const sweepMs = Math.max(10, options.leaseMs / 10);

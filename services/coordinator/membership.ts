@@ -78,6 +78,10 @@ export interface Member {
   acknowledged: number;
   /** Of a worker: it was told last that nobody waits for what it loads. */
   aside: boolean;
+  /** Of a worker: since when no router reaches it, though it has experts, in monotonic milliseconds; null: one does, or nobody knows. */
+  missedAtMs: number | null;
+  /** Of a worker: in words, that no router has reached it for too long, and why; empty: that is not so. */
+  unreached: string;
   /** The placement that it was told last; 0: none. */
   told: { term: number; epoch: number };
   readonly ready: ReadyExperts;
@@ -137,6 +141,8 @@ export class Membership {
       assignment: 0,
       acknowledged: 0,
       aside: false,
+      missedAtMs: null,
+      unreached: '',
       told: { term: 0, epoch: 0 },
       ready: new ReadyExperts(),
       worker: null,
@@ -195,6 +201,7 @@ export class Membership {
     for (const member of this.byKey.values()) {
       if (!member.alive) continue;
       member.heardAtMs = Math.min(nowMs, member.heardAtMs + stoodMs);
+      if (member.missedAtMs !== null) member.missedAtMs = Math.min(nowMs, member.missedAtMs + stoodMs);
       const lateMs = overdueMs(nowMs - member.heardAtMs, leaseMs);
       if (lateMs <= leaseMs) continue;
       const silence = `silent for ${Math.round(lateMs)} ms beyond its heartbeat`;

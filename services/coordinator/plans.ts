@@ -309,9 +309,9 @@ export class PlacementPlans {
     this.planAtMs = this.nextPlanMs(nowMs);
   }
 
-  /** Whether an operator wants it to have no copies. */
-  private isDrained({ hello }: Member): boolean {
-    return this.marks.get(hello.name) === 'DRAINED';
+  /** Whether it is to have no copies: an operator wants that, or no router reaches it. */
+  private isDrained({ hello, unreached }: Member): boolean {
+    return unreached !== '' || this.marks.get(hello.name) === 'DRAINED';
   }
 
   /** As little change as who is there now makes necessary. What would be nowhere else is where it should not be: on workers that are drained. */

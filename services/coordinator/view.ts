@@ -125,6 +125,7 @@ function nodeState(
     const reason = member.router === null ? 'it has not reported yet' : member.router.notReady;
     return { state: reason === '' ? 'READY' : 'JOINING', reason };
   }
+  if (member.unreached !== '') return { state: 'JOINING', reason: member.unreached };
   if (!plans.started) return { state: 'READY', reason: 'no expert is placed yet' };
   const { loading, serving } = counts!;
   if (loading === 0) return { state: 'READY', reason: serving === 0 ? 'it has no experts' : '' };

@@ -17,7 +17,7 @@ import { modelLimits } from '../model/limits.js';
 import type { Dialer } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { Links } from './links.js';
-import { indexPlacement, type PlacementIndex } from './placement.js';
+import { indexPlacement, type PlacementIndex, withCopiesHeld } from './placement.js';
 import { PlacementsInUse } from './placements-in-use.js';
 import type { RouterReporter } from './report.js';
 import type { RouterWeights } from './weights.js';
@@ -47,9 +47,10 @@ export interface KnownClusterOptions {
  */
 export class KnownCluster {
   weights: RouterWeights | null = null;
+  /** The latest, with copies of those before for experts that are out of reach by it: no holder drops these as long as they are used here. */
   placement: PlacementIndex | null = null;
-  /** The latest placement, as long as the one before alone reaches some expert from here: then no holder of that one drops its copy either. */
-  private awaited: PlacementIndex | null = null;
+  /** As the coordinator told it. */
+  private latest: PlacementIndex | null = null;
   /** No placement has come since this router joined: meanwhile nobody asked which one it uses, and holders dropped copies. */
   private isNew = true;
   view: ClusterView | null = null;
@@ -69,6 +70,8 @@ export class KnownCluster {
   private hello: NodeHelloInput = {};
   /** Layer to why an expert of it cannot be reached, or empty; of the placement and the links as they are. */
   private readonly unreached = new Map<number, string>();
+  /** Of which latest placement and links the present one was made. */
+  private movedAt: { latest: PlacementIndex | null; changes: number } = { latest: null, changes: 0 };
   private unreachedAt: { placement: PlacementIndex | null; changes: number } = {
     placement: null,
     changes: 0,
@@ -130,9 +133,9 @@ export class KnownCluster {
     return layers * topK * 8;
   }
 
-  /** The oldest placement that is used, or else the latest. */
+  /** The oldest placement that is used. */
   get placementInUse(): { term: number; epoch: number } {
-    return this.inUse.oldest ?? this.placement ?? { term: 0, epoch: 0 };
+    return (this.inUse.oldest ?? this.placement)?.since ?? { term: 0, epoch: 0 };
   }
 
   get connected(): boolean {
@@ -226,10 +229,17 @@ export class KnownCluster {
 
   /** Names the first expert of a layer without a copy in reach; empty: there is none. */
   private findUnreached(placement: PlacementIndex, layer: number): string {
-    const { offsets } = placement.copies.get(layer) ?? { offsets: [0] };
+    const { offsets, workers: holders } = placement.copies.get(layer) ?? {
+      offsets: [0],
+      workers: Uint32Array.of(),
+    };
     if (offsets.length === 1) return `the experts of layer ${layer} are on no worker`;
-    const { value: expert } = this.unreachedExperts(placement, layer).next();
-    return expert === undefined ? '' : this.describeUnreached(placement, layer, expert);
+    const reached = placement.workers.map((worker) => this.options.links.find(worker).link !== null);
+    for (let expert = 0; expert + 1 < offsets.length; expert += 1) {
+      const own = holders.subarray(offsets[expert], offsets[expert + 1]);
+      if (!own.some((worker) => reached[worker])) return this.describeUnreached(placement, layer, expert);
+    }
+    return '';
   }
 
   private describeUnreached({ workers, copies }: PlacementIndex, layer: number, expert: number): string {
@@ -240,41 +250,24 @@ export class KnownCluster {
     return `${at}: no link to worker ${holder}: ${this.options.links.find(holder).reason}`;
   }
 
-  /** The experts of a layer without a copy in reach. */
-  private *unreachedExperts(
-    { workers, copies }: PlacementIndex,
-    layer: number,
-  ): Generator<number, void, void> {
-    const { offsets, workers: holders } = copies.get(layer) ?? { offsets: [0], workers: Uint32Array.of() };
-    const reached = workers.map((worker) => this.options.links.find(worker).link !== null);
-    for (let expert = 0; expert + 1 < offsets.length; expert += 1) {
-      const own = holders.subarray(offsets[expert], offsets[expert + 1]);
-      if (!own.some((worker) => reached[worker])) yield expert;
-    }
-  }
-
-  /** Takes the latest placement, unless an expert would go out of reach with it. */
+  /** Takes the latest placement, but for experts that would go out of reach with it. */
   private moveOn(): void {
-    const { awaited } = this;
-    if (awaited === null || this.lossBy(awaited) !== '') return;
-    this.placement = awaited;
-    this.awaited = null;
-    if (this.inUse.oldest === null) this.options.reporter.flush();
+    const { latest, placement, movedAt } = this;
+    const { links } = this.options;
+    if (latest === null || placement === latest) return;
+    if (movedAt.latest === latest && movedAt.changes === links.changes) return;
+    this.movedAt = { latest, changes: links.changes };
+    const isReached = (worker: string) => links.find(worker).link !== null;
+    this.placement = placement === null ? latest : withCopiesHeld(latest, placement, isReached);
+    if (this.inUse.oldest === null && this.placement.since !== placement?.since)
+      this.options.reporter.flush();
   }
 
-  /**
-   * Names the first expert that is reached now and not by a placement that has copies of it: of one that it has none of, nobody has any more.
-   * Empty: there is none.
-   */
-  private lossBy(next: PlacementIndex): string {
-    const { placement } = this;
-    if (placement === null) return '';
-    for (const [layer, { offsets }] of next.copies) {
-      const lost = [...this.unreachedExperts(next, layer)].filter((at) => offsets[at] !== offsets[at + 1]);
-      if (lost.length === 0 || !placement.copies.has(layer)) continue;
-      const before = new Set(this.unreachedExperts(placement, layer));
-      const expert = lost.find((at) => !before.has(at));
-      if (expert !== undefined) return this.describeUnreached(next, layer, expert);
+  /** Names the first expert that is out of reach by the latest placement; empty: there is none. */
+  private lacking(): string {
+    for (const layer of this.latest?.copies.keys() ?? []) {
+      const reason = this.findUnreached(this.latest!, layer);
+      if (reason !== '') return reason;
     }
     return '';
   }
@@ -328,7 +321,7 @@ export class KnownCluster {
 
   private receiveView(view: ClusterView): void {
     const { links, log } = this.options;
-    const known = this.awaited ?? this.placement;
+    const known = this.latest;
     const { term, epoch } = view;
     if (known !== null && (term < known.term || (term === known.term && epoch < known.epoch))) {
       log.warn({ event: 'view-refused', term, epoch, known: [known.term, known.epoch] });
@@ -337,7 +330,7 @@ export class KnownCluster {
     // One that has placed nothing leaves the first of its workers to be waited for.
     if (epoch > 0) this.hello.term = term;
     if (view.placement) {
-      this.awaited = indexPlacement(view, view.placement, known);
+      this.latest = indexPlacement(view, view.placement, known);
       if (this.isNew) this.placement = null;
       this.isNew = false;
     }
@@ -346,8 +339,8 @@ export class KnownCluster {
     const kept = new Set(epoch === 0 ? known?.workers : []);
     links.update(view, this.model!.fingerprint, kept);
     this.notify();
-    if (this.awaited !== null && this.awaited !== known)
-      log.info({ event: 'placement-awaited', term, epoch, reason: this.lossBy(this.awaited) });
+    if (this.latest !== known && this.latest !== this.placement)
+      log.info({ event: 'placement-awaited', term, epoch, reason: this.lacking() });
   }
 
   private receiveBias({ layers }: BiasUpdate): void {

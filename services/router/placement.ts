@@ -7,6 +7,8 @@ import type { Placement, PlacementInput } from '../common/generated/switchyard/v
 export interface PlacementIndex {
   term: number;
   epoch: number;
+  /** Of the oldest placement that copies of this one are of: until all routers use a later one, holders keep these. */
+  since: { term: number; epoch: number };
   /** Names: an index into it is what the kernels call a worker. The idle ones are in it too. */
   workers: string[];
   /** By layer. */
@@ -28,19 +30,70 @@ export function indexPlacement(
 ): PlacementIndex {
   const before = known?.term === term ? known : null;
   const copies = new Map(before?.copies);
-  const expertsAt = new Map<number, Uint32Array>();
   const lastAt = new Map(before?.lastAt);
   for (const layer of layers) {
     const placed = indexLayer(layer, workers.length);
     copies.set(layer.layer, placed);
     lastAt.set(layer.layer, lastHolders(layer.layer, placed, known));
   }
+  const expertsAt = countExperts(copies, workers.length);
+  return { term, epoch, since: { term, epoch }, workers, copies, expertsAt, lastAt };
+}
+
+/**
+ * `next`, a later placement of the term of `held`, with copies of this one beside its own for experts that `isReached` tells out of reach by `next` and within reach by `held`.
+ * `next` itself if there are none. What has no copy in `next`, nobody has any more.
+ */
+export function withCopiesHeld(
+  next: PlacementIndex,
+  held: PlacementIndex,
+  isReached: (worker: string) => boolean,
+): PlacementIndex {
+  if (held.term !== next.term || held === next) return next;
+  const reached = next.workers.map(isReached);
+  const copies = new Map(next.copies);
+  for (const [layer, placed] of next.copies) {
+    const before = held.copies.get(layer);
+    const merged = before && mergeCopies(placed, before, reached);
+    if (merged) copies.set(layer, merged);
+  }
+  if ([...copies].every(([layer, placed]) => next.copies.get(layer) === placed)) return next;
+  return { ...next, since: held.since, copies, expertsAt: countExperts(copies, next.workers.length) };
+}
+
+/** Null: nothing is added to `next`. */
+function mergeCopies(
+  next: ExpertCopies,
+  held: ExpertCopies,
+  reached: readonly boolean[],
+): ExpertCopies | null {
+  const holdersOf = ({ offsets, workers }: ExpertCopies, expert: number) =>
+    workers.subarray(offsets[expert]!, offsets[expert + 1]!);
+  const isReached = (worker: number) => reached[worker]!;
+  const offsets = new Uint32Array(next.offsets.length);
+  const workers: number[] = [];
+  for (let expert = 0; expert + 1 < offsets.length; expert += 1) {
+    const own = holdersOf(next, expert);
+    const isLost = own.length > 0 && !own.some(isReached);
+    const others = isLost ? holdersOf(held, expert).filter(isReached) : Uint32Array.of();
+    workers.push(...Uint32Array.of(...own, ...others).sort());
+    offsets[expert + 1] = workers.length;
+  }
+  return workers.length === next.workers.length ? null : { offsets, workers: Uint32Array.from(workers) };
+}
+
+/** Layer to [workers]: the number of its experts there. */
+function countExperts(
+  copies: ReadonlyMap<number, ExpertCopies>,
+  workers: number,
+): ReadonlyMap<number, Uint32Array> {
+  const expertsAt = new Map<number, Uint32Array>();
   for (const [layer, { workers: holders }] of copies) {
-    const counts = new Uint32Array(workers.length);
+    const counts = new Uint32Array(workers);
     for (const worker of holders) counts[worker]! += 1;
     expertsAt.set(layer, counts);
   }
-  return { term, epoch, workers, copies, expertsAt, lastAt };
+  return expertsAt;
 }
 
 /** Each expert that has no copy, and the worker that had it last. */

@@ -1,6 +1,7 @@
 import type { ControlService } from '../coordinator/control-service.js';
 import type { Member } from '../coordinator/membership.js';
 import { indexPlacement, type PlacementIndex } from '../router/placement.js';
+import { Adoptions } from './adoptions.js';
 import type { Leader, SimulatedCluster } from './cluster.js';
 import { checkDeparture } from './departures.js';
 import { GoingOn } from './going-on.js';
@@ -19,7 +20,8 @@ const newMsMax = 100;
 /** The placement of a router, and since when it knows it. */
 interface Known extends Version {
   sinceMs: number;
-  text: string;
+  /** Null: it has copies of the one before beside its own, for what the router does not reach. */
+  text: string | null;
 }
 
 /** How long experts that are held may be without a copy that serves: they are reported, published and told within it. */
@@ -37,6 +39,7 @@ export class Invariants {
   private readonly placedMs = new WeakMap<ControlService, number>();
   private readonly goingOn: GoingOn;
   private readonly members: MembersJudged;
+  private readonly adoptions: Adoptions;
 
   constructor(
     private readonly cluster: SimulatedCluster,
@@ -44,6 +47,7 @@ export class Invariants {
   ) {
     this.goingOn = new GoingOn(cluster, violated);
     this.members = new MembersJudged(cluster, violated);
+    this.adoptions = new Adoptions(violated);
     cluster.judge = {
       viewed: (control) => this.checkAdopted(control),
       departed: (node, askedMs) => {
@@ -63,6 +67,7 @@ export class Invariants {
       if (node === null) continue;
       this.checkRouter(node);
       this.goingOn.check(node);
+      this.adoptions.check(node);
     }
     for (const leader of leaders) {
       this.members.check(leader);
@@ -117,7 +122,9 @@ export class Invariants {
         [...offsets],
         [...workers].map((worker) => placement.workers[worker]),
       ]);
-      this.known.set(process, { term, epoch, sinceMs: this.cluster.time.nowMs, text: JSON.stringify(named) });
+      const isWhole = placement.since.term === term && placement.since.epoch === epoch;
+      const text = isWhole ? JSON.stringify(named) : null;
+      this.known.set(process, { term, epoch, sinceMs: this.cluster.time.nowMs, text });
     }
     this.checkHeld(process, core, placement);
   }
@@ -127,7 +134,7 @@ export class Invariants {
     const first = new Map<string, Known>();
     for (const { node } of this.cluster.routers) {
       const known = node?.core.cluster.connected ? this.known.get(node.process) : undefined;
-      if (known === undefined || known.term !== Number(control.view.term)) continue;
+      if (known === undefined || known.text === null || known.term !== Number(control.view.term)) continue;
       if (this.cluster.network.cutSince(node!.process.host, process.host) !== null) continue;
       const key = `${known.term}/${known.epoch}`;
       const other = first.get(key) ?? known;

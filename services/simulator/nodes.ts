@@ -202,7 +202,7 @@ export class WorkerNode implements SimulatedNode {
       onFailed,
     });
     const address = `${host}:${port}`;
-    network.listen(process, address, exchange, this.core.accept);
+    if (name !== scenario.unreachable) network.listen(process, address, exchange, this.core.accept);
     this.core.join({ address, host, metricsUrl: '', pid: process.number });
   }
 

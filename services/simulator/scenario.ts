@@ -52,6 +52,8 @@ export interface Scenario {
   faults: FaultPlan;
   /** How long anything may go wrong. */
   safetyMs: number;
+  /** The worker whose address leads nowhere, as of one behind a wall: it joins, loads, and no router ever reaches it. Null: there is none. */
+  unreachable: string | null;
 }
 
 const mebibyte = 1024 * 1024;
@@ -69,7 +71,7 @@ export function drawScenario(random: SeededRandom): Scenario {
   const clients = random.integer(1, 4);
   const safetyMs = random.integer(8_000, 30_000);
   const leaseMs = random.pick([600, 1_000, 3_000]);
-  return {
+  const scenario = {
     shape,
     rates: drawRates(random),
     hosts,
@@ -101,6 +103,19 @@ export function drawScenario(random: SeededRandom): Scenario {
     faults: drawFaults(random),
     safetyMs,
   };
+  return { ...scenario, unreachable: drawUnreachable(random, scenario) };
+}
+
+/** The others must have memory for every expert. */
+function drawUnreachable(
+  random: SeededRandom,
+  { workers, shape }: Pick<Scenario, 'workers' | 'shape'>,
+): string | null {
+  if (!random.chance(0.1)) return null;
+  const { name } = random.pick(workers);
+  const others = workers.filter((worker) => worker.name !== name);
+  const room = others.reduce((sum, { expertsMax }) => sum + expertsMax, 0);
+  return room < shape.layers * shape.experts ? null : name;
 }
 
 /** Their memory holds all copies with one worker missing, as a rule; where it does not, experts may be without a place for a while. */

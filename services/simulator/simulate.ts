@@ -131,10 +131,11 @@ class Simulation {
   /** Some workers never come back, as long as the others have memory for all experts, and are as many as a first start waits for. */
   private loseWorkers(): void {
     const { cluster, random } = this;
-    const { shape, workers, placement } = cluster.scenario;
+    const { shape, placement, unreachable } = cluster.scenario;
+    const workers = cluster.scenario.workers.filter(({ name }) => name !== unreachable);
     const needed = shape.layers * shape.experts;
     let room = workers.reduce((sum, { expertsMax }) => sum + expertsMax, 0);
-    let left = workers.length;
+    let left = cluster.scenario.workers.length;
     for (const { name, expertsMax } of random.shuffled(workers)) {
       if (left === placement.workers) return;
       if (room - expertsMax < needed || random.chance(0.5)) continue;

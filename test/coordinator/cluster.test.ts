@@ -19,6 +19,7 @@ class Scene {
   readonly cluster: Cluster;
   readonly told = new Map<string, ExpertId[]>();
   readonly failures: string[] = [];
+  readonly reach: [string, string][] = [];
   nowMs = 0;
   private dirty = false;
 
@@ -40,6 +41,7 @@ class Scene {
         },
         onAssignment: (member) => this.obey(member),
         onBias: () => {},
+        onReach: ({ hello, unreached }) => this.reach.push([hello.name, unreached]),
         onPlanFailed: ({ message }) => this.failures.push(message),
       },
     );
@@ -56,13 +58,21 @@ class Scene {
     return this.settle(member);
   }
 
-  /** The router uses this placement, and is told the present one. */
-  uses(member: Member, term: number, epoch: number, loads: { layer: number; rows: Buffer }[] = []): void {
+  /** The router uses this placement, and is told the present one. `links`: to workers that it reaches, and to those that it does not. */
+  uses(
+    member: Member,
+    term: number,
+    epoch: number,
+    loads: { layer: number; rows: Buffer }[] = [],
+    links: Record<string, boolean> | null = null,
+  ): void {
     member.told = { term: this.cluster.term, epoch: this.cluster.epoch };
     const report = {
       loads: loads.map((load) => ({ ...load, steered: Buffer.alloc(0) })),
-      links: [],
-      linksChanged: false,
+      links: Object.entries(links ?? {}).map(([worker, stands]) => {
+        return { worker, transport: stands ? 'GRPC' : 'NO_LINK', lanes: '', reason: 'refused' };
+      }),
+      linksChanged: links !== null,
       notReady: '',
       termInUse: term,
       epochInUse: epoch,
@@ -323,6 +333,83 @@ describe('placements', () => {
     scene.worker('w2');
     for (let seconds = 0; seconds < 3; seconds += 1) scene.pass(1_000);
     expect(holders()).toEqual(['w2']);
+  });
+
+  describe('a worker that no router reaches', () => {
+    const holders = (scene: Scene) =>
+      scene.cluster.view.nodes!.filter(({ serving }) => serving! > 0).map(({ name }) => name);
+    const latest = (scene: Scene, router: Member, links: Record<string, boolean> | null = null) =>
+      scene.uses(router, scene.cluster.term, scene.cluster.epoch, [], links);
+
+    test('has its experts elsewhere after ten seconds, and gets some again when one reaches it', () => {
+      const scene = new Scene({ workers: 2 });
+      for (const name of ['w0', 'w1']) scene.worker(name);
+      const router = scene.router('r0');
+      latest(scene, router, { w0: true, w1: false });
+      for (let seconds = 0; seconds < 9; seconds += 1) scene.pass(1_000);
+      expect([holders(scene), scene.reach]).toEqual([['w0', 'w1'], []]);
+      for (let seconds = 0; seconds < 3; seconds += 1) scene.pass(1_000);
+      expect(scene.reach).toEqual([['w1', 'no router reaches it; router r0: refused']]);
+      latest(scene, router);
+      expect(holders(scene)).toEqual(['w0']);
+      expect(scene.cluster.view.nodes).toMatchObject([
+        { name: 'w0', state: 'READY', serving: total },
+        { name: 'w1', state: 'JOINING', reason: 'no router reaches it; router r0: refused', experts: 0 },
+        { name: 'r0' },
+      ]);
+      for (let seconds = 0; seconds < 20; seconds += 1) scene.pass(1_000);
+      expect(holders(scene)).toEqual(['w0']);
+      latest(scene, router, { w0: true, w1: true });
+      scene.pass(1_000);
+      expect(scene.reach.at(-1)).toEqual(['w1', '']);
+      scene.cluster.end(scene.cluster.members()[0]!, 'killed', scene.nowMs);
+      scene.settle(null);
+      expect(holders(scene)).toEqual(['w1']);
+    });
+
+    test('keeps its experts as long as one of several routers reaches it, while none tells of it, while none is there, and before it has any', () => {
+      const scene = new Scene({ workers: 2 });
+      for (const name of ['w0', 'w1']) scene.worker(name);
+      for (let seconds = 0; seconds < 20; seconds += 1) scene.pass(1_000);
+      const [one, other] = ['r0', 'r1'].map((name) => scene.router(name)) as [Member, Member];
+      latest(scene, one, { w0: true });
+      for (let seconds = 0; seconds < 20; seconds += 1) scene.pass(1_000);
+      latest(scene, one, { w0: true, w1: false });
+      latest(scene, other, { w0: false, w1: true });
+      for (let seconds = 0; seconds < 20; seconds += 1) scene.pass(1_000);
+      expect([holders(scene), scene.reach]).toEqual([['w0', 'w1'], []]);
+    });
+
+    test('keeps what fits nowhere else, and everything where none is reached', () => {
+      const scene = new Scene({ workers: 2 });
+      scene.worker('w0', { memoryBytes: expertBytes * (total / 2 + 1) });
+      scene.worker('w1');
+      const router = scene.router('r0');
+      latest(scene, router, { w0: true, w1: false });
+      for (let seconds = 0; seconds < 12; seconds += 1) scene.pass(1_000);
+      latest(scene, router);
+      expect(scene.cluster.view).toMatchObject({ ready: true });
+      expect(scene.cluster.view.nodes).toMatchObject([
+        { serving: total / 2 + 1 },
+        { serving: total / 2 - 1 },
+        {},
+      ]);
+      latest(scene, router, { w0: false, w1: false });
+      const { epoch } = scene.cluster;
+      for (let seconds = 0; seconds < 12; seconds += 1) scene.pass(1_000);
+      latest(scene, router);
+      expect(scene.cluster.epoch).toBe(epoch);
+    });
+
+    test('is judged by the time in which this coordinator did not stand still', () => {
+      const scene = new Scene({ workers: 2 });
+      for (const name of ['w0', 'w1']) scene.worker(name);
+      latest(scene, scene.router('r0'), { w0: true, w1: false });
+      scene.pass(1_000);
+      scene.nowMs += 60_000;
+      scene.pass(1_000);
+      expect(scene.reach).toEqual([]);
+    });
   });
 
   test('a coordinator that begins with a drained worker alone places nothing, and all of it once that is undrained', () => {
