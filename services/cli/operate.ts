@@ -1,5 +1,6 @@
 import { connectivityState } from '@grpc/grpc-js';
 import { z } from 'zod';
+import { allFailed, type Failure } from '../client/all-failed.js';
 import { unanswered } from '../client/connections.js';
 import { addresses, nodeName } from '../common/config.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
@@ -49,21 +50,22 @@ async function ask<Service extends keyof Services, Answer>(
   call: Call<Service, Answer>,
 ): Promise<Answer> {
   const candidates = [...config.address];
-  let failure: SwitchyardError | null = null;
+  const failures: Failure[] = [];
   for (const address of candidates) {
     try {
       return await askAt(address, config, service, call);
     } catch (error) {
       const thrown = asSwitchyardError(error);
       const { code, details, message } = thrown;
-      failure = code === 'LINK_LOST' ? unanswered(address, message, thrown) : thrown;
+      const failure = code === 'LINK_LOST' ? unanswered(address, message, thrown) : thrown;
       const mayBeElsewhere = ['NOT_LEADING', 'DRAINING', 'LINK_LOST'].includes(code);
-      if (!mayBeElsewhere && !isUntrusted(thrown)) break;
+      if (!mayBeElsewhere && !isUntrusted(thrown)) throw failure;
+      failures.push({ address, error: failure });
       const leader = String(details.leader ?? '');
       if (leader !== '' && !candidates.includes(leader)) candidates.push(leader);
     }
   }
-  throw failure!;
+  throw allFailed(failures);
 }
 
 async function askAt<Service extends keyof Services, Answer>(

@@ -12,6 +12,7 @@ import { abortable, abortError, onAbort } from '../common/lifecycle.js';
 import { Tls } from '../common/tls.js';
 import { usualChunkTokens } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
+import { allFailed, type Failure } from './all-failed.js';
 import { checkOptions } from './check-options.js';
 import { Connections } from './connections.js';
 import { ForwardCall, type ForwardPlan } from './forward.js';
@@ -366,10 +367,10 @@ export class SwitchyardClient {
     this.unreachableByUcx.retain(known);
   }
 
-  /** Asks one server after the other until one answers; throws what the first one failed with. */
+  /** Asks one server after the other until one answers; throws what each of them failed with. */
   private async describe<T>(call: DescribeCall<T>): Promise<T> {
     this.over.signal.throwIfAborted();
-    const failures: unknown[] = [];
+    const failures: Failure[] = [];
     for (const address of this.watch.servers()) {
       try {
         const inference = await this.connections.to(address, true);
@@ -380,10 +381,10 @@ export class SwitchyardClient {
           });
         });
       } catch (error) {
-        failures.push(error);
+        failures.push({ address, error: asSwitchyardError(error) });
       }
     }
-    throw failures[0];
+    throw allFailed(failures);
   }
 }
 

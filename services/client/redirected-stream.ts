@@ -4,6 +4,7 @@ import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import { Deferred } from '../common/lifecycle.js';
 import type { TransportKind } from '../transport/link.js';
+import { allFailed, type Failure } from './all-failed.js';
 import type { BatchStream, RouterAnswer } from './batch-stream.js';
 import type { RouterStream } from './router-stream.js';
 
@@ -43,12 +44,16 @@ export class RedirectedStream implements BatchStream {
     return this.failed.promise;
   }
 
-  /** Rejects as `RouterStream.open` does, with what the first router said if no other takes the batch. */
+  /** Rejects as `RouterStream.open` does, with what the routers said if none takes the batch. */
   async open(header: ForwardHeaderInput): Promise<void> {
     try {
       await this.openFirst(header);
-    } finally {
       void this.current.failure.then((error) => this.failed.resolve(error));
+    } catch (error) {
+      // Said before the answers of the last router can end with its own refusal alone.
+      this.failed.resolve(asSwitchyardError(error));
+      throw error;
+    } finally {
       this.opened.resolve();
     }
   }
@@ -56,18 +61,18 @@ export class RedirectedStream implements BatchStream {
   private async openFirst(header: ForwardHeaderInput): Promise<void> {
     const startedMs = performance.now();
     const tried = new Set<string>();
-    let refusal: SwitchyardError | null = null;
+    const refusals: Failure[] = [];
     for (let sent = header; ; ) {
       try {
         return await this.current.open(sent);
       } catch (thrown) {
         const error = asSwitchyardError(thrown);
-        refusal ??= error;
         if (this.cancelled || !endingCodes.has(error.code)) throw error;
+        refusals.push({ address: this.router, error });
       }
       tried.add(this.router);
       const other = await this.options.another(tried).catch(() => null);
-      if (other === null) throw refusal;
+      if (other === null) throw allFailed(refusals);
       this.current = other;
       if (this.cancelled) other.cancel();
       // The other may have a share of the same batch under way, by the same name.

@@ -16,6 +16,7 @@ import { fromFailure } from '../common/status.js';
 import { chunkCost, chunkRoutingBytesMax } from '../transport/chunk-size.js';
 import { Credits } from '../transport/credits.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
+import { allFailed, type Failure } from './all-failed.js';
 import { answerBytesMax } from './connections.js';
 import { routerError, routerLost } from './router-stream.js';
 import type { SessionPort, TakeRows } from './session-port.js';
@@ -76,16 +77,17 @@ export async function sendToOne(
   signal?: EndSignal,
 ): Promise<SessionOutput> {
   const tried = new Set<string>();
-  let refusal: unknown = null;
+  const refusals: Failure[] = [];
   for (let sent = input; ; ) {
     const session = await choose(tried).catch((error) => {
-      throw refusal ?? error;
+      throw refusals.length > 0 ? allFailed(refusals) : error;
     });
     try {
       return await session.send(sent, signal);
-    } catch (error) {
-      if (asSwitchyardError(error).code !== 'DRAINING') throw error;
-      refusal ??= error;
+    } catch (thrown) {
+      const error = asSwitchyardError(thrown);
+      if (error.code !== 'DRAINING') throw thrown;
+      refusals.push({ address: session.router, error });
       tried.add(session.router);
       // Another may have a part of the same batch under way, by the same name.
       sent = { ...input, header: { ...input.header, batchId: '' } };

@@ -3,6 +3,7 @@ import { SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
+import { type Failure, tellEach } from './all-failed.js';
 import type { Connections } from './connections.js';
 
 /** A router, over a connection that stands. */
@@ -38,38 +39,32 @@ export async function reachRouters(
   turn: number,
 ): Promise<ReachedRouter[]> {
   const order = nearestFirst(routers, turn);
-  const reached = await reachSome(order, wanted, ({ address }) => connections.to(address));
-  if (reached.length > 0) return reached;
+  const first = await reachSome(order, wanted, ({ address }) => connections.to(address));
+  if (first.reached.length > 0) return first.reached;
   // Before the batch fails, those that were not reached a moment ago are tried again.
-  const failures: SwitchyardError[] = [];
-  const again = await reachSome(order, wanted, async (router) => {
-    try {
-      return await connections.to(router.address, true);
-    } catch (error) {
-      failures.push(unreachable(router, error as SwitchyardError));
-      throw error;
-    }
-  });
-  if (again.length > 0) return again;
-  throw failures[0];
+  const again = await reachSome(order, wanted, ({ address }) => connections.to(address, true));
+  if (again.reached.length > 0) return again.reached;
+  throw unreachable(order, again.failures);
 }
 
 async function reachSome(
   order: readonly RouterDescription[],
   wanted: number,
   reach: (router: RouterDescription) => Promise<InferenceClient>,
-): Promise<ReachedRouter[]> {
+): Promise<{ reached: ReachedRouter[]; failures: Failure[] }> {
   const reached: ReachedRouter[] = [];
+  const failures: Failure[] = [];
   for (let next = 0; next < order.length && reached.length < wanted; ) {
     const tried = order.slice(next, next + wanted - reached.length);
     next += tried.length;
     const results = await Promise.allSettled(tried.map(reach));
     for (const [index, result] of results.entries()) {
-      if (result.status === 'rejected') continue;
-      reached.push({ ...tried[index]!, inference: result.value });
+      const router = tried[index]!;
+      if (result.status === 'fulfilled') reached.push({ ...router, inference: result.value });
+      else failures.push({ address: router.address, error: result.reason });
     }
   }
-  return reached;
+  return { reached, failures };
 }
 
 /** Whether a router runs on this host, whose name may change while the process runs. */
@@ -84,10 +79,13 @@ function nearestFirst(routers: readonly RouterDescription[], turn: number): Rout
   });
 }
 
-/** The address came from the node, so the mend may be there. */
-function unreachable({ name, address }: RouterDescription, error: SwitchyardError): SwitchyardError {
-  const text =
-    `no router can be reached: ${error.message}; router ${name} advertises this address: if it is not the one ` +
-    'by which its clients reach it, start that node with another --advertise-host';
-  return new SwitchyardError('NOT_READY', text, { router: name, address }, { cause: error });
+/** The addresses came from the nodes, so the mend may be there. */
+function unreachable(routers: readonly RouterDescription[], failures: readonly Failure[]): SwitchyardError {
+  const [{ name, address }] = routers as [RouterDescription];
+  const hint =
+    routers.length === 1
+      ? `router ${name} advertises this address: if it is not the one by which its clients reach it, start that node`
+      : 'routers advertise these addresses: if they are not those by which their clients reach them, start those nodes';
+  const text = `no router can be reached: ${tellEach(failures)}; ${hint} with another --advertise-host`;
+  return new SwitchyardError('NOT_READY', text, { router: name, address }, { cause: failures[0]!.error });
 }

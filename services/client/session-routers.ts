@@ -1,6 +1,7 @@
-import { SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
+import { allFailed, type Failure } from './all-failed.js';
 import type { RouterSession } from './router-session.js';
 import { isNear, openRouters } from './routers.js';
 
@@ -47,16 +48,16 @@ export class SessionRouters {
     if (first !== null && !tried.has(first.address)) order.unshift(first);
     if (order.length === 0)
       throw new SwitchyardError('NOT_READY', 'the cluster is not ready: no router takes batches');
-    const failures: unknown[] = [];
+    const failures: Failure[] = [];
     for (const [at, router] of order.entries()) {
       try {
         return await this.to(router, at < order.length - 1);
       } catch (error) {
-        failures.push(error);
+        failures.push({ address: router.address, error: asSwitchyardError(error) });
         this.downUntilMs.set(router.address, performance.now() + downMs);
       }
     }
-    throw failures[0];
+    throw allFailed(failures);
   }
 
   /** Ends all streams with `reason`. */

@@ -2,7 +2,7 @@ import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type StatusObject, status } from '@grpc/grpc-js';
 import { backoffMs } from '../common/backoff.js';
-import { SwitchyardError } from '../common/errors.js';
+import type { SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
 import { type Credential, connect } from '../common/grpc-channel.js';
@@ -10,6 +10,7 @@ import { abortable, Deferred, onAbort } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
 import { fromServiceError, isUntrusted } from '../common/status.js';
 import { systemRandom } from '../runtime/system.js';
+import { allFailed, type Failure } from './all-failed.js';
 import { unanswered } from './connections.js';
 
 export interface WatchOptions {
@@ -103,27 +104,27 @@ export class ClusterWatch {
   }
 
   private async run(): Promise<void> {
-    const failures: SwitchyardError[] = [];
+    const failures: Failure[] = [];
     for (let turn = 0; !this.over.signal.aborted; turn += 1) {
       const servers = this.servers();
       if (this.failed >= servers.length) await this.rest(this.failed - servers.length);
       const startedMs = performance.now();
-      const failure = await this.follow(servers[turn % servers.length]!);
+      const address = servers[turn % servers.length]!;
+      const failure = await this.follow(address);
       this.failed = performance.now() - startedMs >= steadyMs ? 0 : this.failed + 1;
       if (failure.code === 'NOT_LEADING') this.leader = String(failure.details.leader ?? '') || null;
-      if (this.state === null) this.giveUp(failures, failure);
+      if (this.state !== null) continue;
+      failures.push({ address, error: failure });
+      this.giveUp(failures, failure);
     }
   }
 
   /** Ends the watch if the first round brought nothing. */
-  private giveUp(failures: SwitchyardError[], failure: SwitchyardError): void {
-    failures.push(failure);
+  private giveUp(failures: readonly Failure[], failure: SwitchyardError): void {
     const refused =
       (failure.code === 'UNAUTHENTICATED' && !isUntrusted(failure)) || failure.code === 'PERMISSION_DENIED';
     if (!refused && failures.length < this.servers().length) return;
-    const texts = failures.map(({ message }) => message).join('; ');
-    const all = new SwitchyardError('NOT_READY', texts, failure.details, { cause: failure });
-    const error = refused || failures.length === 1 ? failure : all;
+    const error = refused ? failure : allFailed(failures);
     this.first.reject(error);
     this.end(error);
   }

@@ -133,6 +133,25 @@ describe('a client of a coordinator', () => {
       details: { router: 'router-0', address: expect.stringContaining('no-such-host.invalid') },
     });
   });
+
+  test('names each of several that cannot be reached, of many the first', async () => {
+    const node = { host: '', state: 'READY', messageBytesMax: 1024 * 1024 } as const;
+    const routers = Array.from({ length: 10 }, (_, at) => ({
+      ...node,
+      name: `r${at}`,
+      address: `127.0.0.1:${at + 1}`,
+    }));
+    const watchers = new Watchers(() => ({ routers, model: { hidden: rowBytes / 2 }, ready: true }));
+    const server = await serveWatch(watchers);
+    cleanups.push(() => server.close(0));
+    const client = await connected(server.address);
+    const error = await client.forward(await tokens(1)).catch((thrown) => thrown);
+    expect(error.code).toBe('NOT_READY');
+    expect(error.message).toMatch(
+      /^no router can be reached: (nothing answers at 127\.0\.0\.1:\d+: [^;]+; ){8}/,
+    );
+    expect(error.message).toMatch(/; and 2 more; routers advertise these addresses: .* --advertise-host$/);
+  });
 });
 
 describe('a router that takes connections and says nothing', () => {

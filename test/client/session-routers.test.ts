@@ -2,10 +2,26 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { expect, test } from '@jest/globals';
 import type { RouterSession } from '../../services/client/router-session.js';
 import { SessionRouters } from '../../services/client/session-routers.js';
+import { SwitchyardError } from '../../services/common/errors.js';
 import type { ClusterState } from '../../services/common/generated/switchyard/v1/ClusterState.js';
 
 const routers = ['a', 'b'].map((name) => ({ name, address: `${name}:1`, host: '', state: 'READY' }));
 const state = { routers } as unknown as ClusterState;
+
+test('routers that all fail are each told, and the code is theirs if they share it', async () => {
+  const failed = (codes: Record<string, 'DRAINING' | 'LINK_LOST'>) => {
+    const open = async ({ name }: { name: string }) => {
+      throw new SwitchyardError(codes[name]!, `${name} is tired`);
+    };
+    const sessions = new SessionRouters({ routers: null, open });
+    return sessions.pick(state, new Set(), state.routers![0]!);
+  };
+  await expect(failed({ a: 'DRAINING', b: 'DRAINING' })).rejects.toMatchObject({
+    code: 'DRAINING',
+    message: 'a:1: a is tired; b:1: b is tired',
+  });
+  await expect(failed({ a: 'DRAINING', b: 'LINK_LOST' })).rejects.toMatchObject({ code: 'NOT_READY' });
+});
 
 test('two batches that each ask the other router last give it the time of the last', async () => {
   const asked: string[] = [];

@@ -55,6 +55,21 @@ describe('an operator is told', () => {
     expect(stderr).toMatch(/NOT_READY: nothing answers at 127\.0\.0\.1:1: .*ECONNREFUSED/);
   });
 
+  test.each([
+    ['status'],
+    ['plan'],
+    ['forward'],
+    ['rebalance'],
+    ['drain', 'worker-0'],
+    ['undrain', 'worker-0'],
+    ['cordon', 'worker-0'],
+  ])('why each of several addresses does not do: %s', async (...args) => {
+    const nobody = ['127.0.0.1:1', '127.0.0.1:2'];
+    const stderr = await refusal(...args, '--address', [nobody[0], at.worker, nobody[1]].join(','));
+    for (const address of nobody) expect(stderr).toContain(`nothing answers at ${address}: `);
+    expect(stderr).toContain(`another kind of server is at ${at.worker}: `);
+  });
+
   test.each([['undrain', 'worker-0'], ['rebalance']])(
     'that what listens says nothing: %s',
     async (...args) => {
