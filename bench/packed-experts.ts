@@ -12,7 +12,7 @@ const shape: Shape = { activation: 'swiglu', hidden: 4096, ffn: 1536 };
 const rowCounts = [1, 16, 512, 2048];
 /** Beyond any cache. */
 const workingSetBytes = 256e6;
-const turnsPerRun = (rows: number) => (rows === 1 ? 10 : rows === 16 ? 4 : 1);
+const turnsPerRun = (rows: number) => (rows <= 16 ? 4 : 1);
 
 /** How weights are stored, with random codes and scales that leave them about as large as those of the BF16 experts. */
 interface Stored {
