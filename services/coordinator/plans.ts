@@ -1,5 +1,4 @@
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
-import { listCopies } from '../common/expert-copies.js';
 import type { Placement } from '../common/generated/switchyard/v1/Placement.js';
 import type { RebalanceAnswerInput } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
 import type { DeviceRoom } from '../model/device-bytes.js';
@@ -13,6 +12,7 @@ import { roomForExperts } from './memory.js';
 import { ClusterPlacement } from './placement.js';
 import { type Candidate, Planning } from './planning.js';
 import { orderWorkers, type Topology } from './topology.js';
+import { checkMemory, targetOf } from './wanted.js';
 
 export interface PlacementOptions {
   /** Workers that must have joined before experts are placed for the first time. */
@@ -216,60 +216,22 @@ export class PlacementPlans {
   /** Begins to bring copies to where an operator says. Throws INVALID_ARGUMENT for what cannot be. */
   goTo(wanted: Placement): RebalanceAnswerInput {
     this.checkStarted();
-    const { experts } = this.options;
-    const slots = wanted.workers.map((name) => this.candidates.find((one) => one.name === name)?.slot);
-    const target = this.placement.target.map((holders) => [...holders]);
-    for (const layer of wanted.layers) {
-      const { first, experts: count } = experts.rangeOf(layer.layer) ?? { first: 0, experts: 0 };
-      const lists = listCopies(layer);
-      if (count === 0) {
-        const allowed = experts.layers.map((one) => one.layer).join(', ');
-        throw invalidArgument('layer', layer.layer, `those of the model: ${allowed}`);
-      }
-      if (lists.length !== count)
-        throw invalidArgument(
-          'copies',
-          `${lists.length} of layer ${layer.layer}`,
-          `one for each of its ${count} experts`,
-        );
-      for (const [expert, workers] of lists.entries()) {
-        const holders = workers.map((worker) => slots[worker]);
-        if (holders.length === 0 || holders.includes(undefined) || new Set(holders).size !== holders.length) {
-          const value = workers.map((worker) => wanted.workers[worker] ?? worker).join(', ');
-          const drained = wanted.workers.filter((name) => this.marks.get(name) === 'DRAINED');
-          const why = drained.length === 0 ? '' : `; drained: ${drained.join(', ')}`;
-          const allowed = `different ones of ${this.candidates.map(({ name }) => name).join(', ')}${why}`;
-          throw invalidArgument(`workers of layer ${layer.layer} expert ${expert}`, value, allowed);
-        }
-        this.checkCopies(`copies of layer ${layer.layer} expert ${expert}`, holders.length, first + expert);
-        target[first + expert] = (holders as number[]).sort((a, b) => a - b);
-      }
-    }
-    this.keepFromClosed(this.candidates, target);
-    this.checkMemory(target);
-    const toLoad = copiesBeyond(target, this.placement.target);
-    const toDrop = copiesBeyond(this.placement.target, target);
+    const { options, candidates, placement, marks, lacking, expertBytes } = this;
+    const { experts, copies } = options;
+    const target = targetOf(wanted, {
+      experts,
+      candidates,
+      present: placement.target,
+      marks,
+      copies,
+      lacking,
+    });
+    this.keepFromClosed(candidates, target);
+    checkMemory(candidates, target, expertBytes);
+    const toLoad = copiesBeyond(target, placement.target);
+    const toDrop = copiesBeyond(placement.target, target);
     this.follow(target);
-    return { toLoad, toDrop, bytesToLoad: toLoad * this.expertBytes, netGainSeconds: 0 };
-  }
-
-  /** Where memory is too small for all copies that there are to be, those that there are must stay. */
-  private checkCopies(field: string, count: number, expert: number): void {
-    const least = Math.min(this.options.copies, this.candidates.length);
-    const floor = this.lacking === null ? least : Math.min(least, this.placement.target[expert]!.length);
-    if (count < floor) {
-      const allowed = `at least ${floor}: the coordinator's copies are ${this.options.copies}, so plan with --copies ${this.options.copies}`;
-      throw invalidArgument(field, count, allowed);
-    }
-  }
-
-  private checkMemory(target: readonly (readonly number[])[]): void {
-    for (const { slot, name, memoryBytes } of this.candidates) {
-      const capacity = Math.floor(memoryBytes / this.expertBytes);
-      const count = target.filter((holders) => holders.includes(slot)).length;
-      if (count > capacity)
-        throw invalidArgument(`copies on worker ${name}`, count, `at most ${capacity}, its memory`);
-    }
+    return { toLoad, toDrop, bytesToLoad: toLoad * expertBytes, netGainSeconds: 0 };
   }
 
   private checkStarted(): void {
