@@ -18,7 +18,8 @@ export function bytes(value: number): string {
 export function seconds(value: number): string {
   if (value < 1) return `${(value * 1000).toFixed(0)} ms`;
   if (value < 120) return `${value.toFixed(1)} s`;
-  return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  const whole = Math.round(value);
+  return `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
 /** Experts of all layers. */

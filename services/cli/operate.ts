@@ -135,7 +135,7 @@ export const drainCommand = markCommand(
   'drain',
   'DRAINED',
   'Bring the copies of a worker elsewhere, as far as there is memory',
-  'its copies go elsewhere; switchyard status shows how far they are',
+  'its copies go elsewhere, as far as others have memory; switchyard status shows how far they are',
 );
 export const undrainCommand = markCommand(
   'undrain',

@@ -48,7 +48,7 @@ export function checkWorkerReport(report: WorkerReport, order: ExpertOrder): voi
 
 /** Throws INVALID_ARGUMENT for what no router of this model can say of itself. */
 export function checkRouterReport(report: RouterReport, order: ExpertOrder): void {
-  const { loads, links, notReady, figures } = report;
+  const { loads, links, notReady, figures, held } = report;
   if (loads.length > order.layers.length)
     throw invalidArgument('loads', `${loads.length} layers`, atMost(order.layers.length));
   for (const { layer, rows, steered } of loads) {
@@ -73,6 +73,11 @@ export function checkRouterReport(report: RouterReport, order: ExpertOrder): voi
     if (!isNodeName(worker)) throw invalidArgument('links.worker', worker, nodeNameAllowed);
     checkText('links.lanes', lanes);
     checkText('links.reason', reason);
+  }
+  if (held.length > membersMax) throw invalidArgument('held', `${held.length} workers`, atMost(membersMax));
+  for (const { worker, experts } of held) {
+    if (!isNodeName(worker)) throw invalidArgument('held.worker', worker, nodeNameAllowed);
+    checkExperts('held.experts', experts, order);
   }
   if (figures !== null) checkRouterFigures(figures);
 }

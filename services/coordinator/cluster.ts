@@ -5,7 +5,8 @@ import type { ClusterViewInput } from '../common/generated/switchyard/v1/Cluster
 import type { LinkKeyInput } from '../common/generated/switchyard/v1/LinkKey.js';
 import type { NodeFiguresInput } from '../common/generated/switchyard/v1/NodeFigures.js';
 import type { NodeHello } from '../common/generated/switchyard/v1/NodeHello.js';
-import type { PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
+import type { Placement, PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
+import type { RebalanceAnswerInput } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { expertsIn, groupByLayer } from '../common/layer-experts.js';
@@ -155,6 +156,7 @@ export class Cluster {
     if (report.linksChanged) member.links = report.links;
     const movedOn =
       router?.termInUse !== report.termInUse ||
+      router.held.length + report.held.length > 0 ||
       router.epochInUse !== report.epochInUse ||
       router.bytesInFlight > 0 !== report.bytesInFlight > 0;
     if (report.linksChanged || router?.notReady !== report.notReady) this.changed();
@@ -220,6 +222,18 @@ export class Cluster {
   mark(worker: string, mark: Mark | null, nowMs: number): void {
     this.plans.mark(this.membership, worker, mark, nowMs);
     this.changed();
+  }
+
+  /** Plans for the present load, and begins to go there. Throws NOT_READY as long as no expert is placed. */
+  rebalance(nowMs: number): Promise<RebalanceAnswerInput> {
+    this.settle(nowMs);
+    return this.plans.rebalance(nowMs);
+  }
+
+  /** Begins to bring copies to where an operator says. Throws INVALID_ARGUMENT for what cannot be. */
+  goTo(wanted: Placement, nowMs: number): RebalanceAnswerInput {
+    this.settle(nowMs);
+    return this.plans.goTo(wanted);
   }
 
   /** Brings the view up to date with what was decided elsewhere. */

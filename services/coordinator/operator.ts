@@ -17,7 +17,7 @@ export function operatorService(cluster: () => Cluster, clock: Clock): OperatorH
       }),
     Rebalance: ({ request: { target } }, answer) =>
       respond(answer, async () =>
-        target === null ? cluster().plans.rebalance(clock.now()) : cluster().plans.goTo(target),
+        target === null ? cluster().rebalance(clock.now()) : cluster().goTo(target, clock.now()),
       ),
   };
 }

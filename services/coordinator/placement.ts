@@ -1,7 +1,7 @@
 import { copiesMessage } from '../common/expert-copies.js';
 import type { LayerPlacement } from '../common/generated/switchyard/v1/LayerPlacement.js';
 import type { ExpertOrder } from '../model/expert-order.js';
-import { type CopyHolder, Reconciler, type Steps } from '../placement/reconcile.js';
+import { type CopyHolder, Reconciler, type Situation, type Steps } from '../placement/reconcile.js';
 import { insert } from '../placement/sorted-list.js';
 import type { Member } from './membership.js';
 
@@ -15,6 +15,9 @@ export interface LoadLimits {
   loads: number;
   bytesPerSecond: number;
 }
+
+/** What routers use. */
+export type RoutersUse = Pick<Situation, 'oldestInUse' | 'isHeld'>;
 
 /** What is told of all copies together. */
 interface Summary {
@@ -149,7 +152,7 @@ export class ClusterPlacement {
   }
 
   /** The next steps to the target, as far as they can be made now. `capacityOf`: copies that a worker's memory holds. */
-  reconcile(oldestInUse: number, capacityOf: (member: Member) => number, nowMs: number): Steps {
+  reconcile(routers: RoutersUse, capacityOf: (member: Member) => number, nowMs: number): Steps {
     const { loads, bytesPerSecond } = this.limits;
     // What a second allows may be begun at once; it is made up for afterwards.
     const loadsOfSecond = Math.max(1, Math.floor(bytesPerSecond / this.expertBytes));
@@ -159,7 +162,7 @@ export class ClusterPlacement {
         member === null ? nobody : holderOf(member, capacityOf(member)),
       ),
       target: this.target,
-      oldestInUse,
+      ...routers,
       loadsMax: loads,
       loadsNow,
     });

@@ -96,14 +96,26 @@ export class Planning {
   }
 
   /**
-   * The copies that there must be, with as little change as can be: what is missing comes where it fits best. What fits nowhere is left out; the error
-   * says so with numbers.
+   * The copies that there must be of the experts for which `isWanted`, by their numbers, with as little change as can be: what is missing comes where it fits best.
+   * What fits nowhere is left out; the error says so with numbers.
    */
-  required(candidates: readonly Candidate[], present: CopyLists, rates: Float64Array | null) {
+  required(
+    candidates: readonly Candidate[],
+    present: CopyLists,
+    rates: Float64Array | null,
+    isWanted: (expert: number) => boolean = () => true,
+  ) {
     if (candidates.length === 0) return { target: present.map((): number[] => []), lacking: null };
+    const { experts } = this.options;
     const lacking: SwitchyardError[] = [];
     const input = this.input(candidates, present, rates);
-    const draft = bestEffortCopies(input, (error) => lacking.push(error));
+    const numberOf = ({ layer, expert }: { layer: number; expert: number }) =>
+      experts.indexOf({ layer: input.layers[layer]!.layer, expert });
+    const draft = bestEffortCopies(
+      input,
+      (index) => isWanted(numberOf(index)),
+      (error) => lacking.push(error),
+    );
     return { target: this.target(candidates, draft.copies), lacking: lacking[0] ?? null };
   }
 

@@ -1,6 +1,7 @@
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { Placement } from '../common/generated/switchyard/v1/Placement.js';
 import type { RebalanceAnswerInput } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
+import { expertsIn } from '../common/layer-experts.js';
 import type { DeviceRoom } from '../model/device-bytes.js';
 import type { ExpertOrder } from '../model/expert-order.js';
 import { expertsPerToken, type ModelSpec } from '../model/spec.js';
@@ -9,7 +10,7 @@ import type { Plan } from '../placement/plan.js';
 import { ExpertLoads } from './loads.js';
 import type { Member, Membership } from './membership.js';
 import { roomForExperts } from './memory.js';
-import { ClusterPlacement } from './placement.js';
+import { ClusterPlacement, type RoutersUse } from './placement.js';
 import { type Candidate, Planning } from './planning.js';
 import { orderWorkers, type Topology } from './topology.js';
 import { checkMemory, targetOf } from './wanted.js';
@@ -156,12 +157,15 @@ export class PlacementPlans {
       const starts = !this.started;
       if (starts) this.start(living, nowMs);
       if (this.stale) {
-        const drained = starts ? [] : staying.filter((member) => this.isDrained(member));
+        const drained = staying.filter((member) => this.isDrained(member));
         this.retarget(living, routers, this.candidatesOf(drained, room), nowMs);
       }
       if (this.isPlanDue(nowMs)) void this.replan(nowMs);
       const capacity = (member: Member) => Math.floor(room.get(member)!.memoryBytes / this.expertBytes);
-      const steps = this.placement.reconcile(oldestInUse(routers, term), capacity, nowMs);
+      const steps = this.placement.reconcile(this.inUse(routers, term), capacity, nowMs);
+      // What moved may have made room for what has none.
+      const hasMoved = steps.assigned.size > 0 || steps.published.length > 0;
+      if (hasMoved && this.placement.target.some((slots) => slots.length === 0)) this.stale = true;
       // At the start all are told what they hold: what one still loads for an earlier coordinator is none of it.
       const isTold = ({ hello }: Member) => starts || steps.assigned.has(this.placement.slotOf(hello.name));
       const assigned = new Set(living.filter(isTold));
@@ -271,6 +275,18 @@ export class PlacementPlans {
     this.planAtMs = this.nextPlanMs(nowMs);
   }
 
+  private inUse(routers: readonly Member[], term: number): RoutersUse {
+    const held = new Set<string>();
+    for (const { router } of routers) {
+      if (router?.termInUse !== term) continue;
+      for (const { worker, experts } of router.held)
+        for (const one of expertsIn(experts))
+          held.add(`${this.options.experts.indexOf(one)} ${this.placement.slotOf(worker)}`);
+    }
+    const isHeld = (expert: number, slot: number) => held.has(`${expert} ${slot}`);
+    return { oldestInUse: oldestInUse(routers, term), isHeld };
+  }
+
   /** Whether it is to have no copies: an operator wants that, or no router reaches it. */
   private isDrained({ hello, unreached }: Member): boolean {
     return unreached !== '' || this.marks.get(hello.name) === 'DRAINED';
@@ -293,12 +309,16 @@ export class PlacementPlans {
     const lasting = placement.present(slotsOf(this.lastingOn ? leavingSlots : drained));
     const rates = this.loads.rates(nowMs);
     const { target, lacking } = planning.required(candidates, placement.present(slotsOf(candidates)), rates);
-    placement.target = target.map((slots, expert) => (slots.length > 0 ? slots : lasting[expert]!));
-    if (drained.length > 0 && placement.target.some((slots) => slots.length === 0)) {
-      const last = planning.required(drained, lasting, rates).target;
-      placement.target = placement.target.map((slots, expert) => (slots.length > 0 ? slots : last[expert]!));
-    }
-    this.lacking = lacking;
+    const isNowhere = (expert: number) => target[expert]!.length === 0;
+    const kept = lasting.map((slots, expert) => (isNowhere(expert) ? slots : []));
+    // Nothing else stays there, so that all other room is free, or will be.
+    const last = drained.length === 0 ? null : planning.required(drained, kept, rates, isNowhere);
+    placement.target = target.map((slots, expert) =>
+      slots.length > 0 ? slots : (last?.target ?? kept)[expert]!,
+    );
+    this.lacking = placement.target.some((slots) => slots.length === 0)
+      ? (last?.lacking ?? lacking)
+      : lacking;
   }
 
   private async replan(nowMs: number): Promise<void> {

@@ -114,6 +114,14 @@ function describeNode(
   };
 }
 
+/** In words, that a router uses copies of placements before the latest for what it does not reach by that; empty: it does not. */
+function whyBehind({ router, links }: Member): string {
+  const workers = router!.held.map(({ worker }) => worker);
+  if (workers.length === 0) return '';
+  const { worker = '', reason = '' } = links.find(({ transport }) => transport === 'NO_LINK') ?? {};
+  return `it goes on with copies at ${workers.join(', ')} that are to go: no link to worker ${worker}: ${reason}`;
+}
+
 function nodeState(
   member: Member,
   plans: PlacementPlans,
@@ -123,7 +131,7 @@ function nodeState(
   if (member.draining) return { state: 'DRAINING', reason: member.reason };
   if (member.hello.role === 'ROUTER') {
     const reason = member.router === null ? 'it has not reported yet' : member.router.notReady;
-    return { state: reason === '' ? 'READY' : 'JOINING', reason };
+    return reason === '' ? { state: 'READY', reason: whyBehind(member) } : { state: 'JOINING', reason };
   }
   if (member.unreached !== '') return { state: 'JOINING', reason: member.unreached };
   if (!plans.started) return { state: 'READY', reason: 'no expert is placed yet' };

@@ -22,6 +22,8 @@ export interface Situation {
   target: CopyLists;
   /** The oldest epoch that a router uses. */
   oldestInUse: number;
+  /** Whether a router uses a copy that is in no placement that it uses. */
+  isHeld: (expert: number, slot: number) => boolean;
   /** Copies of experts that serve already that may be loaded at once, and that may be begun now. */
   loadsMax: number;
   loadsNow: number;
@@ -177,13 +179,13 @@ export class Reconciler {
     return serving.sort((a, b) => a - b);
   }
 
-  private drop({ target, oldestInUse }: Situation, expert: number, assigned: Set<number>): void {
+  private drop({ target, oldestInUse, isHeld }: Situation, expert: number, assigned: Set<number>): void {
     const copies = this.assigned[expert]!;
     for (let at = copies.length - 1; at >= 0; at -= 1) {
       const slot = copies[at]!;
       if (this.published[expert]!.includes(slot) || target[expert]!.includes(slot)) continue;
       const key = keyOf(expert, slot);
-      if ((this.drainingSince.get(key) ?? 0) > oldestInUse) continue;
+      if ((this.drainingSince.get(key) ?? 0) > oldestInUse || isHeld(expert, slot)) continue;
       copies.splice(at, 1);
       this.drainingSince.delete(key);
       this.dropping.set(key, this.versions[slot]! + 1);

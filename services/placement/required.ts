@@ -19,16 +19,20 @@ export function requiredCopies(input: PlanInput): Draft {
 }
 
 /**
- * As `requiredCopies`, as far as memory goes: one copy of every expert comes before a second one of any. `nowhere` hears of each copy that is
- * left out, why it is.
+ * As `requiredCopies` for the experts for which `isWanted`, as far as memory goes: one copy of every expert comes before a second one of any. `nowhere` hears of
+ * each copy that is left out, why it is.
  */
-export function bestEffortCopies(input: PlanInput, nowhere: (error: SwitchyardError) => void): Draft {
+export function bestEffortCopies(
+  input: PlanInput,
+  isWanted: (index: ExpertIndex) => boolean,
+  nowhere: (error: SwitchyardError) => void,
+): Draft {
   const draft = new Draft(input);
   for (const worker of input.workers.keys()) if (draft.free[worker]! < 0) shed(input, draft, worker);
   const needed = Math.min(input.copiesMin, input.workers.length);
   for (const copiesMin of new Set([1, needed])) {
     const fillable = { ...input, copiesMin };
-    for (const layer of input.layers.keys()) new Filling(fillable, draft, layer, nowhere).run();
+    for (const layer of input.layers.keys()) new Filling(fillable, draft, layer, nowhere, isWanted).run();
   }
   return draft;
 }
@@ -81,6 +85,7 @@ class Filling {
     private readonly draft: Draft,
     private readonly layer: number,
     private readonly nowhere: (error: SwitchyardError) => void,
+    private readonly isWanted: (index: ExpertIndex) => boolean = () => true,
   ) {
     const { workers, layers } = input;
     ({ expertBytes: this.expertBytes, loads: this.loads } = layers[layer]!);
@@ -101,6 +106,7 @@ class Filling {
   run(): void {
     for (const expert of lackingExperts(this.input, this.draft, this.layer)) {
       const index = { layer: this.layer, expert };
+      if (!this.isWanted(index)) continue;
       while (this.draft.holders(index).length < this.input.copiesMin) {
         let worker = this.choose(expert);
         if (worker < 0 && !this.full) worker = makeRoom(this.draft, index, this.input.copiesMin);

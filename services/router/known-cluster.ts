@@ -14,13 +14,20 @@ import type { Logger } from '../common/log.js';
 import { unpackFloat32 } from '../common/packed.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { modelLimits } from '../model/limits.js';
+import type { Timer } from '../runtime/clock.js';
 import type { Dialer } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { Links } from './links.js';
-import { indexPlacement, type PlacementIndex, withCopiesHeld } from './placement.js';
+import { type HeldCopy, indexPlacement, type PlacementIndex, withCopiesHeld } from './placement.js';
 import { PlacementsInUse } from './placements-in-use.js';
 import type { RouterReporter } from './report.js';
 import type { RouterWeights } from './weights.js';
+
+/**
+ * For so long copies are held of placements before the latest: longer than a coordinator takes to bring experts away from a worker that no router reaches. Whoever reaches a worker
+ * that others reach must not hold them back for good.
+ */
+export const heldMsMax = 20_000;
 
 export interface KnownClusterOptions {
   /** The node token, for the coordinator alone. */
@@ -70,6 +77,8 @@ export class KnownCluster {
   private hello: NodeHelloInput = {};
   /** Layer to why an expert of it cannot be reached, or empty; of the placement and the links as they are. */
   private readonly unreached = new Map<number, string>();
+  /** Runs while copies are held of placements before the latest. */
+  private heldTimer: Timer | null = null;
   /** Of which latest placement and links the present one was made. */
   private movedAt: { latest: PlacementIndex | null; changes: number } = { latest: null, changes: 0 };
   private unreachedAt: { placement: PlacementIndex | null; changes: number } = {
@@ -133,9 +142,15 @@ export class KnownCluster {
     return layers * topK * 8;
   }
 
-  /** The oldest placement that is used. */
+  /** The oldest placement that is used, or else the latest. */
   get placementInUse(): { term: number; epoch: number } {
-    return (this.inUse.oldest ?? this.placement)?.since ?? { term: 0, epoch: 0 };
+    return this.inUse.oldest ?? this.placement ?? { term: 0, epoch: 0 };
+  }
+
+  /** Copies that may still be used, although no placement that is used has them. */
+  *held(): Generator<HeldCopy> {
+    for (const { held } of new Set([...this.inUse.all(), ...(this.placement ? [this.placement] : [])]))
+      yield* held;
   }
 
   get connected(): boolean {
@@ -259,8 +274,28 @@ export class KnownCluster {
     this.movedAt = { latest, changes: links.changes };
     const isReached = (worker: string) => links.find(worker).link !== null;
     this.placement = placement === null ? latest : withCopiesHeld(latest, placement, isReached);
-    if (this.inUse.oldest === null && this.placement.since !== placement?.since)
-      this.options.reporter.flush();
+    this.watchHeld();
+    if (this.inUse.oldest === null) this.options.reporter.flush();
+  }
+
+  /** Lets go of copies of placements before the latest when its time is over. */
+  private watchHeld(): void {
+    const { runtime, log } = this.options;
+    if (this.placement === this.latest) {
+      this.heldTimer?.cancel();
+      this.heldTimer = null;
+      return;
+    }
+    this.heldTimer ??= runtime.clock
+      .after(heldMsMax, () => {
+        this.heldTimer = null;
+        if (this.placement === this.latest) return;
+        log.warn({ event: 'copies-given-up', epoch: this.latest!.epoch, reason: this.lacking() });
+        this.placement = this.latest;
+        if (this.inUse.oldest === null) this.options.reporter.flush();
+        this.notify();
+      })
+      .unref();
   }
 
   /** Names the first expert that is out of reach by the latest placement; empty: there is none. */

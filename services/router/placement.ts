@@ -2,13 +2,19 @@ import type { ExpertCopies } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { LayerPlacement } from '../common/generated/switchyard/v1/LayerPlacement.js';
 import type { Placement, PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
+import type { ExpertId } from '../common/layer-experts.js';
+
+/** A copy that is in no later placement. */
+export interface HeldCopy extends ExpertId {
+  worker: string;
+}
 
 /** The map of one epoch as grouping reads it. A chunk's layer uses one of these from start to end. */
 export interface PlacementIndex {
   term: number;
   epoch: number;
-  /** Of the oldest placement that copies of this one are of: until all routers use a later one, holders keep these. */
-  since: { term: number; epoch: number };
+  /** Copies in it that are of placements before: their holders keep them as long as they are told to. */
+  held: readonly HeldCopy[];
   /** Names: an index into it is what the kernels call a worker. The idle ones are in it too. */
   workers: string[];
   /** By layer. */
@@ -37,50 +43,62 @@ export function indexPlacement(
     lastAt.set(layer.layer, lastHolders(layer.layer, placed, known));
   }
   const expertsAt = countExperts(copies, workers.length);
-  return { term, epoch, since: { term, epoch }, workers, copies, expertsAt, lastAt };
+  return { term, epoch, held: [], workers, copies, expertsAt, lastAt };
 }
 
 /**
- * `next`, a later placement of the term of `held`, with copies of this one beside its own for experts that `isReached` tells out of reach by `next` and within reach by `held`.
+ * `next`, a later placement than `before` of the same term, with copies of this one beside its own, for experts that are out of reach by `next` and within reach by `before`.
  * `next` itself if there are none. What has no copy in `next`, nobody has any more.
  */
 export function withCopiesHeld(
   next: PlacementIndex,
-  held: PlacementIndex,
+  before: PlacementIndex,
   isReached: (worker: string) => boolean,
 ): PlacementIndex {
-  if (held.term !== next.term || held === next) return next;
+  if (before.term !== next.term || before === next) return next;
   const reached = next.workers.map(isReached);
   const copies = new Map(next.copies);
+  const held: HeldCopy[] = [];
   for (const [layer, placed] of next.copies) {
-    const before = held.copies.get(layer);
-    const merged = before && mergeCopies(placed, before, reached);
-    if (merged) copies.set(layer, merged);
+    const extra = extraHolders(placed, before.copies.get(layer), reached);
+    if (extra.size === 0) continue;
+    copies.set(layer, withExtra(placed, extra));
+    for (const [expert, holders] of extra)
+      for (const worker of holders) held.push({ layer, expert, worker: next.workers[worker]! });
   }
-  if ([...copies].every(([layer, placed]) => next.copies.get(layer) === placed)) return next;
-  return { ...next, since: held.since, copies, expertsAt: countExperts(copies, next.workers.length) };
+  if (held.length === 0) return next;
+  return { ...next, held, copies, expertsAt: countExperts(copies, next.workers.length) };
 }
 
-/** Null: nothing is added to `next`. */
-function mergeCopies(
+/** Expert to workers that have it by the placement before and are reached, where none is by the next. */
+function extraHolders(
   next: ExpertCopies,
-  held: ExpertCopies,
+  before: ExpertCopies | undefined,
   reached: readonly boolean[],
-): ExpertCopies | null {
-  const holdersOf = ({ offsets, workers }: ExpertCopies, expert: number) =>
-    workers.subarray(offsets[expert]!, offsets[expert + 1]!);
-  const isReached = (worker: number) => reached[worker]!;
-  const offsets = new Uint32Array(next.offsets.length);
+): Map<number, Uint32Array> {
+  const extra = new Map<number, Uint32Array>();
+  for (let expert = 0; before !== undefined && expert + 1 < next.offsets.length; expert += 1) {
+    const own = holdersOf(next, expert);
+    if (own.length === 0 || own.some((worker) => reached[worker])) continue;
+    const others = holdersOf(before, expert).filter((worker) => reached[worker]);
+    if (others.length > 0) extra.set(expert, others);
+  }
+  return extra;
+}
+
+function withExtra(placed: ExpertCopies, extra: ReadonlyMap<number, Uint32Array>): ExpertCopies {
+  const offsets = new Uint32Array(placed.offsets.length);
   const workers: number[] = [];
   for (let expert = 0; expert + 1 < offsets.length; expert += 1) {
-    const own = holdersOf(next, expert);
-    const isLost = own.length > 0 && !own.some(isReached);
-    const others = isLost ? holdersOf(held, expert).filter(isReached) : Uint32Array.of();
-    workers.push(...Uint32Array.of(...own, ...others).sort());
+    const holders = [...holdersOf(placed, expert), ...(extra.get(expert) ?? [])];
+    workers.push(...holders.sort((a, b) => a - b));
     offsets[expert + 1] = workers.length;
   }
-  return workers.length === next.workers.length ? null : { offsets, workers: Uint32Array.from(workers) };
+  return { offsets, workers: Uint32Array.from(workers) };
 }
+
+const holdersOf = ({ offsets, workers }: ExpertCopies, expert: number) =>
+  workers.subarray(offsets[expert]!, offsets[expert + 1]!);
 
 /** Layer to [workers]: the number of its experts there. */
 function countExperts(

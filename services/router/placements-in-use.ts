@@ -14,6 +14,10 @@ export class PlacementsInUse {
     return null;
   }
 
+  all(): Iterable<PlacementIndex> {
+    return this.uses.keys();
+  }
+
   enter(placement: PlacementIndex): void {
     this.uses.set(placement, (this.uses.get(placement) ?? 0) + 1);
   }

@@ -1,14 +1,17 @@
 import { plainText } from '../common/control-limits.js';
 import { ExpertRows } from '../common/expert-rows.js';
 import type { BatchProgressInput } from '../common/generated/switchyard/v1/BatchProgress.js';
+import type { HeldCopiesInput } from '../common/generated/switchyard/v1/HeldCopies.js';
 import type { LinkTrafficInput } from '../common/generated/switchyard/v1/LinkTraffic.js';
 import type { NodeMessageInput } from '../common/generated/switchyard/v1/NodeMessage.js';
 import type { RouterFiguresInput } from '../common/generated/switchyard/v1/RouterFigures.js';
 import type { RouterReportInput } from '../common/generated/switchyard/v1/RouterReport.js';
+import { groupByLayer } from '../common/layer-experts.js';
 import { packUint32 } from '../common/packed.js';
 import type { Timer } from '../runtime/clock.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { Links } from './links.js';
+import type { HeldCopy } from './placement.js';
 
 /** Gate counts wait this long for more, so that a burst of chunks is one message. */
 const coalesceMs = 3;
@@ -26,6 +29,8 @@ export interface ReportSources {
   notReady: () => string;
   /** The oldest placement that is used, or else the latest. */
   inUse: () => { term: number; epoch: number };
+  /** Copies of placements before that may be used. */
+  held: () => Iterable<HeldCopy>;
   batches: () => { live: number; oldest: BatchProgressInput[] };
   /** Of all links since the start. */
   traffic: () => Iterable<LinkTrafficInput>;
@@ -138,6 +143,7 @@ export class RouterReporter {
       eventLoopUtilization: this.utilization,
       rssBytes: this.rssBytes,
       notReady: plainText(this.sources.notReady()),
+      held: describeHeld(this.sources.held()),
     };
   }
 
@@ -157,6 +163,12 @@ export class RouterReporter {
     this.steered.clear();
     this.tokens = 0;
   }
+}
+
+function describeHeld(held: Iterable<HeldCopy>): HeldCopiesInput[] {
+  const byWorker = new Map<string, HeldCopy[]>();
+  for (const copy of held) byWorker.set(copy.worker, [...(byWorker.get(copy.worker) ?? []), copy]);
+  return [...byWorker].map(([worker, copies]) => ({ worker, experts: groupByLayer(copies) }));
 }
 
 /** While there is no coordinator counts go on; beyond what a message can tell, only their proportions are lost. */

@@ -47,7 +47,7 @@ export class Invariants {
   ) {
     this.goingOn = new GoingOn(cluster, violated);
     this.members = new MembersJudged(cluster, violated);
-    this.adoptions = new Adoptions(violated);
+    this.adoptions = new Adoptions(cluster.time, violated);
     cluster.judge = {
       viewed: (control) => this.checkAdopted(control),
       departed: (node, askedMs) => {
@@ -122,8 +122,7 @@ export class Invariants {
         [...offsets],
         [...workers].map((worker) => placement.workers[worker]),
       ]);
-      const isWhole = placement.since.term === term && placement.since.epoch === epoch;
-      const text = isWhole ? JSON.stringify(named) : null;
+      const text = placement.held.length === 0 ? JSON.stringify(named) : null;
       this.known.set(process, { term, epoch, sinceMs: this.cluster.time.nowMs, text });
     }
     this.checkHeld(process, core, placement);

@@ -88,7 +88,7 @@ export class Trouble implements FaultTarget {
 
   /** An operator asks for a plan for the present load. */
   rebalance(): () => void {
-    this.command('rebalance', ({ cluster }, nowMs) => cluster.plans.rebalance(nowMs));
+    this.command('rebalance', ({ cluster }, nowMs) => cluster.rebalance(nowMs));
     return () => {};
   }
 

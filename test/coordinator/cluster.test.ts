@@ -1,126 +1,10 @@
 import { describe, expect, test } from '@jest/globals';
-import type { NodeHello } from '../../services/common/generated/switchyard/v1/NodeHello.js';
-import type { RouterReport } from '../../services/common/generated/switchyard/v1/RouterReport.js';
-import { type ExpertId, expertsIn, groupByLayer } from '../../services/common/layer-experts.js';
-import { Cluster } from '../../services/coordinator/cluster.js';
+import { groupByLayer } from '../../services/common/layer-experts.js';
 import type { Member } from '../../services/coordinator/membership.js';
 import type { PlacementOptions } from '../../services/coordinator/plans.js';
 import { plan } from '../../services/placement/plan.js';
-import { hello, placementOptions, tinyModel } from './support.js';
-
-const expertBytes = tinyModel.expertBytes;
-const total = tinyModel.layers.reduce((sum, { experts }) => sum + experts, 0);
-const allExperts = tinyModel.layers.flatMap(({ layer, experts }) =>
-  Array.from({ length: experts }, (_, expert) => ({ layer, expert })),
-);
-
-/** A coordinator's decisions, with workers that do at once what they are told, without connections. */
-class Scene {
-  readonly cluster: Cluster;
-  readonly told = new Map<string, ExpertId[]>();
-  readonly failures: string[] = [];
-  readonly reach: [string, string][] = [];
-  nowMs = 0;
-  private dirty = false;
-
-  constructor(placement: Partial<PlacementOptions> = {}) {
-    this.cluster = new Cluster(
-      {
-        term: 1,
-        model: tinyModel,
-        topology: () => null,
-        leaseMs: 1_000,
-        leftKeptMs: 2_000,
-        deadKeptMs: 2_000,
-        feedback: { rate: 0.01, limit: 1, windowRowsPerExpert: 4 },
-        placement: { ...placementOptions, ...placement },
-      },
-      {
-        onChange: () => {
-          this.dirty = true;
-        },
-        onAssignment: (member) => this.obey(member),
-        onBias: () => {},
-        onReach: ({ hello, unreached }) => this.reach.push([hello.name, unreached]),
-        onPlanFailed: ({ message }) => this.failures.push(message),
-      },
-    );
-  }
-
-  worker(name: string, fields: Partial<NodeHello> = {}): Member {
-    const member = this.cluster.join(hello(name, fields), this.nowMs);
-    if (this.cluster.plans.started) this.obey(member);
-    return this.settle(member);
-  }
-
-  router(name: string, fields: Partial<NodeHello> = {}): Member {
-    const member = this.cluster.join(hello(name, { role: 'ROUTER', ...fields }), this.nowMs);
-    return this.settle(member);
-  }
-
-  /** The router uses this placement, and is told the present one. `links`: to workers that it reaches, and to those that it does not. */
-  uses(
-    member: Member,
-    term: number,
-    epoch: number,
-    loads: { layer: number; rows: Buffer }[] = [],
-    links: Record<string, boolean> | null = null,
-  ): void {
-    member.told = { term: this.cluster.term, epoch: this.cluster.epoch };
-    const report = {
-      loads: loads.map((load) => ({ ...load, steered: Buffer.alloc(0) })),
-      links: Object.entries(links ?? {}).map(([worker, stands]) => {
-        return { worker, transport: stands ? 'GRPC' : 'NO_LINK', lanes: '', reason: 'refused' };
-      }),
-      linksChanged: links !== null,
-      notReady: '',
-      termInUse: term,
-      epochInUse: epoch,
-    };
-    const measured = { tokens: 0, bytesInFlight: 0, eventLoopUtilization: 0, rssBytes: 0 };
-    this.cluster.routerReport(member, { ...report, ...measured, figures: null } as RouterReport, this.nowMs);
-    this.settle(null);
-  }
-
-  /** It is gone, and so long that nobody remembers it. */
-  forget(member: Member): void {
-    this.cluster.end(member, 'killed', this.nowMs);
-    this.settle(null);
-    // A coordinator that stood still gives its members that time on top.
-    for (let seconds = 0; seconds < 6; seconds += 1) this.pass(1_000);
-    expect(this.cluster.members()).not.toContain(member);
-  }
-
-  /** Time goes by in which every member lets itself be heard. */
-  pass(ms: number): void {
-    this.nowMs += ms;
-    for (const member of this.cluster.members()) if (member.alive) this.cluster.heard(member, this.nowMs);
-    this.cluster.expire(this.nowMs, ms);
-    this.settle(null);
-  }
-
-  settle<Value>(value: Value): Value {
-    for (let steps = 0; this.dirty; steps += 1) {
-      if (steps > 1_000) throw new Error('it does not come to rest');
-      this.dirty = false;
-      this.cluster.settle(this.nowMs);
-    }
-    return value;
-  }
-
-  private obey(member: Member): void {
-    const { version, experts } = this.cluster.assignment(member);
-    const ready = [...expertsIn((experts ?? []) as never)];
-    this.told.set(member.hello.name, ready);
-    this.cluster.workerReport(member, {
-      ...{ rowsQueued: 0, rowsComputed: 0, computeSeconds: 0, bytesInFlight: 0, rssBytes: 0 },
-      ...{ eventLoopUtilization: 0, load: null, device: null },
-      ready: groupByLayer(ready),
-      readyChanged: true,
-      assignment: Number(version),
-    });
-  }
-}
+import { allExperts, expertBytes, Scene, total } from './scene.js';
+import { hello } from './support.js';
 
 describe('terms', () => {
   test('a coordinator starts with the first, and takes one above any that a node was told by another', () => {
@@ -412,18 +296,70 @@ describe('placements', () => {
     });
   });
 
-  test('a coordinator that begins with a drained worker alone places nothing, and all of it once that is undrained', () => {
+  test('a coordinator that begins with a drained worker alone places all there: it would be nowhere else', () => {
     const scene = new Scene({ workers: 2 });
     scene.worker('w0', { term: 1 });
     scene.cluster.mark('w0', 'DRAINED', 0);
     scene.pass(1_000);
     scene.pass(1_000);
-    expect(scene.cluster.view).toMatchObject({ ready: false, epoch: 0 });
-    scene.cluster.mark('w0', null, scene.nowMs);
-    scene.settle(null);
-    scene.pass(1_000);
-    expect(scene.cluster.view.nodes).toMatchObject([{ name: 'w0', serving: total }]);
+    expect(scene.cluster.view).toMatchObject({ ready: true, nodes: [{ name: 'w0', serving: total }] });
+    scene.worker('w1');
+    for (let seconds = 0; seconds < 3; seconds += 1) scene.pass(1_000);
+    expect(scene.cluster.view.nodes).toMatchObject([{ serving: 0 }, { serving: total }]);
+  });
+
+  test('a coordinator that begins keeps what drained workers hold and nobody else has room for', () => {
+    const scene = new Scene({ workers: 3 });
+    const half = (odd: number) => allExperts.filter(({ expert }) => expert % 2 === odd);
+    const memoryBytes = (total / 2) * expertBytes;
+    scene.worker('w0', { term: 1, held: groupByLayer(half(0)), memoryBytes });
+    scene.cluster.mark('w0', 'DRAINED', 0);
+    scene.worker('w1', { term: 1, held: groupByLayer(half(1)), memoryBytes });
     expect(scene.cluster.view.ready).toBe(true);
+    expect(scene.told.get('w0') ?? half(0)).toEqual(half(0));
+    expect(scene.told.get('w1') ?? half(1)).toEqual(half(1));
+  });
+
+  test.each([0, 4, 7, 8])(
+    'the room of a drained worker is for what is nowhere, beyond that %d copies, not for what has a place',
+    (spare) => {
+      const scene = new Scene({ workers: 3 });
+      const memoryBytes = (total / 2) * expertBytes;
+      scene.worker('w0', { memoryBytes });
+      scene.worker('w1', { memoryBytes: memoryBytes + spare * expertBytes });
+      const last = scene.worker('w2', { memoryBytes });
+      scene.cluster.mark('w1', 'DRAINED', scene.nowMs);
+      scene.settle(null);
+      for (let seconds = 0; seconds < 5; seconds += 1) scene.pass(1_000);
+      expect(scene.told.get('w1')).toEqual([]);
+      scene.cluster.end(last, 'killed', scene.nowMs);
+      scene.settle(null);
+      for (let seconds = 0; seconds < 5; seconds += 1) scene.pass(1_000);
+      expect(scene.cluster.view).toMatchObject({ ready: true, reason: '' });
+      expect(scene.told.get('w1')).toHaveLength(total / 2);
+    },
+  );
+
+  test('what has no room while copies leave a drained worker gets it when they are gone', () => {
+    const scene = new Scene({ workers: 3, rebalanceBytesPerSecond: expertBytes / 2 });
+    const memoryBytes = (total / 2) * expertBytes;
+    for (const name of ['w0', 'w1']) scene.worker(name, { memoryBytes });
+    const last = scene.worker('w2', { memoryBytes });
+    const router = scene.router('r0');
+    const go = (seconds: number) => {
+      for (let second = 0; second < seconds; second += 1) {
+        scene.uses(router, 1, scene.cluster.epoch);
+        scene.pass(1_000);
+      }
+    };
+    go(3);
+    scene.cluster.mark('w1', 'DRAINED', scene.nowMs);
+    scene.settle(null);
+    go(4);
+    scene.cluster.end(last, 'killed', scene.nowMs);
+    scene.settle(null);
+    go(60);
+    expect(scene.cluster.view).toMatchObject({ ready: true, reason: '' });
   });
 
   test('the place of a name that nobody remembers is taken by the next: the table does not grow with those that come and go', () => {

@@ -68,6 +68,9 @@ class ModelCluster {
     this.target = Array.from({ length: experts }, () => []);
   }
 
+  /** Copies that a router holds beyond its epoch, as expert/slot. */
+  readonly held = new Set<string>();
+
   reconcile(): Steps {
     const { reconciler, workers } = this;
     const before = reconciler.published.map((slots) => [...slots]);
@@ -75,6 +78,7 @@ class ModelCluster {
       holders: workers,
       target: this.target,
       oldestInUse: Math.min(...this.routers),
+      isHeld: (expert, slot) => this.held.has(`${expert}/${slot}`),
       loadsMax,
       loadsNow: this.loadsNow,
     });
@@ -242,6 +246,28 @@ describe('the reconciler', () => {
     routers[1] = reconciler.epoch;
     cluster.reconcile();
     expect(reconciler.assigned).toEqual([[1]]);
+  });
+
+  test('a copy that a router holds beyond its epoch is kept, and dropped when it is held no more', () => {
+    const cluster = new ModelCluster(2, [2, 2]);
+    cluster.target = [[0], [0]];
+    cluster.settle();
+    const { reconciler, workers, routers } = cluster;
+    cluster.target = [[1], [1]];
+    cluster.held.add('0/0');
+    for (let round = 0; round < 3; round += 1) {
+      cluster.reconcile();
+      workers[1]!.work();
+      routers.fill(reconciler.epoch);
+    }
+    cluster.reconcile();
+    expect([reconciler.published, reconciler.assigned]).toEqual([
+      [[1], [1]],
+      [[0, 1], [1]],
+    ]);
+    cluster.held.clear();
+    cluster.reconcile();
+    expect(reconciler.assigned).toEqual([[1], [1]]);
   });
 
   test('two experts cannot change places where memory is full: the target is given up, and nothing is lost', () => {

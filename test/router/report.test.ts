@@ -9,6 +9,7 @@ const sources = {
   links: () => ({ changes: 0, describe: () => [] }),
   notReady: () => '',
   inUse: () => ({ term: 3, epoch: 7 }),
+  held: () => [],
   batches: () => ({ live: 0, oldest: [] }),
   traffic: () => [],
 };
@@ -133,6 +134,7 @@ describe('the reports of a router', () => {
     const reporter = new RouterReporter({
       ...sources,
       runtime: nativeRuntime,
+      held: () => [],
       batches: () => ({ live: 40, oldest }),
       traffic: () => [...traffic].map(([worker, bytesSent]) => ({ worker, bytesSent, bytesReturned: 7 })),
     });

@@ -92,12 +92,12 @@ export class ConsoleRoutes {
           return `worker ${worker} ${markTexts[mark]}`;
         });
       case 'POST /console/operate/rebalance':
-        return this.operate(request, response, rebalanceBody, async ({ plans }) => {
+        return this.operate(request, response, rebalanceBody, async (cluster) => {
           const {
             toLoad = 0,
             toDrop = 0,
             netGainSeconds = 0,
-          } = await plans.rebalance(this.options.clock.now());
+          } = await cluster.rebalance(this.options.clock.now());
           if (Number(toLoad) + Number(toDrop) === 0) return 'nothing to move: no change pays';
           return `${toLoad} copies to load, ${toDrop} to drop; net gain ${Number(netGainSeconds).toFixed(1)} s an hour`;
         });
