@@ -2,6 +2,7 @@ import { describe, expect, test } from '@jest/globals';
 import type { ClusterDescription } from '../../services/common/generated/switchyard/v1/ClusterDescription.js';
 import type { ForwardHeaderInput } from '../../services/common/generated/switchyard/v1/ForwardHeader.js';
 import type { ForwardRequestInput } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
+import type { OperatorClient } from '../../services/common/generated/switchyard/v1/Operator.js';
 import { connect } from '../../services/common/grpc-channel.js';
 import type { Running } from '../../services/common/lifecycle.js';
 import { sleep } from '../../services/common/lifecycle.js';
@@ -45,12 +46,43 @@ async function refusal(router: Running, messages: ForwardRequestInput[]) {
 }
 
 /** As an operator does it. */
-function drain({ address }: Running, worker: string): Promise<void> {
+function operate(
+  { address }: Running,
+  ask: (operator: OperatorClient, done: (error: unknown) => void) => void,
+): Promise<void> {
   const operator = connect(clients.Operator, address, { token: null, messageBytesMax: 1024 * 1024 });
   return new Promise<void>((resolve, reject) => {
-    operator.markWorker({ worker, mark: 'DRAINED' }, (error) => (error ? reject(error) : resolve()));
+    ask(operator, (error) => (error ? reject(error) : resolve()));
   }).finally(() => operator.close());
 }
+
+const mark = (coordinator: Running, worker: string, what: 'DRAINED' | 'CORDONED') =>
+  operate(coordinator, (operator, done) => operator.markWorker({ worker, mark: what }, done));
+
+/** One copy of each expert, at the worker that `where` names. */
+function goTo(coordinator: Running, workers: string[], where: (layer: number, expert: number) => string) {
+  const layers = Array.from({ length: shape.layers }, (_, layer) => {
+    const holders = Array.from({ length: shape.experts }, (_, expert) =>
+      workers.indexOf(where(layer, expert)),
+    );
+    return { layer, copies: holders.map(() => 1), workers: holders };
+  });
+  return operate(coordinator, (operator, done) => operator.rebalance({ target: { workers, layers } }, done));
+}
+
+/** How many copies a worker has, whatever becomes of them. */
+async function copiesAt({ metricsUrl }: Running, name: string): Promise<number> {
+  const { experts } = (await (await fetch(`${metricsUrl}/state/experts`)).json()) as {
+    experts: { copies: { worker: string }[] }[];
+  };
+  return experts.flatMap(({ copies }) => copies.filter(({ worker }) => worker === name)).length;
+}
+
+const untilCopiesAt = (coordinator: Running, name: string, wanted: number) =>
+  until(
+    () => copiesAt(coordinator, name),
+    (copies) => copies === wanted,
+  );
 
 /** A call whose first chunk has been answered, so that it is well under way. */
 async function underWay(
@@ -324,28 +356,39 @@ overEachTransport((transport) => {
       const router = cluster.routers[0]!;
       const rows = await tokens(50);
       const expected = await forward(router, rows, off);
-      /** How many copies a worker has, whatever becomes of them. */
-      const copiesAt = (name: string, wanted: number) =>
-        until(
-          async () => {
-            const answer = await fetch(`${coordinator.metricsUrl}/state/experts`);
-            const { experts } = (await answer.json()) as { experts: { copies: { worker: string }[] }[] };
-            return experts.flatMap(({ copies }) => copies.filter(({ worker }) => worker === name)).length;
-          },
-          (copies) => copies === wanted,
-        );
       const all = shape.layers * shape.experts;
       const apart = await addWorker(cluster, 'apart', { advertiseHost: '127.0.0.2' });
-      await drain(coordinator, 'worker-0');
-      await copiesAt('apart', all);
+      await mark(coordinator, 'worker-0', 'DRAINED');
+      await untilCopiesAt(coordinator, 'apart', all);
       for (let batch = 0; batch < 3; batch += 1) {
         expect(Buffer.compare((await forward(router, rows, off)).rows, expected.rows)).toBe(0);
         await sleep(300);
       }
-      await copiesAt('worker-0', all);
+      await untilCopiesAt(coordinator, 'worker-0', all);
       await apart.stop('it is to be reached');
       await addWorker(cluster, 'apart');
-      await copiesAt('worker-0', 0);
+      await untilCopiesAt(coordinator, 'worker-0', 0);
+      expect(Buffer.compare((await forward(router, rows, off)).rows, expected.rows)).toBe(0);
+    });
+
+    test('that cannot reach a new worker goes on with its copies of one expert, and to new copies of others', async () => {
+      const cluster = await startCluster({ workers: 2, coordinator: { rebalanceSeconds: 0 } });
+      const { coordinator, workers } = cluster;
+      const router = cluster.routers[0]!;
+      const rows = await tokens(50);
+      const expected = await forward(router, rows, off);
+      await addWorker(cluster, 'apart', { advertiseHost: '127.0.0.2' });
+      await addWorker(cluster, 'spare');
+      const before = (layer: number) => (layer < 2 ? 'worker-0' : 'worker-1');
+      const names = ['worker-0', 'worker-1', 'apart', 'spare'];
+      await goTo(coordinator, names, before);
+      await untilCopiesAt(coordinator, 'worker-1', shape.experts);
+      await untilCopiesAt(coordinator, 'worker-0', 2 * shape.experts);
+      await goTo(coordinator, names, (layer, expert) => (layer + expert === 0 ? 'apart' : before(layer)));
+      await untilCopiesAt(coordinator, 'apart', 1);
+      for (const name of ['worker-0', 'apart']) await mark(coordinator, name, 'CORDONED');
+      await workers[1]!.stop('its experts are to go to the spare one');
+      await untilCopiesAt(coordinator, 'spare', shape.experts);
       expect(Buffer.compare((await forward(router, rows, off)).rows, expected.rows)).toBe(0);
     });
 

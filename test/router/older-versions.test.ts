@@ -1,46 +1,9 @@
 import { expect, test } from '@jest/globals';
-import type { CoordinatorMessageInput } from '../../services/common/generated/switchyard/v1/CoordinatorMessage.js';
-import { encodeControl } from '../../services/common/protocol.js';
-import { describeModel } from '../../services/coordinator/describe.js';
-import { EventLog } from '../../services/simulator/event-log.js';
-import { modelSpec } from '../../services/simulator/model.js';
-import { Network } from '../../services/simulator/network.js';
-import { join, RouterNode, WorkerNode } from '../../services/simulator/nodes.js';
-import { SeededRandom } from '../../services/simulator/random.js';
-import { drawScenario } from '../../services/simulator/scenario.js';
-import { VirtualTime } from '../../services/simulator/virtual-time.js';
-import { simulatedProcess } from '../support/simulated.js';
-
-/** One node in virtual time, and a coordinator that says what a test wants. */
-function world() {
-  const scenario = { ...drawScenario(new SeededRandom(3)), shape: { layers: 1, experts: 3, topK: 1 } };
-  const time = new VirtualTime();
-  const random = new SeededRandom(7);
-  const log = new EventLog(() => time.nowMs);
-  const network = new Network({ time, random, rates: scenario.rates, log });
-  const spec = modelSpec(scenario.shape);
-  const process = (name: string) => simulatedProcess(name, { time, random });
-  let say = (_: CoordinatorMessageInput) => {};
-  network.listen(process('coordinator'), 'coordinator:1', join, (stream) => {
-    stream.listen({ message: () => {}, end: () => {}, fail: () => {} });
-    say = (message) => stream.write(encodeControl(message));
-    say({ welcome: { model: describeModel(spec), feedback: false } });
-  });
-  const told = async (message: CoordinatorMessageInput) => {
-    say(message);
-    await time.run(time.nowMs + 500, () => false);
-  };
-  return {
-    scenario,
-    time,
-    process,
-    told,
-    surroundings: { scenario, spec, network, log, coordinators: ['coordinator:1'], leases: null },
-  };
-}
+import { RouterNode, WorkerNode } from '../../services/simulator/nodes.js';
+import { scriptedWorld } from '../support/scripted-world.js';
 
 test('a router heeds no older term, and no lower epoch of the same term', async () => {
-  const { scenario, time, process, told, surroundings } = world();
+  const { scenario, time, process, told, surroundings } = scriptedWorld();
   const { core } = new RouterNode(
     process('router'),
     { ...scenario.routers[0]!, host: 'router' },
@@ -71,7 +34,7 @@ test('a router heeds no older term, and no lower epoch of the same term', async 
 });
 
 test('a worker heeds no older term, and no older assignment of the same term', async () => {
-  const { scenario, time, process, told, surroundings } = world();
+  const { scenario, time, process, told, surroundings } = scriptedWorld();
   const own = { ...scenario.workers[0]!, host: 'worker', expertsMax: 3 };
   const worker = new WorkerNode(process('worker'), own, surroundings, 10, () => {});
   await time.run(2_000, () => false);
