@@ -105,7 +105,7 @@ describe('the choice of experts', () => {
   test('of a batch that fails leaves an older file as it was', async () => {
     writeFileSync(at('old.jsonl'), 'old\n');
     const { status } = await forward('--return-routing old.jsonl --output out --layers 7');
-    expect(status).toBe(1);
+    expect(status).toBe(2);
     expect(readFileSync(at('old.jsonl'), 'utf8')).toBe('old\n');
   });
 });
