@@ -156,7 +156,7 @@ export class Cluster {
     if (report.linksChanged) member.links = report.links;
     const movedOn =
       router?.termInUse !== report.termInUse ||
-      router.held.length + report.held.length > 0 ||
+      !isDeepStrictEqual(router.held, report.held) ||
       router.epochInUse !== report.epochInUse ||
       router.bytesInFlight > 0 !== report.bytesInFlight > 0;
     if (report.linksChanged || router?.notReady !== report.notReady) this.changed();
@@ -197,7 +197,7 @@ export class Cluster {
     for (const member of expired) this.ended(member);
     const turned = lookAtReach(this.membership, nowMs);
     for (const member of turned) this.events.onReach(member);
-    if (turned.length > 0) this.plans.membersChanged();
+    if (turned.length > 0) this.plans.reachChanged(nowMs);
     const isNeeded = ({ hello }: Member) =>
       hello.role === 'WORKER' && this.plans.placement.isMissed(hello.name);
     const forgotten = this.membership.forget(nowMs, isNeeded);

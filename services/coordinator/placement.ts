@@ -31,7 +31,7 @@ interface Summary {
   planned: number;
 }
 
-const nobody: CopyHolder = { alive: false, capacity: 0, acknowledged: 0, has: () => false };
+const nobody: CopyHolder = { alive: false, reached: false, capacity: 0, acknowledged: 0, has: () => false };
 
 /**
  * Where the copies of experts are and shall be. Workers are known by slots, which stay a name's until it is freed. Times are monotonic
@@ -196,7 +196,7 @@ export class ClusterPlacement {
   isSpare({ hello }: Member, leaving: ReadonlySet<number>, copies: number): boolean {
     const slot = this.slotOf(hello.name);
     if (!this.counts()[slot]?.loading) return true;
-    const stays = (other: number) => this.members[other] !== null && !leaving.has(other);
+    const stays = (other: number) => this.members[other]?.unreached === '' && !leaving.has(other);
     return this.reconciler.assigned.every(
       (slots, expert) =>
         !slots.includes(slot) ||
@@ -282,8 +282,9 @@ export class ClusterPlacement {
   }
 }
 
-const holderOf = ({ acknowledged, ready }: Member, capacity: number): CopyHolder => ({
+const holderOf = ({ acknowledged, ready, unreached }: Member, capacity: number): CopyHolder => ({
   alive: true,
+  reached: unreached === '',
   capacity,
   acknowledged,
   has: (expert) => ready.has(expert),

@@ -78,6 +78,8 @@ export class PlacementPlans {
   private generation = 0;
   private planAtMs = Number.POSITIVE_INFINITY;
   private candidates: readonly Candidate[] = [];
+  /** Names of workers that no router reaches. */
+  private unreached: ReadonlySet<string> = new Set();
   /** Workers that leave, and have been told that they may. */
   private readonly released = new Set<Member>();
   private lastingOn = false;
@@ -144,12 +146,21 @@ export class PlacementPlans {
     return (!this.adopted && !this.loads.heard) || this.loads.rates(nowMs) !== null;
   }
 
+  /** Routers have come to reach workers, or reach them no more. */
+  reachChanged(nowMs: number): void {
+    this.membersChanged();
+    this.planSoon(nowMs);
+  }
+
   settle(membership: Membership, term: number, nowMs: number): Settled {
     const living = membership.living('WORKER');
     if (this.started || this.mayStart(membership, nowMs)) {
       const routers = membership.living('ROUTER');
       const room = roomForExperts(living, this.options.model);
       const staying = living.filter(({ draining }) => !draining);
+      this.unreached = new Set(
+        living.filter(({ unreached }) => unreached !== '').map(({ hello }) => hello.name),
+      );
       this.candidates = this.candidatesOf(
         staying.filter((member) => !this.isDrained(member)),
         room,
@@ -163,9 +174,6 @@ export class PlacementPlans {
       if (this.isPlanDue(nowMs)) void this.replan(nowMs);
       const capacity = (member: Member) => Math.floor(room.get(member)!.memoryBytes / this.expertBytes);
       const steps = this.placement.reconcile(this.inUse(routers, term), capacity, nowMs);
-      // What moved may have made room for what has none.
-      const hasMoved = steps.assigned.size > 0 || steps.published.length > 0;
-      if (hasMoved && this.placement.target.some((slots) => slots.length === 0)) this.stale = true;
       // At the start all are told what they hold: what one still loads for an earlier coordinator is none of it.
       const isTold = ({ hello }: Member) => starts || steps.assigned.has(this.placement.slotOf(hello.name));
       const assigned = new Set(living.filter(isTold));
@@ -227,6 +235,7 @@ export class PlacementPlans {
       candidates,
       present: placement.target,
       marks,
+      unreached: this.unreached,
       copies,
       lacking,
     });

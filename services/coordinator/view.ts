@@ -1,3 +1,4 @@
+import { plainText } from '../common/control-limits.js';
 import type { ClusterViewInput } from '../common/generated/switchyard/v1/ClusterView.js';
 import type { NodeDescriptionInput } from '../common/generated/switchyard/v1/NodeDescription.js';
 import type { NodeFiguresInput } from '../common/generated/switchyard/v1/NodeFigures.js';
@@ -118,8 +119,9 @@ function describeNode(
 function whyBehind({ router, links }: Member): string {
   const workers = router!.held.map(({ worker }) => worker);
   if (workers.length === 0) return '';
-  const { worker = '', reason = '' } = links.find(({ transport }) => transport === 'NO_LINK') ?? {};
-  return `it goes on with copies at ${workers.join(', ')} that are to go: no link to worker ${worker}: ${reason}`;
+  const missed = links.filter(({ transport }) => transport === 'NO_LINK');
+  const why = missed.map(({ worker, reason }) => `no link to worker ${worker}: ${reason}`).join('; ');
+  return plainText(`it goes on with copies at ${workers.join(', ')} that are to go: ${why}`);
 }
 
 function nodeState(

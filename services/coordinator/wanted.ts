@@ -17,6 +17,8 @@ interface Circumstances {
   present: Target;
   /** By name of the worker. */
   marks: ReadonlyMap<string, Mark>;
+  /** Names of workers that no router reaches. */
+  unreached: ReadonlySet<string>;
   /** Copies of each expert at least, as far as there are workers and memory. */
   copies: number;
   /** Why there cannot be as many; null: there can. */
@@ -69,10 +71,12 @@ function listsOf(layer: LayerPlacement, experts: ExpertOrder) {
   return { first, lists };
 }
 
-function allowedWorkers({ workers }: Placement, { candidates, marks }: Circumstances): string {
+function allowedWorkers({ workers }: Placement, { candidates, marks, unreached }: Circumstances): string {
   const drained = workers.filter((name) => marks.get(name) === 'DRAINED');
+  const missed = workers.filter((name) => unreached.has(name));
   const why = drained.length === 0 ? '' : `; drained: ${drained.join(', ')}`;
-  return `different ones of ${candidates.map(({ name }) => name).join(', ')}${why}`;
+  const also = missed.length === 0 ? '' : `; no router reaches ${missed.join(', ')}`;
+  return `different ones of ${candidates.map(({ name }) => name).join(', ')}${why}${also}`;
 }
 
 /** Where memory is too small for all copies that there are to be, those that there are must stay. */

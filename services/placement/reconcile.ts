@@ -7,6 +7,8 @@ export type CopyLists = readonly (readonly number[])[];
 export interface CopyHolder {
   /** Whether it lives: one that does not holds nothing. */
   alive: boolean;
+  /** Whether routers may reach it: what it alone serves is lacking. */
+  reached: boolean;
   /** Copies that its memory holds. */
   capacity: number;
   /** The assignment that its last report follows, as `Reconciler.versions` counts them. */
@@ -193,7 +195,12 @@ export class Reconciler {
     }
   }
 
-  private survey({ holders }: Situation): Motion {
+  private isLacking({ holders }: Situation, expert: number): boolean {
+    return !this.published[expert]!.some((slot) => holders[slot]!.reached);
+  }
+
+  private survey(situation: Situation): Motion {
+    const { holders } = situation;
     const used = new Uint32Array(holders.length);
     let limited = 0;
     let moving = this.dropping.size > 0;
@@ -203,20 +210,20 @@ export class Reconciler {
         used[slot]! += 1;
         const loads = !holders[slot]!.has(expert);
         moving ||= loads || !this.published[expert]!.includes(slot);
-        if (loads && this.published[expert]!.length > 0) limited += 1;
+        if (loads && !this.isLacking(situation, expert)) limited += 1;
       }
     }
     return { used, limited, moving };
   }
 
-  /** Begins loads where there is room: first those of experts that nobody serves, then of others, as many as may be. */
+  /** Begins loads where there is room: first those of experts that nobody serves in reach, then of others, as many as may be. */
   private load(situation: Situation, motion: Motion, assigned: Set<number>): number {
     const { target, loadsMax, loadsNow } = situation;
     let left = Math.max(0, Math.min(loadsMax - motion.limited, loadsNow));
     let begun = 0;
     for (const lacking of [true, false]) {
       for (let expert = 0; expert < this.experts; expert += 1) {
-        if ((this.published[expert]!.length === 0) !== lacking) continue;
+        if (this.isLacking(situation, expert) !== lacking) continue;
         for (const slot of target[expert]!) {
           if (!this.mayLoad(situation, motion, expert, slot)) continue;
           if (!lacking && left === 0) {

@@ -83,7 +83,7 @@ export class RouterCore {
       links: () => this.links,
       notReady: () => this.readiness().reason,
       inUse: () => this.cluster.placementInUse,
-      held: () => this.cluster.held(),
+      held: () => this.cluster.held,
       batches: () => ({ live: this.batches.liveCount, oldest: this.batches.oldest() }),
       traffic: () => this.metrics.traffic(),
     });

@@ -18,16 +18,20 @@ import type { Timer } from '../runtime/clock.js';
 import type { Dialer } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { Links } from './links.js';
-import { type HeldCopy, indexPlacement, type PlacementIndex, withCopiesHeld } from './placement.js';
+import {
+  type HeldCopy,
+  heldKey,
+  heldMsMax,
+  indexPlacement,
+  type PlacementIndex,
+  withCopiesHeld,
+} from './placement.js';
 import { PlacementsInUse } from './placements-in-use.js';
 import type { RouterReporter } from './report.js';
 import type { RouterWeights } from './weights.js';
 
-/**
- * For so long copies are held of placements before the latest: longer than a coordinator takes to bring experts away from a worker that no router reaches. Whoever reaches a worker
- * that others reach must not hold them back for good.
- */
-export const heldMsMax = 20_000;
+/** How often copies that should be given up are looked at again, where they may not yet. */
+const againMs = 500;
 
 export interface KnownClusterOptions {
   /** The node token, for the coordinator alone. */
@@ -147,10 +151,12 @@ export class KnownCluster {
     return this.inUse.oldest ?? this.placement ?? { term: 0, epoch: 0 };
   }
 
-  /** Copies that may still be used, although no placement that is used has them. */
-  *held(): Generator<HeldCopy> {
-    for (const { held } of new Set([...this.inUse.all(), ...(this.placement ? [this.placement] : [])]))
-      yield* held;
+  /** Copies that may still be used, although no placement that is used has them: each once. */
+  get held(): readonly HeldCopy[] {
+    const used = new Set([...this.inUse.all(), ...(this.placement ? [this.placement] : [])]);
+    const lists = [...used].map(({ held }) => held).filter(({ length }) => length > 0);
+    if (lists.length <= 1) return lists[0] ?? [];
+    return [...new Map(lists.flat().map((copy) => [heldKey(copy), copy])).values()];
   }
 
   get connected(): boolean {
@@ -272,28 +278,33 @@ export class KnownCluster {
     if (latest === null || placement === latest) return;
     if (movedAt.latest === latest && movedAt.changes === links.changes) return;
     this.movedAt = { latest, changes: links.changes };
-    const isReached = (worker: string) => links.find(worker).link !== null;
-    this.placement = placement === null ? latest : withCopiesHeld(latest, placement, isReached);
+    const nowMs = this.options.runtime.clock.now();
+    const holding = {
+      isReached: (worker: string) => links.find(worker).link !== null,
+      nowMs,
+      // Without a coordinator nobody drops a copy.
+      untilMs: this.connected ? nowMs - heldMsMax : Number.NEGATIVE_INFINITY,
+    };
+    this.placement = placement === null ? latest : withCopiesHeld(latest, placement, holding);
     this.watchHeld();
     if (this.inUse.oldest === null) this.options.reporter.flush();
   }
 
-  /** Lets go of copies of placements before the latest when its time is over. */
+  /** Looks again when the first of the copies that are held has been held for as long as it may. */
   private watchHeld(): void {
+    this.heldTimer?.cancel();
+    this.heldTimer = null;
     const { runtime, log } = this.options;
-    if (this.placement === this.latest) {
-      this.heldTimer?.cancel();
-      this.heldTimer = null;
-      return;
-    }
-    this.heldTimer ??= runtime.clock
-      .after(heldMsMax, () => {
-        this.heldTimer = null;
-        if (this.placement === this.latest) return;
-        log.warn({ event: 'copies-given-up', epoch: this.latest!.epoch, reason: this.lacking() });
-        this.placement = this.latest;
-        if (this.inUse.oldest === null) this.options.reporter.flush();
+    const { held } = this.placement!;
+    if (held.length === 0) return;
+    const dueMs =
+      held.reduce((least, { sinceMs }) => Math.min(least, sinceMs), Number.POSITIVE_INFINITY) + heldMsMax;
+    this.heldTimer = runtime.clock
+      .after(Math.max(againMs, dueMs - runtime.clock.now()), () => {
+        this.movedAt = { latest: null, changes: 0 };
         this.notify();
+        if (this.placement!.held.length < held.length)
+          log.warn({ event: 'copies-given-up', epoch: this.placement!.epoch, reason: this.lacking() });
       })
       .unref();
   }

@@ -4,9 +4,25 @@ import type { LayerPlacement } from '../common/generated/switchyard/v1/LayerPlac
 import type { Placement, PlacementInput } from '../common/generated/switchyard/v1/Placement.js';
 import type { ExpertId } from '../common/layer-experts.js';
 
+/**
+ * For so long copies are held that are in no later placement: as a rule longer than a coordinator takes to bring experts away from a worker that no router reaches. Whoever does not reach
+ * a worker that others reach must not hold them back for good.
+ */
+export const heldMsMax = 20_000;
+
 /** A copy that is in no later placement. */
 export interface HeldCopy extends ExpertId {
   worker: string;
+  /** Since when it is in none. */
+  sinceMs: number;
+}
+
+/** What decides which copies are held. */
+export interface Holding {
+  isReached: (worker: string) => boolean;
+  nowMs: number;
+  /** Copies that are held since then or before are given up; minus infinity: none. */
+  untilMs: number;
 }
 
 /** The map of one epoch as grouping reads it. A chunk's layer uses one of these from start to end. */
@@ -53,18 +69,27 @@ export function indexPlacement(
 export function withCopiesHeld(
   next: PlacementIndex,
   before: PlacementIndex,
-  isReached: (worker: string) => boolean,
+  { isReached, nowMs, untilMs }: Holding,
 ): PlacementIndex {
   if (before.term !== next.term || before === next) return next;
   const reached = next.workers.map(isReached);
+  const since = new Map(before.held.map((copy) => [heldKey(copy), copy.sinceMs]));
   const copies = new Map(next.copies);
   const held: HeldCopy[] = [];
   for (const [layer, placed] of next.copies) {
     const extra = extraHolders(placed, before.copies.get(layer), reached);
-    if (extra.size === 0) continue;
-    copies.set(layer, withExtra(placed, extra));
-    for (const [expert, holders] of extra)
-      for (const worker of holders) held.push({ layer, expert, worker: next.workers[worker]! });
+    for (const [expert, holders] of extra) {
+      const kept = holders.flatMap((worker) => {
+        const copy = { layer, expert, worker: next.workers[worker]! };
+        const sinceMs = since.get(heldKey(copy)) ?? nowMs;
+        if (sinceMs <= untilMs) return [];
+        held.push({ ...copy, sinceMs });
+        return [worker];
+      });
+      if (kept.length > 0) extra.set(expert, kept);
+      else extra.delete(expert);
+    }
+    if (extra.size > 0) copies.set(layer, withExtra(placed, extra));
   }
   if (held.length === 0) return next;
   return { ...next, held, copies, expertsAt: countExperts(copies, next.workers.length) };
@@ -75,18 +100,18 @@ function extraHolders(
   next: ExpertCopies,
   before: ExpertCopies | undefined,
   reached: readonly boolean[],
-): Map<number, Uint32Array> {
-  const extra = new Map<number, Uint32Array>();
+): Map<number, number[]> {
+  const extra = new Map<number, number[]>();
   for (let expert = 0; before !== undefined && expert + 1 < next.offsets.length; expert += 1) {
     const own = holdersOf(next, expert);
     if (own.length === 0 || own.some((worker) => reached[worker])) continue;
-    const others = holdersOf(before, expert).filter((worker) => reached[worker]);
+    const others = [...holdersOf(before, expert)].filter((worker) => reached[worker]);
     if (others.length > 0) extra.set(expert, others);
   }
   return extra;
 }
 
-function withExtra(placed: ExpertCopies, extra: ReadonlyMap<number, Uint32Array>): ExpertCopies {
+function withExtra(placed: ExpertCopies, extra: ReadonlyMap<number, readonly number[]>): ExpertCopies {
   const offsets = new Uint32Array(placed.offsets.length);
   const workers: number[] = [];
   for (let expert = 0; expert + 1 < offsets.length; expert += 1) {
@@ -96,6 +121,10 @@ function withExtra(placed: ExpertCopies, extra: ReadonlyMap<number, Uint32Array>
   }
   return { offsets, workers: Uint32Array.from(workers) };
 }
+
+/** Names a copy. */
+export const heldKey = ({ layer, expert, worker }: Omit<HeldCopy, 'sinceMs'>) =>
+  `${layer}/${expert}/${worker}`;
 
 const holdersOf = ({ offsets, workers }: ExpertCopies, expert: number) =>
   workers.subarray(offsets[expert]!, offsets[expert + 1]!);

@@ -30,7 +30,7 @@ export interface ReportSources {
   /** The oldest placement that is used, or else the latest. */
   inUse: () => { term: number; epoch: number };
   /** Copies of placements before that may be used. */
-  held: () => Iterable<HeldCopy>;
+  held: () => readonly HeldCopy[];
   batches: () => { live: number; oldest: BatchProgressInput[] };
   /** Of all links since the start. */
   traffic: () => Iterable<LinkTrafficInput>;
@@ -53,6 +53,11 @@ export class RouterReporter {
   /** When it is due, on the clock's `now`. */
   private dueMs = Number.POSITIVE_INFINITY;
   private reportedLinks: number | null = null;
+  /** What `held` told last, as messages have it. */
+  private describedHeld: { of: readonly HeldCopy[] | null; copies: HeldCopiesInput[] } = {
+    of: null,
+    copies: [],
+  };
   /** By worker: the bytes that the last heartbeat told of. */
   private readonly reportedBytes = new Map<string, number>();
   private send: ((message: NodeMessageInput) => boolean) | null = null;
@@ -143,8 +148,22 @@ export class RouterReporter {
       eventLoopUtilization: this.utilization,
       rssBytes: this.rssBytes,
       notReady: plainText(this.sources.notReady()),
-      held: describeHeld(this.sources.held()),
+      held: this.describeHeld(this.sources.held()),
     };
+  }
+
+  /** Made once for each list. */
+  private describeHeld(held: readonly HeldCopy[]): HeldCopiesInput[] {
+    if (this.describedHeld.of === held) return this.describedHeld.copies;
+    const byWorker = new Map<string, HeldCopy[]>();
+    for (const copy of held) {
+      const known = byWorker.get(copy.worker);
+      if (known === undefined) byWorker.set(copy.worker, [copy]);
+      else known.push(copy);
+    }
+    const copies = [...byWorker].map(([worker, own]) => ({ worker, experts: groupByLayer(own) }));
+    this.describedHeld = { of: held, copies };
+    return copies;
   }
 
   private figures(): RouterFiguresInput {
@@ -163,12 +182,6 @@ export class RouterReporter {
     this.steered.clear();
     this.tokens = 0;
   }
-}
-
-function describeHeld(held: Iterable<HeldCopy>): HeldCopiesInput[] {
-  const byWorker = new Map<string, HeldCopy[]>();
-  for (const copy of held) byWorker.set(copy.worker, [...(byWorker.get(copy.worker) ?? []), copy]);
-  return [...byWorker].map(([worker, copies]) => ({ worker, experts: groupByLayer(copies) }));
 }
 
 /** While there is no coordinator counts go on; beyond what a message can tell, only their proportions are lost. */

@@ -1,4 +1,3 @@
-import { heldMsMax } from '../router/known-cluster.js';
 import type { PlacementIndex } from '../router/placement.js';
 import type { RouterNode } from './nodes.js';
 import type { SimulatedProcess } from './process.js';
@@ -10,13 +9,18 @@ interface Seen {
   changes: number;
   /** Since it was without a coordinator no placement has come. */
   isNew: boolean;
-  /** Since when it holds copies of placements before; null: it holds none. */
-  heldSinceMs: number | null;
+  /** Expert to since when copies of it are held that are in no later placement. */
+  heldSinceMs: ReadonlyMap<string, number>;
 }
 
-const clockSlack = 0.98;
+/** For so long a router must go on with copies that are to go, where it reaches no others; clocks are up to 1 % wrong. */
+const heldMsMin = 20_000 * 0.98;
+const unseen: Seen = { placement: null, changes: 0, isNew: true, heldSinceMs: new Map() };
 
-/** A router that goes on to another placement while its links stay as they are, reaches by it what it reached before, but for what it has held for as long as it may. */
+/**
+ * A router that goes on to another placement while its links stay as they are, reaches by it what it reached before, but for what it has held for as long
+ * as it must.
+ */
 export class Adoptions {
   private readonly seen = new WeakMap<SimulatedProcess, Seen>();
 
@@ -27,22 +31,34 @@ export class Adoptions {
 
   check({ process, core }: RouterNode): void {
     const { cluster, links } = core;
-    const { nowMs } = this.time;
-    const before = this.seen.get(process) ?? { placement: null, changes: 0, isNew: true, heldSinceMs: null };
-    const now = { placement: cluster.placement, changes: links.changes };
-    const hasMoved = now.placement !== before.placement;
-    const isNew = !cluster.connected || (before.isNew && !hasMoved);
-    const holds = (now.placement?.held.length ?? 0) > 0;
-    this.seen.set(process, { ...now, isNew, heldSinceMs: holds ? (before.heldSinceMs ?? nowMs) : null });
-    if (before.heldSinceMs !== null && nowMs - before.heldSinceMs >= heldMsMax * clockSlack) return;
-    if (!hasMoved || before.isNew || before.changes !== now.changes) return;
-    if (before.placement === null || now.placement === null) return;
+    const before = this.seen.get(process) ?? unseen;
+    const { placement } = cluster;
+    const hasMoved = placement !== before.placement;
+    this.seen.set(process, {
+      placement,
+      changes: links.changes,
+      isNew: !cluster.connected || (before.isNew && !hasMoved),
+      heldSinceMs: this.heldSince(placement, before.heldSinceMs),
+    });
+    if (!hasMoved || before.isNew || before.changes !== links.changes) return;
+    if (before.placement === null || placement === null) return;
     const reached = reachedBy(core, before.placement);
-    for (const [expert, isReached] of reachedBy(core, now.placement))
-      if (!isReached && reached.get(expert) === true)
-        this.violated(
-          `${process.name} reached expert ${expert}, and went to a placement by which it does not, epoch ${now.placement.epoch}`,
-        );
+    for (const [expert, isReached] of reachedBy(core, placement)) {
+      if (isReached || reached.get(expert) !== true) continue;
+      const heldMs = this.time.nowMs - (before.heldSinceMs.get(expert) ?? this.time.nowMs);
+      if (heldMs >= heldMsMin) continue;
+      this.violated(
+        `${process.name} reached expert ${expert}, and went to a placement by which it does not, epoch ${placement.epoch}`,
+      );
+    }
+  }
+
+  private heldSince(
+    placement: PlacementIndex | null,
+    before: ReadonlyMap<string, number>,
+  ): ReadonlyMap<string, number> {
+    const experts = (placement?.held ?? []).map(({ layer, expert }) => `${layer}/${expert}`);
+    return new Map(experts.map((expert) => [expert, before.get(expert) ?? this.time.nowMs]));
   }
 }
 

@@ -50,6 +50,7 @@ export class Invariants {
     this.adoptions = new Adoptions(cluster.time, violated);
     cluster.judge = {
       viewed: (control) => this.checkAdopted(control),
+      refused: (name, why) => violated(`${name} says what a coordinator refuses: ${why}`),
       departed: (node, askedMs) => {
         const placedMs = (control: ControlService) => this.placedMs.get(control) ?? Number.POSITIVE_INFINITY;
         const wrong = checkDeparture(node, askedMs, cluster, placedMs);

@@ -1,3 +1,4 @@
+import type { SwitchyardError } from '../common/errors.js';
 import type { ControlService } from '../coordinator/control-service.js';
 import type { EventLog } from './event-log.js';
 import { LeaseStore } from './lease-store.js';
@@ -34,6 +35,8 @@ export interface Judge {
   viewed: (control: ControlService) => void;
   /** A worker that was asked to end has ended. */
   departed: (node: WorkerNode, askedMs: number) => void;
+  /** A coordinator refuses what a member says. */
+  refused: (name: string, why: string) => void;
 }
 
 /** All processes of a simulated cluster, and what connects them. */
@@ -45,7 +48,7 @@ export class SimulatedCluster {
   /** Names of those that never come back. */
   readonly gone = new Set<string>();
   /** Who hears of what happens; given before anything does. */
-  judge: Judge = { viewed: () => {}, departed: () => {} };
+  judge: Judge = { viewed: () => {}, departed: () => {}, refused: () => {} };
   /** All that there were, by name. */
   private readonly processes = new Map<string, SimulatedProcess>();
   private readonly asked = new WeakSet<SimulatedNode>();
@@ -139,7 +142,7 @@ export class SimulatedCluster {
     worker: WorkerScenario | undefined,
     router: RouterScenario | undefined,
   ): SimulatedNode {
-    const onFailed = () => this.failed(slot, process);
+    const onFailed = (error: SwitchyardError) => this.failed(slot, process, error);
     if (router !== undefined) return new RouterNode(process, router, this.surroundings, onFailed);
     if (worker === undefined) {
       const index = this.coordinators.findIndex(({ name }) => name === slot.name);
@@ -153,9 +156,14 @@ export class SimulatedCluster {
   }
 
   /** A process that cannot be a member any more ends, and whoever watches over it starts it anew. */
-  private failed(slot: Slot<SimulatedNode>, process: SimulatedProcess): void {
+  private failed(
+    slot: Slot<SimulatedNode>,
+    process: SimulatedProcess,
+    { code, message }: SwitchyardError,
+  ): void {
     if (slot.node?.process !== process) return;
-    this.log.add(slot.name, 'cannot be a member any more');
+    this.log.add(slot.name, `cannot be a member any more: ${message}`);
+    if (code === 'INVALID_ARGUMENT') this.judge.refused(slot.name, message);
     this.kill(slot);
     this.time.after(startedAnewMs, () => {
       if (!this.gone.has(slot.name)) this.start(slot);

@@ -1,5 +1,6 @@
 import { Access } from '../common/access.js';
 import { controlLimits } from '../common/control-limits.js';
+import type { SwitchyardError } from '../common/errors.js';
 import { ExpertMetrics } from '../common/expert-metrics.js';
 import { Registry } from '../common/metrics.js';
 import { exchangeCodec, joinCodec } from '../common/protocol.js';
@@ -109,7 +110,7 @@ export class RouterNode implements SimulatedNode {
     readonly process: SimulatedProcess,
     { name, host, budgetBytes }: RouterScenario,
     { scenario, spec, network, log, coordinators }: Surroundings,
-    onFailed: () => void,
+    onFailed: (error: SwitchyardError) => void,
   ) {
     const { leaseMs, readyWaitMs } = scenario;
     const { clock } = process.runtime;
@@ -138,7 +139,7 @@ export class RouterNode implements SimulatedNode {
     const identity = { address: `${host}:2`, metricsUrl: '', pid: process.number };
     void this.core.start(coordinators, identity).then((error) => {
       this.over = error !== null;
-      if (this.over) onFailed();
+      if (error !== null) onFailed(error);
     });
   }
 
@@ -163,7 +164,7 @@ export class WorkerNode implements SimulatedNode {
     { name, host, device, expertsMax, slabBytes, drainMs }: WorkerScenario,
     { scenario, spec, network, log, coordinators }: Surroundings,
     port: number,
-    onFailed: () => void,
+    onFailed: (error: SwitchyardError) => void,
   ) {
     const { leaseMs, rates } = scenario;
     const { clock } = process.runtime;

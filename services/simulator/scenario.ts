@@ -111,7 +111,7 @@ function drawUnreachable(
   random: SeededRandom,
   { workers, shape }: Pick<Scenario, 'workers' | 'shape'>,
 ): string | null {
-  if (!random.chance(0.1)) return null;
+  if (!random.chance(0.2)) return null;
   const { name } = random.pick(workers);
   const others = workers.filter((worker) => worker.name !== name);
   const room = others.reduce((sum, { expertsMax }) => sum + expertsMax, 0);

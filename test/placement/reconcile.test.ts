@@ -5,6 +5,7 @@ import { Reconciler, type Steps } from '../../services/placement/reconcile.js';
 /** A worker that loads and drops what it is told to, when the test lets it. */
 class ModelWorker {
   alive = true;
+  reached = true;
   acknowledged = 0;
   /** As it reported last. */
   readonly reported = new Set<number>();

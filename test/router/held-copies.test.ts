@@ -1,5 +1,5 @@
 import { expect, test } from '@jest/globals';
-import { heldMsMax } from '../../services/router/known-cluster.js';
+import { heldMsMax } from '../../services/router/placement.js';
 import { RouterNode, WorkerNode } from '../../services/simulator/nodes.js';
 import { linkKey } from '../../services/transport/link-key.js';
 import { scriptedWorld } from '../support/scripted-world.js';
@@ -44,10 +44,32 @@ test('a router uses a copy that is to go as long as it does not reach the new on
   expect(core.readiness().ready).toBe(true);
   const held = [{ worker: 'near', experts: [{ layer: 0, experts: [1] }] }];
   expect(report()).toMatchObject({ epochInUse: 2, held });
+  // What a chunk under way uses is told too, once, though the router is beyond it.
+  const used = core.cluster.placement!;
+  core.cluster.inUse.enter(used);
+  await told(view(3, [0, 1, 0]));
+  await told(view(4, [0, 0, 0]));
+  await pass(1_000);
+  expect(core.cluster.placement).toMatchObject({ epoch: 4, held: [] });
+  expect(report()).toMatchObject({ epochInUse: 2, held });
+  core.cluster.inUse.leave(used);
+  await pass(1_000);
+  expect(report()).toMatchObject({ epochInUse: 4, held: [] });
+
+  await told(view(5, [0, 1, 0]));
+  await pass(1_000);
+  const other = core.cluster.placement!;
+  core.cluster.inUse.enter(other);
+  await told(view(6, [0, 1, 0]));
+  await pass(1_000);
+  expect(core.cluster.placement).not.toBe(other);
+  expect(report().held).toEqual(held);
+  core.cluster.inUse.leave(other);
+
   await pass(heldMsMax);
   expect(core.readiness()).toMatchObject({
     ready: false,
     reason: expect.stringContaining('layer 0 expert 1: no link to worker far'),
   });
-  expect(report()).toMatchObject({ epochInUse: 2, held: [] });
+  expect(report()).toMatchObject({ epochInUse: 6, held: [] });
 });

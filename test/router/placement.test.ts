@@ -20,10 +20,12 @@ const holders = ({ copies }: PlacementIndex) => {
     ...workers.subarray(offsets[at], offsets[at + 1]),
   ]);
 };
-const reaches =
-  (...names: string[]) =>
-  (worker: string) =>
-    names.includes(worker);
+const at = (nowMs: number, names: string[], untilMs = Number.NEGATIVE_INFINITY) => ({
+  isReached: (worker: string) => names.includes(worker),
+  nowMs,
+  untilMs,
+});
+const reaches = (...names: string[]) => at(0, names);
 
 describe('a placement that is taken', () => {
   const before = placement(1, [[0], [0], [1]]);
@@ -40,8 +42,8 @@ describe('a placement that is taken', () => {
     expect(taken).toMatchObject({
       epoch: 2,
       held: [
-        { layer: 0, expert: 1, worker: 'w0' },
-        { layer: 0, expert: 2, worker: 'w1' },
+        { layer: 0, expert: 1, worker: 'w0', sinceMs: 0 },
+        { layer: 0, expert: 2, worker: 'w1', sinceMs: 0 },
       ],
     });
     expect([...taken.expertsAt.get(0)!]).toEqual([1, 2, 2]);
@@ -52,12 +54,25 @@ describe('a placement that is taken', () => {
     const third = placement(3, [[1], [2], [0]], next);
     const later = withCopiesHeld(third, taken, reaches('w0', 'w1'));
     expect(holders(later)).toEqual([[1], [0, 2], [0]]);
-    expect(later.held).toEqual([{ layer: 0, expert: 1, worker: 'w0' }]);
+    expect(later.held).toEqual([{ layer: 0, expert: 1, worker: 'w0', sinceMs: 0 }]);
     expect(withCopiesHeld(third, later, reaches('w0', 'w1', 'w2'))).toBe(third);
   });
 
+  test('gives up each copy by the time since when it alone is held', () => {
+    const names = ['w0', 'w1'];
+    const early = withCopiesHeld(placement(2, [[0], [2], [1]], before), before, at(1_000, names));
+    const later = withCopiesHeld(next, early, at(5_000, names));
+    expect(later.held).toMatchObject([
+      { expert: 1, sinceMs: 1_000 },
+      { expert: 2, sinceMs: 5_000 },
+    ]);
+    const last = withCopiesHeld(next, later, at(6_000, names, 1_000));
+    expect(holders(last)).toEqual([[1], [2], [1, 2]]);
+    expect(withCopiesHeld(next, last, at(9_000, names, 5_000))).toBe(next);
+  });
+
   test('has none of them at workers that are reached no more, of experts that nobody has any more, or of another term', () => {
-    expect(withCopiesHeld(next, before, reaches('w1')).held).toEqual([{ layer: 0, expert: 2, worker: 'w1' }]);
+    expect(withCopiesHeld(next, before, reaches('w1')).held).toMatchObject([{ expert: 2, worker: 'w1' }]);
     const empty = placement(2, [[1], [], [2]], before);
     expect(holders(withCopiesHeld(empty, before, reaches('w0', 'w1')))).toEqual([[1], [], [1, 2]]);
     const other = placement(1, [[1], [2], [2]], before, 2);
