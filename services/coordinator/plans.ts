@@ -77,6 +77,8 @@ export class PlacementPlans {
   /** Counts the changes of who may have copies: a plan for others is void. */
   private generation = 0;
   private planAtMs = Number.POSITIVE_INFINITY;
+  /** Of what the last plan was made by which copies stay where they are; null: they do not. */
+  private kept: { version: number; generation: number; target: number[][] } | null = null;
   private candidates: readonly Candidate[] = [];
   /** Names of workers that no router reaches. */
   private unreached: ReadonlySet<string> = new Set();
@@ -174,6 +176,7 @@ export class PlacementPlans {
       if (this.isPlanDue(nowMs)) void this.replan(nowMs);
       const capacity = (member: Member) => Math.floor(room.get(member)!.memoryBytes / this.expertBytes);
       const steps = this.placement.reconcile(this.inUse(routers, term), capacity, nowMs);
+      if (steps.stuck.length > 0) this.kept = null;
       // At the start all are told what they hold: what one still loads for an earlier coordinator is none of it.
       const isTold = ({ hello }: Member) => starts || steps.assigned.has(this.placement.slotOf(hello.name));
       const assigned = new Set(living.filter(isTold));
@@ -333,6 +336,11 @@ export class PlacementPlans {
   private async replan(nowMs: number): Promise<void> {
     const { rebalanceSeconds, plan } = this.options;
     this.planAtMs = this.nextPlanMs(nowMs);
+    // What does not pay pays less as the load fades.
+    const { version } = this.loads;
+    const { target } = this.placement;
+    const { kept } = this;
+    if (kept?.version === version && kept.generation === this.generation && kept.target === target) return;
     this.outlook = null;
     if (this.candidates.length === 0 || this.lacking !== null) return;
     const { generation, candidates } = this;
@@ -343,7 +351,8 @@ export class PlacementPlans {
     // Others may have copies now: then they are planned for.
     if (planned === null || generation !== this.generation) return;
     this.outlook = planned;
-    if (planned.copiesToLoad > 0 && rebalanceSeconds > 0) this.follow(this.planned(candidates, planned));
+    if (planned.copiesToLoad === 0) this.kept = { version, generation, target };
+    else if (rebalanceSeconds > 0) this.follow(this.planned(candidates, planned));
   }
 
   private nextPlanMs(nowMs: number): number {
