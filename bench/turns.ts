@@ -25,7 +25,7 @@ export async function cpuSeconds(action: () => Promise<unknown>): Promise<number
 
 /**
  * Every implementation computes the same number of rows `count` times; experts change from turn to turn. With one row a turn is a call for every expert, as
- * its limit is reading all of that memory: one call is over before caches of addresses are warm.
+ * its limit is reading that much memory, and a single call is short.
  */
 export async function takeTurns(
   count: number,
