@@ -1,4 +1,6 @@
 import { execFile } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { expect, test } from '@jest/globals';
 import { commandLine } from '../../native/locate.js';
@@ -19,6 +21,16 @@ test('A seed decides everything: run again, it does the same', async () => {
 test('Seeds differ', async () => {
   const [one, other] = [await simulate(21), await simulate(22)];
   expect(one.hash).not.toBe(other.hash);
+});
+
+const mutants = join('test', 'simulator', 'mutants');
+
+test.each(readdirSync(mutants))('%s changes lines that are there', (name) => {
+  const patch = readFileSync(join(mutants, name), 'utf8');
+  const [, file] = /^--- a\/(\S+)$/m.exec(patch)!;
+  const lines = readFileSync(file!, 'utf8').split('\n');
+  const changed = patch.split('\n').filter((line) => line.startsWith('-') && !line.startsWith('---'));
+  for (const line of changed) expect(lines).toContain(line.slice(1));
 });
 
 test('200 seeds do nothing that must never happen', async () => {
