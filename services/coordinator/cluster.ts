@@ -226,14 +226,19 @@ export class Cluster {
 
   /** Plans for the present load, and begins to go there. Throws NOT_READY as long as no expert is placed. */
   rebalance(nowMs: number): Promise<RebalanceAnswerInput> {
-    this.settle(nowMs);
+    this.bringUpToDate(nowMs);
     return this.plans.rebalance(nowMs);
   }
 
   /** Begins to bring copies to where an operator says. Throws INVALID_ARGUMENT for what cannot be. */
   goTo(wanted: Placement, nowMs: number): RebalanceAnswerInput {
-    this.settle(nowMs);
+    this.bringUpToDate(nowMs);
     return this.plans.goTo(wanted);
+  }
+
+  /** What an operator asks is for who is there now; it is no reason to place experts for the first time. */
+  private bringUpToDate(nowMs: number): void {
+    if (this.plans.started) this.settle(nowMs);
   }
 
   /** Brings the view up to date with what was decided elsewhere. */

@@ -7,7 +7,9 @@ interface Seen {
   placement: PlacementIndex | null;
   /** Of its links. */
   changes: number;
-  /** Since it was without a coordinator no placement has come. */
+  /** Counts what its name has joined as at the coordinator that leads; null: it is no member there. */
+  incarnation: number | null;
+  /** It has joined anew, and no placement has come since. */
   isNew: boolean;
   /** Expert to since when copies of it are held that are in no later placement. */
   heldSinceMs: ReadonlyMap<string, number>;
@@ -15,7 +17,7 @@ interface Seen {
 
 /** For so long a router must go on with copies that are to go, where it reaches no others; clocks are up to 1 % wrong. */
 const heldMsMin = 20_000 * 0.98;
-const unseen: Seen = { placement: null, changes: 0, isNew: true, heldSinceMs: new Map() };
+const unseen: Seen = { placement: null, changes: 0, incarnation: null, isNew: true, heldSinceMs: new Map() };
 
 /**
  * A router that goes on to another placement while its links stay as they are, reaches by it what it reached before, but for what it has held for as long
@@ -29,18 +31,20 @@ export class Adoptions {
     private readonly violated: (what: string) => void,
   ) {}
 
-  check({ process, core }: RouterNode): void {
+  check({ process, core }: RouterNode, incarnation: number | null): void {
     const { cluster, links } = core;
     const before = this.seen.get(process) ?? unseen;
     const { placement } = cluster;
     const hasMoved = placement !== before.placement;
+    const hasJoined = !cluster.connected || incarnation === null || incarnation !== before.incarnation;
     this.seen.set(process, {
       placement,
       changes: links.changes,
-      isNew: !cluster.connected || (before.isNew && !hasMoved),
+      incarnation,
+      isNew: hasJoined || (before.isNew && !hasMoved),
       heldSinceMs: this.heldSince(placement, before.heldSinceMs),
     });
-    if (!hasMoved || before.isNew || before.changes !== links.changes) return;
+    if (!hasMoved || hasJoined || before.isNew || before.changes !== links.changes) return;
     if (before.placement === null || placement === null) return;
     const reached = reachedBy(core, before.placement);
     for (const [expert, isReached] of reachedBy(core, placement)) {

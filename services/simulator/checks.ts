@@ -68,7 +68,7 @@ export class Invariants {
       if (node === null) continue;
       this.checkRouter(node);
       this.goingOn.check(node);
-      this.adoptions.check(node);
+      this.adoptions.check(node, this.incarnationOf(node));
     }
     for (const leader of leaders) {
       this.members.check(leader);
@@ -100,6 +100,18 @@ export class Invariants {
         `a coordinator began, and wants expert ${expert} on ${wanted.join(', ')}, while ${holders[expert]!.join(', ')} hold it`,
       );
     }
+  }
+
+  /** Of a router at the coordinator that leads; null: it is no member there. */
+  private incarnationOf({ process }: RouterNode): number | null {
+    const [leader] = this.cluster.leaders;
+    const member = leader?.control.cluster
+      .members()
+      .find(
+        ({ hello, alive }) =>
+          alive && hello.role === 'ROUTER' && this.cluster.processOf(hello.name, hello.pid) === process,
+      );
+    return member?.incarnation ?? null;
   }
 
   private checkMemory({ process, backend, memoryBytes }: WorkerNode): void {

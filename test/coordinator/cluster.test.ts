@@ -504,6 +504,14 @@ describe('plans', () => {
     expect(scene.cluster.view.ready).toBe(true);
   });
 
+  test('an operator who asks for one is no reason to begin', async () => {
+    const { cluster } = new Scene();
+    cluster.join(hello('w0'), 0);
+    await expect(async () => cluster.rebalance(0)).rejects.toMatchObject({ code: 'NOT_READY' });
+    expect(() => cluster.goTo({ workers: [], layers: [] }, 0)).toThrow('no expert is placed yet');
+    expect(cluster.plans.started).toBe(false);
+  });
+
   test('an operator is told that there is none to be made without workers', async () => {
     const scene = new Scene();
     await expect(scene.cluster.plans.rebalance(0)).rejects.toMatchObject({ code: 'NOT_READY' });
