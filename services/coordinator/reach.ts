@@ -2,7 +2,7 @@ import { plainText } from '../common/control-limits.js';
 import type { Member, Membership } from './membership.js';
 
 /** Longer than routers take to dial a worker anew, however often they failed before. */
-export const unreachedMsMax = 10_000;
+const unreachedMsMax = 10_000;
 
 /**
  * Looks whether routers reach the workers that have experts: one that none has reached for `unreachedMsMax` is to have none, although it lives, until
