@@ -395,6 +395,8 @@ export interface Addon {
     expertScale?: Float32Array | null;
     /** Divide a row's logits by sqrt(mean of its squares + this), so that the gate takes rows as if they were normalised. */
     rowEpsilon?: number | null;
+    /** [vocabulary, topK]: the experts that rows go to by their tokens' ids; scores then only weigh them. */
+    tokenExperts?: Uint32Array | null;
   }): GateWeights;
   /** Throws RESOURCE_EXHAUSTED at the limit of slabs. `experts`: their number at each layer. Contents are undefined. */
   createRoutingTable(options: { tokens: number; topK: number; experts: Uint32Array }): RoutingTable;
@@ -417,7 +419,13 @@ export interface Addon {
       /** RMSNorm: x / sqrt(mean(x^2) + epsilon) * (weight + offset), float32 inside, BF16 out. Null: none. */
       norm: { weight: Slab; epsilon: number; offset?: number } | null;
       /** `bias`: the feedback loop's, [experts], added for selection only. `given`: the table has the choice; then null is a gate without shared experts. */
-      gate: { weights: GateWeights; bias: Float32Array | null; given?: boolean } | null;
+      gate: {
+        weights: GateWeights;
+        bias: Float32Array | null;
+        given?: boolean;
+        /** [rowCount], of a gate with tokenExperts that is to choose. */
+        tokenIds?: Uint32Array | null;
+      } | null;
       /** Where the choice for the layer, an index, is taken from; with a gate, where it is put. Null: nowhere. */
       table: { routing: RoutingTable; layer: number } | null;
       /** Whether groups carry weights. */

@@ -36,7 +36,7 @@ python-triton() {
 }
 
 transformers() {
-  PYTHON=${SWITCHYARD_TRANSFORMERS_PYTHON-} says transformers qwen3_moe deepseek_v3 '64 tokens, the same' '3 MoE blocks'
+  PYTHON=${SWITCHYARD_TRANSFORMERS_PYTHON-} says transformers qwen3_moe deepseek_v3 deepseek_v4 '64 tokens, the same' '3 MoE blocks'
 }
 
 for example in "${@:-node grpcurl python-triton transformers}"; do

@@ -136,6 +136,7 @@ UNUSUAL = {
     "lfm2_moe-unbiased": ("lfm2_moe", dict(use_expert_bias=False, num_dense_layers=1, routed_scaling_factor=1.7)),
     "hunyuan_v1_moe-lists": ("hunyuan_v1_moe", dict(moe_topk=[1, 1, 1], num_shared_expert=[2, 2, 2], hidden_size=40)),
     "deepseek_v4-scaled": ("deepseek_v4", dict(n_shared_experts=2, num_experts_per_tok=1, routed_scaling_factor=1.0)),
+    "deepseek_v4-hash": ("deepseek_v4", dict(mlp_layer_types=["hash_moe", "hash_moe", "moe"])),
     "laguna-capped": ("laguna", dict(moe_router_logit_softcapping=2.0, moe_routed_scaling_factor=1.5)),
     "dbrx-root": ("dbrx", dict(ffn_config=dict(ffn_hidden_size=FFN, moe_num_experts=5, moe_top_k=2,
                   moe_normalize_expert_weights=2.0))),

@@ -7,6 +7,7 @@ Writes for every family NAME a directory NAME:
   config.json, model.safetensors   as save_pretrained writes them, less the tensors that no MoE layer needs
   expected.safetensors
       input        BF16 [tokens, hidden]
+      token_ids    I64 [tokens], only where layers choose experts by them
       moe.N        F32, the MoE block of layer N alone on the input: no norm, no residual
       stack        F32, x + MoE(RMSNorm(x)) through all layers with experts; only where the family's layers are so
 Expected values come from the float32 run of the saved weights by the library's own modules.
@@ -28,10 +29,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from family_checkpoints import FAMILIES, PUBLISHED, QUANTISED, bare_only, build, inner, load, norm_offset
+from family_checkpoints import COMMON, FAMILIES, PUBLISHED, QUANTISED, bare_only, build, inner, load, norm_offset
+from family_checkpoints import EXPERTS as EXPERT_COUNT
 from quantise import EXPERTS, FORMS
 
 TOKENS = 32
+TOKEN_IDS = torch.arange(TOKENS) * 5 % COMMON["vocab_size"]
 NEEDED = re.compile(r"(layers|blocks)\.\d+\..*(mlp|moe|ffn|feed_forward|mixer|expert|router|gate|norm)")
 NOT_NEEDED = re.compile(r"attn|attention\.|mamba|conv|indexer|linear_attn|hc_|hyper_connection|visual|vision|^vit\.|audio|mtp|A_log|dt_bias")
 
@@ -40,6 +43,9 @@ def randomise(model, name):
     """The library's initial weights are so small that every layer is nearly the identity; these keep values O(1)."""
     with torch.no_grad():
         for path, weight in [*model.named_parameters(), *model.named_buffers()]:
+            if "tid2eid" in path:
+                weight.copy_(torch.stack([torch.randperm(EXPERT_COUNT)[: weight.shape[1]] for _ in weight]))
+                weight[0] = weight[0, 0]  # The library takes an expert that a token has twice.
             if "rotary" in path or not weight.is_floating_point():
                 continue
             if "correction_bias" in path or "expert_bias" in path or "router_bias" in path:
@@ -99,8 +105,12 @@ def has_experts(module):
     return any(path.split(".")[-1] in ("experts", "router") for path, _ in module.named_modules())
 
 
+def is_hash(block):
+    return getattr(block, "is_hash", False)
+
+
 def run(block, rows):
-    result = block(rows)
+    result = block(rows, input_ids=TOKEN_IDS) if is_hash(block) else block(rows)
     result = result[0] if isinstance(result, tuple) else result
     return result.reshape(rows.shape)
 
@@ -110,6 +120,8 @@ def expected(model, rows, name):
     start = rows.float().unsqueeze(0)
     tensors = {"input": rows}
     layers = list(blocks(model))
+    if any(is_hash(block) for _, block, _ in layers):
+        tensors["token_ids"] = TOKEN_IDS
     with torch.no_grad():
         for number, block, _ in layers:
             tensors[f"moe.{number}"] = run(block, start).squeeze(0).contiguous()

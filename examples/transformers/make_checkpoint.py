@@ -1,4 +1,4 @@
-"""Makes a tiny random checkpoint in BF16, as save_pretrained writes it: make_checkpoint.py qwen3_moe|deepseek_v3 FOLDER"""
+"""Makes a tiny random checkpoint in BF16, as save_pretrained writes it: make_checkpoint.py qwen3_moe|deepseek_v3|deepseek_v4 FOLDER"""
 
 import sys
 
@@ -10,12 +10,16 @@ SHAPE |= dict(num_attention_heads=4, num_key_value_heads=4, num_experts_per_tok=
 SHAPE |= dict(bos_token_id=None, eos_token_id=None, pad_token_id=0)
 
 # Of which no token is all but as likely as another: rows that were rounded to BF16 could not tell them apart.
-SEEDS = {"qwen3_moe": 8, "deepseek_v3": 30}
+SEEDS = {"qwen3_moe": 8, "deepseek_v3": 30, "deepseek_v4": 23}
 
 
 def config_of(family):
     if family == "qwen3_moe":
         return transformers.Qwen3MoeConfig(num_experts=16, head_dim=32, norm_topk_prob=True, **SHAPE)
+    if family == "deepseek_v4":
+        # The first two layers choose experts by the ids of tokens.
+        layers = ["hash_moe", "hash_moe", "moe", "moe"]
+        return transformers.DeepseekV4Config(n_routed_experts=16, n_shared_experts=1, mlp_layer_types=layers, head_dim=32, **SHAPE)
     return transformers.DeepseekV3Config(
         n_routed_experts=16,
         n_group=4,
@@ -40,6 +44,10 @@ def main(family, folder):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 1 / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("tid2eid"):
+                chosen = [torch.randperm(16)[: buffer.shape[1]] for _ in buffer]
+                buffer.copy_(torch.stack(chosen))
     model.to(torch.bfloat16).save_pretrained(folder)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generates text with a tiny Qwen3-MoE and a tiny DeepSeek-V3, whose MoE blocks two workers compute, and compares with the models alone.
+# Generates text with a tiny Qwen3-MoE, DeepSeek-V3 and DeepSeek-V4, whose MoE blocks two workers compute, and compares with the models alone.
 #
 #   examples/transformers/run.sh
 #
@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/local-cluster.sh"
 here=$root/examples/transformers
 
 python=${PYTHON:-$(python_environment transformers torch transformers grpcio grpcio-tools)}
-for family in qwen3_moe deepseek_v3; do
+for family in qwen3_moe deepseek_v3 deepseek_v4; do
   checkpoint=$scratch/$family
   "$python" "$here/make_checkpoint.py" "$family" "$checkpoint" 2>/dev/null
   start_cluster --model "$checkpoint" --workers 2

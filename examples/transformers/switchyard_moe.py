@@ -57,12 +57,14 @@ class Cluster:
         next(self.answers)
         threading.Thread(target=self.receive, daemon=True).start()
 
-    def block(self, layer, rows):
-        """MoE(rows) of a layer, without norm and residual; rows are BF16 [tokens, hidden] on the CPU."""
-        parts = [self.submit(layer, part) for part in rows.split(TOKENS_MAX)]
+    def block(self, layer, rows, token_ids=None):
+        """MoE(rows) of a layer, without norm and residual; rows are BF16 [tokens, hidden] on the CPU. token_ids, [tokens]: only of
+        layers that choose experts by them."""
+        ids = [None] * len(rows) if token_ids is None else token_ids.split(TOKENS_MAX)
+        parts = [self.submit(layer, *part) for part in zip(rows.split(TOKENS_MAX), ids)]
         return torch.cat([part.result() for part in parts])
 
-    def submit(self, layer, rows):
+    def submit(self, layer, rows, token_ids=None):
         off = protos.OFF
         header = protos.ForwardHeader(
             sequences=1,
@@ -80,6 +82,8 @@ class Cluster:
             self.number += 1
             self.batches[self.number] = batch
             message = protos.SessionBatch(number=self.number, header=header, rows=to_bytes(rows))
+            if token_ids is not None:
+                message.token_ids = to_bytes(token_ids.to("cpu", torch.int32))
             self.requests.put(protos.SessionRequest(batch=message))
         return batch
 
@@ -123,14 +127,16 @@ def to_bytes(rows):
 class RemoteMoe(torch.nn.Module):
     """Stands where the MoE block of a layer was."""
 
-    def __init__(self, cluster, layer):
+    def __init__(self, cluster, layer, is_hash=False):
         super().__init__()
         self.cluster = cluster
         self.layer = layer
+        self.is_hash = is_hash
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states, input_ids=None):
         rows = hidden_states.detach().reshape(-1, hidden_states.shape[-1]).to("cpu", torch.bfloat16)
-        return self.cluster.block(self.layer, rows).to(hidden_states).view_as(hidden_states)
+        token_ids = input_ids.reshape(-1) if self.is_hash else None
+        return self.cluster.block(self.layer, rows, token_ids).to(hidden_states).view_as(hidden_states)
 
 
 def replace_moe(model, cluster):
@@ -138,6 +144,7 @@ def replace_moe(model, cluster):
     replaced = []
     for layer, decoder in enumerate(model.model.layers):
         if hasattr(decoder.mlp, "experts"):
-            decoder.mlp = RemoteMoe(cluster, layer)
+            # DeepSeek-V4: the first layers choose experts by the ids of tokens.
+            decoder.mlp = RemoteMoe(cluster, layer, getattr(decoder.mlp, "is_hash", False))
             replaced.append(layer)
     return replaced

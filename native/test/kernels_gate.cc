@@ -165,6 +165,26 @@ TEST_P(GateCases, AgreesWithFloat64) {
   }
 }
 
+TEST_P(GateCases, IdsOfTokensChooseAndScoresWeigh) {
+  const Case& test_case = GetParam();
+  std::mt19937_64 random(8);
+  const Model model = make_model(random, test_case);
+  const std::size_t rows = 77, top_k = test_case.routing.top_k;
+  const auto input = random_bf16(random, rows * test_case.hidden);
+  const auto gate = [&](std::span<const float> selection_bias, const GateExtras& extras) {
+    return Gate(model.weight.data(), test_case.experts, test_case.hidden, model.logit_bias, selection_bias, test_case.routing, {}, extras);
+  };
+  const Routed chosen = route(gate(model.selection_bias, {}), input);
+  // Token i goes, by its id, where row i would go by its scores.
+  const Gate by_ids = gate({}, {.token_experts = chosen.experts});
+  EXPECT_EQ(by_ids.vocabulary(), rows);
+  std::vector<std::uint32_t> ids(rows);
+  std::iota(ids.begin(), ids.end(), 0u);
+  Routed routed{std::vector<std::uint32_t>(rows * top_k), std::vector<float>(rows * top_k)};
+  by_ids.route(input.data(), rows, {}, routed.experts.data(), routed.weights.data(), ids.data());
+  EXPECT_EQ(routed, chosen);
+}
+
 TEST_P(GateCases, RowsHaveTheSameBitsInAnySplitAndBesideAnyRows) {
   const Case& test_case = GetParam();
   std::mt19937_64 random(2);
@@ -308,6 +328,17 @@ TEST(GateChoice, ManyThreadsMayRouteWithOneGate) {
   EXPECT_EQ(shared, whole);
 }
 
+TEST(GateChoice, AnExpertThatATokenHasTwiceWeighsTwice) {
+  const std::vector<float> weights = {1, 2, 3};
+  const std::vector<std::uint32_t> token_experts = {0, 1, 2, 2};
+  const RoutingSpec routing{.top_k = 2, .renormalise = true};
+  const Gate gate(weights.data(), 3, 1, {}, {}, routing, {}, {.token_experts = token_experts});
+  const std::uint32_t id = 1;
+  Routed routed{std::vector<std::uint32_t>(2), std::vector<float>(2)};
+  gate.route(one_row.data(), 1, {}, routed.experts.data(), routed.weights.data(), &id);
+  EXPECT_EQ(routed, (Routed{{2, 2}, {0.5f, 0.5f}}));
+}
+
 TEST(GateChoice, CountsRowsPerExpert) {
   std::vector<std::uint32_t> counts(4);
   count_experts(std::vector<std::uint32_t>{0, 3, 3, 1, 0, 3}, counts);
@@ -315,10 +346,10 @@ TEST(GateChoice, CountsRowsPerExpert) {
 }
 
 void expect_refused(const std::string& message, const RoutingSpec& routing, std::span<const float> logit_bias = {},
-                    std::span<const float> selection_bias = {}) {
+                    std::span<const float> selection_bias = {}, const GateExtras& extras = {}) {
   const std::vector<float> weight(6 * 4);
   try {
-    const Gate gate(weight.data(), 6, 4, logit_bias, selection_bias, routing);
+    const Gate gate(weight.data(), 6, 4, logit_bias, selection_bias, routing, {}, extras);
     FAIL() << "no error, expected: " << message;
   } catch (const Error& error) {
     EXPECT_EQ(error.code, Code::invalid_argument);
@@ -341,6 +372,9 @@ TEST(GateErrors, NameTheFieldTheValueAndWhatIsAllowed) {
   expect_refused("selectionBias is inf; allowed: finite numbers", {}, {}, bias);
   bias[4] = -std::numeric_limits<float>::infinity();
   expect_refused("logitBias is -inf; allowed: finite numbers", {}, bias);
+  const std::vector<std::uint32_t> table = {0, 5, 6};
+  expect_refused("tokenExperts is 6; allowed: 0 to 5", {}, {}, {}, {.token_experts = table});
+  expect_refused("tokenExperts.length is 3; allowed: a multiple of topK, 2", {.top_k = 2}, {}, {}, {.token_experts = table});
 }
 
 }  // namespace

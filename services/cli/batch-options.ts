@@ -40,6 +40,7 @@ export const sampleSize = (usual: number) => {
 export const batchFields = {
   input: text().nullable().default(null),
   tensor: text().nullable().default(null),
+  tokenIds: text().nullable().default(null),
   output: text().nullable().default(null),
   sequences: humanCount(1, uint32Max).nullable().default(null),
   length: humanCount(1, uint32Max).nullable().default(null),
@@ -64,6 +65,10 @@ export const batchFields = {
 export const batchHelp = {
   input: ['file', 'rows to send: .safetensors, or raw little-endian BF16 (default: synthetic rows)'],
   tensor: ['name', 'tensor of a .safetensors input (default: its only one)'],
+  tokenIds: [
+    'file',
+    'ids of the tokens, for layers that choose experts by them: I64 of a .safetensors, or raw uint32 (default: for synthetic rows, made of the seed)',
+  ],
   output: ['file', 'where the answers go: .safetensors, or raw little-endian BF16; -: standard output'],
   sequences: ['n', "sequences of the batch (default: the input's shape, or the preset's)"],
   length: ['n', "tokens per sequence (default: the input's shape, or the preset's)"],

@@ -13,7 +13,8 @@ import { type BatchConfig, forwardOptions, syntheticBatch } from './batch-option
 import { Progress } from './progress.js';
 import { BatchRecorder } from './record-batch.js';
 import { syntheticRows } from './synthetic-rows.js';
-import { Sample, type Verification } from './verify.js';
+import { tokenIdsOf } from './token-ids.js';
+import { type BatchInput, Sample, type Verification } from './verify.js';
 
 export interface BatchReport {
   summary: BatchSummary;
@@ -39,6 +40,7 @@ export async function runBatch(
   const rows = await openInput(config, model);
   const outputs: Output[] = [];
   try {
+    const tokenIds = await tokenIdsOf(config, model, rows.tokens);
     if (outputPath !== null) outputs.push(await rowsOutput(outputPath, rows, signal));
     if (returnRouting !== null) outputs.push(await routingOutput(returnRouting, model, signal));
     if (record !== null) {
@@ -46,10 +48,11 @@ export async function runBatch(
       outputs.push(new BatchRecorder(file, client, model, config.layers, rows.tokens));
     }
     const sample = config.verify === null ? null : Sample.choose(rows.tokens, config.verify, config.seed);
-    const summary = await stream(client, config, rows, outputs, sample, signal);
+    const input = { rows, tokenIds };
+    const summary = await stream(client, config, input, outputs, sample, signal);
     await onAnswered();
     for (const output of outputs) await output.close(summary);
-    const verification = sample && (await sample.verify(model, rows, config));
+    const verification = sample && (await sample.verify(model, input, config));
     await rows.close?.();
     return { summary, hidden: model.hidden, verification };
   } catch (error) {
@@ -63,7 +66,7 @@ export async function runBatch(
 async function stream(
   client: SwitchyardClient,
   config: BatchConfig,
-  rows: RowsReader,
+  { rows, tokenIds }: BatchInput,
   outputs: readonly Output[],
   sample: Sample | null,
   signal: AbortSignal,
@@ -73,6 +76,7 @@ async function stream(
     const { close: _ownedByCaller, ...input } = rows;
     const call = await client.forward(input, {
       ...forwardOptions(config),
+      ...(tokenIds && { tokenIds }),
       returnRouting: sample !== null || config.returnRouting !== null || config.record !== null,
       signal,
     });

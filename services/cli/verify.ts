@@ -13,6 +13,13 @@ export const relativeErrorAllowed = 1e-2;
 /** The same for the worst token: one that is wrong must not hide among many that are right. */
 export const relativeErrorMaxAllowed = 1e-1;
 
+/** What a batch sends. */
+export interface BatchInput {
+  rows: RowsReader;
+  /** [tokens], where layers choose experts by them. */
+  tokenIds: Uint32Array | null;
+}
+
 /** Tokens of a batch whose answers are kept, to be recomputed by the reference. */
 export class Sample {
   private readonly outputs: (Uint8Array | undefined)[];
@@ -53,7 +60,11 @@ export class Sample {
   }
 
   /** Reads the sampled inputs again and recomputes them in float64. The model's files must be visible from here. */
-  async verify(model: ModelDescription, rows: RowsReader, config: BatchConfig): Promise<Verification> {
+  async verify(
+    model: ModelDescription,
+    { rows, tokenIds }: BatchInput,
+    config: BatchConfig,
+  ): Promise<Verification> {
     const { openModel, parseModelSource } = await import('../model/load.js');
     const { verifySample } = await import('../model/reference.js');
     const inputs = await Promise.all(this.tokens.map(async (token) => rows.read(token, 1)));
@@ -77,6 +88,7 @@ export class Sample {
         outputs: Buffer.concat(answered(this.outputs)),
         experts: joined(answered(this.experts), Uint32Array),
         weights: joined(answered(this.weights), Float32Array),
+        tokenIds: tokenIds && Uint32Array.from(this.tokens, (token) => tokenIds[token]!),
       });
       const verified =
         result.relativeError <= relativeErrorAllowed &&

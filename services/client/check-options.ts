@@ -35,6 +35,7 @@ const batch = {
   combine: z.enum(['exact', 'partial'], { error: 'exact, partial' }).optional(),
   feedback: flag,
   returnRouting: flag,
+  tokenIds: z.custom(isUint32Array, { error: 'a Uint32Array, of one id a token' }).optional(),
   refuseNonFinite: flag,
   chunkTokens: whole(0, chunkTokensMax),
   deadlineMs: whole(0, deadlineMsMax),
@@ -117,4 +118,10 @@ export function checkOptions(call: keyof typeof schemas, options: unknown): void
   if (issue === null) return;
   const { key, value, allowed } = issue;
   throw invalidArgument(key || 'options', secrets.has(key) ? 'not shown' : shown(value), allowed);
+}
+
+/** Throws INVALID_ARGUMENT unless there is an id for each token, or none at all. */
+export function checkTokenIds(tokenIds: Uint32Array | undefined, tokens: number): void {
+  if (tokenIds === undefined || tokenIds.length === tokens) return;
+  throw invalidArgument('tokenIds.length', tokenIds.length, `${tokens}, the tokens of the batch`);
 }

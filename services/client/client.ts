@@ -13,7 +13,7 @@ import { Tls } from '../common/tls.js';
 import { usualChunkTokens } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
 import { allFailed, type Failure } from './all-failed.js';
-import { checkOptions } from './check-options.js';
+import { checkOptions, checkTokenIds } from './check-options.js';
 import { Connections } from './connections.js';
 import { ForwardCall, type ForwardPlan } from './forward.js';
 import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
@@ -62,6 +62,8 @@ export interface ForwardOptions extends BatchOptions {
   length?: number;
   /** The experts and weights of the tokens asked for, instead of gating; reads ascend within a router's share. */
   given?: NonNullable<ForwardPlan['given']>;
+  /** The ids of all tokens in the vocabulary, [tokens]: for layers that choose experts by them. */
+  tokenIds?: Uint32Array;
   /** Default: the connection's. */
   transport?: TransportChoice;
   signal?: AbortSignal;
@@ -187,8 +189,10 @@ export class SwitchyardClient {
       const deadlineMs = options.deadlineMs ? Math.max(1, options.deadlineMs - spentMs) : 0;
       const callOptions: CallOptions =
         deadlineMs > 0 ? { deadline: Date.now() + deadlineMs + deadlineGraceMs } : {};
-      const routingBytes = options.given ? layers.length * (routing?.topK ?? 1) * 8 : 0;
+      const givenBytes = options.given ? layers.length * (routing?.topK ?? 1) * 8 : 0;
+      const routingBytes = givenBytes + (options.tokenIds ? 4 : 0);
       const tokens = sequences * length;
+      checkTokenIds(options.tokenIds, tokens);
       const bytes = tokens * (hidden * 2 + routingBytes);
       const call = new ForwardCall({
         header: {
@@ -204,6 +208,7 @@ export class SwitchyardClient {
         },
         input: source,
         given: options.given ?? null,
+        tokenIds: options.tokenIds ?? null,
         chunkTokens: options.chunkTokens || usualChunkTokens(hidden * 2),
         routingBytes,
         routers: reached.length,

@@ -5,10 +5,12 @@ import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/Forwa
 import type { ForwardSummary } from '../common/generated/switchyard/v1/ForwardSummary.js';
 import { Deferred, onAbort } from '../common/lifecycle.js';
 import { memoryBound } from '../common/machine.js';
-import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
+import { unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { TokenRanges } from '../common/token-ranges.js';
+import { routingBytesOf } from '../transport/chunk-size.js';
 import type { BatchStream } from './batch-stream.js';
 import { merge } from './merge.js';
+import { chunkRouting } from './options.js';
 import type { RouterChunk } from './router-chunk.js';
 import { locate, type Share, splitBatch, type TokenRun } from './share.js';
 import { shown } from './shown.js';
@@ -52,9 +54,11 @@ export interface ForwardPlan {
   header: ForwardHeaderInput & { batchId: string; sequences: number; length: number; hidden: number };
   input: RowsReader | StreamedRows;
   given: ((first: number, count: number) => RoutingRows | Promise<RoutingRows>) | null;
+  /** Of all tokens of the batch; null: they have none. */
+  tokenIds: Uint32Array | null;
   /** Tokens per chunk of the routers, as far as the client knows. */
   chunkTokens: number;
-  /** Of one token's given routing; 0 without. */
+  /** Of what routes one token: given routing, or its id; 0 without. */
   routingBytes: number;
   routers: number;
   signal: AbortSignal | null;
@@ -328,17 +332,13 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     first: number,
     count: number,
   ): Promise<boolean> {
-    const { input, header } = this.plan;
-    const routing = await this.givenRouting(first, count);
+    const { input, header, tokenIds } = this.plan;
+    const given = await this.givenRouting(first, count);
     if (this.failure !== null) return false;
-    const chunk = {
-      offset,
-      ...(routing && { experts: packUint32(routing.experts), weights: packFloat32(routing.weights) }),
-    };
+    const chunk = { offset, ...chunkRouting(given, tokenIds?.subarray(first, first + count)) };
     const bytes = count * header.hidden * 2;
     // Room comes first: then what is read and not yet sent is one chunk, however slow the router is.
-    const routingBytes = (chunk.experts?.byteLength ?? 0) + (chunk.weights?.byteLength ?? 0);
-    if (!(await stream.reserve(bytes, routingBytes))) return false;
+    if (!(await stream.reserve(bytes, routingBytesOf(chunk)))) return false;
     if (stream.transport === 'ucx' && 'readSlab' in input && input.readSlab) {
       const slab = await fromInput(() => input.readSlab!(first, count));
       try {

@@ -1,4 +1,7 @@
 import type { ForwardOptionsInput } from '../common/generated/switchyard/v1/ForwardOptions.js';
+import { packFloat32, packUint32 } from '../common/packed.js';
+import type { ChunkRouting } from '../transport/chunk-size.js';
+import type { RoutingRows } from './forward.js';
 
 /** The router's own deadline comes first: its error says where the time went. */
 export const deadlineGraceMs = 2_000;
@@ -43,6 +46,14 @@ export function protocolOptions(options: BatchOptions, given: boolean): ForwardO
     returnRouting: options.returnRouting ?? false,
     refuseNonFinite: options.refuseNonFinite ?? false,
     chunkTokens: options.chunkTokens ?? 0,
+  };
+}
+
+/** What routes a chunk's tokens, as it carries that. */
+export function chunkRouting(given?: RoutingRows | null, tokenIds?: Uint32Array): ChunkRouting {
+  return {
+    ...(given && { experts: packUint32(given.experts), weights: packFloat32(given.weights) }),
+    ...(tokenIds && { tokenIds: packUint32(tokenIds) }),
   };
 }
 

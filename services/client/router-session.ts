@@ -13,7 +13,12 @@ import { type Credential, connect } from '../common/grpc-channel.js';
 import { abortError, Deferred, End, type EndSignal, onAbort } from '../common/lifecycle.js';
 import { clients } from '../common/protocol.js';
 import { fromFailure } from '../common/status.js';
-import { chunkCost, chunkRoutingBytesMax } from '../transport/chunk-size.js';
+import {
+  type ChunkRouting,
+  chunkCost,
+  chunkRoutingBytesMax,
+  routingBytesOf,
+} from '../transport/chunk-size.js';
 import { Credits } from '../transport/credits.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
 import { allFailed, type Failure } from './all-failed.js';
@@ -39,8 +44,8 @@ export interface RouterSessionOptions {
 export interface SessionInput {
   header: ForwardHeaderInput;
   rows: Uint8Array;
-  experts: Uint8Array | null;
-  weights: Uint8Array | null;
+  /** As of a chunk. */
+  routing: ChunkRouting;
 }
 
 /** Tokens of a batch that are done, from `offset` on, and their routing, if it was asked for. */
@@ -163,7 +168,7 @@ export class RouterSession {
     this.hold();
     try {
       await this.opening;
-      const routingBytes = (input.experts?.byteLength ?? 0) + (input.weights?.byteLength ?? 0);
+      const routingBytes = routingBytesOf(input.routing);
       const cost = chunkCost(input.rows.byteLength, routingBytes);
       const fits = routingBytes <= chunkRoutingBytesMax && cost <= (this.window?.capacity ?? 0);
       await this.slots!.acquire(1, signal);
@@ -222,11 +227,11 @@ export class RouterSession {
 
   /** Returns what sends the batch. Over UCX its rows are copied first. */
   private async prepare(
-    { header, rows, experts, weights }: SessionInput,
+    { header, rows, routing }: SessionInput,
     port: SessionPort | null,
     giveBack: () => void,
   ): Promise<(number: number) => void> {
-    const batch = { header, ...(experts && weights && { experts, weights }) };
+    const batch = { header, ...routing };
     if (port === null)
       return (number) => this.call.write({ batch: { number, ...batch, rows: rows as Buffer } });
     try {

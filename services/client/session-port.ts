@@ -7,6 +7,7 @@ import type { SessionResponse } from '../common/generated/switchyard/v1/SessionR
 import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { sessionCodec } from '../common/protocol.js';
 import { systemRandom } from '../runtime/system.js';
+import { routingBytesOf } from '../transport/chunk-size.js';
 import { dropRows } from '../transport/port.js';
 import { keyBytes } from '../transport/ucx/key.js';
 import { copiedOut, UcxPort } from '../transport/ucx/port.js';
@@ -69,9 +70,8 @@ export class SessionPort {
     batch: Omit<SessionBatchInput, 'number'>,
     rows: Uint8Array,
   ): Promise<(number: number) => void> {
-    const routingBytes = (batch.experts?.length ?? 0) + (batch.weights?.length ?? 0);
     const bytes = rows.byteLength;
-    const slab = native.allocateSlab(bytes, headBytes + routingBytes);
+    const slab = native.allocateSlab(bytes, headBytes + routingBytesOf(batch));
     try {
       await native.copyIn(rows, slab, 0);
     } catch (error) {

@@ -56,10 +56,9 @@ export class SessionStream implements BatchStream {
   }
 
   /** The whole batch. */
-  async send({ experts, weights }: ChunkInput, rows: Uint8Array): Promise<boolean> {
+  async send({ offset: _all, rows: _beside, ...routing }: ChunkInput, rows: Uint8Array): Promise<boolean> {
     try {
-      const routing = { experts: bytesOf(experts), weights: bytesOf(weights) };
-      const input = { header: this.sentHeader(), rows, ...routing };
+      const input = { header: this.sentHeader(), rows, routing };
       this.output.resolve(await sendToOne(this.options.choose, input, this.over));
       return true;
     } catch (error) {
@@ -101,8 +100,4 @@ export class SessionStream implements BatchStream {
     this.over.abort(reason);
     this.output.reject(reason);
   }
-}
-
-function bytesOf(routing: ChunkInput['experts']): Uint8Array | null {
-  return (routing as Uint8Array | undefined) ?? null;
 }

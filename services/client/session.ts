@@ -2,12 +2,18 @@ import { isUint8Array } from 'node:util/types';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import { Deferred, onAbort } from '../common/lifecycle.js';
-import { packFloat32, packUint32, unpackFloat32, unpackUint32 } from '../common/packed.js';
+import { unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { sessionTokensMax } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
-import { checkOptions } from './check-options.js';
+import { checkOptions, checkTokenIds } from './check-options.js';
 import type { RoutingRows } from './forward.js';
-import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
+import {
+  type BatchOptions,
+  chunkRouting,
+  deadlineGraceMs,
+  protocolLayers,
+  protocolOptions,
+} from './options.js';
 import { type RouterSession, type SessionOutput, sendToOne } from './router-session.js';
 import { shown } from './shown.js';
 import { type BatchSummary, mergeSummaries } from './summary.js';
@@ -22,6 +28,8 @@ export interface SessionOptions {
 export interface SessionBatchOptions extends BatchOptions {
   /** The experts and weights of the tokens, instead of gating: [tokens, layers, topK]. */
   given?: RoutingRows;
+  /** The tokens' ids in the vocabulary, [tokens]: for layers that choose experts by them. */
+  tokenIds?: Uint32Array;
   signal?: AbortSignal;
 }
 
@@ -106,7 +114,8 @@ export class Session {
     const state = await this.host.state(options);
     const { hidden } = state.model!;
     const tokens = tokensOf(rows, hidden);
-    const { given = null } = options;
+    checkTokenIds(options.tokenIds, tokens);
+    const { given } = options;
     const input = {
       header: {
         batchId: options.batchId ?? '',
@@ -115,13 +124,12 @@ export class Session {
         hidden,
         dtype: 'BF16' as const,
         ...protocolLayers(options),
-        options: protocolOptions(options, given !== null),
+        options: protocolOptions(options, given !== undefined),
         deadlineMs: options.deadlineMs ?? 0,
         traceparent: options.traceparent ?? '',
       },
       rows,
-      experts: given && packUint32(given.experts),
-      weights: given && packFloat32(given.weights),
+      routing: chunkRouting(given, options.tokenIds),
     };
     const deadline = new Deadline(options);
     try {

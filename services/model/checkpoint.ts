@@ -8,7 +8,7 @@ import type { HashProgress } from './hash-progress.js';
 import { readJson } from './json-file.js';
 import { LayerTensors } from './layer-tensors.js';
 import { expertWeightBytes, modelLimits } from './limits.js';
-import type { MatrixView } from './matrix-view.js';
+import type { IndexTable, MatrixView } from './matrix-view.js';
 import { readQuantization } from './quantization.js';
 import { fileInvalid } from './safetensors-header.js';
 import {
@@ -47,7 +47,7 @@ export async function openCheckpoint(
   try {
     const stored = new StoredTensors(files, readQuantization(configFile, quantization));
     const tensors = new CheckpointTensors(files, stored, family, config, layers);
-    await stored.open(() => tensors.all());
+    await stored.open(() => tensors.all(), tensors.tables());
     const content = ['checkpoint', fingerprintVersion, family.name, config, await files.digest(progress)];
     const fingerprint = createHash('sha256').update(JSON.stringify(content)).digest('hex');
     const forms = tensors.withBiases(layers);
@@ -92,7 +92,7 @@ function bytesOf({ hidden, expert }: FamilyConfig): number {
 function describeLayers({
   hidden,
   layers,
-  givenLayers,
+  hashed,
   experts,
   routing,
   expert,
@@ -105,7 +105,7 @@ function describeLayers({
     layer,
     experts: experts + parts.length,
     routing,
-    givenOnly: givenLayers?.includes(layer) === true,
+    vocabulary: hashed?.layers.includes(layer) ? hashed.vocabulary : 0,
     identities,
     expert: glus ? { ...expert, glu: glus[layer]!.expert } : expert,
     shared: glus ? parts.map((part) => ({ ...part, glu: glus[layer]!.shared })) : parts,
@@ -178,6 +178,11 @@ class CheckpointTensors implements ModelTensors {
     for (const { tensors } of this.layers.values()) yield* tensors.all();
   }
 
+  tables(): IndexTable[] {
+    const tables = [...this.layers.values()].map(({ tensors }) => tensors.tokenExperts());
+    return tables.filter((table) => table !== null);
+  }
+
   /** What the tensors tell beside config.json. */
   withBiases(layers: readonly LayerSpec[]): LayerSpec[] {
     return layers.map((spec) => {
@@ -199,6 +204,7 @@ class CheckpointTensors implements ModelTensors {
   gate(layer: number) {
     const tensors = this.of(layer);
     const scale = this.sourceOrNull(tensors.routerScale());
+    const table = tensors.tokenExperts();
     const { hidden, normEpsilon: epsilon } = this.config;
     return {
       weight: this.stored.source(tensors.gate()),
@@ -207,6 +213,7 @@ class CheckpointTensors implements ModelTensors {
       sharedGate: this.sourceOrNull(tensors.sharedGate()),
       expertScale: this.sourceOrNull(tensors.expertScale()),
       rowNorm: scale && { weight: scale, factor: hidden ** -0.5, epsilon },
+      tokenExperts: table && { read: this.stored.indices(table) },
     };
   }
 

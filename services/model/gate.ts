@@ -27,6 +27,7 @@ export async function createGate(
     shared: { weights: Float32Array.from(shared, (each) => each.weight), gate: sharedGate },
     expertScale: await readFloatsOrNull(source.expertScale),
     rowEpsilon: source.rowNorm?.epsilon ?? null,
+    tokenExperts: (await source.tokenExperts?.read()) ?? null,
   });
 }
 

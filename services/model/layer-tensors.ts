@@ -5,6 +5,7 @@ import {
   column,
   FfnFinder,
   type FfnViews,
+  type IndexTable,
   type LatentViews,
   type MatrixView,
   matrix,
@@ -117,9 +118,18 @@ export class LayerTensors {
 
   selectionBias(): MatrixView | null {
     const { selectionBias, selectionBiasRows: rows } = this.names;
-    if (selectionBias.length === 0 || this.spec.givenOnly || this.config.selectionBias === false) return null;
+    if (selectionBias.length === 0 || this.spec.vocabulary > 0 || this.config.selectionBias === false)
+      return null;
     const name = this.firstOf(selectionBias);
     return rows === 1 ? vector(name, this.routed) : { ...matrix(name, rows, this.routed), rows: 1 };
+  }
+
+  /** The experts of tokens by their ids; null: scores choose. */
+  tokenExperts(): IndexTable | null {
+    const { vocabulary, routing } = this.spec;
+    if (vocabulary === 0) return null;
+    const tensor = this.prefix + this.names.tokenExperts!;
+    return { tensor, shape: [vocabulary, routing.topK], limit: this.routed };
   }
 
   sharedGate(): MatrixView | null {

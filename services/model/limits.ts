@@ -11,6 +11,7 @@ export const modelLimits = {
   experts: 4096,
   topK: 64,
   layers: 1024,
+  vocabulary: 16_777_216,
   /** BF16 bytes of one expert. */
   expertBytes: 16 * 1024 ** 3,
 } as const;

@@ -53,6 +53,13 @@ export function transposed(view: MatrixView): MatrixView {
   return { ...view, rows: view.columns, columns: view.rows, transposed: !view.transposed };
 }
 
+/** A whole tensor of I64, whose elements are 0 to below `limit`. */
+export interface IndexTable {
+  tensor: string;
+  shape: readonly number[];
+  limit: number;
+}
+
 /** Null stands for zeros. */
 export interface BiasViews {
   gate: MatrixView | null;

@@ -18,6 +18,8 @@ export interface ReferenceOptions {
   given: readonly (Uint32Array | null)[];
   /** For layers with given experts their weights, [tokens, topK]; without, the reference's own. */
   givenWeights?: readonly Float32Array[];
+  /** [tokens], for layers that choose experts by them, unless experts are given. */
+  tokenIds?: Uint32Array | null;
 }
 
 /** What a layer's gate chose, and how good that is. */
@@ -43,21 +45,38 @@ export async function referenceForward(
   let current = rows;
   for (const [index, layer] of options.layers.entries()) {
     const norm = model.norm(layer);
+    const byIds = await chosenByIds(model, layer, options.tokenIds ?? null);
     const { rows: output, ...chosen } = await native.referenceLayer(current, model.spec.hidden, {
       norm: options.norm ? (norm?.weight ?? null) : null,
       normOffset: norm?.offset ?? 0,
       epsilon: model.spec.normEpsilon,
       outputNorm: model.outputNorm(layer),
       ...(await gateOf(model, layer)),
-      given: options.given[index] ?? null,
+      given: options.given[index] ?? byIds,
       givenWeights: options.givenWeights?.[index] ?? null,
       experts: expertsOf(model, layer),
       residual: options.residual,
     });
-    layers.push(chosen);
+    layers.push(byIds === null ? chosen : { ...chosen, experts: byIds });
     current = output;
   }
   return { rows: current, layers };
+}
+
+/** The experts that a layer chooses by the ids of tokens, [tokens, topK]; null: its scores choose. */
+async function chosenByIds(
+  model: Model,
+  layer: number,
+  tokenIds: Uint32Array | null,
+): Promise<Uint32Array | null> {
+  const table = await model.gate(layer).tokenExperts?.read();
+  if (table === undefined) return null;
+  const { topK } = model.spec;
+  const allowed = `the ids of the tokens, as layer ${layer} chooses experts by them`;
+  if (tokenIds === null) throw invalidArgument('tokenIds', 'none', allowed);
+  return Uint32Array.from({ length: tokenIds.length * topK }, (_, at) => {
+    return table[tokenIds[Math.floor(at / topK)]! * topK + (at % topK)]!;
+  });
 }
 
 async function gateOf(model: Model, layer: number) {
@@ -100,6 +119,8 @@ export interface Sample {
   /** The routing that the cluster returned, [tokens, layers, topK]. */
   experts: Uint32Array;
   weights: Float32Array;
+  /** [tokens], for layers that choose experts by them; null: none does. */
+  tokenIds: Uint32Array | null;
 }
 
 export interface Verification {
@@ -155,6 +176,8 @@ export async function verifySample(model: Model, sample: Sample): Promise<Verifi
   const givenWeights = sample.layers.map((_, index) => layerOf(sample, sample.weights, index, topK));
   const reference = await referenceForward(model, inputs, { ...sample, given, givenWeights });
   const first = await firstGate(model, sample, inputs, given[0]!);
+  const byIds: (Uint32Array | null)[] = [];
+  for (const layer of sample.layers) byIds.push(await chosenByIds(model, layer, sample.tokenIds));
   const { kept, ...leftOut } = sortTokens(inputs, outputs, reference.rows, hidden);
   const result: Verification = {
     tokens: kept.length,
@@ -177,7 +200,9 @@ export async function verifySample(model: Model, sample: Sample): Promise<Verifi
       // An expert that is hardly near enough to count changes the weights at once.
       if (index > 0 && routing.score === 'sparse-mixer') allowed.score = Number.POSITIVE_INFINITY;
       checkWeights(result, givenWeights[index]!, gate.weights, token, allowed, routing);
-      if (!sample.feedback) checkChoice(result, gate, token, allowed);
+      const expected = byIds[index]!;
+      if (expected !== null) checkChosen(result, given[index]!, expected, token, topK);
+      else if (!sample.feedback) checkChoice(result, gate, token, allowed);
     }
   }
   return result;
@@ -335,6 +360,20 @@ function checkChoice(result: Verification, gate: Gate, token: number, allowed: T
   if (!(regret <= allowed.score && logitRegret <= allowed.logit)) result.choicesWrong++;
   result.regretMax = Math.max(result.regretMax, regret);
   result.logitRegretMax = Math.max(result.logitRegretMax, logitRegret);
+}
+
+/** Of what a token's id chooses, in its order. */
+function checkChosen(
+  result: Verification,
+  given: Uint32Array,
+  expected: Uint32Array,
+  token: number,
+  topK: number,
+): void {
+  const [from, to] = [token * topK, (token + 1) * topK];
+  const own = given.subarray(from, to);
+  result.choicesChecked++;
+  if (expected.subarray(from, to).some((expert, j) => expert !== own[j])) result.choicesWrong++;
 }
 
 /** |actual - expected| / |expected| in the 2-norm, see errorFloor: over all rows, and of the worst row. */

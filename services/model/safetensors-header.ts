@@ -10,6 +10,7 @@ export const elementBytesOf: ReadonlyMap<string, number> = new Map([
   ['I8', 1],
   ['U8', 1],
   ['I32', 4],
+  ['I64', 8],
 ]);
 
 /** The format's own limit. It bounds the memory that a hostile file can make its reader take. */

@@ -95,6 +95,19 @@ export class SafetensorsFile {
     return entry;
   }
 
+  /** The elements of a tensor of I64, which are 0 to below `limit`. Rejects with MODEL_INVALID, naming the first that is not. */
+  async readIndices({ name, byteOffset, byteLength }: TensorEntry, limit: number): Promise<Uint32Array> {
+    const { path } = this;
+    const bytes = await withFile(path, (handle) => readExactly(handle, path, byteOffset, byteLength));
+    checked(() => this.weights.requireUnchanged());
+    const values = new BigInt64Array(bytes.buffer);
+    const wrong = values.findIndex((value) => value < 0n || value >= limit);
+    if (wrong >= 0) {
+      throw fileInvalid(path, name, `element ${wrong}`, `${values[wrong]}`, `0 to ${limit - 1}`);
+    }
+    return Uint32Array.from(values, Number);
+  }
+
   /** The file for the addon, valid until `close`. */
   get handle(): { file: WeightFile } {
     return { file: this.weights };

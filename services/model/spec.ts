@@ -62,8 +62,8 @@ export interface LayerSpec {
   /** All that are placed on workers: those that the gate chooses among first, then the shared ones. */
   experts: number;
   routing: RoutingSpec;
-  /** Its gate does not choose: something does that is not known here, so the routing must be given. */
-  givenOnly: boolean;
+  /** A token's id, from 0 to below this, says which experts it goes to, and the gate only how they are weighed; 0: the gate chooses. */
+  vocabulary: number;
   /** So many of those that the gate chooses among, the last ones, give their rows back as they are. */
   identities: number;
   expert: FfnSpec;
@@ -73,6 +73,12 @@ export interface LayerSpec {
 /** Those that the gate chooses among. */
 export function routedExperts({ experts, shared }: Pick<LayerSpec, 'experts' | 'shared'>): number {
   return experts - shared.length;
+}
+
+/** The ids of tokens that all layers know which choose experts by them; 0: none does. */
+export function vocabularyOf(layers: readonly Pick<LayerSpec, 'vocabulary'>[]): number {
+  const known = layers.map(({ vocabulary }) => vocabulary).filter((vocabulary) => vocabulary > 0);
+  return known.length === 0 ? 0 : Math.min(...known);
 }
 
 /** Experts of a token: those that the gate chooses, and the shared ones. */
@@ -110,6 +116,12 @@ export interface NormSource {
   offset: number;
 }
 
+/** The experts that tokens go to by their ids (hash routing). */
+export interface TokenExperts {
+  /** [vocabulary, topK]; a row may have an expert more than once. Rejects with MODEL_INVALID for experts that are not there. */
+  read(): Promise<Uint32Array>;
+}
+
 /** What a layer's gate is made of. */
 export interface GateSource {
   /** [routed experts, hidden] */
@@ -124,6 +136,8 @@ export interface GateSource {
   expertScale: TensorSource | null;
   /** The gate alone takes rows divided by sqrt(mean of squares + epsilon), times weight [1, hidden] and factor. */
   rowNorm: { weight: TensorSource; factor: number; epsilon: number } | null;
+  /** Null: the gate chooses. */
+  tokenExperts: TokenExperts | null;
 }
 
 /** Where the tensors of a model come from; taking a source reads no weights. */

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import type { CodeDtype, ScaleDtype, StoredDtype, TensorSource } from '../../native/index.js';
 import type { CheckpointFiles } from './checkpoint-files.js';
-import type { MatrixView, TensorShapes } from './matrix-view.js';
+import type { IndexTable, MatrixView, TensorShapes } from './matrix-view.js';
 import { type PackedNames, type Quantization, quantisedNames } from './quantization.js';
 import { fileInvalid, type TensorEntry, tensorMissing } from './safetensors-header.js';
 
@@ -43,12 +43,21 @@ export class StoredTensors implements TensorShapes {
     return this.files.shapeOf(tensor);
   }
 
-  /** Opens the files that hold these views, and checks that all is there with its shape and dtype. Rejects with MODEL_INVALID. */
-  async open(views: () => Iterable<MatrixView>): Promise<void> {
+  /** Opens the files that hold these views and tables, and checks that all is there with its shape and dtype. Rejects with MODEL_INVALID. */
+  async open(views: () => Iterable<MatrixView>, tables: readonly IndexTable[]): Promise<void> {
     const names = new Set(Array.from(views(), ({ tensor }) => tensor));
     await this.files.openFor([...names].flatMap((tensor) => this.tensorsOf(tensor)));
+    await this.files.openFor(tables.map(({ tensor }) => tensor));
     // Of tensors whose files are open more is known.
     for (const view of views()) this.source(view);
+    for (const table of tables) this.indices(table);
+  }
+
+  /** What reads a table. Throws MODEL_INVALID if the tensor has another shape or dtype; reading rejects so for elements out of range. */
+  indices({ tensor, shape, limit }: IndexTable): () => Promise<Uint32Array> {
+    const file = this.files.file(tensor);
+    const entry = file.check(tensor, shape, ['I64']);
+    return () => file.readIndices(entry, limit);
   }
 
   /** Throws MODEL_INVALID if a tensor has another shape or dtype than it must. */

@@ -118,7 +118,7 @@ export function syntheticModel(spec: SyntheticSpec): { spec: ModelSpec; tensors:
       layer,
       experts: spec.experts,
       routing: softmaxRouting(spec.topK),
-      givenOnly: false,
+      vocabulary: 0,
       identities: 0,
       expert: { ffn: spec.ffn, activation: spec.activation, glu: null, biased: false },
       shared: [],
@@ -173,6 +173,7 @@ class SyntheticTensors implements ModelTensors {
       sharedGate: null,
       expertScale: null,
       rowNorm: null,
+      tokenExperts: null,
     };
   }
 

@@ -3,8 +3,10 @@ import { invalidArgument, overLimit, type SwitchyardError } from '../common/erro
 import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { MessageLimit } from '../common/grpc-channel.js';
+import { unpackUint32 } from '../common/packed.js';
+import { routingBytesOf } from '../transport/chunk-size.js';
 import { type ArrivedRows, dropRows } from '../transport/port.js';
-import type { BatchPlan } from './plan.js';
+import { type BatchPlan, idBytes } from './plan.js';
 
 /** Rows in memory of a client, in a form of its own: they are read, as BF16, when there is a slab for them. */
 export interface StoredRows {
@@ -39,6 +41,8 @@ export interface CheckedChunk {
   taken: () => void;
   /** Of the right size, not looked at yet. */
   given: RoutingBytes | null;
+  /** Below the plan's vocabulary. */
+  tokenIds: Uint32Array | null;
 }
 
 /**
@@ -57,7 +61,7 @@ export function checkChunk(
   if (chunk.offset !== offset) {
     throw invalidArgument('chunk.offset', chunk.offset, `${offset} (offsets ascend without gap or overlap)`);
   }
-  const bytesInAll = bytes + chunk.experts.byteLength + chunk.weights.byteLength;
+  const bytesInAll = bytes + routingBytesOf(chunk);
   if (bytesInAll > limit.bytesMax) {
     const by = { setting: 'messageBytesMax', node: limit.node };
     throw overLimit('TOO_LARGE', `bytes of the chunk at offset ${offset}`, bytesInAll, limit.bytesMax, by);
@@ -71,7 +75,8 @@ export function checkChunk(
     const allowed = `at most the ${plan.tokens} tokens that the header announced`;
     throw invalidArgument(`chunk at offset ${offset}`, `up to token ${offset + tokens}`, allowed);
   }
-  return { offset, tokens, rows, taken, given: sizedRouting(chunk, tokens, plan) };
+  const given = sizedRouting(chunk, tokens, plan);
+  return { offset, tokens, rows, taken, given, tokenIds: checkTokenIds(chunk, tokens, plan) };
 }
 
 /** The error for a client that half-closed early. */
@@ -83,6 +88,26 @@ export function tooFewTokens(received: number, plan: BatchPlan): SwitchyardError
 export function tooManyTokens(plan: BatchPlan): SwitchyardError {
   const allowed = `half-close after the ${plan.tokens} tokens that the header announced`;
   return invalidArgument('message after the last token', 'another message', allowed);
+}
+
+/** The ids of the tokens; null where the plan wants none. */
+function checkTokenIds({ offset, tokenIds }: Chunk, tokens: number, plan: BatchPlan): Uint32Array | null {
+  const { vocabulary, given } = plan;
+  const expected = vocabulary > 0 ? tokens * idBytes : 0;
+  if (tokenIds.byteLength !== expected) {
+    const hashed = plan.layers.find((layer) => layer.vocabulary > 0);
+    const none = given ? 'options.routing is GIVEN' : 'no layer of the batch chooses experts by them';
+    const allowed =
+      vocabulary > 0
+        ? `${expected} bytes: ${tokens} tokens x ${idBytes}, as layer ${hashed!.layer} chooses experts by them, or options.routing GIVEN`
+        : `none, as ${none}`;
+    throw invalidArgument(`chunk.token_ids at offset ${offset}`, `${tokenIds.byteLength} bytes`, allowed);
+  }
+  if (vocabulary === 0) return null;
+  const ids = unpackUint32(tokenIds);
+  const wrong = ids.findIndex((id) => id >= vocabulary);
+  if (wrong < 0) return ids;
+  throw invalidArgument(`chunk.token_ids of token ${offset + wrong}`, ids[wrong]!, `0 to ${vocabulary - 1}`);
 }
 
 function sizedRouting(chunk: Chunk, tokens: number, plan: BatchPlan): RoutingBytes | null {

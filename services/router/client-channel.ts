@@ -4,7 +4,7 @@ import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { abortable, type EndSignal } from '../common/lifecycle.js';
 import { ChunkChannel } from '../transport/chunk-channel.js';
-import { chunkCost, tokensWithin } from '../transport/chunk-size.js';
+import { chunkCost, routingBytesOf, tokensWithin } from '../transport/chunk-size.js';
 import type { Fabric } from '../transport/ucx/source.js';
 import type { Reservation } from './budget.js';
 import type { ClientMessage } from './check-chunk.js';
@@ -110,8 +110,7 @@ export class ClientChannel {
   async answer(chunk: ChunkInput, rows: SlabRange, held: Reservation, signal: EndSignal): Promise<void> {
     const left = () => held.release();
     try {
-      const routingBytes = (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);
-      await this.channel.reserve(chunkCost(rows.byteLength, routingBytes), signal);
+      await this.channel.reserve(chunkCost(rows.byteLength, routingBytesOf(chunk)), signal);
       this.watchAnswers(false);
       if (this.sendsInPlace(chunk, rows)) {
         this.channel.send(chunk, { slab: rows.slab, bytes: rows.byteLength }, left);

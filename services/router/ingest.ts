@@ -25,6 +25,8 @@ export interface InputChunk {
   /** [tokens, hidden] BF16; a chunk that ended early has room behind. */
   rows: Slab;
   given: RoutingTable | null;
+  /** [tokens], where the plan has a vocabulary. */
+  tokenIds: Uint32Array | null;
   reservation: Reservation;
 }
 
@@ -107,7 +109,7 @@ export class Ingest {
   private async adopt(reservation: Reservation): Promise<InputChunk> {
     const { plan, runtime } = this.options;
     const message = this.message!;
-    const { offset, tokens, rows, taken } = message;
+    const { offset, tokens, rows, tokenIds, taken } = message;
     if (rows.kind !== 'slab') throw new SwitchyardError('INTERNAL', 'rows without a slab were adopted');
     const given = plan.given ? createRoutingTable(runtime.rows, plan, tokens) : null;
     try {
@@ -118,7 +120,7 @@ export class Ingest {
     }
     this.message = null;
     taken();
-    return { index: this.chunkCount++, offset, tokens, rows: rows.slab, given, reservation };
+    return { index: this.chunkCount++, offset, tokens, rows: rows.slab, given, tokenIds, reservation };
   }
 
   /** Gives up what was read and is not part of a chunk. */
@@ -135,6 +137,7 @@ export class Ingest {
     const { plan, runtime } = this.options;
     const offset = this.message!.offset + this.taken;
     const rows = runtime.rows.allocateSlab(capacity * plan.rowBytes);
+    const ids = plan.vocabulary > 0 ? new Uint32Array(capacity) : null;
     let given: RoutingTable | null = null;
     let tokens = 0;
     try {
@@ -143,6 +146,7 @@ export class Ingest {
         const count = Math.min(capacity - tokens, this.message!.tokens - this.taken);
         await this.copyRows(rows, tokens, count);
         if (given !== null) await this.copyRouting(given, tokens, count);
+        ids?.set(this.message!.tokenIds!.subarray(this.taken, this.taken + count), tokens);
         tokens += count;
         this.taken += count;
         if (this.taken === this.message!.tokens) this.release();
@@ -152,7 +156,8 @@ export class Ingest {
       given?.release();
       throw error;
     }
-    return { index: this.chunkCount++, offset, tokens, rows, given, reservation };
+    const tokenIds = ids?.subarray(0, tokens) ?? null;
+    return { index: this.chunkCount++, offset, tokens, rows, given, tokenIds, reservation };
   }
 
   /** Makes `message` hold tokens to take. False if the client paused for `pause` milliseconds; null: waits. */

@@ -155,6 +155,7 @@ function route(
       weights: weights.gate,
       bias: plan.feedback ? (cluster.bias.get(layer) ?? null) : null,
       given: plan.given,
+      tokenIds: chunk.tokenIds,
     },
     table: table && { routing: table, layer: index },
     ...destinations.targets(destination),

@@ -1,7 +1,7 @@
 import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
-import { expertsPerToken, type LayerSpec, type ModelSpec } from '../model/spec.js';
+import { expertsPerToken, type LayerSpec, type ModelSpec, vocabularyOf } from '../model/spec.js';
 import { type Random, uuid } from '../runtime/random.js';
 import { chunkTokensMax, chunkTokensMin, tokensMax, usualChunkTokens } from '../transport/chunk-size.js';
 
@@ -27,6 +27,8 @@ export interface BatchPlan {
   feedback: boolean;
   /** Every chunk carries its experts and weights. */
   given: boolean;
+  /** Every chunk carries the ids of its tokens, each below this; 0: none does. */
+  vocabulary: number;
   returnRouting: boolean;
   refuseNonFinite: boolean;
   /** Tokens per chunk of the pipeline; the last one may be shorter. */
@@ -53,6 +55,8 @@ export interface PlanLimits {
 }
 
 const pageBytes = 4_096;
+/** Of a token's id in a message. */
+export const idBytes = 4;
 
 /** Checks every field of a header. Throws INVALID_ARGUMENT or UNKNOWN_LAYER, naming field, value and what is allowed. */
 export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan {
@@ -72,7 +76,6 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
     const allowed = `OFF: layers of ${model.family} are not x + MoE(RMSNorm(x)), and only the block is served`;
     throw invalidArgument(`options.${field}`, 'ON', allowed);
   };
-  checkGiven(layers, given);
   const combine = oneOf('options.combine', options?.combine ?? 'EXACT', ['EXACT', 'PARTIAL']);
   const plan: BatchPlan = {
     batchId: checkBatchId(header.batchId, limits.random),
@@ -88,6 +91,7 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
     weighsInput: model.weighsInput,
     feedback: toggle('feedback', limits.feedback) && !given,
     given,
+    vocabulary: given ? 0 : vocabularyOf(layers),
     returnRouting: options?.returnRouting ?? false,
     refuseNonFinite: options?.refuseNonFinite ?? false,
     chunkTokens: 0,
@@ -105,7 +109,7 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
 export function chunkBytes(plan: BatchPlan, tokens: number): number {
   const rows = outputBytes(plan, tokens);
   const routing = plan.given || plan.returnRouting ? plan.layers.length : 1;
-  return rows * (2 + plan.slots) + tokens * plan.slots * routing * 8;
+  return rows * (2 + plan.slots) + tokens * (plan.slots * routing * 8 + (plan.vocabulary > 0 ? idBytes : 0));
 }
 
 /** Bytes of one token's experts and weights in a message, at all layers of the plan. */
@@ -162,17 +166,9 @@ function checkLayers(header: ForwardHeader, model: ModelSpec): LayerSpec[] {
   return layers;
 }
 
-/** Layers whose experts are chosen by what is not known here need their routing. */
-function checkGiven(layers: readonly LayerSpec[], given: boolean): void {
-  const lacking = layers.find(({ givenOnly }) => givenOnly);
-  if (given || lacking === undefined) return;
-  const allowed = `GIVEN at layer ${lacking.layer}, whose experts the tokens' ids choose`;
-  throw invalidArgument('options.routing', 'GATE', allowed);
-}
-
-/** One token, with its routing if that is given, must fit into a message. */
+/** One token, with its routing if that is given, or its id if that is wanted, must fit into a message. */
 function checkMessage(plan: BatchPlan, { messageBytesMax, node }: PlanLimits): void {
-  const bytes = plan.rowBytes + (plan.given ? routingBytes(plan) : 0);
+  const bytes = plan.rowBytes + (plan.given ? routingBytes(plan) : 0) + (plan.vocabulary > 0 ? idBytes : 0);
   if (bytes <= messageBytesMax) return;
   throw overLimit('TOO_LARGE', 'bytes of one token', bytes, messageBytesMax, {
     setting: 'messageBytesMax',

@@ -7,7 +7,7 @@ import type { SessionBatch } from '../common/generated/switchyard/v1/SessionBatc
 import type { SessionResponseInput } from '../common/generated/switchyard/v1/SessionResponse.js';
 import { toFailure } from '../common/status.js';
 import { systemClock } from '../runtime/system.js';
-import { sessionTokensMax, tokensWithin } from '../transport/chunk-size.js';
+import { routingBytesOf, sessionTokensMax, tokensWithin } from '../transport/chunk-size.js';
 import type { ArrivedRows, MessagePort, Outgoing } from '../transport/port.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
 import { BatchEnd } from './batch-end.js';
@@ -58,8 +58,8 @@ export class SessionCall implements BatchCall {
 
   constructor(private readonly options: SessionCallOptions) {
     const { batch, rows, taken } = options;
-    const { experts, weights } = batch;
-    const chunk = { offset: 0, experts, weights, rows: batch.rows };
+    const { experts, weights, tokenIds } = batch;
+    const chunk = { offset: 0, experts, weights, tokenIds, rows: batch.rows };
     this.message = { request: { kind: 'chunk', chunk }, rows, taken };
   }
 
@@ -185,8 +185,8 @@ export class SessionCall implements BatchCall {
   /** The rows alone from the start of a slab: gRPC copies them, and UCX needs room behind them for the rest of the message. */
   private async inOneSlab({ chunk, rows }: HeldAnswer, summary: ForwardSummaryInput | null): Promise<Slab> {
     if (this.options.way.transport === 'grpc') return rows.slab.share();
-    const routingBytes = (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);
-    const slab = native.allocateSlab(rows.byteLength, headBytes + routingBytes + summaryBytesMax(summary));
+    const besideBytes = routingBytesOf(chunk) + summaryBytesMax(summary);
+    const slab = native.allocateSlab(rows.byteLength, headBytes + besideBytes);
     try {
       await native.copyIn(rows, slab, 0);
       return slab;

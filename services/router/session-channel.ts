@@ -4,7 +4,7 @@ import type { SessionRequest } from '../common/generated/switchyard/v1/SessionRe
 import type { SessionResponseInput } from '../common/generated/switchyard/v1/SessionResponse.js';
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { sessionCodec } from '../common/protocol.js';
-import { chunkCost } from '../transport/chunk-size.js';
+import { chunkCost, routingBytesOf } from '../transport/chunk-size.js';
 import type { UcxSide } from '../transport/handshake.js';
 import { type ArrivedRows, dropRows } from '../transport/port.js';
 import { UcxPort } from '../transport/ucx/port.js';
@@ -103,14 +103,14 @@ export class SessionChannel implements UcxSide, SessionWay {
 
   /** Throws what ends the session. */
   private costOf(
-    { number, experts, weights, rows: inside }: SessionBatch,
+    { number, rows: inside, ...batch }: SessionBatch,
     rows: ArrivedRows,
     metadataBytes: number,
   ): number {
-    const routingBytes = experts.byteLength + weights.byteLength;
+    const routingBytes = routingBytesOf(batch);
     const metadataMax = headBytesMax + routingBytes;
     if (metadataBytes > metadataMax || inside.byteLength > 0) {
-      const allowed = `header, experts and weights: ${metadataMax} at most; rows lie beside it`;
+      const allowed = `header and routing: ${metadataMax} at most; rows lie beside it`;
       throw invalidArgument(`metadata of batch ${number}`, `${metadataBytes} bytes`, allowed);
     }
     const cost = chunkCost(rows.byteLength, routingBytes);

@@ -136,6 +136,7 @@ export class SimulatedCall implements BatchCall {
       rows: Buffer.from(rows.buffer, 0, count * rowBytes),
       experts: Buffer.from(Uint32Array.from(experts).buffer),
       weights: Buffer.from(Float32Array.from(weights).buffer),
+      tokenIds: Buffer.alloc(0),
     };
   }
 }

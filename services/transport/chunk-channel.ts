@@ -8,7 +8,7 @@ import type { Chunk, ChunkInput } from '../common/generated/switchyard/v1/Chunk.
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { Deferred, type EndSignal } from '../common/lifecycle.js';
 import { channelCodec } from '../common/protocol.js';
-import { chunkCost } from './chunk-size.js';
+import { chunkCost, routingBytesOf } from './chunk-size.js';
 import { Credits } from './credits.js';
 import { type ArrivedRows, dropRows, type OutgoingRows } from './port.js';
 import { copiedOut, UcxPort } from './ucx/port.js';
@@ -37,9 +37,6 @@ export interface ChunkChannelOptions {
 
 /** Offset and lengths in a chunk's metadata take less. */
 const chunkHeadBytes = 64;
-function routingBytesOf(chunk: ChunkInput): number {
-  return (chunk.experts?.length ?? 0) + (chunk.weights?.length ?? 0);
-}
 
 /**
  * One end of the UCX channel that carries the chunks of a batch, the same for client and router. Rows stay in slabs. UCX
@@ -218,7 +215,7 @@ export class ChunkChannel {
   private receiveChunk(chunk: Chunk, rows: ArrivedRows, metadataBytes: number): void {
     const routingBytes = routingBytesOf(chunk);
     if (metadataBytes > chunkHeadBytes + routingBytes || chunk.rows.byteLength > 0) {
-      const allowed = `offset, experts and weights: ${chunkHeadBytes + routingBytes} at most; rows lie beside it`;
+      const allowed = `offset and routing: ${chunkHeadBytes + routingBytes} at most; rows lie beside it`;
       throw invalidArgument(
         `metadata of the chunk at offset ${chunk.offset}`,
         `${metadataBytes} bytes`,

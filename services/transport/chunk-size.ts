@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import { metadataBytesMax } from '../common/grpc-channel.js';
 import { modelLimits } from '../model/limits.js';
 
@@ -32,6 +33,13 @@ export function tokensPerMessage(
   bytesMax = Number.POSITIVE_INFINITY,
 ): number {
   return Math.max(1, Math.floor(Math.min(messageBytes, bytesMax) / (rowBytes + routingBytes)));
+}
+
+/** What routes a chunk's tokens, beside its rows: experts and weights, or ids, or nothing. */
+export type ChunkRouting = Pick<ChunkInput, 'experts' | 'weights' | 'tokenIds'>;
+
+export function routingBytesOf({ experts, weights, tokenIds }: ChunkRouting): number {
+  return [experts, weights, tokenIds].reduce((sum, bytes) => sum + (bytes?.length ?? 0), 0);
 }
 
 /** What a chunk costs of the receiver's credit, in bytes. */

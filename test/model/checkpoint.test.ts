@@ -3,6 +3,7 @@ import { cp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
 import { openModel } from '../../services/model/load.js';
+import { SafetensorsFile } from '../../services/model/safetensors.js';
 import {
   failure,
   fixtures,
@@ -232,5 +233,68 @@ describe('tensors of a checkpoint', () => {
       await symlink(join(fixtures, 'mixtral', file), join(directory, file));
     }
     (await open(directory)).close();
+  });
+});
+
+describe('the experts of tokens by their ids', () => {
+  const hashed = 'families/deepseek_v4-hash';
+  const table = 'model.layers.1.ffn.gate.tid2eid';
+
+  /** The fixture whose table has another element. */
+  async function edited(element: number, value: bigint): Promise<string> {
+    const directory = await changed(hashed, {});
+    const path = join(directory, 'model.safetensors');
+    const { header } = await SafetensorsFile.open(path);
+    const bytes = await readFile(path);
+    bytes.writeBigInt64LE(value, header.tensors.get(table)!.byteOffset + element * 8);
+    await writeFile(path, bytes);
+    return directory;
+  }
+
+  const read = async (directory: string) => {
+    const model = await open(directory);
+    try {
+      return await model.gate(1).tokenExperts!.read();
+    } finally {
+      model.close();
+    }
+  };
+
+  test('are read where a layer chooses by them, and are part of the fingerprint', async () => {
+    const model = await open(join(fixtures, hashed));
+    expect(model.spec.layers.map(({ vocabulary }) => vocabulary)).toEqual([16, 16, 0]);
+    expect(model.gate(2).tokenExperts).toBeNull();
+    expect(model.gate(1).selectionBias).toBeNull();
+    const experts = await model.gate(1).tokenExperts!.read();
+    expect(experts).toHaveLength(16 * 2);
+    expect(Math.max(...experts)).toBeLessThan(8);
+    const other = await open(await edited(5, BigInt((experts[5]! + 1) % 8)));
+    expect(other.spec.fingerprint).not.toBe(model.spec.fingerprint);
+    model.close();
+    other.close();
+  });
+
+  test.each([
+    [8n, 'element 3 is 8; allowed: 0 to 7'],
+    [-1n, 'element 3 is -1; allowed: 0 to 7'],
+    [1n << 40n, 'element 3 is 1099511627776; allowed: 0 to 7'],
+  ])('are refused where one is %p', async (value, text) => {
+    const directory = await edited(3, value);
+    const error = await failure(() => read(directory));
+    expect(error.code).toBe('MODEL_INVALID');
+    expect(error.message).toContain(`${directory}/model.safetensors: tensor "${table}": ${text}`);
+  });
+
+  test('are refused for another vocabulary than the configuration has', async () => {
+    const error = await failure(async () => open(await changed(hashed, { vocab_size: 15 })));
+    expect(error.code).toBe('MODEL_INVALID');
+    expect(error.message).toContain('shape is [16,2]; allowed: [15,2] by the configuration');
+  });
+
+  test('are missed by name', async () => {
+    const error = await failure(async () =>
+      open(await changed('families/deepseek_v4', { mlp_layer_types: ['moe', 'hash_moe', 'moe'] })),
+    );
+    expect(error.message).toContain(`tensor "${table}" is missing`);
   });
 });

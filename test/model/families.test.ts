@@ -24,8 +24,13 @@ function slabOf(bytes: Uint8Array): Slab {
 }
 
 /** Runs layers by the kernels. */
-async function compute(model: Model, bytes: Uint8Array, layers: number[], whole: boolean) {
-  const options = { layers, norm: whole, residual: whole, bias: null };
+async function compute(
+  model: Model,
+  { bytes, tokenIds }: { bytes: Uint8Array; tokenIds: Uint32Array | null },
+  layers: number[],
+  whole: boolean,
+) {
+  const options = { layers, norm: whole, residual: whole, bias: null, tokenIds };
   return await runKernels(model, slabOf(bytes), options);
 }
 
@@ -33,7 +38,8 @@ describe.each(readdirSync(directory).sort())('%s', (family) => {
   test('computes as transformers does in float32', async () => {
     const model = await openModel({ kind: 'checkpoint', directory: join(directory, family) });
     const { hidden } = model.spec;
-    const { bytes, input, names, floats } = await expectedOf(join(directory, family, 'expected.safetensors'));
+    const expected = await expectedOf(join(directory, family, 'expected.safetensors'));
+    const { input, tokenIds, names, floats } = expected;
     const layers = model.spec.layers.map(({ layer }) => layer);
     expect(layers.map((layer) => `moe.${layer}`)).toEqual(
       names.filter((name) => name.startsWith('moe')).sort(),
@@ -42,15 +48,15 @@ describe.each(readdirSync(directory).sort())('%s', (family) => {
       relativeErrors(rows, floats(name), hidden).relativeError;
     for (const layer of layers) {
       const name = `moe.${layer}`;
-      const bare = { layers: [layer], norm: false, residual: false, given: [] };
+      const bare = { layers: [layer], norm: false, residual: false, given: [], tokenIds };
       const reference = await referenceForward(model, input, bare);
       expect(errorOf(reference.rows, name)).toBeLessThan(referenceErrorMax(family));
-      const { rows, routing } = await compute(model, bytes, [layer], false);
+      const { rows, routing } = await compute(model, expected, [layer], false);
       expect(errorOf(decodeBf16(rows.view()), name)).toBeLessThan(kernelErrorMax);
       expect(routing[0]!.experts).toEqual(reference.layers[0]!.experts);
     }
     if (names.includes('stack')) {
-      const { rows } = await compute(model, bytes, layers, true);
+      const { rows } = await compute(model, expected, layers, true);
       expect(errorOf(decodeBf16(rows.view()), 'stack')).toBeLessThan(kernelErrorMax);
     }
     model.close();

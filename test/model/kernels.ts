@@ -8,6 +8,8 @@ export interface KernelOptions {
   norm: boolean;
   residual: boolean;
   bias: Float32Array | null;
+  /** For layers that choose experts by them. */
+  tokenIds?: Uint32Array | null;
 }
 
 /** What a cluster of one worker does with a chunk, by the addon's own operations. `routing`: one result per layer. */
@@ -57,6 +59,7 @@ async function runLayer(
     shared: shared.length,
     norm,
     bias: options.bias,
+    tokenIds: options.tokenIds ?? null,
     weighted: model.spec.weighsInput,
   });
   const inputs = routed.normed ?? rows;

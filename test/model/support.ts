@@ -21,6 +21,9 @@ export async function expectedOf(path: string) {
     names: [...header.tensors.keys()],
     bytes: bytesOf('input'),
     input: decodeBf16(bytesOf('input')),
+    tokenIds: header.tensors.has('token_ids')
+      ? Uint32Array.from(new BigInt64Array(new Uint8Array(bytesOf('token_ids')).buffer), Number)
+      : null,
     floats: (name: string) => Float64Array.from(new Float32Array(new Uint8Array(bytesOf(name)).buffer)),
   };
 }

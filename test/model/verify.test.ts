@@ -1,9 +1,11 @@
+import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
 import { native, type TensorSource } from '../../native/index.js';
 import { Model, openModel } from '../../services/model/load.js';
 import { type Sample, verifySample } from '../../services/model/reference.js';
 import { presets, syntheticModel } from '../../services/model/synthetic.js';
 import { type KernelOptions, runKernels } from './kernels.js';
+import { failure, fixtures } from './support.js';
 
 /** More than the addon gives to one thread at a time, so that rows are put together from several ranges. */
 const chunkTokens = 600;
@@ -38,9 +40,11 @@ async function run(
     }
   }
   const { norm, residual, bias } = options;
+  const tokenIds = options.tokenIds?.subarray(firstToken) ?? null;
   const inputs = start.view().slice(firstToken * hidden * 2);
   const outputs = rows.view().slice(firstToken * hidden * 2);
-  return { layers, norm, residual, feedback: bias !== null, inputs, outputs, experts, weights };
+  const feedback = bias !== null;
+  return { layers, norm, residual, feedback, inputs, outputs, experts, weights, tokenIds };
 }
 
 const spec = presets.tiny.model;
@@ -143,6 +147,22 @@ describe('a wrong answer is found', () => {
     expect(result).toMatchObject({ choicesWrong: 1, weightsWrong: 0 });
     expect(result.regretMax).toBeLessThan(1e-6);
     expect(result.logitRegretMax).toBeGreaterThan(1);
+  });
+
+  test('experts that are not those of the tokens by their ids', async () => {
+    const directory = join(fixtures, 'families', 'deepseek_v4-hash');
+    const model = await openModel({ kind: 'checkpoint', directory });
+    const tokenIds = Uint32Array.from({ length: chunkTokens }, (_, token) => (token * 7) % 16);
+    const sample = await run(model, { norm: false, residual: false, bias: null, tokenIds });
+    expect(await verifySample(model, sample)).toMatchObject({
+      choicesChecked: 3 * tokens,
+      choicesWrong: 0,
+      weightsWrong: 0,
+    });
+    const moved = { ...sample, tokenIds: tokenIds.subarray(firstToken - 1, chunkTokens - 1) };
+    expect((await verifySample(model, moved)).choicesWrong).toBeGreaterThan(tokens);
+    const error = await failure(() => verifySample(model, { ...sample, tokenIds: null }));
+    expect(error.message).toContain('tokenIds is "none"; allowed: the ids of the tokens, as layer 0 chooses');
   });
 
   test('shapes that do not fit are refused', async () => {

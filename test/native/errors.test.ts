@@ -32,6 +32,9 @@ const route = {
   limits: null,
   weighted: false,
 };
+const byIds = native.createGate({ ...gateOptions, tokenExperts: new Uint32Array(3 * routing.topK) });
+const withIds = (tokenIds: Uint32Array | null) =>
+  native.routeRows({ ...route, gate: { weights: byIds, bias: null, tokenIds } });
 const given = { ...route, gate: null, table: { routing: table, layer: 0 } };
 const words = (...values: number[]) => new Uint8Array(Uint32Array.from(values).buffer);
 const writing = { table, first: 0, experts: words(0, 1, 2, 3), weights: words(0, 0, 0, 0) };
@@ -180,6 +183,9 @@ describe('a call that returns a promise rejects with the field, the value and wh
       () => native.routeRows({ ...route, gate: { weights: gate, bias: new Float32Array(3) } }),
       'gate.bias.length is 3; allowed: 4',
     ],
+    ['no ids of tokens', () => withIds(null), 'gate.tokenIds is null; allowed: a Uint32Array'],
+    ['ids of other tokens', () => withIds(new Uint32Array(3)), 'gate.tokenIds.length is 3; allowed: 2'],
+    ['an id that no table has', () => withIds(Uint32Array.of(2, 3)), 'gate.tokenIds is 3; allowed: 0 to 2'],
     [
       'copies of other experts',
       () => native.routeRows({ ...route, copies: oneCopyEach(new Uint32Array(3)) }),

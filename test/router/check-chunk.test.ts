@@ -6,7 +6,7 @@ import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.
 import type { ForwardRequest } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
 import { type ClientMessage, checkChunk } from '../../services/router/check-chunk.js';
 import { createRoutingTable, readRouting, writeRouting } from '../../services/router/routing-table.js';
-import { arrived, options, plan } from './support.js';
+import { arrived, hashedPlan, options, plan } from './support.js';
 
 const gated = plan();
 const given = plan({ options: options({ routing: 'GIVEN' }) });
@@ -14,7 +14,7 @@ const limit = { bytesMax: 16 * gated.rowBytes, node: 'router r' };
 
 function request(fields: Partial<Chunk>): ClientMessage {
   const empty = Buffer.alloc(0);
-  const chunk = { offset: 0, rows: empty, experts: empty, weights: empty, ...fields };
+  const chunk = { offset: 0, rows: empty, experts: empty, weights: empty, tokenIds: empty, ...fields };
   return arrived({ kind: 'chunk', chunk });
 }
 
@@ -91,6 +91,57 @@ describe('a chunk message', () => {
       message: 'bytes of the chunk at offset 0 is 544; allowed: at most 512, by messageBytesMax of router r',
       details: { value: 544, allowed: 512, setting: 'messageBytesMax', node: 'router r' },
     });
+  });
+});
+
+const hashed = hashedPlan();
+const ids = (...values: number[]) => Buffer.from(Uint32Array.from(values).buffer);
+
+describe('ids of tokens', () => {
+  test('are read from any address', () => {
+    const tokenIds = Buffer.concat([Buffer.alloc(1), ids(7, 999)]).subarray(1);
+    const checked = checkChunk(request({ rows: rows(2), tokenIds }), 0, hashed, limit);
+    expect(checked).toMatchObject({ given: null, tokenIds: Uint32Array.of(7, 999) });
+  });
+
+  test.each([
+    [
+      'that are missing',
+      {},
+      hashed,
+      'chunk.token_ids at offset 4 is "0 bytes"; allowed: 8 bytes: 2 tokens x 4, as layer 2 chooses experts by them, or options.routing GIVEN',
+    ],
+    ['of fewer tokens', { tokenIds: ids(1) }, hashed, 'chunk.token_ids at offset 4 is "4 bytes"; allowed: 8'],
+    [
+      'that the vocabulary does not have',
+      { tokenIds: ids(0, 1000) },
+      hashed,
+      'chunk.token_ids of token 5 is 1000; allowed: 0 to 999',
+    ],
+    [
+      'that no layer wants',
+      { tokenIds: ids(0, 1) },
+      hashedPlan({ lastLayer: 1 }),
+      'chunk.token_ids at offset 4 is "8 bytes"; allowed: none, as no layer of the batch chooses experts by them',
+    ],
+    [
+      'beside routing',
+      { ...routing(2), tokenIds: ids(0, 1) },
+      hashedPlan({ options: options({ routing: 'GIVEN' }) }),
+      'chunk.token_ids at offset 4 is "8 bytes"; allowed: none, as options.routing is GIVEN',
+    ],
+  ])('%s are refused', (_, fields, of, text) => {
+    const error = refusal(request({ offset: 4, rows: rows(2), ...fields }), 4, of);
+    expect(error.code).toBe('INVALID_ARGUMENT');
+    expect(error.message).toContain(text);
+  });
+
+  test('count in the size of a message', () => {
+    const bytesMax = 2 * hashed.rowBytes + 7;
+    const message = request({ rows: rows(2), tokenIds: ids(0, 1) });
+    expect(() => checkChunk(message, 0, hashed, { ...limit, bytesMax })).toThrow(
+      /is 72; allowed: at most 71/,
+    );
   });
 });
 

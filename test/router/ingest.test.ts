@@ -12,7 +12,7 @@ import type { BatchPlan } from '../../services/router/plan.js';
 import { readRouting } from '../../services/router/routing-table.js';
 import { nativeRuntime } from '../../services/runtime/native.js';
 import type { TransportKind } from '../../services/transport/link.js';
-import { arrived, options, plan, slabBytesHeld } from './support.js';
+import { arrived, hashedPlan, options, plan, slabBytesHeld } from './support.js';
 
 beforeAll(() => native.configure({ slabBytesMax: 64 * 1024 * 1024, threads: 2 }));
 afterEach(async () => expect(await slabBytesHeld()).toBe(0));
@@ -25,6 +25,11 @@ function tokenRows(first: number, count: number, hidden: number): Buffer {
   for (let token = 0; token < count; token += 1)
     rows.fill(first + token, token * hidden, (token + 1) * hidden);
   return Buffer.from(rows.buffer);
+}
+
+/** The id of token t is t. */
+function idsOf(batch: BatchPlan, first: number, count: number): Uint32Array {
+  return new Uint32Array(batch.vocabulary > 0 ? count : 0).map((_, index) => first + index);
 }
 
 function message(
@@ -45,6 +50,7 @@ function message(
       rows: tokenRows(first, count, batch.hidden),
       experts: Buffer.from(experts.buffer),
       weights: Buffer.from(weights.buffer),
+      tokenIds: Buffer.from(idsOf(batch, first, count).buffer),
       ...fields,
     },
   };
@@ -105,6 +111,7 @@ async function collect(batch: BatchPlan, from: Ingest): Promise<Pick<InputChunk,
       );
       chunk.given!.release();
     } else expect(chunk.given).toBeNull();
+    expect(chunk.tokenIds).toEqual(batch.vocabulary > 0 ? idsOf(batch, next, chunk.tokens) : null);
     next += chunk.tokens;
     seen.push({ offset: chunk.offset, tokens: chunk.tokens });
     chunk.rows.release();
@@ -141,17 +148,18 @@ describe.each<TransportKind>(['grpc', 'ucx'])('over %s', (transport) => {
   });
 
   describe('messages of any size', () => {
-    test('become full chunks with every token in its place, given routing with them', async () => {
+    test('become full chunks with every token in its place, given routing or ids with them', async () => {
       const shapes = fc.record({
         cuts: fc.array(fc.integer({ min: 1, max: 40 }), { minLength: 1, maxLength: 12 }),
         chunkTokens: fc.integer({ min: 1, max: 50 }),
-        given: fc.boolean(),
+        routed: fc.constantFrom('gated', 'given', 'by ids'),
       });
       await fc.assert(
-        fc.asyncProperty(shapes, async ({ cuts, chunkTokens, given }) => {
+        fc.asyncProperty(shapes, async ({ cuts, chunkTokens, routed }) => {
           const tokens = cuts.reduce((sum, count) => sum + count, 0);
-          const routing = options({ routing: given ? 'GIVEN' : 'GATE' });
-          const batch = plan({ sequences: tokens, length: 1, options: routing }, { chunkTokens });
+          const routing = options({ routing: routed === 'given' ? 'GIVEN' : 'GATE' });
+          const of = routed === 'by ids' ? hashedPlan : plan;
+          const batch = of({ sequences: tokens, length: 1, options: routing }, { chunkTokens });
           let first = 0;
           const messages = cuts.map((count) => {
             first += count;

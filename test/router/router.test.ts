@@ -32,6 +32,7 @@ async function verify(rows: Buffer, outcome: Outcome, norm = true, residual = tr
     outputs: outcome.rows,
     experts: asArray(outcome.experts, (buffer) => new Uint32Array(buffer)),
     weights: asArray(outcome.weights, (buffer) => new Float32Array(buffer)),
+    tokenIds: null,
   });
 }
 

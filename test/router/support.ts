@@ -22,6 +22,12 @@ export const smallModel: ModelSpec = syntheticModel({
   layers: 3,
 }).spec;
 
+/** The same, whose last layer chooses experts by the ids of tokens. */
+export const hashedModel: ModelSpec = {
+  ...smallModel,
+  layers: smallModel.layers.map((spec) => (spec.layer < 2 ? spec : { ...spec, vocabulary: 1000 })),
+};
+
 export const limits: PlanLimits = {
   model: smallModel,
   feedback: false,
@@ -65,6 +71,10 @@ export function header(fields: Partial<ForwardHeader> = {}): ForwardHeader {
 
 export function plan(fields: Partial<ForwardHeader> = {}, more: Partial<BatchPlan> = {}): BatchPlan {
   return { ...planBatch(header(fields), limits), ...more };
+}
+
+export function hashedPlan(fields: Partial<ForwardHeader> = {}, more: Partial<BatchPlan> = {}): BatchPlan {
+  return { ...planBatch(header(fields), { ...limits, model: hashedModel }), ...more };
 }
 
 /** A message as it reaches the router: over gRPC with its rows in it, over UCX with its rows in a slab. */

@@ -25,6 +25,7 @@ export interface GatedRows {
   norm?: { weight: Slab; epsilon: number; offset?: number } | null;
   bias?: Float32Array | null;
   weighted?: boolean;
+  tokenIds?: Uint32Array | null;
 }
 
 /** What a table of one layer holds. */
@@ -57,7 +58,17 @@ export function expertsOf(segments: Uint32Array): number[] {
 
 /** Gates rows for one worker that has all experts, and tells what was chosen. The receiver owns what was routed. */
 export async function gateRows(options: GatedRows): Promise<{ routed: RoutedRows; choice: Choice }> {
-  const { rows, rowCount, gate, topK, shared = 0, norm = null, bias = null, weighted = false } = options;
+  const {
+    rows,
+    rowCount,
+    gate,
+    topK,
+    shared = 0,
+    norm = null,
+    bias = null,
+    weighted = false,
+    tokenIds,
+  } = options;
   const { experts, hidden } = gate;
   const routing = native.createRoutingTable({ tokens: rowCount, topK, experts: Uint32Array.of(experts) });
   const routed = await native.routeRows({
@@ -65,7 +76,7 @@ export async function gateRows(options: GatedRows): Promise<{ routed: RoutedRows
     rowCount,
     hidden,
     norm,
-    gate: { weights: gate, bias },
+    gate: { weights: gate, bias, tokenIds: tokenIds ?? null },
     table: { routing, layer: 0 },
     copies: oneCopyEach(new Uint32Array(experts + shared)),
     workers: 1,

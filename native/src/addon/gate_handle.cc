@@ -30,6 +30,7 @@ Napi::Value create_gate(const Napi::CallbackInfo& info) {
   }
   GateExtras extras;
   if (options.has("expertScale")) extras.expert_scale = to_span<float>(options.value("expertScale"), "expertScale");
+  if (options.has("tokenExperts")) extras.token_experts = to_span<uint32_t>(options.value("tokenExperts"), "tokenExperts");
   if (options.has("rowEpsilon")) extras.row_epsilon = static_cast<float>(options.number("rowEpsilon"));
   return GateHandle::create(
       info.Env(), std::make_shared<const Gate>(floats_of(weight), experts, hidden, bias_of(options, "logitBias"),

@@ -37,6 +37,8 @@ struct Request {
   /** The table has the choice; otherwise the table, if there is one, takes it. */
   bool given = true;
   std::span<const float> bias;
+  /** [row_count], of a gate with a vocabulary that is to choose; otherwise empty. */
+  std::vector<uint32_t> token_ids;
   std::shared_ptr<RoutingTable> table;
   uint64_t layer = 0;
   GroupTargets targets;
@@ -78,6 +80,15 @@ void take_gate(Operation& operation, const Fields& options, Request& request) {
   request.given = gate.has("given") && gate.boolean("given");
   request.bias =
       held_span_or_null<float>(operation, gate.value("bias"), gate.name("bias"), request.gate->experts());
+  const uint64_t vocabulary = request.gate->vocabulary();
+  if (request.given || vocabulary == 0) return;
+  const std::string field = gate.name("tokenIds");
+  const auto ids = to_span<uint32_t>(gate.value("tokenIds"), field);
+  if (ids.size() != request.row_count) throw_invalid(field + ".length", ids.size(), std::to_string(request.row_count));
+  request.token_ids.assign(ids.begin(), ids.end());
+  for (const uint32_t id : request.token_ids) {
+    if (id >= vocabulary) throw_invalid(field, id, "0 to " + std::to_string(vocabulary - 1));
+  }
 }
 
 void take_table(const Fields& options, Request& request) {
@@ -158,6 +169,7 @@ RouteFigures route(const Request& request, Answer& answer) {
       .gate = request.given && !(request.gate && request.gate->has_shared_gate()) ? nullptr : request.gate.get(),
       .given = request.given,
       .bias = request.bias,
+      .token_ids = request.token_ids.empty() ? nullptr : request.token_ids.data(),
       .experts = answer.routed.experts.data(),
       .weights = answer.routed.weights.data(),
   };

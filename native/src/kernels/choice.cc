@@ -163,11 +163,20 @@ Chooser::Chooser(const RoutingSpec& routing, std::vector<float> selection_bias, 
       group_scores_(routing.groups),
       groups_(routing.groups) {}
 
-void Chooser::choose(float* logits, std::uint32_t* experts, float* weights) {
+void Chooser::score(float* logits) {
   settle(logits, keys_.size(), scores_.size());
   if (routing_.logit_cap > 0) cap(logits);
-  const auto score = score_of(routing_.score);
-  score(logits, scores_.size(), scores_.data());
+  const auto fill = score_of(routing_.score);
+  fill(logits, scores_.size(), scores_.data());
+}
+
+void Chooser::weigh_chosen(float* logits, const std::uint32_t* experts, float* weights) {
+  score(logits);
+  weigh(logits, experts, weights);
+}
+
+void Chooser::choose(float* logits, std::uint32_t* experts, float* weights) {
+  score(logits);
   rank(logits);
   if (routing_.groups_chosen < routing_.groups) mask_groups(logits);
   take_best();

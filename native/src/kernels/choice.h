@@ -27,6 +27,8 @@ class Chooser {
    * after its [experts] are scratch, and experts + padding is a multiple of 8.
    */
   void choose(float* logits, std::uint32_t* experts, float* weights);
+  /** The same where `experts` are there: writes their weights. An expert may be there more than once. */
+  void weigh_chosen(float* logits, const std::uint32_t* experts, float* weights);
 
  private:
   /** Orders like the selection score, then like the logit. */
@@ -38,6 +40,8 @@ class Chooser {
   /** Compared from the first on. */
   using GroupScore = std::array<float, 3>;
 
+  /** Settles and caps the logits, and fills the scores. */
+  void score(float* logits);
   void cap(float* logits) const;
   void rank(const float* logits);
   void mask_groups(const float* logits);

@@ -43,6 +43,15 @@ void check_bias(std::span<const float> bias, std::size_t experts, const std::str
   }
 }
 
+void check_token_experts(std::span<const std::uint32_t> token_experts, std::size_t experts, std::size_t top_k) {
+  if (token_experts.size() % top_k != 0) {
+    throw_invalid("tokenExperts.length", token_experts.size(), "a multiple of topK, " + std::to_string(top_k));
+  }
+  for (const std::uint32_t expert : token_experts) {
+    if (expert >= experts) throw_invalid("tokenExperts", expert, "0 to " + std::to_string(experts - 1));
+  }
+}
+
 /** A block of some rows in the form that a kernel reads. */
 struct RowScratch {
   std::vector<scores::Bf16Pair> pairs;
@@ -89,6 +98,8 @@ struct Gate::Prepared {
   std::vector<float> shared_weights;
   std::vector<float> expert_scale;
   std::optional<float> row_epsilon;
+  /** [vocabulary, top_k] */
+  std::vector<std::uint32_t> token_experts;
   /** Their gate is one more row of the weights, behind those of the experts. */
   bool shared_gate;
 
@@ -162,6 +173,8 @@ Gate::Gate(const float* weight, std::size_t experts, std::size_t hidden, std::sp
   check_bias(extras.expert_scale, experts, "expertScale");
   prepared->expert_scale.assign(extras.expert_scale.begin(), extras.expert_scale.end());
   prepared->row_epsilon = extras.row_epsilon;
+  check_token_experts(extras.token_experts, experts, routing.top_k);
+  prepared->token_experts.assign(extras.token_experts.begin(), extras.token_experts.end());
   prepared->shared_gate = shared.gate != nullptr;
   std::vector<float> rows(weight, weight + experts * hidden);
   if (shared.gate != nullptr) rows.insert(rows.end(), shared.gate, shared.gate + hidden);
@@ -189,12 +202,13 @@ const RoutingSpec& Gate::routing() const { return prepared_->routing; }
 std::size_t Gate::shared() const { return prepared_->shared_weights.size(); }
 std::optional<float> Gate::row_epsilon() const { return prepared_->row_epsilon; }
 bool Gate::has_shared_gate() const { return prepared_->shared_gate; }
+std::size_t Gate::vocabulary() const { return prepared_->token_experts.size() / prepared_->routing.top_k; }
 std::size_t Gate::bytes() const {
   return std::visit([](const auto& found) { return found.size() * sizeof found[0]; }, prepared_->weights);
 }
 
 void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<const float> bias,
-                 std::uint32_t* chosen_experts, float* chosen_weights) const {
+                 std::uint32_t* chosen_experts, float* chosen_weights, const std::uint32_t* token_ids) const {
   constexpr std::size_t step = GateSession::rows_at_once;
   GateSession session(*this, bias);
   for (std::size_t first = 0; first < row_count; first += step) {
@@ -204,7 +218,7 @@ void Gate::route(const std::uint16_t* rows, std::size_t row_count, std::span<con
     std::vector<float> factors;
     if (row_epsilon()) factors = row_factors(rows + first * hidden(), count, hidden(), *row_epsilon());
     session.route(block, count, rows + (first + count) * hidden(), chosen_experts + slot, chosen_weights + slot,
-                  factors.empty() ? nullptr : factors.data());
+                  factors.empty() ? nullptr : factors.data(), token_ids == nullptr ? nullptr : token_ids + first);
   }
 }
 
@@ -232,22 +246,29 @@ GateSession::GateSession(const Gate& gate, std::span<const float> bias) : gate_(
 GateSession::~GateSession() = default;
 
 void GateSession::route(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
-                        float* chosen_weights, const float* row_factors) {
+                        float* chosen_weights, const float* row_factors, const std::uint32_t* token_ids) {
   float* const logits = scratch_->logits.data();
   std::visit(
       [&](const auto& panels) { gate_.compute_logits(panels, rows, row_count, next, scratch_->rows, logits); },
       gate_.weights);
+  const std::size_t top_k = gate_.routing.top_k;
   for (std::size_t r = 0; r < row_count; ++r) {
-    const std::size_t slot = r * gate_.slots();
+    float* const own = logits + r * gate_.logit_stride();
+    std::uint32_t* const experts = chosen_experts + r * gate_.slots();
+    float* const weights = chosen_weights + r * gate_.slots();
     if (row_factors != nullptr) {
-      float* const own = logits + r * gate_.logit_stride();
       for (std::size_t e = 0; e < gate_.experts; ++e) own[e] *= row_factors[r];
     }
     // First, since the choice overwrites what is behind the experts' logits.
-    gate_.add_shared(logits + r * gate_.logit_stride(), chosen_experts + slot, chosen_weights + slot);
-    scratch_->chooser.choose(logits + r * gate_.logit_stride(), chosen_experts + slot, chosen_weights + slot);
+    gate_.add_shared(own, experts, weights);
+    if (token_ids != nullptr) {
+      std::copy_n(&gate_.token_experts[token_ids[r] * top_k], top_k, experts);
+      scratch_->chooser.weigh_chosen(own, experts, weights);
+    } else {
+      scratch_->chooser.choose(own, experts, weights);
+    }
     if (gate_.expert_scale.empty()) continue;
-    for (std::size_t j = slot; j < slot + gate_.routing.top_k; ++j) chosen_weights[j] *= gate_.expert_scale[chosen_experts[j]];
+    for (std::size_t j = 0; j < top_k; ++j) weights[j] *= gate_.expert_scale[experts[j]];
   }
 }
 

@@ -35,12 +35,14 @@ struct RoutingSpec {
   WeightOn weight_on = WeightOn::output;
 };
 
-/** What a gate does beside its products; of gemma. */
+/** What a gate does beside its products. */
 struct GateExtras {
   /** [experts]: what the weights of chosen experts are multiplied by in the end; empty: nothing. */
   std::span<const float> expert_scale;
   /** Divide a row's logits by sqrt(mean of its squares + this). */
   std::optional<float> row_epsilon;
+  /** [vocabulary, top_k]: the experts that a row goes to by its token's id, which the scores then only weigh; empty: scores choose. */
+  std::span<const std::uint32_t> token_experts;
 };
 
 /** Experts that every token goes to beside those chosen; their numbers follow those of the routed ones. */
@@ -77,6 +79,8 @@ class Gate {
   bool has_shared_gate() const;
   /** Of GateExtras; absent: logits are as they are. */
   std::optional<float> row_epsilon() const;
+  /** Ids of tokens that experts are chosen by; 0: scores choose. */
+  std::size_t vocabulary() const;
   /** Experts of a row: those chosen and the shared ones. */
   std::size_t slots() const { return routing().top_k + shared(); }
   /** Memory of the prepared weights. */
@@ -89,9 +93,10 @@ class Gate {
    * highest logit. Ties go to the lower expert. A row's result has the same bits whatever rows are beside it, on every
    * processor. Weights are finite whatever the row holds: a logit beyond the range of floats counts as the largest float
    * of its sign, and a row with NaN among its logits is routed as if all of them were 0.
+   * `token_ids`: [row_count], each below the vocabulary, of gates that have one; otherwise null.
    */
   void route(const std::uint16_t* rows, std::size_t row_count, std::span<const float> bias,
-             std::uint32_t* chosen_experts, float* chosen_weights) const;
+             std::uint32_t* chosen_experts, float* chosen_weights, const std::uint32_t* token_ids = nullptr) const;
 
   /** Writes the shared experts behind the first top_k of each row, without a gate of theirs. */
   void share(std::size_t row_count, std::uint32_t* experts, float* weights) const;
@@ -119,7 +124,7 @@ class GateSession {
 
   /** Gate::route for at most rows_at_once rows. `row_factors`: what each row's logits are multiplied by. `next`: as much memory, wanted in the cache when this is done. */
   void route(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
-             float* chosen_weights, const float* row_factors = nullptr);
+             float* chosen_weights, const float* row_factors = nullptr, const std::uint32_t* token_ids = nullptr);
   /** The same where the first top_k of each row are there: writes the shared experts behind them. */
   void share(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
              float* chosen_weights);

@@ -61,7 +61,8 @@ class GatedBlocks {
     const std::uint16_t* const next = task_.rows + (first + count) * task_.hidden;
     if (task_.given) session_.share(rows, count, next, task_.experts + slot, task_.weights + slot);
     else session_.route(rows, count, next, task_.experts + slot, task_.weights + slot,
-                        factors_.empty() ? nullptr : factors_.data());
+                        factors_.empty() ? nullptr : factors_.data(),
+                        task_.token_ids == nullptr ? nullptr : task_.token_ids + first);
   }
 
  private:

@@ -27,6 +27,7 @@ struct RouteTask {
   bool given = false;
   /** As in Gate::route. */
   std::span<const float> bias;
+  const std::uint32_t* token_ids = nullptr;
   /** Where the gate's choice goes, [row_count, slots]. */
   std::uint32_t* experts;
   float* weights;

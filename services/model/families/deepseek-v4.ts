@@ -6,8 +6,8 @@ import { allLayers, common, countOrNone, expertWidth, number, orElse, sharedOf }
 import { layouts, numbered } from './layouts.js';
 
 /**
- * Scores are sqrt(softplus(logit)), always renormalised. The first layers choose by the tokens' ids, which are not known here: their routing
- * must be given. There is one shared expert. Residuals are hyper-connections.
+ * Scores are sqrt(softplus(logit)), always renormalised. The first layers choose by the tokens' ids. There is one shared expert. Residuals are
+ * hyper-connections.
  */
 export const deepseekV4: Family = {
   name: 'deepseek_v4',
@@ -23,6 +23,7 @@ export const deepseekV4: Family = {
       swiglu_limit: orElse(number, 10),
       mlp_layer_types: z.array(z.string(), { error: 'a list of "hash_moe" and "moe"' }).nullish(),
       num_hash_layers: orElse(countOrNone, 3),
+      vocab_size: orElse(size(modelLimits.vocabulary), 129_280),
     })
     .transform((config) => {
       const layers = allLayers(config.num_hidden_layers);
@@ -34,7 +35,7 @@ export const deepseekV4: Family = {
         hidden: config.hidden_size,
         experts: config.num_experts,
         layers,
-        givenLayers: layers.filter(hashed),
+        hashed: { layers: layers.filter(hashed), vocabulary: config.vocab_size },
         routing: {
           topK: config.num_experts_per_tok,
           score: 'sqrt-softplus' as const,
@@ -55,6 +56,7 @@ export const deepseekV4: Family = {
     norm: ['ffn_norm.weight'],
     router: 'ffn.gate.weight',
     selectionBias: ['ffn.gate.bias'],
+    tokenExperts: 'ffn.gate.tid2eid',
     experts: numbered('ffn.experts.#'),
     shared: numbered('ffn.shared_experts'),
   }),

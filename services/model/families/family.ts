@@ -15,8 +15,8 @@ export interface FamilyConfig {
   experts: number;
   /** Layers with experts, ascending. */
   layers: number[];
-  /** Those of them whose experts the gate does not choose; none if absent. */
-  givenLayers?: number[];
+  /** Those of them whose experts the ids of tokens choose, and how many ids there are; absent: none. */
+  hashed?: { layers: number[]; vocabulary: number };
   routing: RoutingSpec;
   expert: FfnSpec;
   shared: SharedSpec | null;
@@ -88,6 +88,8 @@ export interface LayerNames {
   selectionBias: readonly string[];
   /** Rows of that tensor, of which the first counts. */
   selectionBiasRows: number;
+  /** I64 [vocabulary, topK], in hashed layers alone: the experts that tokens go to by their ids. */
+  tokenExperts: string | null;
   experts: MatrixNames | FusedNames;
   /** Of experts that have a latent width; only of families with shared experts, which have the hidden one. */
   latent: LatentNames | null;

@@ -38,6 +38,7 @@ const plain: LayerNames = {
   expertScale: null,
   selectionBias: [],
   selectionBiasRows: 1,
+  tokenExperts: null,
   experts: projections('mlp.experts.#'),
   latent: null,
   shared: null,

@@ -12,8 +12,8 @@ export const extensions = ['model_configuration', 'statistics', 'system_shared_m
  * they find for needed.
  */
 function tensors(model: ServedModel, hidden: number): { inputs: TensorSpec[]; outputs: TensorSpec[] } {
-  const outputs = Object.values(tensorsOf(model, hidden));
-  return { inputs: outputs.filter(({ optional }) => !optional), outputs };
+  const all = Object.values(tensorsOf(model, hidden));
+  return { inputs: all.filter(({ optional }) => !optional), outputs: all.filter(({ answered }) => answered) };
 }
 
 export function describeMetadata(model: ServedModel, hidden: number): ModelMetadataResponseInput {

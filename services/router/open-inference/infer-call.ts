@@ -1,11 +1,12 @@
 import type { Addon, SlabRange } from '../../../native/index.js';
-import type { SwitchyardError } from '../../common/errors.js';
+import { invalidArgument, type SwitchyardError } from '../../common/errors.js';
 import type { ModelInferRequest } from '../../common/generated/inference/ModelInferRequest.js';
 import type { ModelInferResponseInput } from '../../common/generated/inference/ModelInferResponse.js';
 import type { ChunkInput } from '../../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeader } from '../../common/generated/switchyard/v1/ForwardHeader.js';
 import { Deferred, type EndSignal } from '../../common/lifecycle.js';
 import type { MessageShare } from '../../common/message-gate.js';
+import { packUint32 } from '../../common/packed.js';
 import type { ModelSpec } from '../../model/spec.js';
 import { systemClock } from '../../runtime/system.js';
 import { usualChunkTokens } from '../../transport/chunk-size.js';
@@ -103,11 +104,12 @@ export class InferCall implements BatchCall {
       this.bytesOf(memory, offset * plan.routingBytes, tokens * plan.routingBytes);
     const experts = plan.routing === null ? noBytes : await routingOf(plan.routing.ids);
     const weights = plan.routing === null ? noBytes : await routingOf(plan.routing.weights);
+    const tokenIds = plan.tokenIds === null ? noBytes : await this.idsOf(plan.tokenIds, offset, tokens);
     const { dtype, memory } = plan.rows;
     const stored = elementBytes(dtype);
     const elements = offset * plan.hidden;
     return {
-      request: { kind: 'chunk', chunk: { offset, experts, weights, rows: noBytes } },
+      request: { kind: 'chunk', chunk: { offset, experts, weights, tokenIds, rows: noBytes } },
       rows: {
         kind: 'stored',
         byteLength: tokens * plan.hidden * 2,
@@ -197,6 +199,17 @@ export class InferCall implements BatchCall {
     const bytes = Buffer.allocUnsafeSlow(byteLength);
     await this.options.native.readSegment(part.segment, part.byteOffset, bytes);
     return bytes;
+  }
+
+  /** Ids of tokens as a chunk has them. Throws INVALID_ARGUMENT for one that is out of range. */
+  private async idsOf(memory: TensorMemory, first: number, tokens: number): Promise<Buffer> {
+    const { vocabulary } = this.plan!.model;
+    const size = elementBytes('INT64');
+    const bytes = await this.bytesOf(memory, first * size, tokens * size);
+    const ids = new BigInt64Array(new Uint8Array(bytes).buffer);
+    const wrong = ids.findIndex((id) => id < 0n || id >= vocabulary);
+    if (wrong < 0) return packUint32(Uint32Array.from(ids, Number));
+    throw invalidArgument(`token_ids of token ${first + wrong}`, `${ids[wrong]}`, `0 to ${vocabulary - 1}`);
   }
 
   private async timed(stage: 'input' | 'output', work: Promise<void>): Promise<void> {

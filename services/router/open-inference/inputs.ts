@@ -9,7 +9,7 @@ import {
   type TensorMemory,
   type TensorName,
   type TensorSpec,
-  tensorNames,
+  type TensorSpecs,
 } from './tensors.js';
 
 /** A tensor that a request gives, of the right shape and size. */
@@ -26,7 +26,7 @@ type Given = ModelInferRequest['inputs'][number];
 /** The inputs of a request by their names. Throws INVALID_ARGUMENT, naming field, value and what is allowed. */
 export function readInputs(
   request: ModelInferRequest,
-  specs: Record<TensorName, TensorSpec>,
+  specs: TensorSpecs,
   context: SharedContext,
 ): Partial<Record<TensorName, InputTensor>> {
   const raw = [...request.rawInputContents];
@@ -34,7 +34,7 @@ export function readInputs(
   for (const [index, given] of request.inputs.entries()) {
     const spec = specs[given.name as TensorName];
     if (spec === undefined || inputs[spec.name] !== undefined) {
-      const allowed = `${tensorNames.join(', ')}, each once`;
+      const allowed = `${Object.keys(specs).join(', ')}, each once`;
       throw invalidArgument(`inputs[${index}].name`, given.name, allowed);
     }
     checkDatatype(given, spec);
@@ -62,21 +62,18 @@ function checkDatatype({ name, datatype }: Given, spec: TensorSpec): void {
 }
 
 function readLeading({ name, shape }: Given, { tail }: TensorSpec): number[] {
-  const leading = shape.slice(0, -tail.length);
+  const leading = shape.slice(0, shape.length - tail.length);
   const right =
     (leading.length === 1 || leading.length === 2) &&
     shape.every((size) => Number.isSafeInteger(size) && size >= 1) &&
     tail.every((size, index) => shape[leading.length + index] === size);
   if (right) return leading;
-  const end = tail.join(', ');
-  throw invalidArgument(
-    `shape of ${name}`,
-    `[${shape.join(', ')}]`,
-    `[tokens, ${end}], [batch, tokens, ${end}]`,
-  );
+  const end = tail.map((size) => `, ${size}`).join('');
+  const allowed = `[tokens${end}], [batch, tokens${end}]`;
+  throw invalidArgument(`shape of ${name}`, `[${shape.join(', ')}]`, allowed);
 }
 
-/** Routing is that of the rows. */
+/** Routing and ids are those of the rows. */
 function checkSameLeading({
   hidden_states: rows,
   ...routing
@@ -106,8 +103,10 @@ function bytesOf({ name, datatype, contents }: Given, raw: Buffer[], request: Mo
 function typedBytes(name: string, datatype: string, contents: InferTensorContents | null): Uint8Array {
   if (contents !== null && datatype === 'FP32') return bytesOfArray(Float32Array.from(contents.fp32Contents));
   if (contents !== null && datatype === 'INT32') return bytesOfArray(Int32Array.from(contents.intContents));
-  const allowed =
-    datatype === 'FP32' || datatype === 'INT32' ? 'raw_input_contents, or contents' : 'raw_input_contents';
+  if (contents !== null && datatype === 'INT64')
+    return bytesOfArray(BigInt64Array.from(contents.int64Contents, BigInt));
+  const typed = ['FP32', 'INT32', 'INT64'].includes(datatype);
+  const allowed = typed ? 'raw_input_contents, or contents' : 'raw_input_contents';
   throw invalidArgument(
     `contents of ${name}`,
     contents === null ? 'missing' : `of datatype ${datatype}`,
@@ -115,6 +114,6 @@ function typedBytes(name: string, datatype: string, contents: InferTensorContent
   );
 }
 
-function bytesOfArray({ buffer, byteLength }: Float32Array | Int32Array): Uint8Array {
+function bytesOfArray({ buffer, byteLength }: Float32Array | Int32Array | BigInt64Array): Uint8Array {
   return new Uint8Array(buffer as ArrayBuffer, 0, byteLength);
 }

@@ -1,5 +1,5 @@
 import { SwitchyardError } from '../../common/errors.js';
-import type { LayerSpec, ModelSpec } from '../../model/spec.js';
+import { type LayerSpec, type ModelSpec, vocabularyOf } from '../../model/spec.js';
 
 /** A model as clients of the Open Inference Protocol name it: layers of the cluster's, or the bare block of one. */
 export interface ServedModel {
@@ -8,8 +8,8 @@ export interface ServedModel {
   layers: LayerSpec[];
   /** Without norm and residual. */
   bare: boolean;
-  /** A layer of it has no gate that could choose. */
-  givenOnly: boolean;
+  /** Layers choose experts by the ids of tokens, each below this; 0: none does. */
+  vocabulary: number;
   /** What routing of a token is: [layers, topK], or of one layer [topK]. */
   routingShape: number[];
 }
@@ -19,18 +19,17 @@ export const modelVersion = '1';
 
 /** NAME: all layers in a row; NAME.layer.N: one; NAME.moe.N: its bare block, which is all that some families have. */
 export function servedModels({ name, layers, topK, bare }: ModelSpec): ServedModel[] {
-  const needsRouting = (some: LayerSpec[]) => some.some(({ givenOnly }) => givenOnly);
   const single = (kind: 'layer' | 'moe') =>
     layers.map((spec) => ({
       name: `${name}.${kind}.${spec.layer}`,
       layers: [spec],
       bare: kind === 'moe',
-      givenOnly: needsRouting([spec]),
+      vocabulary: spec.vocabulary,
       routingShape: [topK],
     }));
   if (bare) return single('moe');
   const routingShape = [layers.length, topK];
-  const whole = { name, layers, bare: false, givenOnly: needsRouting(layers), routingShape };
+  const whole = { name, layers, bare: false, vocabulary: vocabularyOf(layers), routingShape };
   return [whole, ...single('layer'), ...single('moe')];
 }
 

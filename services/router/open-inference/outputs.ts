@@ -9,8 +9,7 @@ import {
   product,
   type TensorMemory,
   type TensorName,
-  type TensorSpec,
-  tensorNames,
+  type TensorSpecs,
 } from './tensors.js';
 
 /** A tensor that a request asks for. */
@@ -24,7 +23,7 @@ export interface WantedOutput {
 }
 
 export interface OutputContext {
-  specs: Record<TensorName, TensorSpec>;
+  specs: TensorSpecs;
   /** As the rows have it. */
   leading: number[];
   dtype: RowDtype;
@@ -40,8 +39,10 @@ export function readOutputs(
   const asked = request.outputs.length > 0 ? request.outputs : [{ name: 'hidden_states', parameters: {} }];
   return asked.map(({ name, parameters }, index) => {
     const spec = specs[name as TensorName];
-    if (spec === undefined || names.has(name)) {
-      throw invalidArgument(`outputs[${index}].name`, name, `${tensorNames.join(', ')}, each once`);
+    if (!spec?.answered || names.has(name)) {
+      const allowed = Object.values(specs).filter(({ answered }) => answered);
+      const names = allowed.map(({ name }) => name).join(', ');
+      throw invalidArgument(`outputs[${index}].name`, name, `${names}, each once`);
     }
     names.add(name);
     const datatype = spec.name === 'hidden_states' ? dtype : spec.datatype;

@@ -18,6 +18,8 @@ export interface InferencePlan {
   rows: { dtype: RowDtype; memory: TensorMemory };
   /** uint32 and float32 of every token; null: the router gates. */
   routing: { ids: TensorMemory; weights: TensorMemory } | null;
+  /** int64 of every token, where the model has a vocabulary and no routing is given; otherwise null. */
+  tokenIds: TensorMemory | null;
   /** Bytes of one token in each of the two. */
   routingBytes: number;
   /** In the order of the answer. */
@@ -45,10 +47,19 @@ export function planInference(request: ModelInferRequest, context: RequestContex
   const model = findModel(context.model, request.modelName, request.modelVersion);
   const deadlineMs = readDeadline(request.parameters);
   const specs = tensorsOf(model, hidden);
-  const { hidden_states: rows, topk_ids: ids, topk_weights: weights } = readInputs(request, specs, context);
+  const inputs = readInputs(request, specs, context);
+  const { hidden_states: rows, token_ids: tokenIds, topk_ids: ids, topk_weights: weights } = inputs;
   if (rows === undefined) {
     const given = request.inputs.map(({ name }) => name).join(', ') || 'none';
     throw invalidArgument('inputs', given, 'hidden_states, and topk_ids with topk_weights');
+  }
+  if (model.vocabulary > 0 && (ids === undefined) === (tokenIds === undefined)) {
+    const allowed = `one of the two, as layers of ${model.name} choose experts by ids of tokens`;
+    throw invalidArgument(
+      'inputs',
+      ids ? 'token_ids and topk_ids' : 'neither token_ids nor topk_ids',
+      allowed,
+    );
   }
   if ((ids === undefined) !== (weights === undefined)) {
     throw invalidArgument('inputs', ids ? 'topk_ids alone' : 'topk_weights alone', 'both, or neither');
@@ -62,6 +73,7 @@ export function planInference(request: ModelInferRequest, context: RequestContex
     tokens: rows.tokens,
     rows: { dtype, memory: rows.memory },
     routing: ids && weights ? { ids: ids.memory, weights: weights.memory } : null,
+    tokenIds: tokenIds?.memory ?? null,
     routingBytes: model.routingShape.reduce((all, one) => all * one, 4),
     outputs,
     deadlineMs,

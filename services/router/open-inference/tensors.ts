@@ -5,27 +5,36 @@ import type { ServedModel } from './models.js';
 export interface TensorSpec {
   name: TensorName;
   /** As metadata tells it; rows may have any of `rowDtypes`. */
-  datatype: 'BF16' | 'INT32' | 'FP32';
+  datatype: 'BF16' | 'INT32' | 'INT64' | 'FP32';
   /** Of one token. */
   tail: number[];
   /** As an input. */
   optional: boolean;
+  /** Whether requests may ask for it. */
+  answered: boolean;
 }
 
-export const tensorNames = ['hidden_states', 'topk_ids', 'topk_weights'] as const;
-export type TensorName = (typeof tensorNames)[number];
+export type TensorName = 'hidden_states' | 'token_ids' | 'topk_ids' | 'topk_weights';
+/** The tensors of a model by their names. */
+export type TensorSpecs = Partial<Record<TensorName, TensorSpec>>;
 
 export const rowDtypes: readonly RowDtype[] = ['BF16', 'FP16', 'FP32'];
 
-/** The tensors of a model, the same for inputs and outputs. */
-export function tensorsOf(
-  { routingShape, givenOnly }: ServedModel,
-  hidden: number,
-): Record<TensorName, TensorSpec> {
+export function tensorsOf({ routingShape, vocabulary }: ServedModel, hidden: number): TensorSpecs {
+  const routing = { tail: routingShape, optional: true, answered: true };
   return {
-    hidden_states: { name: 'hidden_states', datatype: 'BF16', tail: [hidden], optional: false },
-    topk_ids: { name: 'topk_ids', datatype: 'INT32', tail: routingShape, optional: !givenOnly },
-    topk_weights: { name: 'topk_weights', datatype: 'FP32', tail: routingShape, optional: !givenOnly },
+    hidden_states: {
+      name: 'hidden_states',
+      datatype: 'BF16',
+      tail: [hidden],
+      optional: false,
+      answered: true,
+    },
+    ...(vocabulary > 0 && {
+      token_ids: { name: 'token_ids', datatype: 'INT64', tail: [], optional: false, answered: false },
+    }),
+    topk_ids: { name: 'topk_ids', datatype: 'INT32', ...routing },
+    topk_weights: { name: 'topk_weights', datatype: 'FP32', ...routing },
   };
 }
 
@@ -38,6 +47,7 @@ export function partOf(memory: TensorMemory, byteOffset: number, byteLength: num
 }
 
 export function elementBytes(datatype: string): number {
+  if (datatype === 'INT64') return 8;
   return datatype === 'FP32' || datatype === 'INT32' ? 4 : 2;
 }
 

@@ -1,0 +1,64 @@
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from '@jest/globals';
+import { readTokenIds } from '../../services/model/token-ids-file.js';
+import { failure, fixtures, temporaryDirectory, writeSafetensors } from '../model/support.js';
+import { switchyard } from '../support/cli.js';
+
+const int64 = (values: number[]) => new Uint8Array(BigInt64Array.from(values, BigInt).buffer);
+
+describe('a file of ids of tokens', () => {
+  test('is raw uint32, or has them in its only tensor of I64', async () => {
+    const directory = await temporaryDirectory();
+    const raw = join(directory, 'ids.bin');
+    await writeFile(raw, new Uint8Array(Uint32Array.of(5, 2 ** 32 - 1, 0).buffer));
+    expect(await readTokenIds(raw, 3)).toEqual(Uint32Array.of(5, 2 ** 32 - 1, 0));
+    const path = join(directory, 'ids.safetensors');
+    await writeSafetensors(path, {
+      rows: { dtype: 'BF16', shape: [3, 1], data: new Uint8Array(6) },
+      input_ids: { dtype: 'I64', shape: [1, 3], data: int64([5, 6, 7]) },
+    });
+    expect(await readTokenIds(path, 3)).toEqual(Uint32Array.of(5, 6, 7));
+  });
+
+  test('that does not fit is refused by name', async () => {
+    const directory = await temporaryDirectory();
+    const raw = join(directory, 'ids.bin');
+    await writeFile(raw, new Uint8Array(12));
+    const path = join(directory, 'ids.safetensors');
+    const ids = { dtype: 'I64', shape: [3], data: int64([5, -6, 7]) };
+    await writeSafetensors(path, { ids });
+    const two = join(directory, 'two.safetensors');
+    await writeSafetensors(two, { ids, more: ids });
+    const cases: [string, number, string][] = [
+      [raw, 4, `tokenIds is "${raw}"; allowed: a file of 16 bytes: 4 tokens x uint32 (it has 12 bytes)`],
+      [directory, 4, '(it is no regular file)'],
+      [join(directory, 'none'), 4, 'ENOENT'],
+      [path, 4, `elements of tensor "ids" in ${path} is 3; allowed: 4, the tokens of the batch`],
+      [path, 3, 'tensor "ids": element 1 is -6; allowed: 0 to 4294967295'],
+      [two, 3, `tensors of I64 in ${two} is 2; allowed: one`],
+    ];
+    for (const [file, tokens, text] of cases) {
+      expect((await failure(() => readTokenIds(file, tokens))).message).toContain(text);
+    }
+  });
+});
+
+test('a batch of a model that chooses experts by ids is verified with them, and refused without', async () => {
+  const directory = join(fixtures, 'families', 'deepseek_v4-hash');
+  const expected = join(directory, 'expected.safetensors');
+  const run = (...options: string[]) => {
+    const bare = ['--no-norm', '--no-residual', '--workers', '2'];
+    return switchyard(['run', '--model', directory, ...bare, '--verify', ...options]);
+  };
+  // Synthetic rows have synthetic ids.
+  const synthetic = await run('--sequences', '2', '--length', '40');
+  expect(synthetic.stdout).toMatch(/verified +yes: .* over 32 tokens, 96 of 96 gate choices equal/);
+  const rows = ['--input', expected, '--tensor', 'input', '--sequences', '1'];
+  const given = await run(...rows, '--token-ids', expected);
+  expect(given.stdout).toMatch(/tokens +32 in/);
+  expect(given.stdout).toMatch(/verified +yes: .* 96 of 96 gate choices equal/);
+  const without = await run(...rows);
+  expect(without.status).toBe(2);
+  expect(without.stderr).toContain('tokenIds is "missing"; allowed: a file with the ids of the tokens');
+});
