@@ -28,6 +28,8 @@ trap clean_up EXIT
 # start_cluster OPTION...: of `switchyard up`, beside free ports and one thread a process.
 start_cluster() {
   [[ -f $program ]] || fail "$program is missing; npm run build makes it"
+  # What the last cluster said must not be taken for this one's: the job opens its log at a time of its own.
+  : >"$scratch/up.log"
   node "$program" up --threads 1 --port 0 --metrics-port 0 "$@" >"$scratch/up.log" 2>&1 &
   up=$!
   local waited
