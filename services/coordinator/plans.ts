@@ -1,17 +1,18 @@
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { Placement } from '../common/generated/switchyard/v1/Placement.js';
 import type { RebalanceAnswerInput } from '../common/generated/switchyard/v1/RebalanceAnswer.js';
-import { expertsIn } from '../common/layer-experts.js';
 import type { DeviceRoom } from '../model/device-bytes.js';
 import type { ExpertOrder } from '../model/expert-order.js';
 import { expertsPerToken, type ModelSpec } from '../model/spec.js';
 import type { PlanInput } from '../placement/input.js';
 import type { Plan } from '../placement/plan.js';
+import { LeavingWorkers } from './leaving.js';
 import { ExpertLoads } from './loads.js';
 import type { Member, Membership } from './membership.js';
 import { roomForExperts } from './memory.js';
-import { ClusterPlacement, type RoutersUse } from './placement.js';
+import { ClusterPlacement } from './placement.js';
 import { type Candidate, Planning } from './planning.js';
+import { isBusy, routersUse } from './routers-use.js';
 import { orderWorkers, type Topology } from './topology.js';
 import { checkMemory, targetOf } from './wanted.js';
 
@@ -82,18 +83,18 @@ export class PlacementPlans {
   private candidates: readonly Candidate[] = [];
   /** Names of workers that no router reaches. */
   private unreached: ReadonlySet<string> = new Set();
-  /** Workers that leave, and have been told that they may. */
-  private readonly released = new Set<Member>();
   private lastingOn = false;
+  private readonly leaving: LeavingWorkers;
 
   constructor(private readonly options: PlansOptions) {
-    const { experts, model, rebalanceLoads, rebalanceBytesPerSecond } = options;
+    const { experts, model, copies, rebalanceLoads, rebalanceBytesPerSecond } = options;
     this.expertBytes = model.expertBytes;
     this.loads = new ExpertLoads(experts);
     this.placement = new ClusterPlacement(experts, this.expertBytes, {
       loads: rebalanceLoads,
       bytesPerSecond: rebalanceBytesPerSecond,
     });
+    this.leaving = new LeavingWorkers(this.placement, copies);
     this.planning = new Planning({ ...options, expertBytes: this.expertBytes, topK: expertsPerToken(model) });
   }
 
@@ -126,7 +127,7 @@ export class PlacementPlans {
 
   end(member: Member): void {
     this.placement.end(member);
-    this.released.delete(member);
+    this.leaving.forget(member);
     this.membersChanged();
   }
 
@@ -175,26 +176,26 @@ export class PlacementPlans {
       }
       if (this.isPlanDue(nowMs)) void this.replan(nowMs);
       const capacity = (member: Member) => Math.floor(room.get(member)!.memoryBytes / this.expertBytes);
-      const steps = this.placement.reconcile(this.inUse(routers, term), capacity, nowMs);
+      const steps = this.placement.reconcile(routersUse(routers, term, this.placement), capacity, nowMs);
       if (steps.stuck.length > 0) this.kept = null;
       // At the start all are told what they hold: what one still loads for an earlier coordinator is none of it.
       const isTold = ({ hello }: Member) => starts || steps.assigned.has(this.placement.slotOf(hello.name));
       const assigned = new Set(living.filter(isTold));
-      for (const member of this.release(living)) assigned.add(member);
-      for (const member of this.hurry(living)) assigned.add(member);
+      for (const member of this.leaving.release(living, this.started)) assigned.add(member);
+      for (const member of this.leaving.hurried(living)) assigned.add(member);
       return { assigned: [...assigned], published: steps.published.length > 0 };
     }
-    return { assigned: this.release(living), published: false };
+    return { assigned: this.leaving.release(living, this.started), published: false };
   }
 
   /** Whether nobody waits for what a worker has to load. */
   mayLoadAside(membership: Membership, member: Member): boolean {
-    return this.placement.isSpare(member, this.leaving(membership.living('WORKER')), this.options.copies);
+    return this.leaving.isSpare(member, membership.living('WORKER'));
   }
 
   /** Whether a worker that leaves may end: nobody uses what it holds. */
   mayLeave(member: Member): boolean {
-    return this.released.has(member);
+    return this.leaving.mayLeave(member);
   }
 
   /** Throws INVALID_ARGUMENT for a name that no worker bears. Null takes a mark back. */
@@ -285,18 +286,6 @@ export class PlacementPlans {
     this.adopted = living.some(({ ready }) => ready.count > 0);
     if (!this.adopted) placement.target = this.planning.dealt(this.candidates);
     this.planAtMs = this.nextPlanMs(nowMs);
-  }
-
-  private inUse(routers: readonly Member[], term: number): RoutersUse {
-    const held = new Set<string>();
-    for (const { router } of routers) {
-      if (router?.termInUse !== term) continue;
-      for (const { worker, experts } of router.held)
-        for (const one of expertsIn(experts))
-          held.add(`${this.options.experts.indexOf(one)} ${this.placement.slotOf(worker)}`);
-    }
-    const isHeld = (expert: number, slot: number) => held.has(`${expert} ${slot}`);
-    return { oldestInUse: oldestInUse(routers, term), isHeld };
   }
 
   /** Whether it is to have no copies: an operator wants that, or no router reaches it. */
@@ -401,44 +390,6 @@ export class PlacementPlans {
       };
     });
   }
-
-  /** Workers that were told to load aside what is waited for now. */
-  private hurry(living: readonly Member[]): Member[] {
-    const leaving = this.leaving(living);
-    const { copies } = this.options;
-    return living.filter((member) => member.aside && !this.placement.isSpare(member, leaving, copies));
-  }
-
-  private leaving(living: readonly Member[]): Set<number> {
-    return new Set(
-      living.filter(({ draining }) => draining).map(({ hello }) => this.placement.slotOf(hello.name)),
-    );
-  }
-
-  /** Workers that leave and of which nobody needs anything any more. */
-  private release(living: readonly Member[]): Member[] {
-    const free = living.filter(
-      (member) =>
-        member.draining && !this.released.has(member) && (!this.started || this.placement.isFree(member)),
-    );
-    for (const member of free) this.released.add(member);
-    return free;
-  }
-}
-
-/** Whether batches may be under way at a router. */
-const isBusy = ({ router }: Member) => router === null || router.bytesInFlight > 0;
-
-/** The oldest epoch of this term that a router may use; 0: one may use an older term. */
-function oldestInUse(routers: readonly Member[], term: number): number {
-  return Math.min(
-    ...routers.map(({ router, told }) => {
-      if (router === null) return 0;
-      if (router.termInUse === term) return router.epochInUse;
-      const knowsNone = router.termInUse === 0 && told.epoch === 0;
-      return knowsNone ? Number.POSITIVE_INFINITY : 0;
-    }),
-  );
 }
 
 function copiesBeyond(

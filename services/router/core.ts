@@ -82,8 +82,8 @@ export class RouterCore {
       bytesInFlight: () => budget.used,
       links: () => this.links,
       notReady: () => this.readiness().reason,
-      inUse: () => this.cluster.placementInUse,
-      held: () => this.cluster.held,
+      inUse: () => this.cluster.placements.oldest,
+      held: () => this.cluster.placements.held,
       batches: () => ({ live: this.batches.liveCount, oldest: this.batches.oldest() }),
       traffic: () => this.metrics.traffic(),
     });

@@ -14,24 +14,13 @@ import type { Logger } from '../common/log.js';
 import { unpackFloat32 } from '../common/packed.js';
 import type { OnUnknown } from '../common/unknown-kinds.js';
 import { modelLimits } from '../model/limits.js';
-import type { Timer } from '../runtime/clock.js';
 import type { Dialer } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
 import type { Links } from './links.js';
-import {
-  type HeldCopy,
-  heldKey,
-  heldMsMax,
-  indexPlacement,
-  type PlacementIndex,
-  withCopiesHeld,
-} from './placement.js';
-import { PlacementsInUse } from './placements-in-use.js';
+import type { PlacementIndex } from './placement.js';
+import { RouterPlacements } from './placements.js';
 import type { RouterReporter } from './report.js';
 import type { RouterWeights } from './weights.js';
-
-/** How often copies that should be given up are looked at again, where they may not yet. */
-const againMs = 500;
 
 export interface KnownClusterOptions {
   /** The node token, for the coordinator alone. */
@@ -58,12 +47,7 @@ export interface KnownClusterOptions {
  */
 export class KnownCluster {
   weights: RouterWeights | null = null;
-  /** The latest, with copies of those before for experts that are out of reach by it: no holder drops these as long as they are used here. */
-  placement: PlacementIndex | null = null;
-  /** As the coordinator told it. */
-  private latest: PlacementIndex | null = null;
-  /** No placement has come since this router joined: meanwhile nobody asked which one it uses, and holders dropped copies. */
-  private isNew = true;
+  readonly placements: RouterPlacements;
   view: ClusterView | null = null;
   /** As the coordinator told them last, of all live nodes. */
   figures: readonly NodeFigures[] = [];
@@ -79,23 +63,18 @@ export class KnownCluster {
   private wasReady = false;
   /** What this router says of itself whenever it joins. */
   private hello: NodeHelloInput = {};
-  /** Layer to why an expert of it cannot be reached, or empty; of the placement and the links as they are. */
-  private readonly unreached = new Map<number, string>();
-  /** Runs while copies are held of placements before the latest. */
-  private heldTimer: Timer | null = null;
-  /** Of which latest placement and links the present one was made. */
-  private movedAt: { latest: PlacementIndex | null; changes: number } = { latest: null, changes: 0 };
-  private unreachedAt: { placement: PlacementIndex | null; changes: number } = {
-    placement: null,
-    changes: 0,
-  };
 
-  /** The placements that chunks under way use. */
-  readonly inUse = new PlacementsInUse((left) => {
-    if (left !== this.placement) this.options.reporter.flush();
-  });
-
-  constructor(private readonly options: KnownClusterOptions) {}
+  constructor(private readonly options: KnownClusterOptions) {
+    const { links, runtime, reporter, log } = options;
+    this.placements = new RouterPlacements({
+      links,
+      clock: runtime.clock,
+      connected: () => this.connected,
+      onUse: () => reporter.flush(),
+      onHeldLong: () => this.notify(),
+      log,
+    });
+  }
 
   /** Joins the coordinator that leads, of those at these host:port. Resolves when the router's membership is over: null after `leave`, otherwise why it cannot be a member. */
   async run(coordinators: readonly string[], hello: NodeHelloInput): Promise<SwitchyardError | null> {
@@ -146,17 +125,9 @@ export class KnownCluster {
     return layers * topK * 8;
   }
 
-  /** The oldest placement that is used, or else the latest. */
-  get placementInUse(): { term: number; epoch: number } {
-    return this.inUse.oldest ?? this.placement ?? { term: 0, epoch: 0 };
-  }
-
-  /** Copies that may still be used, although no placement that is used has them: each once. */
-  get held(): readonly HeldCopy[] {
-    const used = new Set([...this.inUse.all(), ...(this.placement ? [this.placement] : [])]);
-    const lists = [...used].map(({ held }) => held).filter(({ length }) => length > 0);
-    if (lists.length <= 1) return lists[0] ?? [];
-    return [...new Map(lists.flat().map((copy) => [heldKey(copy), copy])).values()];
+  /** What chunks begin with. */
+  get placement(): PlacementIndex | null {
+    return this.placements.current;
   }
 
   get connected(): boolean {
@@ -171,7 +142,7 @@ export class KnownCluster {
 
   /** To be called when anything that readiness depends on may have changed. */
   notify(): void {
-    this.moveOn();
+    this.placements.moveOn();
     this.changed.resolve();
     this.changed = new Deferred();
     this.options.onChange();
@@ -232,90 +203,7 @@ export class KnownCluster {
     if (this.weights === null) return 'the gates of the model are not loaded yet';
     if (this.view === null) return 'no view of the cluster has come yet';
     if (this.placement === null) return this.view.reason;
-    const { changes } = this.options.links;
-    if (this.unreachedAt.placement !== this.placement || this.unreachedAt.changes !== changes) {
-      this.unreached.clear();
-      this.unreachedAt = { placement: this.placement, changes };
-    }
-    for (const layer of layers) {
-      let reason = this.unreached.get(layer);
-      if (reason === undefined) {
-        reason = this.findUnreached(this.placement, layer);
-        this.unreached.set(layer, reason);
-      }
-      if (reason !== '') return reason;
-    }
-    return '';
-  }
-
-  /** Names the first expert of a layer without a copy in reach; empty: there is none. */
-  private findUnreached(placement: PlacementIndex, layer: number): string {
-    const { offsets, workers: holders } = placement.copies.get(layer) ?? {
-      offsets: [0],
-      workers: Uint32Array.of(),
-    };
-    if (offsets.length === 1) return `the experts of layer ${layer} are on no worker`;
-    const reached = placement.workers.map((worker) => this.options.links.find(worker).link !== null);
-    for (let expert = 0; expert + 1 < offsets.length; expert += 1) {
-      const own = holders.subarray(offsets[expert], offsets[expert + 1]);
-      if (!own.some((worker) => reached[worker])) return this.describeUnreached(placement, layer, expert);
-    }
-    return '';
-  }
-
-  private describeUnreached({ workers, copies }: PlacementIndex, layer: number, expert: number): string {
-    const { offsets, workers: holders } = copies.get(layer)!;
-    const at = `layer ${layer} expert ${expert}`;
-    if (offsets[expert] === offsets[expert + 1]) return `${at} is on no worker now`;
-    const holder = workers[holders[offsets[expert]!]!]!;
-    return `${at}: no link to worker ${holder}: ${this.options.links.find(holder).reason}`;
-  }
-
-  /** Takes the latest placement, but for experts that would go out of reach with it. */
-  private moveOn(): void {
-    const { latest, placement, movedAt } = this;
-    const { links } = this.options;
-    if (latest === null || placement === latest) return;
-    if (movedAt.latest === latest && movedAt.changes === links.changes) return;
-    this.movedAt = { latest, changes: links.changes };
-    const nowMs = this.options.runtime.clock.now();
-    const holding = {
-      isReached: (worker: string) => links.find(worker).link !== null,
-      nowMs,
-      // Without a coordinator nobody drops a copy.
-      untilMs: this.connected ? nowMs - heldMsMax : Number.NEGATIVE_INFINITY,
-    };
-    this.placement = placement === null ? latest : withCopiesHeld(latest, placement, holding);
-    this.watchHeld();
-    if (this.inUse.oldest === null) this.options.reporter.flush();
-  }
-
-  /** Looks again when the first of the copies that are held has been held for as long as it may. */
-  private watchHeld(): void {
-    this.heldTimer?.cancel();
-    this.heldTimer = null;
-    const { runtime, log } = this.options;
-    const { held } = this.placement!;
-    if (held.length === 0) return;
-    const dueMs =
-      held.reduce((least, { sinceMs }) => Math.min(least, sinceMs), Number.POSITIVE_INFINITY) + heldMsMax;
-    this.heldTimer = runtime.clock
-      .after(Math.max(againMs, dueMs - runtime.clock.now()), () => {
-        this.movedAt = { latest: null, changes: 0 };
-        this.notify();
-        if (this.placement!.held.length < held.length)
-          log.warn({ event: 'copies-given-up', epoch: this.placement!.epoch, reason: this.lacking() });
-      })
-      .unref();
-  }
-
-  /** Names the first expert that is out of reach by the latest placement; empty: there is none. */
-  private lacking(): string {
-    for (const layer of this.latest?.copies.keys() ?? []) {
-      const reason = this.findUnreached(this.latest!, layer);
-      if (reason !== '') return reason;
-    }
-    return '';
+    return this.placements.whyNotReached(layers);
   }
 
   private receive(message: CoordinatorMessage): void {
@@ -338,7 +226,7 @@ export class KnownCluster {
         { fingerprint: model.fingerprint, allowed: held.fingerprint },
       );
     }
-    this.isNew = true;
+    this.placements.joined();
     this.model = model;
     this.feedback = feedback;
     // The layers with a bias are told anew.
@@ -367,7 +255,8 @@ export class KnownCluster {
 
   private receiveView(view: ClusterView): void {
     const { links, log } = this.options;
-    const known = this.latest;
+    const { placements } = this;
+    const known = placements.latest;
     const { term, epoch } = view;
     if (known !== null && (term < known.term || (term === known.term && epoch < known.epoch))) {
       log.warn({ event: 'view-refused', term, epoch, known: [known.term, known.epoch] });
@@ -375,18 +264,14 @@ export class KnownCluster {
     }
     // One that has placed nothing leaves the first of its workers to be waited for.
     if (epoch > 0) this.hello.term = term;
-    if (view.placement) {
-      this.latest = indexPlacement(view, view.placement, known);
-      if (this.isNew) this.placement = null;
-      this.isNew = false;
-    }
+    if (view.placement) placements.learn(view, view.placement);
     this.view = view;
     // A coordinator that was started anew does not know at once who is there.
     const kept = new Set(epoch === 0 ? known?.workers : []);
     links.update(view, this.model!.fingerprint, kept);
     this.notify();
-    if (this.latest !== known && this.latest !== this.placement)
-      log.info({ event: 'placement-awaited', term, epoch, reason: this.lacking() });
+    if (placements.latest !== known && placements.latest !== placements.current)
+      log.info({ event: 'placement-awaited', term, epoch, reason: placements.whyAwaited() });
   }
 
   private receiveBias({ layers }: BiasUpdate): void {

@@ -120,7 +120,7 @@ export class Ledger {
     { placement }: Destination,
     attempt: number,
   ): Promise<Slab> {
-    const { inUse } = this.context.cluster;
+    const { inUse } = this.context.cluster.placements;
     const { rows, chunk, layer, span } = this.of;
     const isMovable = () => this.isHeldBeside(group, link);
     inUse.enter(placement);

@@ -106,7 +106,7 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
   const { cluster, destinations, plan, signal } = context;
   let routed: RoutedRows | null = null;
   let results: Promise<(Slab | null)[]>;
-  cluster.inUse.enter(placement);
+  cluster.placements.inUse.enter(placement);
   try {
     const destination = destinations.find(placement, layer, plan, nobody);
     routed = await atHand(pass, context, route(pass, destination, context));
@@ -125,7 +125,7 @@ async function runLayer(pass: LayerPass, context: PipelineContext): Promise<Laye
     throw error;
   } finally {
     // From here on it is used by what was sent.
-    cluster.inUse.leave(placement);
+    cluster.placements.inUse.leave(placement);
   }
   try {
     let parts: (Slab | null)[];

@@ -46,25 +46,25 @@ test('a router uses a copy that is to go as long as it does not reach the new on
   expect(report()).toMatchObject({ epochInUse: 2, held });
   // What a chunk under way uses is told too, once, though the router is beyond it.
   const used = core.cluster.placement!;
-  core.cluster.inUse.enter(used);
+  core.cluster.placements.inUse.enter(used);
   await told(view(3, [0, 1, 0]));
   await told(view(4, [0, 0, 0]));
   await pass(1_000);
   expect(core.cluster.placement).toMatchObject({ epoch: 4, held: [] });
   expect(report()).toMatchObject({ epochInUse: 2, held });
-  core.cluster.inUse.leave(used);
+  core.cluster.placements.inUse.leave(used);
   await pass(1_000);
   expect(report()).toMatchObject({ epochInUse: 4, held: [] });
 
   await told(view(5, [0, 1, 0]));
   await pass(1_000);
   const other = core.cluster.placement!;
-  core.cluster.inUse.enter(other);
+  core.cluster.placements.inUse.enter(other);
   await told(view(6, [0, 1, 0]));
   await pass(1_000);
   expect(core.cluster.placement).not.toBe(other);
   expect(report().held).toEqual(held);
-  core.cluster.inUse.leave(other);
+  core.cluster.placements.inUse.leave(other);
 
   await pass(heldMsMax);
   expect(core.readiness()).toMatchObject({
