@@ -402,7 +402,7 @@ export interface Addon {
   createRoutingTable(options: { tokens: number; topK: number; experts: Uint32Array }): RoutingTable;
   /**
    * Takes the routing of tokens from `first` on. Resolves with the first entry that is wrong, experts before weights: experts must
-   * be in range and distinct within a token, weights finite.
+   * be in range, weights finite.
    */
   writeRouting(options: { table: RoutingTable; first: number } & RoutingBytes): Promise<RoutingFault | null>;
   /** Fills `experts` and `weights` with the routing of tokens from `first` on. */

@@ -57,8 +57,6 @@ export interface RoutingFault {
   /** In what was given. */
   index: number;
   value: number;
-  /** The expert is in range, and a second time among those of its token. */
-  repeated: boolean;
 }
 
 /** What a group for each worker, [workers], may have: beyond any of these the next token begins another group. */

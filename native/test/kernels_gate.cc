@@ -339,6 +339,23 @@ TEST(GateChoice, AnExpertThatATokenHasTwiceWeighsTwice) {
   EXPECT_EQ(routed, (Routed{{2, 2}, {0.5f, 0.5f}}));
 }
 
+TEST(GateChoice, SmallScoresKeepTheirRatios) {
+  // The root of softplus(-87.5) is 1e-19, and e^-87.5 no normal float.
+  const std::vector<float> weights = {-86.5f, -87.5f};
+  const std::vector<std::uint32_t> token_experts = {0, 1};
+  for (const Score score : {Score::softmax, Score::sigmoid, Score::sqrt_softplus}) {
+    const RoutingSpec routing{.top_k = 2, .score = score, .renormalise = true};
+    const Gate gate(weights.data(), 2, 1, {}, {}, routing, {}, {.token_experts = token_experts});
+    const std::uint32_t id = 0;
+    Routed routed{std::vector<std::uint32_t>(2), std::vector<float>(2)};
+    gate.route(one_row.data(), 1, {}, routed.experts.data(), routed.weights.data(), &id);
+    const double ratio = std::exp(score == Score::sqrt_softplus ? -0.5 : -1.0);
+    EXPECT_NEAR(routed.weights[0], 1 / (1 + ratio), 1e-6);
+    EXPECT_NEAR(routed.weights[1], ratio / (1 + ratio), 1e-6);
+    EXPECT_THROW(gate.route(one_row.data(), 1, {}, routed.experts.data(), routed.weights.data()), Error);
+  }
+}
+
 TEST(GateChoice, CountsRowsPerExpert) {
   std::vector<std::uint32_t> counts(4);
   count_experts(std::vector<std::uint32_t>{0, 3, 3, 1, 0, 3}, counts);

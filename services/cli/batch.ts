@@ -13,7 +13,7 @@ import { type BatchConfig, forwardOptions, syntheticBatch } from './batch-option
 import { Progress } from './progress.js';
 import { BatchRecorder } from './record-batch.js';
 import { syntheticRows } from './synthetic-rows.js';
-import { tokenIdsOf } from './token-ids.js';
+import { type BatchTokenIds, tokenIdsOf } from './token-ids.js';
 import { type BatchInput, Sample, type Verification } from './verify.js';
 
 export interface BatchReport {
@@ -39,8 +39,9 @@ export async function runBatch(
   const model = await client.describeModel();
   const rows = await openInput(config, model);
   const outputs: Output[] = [];
+  let tokenIds: BatchTokenIds | null = null;
   try {
-    const tokenIds = await tokenIdsOf(config, model, rows.tokens);
+    tokenIds = await tokenIdsOf(config, model, rows.tokens);
     if (outputPath !== null) outputs.push(await rowsOutput(outputPath, rows, signal));
     if (returnRouting !== null) outputs.push(await routingOutput(returnRouting, model, signal));
     if (record !== null) {
@@ -54,11 +55,13 @@ export async function runBatch(
     for (const output of outputs) await output.close(summary);
     const verification = sample && (await sample.verify(model, input, config));
     await rows.close?.();
+    await tokenIds?.close?.();
     return { summary, hidden: model.hidden, verification };
   } catch (error) {
     for (const output of outputs) await output.abort();
     // Not waited for: what is read of it may never come.
     rows.close?.()?.catch(() => {});
+    tokenIds?.close?.()?.catch(() => {});
     throw error;
   }
 }
@@ -76,7 +79,7 @@ async function stream(
     const { close: _ownedByCaller, ...input } = rows;
     const call = await client.forward(input, {
       ...forwardOptions(config),
-      ...(tokenIds && { tokenIds }),
+      ...(tokenIds && { tokenIds: tokenIds.read }),
       returnRouting: sample !== null || config.returnRouting !== null || config.record !== null,
       signal,
     });

@@ -1,7 +1,12 @@
-import type { ModelDescription } from '../client/index.js';
+import type { ModelDescription, TokenIds } from '../client/index.js';
 import { invalidArgument } from '../common/errors.js';
 import { vocabularyOf } from '../model/spec.js';
 import type { BatchConfig } from './batch-options.js';
+
+export interface BatchTokenIds {
+  read: Exclude<TokenIds, Uint32Array>;
+  close?(): Promise<void>;
+}
 
 /**
  * The ids of a batch's tokens: those of the file that is named, or of synthetic rows some that are made of the seed; null where no
@@ -11,10 +16,10 @@ export async function tokenIdsOf(
   config: BatchConfig,
   model: ModelDescription,
   tokens: number,
-): Promise<Uint32Array | null> {
+): Promise<BatchTokenIds | null> {
   if (config.tokenIds !== null) {
-    const { readTokenIds } = await import('../model/token-ids-file.js');
-    return readTokenIds(config.tokenIds, tokens);
+    const { openTokenIds } = await import('../model/token-ids-file.js');
+    return openTokenIds(config.tokenIds, tokens);
   }
   const { first, last } = config.layers ?? { first: 0, last: Number.POSITIVE_INFINITY };
   const vocabulary = vocabularyOf(model.layers.filter(({ layer }) => layer >= first && layer <= last));
@@ -24,6 +29,6 @@ export async function tokenIdsOf(
     throw invalidArgument('tokenIds', 'missing', allowed);
   }
   // Fibonacci hashing: every id is about equally frequent.
-  const idAt = (token: number) => (Math.imul(token + config.seed, 2_654_435_769) >>> 0) % vocabulary;
-  return Uint32Array.from({ length: tokens }, (_, token) => idAt(token));
+  const idOf = (token: number) => (Math.imul(token + config.seed, 2_654_435_769) >>> 0) % vocabulary;
+  return { read: (first, count) => new Uint32Array(count).map((_, index) => idOf(first + index)) };
 }

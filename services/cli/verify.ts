@@ -2,6 +2,7 @@ import type { AnswerChunk, ModelDescription, RowsReader } from '../client/index.
 import { SwitchyardError } from '../common/errors.js';
 import type { Verification as ReferenceVerification } from '../model/reference.js';
 import type { BatchConfig } from './batch-options.js';
+import type { BatchTokenIds } from './token-ids.js';
 
 export interface Verification extends ReferenceVerification {
   /** Every check below its limit. */
@@ -16,8 +17,8 @@ export const relativeErrorMaxAllowed = 1e-1;
 /** What a batch sends. */
 export interface BatchInput {
   rows: RowsReader;
-  /** [tokens], where layers choose experts by them. */
-  tokenIds: Uint32Array | null;
+  /** Null where no layer chooses experts by them. */
+  tokenIds: BatchTokenIds | null;
 }
 
 /** Tokens of a batch whose answers are kept, to be recomputed by the reference. */
@@ -68,6 +69,7 @@ export class Sample {
     const { openModel, parseModelSource } = await import('../model/load.js');
     const { verifySample } = await import('../model/reference.js');
     const inputs = await Promise.all(this.tokens.map(async (token) => rows.read(token, 1)));
+    const ids = tokenIds && (await Promise.all(this.tokens.map(async (token) => tokenIds.read(token, 1))));
     const opened = await openModel(parseModelSource(model.source));
     try {
       if (opened.spec.fingerprint !== model.fingerprint) {
@@ -88,7 +90,7 @@ export class Sample {
         outputs: Buffer.concat(answered(this.outputs)),
         experts: joined(answered(this.experts), Uint32Array),
         weights: joined(answered(this.weights), Float32Array),
-        tokenIds: tokenIds && Uint32Array.from(this.tokens, (token) => tokenIds[token]!),
+        tokenIds: ids && joined(ids, Uint32Array),
       });
       const verified =
         result.relativeError <= relativeErrorAllowed &&

@@ -7,6 +7,7 @@ import { tokenCharactersMax } from '../common/token.js';
 import { traceparentAllowed, traceparentPattern } from '../common/traceparent.js';
 import { chunkTokensMax } from '../transport/chunk-size.js';
 import { transportChoices } from '../transport/link.js';
+import type { TokenIds } from './forward.js';
 import { deadlineMsMax, uint32Max } from './options.js';
 import { shown } from './shown.js';
 
@@ -35,7 +36,6 @@ const batch = {
   combine: z.enum(['exact', 'partial'], { error: 'exact, partial' }).optional(),
   feedback: flag,
   returnRouting: flag,
-  tokenIds: z.custom(isUint32Array, { error: 'a Uint32Array, of one id a token' }).optional(),
   refuseNonFinite: flag,
   chunkTokens: whole(0, chunkTokensMax),
   deadlineMs: whole(0, deadlineMsMax),
@@ -83,6 +83,10 @@ const schemas = {
         'a function of the first token and their number, which returns { experts: Uint32Array, weights: Float32Array }',
         (value) => typeof value === 'function',
       ),
+      tokenIds: given(
+        'a Uint32Array of one id a token, or a function of the first token and their number, which returns one',
+        (value) => isUint32Array(value) || typeof value === 'function',
+      ),
     },
     object,
   ),
@@ -104,6 +108,7 @@ const schemas = {
           { error: 'an object with experts and weights' },
         )
         .optional(),
+      tokenIds: given('a Uint32Array of one id a token', isUint32Array),
     },
     object,
   ),
@@ -120,8 +125,8 @@ export function checkOptions(call: keyof typeof schemas, options: unknown): void
   throw invalidArgument(key || 'options', secrets.has(key) ? 'not shown' : shown(value), allowed);
 }
 
-/** Throws INVALID_ARGUMENT unless there is an id for each token, or none at all. */
-export function checkTokenIds(tokenIds: Uint32Array | undefined, tokens: number): void {
-  if (tokenIds === undefined || tokenIds.length === tokens) return;
+/** Throws INVALID_ARGUMENT unless an array has an id for each token. */
+export function checkTokenIds(tokenIds: TokenIds | undefined, tokens: number): void {
+  if (!isUint32Array(tokenIds) || tokenIds.length === tokens) return;
   throw invalidArgument('tokenIds.length', tokenIds.length, `${tokens}, the tokens of the batch`);
 }

@@ -15,7 +15,7 @@ import type { TransportChoice } from '../transport/link.js';
 import { allFailed, type Failure } from './all-failed.js';
 import { checkOptions, checkTokenIds } from './check-options.js';
 import { Connections } from './connections.js';
-import { ForwardCall, type ForwardPlan } from './forward.js';
+import { ForwardCall, type ForwardPlan, type TokenIds } from './forward.js';
 import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
 import { RedirectedStream } from './redirected-stream.js';
 import { RouterSession } from './router-session.js';
@@ -62,8 +62,8 @@ export interface ForwardOptions extends BatchOptions {
   length?: number;
   /** The experts and weights of the tokens asked for, instead of gating; reads ascend within a router's share. */
   given?: NonNullable<ForwardPlan['given']>;
-  /** The ids of all tokens in the vocabulary, [tokens]: for layers that choose experts by them. */
-  tokenIds?: Uint32Array;
+  /** For layers that choose experts by them; a function's reads ascend within a router's share. */
+  tokenIds?: TokenIds;
   /** Default: the connection's. */
   transport?: TransportChoice;
   signal?: AbortSignal;

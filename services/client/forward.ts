@@ -49,13 +49,16 @@ interface ShareAnswer {
   count: number;
 }
 
+/** The ids of all tokens of a batch in the vocabulary, or what gives those of `count` tokens from `first` on. */
+export type TokenIds = Uint32Array | ((first: number, count: number) => Uint32Array | Promise<Uint32Array>);
+
 export interface ForwardPlan {
   /** The header of the whole batch; each router gets it with its own number of sequences. */
   header: ForwardHeaderInput & { batchId: string; sequences: number; length: number; hidden: number };
   input: RowsReader | StreamedRows;
   given: ((first: number, count: number) => RoutingRows | Promise<RoutingRows>) | null;
-  /** Of all tokens of the batch; null: they have none. */
-  tokenIds: Uint32Array | null;
+  /** Null: tokens have none. */
+  tokenIds: TokenIds | null;
   /** Tokens per chunk of the routers, as far as the client knows. */
   chunkTokens: number;
   /** Of what routes one token: given routing, or its id; 0 without. */
@@ -315,14 +318,27 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private async givenRouting(first: number, count: number): Promise<RoutingRows | null> {
     const { given } = this.plan;
     if (given === null) return null;
-    let routing: RoutingRows;
+    const routing = await this.fromCaller(() => given(first, count));
+    return this.failure === null ? checkRouting(routing!) : null;
+  }
+
+  private async tokenIds(first: number, count: number): Promise<Uint32Array | null> {
+    const { tokenIds } = this.plan;
+    if (tokenIds === null || isUint32Array(tokenIds)) return tokenIds?.subarray(first, first + count) ?? null;
+    const ids = await this.fromCaller(() => tokenIds(first, count));
+    if (this.failure !== null || (isUint32Array(ids) && ids.length === count)) return ids;
+    const seen = isUint32Array(ids) ? `${ids.length} ids` : shown(ids);
+    throw invalidArgument(`what tokenIds gave at token ${first}`, seen, `a Uint32Array of ${count} ids`);
+  }
+
+  /** What a function of the caller gives. What it throws ends the batch as it is; then null. */
+  private async fromCaller<T>(give: () => T | Promise<T>): Promise<T | null> {
     try {
-      routing = await given(first, count);
+      return await give();
     } catch (error) {
       this.fail(ownError(error));
       return null;
     }
-    return checkRouting(routing);
   }
 
   /** Sends tokens of the batch, `first` and following, as those from `offset` of a share on; false: the call is over. */
@@ -332,10 +348,11 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     first: number,
     count: number,
   ): Promise<boolean> {
-    const { input, header, tokenIds } = this.plan;
+    const { input, header } = this.plan;
     const given = await this.givenRouting(first, count);
+    const tokenIds = await this.tokenIds(first, count);
     if (this.failure !== null) return false;
-    const chunk = { offset, ...chunkRouting(given, tokenIds?.subarray(first, first + count)) };
+    const chunk = { offset, ...chunkRouting(given, tokenIds) };
     const bytes = count * header.hidden * 2;
     // Room comes first: then what is read and not yet sent is one chunk, however slow the router is.
     if (!(await stream.reserve(bytes, routingBytesOf(chunk)))) return false;

@@ -50,7 +50,10 @@ export function protocolOptions(options: BatchOptions, given: boolean): ForwardO
 }
 
 /** What routes a chunk's tokens, as it carries that. */
-export function chunkRouting(given?: RoutingRows | null, tokenIds?: Uint32Array): ChunkRouting {
+export function chunkRouting(
+  given: RoutingRows | null | undefined,
+  tokenIds: Uint32Array | null | undefined,
+): ChunkRouting {
   return {
     ...(given && { experts: packUint32(given.experts), weights: packFloat32(given.weights) }),
     ...(tokenIds && { tokenIds: packUint32(tokenIds) }),

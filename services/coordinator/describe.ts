@@ -10,6 +10,7 @@ const activations = { swiglu: 'SWIGLU', geglu: 'GEGLU', gelu: 'GELU', relu2: 'RE
 function describeLayer({ expert, shared, ...others }: LayerSpec): LayerModelInput {
   return {
     ...others,
+    givenOnly: others.vocabulary > 0,
     expert: describeFfn(expert),
     shared: shared.map(({ weight, gated, ...ffn }) => ({ ffn: describeFfn(ffn), weight, gated })),
   };

@@ -45,14 +45,15 @@ export async function referenceForward(
   let current = rows;
   for (const [index, layer] of options.layers.entries()) {
     const norm = model.norm(layer);
-    const byIds = await chosenByIds(model, layer, options.tokenIds ?? null);
+    const own = options.given[index] ?? null;
+    const byIds = own === null ? await chosenByIds(model, layer, options.tokenIds ?? null) : null;
     const { rows: output, ...chosen } = await native.referenceLayer(current, model.spec.hidden, {
       norm: options.norm ? (norm?.weight ?? null) : null,
       normOffset: norm?.offset ?? 0,
       epsilon: model.spec.normEpsilon,
       outputNorm: model.outputNorm(layer),
       ...(await gateOf(model, layer)),
-      given: options.given[index] ?? byIds,
+      given: own ?? byIds,
       givenWeights: options.givenWeights?.[index] ?? null,
       experts: expertsOf(model, layer),
       residual: options.residual,

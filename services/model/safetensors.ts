@@ -22,6 +22,27 @@ function ones(shape: readonly number[]): number {
   return first === -1 ? Math.max(shape.length - 1, 0) : Math.min(first, shape.length - 1);
 }
 
+/** Of I64. */
+const indexBytes = 8;
+const indicesAtOnce = 2 ** 18;
+
+/** Narrows int64 to uint32, little-endian both. Returns the first that is not 0 to below `limit`. */
+function takeIndices(
+  { buffer }: Uint8Array<ArrayBuffer>,
+  limit: number,
+  indices: Uint32Array,
+): { index: number; value: bigint } | null {
+  const halves = new Uint32Array(buffer);
+  for (let index = 0; index < indices.length; index += 1) {
+    const low = halves[2 * index]!;
+    if (halves[2 * index + 1] !== 0 || low >= limit) {
+      return { index, value: new BigInt64Array(buffer)[index]! };
+    }
+    indices[index] = low;
+  }
+  return null;
+}
+
 /** Enough to tell an LFS pointer by. */
 const startBytes = 64;
 
@@ -95,17 +116,31 @@ export class SafetensorsFile {
     return entry;
   }
 
-  /** The elements of a tensor of I64, which are 0 to below `limit`. Rejects with MODEL_INVALID, naming the first that is not. */
-  async readIndices({ name, byteOffset, byteLength }: TensorEntry, limit: number): Promise<Uint32Array> {
+  /**
+   * Elements of a tensor of I64, which are 0 to below `limit`, at most 2^32. Rejects with MODEL_INVALID, naming the first that is not.
+   * Reads piece by piece, so that others have their turn.
+   */
+  async readIndices(
+    { name, byteOffset, byteLength }: TensorEntry,
+    limit: number,
+    first = 0,
+    count = byteLength / indexBytes - first,
+  ): Promise<Uint32Array> {
     const { path } = this;
-    const bytes = await withFile(path, (handle) => readExactly(handle, path, byteOffset, byteLength));
+    const indices = new Uint32Array(count);
+    await withFile(path, async (handle) => {
+      for (let done = 0; done < count; done += indicesAtOnce) {
+        const piece = indices.subarray(done, done + indicesAtOnce);
+        const at = first + done;
+        const start = byteOffset + at * indexBytes;
+        const bytes = await readExactly(handle, path, start, piece.length * indexBytes);
+        const wrong = takeIndices(bytes, limit, piece);
+        if (wrong === null) continue;
+        throw fileInvalid(path, name, `element ${at + wrong.index}`, `${wrong.value}`, `0 to ${limit - 1}`);
+      }
+    });
     checked(() => this.weights.requireUnchanged());
-    const values = new BigInt64Array(bytes.buffer);
-    const wrong = values.findIndex((value) => value < 0n || value >= limit);
-    if (wrong >= 0) {
-      throw fileInvalid(path, name, `element ${wrong}`, `${values[wrong]}`, `0 to ${limit - 1}`);
-    }
-    return Uint32Array.from(values, Number);
+    return indices;
   }
 
   /** The file for the addon, valid until `close`. */

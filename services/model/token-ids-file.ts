@@ -1,49 +1,87 @@
-import { readFile, stat } from 'node:fs/promises';
-import { invalidArgument } from '../common/errors.js';
-import { unpackUint32 } from '../common/packed.js';
+import { constants } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
+import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import { SafetensorsFile } from './safetensors.js';
-import { requireSize } from './safetensors-header.js';
+import { requireSize, type TensorEntry } from './safetensors-header.js';
 
 const idsMax = 2 ** 32;
 const idBytes = 4;
+/** Of several tensors this one has the ids. */
+const usualName = 'token_ids';
 
-/**
- * Ids of `tokens` tokens in a file: the only tensor of I64 of a .safetensors file, whatever else it holds, or raw little-endian
- * uint32. Rejects with INVALID_ARGUMENT (file does not fit) or MODEL_INVALID (not a valid safetensors file).
- */
-export function readTokenIds(path: string, tokens: number): Promise<Uint32Array> {
-  return path.endsWith('.safetensors') ? readTensor(path, tokens) : readRaw(path, tokens);
+/** Ids of tokens in a file. */
+export interface TokenIdsReader {
+  /** Those of `count` tokens from `first` on. */
+  read(first: number, count: number): Promise<Uint32Array>;
+  close(): Promise<void>;
 }
 
-async function readRaw(path: string, tokens: number): Promise<Uint32Array> {
-  const allowed = `a file of ${tokens * idBytes} bytes: ${tokens} tokens x uint32`;
+/**
+ * Opens a file of the ids of `tokens` tokens: a tensor of I64 of a .safetensors file, its only one or the one named token_ids, or raw
+ * little-endian uint32. Rejects with INVALID_ARGUMENT (file does not fit) or MODEL_INVALID (not a valid safetensors file), and so
+ * does reading, with DATA_LOSS if the file has become shorter.
+ */
+export function openTokenIds(path: string, tokens: number): Promise<TokenIdsReader> {
+  return path.endsWith('.safetensors') ? openTensor(path, tokens) : openRaw(path, tokens);
+}
+
+async function openRaw(path: string, tokens: number): Promise<TokenIdsReader> {
+  const handle = await openFile(path, tokens * idBytes, `${tokens} tokens x uint32`);
+  return {
+    read: async (first, count) => {
+      const ids = new Uint32Array(count);
+      const bytes = new Uint8Array(ids.buffer);
+      for (let done = 0; done < bytes.length; ) {
+        const { bytesRead } = await handle.read(bytes, done, bytes.length - done, first * idBytes + done);
+        if (bytesRead === 0) throw new SwitchyardError('DATA_LOSS', `${path} has become shorter`, { path });
+        done += bytesRead;
+      }
+      return ids;
+    },
+    close: () => handle.close(),
+  };
+}
+
+async function openFile(path: string, size: number, of: string): Promise<FileHandle> {
+  let handle: FileHandle | null = null;
   try {
-    // Of a FIFO the size is 0, and whoever reads one may wait for ever.
-    const found = await stat(path);
+    // A FIFO would wait for who writes to it.
+    handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    const found = await handle.stat();
     if (!found.isFile()) throw new Error('it is no regular file');
-    if (found.size !== tokens * idBytes) throw new Error(`it has ${found.size} bytes`);
-    return unpackUint32(await readFile(path));
+    if (found.size !== size) throw new Error(`it has ${found.size} bytes`);
+    return handle;
   } catch (error) {
-    throw invalidArgument('tokenIds', path, `${allowed} (${(error as Error).message})`);
+    await handle?.close();
+    throw invalidArgument('tokenIds', path, `a file of ${size} bytes: ${of} (${(error as Error).message})`);
   }
 }
 
-async function readTensor(path: string, tokens: number): Promise<Uint32Array> {
+async function openTensor(path: string, tokens: number): Promise<TokenIdsReader> {
   const file = await SafetensorsFile.open(path);
   try {
-    const entries = [...file.header.tensors.values()].filter(({ dtype }) => dtype === 'I64');
-    const [entry] = entries;
-    if (entry === undefined || entries.length > 1) {
-      throw invalidArgument(`tensors of I64 in ${path}`, entries.length, 'one, which has the ids of tokens');
-    }
+    const entry = findTensor(path, [...file.header.tensors.values()]);
     const count = entry.shape.reduce((product, size) => product * size, 1);
     if (count !== tokens) {
       const field = `elements of tensor ${JSON.stringify(entry.name)} in ${path}`;
       throw invalidArgument(field, count, `${tokens}, the tokens of the batch`);
     }
     requireSize(path, entry);
-    return await file.readIndices(entry, idsMax);
-  } finally {
+    return {
+      read: (first, count) => file.readIndices(entry, idsMax, first, count),
+      close: async () => file.close(),
+    };
+  } catch (error) {
     file.close();
+    throw error;
   }
+}
+
+function findTensor(path: string, all: readonly TensorEntry[]): TensorEntry {
+  const entries = all.filter(({ dtype }) => dtype === 'I64');
+  const named = entries.find(({ name }) => name === usualName);
+  if (named !== undefined) return named;
+  if (entries.length === 1) return entries[0]!;
+  const allowed = `one, which has the ids of tokens, or one named ${usualName}`;
+  throw invalidArgument(`tensors of I64 in ${path}`, entries.length, allowed);
 }

@@ -181,7 +181,8 @@ async function account(routed: RoutedRows, pass: LayerPass, context: PipelineCon
   metrics.routed(layer, counts);
   count(routed.groups, pass, context);
   // Only what the bias can steer counts in the loop that makes it.
-  reporter.countRows(layer, counts, plan.feedback);
+  const steered = plan.feedback && plan.layers[pass.index]!.vocabulary === 0;
+  reporter.countRows(layer, counts, steered);
   if (plan.norm) spend('norm', seconds.norm, context);
   if (!plan.given) spend('gate', seconds.gate, context);
   spend('group', seconds.group, context);

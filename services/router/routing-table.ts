@@ -57,7 +57,7 @@ export async function readRouting(
 }
 
 function wrongRouting(
-  { field, index, value, repeated }: RoutingFault,
+  { field, index, value }: RoutingFault,
   firstToken: number,
   { layers, topK }: BatchPlan,
 ): SwitchyardError {
@@ -65,9 +65,5 @@ function wrongRouting(
   const at = layers[Math.floor(index / topK) % layers.length]!;
   const place = `chunk.${field} of token ${token}, layer ${at.layer}, choice ${index % topK}`;
   if (field === 'weights') return invalidArgument(place, value, 'finite numbers');
-  return invalidArgument(
-    place,
-    value,
-    repeated ? 'experts distinct within a token' : `0 to ${routedExperts(at) - 1}`,
-  );
+  return invalidArgument(place, value, `0 to ${routedExperts(at) - 1}`);
 }

@@ -192,14 +192,12 @@ export class SimulatedRows implements RowOperations {
   }: { table: RoutingTable; first: number } & RoutingBytes): Promise<RoutingFault | null> => {
     const { choices, weights: held, experts: counts, topK } = table as SimulatedTable;
     const [given, by] = [words(experts), new Float32Array(words(weights).buffer)];
-    for (const [index, value] of given.entries()) {
-      const start = index - (index % topK);
-      const repeated = given.subarray(start, index).includes(value);
-      if (value >= counts[Math.floor(index / topK) % counts.length]! || repeated)
-        return { field: 'experts', index, value, repeated };
-    }
+    const strange = given.findIndex(
+      (value, index) => value >= counts[Math.floor(index / topK) % counts.length]!,
+    );
+    if (strange >= 0) return { field: 'experts', index: strange, value: given[strange]! };
     const index = by.findIndex((value) => !Number.isFinite(value));
-    if (index >= 0) return { field: 'weights', index, value: by[index]!, repeated: false };
+    if (index >= 0) return { field: 'weights', index, value: by[index]! };
     const at = (table as SimulatedTable).at(first, 0);
     choices.set(given, at);
     held.set(by, at);

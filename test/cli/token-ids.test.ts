@@ -1,9 +1,22 @@
+import { execFileSync } from 'node:child_process';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
-import { readTokenIds } from '../../services/model/token-ids-file.js';
+import { openTokenIds } from '../../services/model/token-ids-file.js';
 import { failure, fixtures, temporaryDirectory, writeSafetensors } from '../model/support.js';
 import { switchyard } from '../support/cli.js';
+
+/** All of them, and those behind the first. */
+async function readTokenIds(path: string, tokens: number): Promise<Uint32Array> {
+  const reader = await openTokenIds(path, tokens);
+  try {
+    const ids = await reader.read(0, tokens);
+    expect(await reader.read(1, tokens - 1)).toEqual(ids.subarray(1));
+    return ids;
+  } finally {
+    await reader.close();
+  }
+}
 
 const int64 = (values: number[]) => new Uint8Array(BigInt64Array.from(values, BigInt).buffer);
 
@@ -19,6 +32,14 @@ describe('a file of ids of tokens', () => {
       input_ids: { dtype: 'I64', shape: [1, 3], data: int64([5, 6, 7]) },
     });
     expect(await readTokenIds(path, 3)).toEqual(Uint32Array.of(5, 6, 7));
+    const many = join(directory, 'many.safetensors');
+    const count = 2 ** 19 + 3;
+    const ids = Array.from({ length: count }, (_, index) => (index * 7_919) % 129_280);
+    await writeSafetensors(many, {
+      labels: { dtype: 'I64', shape: [1], data: int64([1]) },
+      token_ids: { dtype: 'I64', shape: [count], data: int64(ids) },
+    });
+    expect(await readTokenIds(many, count)).toEqual(Uint32Array.from(ids));
   });
 
   test('that does not fit is refused by name', async () => {
@@ -30,9 +51,12 @@ describe('a file of ids of tokens', () => {
     await writeSafetensors(path, { ids });
     const two = join(directory, 'two.safetensors');
     await writeSafetensors(two, { ids, more: ids });
+    const fifo = join(directory, 'fifo');
+    execFileSync('mkfifo', [fifo]);
     const cases: [string, number, string][] = [
       [raw, 4, `tokenIds is "${raw}"; allowed: a file of 16 bytes: 4 tokens x uint32 (it has 12 bytes)`],
       [directory, 4, '(it is no regular file)'],
+      [fifo, 4, '(it is no regular file)'],
       [join(directory, 'none'), 4, 'ENOENT'],
       [path, 4, `elements of tensor "ids" in ${path} is 3; allowed: 4, the tokens of the batch`],
       [path, 3, 'tensor "ids": element 1 is -6; allowed: 0 to 4294967295'],

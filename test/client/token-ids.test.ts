@@ -85,6 +85,7 @@ overEachTransport((transport) => {
       client.forward(rows, whole),
       client.forward(rows, { ...whole, chunkTokens: 100 }),
       client.forward(asStream(), whole),
+      client.forward(rows, { ...whole, tokenIds: async (first, count) => ids.slice(first, first + count) }),
     ];
     for (const call of await Promise.all(calls)) {
       let answered = 0;
@@ -97,6 +98,20 @@ overEachTransport((transport) => {
         expect([...routing!.experts]).toEqual(experts);
       }
       expect(answered).toBe(tokens * times);
+    }
+  });
+
+  test('what ids of tokens chose can be given, also an expert that a token has twice', async () => {
+    const client = await connected(1);
+    await using session = client.session();
+    for (const combine of ['exact', 'partial'] as const) {
+      const options = { ...block(0), combine };
+      const first = await session.forward(expected.bytes, { ...options, tokenIds, returnRouting: true });
+      const { experts } = first.routing!;
+      expect(experts[0]).toBe(experts[1]);
+      const again = await session.forward(expected.bytes, { ...options, given: first.routing! });
+      expect(Buffer.compare(again.rows, first.rows)).toBe(0);
+      expectBlock(again.rows, 0);
     }
   });
 
@@ -125,6 +140,15 @@ overEachTransport((transport) => {
       code: 'INVALID_ARGUMENT',
       message: expect.stringContaining('tokenIds.length is 31; allowed: 32, the tokens of the batch'),
     });
+    expect(await failure({ ...block(0), tokenIds: (_, count) => new Uint32Array(count - 1) })).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringContaining('what tokenIds gave at token 0 is "31 ids"'),
+    });
+    const own = new Error('no ids');
+    const throws = () => {
+      throw own;
+    };
+    expect(await failure({ ...block(0), tokenIds: throws })).toBe(own);
     expectBlock((await (await client.forward(expected.bytes, { ...block(0), tokenIds })).collect()).rows, 0);
   });
 });

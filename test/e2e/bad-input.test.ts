@@ -232,14 +232,6 @@ describe.each(transports)('over %s', (over) => {
         [`chunk.experts ${inToken3} is 4294967295`, 'allowed: 0 to 7'],
       ],
       [
-        'an expert twice',
-        given((experts) => {
-          experts[at] = 0;
-        }),
-        invalid,
-        [`chunk.experts ${inToken3} is 0`, 'distinct'],
-      ],
-      [
         'a weight that is no number',
         given((_, weights) => {
           weights[at] = Number.NaN;

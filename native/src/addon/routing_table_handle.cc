@@ -62,7 +62,6 @@ Napi::Value to_fault(Napi::Env env, const std::optional<RoutingFault>& found) {
   fault.Set("field", found->field == RoutingFault::Field::experts ? "experts" : "weights");
   fault.Set("index", static_cast<double>(found->index));
   fault.Set("value", found->value);
-  fault.Set("repeated", found->repeated);
   return fault;
 }
 

@@ -260,10 +260,12 @@ void Chooser::weigh(const float* logits, const std::uint32_t* experts, float* we
     weights[j] = scores_[experts[j]];
     sum += weights[j];
   }
-  // Scores that are small beside a float's range lose their ratios: softmax and sigmoid are then as e^logit, and the other as its root.
-  constexpr float enough = 0x1p-100f;
+  // Scores that are small beside a float's range lose their ratios, and where e^logit leaves it they are 0: softmax and sigmoid are then as
+  // e^logit, and the other as its root. What is lost of larger sums is below their last bit.
+  const bool root = routing_.score == RoutingSpec::Score::sqrt_softplus;
+  const float enough = root ? 0x1p-36f : 0x1p-100f;
   if (routing_.renormalise && sum < enough) [[unlikely]] {
-    const float power = routing_.score == RoutingSpec::Score::sqrt_softplus ? 0.5f : 1.0f;
+    const float power = root ? 0.5f : 1.0f;
     std::vector<float> chosen(padded_size(top_k), -largest_float);
     for (std::size_t j = 0; j < top_k; ++j) chosen[j] = power * logits[experts[j]];
     softmax(chosen.data(), chosen.size(), chosen.data());

@@ -247,6 +247,7 @@ GateSession::~GateSession() = default;
 
 void GateSession::route(RowParts& rows, std::size_t row_count, const std::uint16_t* next, std::uint32_t* chosen_experts,
                         float* chosen_weights, const float* row_factors, const std::uint32_t* token_ids) {
+  if (token_ids == nullptr && !gate_.token_experts.empty()) throw_invalid("tokenIds", "null", "the ids of the rows' tokens");
   float* const logits = scratch_->logits.data();
   std::visit(
       [&](const auto& panels) { gate_.compute_logits(panels, rows, row_count, next, scratch_->rows, logits); },

@@ -7,14 +7,10 @@
 namespace switchyard {
 namespace {
 
-bool holds(std::span<const std::uint32_t> experts, std::uint32_t expert) {
-  return std::ranges::find(experts, expert) != experts.end();
-}
-
 std::optional<RoutingFault> check_weights(std::span<const float> weights) {
   const auto wrong = std::ranges::find_if_not(weights, [](float weight) { return std::isfinite(weight); });
   if (wrong == weights.end()) return std::nullopt;
-  return RoutingFault{RoutingFault::Field::weights, static_cast<std::size_t>(wrong - weights.begin()), *wrong, false};
+  return RoutingFault{RoutingFault::Field::weights, static_cast<std::size_t>(wrong - weights.begin()), *wrong};
 }
 
 }  // namespace
@@ -46,10 +42,8 @@ void RoutingTable::read(std::size_t first, std::span<std::uint8_t> experts, std:
 std::optional<RoutingFault> RoutingTable::check_experts(std::span<const std::uint32_t> experts) const {
   for (std::size_t start = 0, layer = 0; start < experts.size(); start += top_k_) {
     for (std::size_t i = start; i < start + top_k_; ++i) {
-      const bool repeated = holds(experts.subspan(start, i - start), experts[i]);
-      if (experts[i] < expert_counts_[layer] && !repeated) continue;
-      const bool in_range = experts[i] < expert_counts_[layer];
-      return RoutingFault{RoutingFault::Field::experts, i, static_cast<double>(experts[i]), in_range};
+      if (experts[i] < expert_counts_[layer]) continue;
+      return RoutingFault{RoutingFault::Field::experts, i, static_cast<double>(experts[i])};
     }
     layer = layer + 1 == layers() ? 0 : layer + 1;
   }

@@ -17,8 +17,6 @@ struct RoutingFault {
   /** In what was given. */
   std::size_t index;
   double value;
-  /** The expert is in range, and a second time among those of its token. */
-  bool repeated;
 };
 
 /** Experts and weights of a chunk's tokens at the layers of a batch, [tokens, layers, top_k]. */
@@ -40,7 +38,7 @@ class RoutingTable {
 
   /**
    * Takes the routing of tokens from `first` on as messages carry it, little-endian and of any alignment. Experts must be in
-   * range and distinct within a token, weights finite: otherwise returns the first one that is not, experts before weights.
+   * range, weights finite: otherwise returns the first one that is not, experts before weights.
    */
   std::optional<RoutingFault> write(std::size_t first, std::span<const std::uint8_t> experts,
                                     std::span<const std::uint8_t> weights);

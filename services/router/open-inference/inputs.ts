@@ -103,8 +103,7 @@ function bytesOf({ name, datatype, contents }: Given, raw: Buffer[], request: Mo
 function typedBytes(name: string, datatype: string, contents: InferTensorContents | null): Uint8Array {
   if (contents !== null && datatype === 'FP32') return bytesOfArray(Float32Array.from(contents.fp32Contents));
   if (contents !== null && datatype === 'INT32') return bytesOfArray(Int32Array.from(contents.intContents));
-  if (contents !== null && datatype === 'INT64')
-    return bytesOfArray(BigInt64Array.from(contents.int64Contents, BigInt));
+  if (contents !== null && datatype === 'INT64') return bytesOfIntegers(name, contents.int64Contents);
   const typed = ['FP32', 'INT32', 'INT64'].includes(datatype);
   const allowed = typed ? 'raw_input_contents, or contents' : 'raw_input_contents';
   throw invalidArgument(
@@ -112,6 +111,14 @@ function typedBytes(name: string, datatype: string, contents: InferTensorContent
     contents === null ? 'missing' : `of datatype ${datatype}`,
     allowed,
   );
+}
+
+/** Larger ones came rounded. */
+function bytesOfIntegers(name: string, values: readonly number[]): Uint8Array {
+  const wrong = values.find((value) => !Number.isSafeInteger(value));
+  if (wrong === undefined) return bytesOfArray(BigInt64Array.from(values, BigInt));
+  const max = Number.MAX_SAFE_INTEGER;
+  throw invalidArgument(`int64_contents of ${name}`, wrong, `${-max} to ${max}`);
 }
 
 function bytesOfArray({ buffer, byteLength }: Float32Array | Int32Array | BigInt64Array): Uint8Array {

@@ -51,7 +51,7 @@ export function planInference(request: ModelInferRequest, context: RequestContex
   const { hidden_states: rows, token_ids: tokenIds, topk_ids: ids, topk_weights: weights } = inputs;
   if (rows === undefined) {
     const given = request.inputs.map(({ name }) => name).join(', ') || 'none';
-    throw invalidArgument('inputs', given, 'hidden_states, and topk_ids with topk_weights');
+    throw invalidArgument('inputs', given, 'hidden_states among them');
   }
   if (model.vocabulary > 0 && (ids === undefined) === (tokenIds === undefined)) {
     const allowed = `one of the two, as layers of ${model.name} choose experts by ids of tokens`;
