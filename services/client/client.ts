@@ -10,7 +10,7 @@ import type { RouterDescription } from '../common/generated/switchyard/v1/Router
 import type { Credential } from '../common/grpc-channel.js';
 import { abortable, abortError, onAbort } from '../common/lifecycle.js';
 import { Tls } from '../common/tls.js';
-import { usualChunkTokens } from '../transport/chunk-size.js';
+import { tokenIdBytes, usualChunkTokens } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
 import { allFailed, type Failure } from './all-failed.js';
 import { checkOptions, checkTokenIds } from './check-options.js';
@@ -190,7 +190,7 @@ export class SwitchyardClient {
       const callOptions: CallOptions =
         deadlineMs > 0 ? { deadline: Date.now() + deadlineMs + deadlineGraceMs } : {};
       const givenBytes = options.given ? layers.length * (routing?.topK ?? 1) * 8 : 0;
-      const routingBytes = givenBytes + (options.tokenIds ? 4 : 0);
+      const routingBytes = givenBytes + (options.tokenIds ? tokenIdBytes : 0);
       const tokens = sequences * length;
       checkTokenIds(options.tokenIds, tokens);
       const bytes = tokens * (hidden * 2 + routingBytes);

@@ -51,7 +51,7 @@ export async function openRowsReader(
   path: string,
   options: { tensor: string | null; hidden: number },
 ): Promise<RowsReader> {
-  const handle = await openForReading(path);
+  const handle = await openForReading(path, 'input');
   try {
     const place = isSafetensors(path)
       ? await tensorIn(path, options.tensor, options.hidden)
@@ -116,13 +116,14 @@ async function findTensor(path: string, tensor: string | null): Promise<TensorEn
   );
 }
 
-async function openForReading(path: string): Promise<FileHandle> {
+/** A regular file. Rejects with INVALID_ARGUMENT, naming `field`. */
+export async function openForReading(path: string, field: string): Promise<FileHandle> {
   try {
     // Of a FIFO the size is 0, and whoever opens one may wait for ever.
     if (!(await stat(path)).isFile()) throw new Error('it is no regular file');
     return await open(path, 'r');
   } catch (error) {
-    throw invalidArgument('input', path, `a file that can be read (${(error as Error).message})`);
+    throw invalidArgument(field, path, `a file that can be read (${(error as Error).message})`);
   }
 }
 

@@ -1,6 +1,7 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { native, type WeightFile } from '../../native/index.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import { narrowInt64 } from '../common/packed.js';
 import type { DigestCache } from './digest-cache.js';
 import { digestOf } from './file-digest.js';
 import type { HashProgress } from './hash-progress.js';
@@ -25,23 +26,6 @@ function ones(shape: readonly number[]): number {
 /** Of I64. */
 const indexBytes = 8;
 const indicesAtOnce = 2 ** 18;
-
-/** Narrows int64 to uint32, little-endian both. Returns the first that is not 0 to below `limit`. */
-function takeIndices(
-  { buffer }: Uint8Array<ArrayBuffer>,
-  limit: number,
-  indices: Uint32Array,
-): { index: number; value: bigint } | null {
-  const halves = new Uint32Array(buffer);
-  for (let index = 0; index < indices.length; index += 1) {
-    const low = halves[2 * index]!;
-    if (halves[2 * index + 1] !== 0 || low >= limit) {
-      return { index, value: new BigInt64Array(buffer)[index]! };
-    }
-    indices[index] = low;
-  }
-  return null;
-}
 
 /** Enough to tell an LFS pointer by. */
 const startBytes = 64;
@@ -134,7 +118,7 @@ export class SafetensorsFile {
         const at = first + done;
         const start = byteOffset + at * indexBytes;
         const bytes = await readExactly(handle, path, start, piece.length * indexBytes);
-        const wrong = takeIndices(bytes, limit, piece);
+        const wrong = narrowInt64(bytes, limit, piece);
         if (wrong === null) continue;
         throw fileInvalid(path, name, `element ${at + wrong.index}`, `${wrong.value}`, `0 to ${limit - 1}`);
       }

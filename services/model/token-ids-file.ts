@@ -1,11 +1,10 @@
-import { constants } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
+import { tokenIdBytes } from '../transport/chunk-size.js';
+import { openForReading } from './rows-file.js';
 import { SafetensorsFile } from './safetensors.js';
 import { requireSize, type TensorEntry } from './safetensors-header.js';
 
 const idsMax = 2 ** 32;
-const idBytes = 4;
 /** Of several tensors this one has the ids. */
 const usualName = 'token_ids';
 
@@ -26,13 +25,24 @@ export function openTokenIds(path: string, tokens: number): Promise<TokenIdsRead
 }
 
 async function openRaw(path: string, tokens: number): Promise<TokenIdsReader> {
-  const handle = await openFile(path, tokens * idBytes, `${tokens} tokens x uint32`);
+  const handle = await openForReading(path, 'tokenIds');
+  const { size } = await handle.stat();
+  if (size !== tokens * tokenIdBytes) {
+    await handle.close();
+    const allowed = `${tokens * tokenIdBytes} bytes: ${tokens} tokens x uint32`;
+    throw invalidArgument(`the size of ${path}`, `${size} bytes`, allowed);
+  }
   return {
     read: async (first, count) => {
       const ids = new Uint32Array(count);
       const bytes = new Uint8Array(ids.buffer);
       for (let done = 0; done < bytes.length; ) {
-        const { bytesRead } = await handle.read(bytes, done, bytes.length - done, first * idBytes + done);
+        const { bytesRead } = await handle.read(
+          bytes,
+          done,
+          bytes.length - done,
+          first * tokenIdBytes + done,
+        );
         if (bytesRead === 0) throw new SwitchyardError('DATA_LOSS', `${path} has become shorter`, { path });
         done += bytesRead;
       }
@@ -40,21 +50,6 @@ async function openRaw(path: string, tokens: number): Promise<TokenIdsReader> {
     },
     close: () => handle.close(),
   };
-}
-
-async function openFile(path: string, size: number, of: string): Promise<FileHandle> {
-  let handle: FileHandle | null = null;
-  try {
-    // A FIFO would wait for who writes to it.
-    handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
-    const found = await handle.stat();
-    if (!found.isFile()) throw new Error('it is no regular file');
-    if (found.size !== size) throw new Error(`it has ${found.size} bytes`);
-    return handle;
-  } catch (error) {
-    await handle?.close();
-    throw invalidArgument('tokenIds', path, `a file of ${size} bytes: ${of} (${(error as Error).message})`);
-  }
 }
 
 async function openTensor(path: string, tokens: number): Promise<TokenIdsReader> {

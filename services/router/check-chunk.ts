@@ -4,9 +4,9 @@ import type { Chunk } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardRequest } from '../common/generated/switchyard/v1/ForwardRequest.js';
 import type { MessageLimit } from '../common/grpc-channel.js';
 import { unpackUint32 } from '../common/packed.js';
-import { routingBytesOf } from '../transport/chunk-size.js';
+import { routingBytesOf, tokenIdBytes } from '../transport/chunk-size.js';
 import { type ArrivedRows, dropRows } from '../transport/port.js';
-import { type BatchPlan, idBytes } from './plan.js';
+import type { BatchPlan } from './plan.js';
 
 /** Rows in memory of a client, in a form of its own: they are read, as BF16, when there is a slab for them. */
 export interface StoredRows {
@@ -93,13 +93,13 @@ export function tooManyTokens(plan: BatchPlan): SwitchyardError {
 /** The ids of the tokens; null where the plan wants none. */
 function checkTokenIds({ offset, tokenIds }: Chunk, tokens: number, plan: BatchPlan): Uint32Array | null {
   const { vocabulary, given } = plan;
-  const expected = vocabulary > 0 ? tokens * idBytes : 0;
+  const expected = vocabulary > 0 ? tokens * tokenIdBytes : 0;
   if (tokenIds.byteLength !== expected) {
     const hashed = plan.layers.find((layer) => layer.vocabulary > 0);
     const none = given ? 'options.routing is GIVEN' : 'no layer of the batch chooses experts by them';
     const allowed =
       vocabulary > 0
-        ? `${expected} bytes: ${tokens} tokens x ${idBytes}, as layer ${hashed!.layer} chooses experts by them, or options.routing GIVEN`
+        ? `${expected} bytes: ${tokens} tokens x ${tokenIdBytes}, as layer ${hashed!.layer} chooses experts by them, or options.routing GIVEN`
         : `none, as ${none}`;
     throw invalidArgument(`chunk.token_ids at offset ${offset}`, `${tokenIds.byteLength} bytes`, allowed);
   }

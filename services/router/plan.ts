@@ -3,7 +3,13 @@ import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import { expertsPerToken, type LayerSpec, type ModelSpec, vocabularyOf } from '../model/spec.js';
 import { type Random, uuid } from '../runtime/random.js';
-import { chunkTokensMax, chunkTokensMin, tokensMax, usualChunkTokens } from '../transport/chunk-size.js';
+import {
+  chunkTokensMax,
+  chunkTokensMin,
+  tokenIdBytes,
+  tokensMax,
+  usualChunkTokens,
+} from '../transport/chunk-size.js';
 
 /** A validated header: what is to be done with every token of a batch. */
 export interface BatchPlan {
@@ -55,8 +61,6 @@ export interface PlanLimits {
 }
 
 const pageBytes = 4_096;
-/** Of a token's id in a message. */
-export const idBytes = 4;
 
 /** Checks every field of a header. Throws INVALID_ARGUMENT or UNKNOWN_LAYER, naming field, value and what is allowed. */
 export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan {
@@ -109,7 +113,9 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
 export function chunkBytes(plan: BatchPlan, tokens: number): number {
   const rows = outputBytes(plan, tokens);
   const routing = plan.given || plan.returnRouting ? plan.layers.length : 1;
-  return rows * (2 + plan.slots) + tokens * (plan.slots * routing * 8 + (plan.vocabulary > 0 ? idBytes : 0));
+  return (
+    rows * (2 + plan.slots) + tokens * (plan.slots * routing * 8 + (plan.vocabulary > 0 ? tokenIdBytes : 0))
+  );
 }
 
 /** Bytes of one token's experts and weights in a message, at all layers of the plan. */
@@ -168,7 +174,8 @@ function checkLayers(header: ForwardHeader, model: ModelSpec): LayerSpec[] {
 
 /** One token, with its routing if that is given, or its id if that is wanted, must fit into a message. */
 function checkMessage(plan: BatchPlan, { messageBytesMax, node }: PlanLimits): void {
-  const bytes = plan.rowBytes + (plan.given ? routingBytes(plan) : 0) + (plan.vocabulary > 0 ? idBytes : 0);
+  const bytes =
+    plan.rowBytes + (plan.given ? routingBytes(plan) : 0) + (plan.vocabulary > 0 ? tokenIdBytes : 0);
   if (bytes <= messageBytesMax) return;
   throw overLimit('TOO_LARGE', 'bytes of one token', bytes, messageBytesMax, {
     setting: 'messageBytesMax',

@@ -35,6 +35,8 @@ export function tokensPerMessage(
   return Math.max(1, Math.floor(Math.min(messageBytes, bytesMax) / (rowBytes + routingBytes)));
 }
 
+/** Of a token's id in a chunk. */
+export const tokenIdBytes = 4;
 /** What routes a chunk's tokens, beside its rows: experts and weights, or ids, or nothing. */
 export type ChunkRouting = Pick<ChunkInput, 'experts' | 'weights' | 'tokenIds'>;
 

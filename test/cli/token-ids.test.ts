@@ -54,8 +54,8 @@ describe('a file of ids of tokens', () => {
     const fifo = join(directory, 'fifo');
     execFileSync('mkfifo', [fifo]);
     const cases: [string, number, string][] = [
-      [raw, 4, `tokenIds is "${raw}"; allowed: a file of 16 bytes: 4 tokens x uint32 (it has 12 bytes)`],
-      [directory, 4, '(it is no regular file)'],
+      [raw, 4, `the size of ${raw} is "12 bytes"; allowed: 16 bytes: 4 tokens x uint32`],
+      [directory, 4, `tokenIds is "${directory}"; allowed: a file that can be read (it is no regular file)`],
       [fifo, 4, '(it is no regular file)'],
       [join(directory, 'none'), 4, 'ENOENT'],
       [path, 4, `elements of tensor "ids" in ${path} is 3; allowed: 4, the tokens of the batch`],

@@ -6,7 +6,7 @@ import type { ChunkInput } from '../../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeader } from '../../common/generated/switchyard/v1/ForwardHeader.js';
 import { Deferred, type EndSignal } from '../../common/lifecycle.js';
 import type { MessageShare } from '../../common/message-gate.js';
-import { packUint32 } from '../../common/packed.js';
+import { narrowInt64, packUint32 } from '../../common/packed.js';
 import type { ModelSpec } from '../../model/spec.js';
 import { systemClock } from '../../runtime/system.js';
 import { usualChunkTokens } from '../../transport/chunk-size.js';
@@ -206,10 +206,15 @@ export class InferCall implements BatchCall {
     const { vocabulary } = this.plan!.model;
     const size = elementBytes('INT64');
     const bytes = await this.bytesOf(memory, first * size, tokens * size);
-    const ids = new BigInt64Array(new Uint8Array(bytes).buffer);
-    const wrong = ids.findIndex((id) => id < 0n || id >= vocabulary);
-    if (wrong < 0) return packUint32(Uint32Array.from(ids, Number));
-    throw invalidArgument(`token_ids of token ${first + wrong}`, `${ids[wrong]}`, `0 to ${vocabulary - 1}`);
+    const ids = new Uint32Array(tokens);
+    // In a message they lie at any address.
+    const wrong = narrowInt64(new Uint8Array(bytes), vocabulary, ids);
+    if (wrong === null) return packUint32(ids);
+    throw invalidArgument(
+      `token_ids of token ${first + wrong.index}`,
+      `${wrong.value}`,
+      `0 to ${vocabulary - 1}`,
+    );
   }
 
   private async timed(stage: 'input' | 'output', work: Promise<void>): Promise<void> {
