@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
+import { fixedPort } from './fixed-port.js';
 
 export interface PerftestResult {
   /** Of the whole test. */
@@ -23,7 +23,7 @@ export async function runPerftest(
   bytes: number,
   iterations: number,
 ): Promise<PerftestResult | null> {
-  const port = await freePort();
+  const port = await fixedPort();
   const env = { ...process.env, UCX_TLS: transports, UCX_WARN_UNUSED_ENV_VARS: 'n' };
   const start = (args: string[]) =>
     spawn('ucx_perftest', [...args, '-p', String(port)], { env, stdio: ['ignore', 'pipe', 'ignore'] });
@@ -81,13 +81,4 @@ function parse(text: string): PerftestResult | null {
     bytesPerSecond: numbers[5]! * 2 ** 20,
     messagesPerSecond: numbers[7]!,
   };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as { port: number };
-  server.close();
-  await once(server, 'close');
-  return port;
 }

@@ -8,6 +8,7 @@
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { fixedPort } from '../dist/bench/fixed-port.js';
 import { SwitchyardClient } from '../dist/services/client/index.js';
 import { Load } from './load.mjs';
 import { LocalProcesses } from './local-processes.mjs';
@@ -29,7 +30,7 @@ const { lease, 'lease-name': leaseName, etcd, topology } = values;
 const hosts = values.hosts.split(',');
 const processes = new LocalProcesses();
 
-const startCoordinator = (name, port = 0) => {
+const startCoordinator = (name, port) => {
   const model = { preset: 'tiny', router: false, workers: hosts.length, rebalanceSeconds: 3_600 };
   return processes.start(root, 'coordinator', name, { ...model, port, lease, leaseName, etcd, topology });
 };
@@ -64,7 +65,7 @@ async function change(coordinators, leader, load) {
 
 async function run() {
   const coordinators = new Map();
-  for (const name of ['a', 'b']) coordinators.set(name, await startCoordinator(name));
+  for (const name of ['a', 'b']) coordinators.set(name, await startCoordinator(name, await fixedPort()));
   const coordinator = [...coordinators.values()].map(({ address }) => address).join(',');
   for (const [at, topologyHost] of hosts.entries())
     await processes.start(root, 'worker', `w${at}`, { coordinator, topologyHost });

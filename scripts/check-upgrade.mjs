@@ -7,10 +7,10 @@
  */
 import { spawn } from 'node:child_process';
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { fixedPort } from '../dist/bench/fixed-port.js';
 import { SwitchyardClient } from '../dist/services/client/index.js';
 import { until } from './checks.mjs';
 import { Load } from './load.mjs';
@@ -59,16 +59,8 @@ function nextMinor() {
   return { root: scratch, version };
 }
 
-async function freePort() {
-  const server = createServer().listen(0, '127.0.0.1');
-  await new Promise((resolve) => server.once('listening', resolve));
-  const { port } = server.address();
-  server.close();
-  return port;
-}
-
 async function startEtcd() {
-  const [client, peer] = [await freePort(), await freePort()].map((port) => `http://127.0.0.1:${port}`);
+  const [client, peer] = [await fixedPort(), await fixedPort()].map((port) => `http://127.0.0.1:${port}`);
   const flags = {
     'data-dir': join(scratch, 'etcd'),
     'listen-client-urls': client,
@@ -95,14 +87,14 @@ async function run(etcd) {
   const present = { root, version: JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).version };
   const next = nextMinor();
   const members = [];
-  const coordinators = [await freePort(), await freePort()];
+  const coordinators = [await fixedPort(), await fixedPort()];
   const coordinator = coordinators.map((port) => `127.0.0.1:${port}`).join(',');
   const lease = { preset: 'tiny', router: false, workers: 3, copies: 2, lease: 'etcd', etcd, ...node };
   for (const [at, port] of coordinators.entries())
     members.push(['coordinator', `coordinator-${at}`, { ...lease, port }]);
   for (const name of ['worker-0', 'worker-1', 'worker-2']) members.push(['worker', name, { coordinator }]);
   for (const name of ['router-0', 'router-1'])
-    members.push(['router', name, { coordinator, port: await freePort() }]);
+    members.push(['router', name, { coordinator, port: await fixedPort() }]);
 
   const running = new Map();
   for (const [role, name, flags] of members)

@@ -1,6 +1,7 @@
 import { type Flags, LocalProcess } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { sleep } from '../../services/common/lifecycle.js';
+import { fixedPort } from '../fixed-port.js';
 import { Cables } from './cables.js';
 
 export interface ChaosClusterOptions {
@@ -29,6 +30,7 @@ export class ChaosCluster {
   readonly processes = new Map<string, LocalProcess>();
   /** host:port of the coordinator, the same for each that is started. */
   address = '';
+  private port = 0;
   private client: SwitchyardClient | null = null;
   private cables: Cables | null = null;
 
@@ -39,6 +41,7 @@ export class ChaosCluster {
     try {
       const names = ['coordinator', ...cluster.workers, ...cluster.routers];
       if (options.cables) cluster.cables = await Cables.lay(names);
+      cluster.port = await fixedPort();
       cluster.launch('coordinator');
       cluster.address = (await cluster.processes.get('coordinator')!.listening).address;
       for (const name of [...cluster.workers, ...cluster.routers]) cluster.launch(name);
@@ -77,7 +80,7 @@ export class ChaosCluster {
       kind === 'coordinator'
         ? {
             ...own,
-            port: this.address.split(':').at(-1) || 0,
+            port: this.port,
             preset,
             workers,
             ...(copies > 1 && { copies }),

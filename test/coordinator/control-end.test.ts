@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import { fixedPort } from '../../bench/fixed-port.js';
 import { ControlSession } from '../../services/common/control-session.js';
 import { coordinatorDialer } from '../../services/common/grpc-duplex.js';
 import { groupByLayer } from '../../services/common/layer-experts.js';
@@ -223,7 +224,8 @@ describe('a coordinator that comes and goes', () => {
   };
 
   test('sends its nodes away when it stops, and they join the next one', async () => {
-    const first = await start();
+    const port = await fixedPort();
+    const first = await start({ port });
     const events: string[] = [];
     const node = session(first.server.address, events);
     await until(() => first.control.readiness().ready, Boolean);
@@ -234,7 +236,7 @@ describe('a coordinator that comes and goes', () => {
       () => node.connected,
       (connected) => !connected,
     );
-    const second = await start({ port: first.server.port });
+    const second = await start({ port });
     await until(() => second.control.readiness().ready, Boolean);
     expect(events.filter((kind) => kind === 'welcome')).toHaveLength(2);
     await node.leave('done');

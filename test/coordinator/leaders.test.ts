@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import { fixedPort } from '../../bench/fixed-port.js';
 import type { Flags } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { EtcdLease } from '../../services/platform/etcd-lease.js';
@@ -127,9 +128,9 @@ withEtcd('coordinators with a lease of etcd', () => {
     atEnd(() => etcd.stop());
     const flags: Flags = { preset: 'tiny', router: false, workers: 2, lease: 'etcd', etcd: etcd.address };
     const quick = { leaderLeaseMs: 2_000, rebalanceSeconds: 3_600 };
-    const coordinator = (name: string, port = 0) =>
+    const coordinator = (name: string, port: number) =>
       new Service('coordinator', { ...flags, ...quick, name, port });
-    let [leader, standby] = [coordinator('a'), coordinator('b')];
+    let [leader, standby] = [coordinator('a', await fixedPort()), coordinator('b', await fixedPort())];
     if (!(await until(() => [leader, standby].find((one) => one.events('leads').length > 0)))) return;
     if (leader.events('leads').length === 0) [leader, standby] = [standby, leader];
     const addresses = [await leader.address, await standby.address];

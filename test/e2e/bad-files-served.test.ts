@@ -2,6 +2,7 @@ import { cp, mkdtemp, open, readFile, rm, truncate, writeFile } from 'node:fs/pr
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { fixedPort } from '../../bench/fixed-port.js';
 import { type Flags, LocalProcess, type ProcessRole } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { Deferred } from '../../services/common/lifecycle.js';
@@ -104,7 +105,8 @@ test('overwritten in place while the coordinator is away: the next one takes up 
     new LocalProcess(role, name, { name, port: 0, metricsPort: 0, ...flags }, {}, (_, line) =>
       lines.push(line),
     );
-  const first = start('coordinator', 'coordinator', { model, router: false });
+  const port = await fixedPort();
+  const first = start('coordinator', 'coordinator', { model, router: false, port });
   const { address } = await first.listening;
   const worker = start('worker', 'worker-0', { coordinator: address, threads: 1 });
   const router = start('router', 'router-0', { coordinator: address });
@@ -113,7 +115,6 @@ test('overwritten in place while the coordinator is away: the next one takes up 
   first.kill('SIGKILL');
   await first.exited;
   await flipBit(weights);
-  const port = Number(address.split(':')[1]);
   const second = start('coordinator', 'coordinator', { model, router: false, port });
   for (const node of [worker, router]) expect(await node.exited).toEqual({ code: 1, signal: null });
   for (const event of ['worker-failed', 'membership-over']) {

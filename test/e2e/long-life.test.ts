@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { beforeAll, describe, expect, test } from '@jest/globals';
+import { fixedPort } from '../../bench/fixed-port.js';
 import { builtFile } from '../../native/locate.js';
 import type { RowsReader, SwitchyardClient } from '../../services/client/index.js';
 import { startCluster, type TestCluster } from '../support/cluster.js';
@@ -30,7 +31,7 @@ async function submit(client: SwitchyardClient, hidden = 256): Promise<string[]>
 }
 
 test('a client outlives its coordinator, a router, and the model', async () => {
-  const head = { preset: 'tiny', workers: 1, router: false };
+  const head = { preset: 'tiny', workers: 1, router: false, port: await fixedPort() };
   let coordinator = new Service('coordinator', head);
   const address = await coordinator.address;
   const join = { coordinator: address };
@@ -51,8 +52,7 @@ test('a client outlives its coordinator, a router, and the model', async () => {
   await new Promise(setImmediate);
   for (let batch = 0; batch < 5; batch += 1) expect(await submit(client)).toEqual(['router-1']);
 
-  const port = Number(address.split(':')[1]);
-  coordinator = new Service('coordinator', { ...head, port });
+  coordinator = new Service('coordinator', head);
   nodes.push(node('router', 'router-2'));
   // Batches that meet the coordinator while its worker joins again may fail; the client hears of the new router all the same.
   await until(
@@ -62,7 +62,7 @@ test('a client outlives its coordinator, a router, and the model', async () => {
 
   await kill(coordinator, ...nodes);
   await expect(submit(client)).rejects.toMatchObject({ code: 'NOT_READY' });
-  new Service('coordinator', { ...head, port, hidden: 512 });
+  new Service('coordinator', { ...head, hidden: 512 });
   node('worker', 'worker-0');
   node('router', 'router-0');
   // Another client's word for it: this one has not been told to look.

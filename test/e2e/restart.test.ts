@@ -1,4 +1,5 @@
 import { afterEach, expect, test } from '@jest/globals';
+import { fixedPort } from '../../bench/fixed-port.js';
 import { type Flags, LocalProcess, type ProcessRole } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { Load } from '../support/load.js';
@@ -31,7 +32,8 @@ test.each(['SIGKILL', 'SIGTERM'] as const)(
   async (signal) => {
     lines.length = 0;
     const workers = ['worker-0', 'worker-1', 'worker-2'];
-    const flags = { preset: 'tiny', router: false, workers: workers.length, rebalanceSeconds: 3_600 };
+    const port = await fixedPort();
+    const flags = { preset: 'tiny', router: false, workers: workers.length, rebalanceSeconds: 3_600, port };
     const first = start('coordinator', 'coordinator', flags);
     const { address } = await first.listening;
     for (const name of workers) start('worker', name, { coordinator: address, threads: 1 });
@@ -46,7 +48,7 @@ test.each(['SIGKILL', 'SIGTERM'] as const)(
     first.kill(signal);
     await first.exited;
     await load.more(8);
-    start('coordinator', 'coordinator', { ...flags, port: Number(address.split(':')[1]) });
+    start('coordinator', 'coordinator', flags);
     const after = await until(state, ({ term, ready }) => term > before.term && ready);
     await load.more(8);
     await load.stop();

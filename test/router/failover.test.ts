@@ -1,4 +1,5 @@
 import { afterEach, expect, test } from '@jest/globals';
+import { fixedPort } from '../../bench/fixed-port.js';
 import { LocalProcess } from '../../services/cli/local-process.js';
 import type { Running } from '../../services/common/lifecycle.js';
 import { presets, syntheticModel } from '../../services/model/synthetic.js';
@@ -66,7 +67,7 @@ const loadOf = (router: Running, rows: Buffer, expected: Buffer) =>
   new Load(async () => (await forward(router, rows, exact)).rows, expected);
 
 async function start(wanted: Wanted, transport: string, wishes: Record<string, unknown> = {}) {
-  const coordinator = await coordinate(wanted);
+  const coordinator = await coordinate(wanted, { port: await fixedPort() });
   const workers = names.map((name) => startWorker(coordinator, name, transport));
   const router = await addRouter({ coordinator }, 'router-0', { leaseMs, ...wishes });
   await untilReady(router);

@@ -1,9 +1,10 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { connect, createServer } from 'node:net';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fixedPort } from '../../bench/fixed-port.js';
 import type { KeyPair } from './certificates.js';
 import { until } from './until.js';
 
@@ -19,7 +20,7 @@ export class Etcd {
   /** `tls`: clients must show a certificate of `ca`. */
   static async start(tls: (KeyPair & { ca: string }) | null = null): Promise<Etcd> {
     const folder = mkdtempSync(join(tmpdir(), 'switchyard-etcd-'));
-    const [client, peer] = [await freePort(), await freePort()];
+    const [client, peer] = [await fixedPort(), await fixedPort()];
     const scheme = tls === null ? 'http' : 'https';
     const [clientUrl, peerUrl] = [`${scheme}://127.0.0.1:${client}`, `http://127.0.0.1:${peer}`];
     const urls = { 'listen-client-urls': clientUrl, 'advertise-client-urls': clientUrl };
@@ -39,14 +40,6 @@ export class Etcd {
     await gone;
     rmSync(this.folder, { recursive: true });
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as { port: number };
-  server.close();
-  return port;
 }
 
 function answers(port: number): Promise<boolean> {

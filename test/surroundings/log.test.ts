@@ -1,4 +1,5 @@
 import { describe, expect, test } from '@jest/globals';
+import { fixedPort } from '../../bench/fixed-port.js';
 import { parseLine } from '../../services/cli/local-process.js';
 import { testRows } from '../support/rows.js';
 import { connect, Service } from '../support/services.js';
@@ -10,16 +11,11 @@ type Cluster = Record<Name, Service>;
 
 /** Everything but the coordinator joins when it comes; `first`: they are there before it. */
 async function startCluster(first: 'coordinator' | 'nodes'): Promise<Cluster> {
+  const port = await fixedPort();
+  const coordinator = `127.0.0.1:${port}`;
   const head = () => new Service('coordinator', { preset: 'tiny', workers: 2, port });
-  // A port for a coordinator that comes later.
-  let port = 0;
-  if (first === 'nodes') {
-    const before = new Service('coordinator', { preset: 'tiny' });
-    port = Number((await before.address).split(':').at(-1));
-    await before.process.stop(20_000);
-  }
   const early = first === 'coordinator' ? head() : null;
-  const coordinator = early === null ? `127.0.0.1:${port}` : await early.address;
+  await early?.address;
   const router = new Service('router', { coordinator });
   const nodes = {
     router,

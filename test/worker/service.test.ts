@@ -2,6 +2,7 @@ import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, describe, expect, test } from '@jest/globals';
+import { fixedPort } from '../../bench/fixed-port.js';
 import { type Flags, LocalProcess, type ProcessRole } from '../../services/cli/local-process.js';
 import { SwitchyardClient } from '../../services/client/index.js';
 
@@ -28,7 +29,7 @@ async function launch(role: ProcessRole, name: string, flags: Flags): Promise<Se
 }
 
 const coordinator = (flags: Flags = {}) => launch('coordinator', 'coordinator', { preset: 'tiny', ...flags });
-const worker = ({ address }: Service, name: string, flags: Flags = {}) =>
+const worker = ({ address }: Pick<Service, 'address'>, name: string, flags: Flags = {}) =>
   launch('worker', name, { coordinator: address, threads: 1, ...flags });
 
 interface Readiness {
@@ -106,14 +107,14 @@ describe('a worker process', () => {
   });
 
   test('outlives its coordinator, and the next one finds it with its experts loaded', async () => {
-    const head = await coordinator();
+    const port = await fixedPort();
+    const head = await coordinator({ port });
     const hand = await worker(head, 'w0');
     await untilReadiness(head, isReady);
     const before = await forward(head, 40);
     expect(new Set(before).size).toBeGreaterThan(50);
     head.process.kill('SIGKILL');
     await head.process.exited;
-    const port = Number(new URL(`http://${head.address}`).port);
     const next = await coordinator({ port });
     await untilReadiness(next, isReady);
     expect((await forward(next, 40)).equals(before)).toBe(true);
@@ -160,14 +161,13 @@ describe('a worker process', () => {
   });
 
   test('waits for a coordinator that is not there yet', async () => {
-    const first = await coordinator();
-    await first.process.stop(5_000);
-    const port = Number(new URL(`http://${first.address}`).port);
-    const hand = await worker(first, 'w0');
+    const port = await fixedPort();
+    const address = `127.0.0.1:${port}`;
+    const hand = await worker({ address }, 'w0');
     expect(await readiness(hand)).toEqual({
       status: 503,
       ready: false,
-      reason: `not a member of the cluster of ${first.address} yet`,
+      reason: `not a member of the cluster of ${address} yet`,
     });
     const head = await coordinator({ port });
     await untilReadiness(head, isReady);
