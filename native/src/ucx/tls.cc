@@ -6,18 +6,24 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
-#include <vector>
+#include <span>
+#include <string_view>
+#include <utility>
 
 #include "runtime/error.h"
+#include "ucx/tls_records.h"
 
 namespace switchyard::ucx {
 namespace {
 
 /** What one system call moves of encrypted bytes: as much as the system holds of a stream. */
 constexpr size_t gathered_bytes = 256 * 1024;
-/** The longest record, and what OpenSSL may have read of one that is not complete. */
-constexpr size_t record_bytes = 17 * 1024;
+/** Room for as much again, and for what records have beside their content. */
+constexpr size_t out_bytes = 2 * gathered_bytes + 4096;
+/** The message of RFC 8446, 4.6.3, which does not ask for the peer's. */
+constexpr unsigned char key_update[] = {24, 0, 0, 1, 0};
 constexpr unsigned char cipher_id[2] = {0x13, 0x01};  // TLS_AES_128_GCM_SHA256
 
 template <typename T, void (*Free)(T*)>
@@ -35,88 +41,142 @@ T* checked(T* made) {
 
 class Session : public TlsSession {
  public:
-  Session(int socket, bool connects, uint64_t channel, SecretOf secret_of)
-      : socket_(socket), connects_(connects), channel_(channel), secret_of_(std::move(secret_of)) {
-    out_.reserve(2 * gathered_bytes + record_bytes);
-    ssl_.reset(checked(SSL_new(context())));
+  Session(int socket, bool connects, uint64_t channel, SecretOf secret_of, uint64_t records_a_key)
+      : socket_(socket), connects_(connects), channel_(channel), secret_of_(std::move(secret_of)), records_a_key_(records_a_key) {
+    handshake_.reset(checked(SSL_new(context())));
+    SSL* const ssl = handshake_.get();
     BIO* bio = checked(BIO_new(method()));
     BIO_set_data(bio, this);
     BIO_set_init(bio, 1);
-    SSL_set_bio(ssl_.get(), bio, bio);
-    SSL_set_app_data(ssl_.get(), this);
+    SSL_set_bio(ssl, bio, bio);
+    SSL_set_app_data(ssl, this);
     if (connects) {
-      SSL_set_psk_use_session_callback(ssl_.get(), offer_secret);
-      SSL_set_connect_state(ssl_.get());
+      SSL_set_psk_use_session_callback(ssl, offer_secret);
+      SSL_set_connect_state(ssl);
     } else {
-      SSL_set_psk_find_session_callback(ssl_.get(), find_secret);
-      SSL_set_accept_state(ssl_.get());
+      SSL_set_psk_find_session_callback(ssl, find_secret);
+      SSL_set_accept_state(ssl);
     }
   }
 
   ssize_t receive(void* to, size_t wanted, bool fetch) override {
     for (;;) {
-      ERR_clear_error();
-      size_t read = 0;
-      const int good = SSL_read_ex(ssl_.get(), to, wanted, &read);
-      if (!out_.empty() && !flush()) return -1;
-      if (good == 1) return static_cast<ssize_t>(read);
-      const int why = SSL_get_error(ssl_.get(), good);
-      if (why == SSL_ERROR_ZERO_RETURN) return 0;
-      if (why != SSL_ERROR_WANT_READ) return broken();
+      if (!established() && !shake()) return -1;
+      if (established()) {
+        if (const auto opened = open(static_cast<unsigned char*>(to), wanted)) return *opened;
+      }
       if (!fetch) {
         errno = EAGAIN;
         return -1;
       }
-      const ssize_t came = ::recv(socket_, in_.get(), gathered_bytes, MSG_DONTWAIT);
+      std::memmove(in_.get(), in_.get() + taken_, came_ - taken_);
+      came_ -= std::exchange(taken_, 0);
+      const ssize_t came = ::recv(socket_, in_.get() + came_, gathered_bytes - came_, MSG_DONTWAIT);
       if (came <= 0) return came;
-      taken_ = 0;
-      came_ = came;
+      came_ += came;
     }
   }
 
   ssize_t send(const void* from, size_t length) override {
-    if (out_.size() >= gathered_bytes && !flush()) return -1;
-    if (out_.size() >= gathered_bytes) {
+    if (!established() && !shake()) return -1;
+    if (gathered_ >= gathered_bytes && !flush()) return -1;
+    if (!established() || gathered_ >= gathered_bytes) {
       errno = EAGAIN;
       return -1;
     }
-    ERR_clear_error();
-    size_t written = 0;
-    const int good = SSL_write_ex(ssl_.get(), from, std::min(length, gathered_bytes), &written);
-    if (good == 1) return static_cast<ssize_t>(written);
-    if (SSL_get_error(ssl_.get(), good) != SSL_ERROR_WANT_READ) return broken();
-    // What the handshake has to say does not wait for more.
-    if (!flush()) return -1;
-    errno = EAGAIN;
-    return -1;
+    const size_t taken = std::min(length, gathered_bytes);
+    for (size_t at = 0; at < taken; at += RecordCipher::content_bytes_max) {
+      if (sealer_->records() >= records_a_key_ || renewal_asked_) renew();
+      const size_t part = std::min(taken - at, RecordCipher::content_bytes_max);
+      seal(ContentType::application_data, static_cast<const unsigned char*>(from) + at, part);
+    }
+    return static_cast<ssize_t>(taken);
   }
 
   bool flush() override {
-    while (!out_.empty()) {
-      const ssize_t moved = ::send(socket_, out_.data() + sent_, out_.size() - sent_, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (unsent()) {
+      const ssize_t moved = ::send(socket_, out_.get() + sent_, gathered_ - sent_, MSG_NOSIGNAL | MSG_DONTWAIT);
       if (moved < 0 && errno == EINTR) continue;
       if (moved < 0) return errno == EAGAIN || errno == EWOULDBLOCK;
       sent_ += moved;
-      if (sent_ < out_.size()) continue;
-      out_.clear();
-      sent_ = 0;
+      if (sent_ == gathered_) sent_ = gathered_ = 0;
     }
     return true;
   }
 
-  bool unsent() const override { return !out_.empty(); }
-  bool established() const override { return SSL_is_init_finished(ssl_.get()) == 1; }
-  size_t held() const override { return came_ - taken_ + record_bytes; }
+  bool unsent() const override { return gathered_ > 0; }
+  bool established() const override { return handshake_ == nullptr; }
+  // What comes of a handshake is waited for byte by byte.
+  size_t held() const override { return established() ? came_ - taken_ : RecordCipher::record_bytes_max; }
   uint64_t channel() const override { return !connects_ && established() ? channel_ : 0; }
 
  private:
+  /** Takes the handshake as far as it goes. False if it has failed. What there is to say is sent at once. */
+  bool shake() {
+    SSL* const ssl = handshake_.get();
+    ERR_clear_error();
+    const int good = SSL_do_handshake(ssl);
+    const bool waits = good != 1 && SSL_get_error(ssl, good) == SSL_ERROR_WANT_READ;
+    if (!flush()) return false;
+    if (waits) return true;
+    if (good != 1 || !client_secret_ || !server_secret_) return broken() == 0;
+    sealer_.emplace(connects_ ? *client_secret_ : *server_secret_, true);
+    opener_.emplace(connects_ ? *server_secret_ : *client_secret_, false);
+    forget(client_secret_);
+    forget(server_secret_);
+    handshake_.reset();
+    return true;
+  }
+
+  /** As recv does; nothing: no record is complete. */
+  std::optional<ssize_t> open(unsigned char* to, size_t wanted) {
+    while (rest_.empty()) {
+      const unsigned char* const record = in_.get() + taken_;
+      const size_t there = came_ - taken_;
+      if (there < RecordCipher::header_bytes) return std::nullopt;
+      const size_t length = size_t{record[3]} << 8 | record[4];
+      if (length < RecordCipher::trailer_bytes || length > RecordCipher::content_bytes_max + RecordCipher::trailer_bytes) return broken();
+      if (there < RecordCipher::header_bytes + length) return std::nullopt;
+      taken_ += RecordCipher::header_bytes + length;
+      const size_t content = length - RecordCipher::trailer_bytes;
+      unsigned char* const target = content <= wanted ? to : rest_buffer_.data();
+      const auto type = opener_->open(record, length, target);
+      if (type == ContentType::application_data) {
+        if (content > 0 && target == to) return static_cast<ssize_t>(content);
+        rest_ = {target, content};
+      } else if (type == ContentType::handshake && content == sizeof(key_update) &&
+                 std::memcmp(target, key_update, sizeof(key_update) - 1) == 0) {
+        opener_->renew();
+        renewal_asked_ |= target[content - 1] == 1;
+      } else {
+        return broken();
+      }
+    }
+    // A record that is longer than what was asked for.
+    const size_t taken = std::min(wanted, rest_.size());
+    std::memcpy(to, rest_.data(), taken);
+    rest_ = rest_.subspan(taken);
+    return static_cast<ssize_t>(taken);
+  }
+
+  void seal(ContentType type, const unsigned char* content, size_t length) {
+    sealer_->seal(type, content, length, out_.get() + gathered_);
+    gathered_ += RecordCipher::header_bytes + length + RecordCipher::trailer_bytes;
+  }
+
+  void renew() {
+    seal(ContentType::handshake, key_update, sizeof(key_update));
+    sealer_->renew();
+    renewal_asked_ = false;
+  }
+
   /** Of all connections; of what the process has of OpenSSL for streams. */
   static SSL_CTX* context() {
     static const Context shared = [] {
       Context made(checked(SSL_CTX_new(TLS_method())));
       SSL_CTX_set_min_proto_version(made.get(), TLS1_3_VERSION);
       SSL_CTX_set_ciphersuites(made.get(), "TLS_AES_128_GCM_SHA256");
-      SSL_CTX_set_mode(made.get(), SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+      SSL_CTX_set_keylog_callback(made.get(), learn);
       // Whoever connects again knows the secret of another channel.
       SSL_CTX_set_num_tickets(made.get(), 0);
       SSL_CTX_set_session_cache_mode(made.get(), SSL_SESS_CACHE_OFF);
@@ -136,7 +196,7 @@ class Session : public TlsSession {
     return shared;
   }
 
-  static Session& of(SSL* ssl) { return *static_cast<Session*>(SSL_get_app_data(ssl)); }
+  static Session& of(const SSL* ssl) { return *static_cast<Session*>(SSL_get_app_data(ssl)); }
 
   static int take(BIO* bio, char* to, size_t wanted, size_t* read) {
     Session& self = *static_cast<Session*>(BIO_get_data(bio));
@@ -151,9 +211,32 @@ class Session : public TlsSession {
   static int gather(BIO* bio, const char* from, size_t length, size_t* written) {
     Session& self = *static_cast<Session*>(BIO_get_data(bio));
     BIO_clear_retry_flags(bio);
-    self.out_.insert(self.out_.end(), from, from + length);
+    if (length > out_bytes - self.gathered_) return 0;
+    std::memcpy(self.out_.get() + self.gathered_, from, length);
+    self.gathered_ += length;
     *written = length;
     return 1;
+  }
+
+  /** OpenSSL tells the secrets of both directions in the lines of a key log: label, random number of the client, secret. */
+  static void learn(const SSL* ssl, const char* text) {
+    const std::string_view line(text);
+    for (const auto& [label, secret] : {std::pair("CLIENT_TRAFFIC_SECRET_0 ", &Session::client_secret_),
+                                        std::pair("SERVER_TRAFFIC_SECRET_0 ", &Session::server_secret_)}) {
+      if (line.starts_with(label)) of(ssl).*secret = secret_in(line.substr(line.rfind(' ') + 1));
+    }
+  }
+
+  static std::optional<Secret> secret_in(std::string_view digits) {
+    Secret secret;
+    if (digits.size() != 2 * secret.size()) return std::nullopt;
+    for (size_t i = 0; i < secret.size(); ++i) std::from_chars(&digits[2 * i], &digits[2 * i] + 2, secret[i], 16);
+    return secret;
+  }
+
+  static void forget(std::optional<Secret>& secret) {
+    OPENSSL_cleanse(secret->data(), secret->size());
+    secret.reset();
   }
 
   static SSL_SESSION* session_of(SSL* ssl, const Secret& secret) {
@@ -197,23 +280,32 @@ class Session : public TlsSession {
   const bool connects_;
   uint64_t channel_;
   SecretOf secret_of_;
-  /** Of what has come, the first `came_` bytes, `taken_` are with OpenSSL; of what goes, `sent_` are with the system. */
-  const std::unique_ptr<char[]> in_{new char[gathered_bytes]};
-  std::vector<char> out_;
-  size_t came_ = 0, taken_ = 0, sent_ = 0;
-  Connection ssl_;
+  const uint64_t records_a_key_;
+  /** Null when the handshake is over. From then on records are protected here, so that rows are not copied on their way. */
+  Connection handshake_;
+  std::optional<Secret> client_secret_, server_secret_;
+  std::optional<RecordCipher> sealer_, opener_;
+  /** The peer wants a new key for what goes there. */
+  bool renewal_asked_ = false;
+  /** Of the `came_` bytes that have come, `taken_` are done with; of the `gathered_` bytes that go, `sent_` are with the system. */
+  const std::unique_ptr<unsigned char[]> in_{new unsigned char[gathered_bytes]};
+  const std::unique_ptr<unsigned char[]> out_{new unsigned char[out_bytes]};
+  size_t came_ = 0, taken_ = 0, gathered_ = 0, sent_ = 0;
+  /** What is left of a record, decrypted. */
+  std::span<const unsigned char> rest_;
+  std::array<unsigned char, RecordCipher::content_bytes_max> rest_buffer_;
 };
 
 }  // namespace
 
 bool can_encrypt() { return true; }
 
-std::unique_ptr<TlsSession> TlsSession::connecting(int socket, uint64_t channel, const Secret& secret) {
-  return std::make_unique<Session>(socket, true, channel, [secret](uint64_t) { return std::optional(secret); });
+std::unique_ptr<TlsSession> TlsSession::connecting(int socket, uint64_t channel, const Secret& secret, uint64_t records_a_key) {
+  return std::make_unique<Session>(socket, true, channel, [secret](uint64_t) { return std::optional(secret); }, records_a_key);
 }
 
-std::unique_ptr<TlsSession> TlsSession::accepting(int socket, SecretOf secret_of) {
-  return std::make_unique<Session>(socket, false, 0, std::move(secret_of));
+std::unique_ptr<TlsSession> TlsSession::accepting(int socket, SecretOf secret_of, uint64_t records_a_key) {
+  return std::make_unique<Session>(socket, false, 0, std::move(secret_of), records_a_key);
 }
 
 }  // namespace switchyard::ucx
