@@ -219,18 +219,17 @@ inline __m512bh round_two(__m512 high, __m512 low) {
   return as<__m512bh>(both);
 }
 
-/** A bit for each word that has none of the bits of `b`. */
-inline uint32_t words_without(__m512i a, __m512i b) {
-  uint32_t mask = 0;
-  for (size_t i = 0; i < 32; ++i) mask |= uint32_t{(lane<uint16_t>(a, i) & lane<uint16_t>(b, i)) == 0} << i;
-  return mask;
-}
-
 /** Words whose bit of the mask is set, and zeros. */
 template <typename Vector>
 inline Vector mask_words(uint32_t mask, Vector words) {
   if (mask == ~uint32_t{0}) return words;
   return each<Vector, uint16_t>([&](size_t i) { return mask >> i & 1 ? lane<uint16_t>(words, i) : 0; });
+}
+
+/** The table of VPTERNLOGD that the kernels use: a & b | c. */
+template <int Table>
+void and_or() {
+  static_assert(Table == 0xea);
 }
 
 }  // namespace emulated
@@ -257,8 +256,9 @@ inline Vector mask_words(uint32_t mask, Vector words) {
 
 #undef _mm512_roundscale_ps
 #undef _mm512_extracti64x4_epi64
-#undef _mm512_slli_epi16
 #undef _mm512_slli_epi32
+#undef _mm512_srli_epi16
+#undef _mm512_ternarylogic_epi32
 // clang-format off
 #define _mm512_setzero_ps() (__m512{})
 #define _mm512_set1_ps(value) emulated::both<__m512>(_mm256_set1_ps(value))
@@ -285,22 +285,24 @@ inline Vector mask_words(uint32_t mask, Vector words) {
 #define _mm512_cvtneps_pbh(a) emulated::round(a)
 #define _mm512_and_si512(a, b) ((a) & (b))
 #define _mm512_or_si512(a, b) ((a) | (b))
-#define _mm512_slli_epi16(a, count) emulated::halves<__m512i, __m256i>([](__m256i x) { return _mm256_slli_epi16(x, count); }, a)
 #define _mm512_slli_epi32(a, count) emulated::halves<__m512i, __m256i>([](__m256i x) { return _mm256_slli_epi32(x, count); }, a)
+#define _mm512_ternarylogic_epi32(a, b, c, table) (emulated::and_or<table>(), ((a) & (b)) | (c))
 #define _mm512_castps_si512(a) emulated::as<__m512i>(a)
 #define _mm512_castsi512_ps(a) emulated::as<__m512>(a)
 #define _mm512_castsi512_si256(a) emulated::lane<__m256i>(a, 0)
 #define _mm512_extracti64x4_epi64(a, half) emulated::lane<__m256i>(a, half)
 #define _mm512_movepi32_mask(a) emulated::as<__m512i>(a)
 #define _mm512_mask_blend_ps(signs, otherwise, chosen) emulated::halves<__m512, __m256>([](__m256 s, __m256 x, __m256 y) { return _mm256_blendv_ps(x, y, s); }, signs, otherwise, chosen)
-#define _mm512_cvtepi8_epi16(a) emulated::each<__m512i, int16_t>([&](size_t i) { return emulated::lane<int8_t>(a, i); })
-#define _mm512_cvtepi8_epi32(a) emulated::each<__m512i, int32_t>([&](size_t i) { return emulated::lane<int8_t>(a, i); })
-#define _mm512_cvtepu8_epi32(a) emulated::each<__m512i, int32_t>([&](size_t i) { return emulated::lane<uint8_t>(a, i); })
 #define _mm512_cvtepu16_epi32(a) emulated::each<__m512i, int32_t>([&](size_t i) { return emulated::lane<uint16_t>(a, i); })
 #define _mm512_cvtepi32_ps(a) emulated::halves<__m512, __m256>([](__m256 x) { return _mm256_cvtepi32_ps(_mm256_castps_si256(x)); }, a)
 #define _mm512_permutexvar_epi16(index, a) emulated::each<__m512i, uint16_t>([&](size_t i) { return emulated::lane<uint16_t>(a, emulated::lane<uint16_t>(index, i) % 32); })
-#define _mm512_mask_permutexvar_epi16(otherwise, mask, index, a) emulated::each<__m512i, uint16_t>([&](size_t i) { return (mask) >> i & 1 ? emulated::lane<uint16_t>(a, emulated::lane<uint16_t>(index, i) % 32) : emulated::lane<uint16_t>(otherwise, i); })
-#define _mm512_testn_epi16_mask(a, b) emulated::words_without(a, b)
+#define _mm512_permutex2var_epi8(a, index, b) emulated::each<__m512i, uint8_t>([&](size_t i) { const uint8_t at = emulated::lane<uint8_t>(index, i); return emulated::lane<uint8_t>(at & 64 ? (b) : (a), at % 64); })
+#define _mm512_set1_epi8(value) emulated::both<__m512i>(_mm256_set1_epi8(value))
+#define _mm512_movepi8_mask(a) (a)
+#define _mm512_mask_blend_epi8(signs, otherwise, chosen) emulated::halves<__m512i, __m256i>([](__m256i s, __m256i x, __m256i y) { return _mm256_blendv_epi8(x, y, s); }, signs, otherwise, chosen)
+#define _mm512_unpacklo_epi8(a, b) emulated::halves<__m512i, __m256i>([](__m256i x, __m256i y) { return _mm256_unpacklo_epi8(x, y); }, a, b)
+#define _mm512_unpackhi_epi8(a, b) emulated::halves<__m512i, __m256i>([](__m256i x, __m256i y) { return _mm256_unpackhi_epi8(x, y); }, a, b)
+#define _mm512_srli_epi16(a, count) emulated::halves<__m512i, __m256i>([](__m256i x) { return _mm256_srli_epi16(x, count); }, a)
 #define _mm512_maskz_mov_epi16(mask, a) emulated::mask_words(mask, a)
 #define _mm256_maskz_mov_epi16(mask, a) emulated::mask_words(0xffff0000 | (mask), a)
 // clang-format on

@@ -19,7 +19,7 @@
 
 // Every CPU with AMX has AVX-512-BF16 and the fetching of lines to write too.
 #ifndef SWITCHYARD_TARGET
-#define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prfchw")))
+#define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,amx-tile,amx-bf16,prfchw")))
 #endif
 #define SWITCHYARD_INLINE SWITCHYARD_TARGET __attribute__((always_inline)) inline
 
@@ -27,6 +27,7 @@ namespace switchyard::cpu {
 namespace {
 
 #include "experts/cpu/avx512_math.h"
+#include "experts/cpu/avx512_codes.h"
 
 #include "experts/cpu/amx_finish.h"
 
@@ -414,8 +415,6 @@ SWITCHYARD_TARGET void multiply(const PartProduct& product) {
   _mm_sfence();
 }
 
-void widen(CodeType type, const uint8_t* codes, size_t lines, uint16_t* out) { avx512_bf16_kernels.widen(type, codes, lines, out); }
-
 bool supported() {
   constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
   unsigned eax, ebx, ecx, edx;
@@ -430,7 +429,7 @@ bool supported() {
 
 const Kernels amx_bf16_kernels = {
     .name = "amx-bf16",
-    .order = {.columns = pair_columns, .tile_columns = register_columns, .band_panels = 16, .part_groups = 16},
+    .order = {.columns = pair_columns, .tile_columns = register_columns, .band_panels = 16, .part_groups = 16, .code_blocks = true},
     .block_rows = 512,
     .row_unit = register_rows,
     .tile_rows = 2 * register_rows,
@@ -439,7 +438,7 @@ const Kernels amx_bf16_kernels = {
     .supported = supported,
     .multiply = multiply,
     .coded_rows = 0,
-    .widen = widen,
+    .widen = widen_groups<pair_columns, register_columns>,
 };
 
 }  // namespace switchyard::cpu

@@ -244,8 +244,8 @@ void multiply_codes(const CodedProduct& product) {
   with_code(product.b.type, [&](auto code) { multiply_coded<decltype(code)>(product); });
 }
 
-void widen(CodeType type, const uint8_t* codes, size_t lines, uint16_t* out) {
-  with_code(type, [&](auto code) { widen_coded<decltype(code)>(codes, lines, out); });
+void widen(CodeType type, const uint8_t* codes, size_t groups, uint16_t* out) {
+  with_code(type, [&](auto code) { widen_coded<decltype(code)>(codes, groups, out); });
 }
 
 template <typename Form>
@@ -294,7 +294,7 @@ constexpr size_t streamed_rows = 1;
 
 const Kernels avx2_kernels = {
     .name = "avx2",
-    .order = {.columns = panel_columns, .tile_columns = panel_columns, .band_panels = 1, .part_groups = SIZE_MAX},
+    .order = {.columns = panel_columns, .tile_columns = panel_columns, .band_panels = 1, .part_groups = SIZE_MAX, .code_blocks = false},
     .block_rows = 510,
     .row_unit = 1,
     .tile_rows = 5,

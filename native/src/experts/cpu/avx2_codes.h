@@ -255,9 +255,8 @@ void multiply_coded(const CodedProduct& product) {
 }
 
 template <typename Code>
-SWITCHYARD_TARGET void widen_coded(const uint8_t* codes, size_t lines, uint16_t* out) {
-  // A panel has an even number of lines.
-  for (size_t column = 0; column < lines * line_codes / 2; column += Code::columns, codes += Code::bytes) {
+SWITCHYARD_TARGET void widen_coded(const uint8_t* codes, size_t groups, uint16_t* out) {
+  for (size_t column = 0; column < groups * panel_group_elements / 2; column += Code::columns, codes += Code::bytes) {
     __m256i lanes[Code::columns / 8];
     Code::widen(codes, lanes);
     for (const __m256i lane : lanes) {

@@ -1,6 +1,8 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
+#include <utility>
 
 #include "experts/cpu/kernels.h"
 #include "experts/cpu/layout.h"
@@ -13,7 +15,7 @@
 #endif
 
 #ifndef SWITCHYARD_TARGET
-#define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#define SWITCHYARD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")))
 #endif
 #define SWITCHYARD_INLINE SWITCHYARD_TARGET __attribute__((always_inline)) inline
 
@@ -22,8 +24,13 @@ namespace {
 
 constexpr int vectors = panel_columns / 16;
 constexpr int pairs = group_depth / 2;
+/** Up to so many rows the widening of codes in registers is what takes less time. */
+constexpr int coded_rows = 16;
+/** Codes come to the nearest cache so many bytes ahead. */
+constexpr size_t near_codes = 4096;
 
 #include "experts/cpu/avx512_math.h"
+#include "experts/cpu/avx512_codes.h"
 
 /**
  * Rows times `Vectors` vectors of a panel's columns, from vector `first` on: one pass of several over the panel.
@@ -122,6 +129,79 @@ void multiply(const TileProduct& product) {
   by_rows[product.rows - 1](product);
 }
 
+/** Rows times `Vectors` vectors of a panel's columns, from vector `first` on, of codes that are widened in registers. */
+template <typename Code, int Rows, int Vectors>
+SWITCHYARD_TARGET void multiply_coded_pass(const CodedProduct& product, int first) {
+  const Scales& scales = product.b.scales;
+  float* const c = product.c + first * 16;
+  const uint16_t* a = product.a;
+  const uint8_t* codes = product.b.codes + first * 64;
+  size_t group = 0;
+  for (size_t step = 0; group < product.groups; ++step) {
+    const size_t end = std::min(group + scales.groups, product.groups);
+    __m512 sums[Rows][Vectors];
+#pragma GCC unroll 16
+    for (int row = 0; row < Rows; ++row) {
+#pragma GCC unroll 4
+      for (int vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm512_setzero_ps();
+    }
+    for (; group < end; ++group, a += (Rows - 1) * group_depth) {
+      // Unrolled, it would read codes in another order, and the hardware would not fetch them in time.
+#pragma GCC unroll 1
+      for (int run = 0; run < pairs / Code::pairs; ++run, a += Code::pairs * 2, codes += vectors * 64) {
+        __m512i words[Vectors][Code::pairs];
+#pragma GCC unroll 4
+        for (int vector = 0; vector < Vectors; ++vector) {
+          const uint8_t* const line = codes + vector * 64;
+          // Those of 8 bits that are read in one go take no longer than memory does: the hardware fetches them best.
+          if (Code::pairs == 4 || Vectors < vectors) _mm_prefetch(reinterpret_cast<const char*>(line + near_codes), _MM_HINT_T0);
+          Code::widen(_mm512_loadu_si512(line), words[vector]);
+        }
+#pragma GCC unroll 4
+        for (int pair = 0; pair < Code::pairs; ++pair) {
+#pragma GCC unroll 16
+          for (int row = 0; row < Rows; ++row) {
+            int both;
+            __builtin_memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
+            const __m512bh element = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+#pragma GCC unroll 4
+            for (int vector = 0; vector < Vectors; ++vector) {
+              sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], element, reinterpret_cast<__m512bh>(words[vector][pair]));
+            }
+          }
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int vector = 0; vector < Vectors; ++vector) {
+      const __m512 scale = load_scales(scales, step, (first + vector) * 16);
+#pragma GCC unroll 16
+      for (int row = 0; row < Rows; ++row) {
+        float* const to = c + row * panel_columns + vector * 16;
+        _mm512_storeu_ps(to, _mm512_fmadd_ps(sums[row][vector], scale, step > 0 ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
+      }
+    }
+  }
+}
+
+/** As many columns at once as leave registers for what they are multiplied with. */
+template <typename Code, int Rows>
+void multiply_coded_rows(const CodedProduct& product) {
+  constexpr auto fit = [](int columns) { return columns * (Rows + Code::pairs) <= 30; };
+  constexpr int together = fit(4) ? 4 : fit(2) ? 2 : 1;
+  for (int first = 0; first < vectors; first += together) multiply_coded_pass<Code, Rows, together>(product, first);
+}
+
+template <typename Code, int... Rows>
+void multiply_coded(const CodedProduct& product, std::integer_sequence<int, Rows...>) {
+  static constexpr void (*by_rows[])(const CodedProduct&) = {multiply_coded_rows<Code, Rows + 1>...};
+  by_rows[product.rows - 1](product);
+}
+
+void multiply_codes(const CodedProduct& product) {
+  with_code(product.b.type, [&](auto code) { multiply_coded<decltype(code)>(product, std::make_integer_sequence<int, coded_rows>()); });
+}
+
 template <typename Form>
 SWITCHYARD_TARGET void gated_rows(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
   const auto sum = [&](size_t column) SWITCHYARD_TARGET { return Vector::load(c + column) + Vector::load(epilogue.bias + column); };
@@ -153,78 +233,14 @@ SWITCHYARD_TARGET void store_row(const float* c, const float* bias, uint16_t* ou
   }
 }
 
-/** What codes of 16 columns and two k count, in BF16, as the kernels read them. */
-struct E4m3Line {
-  static constexpr size_t bytes = 32;
-  /** Those of no exponent, by their three bits. */
-  static constexpr uint16_t subnormal[32] = {0x0000, 0x3700, 0x3780, 0x37c0, 0x3800, 0x3820, 0x3840, 0x3860};
-  SWITCHYARD_INLINE static __m512i words_of(int value) { return _mm512_set1_epi16(static_cast<short>(value)); }
-  SWITCHYARD_INLINE static __m512i widen(const uint8_t* codes) {
-    const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
-    // In units the exponent is 112 more, which has none of its four bits.
-    const __m512i normal = _mm512_or_si512(_mm512_and_si512(_mm512_slli_epi16(words, 4), words_of(0x07f0)), words_of(0x3800));
-    const __mmask32 below = _mm512_testn_epi16_mask(words, words_of(0x0078));
-    const __m512i size = _mm512_mask_permutexvar_epi16(normal, below, words, _mm512_loadu_si512(subnormal));
-    return _mm512_or_si512(_mm512_and_si512(words, words_of(0x8000)), size);
-  }
-};
-
-struct I8Line {
-  static constexpr size_t bytes = 32;
-  SWITCHYARD_INLINE static __m512i widen(const uint8_t* codes) {
-    const auto* const from = reinterpret_cast<const __m128i*>(codes);
-    const Vector low{_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)))};
-    return round_pair(low, {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)))});
-  }
-};
-
-/** Values by a table, of which there are two: a fifth bit of a code does not matter. */
-template <typename Values>
-struct FourBitsLine {
-  static constexpr size_t bytes = 16;
-  SWITCHYARD_INLINE static __m512i widen(const uint8_t* codes) {
-    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
-    return _mm512_permutexvar_epi16(_mm512_or_si512(both, _mm512_slli_epi32(both, 12)), _mm512_loadu_si512(Values::bf16));
-  }
-};
-
-/** In units of 2^-16. */
-struct E2m1Values {
-  static constexpr uint16_t bf16[32] = {0x0000, 0x3700, 0x3780, 0x37c0, 0x3800, 0x3840, 0x3880, 0x38c0, 0x8000, 0xb700, 0xb780,
-                                        0xb7c0, 0xb800, 0xb840, 0xb880, 0xb8c0, 0x0000, 0x3700, 0x3780, 0x37c0, 0x3800, 0x3840,
-                                        0x3880, 0x38c0, 0x8000, 0xb700, 0xb780, 0xb7c0, 0xb800, 0xb840, 0xb880, 0xb8c0};
-};
-
-/** -8 to 7. */
-struct U4Values {
-  static constexpr uint16_t bf16[32] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
-                                        0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
-                                        0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
-};
-
-template <typename Line>
-SWITCHYARD_TARGET void widen_lines(const uint8_t* codes, size_t lines, uint16_t* out) {
-#pragma GCC unroll 4
-  for (size_t line = 0; line < lines; ++line, codes += Line::bytes, out += line_codes) _mm512_storeu_si512(out, Line::widen(codes));
-}
-
-void widen(CodeType type, const uint8_t* codes, size_t lines, uint16_t* out) {
-  switch (type) {
-    case CodeType::f8_e4m3: return widen_lines<E4m3Line>(codes, lines, out);
-    case CodeType::i8: return widen_lines<I8Line>(codes, lines, out);
-    case CodeType::u4: return widen_lines<FourBitsLine<U4Values>>(codes, lines, out);
-    case CodeType::f4_e2m1: return widen_lines<FourBitsLine<E2m1Values>>(codes, lines, out);
-  }
-}
-
 bool supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
 }
 
 constexpr TileKernels tile_kernels = {
     .multiply = multiply,
-    .multiply_codes = nullptr,
+    .multiply_codes = multiply_codes,
     .finish = {gated_rows<Swiglu>, gated_rows<Geglu>, ungated_rows<Gelu>, ungated_rows<Relu2>, ungated_rows<Rounding>},
     .store = store_row,
 };
@@ -235,7 +251,7 @@ constexpr size_t streamed_rows = 6;
 
 const Kernels avx512_bf16_kernels = {
     .name = "avx512-bf16",
-    .order = {.columns = panel_columns, .tile_columns = panel_columns, .band_panels = 1, .part_groups = SIZE_MAX},
+    .order = {.columns = panel_columns, .tile_columns = panel_columns, .band_panels = 1, .part_groups = SIZE_MAX, .code_blocks = true},
     .block_rows = 510,
     .row_unit = 1,
     .tile_rows = 14,
@@ -243,8 +259,8 @@ const Kernels avx512_bf16_kernels = {
     .streamed_rows = streamed_rows,
     .supported = supported,
     .multiply = [](const PartProduct& product) { multiply_by_tiles(tile_kernels, streamed_rows, product); },
-    .coded_rows = 0,
-    .widen = widen,
+    .coded_rows = coded_rows,
+    .widen = widen_groups<panel_columns, panel_columns>,
 };
 
 }  // namespace switchyard::cpu

@@ -285,7 +285,6 @@ void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const P
 
 /** Panel by panel. */
 void CpuBackend::multiply_codes(PartProduct product, const PackedWeights& weights, size_t member) {
-  const size_t panel_elements = product.groups() * kernels_.order.group_elements();
   const bool coded = is_coded(weights, product.order.tiles);
   uint16_t* const widened = widened_[member].as<uint16_t>();
   const void* const next = product.next;
@@ -295,7 +294,7 @@ void CpuBackend::multiply_codes(PartProduct product, const PackedWeights& weight
     product.next = last ? next : weights.at(product.first_panel + 1, product.order.parts, product.part);
     product.codes = weights.packed_part(product.first_panel, product.order.parts, product.part);
     if (!coded) {
-      kernels_.widen(product.codes.type, product.codes.codes, panel_elements / line_codes, widened);
+      kernels_.widen(product.codes.type, product.codes.codes, product.groups(), widened);
       product.b = widened;
     }
     kernels_.multiply(product);

@@ -30,15 +30,12 @@ struct Scales {
 
 constexpr size_t step_groups_max = 4;
 
-/** A part of a panel as codes, in the order of BF16: of 8 bits, or two of 4 bits in a byte, that of the even k in the lower half. */
+/** A part of a panel as codes, in the order that PanelOrder tells. */
 struct PackedPanel {
   CodeType type;
   const uint8_t* codes;
   Scales scales;
 };
-
-/** Codes are read in lines: 16 columns of two neighbouring k. */
-constexpr size_t line_codes = 32;
 
 /**
  * What a code counts is so many times its value, and scales make up for it: E4M3 is read as the half float of the same bits, and E2M1 as a float
@@ -125,8 +122,8 @@ struct Kernels {
   void (*multiply)(const PartProduct& product);
   /** Up to so many rows in one tile are better multiplied with codes as they are than with what widen() makes of them. */
   size_t coded_rows;
-  /** What so many lines of codes count, as BF16 in the same order. */
-  void (*widen)(CodeType type, const uint8_t* codes, size_t lines, uint16_t* out);
+  /** What the codes of so many groups of a panel count, as BF16. */
+  void (*widen)(CodeType type, const uint8_t* codes, size_t groups, uint16_t* out);
 };
 
 extern const Kernels amx_bf16_kernels;

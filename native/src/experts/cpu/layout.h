@@ -54,12 +54,24 @@ struct PanelOrder {
   size_t band_panels;
   /** The most groups of a part. */
   size_t part_groups;
+  /**
+   * Codes stand in blocks of 16 bytes, of four columns: those of 8 bits are of two pairs of k, one behind the other, as BF16 has them; those of 4
+   * bits are of eight k, with 32 bits for each column, the even k in their lower half and the odd ones in the upper half. Otherwise codes have the
+   * order of BF16.
+   */
+  bool code_blocks;
 
   /** Elements of a panel per group. */
   constexpr size_t group_elements() const { return columns * group_depth; }
   /** Of a column and the first of two neighbouring k within a group of a panel. */
   constexpr size_t element(size_t column, size_t k) const {
     return column / tile_columns * tile_columns * group_depth + k / 2 * tile_columns * 2 + column % tile_columns * 2;
+  }
+  /** Bits of codes of a column in a block; without blocks, of a pair of k. */
+  constexpr size_t code_run_bits(size_t bits) const { return code_blocks ? 32 : 2 * bits; }
+  /** Where the codes, of so many bits, of a column, or of four where there are blocks, begin within a group of a panel: a byte. */
+  constexpr size_t code_byte(size_t column, size_t bits) const {
+    return column / tile_columns * tile_columns * group_depth * bits / 8 + column % tile_columns * code_run_bits(bits) / 8;
   }
 };
 

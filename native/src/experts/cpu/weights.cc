@@ -68,6 +68,50 @@ void place_halves(const Columns& codes, uint8_t* to, size_t stride) {
   }
 }
 
+/** Four rows of four lanes: the columns. */
+void transpose_lanes(__m128i (&rows)[4]) {
+  const __m128i a = _mm_unpacklo_epi32(rows[0], rows[1]), b = _mm_unpacklo_epi32(rows[2], rows[3]);
+  const __m128i c = _mm_unpackhi_epi32(rows[0], rows[1]), d = _mm_unpackhi_epi32(rows[2], rows[3]);
+  rows[0] = _mm_unpacklo_epi64(a, b);
+  rows[1] = _mm_unpackhi_epi64(a, b);
+  rows[2] = _mm_unpacklo_epi64(c, d);
+  rows[3] = _mm_unpackhi_epi64(c, d);
+}
+
+/** Writes codes of 8 bits as columns of a group, in blocks of four columns and two pairs of k; `stride` from block to block of a column. */
+void place_byte_blocks(const Columns& codes, uint8_t* to, size_t stride) {
+  for (size_t first = 0; first < group_depth / 2; first += 8) {
+    __m128i words[8];
+    for (size_t column = 0; column < 8; ++column) words[column] = load(codes[column] + first * 2);
+    transpose_words(words);
+    for (size_t pair = 0; pair < 8; pair += 2, to += stride) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi64(words[pair], words[pair + 1]));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + 1, _mm_unpackhi_epi64(words[pair], words[pair + 1]));
+    }
+  }
+}
+
+/** Of 16 codes of 4 bits: two lanes each have a half of what eight of them fill, those of even k in its lower half. */
+__m128 halves_of_lanes(__m128i codes) {
+  const __m128i places = _mm_set1_epi64x(0x1000010000100001);
+  const __m128i even = _mm_madd_epi16(_mm_and_si128(codes, _mm_set1_epi16(0xff)), places);
+  const __m128i odd = _mm_madd_epi16(_mm_srli_epi16(codes, 8), places);
+  return _mm_castsi128_ps(_mm_or_si128(even, _mm_slli_epi32(odd, 16)));
+}
+
+/** The same with codes of 4 bits, in blocks of four columns and eight k. */
+void place_half_blocks(const Columns& codes, uint8_t* to, size_t stride) {
+  for (size_t first = 0; first < columns_together; first += 4) {
+    __m128i lanes[4];
+    for (size_t column = 0; column < 4; ++column) {
+      const __m128 lower = halves_of_lanes(load(codes[first + column])), upper = halves_of_lanes(load(codes[first + column] + 16));
+      lanes[column] = _mm_castps_si128(_mm_or_ps(_mm_shuffle_ps(lower, upper, 0x88), _mm_shuffle_ps(lower, upper, 0xdd)));
+    }
+    transpose_lanes(lanes);
+    for (size_t run = 0; run < 4; ++run) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + run * stride + first * sizeof(uint32_t)), lanes[run]);
+  }
+}
+
 }  // namespace
 
 std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> matrices) {
@@ -172,8 +216,8 @@ bool PackedWeights::fill_codes(size_t panel, size_t column, const MatrixSource& 
   if (!source.packed->codes(first_row, count, codes_.data())) return false;
   const Split parts = this->parts();
   const size_t bits = bits_of(form_->type);
-  const size_t stride = order_.tile_columns * bits / 4;
-  const auto place = bits == 8 ? place_bytes : place_halves;
+  const size_t stride = order_.tile_columns * order_.code_run_bits(bits) / 8;
+  const auto place = order_.code_blocks ? (bits == 8 ? place_byte_blocks : place_half_blocks) : bits == 8 ? place_bytes : place_halves;
   for (size_t first = 0; first < count; first += columns_together) {
     const size_t rows = std::min(columns_together, count - first);
     for (size_t group = 0; group < groups_; ++group) {
@@ -182,8 +226,7 @@ bool PackedWeights::fill_codes(size_t panel, size_t column, const MatrixSource& 
       const size_t given = k < depth ? std::min(group_depth, depth - k) : 0;
       if (rows < columns_together || given < group_depth) std::memset(columns, nothing, sizeof columns);
       for (size_t row = 0; row < rows; ++row) std::memcpy(columns[row], codes_.data() + (first + row) * depth + k, given);
-      const size_t element = element_of_group(panel, parts, group) + order_.element(column + first, 0);
-      place(columns, memory_ + element * bits / 8, stride);
+      place(columns, memory_ + element_of_group(panel, parts, group) * bits / 8 + order_.code_byte(column + first, bits), stride);
     }
   }
   fill_scales(panel, column, source, first_row, count);
