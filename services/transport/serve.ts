@@ -67,6 +67,9 @@ type LinkStream = Duplex<RouterMessage, WorkerMessageInput>;
 
 const helloMsMax = 5_000;
 
+/** A router that ends its link ends both its ways; that of the stream may be heard a little later. */
+const ucxGraceMs = 500;
+
 /** The worker has not opened its model yet, or it stops. */
 const orderlyCodes: ReadonlySet<ErrorCode> = new Set(['NOT_READY', 'DRAINING']);
 
@@ -121,6 +124,7 @@ class WorkerLink {
   private readonly gone = new Deferred<void>();
   private replaced: Promise<void> | null = null;
   private readonly helloTimer: Timer;
+  private ucxLost: Timer | null = null;
   private router: string | null = null;
   private halfClosed = false;
   private over = false;
@@ -262,8 +266,14 @@ class WorkerLink {
     });
     port
       .receive((message, rows, metadataBytes) => this.receive(message, rows, 'ucx', metadataBytes))
-      .catch((error) => this.fail(error.code === 'LINK_LOST' ? ucxLoss(error.message) : error));
+      .catch((error) => this.ucxFailed(asSwitchyardError(error)));
     return port;
+  }
+
+  private ucxFailed(error: SwitchyardError): void {
+    if (error.code !== 'LINK_LOST') this.fail(error);
+    else if (!this.over)
+      this.ucxLost = this.options.runtime.clock.after(ucxGraceMs, () => this.fail(ucxLoss(error.message)));
   }
 
   private moveToUcx(): void {
@@ -302,6 +312,7 @@ class WorkerLink {
     if (this.over) return;
     this.over = true;
     this.helloTimer.cancel();
+    this.ucxLost?.cancel();
     this.writer.destroy();
     this.ucx?.abandon();
     void this.release();

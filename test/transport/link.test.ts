@@ -4,6 +4,7 @@ import { SwitchyardError } from '../../services/common/errors.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import type { TokenBatch, TokenBatchResult } from '../../services/transport/link.js';
 import { linkKey } from '../../services/transport/link-key.js';
+import { nativeUcx } from '../../services/transport/ucx/port.js';
 import { collectGarbage } from '../support/garbage.js';
 import { until } from '../support/until.js';
 import {
@@ -330,6 +331,43 @@ describe.each(transports)('over %s', (transport) => {
       echo(held[1]!);
       (await exchange).rows.release();
     });
+
+    if (transport === 'ucx') {
+      /** A link whose worker hears that the other end of the channel is gone; and what it tells. */
+      const lose = async () => {
+        const told: Record<string, unknown>[] = [];
+        const log = { info: (line: never) => told.push(line), warn: (line: never) => told.push(line) };
+        const lost = new Deferred<void>();
+        const ucx = nativeUcx(false);
+        const createPort: typeof ucx.createPort = (fabric, options) => {
+          const port = ucx.createPort(fabric, options);
+          const receive = port.receive.bind(port);
+          return Object.assign(port, {
+            receive: (...args: Parameters<typeof receive>) => Promise.race([receive(...args), lost.promise]),
+          });
+        };
+        const { address } = await startWorker({ log: log as never, ucx: { ...ucx, createPort } });
+        const link = await dial(address);
+        (await link.exchange(batchOf(), never)).rows.release();
+        lost.reject(new SwitchyardError('LINK_LOST', 'the UCX peer is gone'));
+        return { link, told, events: () => told.map(({ event }) => event) };
+      };
+
+      test('by a router whose channel is gone a little before its stream: that is no failure', async () => {
+        const { link, events } = await lose();
+        await new Promise((resolve) => setTimeout(resolve, 100));
+        link.close();
+        await until(() => events().includes('link-closed'));
+        expect(events()).toEqual(['link-opened', 'link-closed']);
+      });
+
+      test('by the loss of its channel alone', async () => {
+        const { link, told, events } = await lose();
+        expect((await link.closed).message).toMatch(/UCX/);
+        expect(events()).toEqual(['link-opened', 'link-failed', 'link-closed']);
+        expect(told[1]).toMatchObject({ code: 'LINK_LOST', reason: expect.stringMatching(/UCX/) });
+      });
+    }
 
     test('by the server: the reason says so', async () => {
       const server = await startWorker({ handler: holding().handler });
