@@ -7,10 +7,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <charconv>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <vector>
+
+#include "ucx/tls_records.h"
 
 namespace switchyard::ucx {
 namespace {
@@ -72,8 +77,16 @@ class OpenSsl : public End {
   OpenSsl(int socket, bool connects) : context_(SSL_CTX_new(TLS_method()), SSL_CTX_free), ssl_(nullptr, SSL_free) {
     SSL_CTX_set_ciphersuites(context_.get(), "TLS_AES_128_GCM_SHA256");
     SSL_CTX_set_num_tickets(context_.get(), 0);
+    SSL_CTX_set_keylog_callback(context_.get(), [](const SSL* ssl, const char* text) {
+      const std::string_view line(text);
+      if (!line.starts_with("CLIENT_TRAFFIC_SECRET_0")) return;
+      Secret& secret = static_cast<OpenSsl*>(SSL_get_app_data(ssl))->traffic_secret_;
+      const std::string_view digits = line.substr(line.size() - 2 * secret.size());
+      for (size_t i = 0; i < secret.size(); ++i) std::from_chars(&digits[2 * i], &digits[2 * i] + 2, secret[i], 16);
+    });
     ssl_.reset(SSL_new(context_.get()));
     SSL_set_fd(ssl_.get(), socket);
+    SSL_set_app_data(ssl_.get(), this);
     SSL_set_psk_use_session_callback(ssl_.get(), [](SSL* ssl, const EVP_MD*, const unsigned char** id, size_t* length, SSL_SESSION** made) {
       *id = reinterpret_cast<const unsigned char*>(&channel);
       *length = sizeof(channel);
@@ -93,6 +106,10 @@ class OpenSsl : public End {
     SSL_set_mode(ssl_.get(), SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     connects ? SSL_set_connect_state(ssl_.get()) : SSL_set_accept_state(ssl_.get());
   }
+  /** Of what goes from who connects. */
+  const Secret& traffic_secret() const { return traffic_secret_; }
+  /** Records are filled up to a multiple of so many bytes. */
+  void pad(size_t bytes) { SSL_set_block_padding(ssl_.get(), bytes); }
   ssize_t receive(void* to, size_t wanted) override { return moved(SSL_read(ssl_.get(), to, static_cast<int>(wanted))); }
   ssize_t send(const void* from, size_t length) override { return moved(SSL_write(ssl_.get(), from, static_cast<int>(length))); }
   void ask_for_new_keys() { EXPECT_EQ(SSL_key_update(ssl_.get(), SSL_KEY_UPDATE_REQUESTED), 1); }
@@ -116,6 +133,7 @@ class OpenSsl : public End {
     return -1;
   }
 
+  Secret traffic_secret_{};
   std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context_;
   std::unique_ptr<SSL, decltype(&SSL_free)> ssl_;
 };
@@ -171,6 +189,16 @@ TEST_P(TlsBesideOpenSsl, RowsArriveBothWaysAndKeysAreRenewed) {
     move(own, other, rows, 20'000);
     EXPECT_GT(other.renewals, before);
     move(other, own, rows, 20'000);
+  }
+}
+TEST_P(TlsBesideOpenSsl, PaddedRecordsAreTaken) {
+  Sockets sockets;
+  Own own(sockets.ours, GetParam(), records_a_key_max);
+  OpenSsl other(sockets.theirs, !GetParam());
+  other.pad(512);
+  for (const size_t size : {size_t{1}, size_t{510}, size_t{511}, size_t{512}, size_t{100'000}}) {
+    move(other, own, content(size), 70'000);
+    move(other, own, Bytes(size), 100);
   }
 }
 INSTANTIATE_TEST_SUITE_P(EitherEnd, TlsBesideOpenSsl, testing::Bool(),
@@ -255,6 +283,57 @@ TEST(Tls, NoRecordIsTakenTwiceLeftOutOrTooLong) {
     records[3] = static_cast<unsigned char>(length >> 8);
     records[4] = static_cast<unsigned char>(length);
     wire.expect_broken(records);
+  }
+}
+
+TEST(Tls, AServerThatShowsACertificateAndHasNoSecretIsRefused) {
+  const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> key(EVP_EC_gen("P-256"), EVP_PKEY_free);
+  const std::unique_ptr<X509, decltype(&X509_free)> certificate(X509_new(), X509_free);
+  X509_gmtime_adj(X509_getm_notBefore(certificate.get()), 0);
+  X509_gmtime_adj(X509_getm_notAfter(certificate.get()), 3600);
+  X509_set_pubkey(certificate.get(), key.get());
+  ASSERT_GT(X509_sign(certificate.get(), key.get(), EVP_sha256()), 0);
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_method()), SSL_CTX_free);
+  ASSERT_EQ(SSL_CTX_use_certificate(context.get(), certificate.get()), 1);
+  ASSERT_EQ(SSL_CTX_use_PrivateKey(context.get(), key.get()), 1);
+  Sockets sockets;
+  const std::unique_ptr<SSL, decltype(&SSL_free)> server(SSL_new(context.get()), SSL_free);
+  SSL_set_fd(server.get(), sockets.theirs);
+  const auto client = session(sockets.ours, true);
+  unsigned char byte = 1;
+  ssize_t got = -1;
+  for (errno = EAGAIN; got < 0 && errno == EAGAIN;) {
+    client->send(&byte, 1);
+    SSL_accept(server.get());
+    got = client->receive(&byte, 1, true);
+    ASSERT_FALSE(client->established());
+  }
+  EXPECT_EQ(errno, EPROTO);
+  EXPECT_LE(SSL_read(server.get(), &byte, 1), 0);
+}
+
+TEST(Tls, RecordsWithoutRowsAreNotTakenWithoutEnd) {
+  for (const bool renewing : {false, true}) {
+    Sockets sockets;
+    OpenSsl other(sockets.theirs, true);
+    const auto own = session(sockets.ours, false);
+    unsigned char byte = 1;
+    while (other.send(&byte, 1) < 0 || own->receive(&byte, 1, true) < 0) own->receive(&byte, 1, true);
+    ASSERT_TRUE(own->established());
+    // What goes from there has used one record of the key.
+    RecordCipher sealer(other.traffic_secret(), true);
+    sealer.seal(ContentType::application_data, &byte, 1, std::array<unsigned char, 64>().data());
+    errno = 0;
+    for (int i = 0; i < 100 && errno != EPROTO; ++i) {
+      constexpr unsigned char key_update[] = {24, 0, 0, 1, 0};
+      unsigned char record[64];
+      const size_t length = renewing ? sizeof(key_update) : 0;
+      sealer.seal(renewing ? ContentType::handshake : ContentType::application_data, key_update, length, record);
+      if (renewing) sealer.renew();
+      ASSERT_GT(::send(sockets.theirs, record, RecordCipher::header_bytes + length + RecordCipher::trailer_bytes, 0), 0);
+      EXPECT_EQ(own->receive(&byte, 1, true), -1);
+    }
+    EXPECT_EQ(errno, EPROTO);
   }
 }
 

@@ -24,6 +24,8 @@ constexpr size_t gathered_bytes = 256 * 1024;
 constexpr size_t out_bytes = 2 * gathered_bytes + 4096;
 /** The message of RFC 8446, 4.6.3, which does not ask for the peer's. */
 constexpr unsigned char key_update[] = {24, 0, 0, 1, 0};
+/** Records without rows that may follow each other: while they come, nothing else has its turn. */
+constexpr int without_rows_max = 32;
 constexpr unsigned char cipher_id[2] = {0x13, 0x01};  // TLS_AES_128_GCM_SHA256
 
 template <typename T, void (*Free)(T*)>
@@ -57,6 +59,11 @@ class Session : public TlsSession {
       SSL_set_psk_find_session_callback(ssl, find_secret);
       SSL_set_accept_state(ssl);
     }
+  }
+
+  ~Session() override {
+    forget(client_secret_);
+    forget(server_secret_);
   }
 
   ssize_t receive(void* to, size_t wanted, bool fetch) override {
@@ -119,7 +126,8 @@ class Session : public TlsSession {
     const bool waits = good != 1 && SSL_get_error(ssl, good) == SSL_ERROR_WANT_READ;
     if (!flush()) return false;
     if (waits) return true;
-    if (good != 1 || !client_secret_ || !server_secret_) return broken() == 0;
+    // A server may leave the secret aside and show a certificate, which proves nothing here.
+    if (good != 1 || SSL_session_reused(ssl) != 1 || !client_secret_ || !server_secret_) return broken() == 0;
     sealer_.emplace(connects_ ? *client_secret_ : *server_secret_, true);
     opener_.emplace(connects_ ? *server_secret_ : *client_secret_, false);
     forget(client_secret_);
@@ -138,16 +146,17 @@ class Session : public TlsSession {
       if (length < RecordCipher::trailer_bytes || length > RecordCipher::content_bytes_max + RecordCipher::trailer_bytes) return broken();
       if (there < RecordCipher::header_bytes + length) return std::nullopt;
       taken_ += RecordCipher::header_bytes + length;
-      const size_t content = length - RecordCipher::trailer_bytes;
-      unsigned char* const target = content <= wanted ? to : rest_buffer_.data();
-      const auto type = opener_->open(record, length, target);
-      if (type == ContentType::application_data) {
-        if (content > 0 && target == to) return static_cast<ssize_t>(content);
-        rest_ = {target, content};
-      } else if (type == ContentType::handshake && content == sizeof(key_update) &&
-                 std::memcmp(target, key_update, sizeof(key_update) - 1) == 0) {
+      unsigned char* const target = length - RecordCipher::trailer_bytes <= wanted ? to : rest_buffer_.data();
+      const auto opened = opener_->open(record, length, target);
+      if (!opened || ++without_rows_ > without_rows_max) return broken();
+      if (opened->type == ContentType::application_data) {
+        if (opened->length > 0) without_rows_ = 0;
+        if (opened->length > 0 && target == to) return static_cast<ssize_t>(opened->length);
+        rest_ = {target, opened->length};
+      } else if (opened->type == ContentType::handshake && opened->length == sizeof(key_update) &&
+                 std::memcmp(target, key_update, sizeof(key_update) - 1) == 0 && target[sizeof(key_update) - 1] <= 1) {
         opener_->renew();
-        renewal_asked_ |= target[content - 1] == 1;
+        renewal_asked_ |= target[sizeof(key_update) - 1] == 1;
       } else {
         return broken();
       }
@@ -235,7 +244,7 @@ class Session : public TlsSession {
   }
 
   static void forget(std::optional<Secret>& secret) {
-    OPENSSL_cleanse(secret->data(), secret->size());
+    if (secret) OPENSSL_cleanse(secret->data(), secret->size());
     secret.reset();
   }
 
@@ -285,6 +294,8 @@ class Session : public TlsSession {
   Connection handshake_;
   std::optional<Secret> client_secret_, server_secret_;
   std::optional<RecordCipher> sealer_, opener_;
+  /** Records that brought no rows since one that did. */
+  int without_rows_ = 0;
   /** The peer wants a new key for what goes there. */
   bool renewal_asked_ = false;
   /** Of the `came_` bytes that have come, `taken_` are done with; of the `gathered_` bytes that go, `sent_` are with the system. */

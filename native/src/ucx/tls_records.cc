@@ -98,21 +98,23 @@ void RecordCipher::seal(ContentType type, const void* content, size_t length, un
         EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, tag_bytes, out + length + 1) == 1);
 }
 
-std::optional<ContentType> RecordCipher::open(const unsigned char* record, size_t length, void* content) {
+std::optional<RecordCipher::Opened> RecordCipher::open(const unsigned char* record, size_t length, void* content) {
   EVP_CIPHER_CTX* const context = context_.get();
   const unsigned char* const in = record + header_bytes;
-  const size_t inner = length - trailer_bytes;
+  auto* const out = static_cast<unsigned char*>(content);
+  size_t inner = length - trailer_bytes;
   unsigned char tag[tag_bytes], type = 0, none[tag_bytes];
   std::copy_n(in + inner + 1, tag_bytes, tag);
   int moved = 0;
   const bool genuine = EVP_DecryptInit_ex(context, nullptr, nullptr, nullptr, nonce().data()) == 1 &&
                        EVP_DecryptUpdate(context, nullptr, &moved, record, header_bytes) == 1 &&
-                       EVP_DecryptUpdate(context, static_cast<unsigned char*>(content), &moved, in, static_cast<int>(inner)) == 1 &&
+                       EVP_DecryptUpdate(context, out, &moved, in, static_cast<int>(inner)) == 1 &&
                        EVP_DecryptUpdate(context, &type, &moved, in + inner, 1) == 1 &&
                        EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_TAG, tag_bytes, tag) == 1 &&
                        EVP_DecryptFinal_ex(context, none, &moved) == 1;
   if (!genuine) return std::nullopt;
-  return static_cast<ContentType>(type);
+  while (type == 0 && inner > 0) type = out[--inner];
+  return Opened{static_cast<ContentType>(type), inner};
 }
 
 }  // namespace switchyard::ucx

@@ -33,8 +33,15 @@ class RecordCipher {
 
   /** Writes header_bytes + length + trailer_bytes to `record`. `length`: at most content_bytes_max. */
   void seal(ContentType type, const void* content, size_t length, unsigned char* record);
-  /** Decrypts a whole record, of `length` bytes behind its header, to `content`: length - trailer_bytes. Nothing: it is not genuine. */
-  std::optional<ContentType> open(const unsigned char* record, size_t length, void* content);
+  struct Opened {
+    ContentType type;
+    size_t length;
+  };
+  /**
+   * Decrypts a whole record, of `length` bytes behind its header, to `content`, where length - trailer_bytes are written. What pads it is not
+   * counted (5.4). Nothing: it is not genuine.
+   */
+  std::optional<Opened> open(const unsigned char* record, size_t length, void* content);
 
   /** Goes on with the next key (7.2). */
   void renew();
