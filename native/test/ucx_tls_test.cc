@@ -164,10 +164,7 @@ void move(End& from, End& to, const Bytes& bytes, size_t piece) {
   EXPECT_EQ(got, bytes);
 }
 
-class TlsBesideOpenSsl : public testing::TestWithParam<bool> {
-  void SetUp() override {
-    }
-};
+class TlsBesideOpenSsl : public testing::TestWithParam<bool> {};
 
 TEST_P(TlsBesideOpenSsl, RowsArriveBothWaysAndKeysAreRenewed) {
   for (const uint64_t records_a_key : {records_a_key_max, uint64_t{3}, uint64_t{1}}) {
@@ -191,6 +188,7 @@ TEST_P(TlsBesideOpenSsl, RowsArriveBothWaysAndKeysAreRenewed) {
     move(other, own, rows, 20'000);
   }
 }
+
 TEST_P(TlsBesideOpenSsl, PaddedRecordsAreTaken) {
   Sockets sockets;
   Own own(sockets.ours, GetParam(), records_a_key_max);
@@ -201,6 +199,7 @@ TEST_P(TlsBesideOpenSsl, PaddedRecordsAreTaken) {
     move(other, own, Bytes(size), 100);
   }
 }
+
 INSTANTIATE_TEST_SUITE_P(EitherEnd, TlsBesideOpenSsl, testing::Bool(),
                          [](const auto& connects) { return connects.param ? "Connects" : "Accepts"; });
 

@@ -2,6 +2,7 @@ import { afterAll, describe, expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { SwitchyardError } from '../../services/common/errors.js';
 import { Deferred } from '../../services/common/lifecycle.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
 import type { TokenBatch, TokenBatchResult } from '../../services/transport/link.js';
 import { linkKey } from '../../services/transport/link-key.js';
 import { nativeUcx } from '../../services/transport/ucx/port.js';
@@ -333,8 +334,15 @@ describe.each(transports)('over %s', (transport) => {
     });
 
     if (transport === 'ucx') {
-      /** A link whose worker hears that the other end of the channel is gone; and what it tells. */
+      /** A link whose worker hears that the other end of the channel is gone; what it tells, and what it will do by its clock when told to. */
       const lose = async () => {
+        const timers = new Set<() => void>();
+        const after = (_: number, run: () => void) => {
+          timers.add(run);
+          const timer = { cancel: () => timers.delete(run), unref: () => timer };
+          return timer;
+        };
+        const runtime = { ...nativeRuntime, clock: { ...nativeRuntime.clock, after } };
         const told: Record<string, unknown>[] = [];
         const log = { info: (line: never) => told.push(line), warn: (line: never) => told.push(line) };
         const lost = new Deferred<void>();
@@ -346,23 +354,29 @@ describe.each(transports)('over %s', (transport) => {
             receive: (...args: Parameters<typeof receive>) => Promise.race([receive(...args), lost.promise]),
           });
         };
-        const { address } = await startWorker({ log: log as never, ucx: { ...ucx, createPort } });
+        const { address } = await startWorker({
+          log: log as never,
+          ucx: { ...ucx, createPort },
+          runtime: runtime as never,
+        });
         const link = await dial(address);
         (await link.exchange(batchOf(), never)).rows.release();
         lost.reject(new SwitchyardError('LINK_LOST', 'the UCX peer is gone'));
-        return { link, told, events: () => told.map(({ event }) => event) };
+        await until(() => timers.size > 0);
+        return { link, told, events: () => told.map(({ event }) => event), timers };
       };
 
       test('by a router whose channel is gone a little before its stream: that is no failure', async () => {
-        const { link, events } = await lose();
-        await new Promise((resolve) => setTimeout(resolve, 100));
+        const { link, events, timers } = await lose();
         link.close();
         await until(() => events().includes('link-closed'));
         expect(events()).toEqual(['link-opened', 'link-closed']);
+        expect(timers.size).toBe(0);
       });
 
       test('by the loss of its channel alone', async () => {
-        const { link, told, events } = await lose();
+        const { link, told, events, timers } = await lose();
+        for (const run of timers) run();
         expect((await link.closed).message).toMatch(/UCX/);
         expect(events()).toEqual(['link-opened', 'link-failed', 'link-closed']);
         expect(told[1]).toMatchObject({ code: 'LINK_LOST', reason: expect.stringMatching(/UCX/) });
