@@ -265,6 +265,11 @@ export interface ReferenceLayer {
   routing: RoutingSpec;
   /** The last of the experts are shared. */
   shared?: { weights: Float32Array; gate: TensorSource | null };
+  /**
+   * Experts that rows of 1 in `rows`, [rows], choose among in place of those of `gate`: they follow them. Given experts of the other kind
+   * have weights of NaN and infinite regret.
+   */
+  isolated?: { gate: TensorSource; selectionBias: Float32Array | null; rows: Uint8Array } | null;
   /** Of the gate alone: rows are divided by sqrt(mean of squares + this), and multiplied by gateScale, [hidden]. */
   rowEpsilon?: number | null;
   gateScale?: Float32Array | null;
@@ -397,6 +402,8 @@ export interface Addon {
     rowEpsilon?: number | null;
     /** [vocabulary, topK]: the experts that rows go to by their tokens' ids; scores then only weigh them. */
     tokenExperts?: Uint32Array | null;
+    /** The last so many experts are those of tokens with these ids, ascending, which choose among them alone, and others among the others. */
+    isolated?: { experts: number; tokenIds: Uint32Array } | null;
   }): GateWeights;
   /** Throws RESOURCE_EXHAUSTED at the limit of slabs. `experts`: their number at each layer. Contents are undefined. */
   createRoutingTable(options: { tokens: number; topK: number; experts: Uint32Array }): RoutingTable;
@@ -423,7 +430,7 @@ export interface Addon {
         weights: GateWeights;
         bias: Float32Array | null;
         given?: boolean;
-        /** [rowCount], of a gate with tokenExperts that is to choose. */
+        /** [rowCount], of a gate that is to choose: with tokenExperts; with isolated experts it may lack, and then no row goes to these. */
         tokenIds?: Uint32Array | null;
       } | null;
       /** Where the choice for the layer, an index, is taken from; with a gate, where it is put. Null: nowhere. */

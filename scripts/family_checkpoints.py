@@ -115,7 +115,9 @@ FAMILIES = {
     "hy_v4_vl": ("hy_v4_vl", dict(text_config=dict(COMMON, **V3, swiglu_limit=1.0), vision_config=dict(VISION))),
     "ernie4_5_vl_moe": ("ernie4_5_vl_moe", dict(text_config=dict(COMMON, **DENSE, moe_num_experts=EXPERTS, moe_k=TOP_K,
                         moe_intermediate_size=[FFN, 8], moe_num_shared_experts=2,
-                        rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2])), vision_config=dict(VISION))),
+                        rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2])), vision_config=dict(VISION),
+                        image_token_id=2, image_start_token_id=7, image_end_token_id=12, video_token_id=15, video_start_token_id=4,
+                        video_end_token_id=9)),
     "step3p7": ("step3p7", dict(text_config=dict(COMMON, **EXPERT, **DENSE, n_routed_experts=EXPERTS, share_expert_dim=24,
                 moe_router_scaling_factor=2.0, swiglu_limits=[None, 0.0, 0.5], swiglu_limits_shared=[None, 0.3, 0.0],
                 moe_layers_enum="1,2", pad_token_id=0), vision_config=dict(VISION))),
@@ -141,9 +143,13 @@ UNUSUAL = {
     "dbrx-root": ("dbrx", dict(ffn_config=dict(ffn_hidden_size=FFN, moe_num_experts=5, moe_top_k=2,
                   moe_normalize_expert_weights=2.0))),
     "aria-biased": ("aria", dict(mlp_bias=True, moe_topk=1)),
+    "ernie4_5_vl_moe-fused": ("ernie4_5_vl_moe", {}),
 }
 for _name, (_family, _more) in UNUSUAL.items():
     FAMILIES[_name] = (FAMILIES[_family][0], {**FAMILIES[_family][1], **_more})
+
+# Saved as transformers has them in memory.
+FUSED = {"ernie4_5_vl_moe-fused"}
 
 # Checkpoints of other stored types: a family's, its sizes, and the form of quantise.py or a dtype.
 QUANTISED = {
@@ -157,6 +163,7 @@ QUANTISED = {
     "qwen2_moe-int4": ("qwen2_moe", "int4", dict(hidden_size=96, moe_intermediate_size=32, shared_expert_intermediate_size=64,
                        num_experts=4, num_hidden_layers=2)),
     "gpt_oss-mxfp4": ("gpt_oss", "mxfp4", dict(hidden_size=96, intermediate_size=64, num_local_experts=4, num_hidden_layers=2)),
+    "ernie4_5_vl_moe-fp8_channel": ("ernie4_5_vl_moe", "fp8_channel", {}),
     "qwen2_moe-f16": ("qwen2_moe", torch.float16, dict(num_hidden_layers=2)),
     "qwen2_moe-f32": ("qwen2_moe", torch.float32, dict(num_hidden_layers=2)),
 }

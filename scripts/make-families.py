@@ -7,8 +7,9 @@ Writes for every family NAME a directory NAME:
   config.json, model.safetensors   as save_pretrained writes them, less the tensors that no MoE layer needs
   expected.safetensors
       input        BF16 [tokens, hidden]
-      token_ids    I64 [tokens], only where layers choose experts by them
+      token_ids    I64 [tokens], only where experts depend on them
       moe.N        F32, the MoE block of layer N alone on the input: no norm, no residual
+      untyped.N    F32, the same without ids of tokens; only where images have experts of their own, for which ids are left out of text
       stack        F32, x + MoE(RMSNorm(x)) through all layers with experts; only where the family's layers are so
 Expected values come from the float32 run of the saved weights by the library's own modules.
 
@@ -29,14 +30,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from family_checkpoints import COMMON, FAMILIES, PUBLISHED, QUANTISED, bare_only, build, inner, load, norm_offset
+from family_checkpoints import COMMON, FAMILIES, FUSED, PUBLISHED, QUANTISED, bare_only, build, inner, load, norm_offset
 from family_checkpoints import EXPERTS as EXPERT_COUNT
 from quantise import EXPERTS, FORMS
 
 TOKENS = 32
 TOKEN_IDS = torch.arange(TOKENS) * 5 % COMMON["vocab_size"]
 NEEDED = re.compile(r"(layers|blocks)\.\d+\..*(mlp|moe|ffn|feed_forward|mixer|expert|router|gate|norm)")
-NOT_NEEDED = re.compile(r"attn|attention\.|mamba|conv|indexer|linear_attn|hc_|hyper_connection|visual|vision|^vit\.|audio|mtp|A_log|dt_bias")
+NOT_NEEDED = re.compile(r"attn|attention\.|mamba|conv|indexer|linear_attn|hc_|hyper_connection|visual|vision(?!_moe)|^vit\.|audio|mtp|A_log|dt_bias")
 
 
 def randomise(model, name):
@@ -75,6 +76,19 @@ class RoutedExperts(torch.nn.Module):
         return self.experts(rows, experts, weights)
 
 
+class WithTypes(torch.nn.Module):
+    """A block that takes types of tokens, which the processor makes of their ids."""
+
+    def __init__(self, block, config):
+        super().__init__()
+        processor = transformers.models.ernie4_5_vl_moe.processing_ernie4_5_vl_moe.Ernie4_5_VLMoeProcessor
+        types = processor.create_moe_mm_token_type_ids(config, TOKEN_IDS.unsqueeze(0))
+        self.block, self.types = block, torch.as_tensor(types)
+
+    def forward(self, rows):
+        return self.block(rows, self.types)
+
+
 class Sum(torch.nn.Module):
     """A block and the shared experts that stand beside it."""
 
@@ -96,6 +110,8 @@ def blocks(model):
             continue
         if hasattr(layer, "shared_mlp") and layer.shared_mlp is not None:
             found = [Sum(found[0], layer.shared_mlp)]
+        if hasattr(found[0], "vision_moe"):
+            found = [WithTypes(found[0], model.config)]
         norms = [getattr(layer, each, None) for each in
                  ("post_attention_layernorm", "pre_ff_layernorm", "ffn_norm", "pre_mlp_layernorm", "norm")]
         yield number, found[0], next((norm for norm in norms if norm is not None), None)
@@ -120,11 +136,13 @@ def expected(model, rows, name):
     start = rows.float().unsqueeze(0)
     tensors = {"input": rows}
     layers = list(blocks(model))
-    if any(is_hash(block) for _, block, _ in layers):
+    if any(is_hash(block) or isinstance(block, WithTypes) for _, block, _ in layers):
         tensors["token_ids"] = TOKEN_IDS
     with torch.no_grad():
         for number, block, _ in layers:
             tensors[f"moe.{number}"] = run(block, start).squeeze(0).contiguous()
+            if isinstance(block, WithTypes):
+                tensors[f"untyped.{number}"] = run(block.block, start).squeeze(0).contiguous()
         if name in bare_only:
             return tensors
         stack = through(layers, start, lambda values: values)
@@ -148,7 +166,7 @@ def make(name, directory, seed):
     model = build(name)
     randomise(model, name)
     shutil.rmtree(directory, ignore_errors=True)
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, save_original_format=name not in FUSED)
     stored, quantization = quantise(name, directory)
     rows = torch.randn(TOKENS, inner(model).config.hidden_size).to(torch.bfloat16)
     tensors = expected(load(name, directory), rows, name)

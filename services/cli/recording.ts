@@ -196,11 +196,15 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
   };
 }
 
-function sizesOf({ expert, shared }: LayerModel) {
+function sizesOf({ expert, isolated, shared }: LayerModel) {
   const sizes = (form: FfnModel | null) => {
     const { ffn, activation, latent } = form!;
     const width = latent > 0 ? { latent } : {};
     return { ffn, activation: activation.toLowerCase() as Lowercase<typeof activation>, ...width };
   };
-  return { expert: sizes(expert), shared: shared.map(({ ffn }) => sizes(ffn)) };
+  return {
+    expert: sizes(expert),
+    isolated: isolated && { expert: sizes(isolated.expert) },
+    shared: shared.map(({ ffn }) => sizes(ffn)),
+  };
 }

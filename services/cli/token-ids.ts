@@ -1,6 +1,6 @@
 import type { ModelDescription, TokenIds } from '../client/index.js';
 import { invalidArgument } from '../common/errors.js';
-import { vocabularyOf } from '../model/spec.js';
+import { tokenIdsUseOf } from '../model/spec.js';
 import type { BatchConfig } from './batch-options.js';
 
 export interface BatchTokenIds {
@@ -9,8 +9,9 @@ export interface BatchTokenIds {
 }
 
 /**
- * The ids of a batch's tokens: those of the file that is named, or of synthetic rows some that are made of the seed; null where no
- * layer chooses experts by them. Rejects with INVALID_ARGUMENT if rows of a file lack them.
+ * The ids of a batch's tokens: those of the file that is named, or of synthetic rows some that are made of the seed; null where they are
+ * nothing to the layers, or rows of a file come without. Rejects with INVALID_ARGUMENT if layers choose experts by them and rows of a file
+ * lack them.
  */
 export async function tokenIdsOf(
   config: BatchConfig,
@@ -22,13 +23,25 @@ export async function tokenIdsOf(
     return openTokenIds(config.tokenIds, tokens);
   }
   const { first, last } = config.layers ?? { first: 0, last: Number.POSITIVE_INFINITY };
-  const vocabulary = vocabularyOf(model.layers.filter(({ layer }) => layer >= first && layer <= last));
-  if (vocabulary === 0) return null;
+  const layers = model.layers.filter(({ layer }) => layer >= first && layer <= last);
+  const use = tokenIdsUseOf(layers);
+  if (use === null || (config.input !== null && !use.needed)) return null;
   if (config.input !== null) {
     const allowed = `a file with the ids of the tokens, by which layers of ${model.name} choose experts`;
     throw invalidArgument('tokenIds', 'missing', allowed);
   }
   // Fibonacci hashing: every id is about equally frequent.
-  const idOf = (token: number) => (Math.imul(token + config.seed, 2_654_435_769) >>> 0) % vocabulary;
+  const chanceOf = (token: number) => Math.imul(token + config.seed, 2_654_435_769) >>> 0;
+  const ids = use.needed ? null : idsOfEachKind(layers);
+  const idOf = (token: number) =>
+    ids === null ? chanceOf(token) % use.below : ids[chanceOf(token) % ids.length]!;
   return { read: (first, count) => new Uint32Array(count).map((_, index) => idOf(first + index)) };
+}
+
+/** Ids of isolated tokens, and as many of one that is not isolated. */
+function idsOfEachKind(layers: ModelDescription['layers']): number[] {
+  const isolated = layers.flatMap((layer) => layer.isolated?.tokenIds ?? []);
+  let other = 0;
+  while (isolated.includes(other)) other += 1;
+  return [...isolated, ...isolated.map(() => other)];
 }

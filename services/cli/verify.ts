@@ -17,7 +17,7 @@ export const relativeErrorMaxAllowed = 1e-1;
 /** What a batch sends. */
 export interface BatchInput {
   rows: RowsReader;
-  /** Null where no layer chooses experts by them. */
+  /** Null: the batch has none. */
   tokenIds: BatchTokenIds | null;
 }
 

@@ -11,18 +11,26 @@ export interface FeedbackOptions {
   windowRowsPerExpert: number;
 }
 
+/** Experts that tokens choose among. */
+interface Pool {
+  /** Rows per expert since the last step. */
+  window: Float64Array;
+  bias: Float64Array;
+}
+
 interface LayerFeedback {
   /** With the shared ones, of which no bias moves rows. */
   experts: number;
-  /** Rows per expert since the last step. */
-  window: Float64Array;
+  /** Side by side: the experts that all tokens may choose, and the isolated ones if there are some. */
+  pools: Pool[];
   bias: Float64Array;
   /** The feedback's version since which the bias is as it is; 0: it is all 0. */
   version: number;
 }
 
 /**
- * The load feedback loop. Routers report rows per expert; when a layer's window is full, its bias takes one step:
+ * The load feedback loop. Routers report rows per expert; when a layer's window is full, its bias takes one step (isolated experts,
+ * which get no row of the others, and those others have a window and a step each):
  *
  *   b_e += rate * clip((mean - load_e) / mean, -1, 1)
  *
@@ -34,14 +42,14 @@ export class Feedback {
   private steps = 0;
 
   constructor(
-    layers: readonly Pick<LayerSpec, 'layer' | 'experts' | 'shared'>[],
+    layers: readonly Pick<LayerSpec, 'layer' | 'experts' | 'isolated' | 'shared'>[],
     private readonly options: FeedbackOptions,
   ) {
     this.byLayer = new Map(
       layers.map((layer) => {
-        const routed = routedExperts(layer);
-        const [window, bias] = [new Float64Array(routed), new Float64Array(routed)];
-        return [layer.layer, { experts: layer.experts, window, bias, version: 0 }];
+        const bias = new Float64Array(routedExperts(layer));
+        const pools = poolsOf(bias, layer.isolated?.experts ?? 0);
+        return [layer.layer, { experts: layer.experts, pools, bias, version: 0 }];
       }),
     );
   }
@@ -55,14 +63,23 @@ export class Feedback {
   observe(layer: number, rows: Uint32Array): boolean {
     const state = this.byLayer.get(layer);
     if (state === undefined || rows.length !== state.experts) return false;
-    const { window } = state;
-    let total = 0;
-    for (let expert = 0; expert < window.length; expert += 1) {
-      window[expert]! += rows[expert]!;
-      total += window[expert]!;
+    let first = 0;
+    let changed = false;
+    for (const pool of state.pools) {
+      const { window } = pool;
+      let total = 0;
+      for (let expert = 0; expert < window.length; expert += 1) {
+        window[expert]! += rows[first + expert]!;
+        total += window[expert]!;
+      }
+      first += window.length;
+      if (total === 0 || total < this.options.windowRowsPerExpert * window.length) continue;
+      this.step(pool, total / window.length);
+      changed = true;
     }
-    if (total < this.options.windowRowsPerExpert * window.length) return false;
-    this.step(state, total / window.length);
+    if (!changed) return false;
+    this.steps += 1;
+    state.version = this.steps;
     return true;
   }
 
@@ -78,9 +95,8 @@ export class Feedback {
     for (const [layer, { bias }] of this.byLayer) yield [layer, bias];
   }
 
-  private step(state: LayerFeedback, mean: number): void {
+  private step({ bias, window }: Pool, mean: number): void {
     const { rate, limit } = this.options;
-    const { bias, window } = state;
     let sum = 0;
     for (let expert = 0; expert < bias.length; expert += 1) {
       const shortfall = (mean - window[expert]!) / mean;
@@ -91,9 +107,14 @@ export class Feedback {
     for (let expert = 0; expert < bias.length; expert += 1)
       bias[expert] = Math.max(-limit, Math.min(limit, bias[expert]! - centre));
     window.fill(0);
-    this.steps += 1;
-    state.version = this.steps;
   }
+}
+
+/** `isolated`: how many of the experts are, the last ones. */
+function poolsOf(bias: Float64Array, isolated: number): Pool[] {
+  const common = bias.length - isolated;
+  const parts = isolated === 0 ? [bias] : [bias.subarray(0, common), bias.subarray(common)];
+  return parts.map((part) => ({ window: new Float64Array(part.length), bias: part }));
 }
 
 /**

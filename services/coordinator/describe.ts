@@ -7,11 +7,12 @@ import type { FfnSpec, LayerSpec, ModelSpec } from '../model/spec.js';
 
 const activations = { swiglu: 'SWIGLU', geglu: 'GEGLU', gelu: 'GELU', relu2: 'RELU2' } as const;
 
-function describeLayer({ expert, shared, ...others }: LayerSpec): LayerModelInput {
+function describeLayer({ expert, isolated, shared, ...others }: LayerSpec): LayerModelInput {
   return {
     ...others,
     givenOnly: others.vocabulary > 0,
     expert: describeFfn(expert),
+    isolated: isolated && { ...isolated, expert: describeFfn(isolated.expert) },
     shared: shared.map(({ weight, gated, ...ffn }) => ({ ffn: describeFfn(ffn), weight, gated })),
   };
 }

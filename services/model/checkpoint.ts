@@ -6,7 +6,7 @@ import type { Family, FamilyConfig, SharedSpec } from './families/family.js';
 import { readFamily } from './families/read.js';
 import type { HashProgress } from './hash-progress.js';
 import { readJson } from './json-file.js';
-import { LayerTensors } from './layer-tensors.js';
+import { type GateViews, LayerTensors } from './layer-tensors.js';
 import { expertWeightBytes, modelLimits } from './limits.js';
 import type { IndexTable, MatrixView } from './matrix-view.js';
 import { readQuantization } from './quantization.js';
@@ -14,10 +14,12 @@ import { fileInvalid } from './safetensors-header.js';
 import {
   type CheckpointSource,
   type FfnSpec,
+  formOf,
   type LayerSpec,
   type ModelSpec,
   type ModelTensors,
   type NormSource,
+  routedExperts,
   type SharedExpertSpec,
   zeros,
 } from './spec.js';
@@ -85,8 +87,9 @@ function describe(
 }
 
 /** BF16 bytes of the largest expert. */
-function bytesOf({ hidden, expert }: FamilyConfig): number {
-  return expertWeightBytes({ hidden, ...expert });
+function bytesOf({ hidden, expert, isolated }: FamilyConfig): number {
+  const forms = isolated === undefined ? [expert] : [expert, isolated.expert];
+  return Math.max(...forms.map((form) => expertWeightBytes({ hidden, ...form })));
 }
 
 function describeLayers({
@@ -96,6 +99,7 @@ function describeLayers({
   experts,
   routing,
   expert,
+  isolated,
   shared,
   glus,
   identities = 0,
@@ -103,11 +107,12 @@ function describeLayers({
   const parts = shared === null ? [] : partsOf(shared, hidden, expert);
   return layers.map((layer) => ({
     layer,
-    experts: experts + parts.length,
+    experts: (isolated === undefined ? experts : 2 * experts) + parts.length,
     routing,
     vocabulary: hashed?.layers.includes(layer) ? hashed.vocabulary : 0,
     identities,
     expert: glus ? { ...expert, glu: glus[layer]!.expert } : expert,
+    isolated: isolated === undefined ? null : { ...isolated, experts },
     shared: glus ? parts.map((part) => ({ ...part, glu: glus[layer]!.shared })) : parts,
   }));
 }
@@ -203,13 +208,15 @@ class CheckpointTensors implements ModelTensors {
 
   gate(layer: number) {
     const tensors = this.of(layer);
+    const gate = this.gateOf(tensors.gate());
+    const isolated = tensors.isolatedGate();
     const scale = this.sourceOrNull(tensors.routerScale());
     const table = tensors.tokenExperts();
     const { hidden, normEpsilon: epsilon } = this.config;
     return {
-      weight: this.stored.source(tensors.gate()),
+      ...gate,
+      isolated: isolated && this.gateOf(isolated),
       logitBias: this.sourceOrNull(tensors.logitBias()),
-      selectionBias: this.sourceOrNull(tensors.selectionBias()),
       sharedGate: this.sourceOrNull(tensors.sharedGate()),
       expertScale: this.sourceOrNull(tensors.expertScale()),
       rowNorm: scale && { weight: scale, factor: hidden ** -0.5, epsilon },
@@ -217,11 +224,15 @@ class CheckpointTensors implements ModelTensors {
     };
   }
 
+  private gateOf({ weight, selectionBias }: GateViews) {
+    return { weight: this.stored.source(weight), selectionBias: this.sourceOrNull(selectionBias) };
+  }
+
   expert(layer: number, expert: number): ExpertSource {
     const { spec, tensors } = this.layers.get(layer)!;
     if (tensors.isIdentity(expert)) return identity(this.config.hidden);
     const { gate, up, down, bias } = tensors.expert(expert);
-    const { activation, glu } = spec.shared[expert - (spec.experts - spec.shared.length)] ?? spec.expert;
+    const { activation, glu } = formOf(spec, expert);
     return {
       activation,
       glu,
@@ -253,8 +264,8 @@ class CheckpointTensors implements ModelTensors {
   expertBytes(): number {
     const { spec } = [...this.layers.values()][0]!;
     const experts = Array.from({ length: spec.experts }, (_, expert) => expert);
-    // Routed experts have one size; the shared ones are the last.
-    const sized = [0, ...experts.slice(spec.experts - spec.shared.length)];
+    // Routed experts of a kind have one size; the isolated ones are the last of them, and then come the shared ones.
+    const sized = [0, ...experts.slice(routedExperts(spec) - (spec.isolated === null ? 0 : 1))];
     return Math.max(
       ...sized.map((expert) => {
         const { gate, up, down } = this.expert(spec.layer, expert);

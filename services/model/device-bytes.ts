@@ -6,6 +6,7 @@ const mebibyte = 1024 * 1024;
 type FfnSizes = Pick<FfnSpec, 'ffn' | 'activation' | 'latent'>;
 interface LayerSizes {
   expert: FfnSizes;
+  isolated: { expert: FfnSizes } | null;
   shared: readonly FfnSizes[];
 }
 
@@ -22,8 +23,8 @@ export function expertBytesOn(
   }: Pick<ModelSpec, 'hidden' | 'expertBytes'> & { layers: readonly LayerSizes[] },
 ): number {
   if (!isCuda(device)) return expertBytes;
-  const sizes = layers.flatMap(({ expert, shared }) =>
-    [expert, ...shared].map(({ ffn, latent = hidden }) => {
+  const sizes = layers.flatMap(({ expert, isolated, shared }) =>
+    [expert, ...(isolated === null ? [] : [isolated.expert]), ...shared].map(({ ffn, latent = hidden }) => {
       const elements = padded(latent) * padded(ffn) * (isGated(expert.activation) ? 3 : 2);
       return granted(2 * elements);
     }),

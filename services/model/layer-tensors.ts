@@ -13,7 +13,7 @@ import {
   transposed,
   vector,
 } from './matrix-view.js';
-import type { LayerSpec } from './spec.js';
+import { formOf, type LayerSpec, routedExperts } from './spec.js';
 
 /** Where a checkpoint keeps its layers: in front of a layer's names, with `#` for its number. */
 const prefixes = [
@@ -29,11 +29,21 @@ const prefixes = [
   'layers.#.',
 ];
 
+/** What a gate chooses by. */
+export interface GateViews {
+  weight: MatrixView;
+  selectionBias: MatrixView | null;
+}
+
 /** The tensors of one layer. */
 export class LayerTensors {
   private readonly experts: FfnFinder;
+  /** Null: they are among those of `experts`, or there are none. */
+  private readonly isolated: FfnFinder | null;
   private readonly shared: FfnFinder | null;
   private readonly routed: number;
+  /** Those of them that are not isolated. */
+  private readonly common: number;
 
   private constructor(
     private readonly spec: LayerSpec,
@@ -44,8 +54,12 @@ export class LayerTensors {
     private readonly bare: boolean,
   ) {
     const { hidden } = config;
-    this.routed = spec.experts - spec.shared.length;
-    this.experts = new FfnFinder(names.experts, prefix, spec.expert.latent ?? hidden, this.routed, shapes);
+    const isolated = spec.isolated?.experts ?? 0;
+    const apart = names.isolated?.experts ?? null;
+    this.routed = routedExperts(spec);
+    this.common = this.routed - isolated;
+    this.experts = new FfnFinder(names.experts, prefix, spec.expert.latent ?? hidden, this.common, shapes);
+    this.isolated = apart && new FfnFinder(apart, prefix, hidden, isolated, shapes);
     this.shared = names.shared && new FfnFinder(names.shared, prefix, hidden, null, shapes);
   }
 
@@ -92,13 +106,30 @@ export class LayerTensors {
     return this.names.normOffset;
   }
 
-  gate(): MatrixView {
-    const { router, routerTransposed } = this.names;
+  gate(): GateViews {
+    return { weight: this.router(this.names.router, this.common), selectionBias: this.selectionBias() };
+  }
+
+  /** Null: no experts are isolated. */
+  isolatedGate(): GateViews | null {
+    const { isolated } = this.spec;
+    if (isolated === null) return null;
+    const { router, selectionBias } = this.names.isolated!;
+    return {
+      weight: this.router(router, isolated.experts),
+      selectionBias:
+        selectionBias === null
+          ? { ...this.bothSelectionBiases(), firstRow: 1 }
+          : vector(this.prefix + selectionBias, isolated.experts),
+    };
+  }
+
+  private router(router: string, experts: number): MatrixView {
     const { hidden } = this.config;
     const name = this.prefix + router;
-    return routerTransposed
-      ? transposed(matrix(name, hidden, this.routed))
-      : matrix(name, this.routed, hidden);
+    return this.names.routerTransposed
+      ? transposed(matrix(name, hidden, experts))
+      : matrix(name, experts, hidden);
   }
 
   logitBias(): MatrixView | null {
@@ -116,12 +147,17 @@ export class LayerTensors {
     return expertScale === null ? null : vector(this.prefix + expertScale, this.routed);
   }
 
-  selectionBias(): MatrixView | null {
-    const { selectionBias, selectionBiasRows: rows } = this.names;
+  private selectionBias(): MatrixView | null {
+    const { selectionBias, isolated } = this.names;
     if (selectionBias.length === 0 || this.spec.vocabulary > 0 || this.config.selectionBias === false)
       return null;
-    const name = this.firstOf(selectionBias);
-    return rows === 1 ? vector(name, this.routed) : { ...matrix(name, rows, this.routed), rows: 1 };
+    if (isolated !== null && isolated.selectionBias === null) return this.bothSelectionBiases();
+    return vector(this.firstOf(selectionBias), this.common);
+  }
+
+  /** The first row of a tensor that has that of isolated experts below it. */
+  private bothSelectionBiases(): MatrixView {
+    return { ...matrix(this.firstOf(this.names.selectionBias), 2, this.common), rows: 1 };
   }
 
   /** The experts of tokens by their ids; null: scores choose. */
@@ -170,9 +206,11 @@ export class LayerTensors {
   }
 
   expert(expert: number): FfnViews {
-    const { ffn } = this.spec.expert;
     if (this.isRouted(expert)) {
-      const views = this.experts.find({ ffn, first: 0, count: ffn }, expert);
+      const { ffn } = formOf(this.spec, expert);
+      const apart = expert < this.common ? null : this.isolated;
+      const index = apart === null ? expert : expert - this.common;
+      const views = (apart ?? this.experts).find({ ffn, first: 0, count: ffn }, index);
       return { ...views, bias: views.bias ?? this.outputBias() };
     }
     const before = this.spec.shared.slice(0, expert - this.routed);
@@ -190,9 +228,8 @@ export class LayerTensors {
   /** All that the layer needs. */
   *all(): Generator<MatrixView> {
     const gate = [
-      this.gate(),
+      ...[this.gate(), this.isolatedGate()].flatMap((views) => views && [views.weight, views.selectionBias]),
       this.logitBias(),
-      this.selectionBias(),
       this.routerScale(),
       this.expertScale(),
     ];

@@ -18,7 +18,7 @@ export interface ReferenceOptions {
   given: readonly (Uint32Array | null)[];
   /** For layers with given experts their weights, [tokens, topK]; without, the reference's own. */
   givenWeights?: readonly Float32Array[];
-  /** [tokens], for layers that choose experts by them, unless experts are given. */
+  /** [tokens], for layers that choose experts by them, unless experts are given, and for those with isolated experts. */
   tokenIds?: Uint32Array | null;
 }
 
@@ -47,12 +47,13 @@ export async function referenceForward(
     const norm = model.norm(layer);
     const own = options.given[index] ?? null;
     const byIds = own === null ? await chosenByIds(model, layer, options.tokenIds ?? null) : null;
+    const gate = await gateOf(model, layer, isolatedRows(model, layer, rows.length, options.tokenIds));
     const { rows: output, ...chosen } = await native.referenceLayer(current, model.spec.hidden, {
       norm: options.norm ? (norm?.weight ?? null) : null,
       normOffset: norm?.offset ?? 0,
       epsilon: model.spec.normEpsilon,
       outputNorm: model.outputNorm(layer),
-      ...(await gateOf(model, layer)),
+      ...gate,
       given: own ?? byIds,
       givenWeights: options.givenWeights?.[index] ?? null,
       experts: expertsOf(model, layer),
@@ -80,15 +81,33 @@ async function chosenByIds(
   });
 }
 
-async function gateOf(model: Model, layer: number) {
+/** 1 for each row that is one of the layer's isolated tokens; `elements`: of all rows. */
+function isolatedRows(
+  model: Model,
+  layer: number,
+  elements: number,
+  tokenIds: Uint32Array | null | undefined,
+): Uint8Array {
+  const own = new Set(specOf(model, layer).isolated?.tokenIds);
+  const rows = new Uint8Array(elements / model.spec.hidden);
+  return tokenIds ? rows.map((_, row) => (own.has(tokenIds[row]!) ? 1 : 0)) : rows;
+}
+
+/** `rows`: as isolatedRows gives it. */
+async function gateOf(model: Model, layer: number, rows: Uint8Array) {
   const source = model.gate(layer);
-  const { weight, logitBias, selectionBias, sharedGate, expertScale, rowNorm } = source;
+  const { weight, logitBias, selectionBias, isolated, sharedGate, expertScale, rowNorm } = source;
   const { routing, shared } = specOf(model, layer);
   return {
     gate: weight,
     gateBias: await readFloatsOrNull(logitBias),
     selectionBias: await readFloatsOrNull(selectionBias),
     routing,
+    isolated: isolated && {
+      gate: isolated.weight,
+      selectionBias: await readFloatsOrNull(isolated.selectionBias),
+      rows,
+    },
     shared: { weights: Float32Array.from(shared, (each) => each.weight), gate: sharedGate },
     expertScale: await readFloatsOrNull(expertScale),
     rowEpsilon: rowNorm?.epsilon ?? null,
@@ -120,7 +139,7 @@ export interface Sample {
   /** The routing that the cluster returned, [tokens, layers, topK]. */
   experts: Uint32Array;
   weights: Float32Array;
-  /** [tokens], for layers that choose experts by them; null: none does. */
+  /** [tokens], for layers that choose experts by them, or among isolated ones; null: the batch had none. */
   tokenIds: Uint32Array | null;
 }
 
@@ -269,7 +288,8 @@ async function firstGate(model: Model, sample: Sample, inputs: Float64Array, giv
   if (sample.norm) {
     const norm = model.norm(layer)!;
     const weight = (await readValues(norm.weight)).map((value) => value + norm.offset);
-    const gateMax = await largestOf(model.gate(layer).weight);
+    const { weight: common, isolated } = model.gate(layer);
+    const gateMax = Math.max(await largestOf(common), isolated ? await largestOf(isolated.weight) : 0);
     const normalized = normalize(inputs, weight, normEpsilon);
     rows = normalized.rows;
     slack = normalized.slack.map((value) => value * gateMax);
@@ -277,7 +297,7 @@ async function firstGate(model: Model, sample: Sample, inputs: Float64Array, giv
   const gate = await native.referenceLayer(rows, hidden, {
     norm: null,
     epsilon: normEpsilon,
-    ...(await gateOf(model, layer)),
+    ...(await gateOf(model, layer, isolatedRows(model, layer, inputs.length, sample.tokenIds))),
     given,
     givenWeights: null,
     experts: expertsOf(model, layer).map(() => idle),

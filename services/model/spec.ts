@@ -55,6 +55,15 @@ export interface SharedExpertSpec extends FfnSpec {
   gated: boolean;
 }
 
+/** Experts of their own for tokens of some ids, which no other token goes to (modality-isolated routing). */
+export interface IsolatedSpec {
+  /** So many of those that the gate chooses among, the last ones. */
+  experts: number;
+  expert: FfnSpec;
+  /** Of those tokens, ascending. */
+  tokenIds: number[];
+}
+
 /** A layer with experts. */
 export interface LayerSpec {
   /** The layer's number in the model. */
@@ -66,7 +75,10 @@ export interface LayerSpec {
   vocabulary: number;
   /** So many of those that the gate chooses among, the last ones, give their rows back as they are. */
   identities: number;
+  /** Of the experts that every token may choose. */
   expert: FfnSpec;
+  /** Null: every token may choose every expert. */
+  isolated: IsolatedSpec | null;
   shared: SharedExpertSpec[];
 }
 
@@ -75,10 +87,29 @@ export function routedExperts({ experts, shared }: Pick<LayerSpec, 'experts' | '
   return experts - shared.length;
 }
 
-/** The ids of tokens that all layers know which choose experts by them; 0: none does. */
-export function vocabularyOf(layers: readonly Pick<LayerSpec, 'vocabulary'>[]): number {
+/** The form of an expert. */
+export function formOf(layer: LayerSpec, expert: number): FfnSpec {
+  const { isolated, shared } = layer;
+  const routed = routedExperts(layer);
+  if (expert >= routed) return shared[expert - routed]!;
+  return isolated !== null && expert >= routed - isolated.experts ? isolated.expert : layer.expert;
+}
+
+/** What the ids of tokens are to some layers. */
+export interface TokenIdsUse {
+  /** Tokens without one have no experts; otherwise they are like those whose ids are none of the isolated. */
+  needed: boolean;
+  /** Ids are below this. */
+  below: number;
+}
+
+/** Null: the ids of tokens are nothing to these layers. */
+export function tokenIdsUseOf(
+  layers: readonly { vocabulary: number; isolated: object | null }[],
+): TokenIdsUse | null {
   const known = layers.map(({ vocabulary }) => vocabulary).filter((vocabulary) => vocabulary > 0);
-  return known.length === 0 ? 0 : Math.min(...known);
+  if (known.length > 0) return { needed: true, below: Math.min(...known) };
+  return layers.some(({ isolated }) => isolated !== null) ? { needed: false, below: 2 ** 32 } : null;
 }
 
 /** Experts of a token: those that the gate chooses, and the shared ones. */
@@ -122,7 +153,15 @@ export interface TokenExperts {
   read(): Promise<Uint32Array>;
 }
 
-/** What a layer's gate is made of. */
+/** What the gate of isolated experts is made of. */
+export interface IsolatedGateSource {
+  /** [isolated experts, hidden] */
+  weight: TensorSource;
+  /** [1, isolated experts], added to scores for choosing only. */
+  selectionBias: TensorSource | null;
+}
+
+/** What a layer's gate is made of; where some of the routed experts are isolated, of that of the others. */
 export interface GateSource {
   /** [routed experts, hidden] */
   weight: TensorSource;
@@ -130,6 +169,7 @@ export interface GateSource {
   logitBias: TensorSource | null;
   /** [1, routed experts], added to scores for choosing only. */
   selectionBias: TensorSource | null;
+  isolated: IsolatedGateSource | null;
   /** [1, hidden], of the shared experts that are gated. */
   sharedGate: TensorSource | null;
   /** [1, routed experts]: weights of chosen experts are multiplied by these in the end. */

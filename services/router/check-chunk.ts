@@ -41,12 +41,13 @@ export interface CheckedChunk {
   taken: () => void;
   /** Of the right size, not looked at yet. */
   given: RoutingBytes | null;
-  /** Below the plan's vocabulary. */
+  /** As the plan allows them. */
   tokenIds: Uint32Array | null;
 }
 
 /**
- * Checks a message that must carry the tokens from `offset` on.
+ * Checks a message that must carry the tokens from `offset` on. `idsBefore`: whether the batch's messages before had ids of tokens; null: there
+ * were none.
  * @throws INVALID_ARGUMENT or TOO_LARGE, naming field, value and what is allowed.
  */
 export function checkChunk(
@@ -54,6 +55,7 @@ export function checkChunk(
   offset: number,
   plan: BatchPlan,
   limit: MessageLimit,
+  idsBefore: boolean | null = null,
 ): CheckedChunk {
   const { chunk } = request;
   if (!chunk) throw invalidArgument('message after the header', request.kind ?? 'empty', 'a chunk');
@@ -76,7 +78,7 @@ export function checkChunk(
     throw invalidArgument(`chunk at offset ${offset}`, `up to token ${offset + tokens}`, allowed);
   }
   const given = sizedRouting(chunk, tokens, plan);
-  return { offset, tokens, rows, taken, given, tokenIds: checkTokenIds(chunk, tokens, plan) };
+  return { offset, tokens, rows, taken, given, tokenIds: checkTokenIds(chunk, tokens, plan, idsBefore) };
 }
 
 /** The error for a client that half-closed early. */
@@ -90,24 +92,45 @@ export function tooManyTokens(plan: BatchPlan): SwitchyardError {
   return invalidArgument('message after the last token', 'another message', allowed);
 }
 
-/** The ids of the tokens; null where the plan wants none. */
-function checkTokenIds({ offset, tokenIds }: Chunk, tokens: number, plan: BatchPlan): Uint32Array | null {
-  const { vocabulary, given } = plan;
-  const expected = vocabulary > 0 ? tokens * tokenIdBytes : 0;
-  if (tokenIds.byteLength !== expected) {
-    const hashed = plan.layers.find((layer) => layer.vocabulary > 0);
-    const none = given ? 'options.routing is GIVEN' : 'no layer of the batch chooses experts by them';
-    const allowed =
-      vocabulary > 0
-        ? `${expected} bytes: ${tokens} tokens x ${tokenIdBytes}, as layer ${hashed!.layer} chooses experts by them, or options.routing GIVEN`
-        : `none, as ${none}`;
-    throw invalidArgument(`chunk.token_ids at offset ${offset}`, `${tokenIds.byteLength} bytes`, allowed);
-  }
-  if (vocabulary === 0) return null;
+/** The ids of the tokens; null: there are none. */
+function checkTokenIds(
+  { offset, tokenIds }: Chunk,
+  tokens: number,
+  plan: BatchPlan,
+  idsBefore: boolean | null,
+): Uint32Array | null {
+  const { bytes, words } = idBytesAllowed(tokens, plan, idsBefore);
+  if (!bytes.includes(tokenIds.byteLength))
+    throw invalidArgument(`chunk.token_ids at offset ${offset}`, `${tokenIds.byteLength} bytes`, words);
+  if (tokenIds.byteLength === 0) return null;
+  const { below } = plan.tokenIds!;
   const ids = unpackUint32(tokenIds);
-  const wrong = ids.findIndex((id) => id >= vocabulary);
+  const wrong = ids.findIndex((id) => id >= below);
   if (wrong < 0) return ids;
-  throw invalidArgument(`chunk.token_ids of token ${offset + wrong}`, ids[wrong]!, `0 to ${vocabulary - 1}`);
+  throw invalidArgument(`chunk.token_ids of token ${offset + wrong}`, ids[wrong]!, `0 to ${below - 1}`);
+}
+
+/** How many bytes of ids a message may have. */
+function idBytesAllowed(
+  tokens: number,
+  { layers, given, tokenIds: use }: BatchPlan,
+  idsBefore: boolean | null,
+): { bytes: number[]; words: string } {
+  if (use === null) {
+    const none = given ? 'options.routing is GIVEN' : 'no layer of the batch chooses experts by them';
+    return { bytes: [0], words: `none, as ${none}` };
+  }
+  const whole = tokens * tokenIdBytes;
+  const words = `${whole} bytes: ${tokens} tokens x ${tokenIdBytes}`;
+  if (use.needed) {
+    const { layer } = layers.find(({ vocabulary }) => vocabulary > 0)!;
+    const more = `as layer ${layer} chooses experts by them, or options.routing GIVEN`;
+    return { bytes: [whole], words: `${words}, ${more}` };
+  }
+  if (idsBefore === null) return { bytes: [0, whole], words: `none, or ${words}` };
+  return idsBefore
+    ? { bytes: [whole], words: `${words}, as the chunks before have them` }
+    : { bytes: [0], words: 'none, as the chunks before have none' };
 }
 
 function sizedRouting(chunk: Chunk, tokens: number, plan: BatchPlan): RoutingBytes | null {

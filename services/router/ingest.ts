@@ -25,7 +25,7 @@ export interface InputChunk {
   /** [tokens, hidden] BF16; a chunk that ended early has room behind. */
   rows: Slab;
   given: RoutingTable | null;
-  /** [tokens], where the plan has a vocabulary. */
+  /** [tokens]; null: the batch has none. */
   tokenIds: Uint32Array | null;
   reservation: Reservation;
 }
@@ -62,6 +62,8 @@ export class Ingest {
   /** Tokens of `message` that were taken. */
   private taken = 0;
   private received = 0;
+  /** Whether messages had ids of tokens: all have them, or none; null: there was no message yet. */
+  private hasIds: boolean | null = null;
   private chunkCount = 0;
   private reading: Promise<ClientMessage | null> | null = null;
 
@@ -137,7 +139,7 @@ export class Ingest {
     const { plan, runtime } = this.options;
     const offset = this.message!.offset + this.taken;
     const rows = runtime.rows.allocateSlab(capacity * plan.rowBytes);
-    const ids = plan.vocabulary > 0 ? new Uint32Array(capacity) : null;
+    const ids = this.hasIds ? new Uint32Array(capacity) : null;
     let given: RoutingTable | null = null;
     let tokens = 0;
     try {
@@ -169,11 +171,12 @@ export class Ingest {
     if (request === 'pause') return false;
     if (request === null) throw tooFewTokens(this.received, plan);
     try {
-      this.message = checkChunk(request, this.received, plan, messageLimit);
+      this.message = checkChunk(request, this.received, plan, messageLimit, this.hasIds);
     } catch (error) {
       dropClientRows(request.rows);
       throw error;
     }
+    this.hasIds = this.message.tokenIds !== null;
     this.taken = 0;
     this.received += this.message.tokens;
     return true;

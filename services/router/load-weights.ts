@@ -36,9 +36,10 @@ async function loadLayer(model: Model, finite: FiniteWeights, spec: LayerSpec): 
   const { layer } = spec;
   const source = model.gate(layer);
   const weight = await loadFloats(source.weight, finite);
+  const isolated = source.isolated && (await loadFloats(source.isolated.weight, finite));
   const sharedGate = source.sharedGate && (await loadFloats(source.sharedGate, finite));
   try {
-    const gate = await createGate(source, spec, model.spec.hidden, weight, sharedGate);
+    const gate = await createGate(source, spec, model.spec.hidden, { weight, isolated, sharedGate });
     const norm = model.norm(layer);
     const outputNorm = model.outputNorm(layer);
     return {
@@ -48,6 +49,7 @@ async function loadLayer(model: Model, finite: FiniteWeights, spec: LayerSpec): 
     };
   } finally {
     weight.release();
+    isolated?.release();
     sharedGate?.release();
   }
 }

@@ -1,7 +1,13 @@
 import { batchIdAllowed, batchIdPattern } from '../common/batch-id.js';
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
-import { expertsPerToken, type LayerSpec, type ModelSpec, vocabularyOf } from '../model/spec.js';
+import {
+  expertsPerToken,
+  type LayerSpec,
+  type ModelSpec,
+  type TokenIdsUse,
+  tokenIdsUseOf,
+} from '../model/spec.js';
 import { type Random, uuid } from '../runtime/random.js';
 import {
   chunkTokensMax,
@@ -33,8 +39,8 @@ export interface BatchPlan {
   feedback: boolean;
   /** Every chunk carries its experts and weights. */
   given: boolean;
-  /** Every chunk carries the ids of its tokens, each below this; 0: none does. */
-  vocabulary: number;
+  /** Whether chunks carry the ids of their tokens; null: they must not. */
+  tokenIds: TokenIdsUse | null;
   returnRouting: boolean;
   refuseNonFinite: boolean;
   /** Tokens per chunk of the pipeline; the last one may be shorter. */
@@ -95,7 +101,7 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
     weighsInput: model.weighsInput,
     feedback: toggle('feedback', limits.feedback) && !given,
     given,
-    vocabulary: given ? 0 : vocabularyOf(layers),
+    tokenIds: given ? null : tokenIdsUseOf(layers),
     returnRouting: options?.returnRouting ?? false,
     refuseNonFinite: options?.refuseNonFinite ?? false,
     chunkTokens: 0,
@@ -113,9 +119,12 @@ export function planBatch(header: ForwardHeader, limits: PlanLimits): BatchPlan 
 export function chunkBytes(plan: BatchPlan, tokens: number): number {
   const rows = outputBytes(plan, tokens);
   const routing = plan.given || plan.returnRouting ? plan.layers.length : 1;
-  return (
-    rows * (2 + plan.slots) + tokens * (plan.slots * routing * 8 + (plan.vocabulary > 0 ? tokenIdBytes : 0))
-  );
+  return rows * (2 + plan.slots) + tokens * (plan.slots * routing * 8 + idBytes(plan));
+}
+
+/** Bytes of one token's id in a message, where it may have one. */
+function idBytes({ tokenIds }: BatchPlan): number {
+  return tokenIds === null ? 0 : tokenIdBytes;
 }
 
 /** Bytes of one token's experts and weights in a message, at all layers of the plan. */
@@ -172,10 +181,9 @@ function checkLayers(header: ForwardHeader, model: ModelSpec): LayerSpec[] {
   return layers;
 }
 
-/** One token, with its routing if that is given, or its id if that is wanted, must fit into a message. */
+/** One token, with its routing if that is given, or its id if it may have one, must fit into a message. */
 function checkMessage(plan: BatchPlan, { messageBytesMax, node }: PlanLimits): void {
-  const bytes =
-    plan.rowBytes + (plan.given ? routingBytes(plan) : 0) + (plan.vocabulary > 0 ? tokenIdBytes : 0);
+  const bytes = plan.rowBytes + (plan.given ? routingBytes(plan) : 0) + idBytes(plan);
   if (bytes <= messageBytesMax) return;
   throw overLimit('TOO_LARGE', 'bytes of one token', bytes, messageBytesMax, {
     setting: 'messageBytesMax',

@@ -12,7 +12,7 @@ const biasOf = (feedback: Feedback) => new Map(feedback.biases()).get(0)!;
 
 describe('load feedback', () => {
   test('no step is taken before the window is full, and then exactly one', () => {
-    const feedback = new Feedback([{ layer: 3, experts: 4, shared: [] }], options);
+    const feedback = new Feedback([{ layer: 3, experts: 4, isolated: null, shared: [] }], options);
     expect(feedback.observe(3, Uint32Array.of(40, 0, 0, 0))).toBe(false);
     expect(feedback.version).toBe(0);
     expect(feedback.observe(3, Uint32Array.of(0, 24, 0, 0))).toBe(true);
@@ -21,7 +21,7 @@ describe('load feedback', () => {
   });
 
   test('an expert above its share loses, one below it gains, the others keep their order', () => {
-    const feedback = new Feedback([{ layer: 0, experts: 4, shared: [] }], options);
+    const feedback = new Feedback([{ layer: 0, experts: 4, isolated: null, shared: [] }], options);
     feedback.observe(0, Uint32Array.of(100, 60, 30, 10));
     const bias = [...biasOf(feedback)];
     expect(bias[0]).toBeLessThan(0);
@@ -30,14 +30,14 @@ describe('load feedback', () => {
   });
 
   test('an even load changes nothing', () => {
-    const feedback = new Feedback([{ layer: 0, experts: 4, shared: [] }], options);
+    const feedback = new Feedback([{ layer: 0, experts: 4, isolated: null, shared: [] }], options);
     feedback.observe(0, Uint32Array.of(50, 50, 50, 50));
     expect([...biasOf(feedback)]).toEqual([0, 0, 0, 0]);
   });
 
   test('tells the layers that changed since a version, and those alone', () => {
     const feedback = new Feedback(
-      [0, 1, 2].map((layer) => ({ layer, experts: 2, shared: [] })),
+      [0, 1, 2].map((layer) => ({ layer, experts: 2, isolated: null, shared: [] })),
       options,
     );
     const changed = (version: number) => feedback.changedSince(version).map(({ layer }) => layer);
@@ -55,7 +55,7 @@ describe('load feedback', () => {
         fc.array(loads(6), { maxLength: 40 }),
         fc.double({ min: 0, max: 1, noNaN: true }),
         (history, rate) => {
-          const feedback = new Feedback([{ layer: 0, experts: 6, shared: [] }], {
+          const feedback = new Feedback([{ layer: 0, experts: 6, isolated: null, shared: [] }], {
             ...options,
             rate,
             limit: 0.5,
@@ -75,7 +75,7 @@ describe('load feedback', () => {
 
   test('closes the loop: a gate with fixed preferences ends up even', () => {
     const preference = [0.5, 0.3, 0.15, 0.05];
-    const feedback = new Feedback([{ layer: 0, experts: 4, shared: [] }], options);
+    const feedback = new Feedback([{ layer: 0, experts: 4, isolated: null, shared: [] }], options);
     let rows: number[] = [];
     for (let step = 0; step < 400; step += 1) {
       const bias = biasOf(feedback);

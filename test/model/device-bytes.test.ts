@@ -4,7 +4,7 @@ import type { LayerSpec } from '../../services/model/spec.js';
 
 const spec = (hidden: number, ffn: number, activation: 'swiglu' | 'gelu', expertBytes = 1) => {
   const expert = { ffn, activation, glu: null, biased: false };
-  return { hidden, expertBytes, layers: [{ expert, shared: [] } as unknown as LayerSpec] };
+  return { hidden, expertBytes, layers: [{ expert, isolated: null, shared: [] } as unknown as LayerSpec] };
 };
 
 describe('what an expert takes of a device', () => {

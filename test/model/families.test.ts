@@ -46,14 +46,18 @@ describe.each(readdirSync(directory).sort())('%s', (family) => {
     );
     const errorOf = (rows: Float64Array, name: string) =>
       relativeErrors(rows, floats(name), hidden).relativeError;
-    for (const layer of layers) {
-      const name = `moe.${layer}`;
-      const bare = { layers: [layer], norm: false, residual: false, given: [], tokenIds };
+    const expectBlock = async (layer: number, name: string, ids: Uint32Array | null) => {
+      const bare = { layers: [layer], norm: false, residual: false, given: [], tokenIds: ids };
       const reference = await referenceForward(model, input, bare);
       expect(errorOf(reference.rows, name)).toBeLessThan(referenceErrorMax(family));
-      const { rows, routing } = await compute(model, expected, [layer], false);
+      const { rows, routing } = await compute(model, { ...expected, tokenIds: ids }, [layer], false);
       expect(errorOf(decodeBf16(rows.view()), name)).toBeLessThan(kernelErrorMax);
       expect(routing[0]!.experts).toEqual(reference.layers[0]!.experts);
+    };
+    for (const layer of layers) {
+      await expectBlock(layer, `moe.${layer}`, tokenIds);
+      const untyped = `untyped.${layer}`;
+      if (names.includes(untyped)) await expectBlock(layer, untyped, null);
     }
     if (names.includes('stack')) {
       const { rows } = await compute(model, expected, layers, true);

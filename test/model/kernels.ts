@@ -44,7 +44,8 @@ async function runLayer(
   const source = model.gate(layer);
   const weight = await native.readFloats(source.weight);
   const sharedGate = source.sharedGate && (await native.readFloats(source.sharedGate));
-  const gate = await createGate(source, spec, hidden, weight, sharedGate);
+  const isolated = source.isolated && (await native.readFloats(source.isolated.weight));
+  const gate = await createGate(source, spec, hidden, { weight, isolated, sharedGate });
   const normSource = options.norm ? model.norm(layer) : null;
   const norm = normSource && {
     weight: await native.readTensor(normSource.weight),

@@ -27,9 +27,9 @@ function tokenRows(first: number, count: number, hidden: number): Buffer {
   return Buffer.from(rows.buffer);
 }
 
-/** The id of token t is t. */
+/** The id of token t is t, where tokens need one. */
 function idsOf(batch: BatchPlan, first: number, count: number): Uint32Array {
-  return new Uint32Array(batch.vocabulary > 0 ? count : 0).map((_, index) => first + index);
+  return new Uint32Array(batch.tokenIds?.needed ? count : 0).map((_, index) => first + index);
 }
 
 function message(
@@ -111,7 +111,7 @@ async function collect(batch: BatchPlan, from: Ingest): Promise<Pick<InputChunk,
       );
       chunk.given!.release();
     } else expect(chunk.given).toBeNull();
-    expect(chunk.tokenIds).toEqual(batch.vocabulary > 0 ? idsOf(batch, next, chunk.tokens) : null);
+    expect(chunk.tokenIds).toEqual(batch.tokenIds?.needed ? idsOf(batch, next, chunk.tokens) : null);
     next += chunk.tokens;
     seen.push({ offset: chunk.offset, tokens: chunk.tokens });
     chunk.rows.release();

@@ -31,6 +31,11 @@ Napi::Value create_gate(const Napi::CallbackInfo& info) {
   GateExtras extras;
   if (options.has("expertScale")) extras.expert_scale = to_span<float>(options.value("expertScale"), "expertScale");
   if (options.has("tokenExperts")) extras.token_experts = to_span<uint32_t>(options.value("tokenExperts"), "tokenExperts");
+  if (options.has("isolated")) {
+    const Fields isolated = options.fields("isolated");
+    extras.isolated.experts = isolated.integer("experts", 1, experts_max);
+    extras.isolated.token_ids = to_span<uint32_t>(isolated.value("tokenIds"), isolated.name("tokenIds"));
+  }
   if (options.has("rowEpsilon")) extras.row_epsilon = static_cast<float>(options.number("rowEpsilon"));
   return GateHandle::create(
       info.Env(), std::make_shared<const Gate>(floats_of(weight), experts, hidden, bias_of(options, "logitBias"),

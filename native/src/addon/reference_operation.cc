@@ -66,6 +66,14 @@ ReferenceShared to_shared(const Fields& fields, Operation& operation) {
           .gate = to_optional_tensor(shared, "gate")};
 }
 
+std::optional<ReferenceIsolated> to_isolated(const Fields& fields, Operation& operation) {
+  if (!fields.has("isolated")) return std::nullopt;
+  const Fields isolated = fields.fields("isolated");
+  return ReferenceIsolated{.gate = to_tensor(isolated.fields("gate")),
+                           .selection_bias = span_or_null<float>(isolated, "selectionBias", operation),
+                           .rows = held_span<uint8_t>(operation, isolated.value("rows"), isolated.name("rows"))};
+}
+
 ReferenceLayer to_layer(const Fields& fields, Operation& operation) {
   return {
       .norm = to_optional_tensor(fields, "norm"),
@@ -76,6 +84,7 @@ ReferenceLayer to_layer(const Fields& fields, Operation& operation) {
       .gate_bias = span_or_null<float>(fields, "gateBias", operation),
       .selection_bias = span_or_null<float>(fields, "selectionBias", operation),
       .routing = to_routing(fields.fields("routing")),
+      .isolated = to_isolated(fields, operation),
       .given = span_or_null<uint32_t>(fields, "given", operation),
       .given_weights = span_or_null<float>(fields, "givenWeights", operation),
       .experts = to_experts(fields.value("experts"), fields.name("experts")),

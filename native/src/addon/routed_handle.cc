@@ -37,7 +37,7 @@ struct Request {
   /** The table has the choice; otherwise the table, if there is one, takes it. */
   bool given = true;
   std::span<const float> bias;
-  /** [row_count], of a gate with a vocabulary that is to choose; otherwise empty. */
+  /** [row_count], of a gate that is to choose and has a vocabulary, or isolates and is given them; otherwise empty. */
   std::vector<uint32_t> token_ids;
   std::shared_ptr<RoutingTable> table;
   uint64_t layer = 0;
@@ -81,13 +81,14 @@ void take_gate(Operation& operation, const Fields& options, Request& request) {
   request.bias =
       held_span_or_null<float>(operation, gate.value("bias"), gate.name("bias"), request.gate->experts());
   const uint64_t vocabulary = request.gate->vocabulary();
-  if (request.given || vocabulary == 0) return;
+  const bool optional = request.gate->isolates() && !gate.has("tokenIds");
+  if (request.given || optional || !(vocabulary > 0 || request.gate->isolates())) return;
   const std::string field = gate.name("tokenIds");
   const auto ids = to_span<uint32_t>(gate.value("tokenIds"), field);
   if (ids.size() != request.row_count) throw_invalid(field + ".length", ids.size(), std::to_string(request.row_count));
   request.token_ids.assign(ids.begin(), ids.end());
   for (const uint32_t id : request.token_ids) {
-    if (id >= vocabulary) throw_invalid(field, id, "0 to " + std::to_string(vocabulary - 1));
+    if (vocabulary > 0 && id >= vocabulary) throw_invalid(field, id, "0 to " + std::to_string(vocabulary - 1));
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -50,6 +51,14 @@ void check_token_experts(std::span<const std::uint32_t> token_experts, std::size
   for (const std::uint32_t expert : token_experts) {
     if (expert >= experts) throw_invalid("tokenExperts", expert, "0 to " + std::to_string(experts - 1));
   }
+}
+
+void check_isolated(const IsolatedChoice& isolated, const GateExtras& extras, std::size_t experts) {
+  if (isolated.experts >= experts) {
+    throw_invalid("isolated.experts", isolated.experts, "below the number of experts, " + std::to_string(experts));
+  }
+  if (!extras.token_experts.empty()) throw_invalid("isolated", "experts of their own", "null, as there are tokenExperts");
+  if (!std::ranges::is_sorted(isolated.token_ids)) throw_invalid("isolated.tokenIds", "unsorted", "ascending ids");
 }
 
 /** A block of some rows in the form that a kernel reads. */
@@ -100,6 +109,9 @@ struct Gate::Prepared {
   std::optional<float> row_epsilon;
   /** [vocabulary, top_k] */
   std::vector<std::uint32_t> token_experts;
+  /** Of IsolatedChoice. */
+  std::size_t isolated;
+  std::vector<std::uint32_t> isolated_ids;
   /** Their gate is one more row of the weights, behind those of the experts. */
   bool shared_gate;
 
@@ -160,7 +172,12 @@ Gate::Gate(const float* weight, std::size_t experts, std::size_t hidden, std::sp
            std::span<const float> selection_bias, const RoutingSpec& routing, const SharedChoice& shared, const GateExtras& extras) {
   if (experts == 0) throw_invalid("experts", experts, "1 or more");
   if (hidden == 0) throw_invalid("hidden", hidden, "1 or more");
-  check_routing(routing, experts);
+  const IsolatedChoice& isolated = extras.isolated;
+  if (isolated.experts > 0) {
+    check_isolated(isolated, extras, experts);
+    check_routing(routing, isolated.experts);
+  }
+  check_routing(routing, experts - isolated.experts);
   check_bias(logit_bias, experts, "logitBias");
   check_bias(selection_bias, experts, "selectionBias");
 
@@ -175,6 +192,8 @@ Gate::Gate(const float* weight, std::size_t experts, std::size_t hidden, std::sp
   prepared->row_epsilon = extras.row_epsilon;
   check_token_experts(extras.token_experts, experts, routing.top_k);
   prepared->token_experts.assign(extras.token_experts.begin(), extras.token_experts.end());
+  prepared->isolated = isolated.experts;
+  if (isolated.experts > 0) prepared->isolated_ids.assign(isolated.token_ids.begin(), isolated.token_ids.end());
   prepared->shared_gate = shared.gate != nullptr;
   std::vector<float> rows(weight, weight + experts * hidden);
   if (shared.gate != nullptr) rows.insert(rows.end(), shared.gate, shared.gate + hidden);
@@ -203,6 +222,7 @@ std::size_t Gate::shared() const { return prepared_->shared_weights.size(); }
 std::optional<float> Gate::row_epsilon() const { return prepared_->row_epsilon; }
 bool Gate::has_shared_gate() const { return prepared_->shared_gate; }
 std::size_t Gate::vocabulary() const { return prepared_->token_experts.size() / prepared_->routing.top_k; }
+bool Gate::isolates() const { return prepared_->isolated > 0; }
 std::size_t Gate::bytes() const {
   return std::visit([](const auto& found) { return found.size() * sizeof found[0]; }, prepared_->weights);
 }
@@ -228,8 +248,34 @@ void Gate::share(std::size_t row_count, std::uint32_t* experts, float* weights) 
   }
 }
 
-struct GateSession::Scratch {
+namespace {
+
+/** Experts [first, first + count) that rows choose among; with what is behind them, `padded`. */
+struct Pool {
+  Pool(const RoutingSpec& routing, const std::vector<float>& selection_bias, std::size_t first, std::size_t count,
+       std::size_t padded)
+      : first(first),
+        count(count),
+        chooser(routing, {&selection_bias[first], &selection_bias[first] + count}, padded - count) {}
+
+  /** Chooser::choose from a row's logits, of all experts. */
+  void choose(float* logits, std::size_t top_k, std::uint32_t* experts, float* weights) {
+    // To the front, where there is padding behind them.
+    if (first > 0) std::copy_n(logits + first, count, logits);
+    chooser.choose(logits, experts, weights);
+    for (std::size_t j = 0; j < top_k; ++j) experts[j] += static_cast<std::uint32_t>(first);
+  }
+
+  std::size_t first;
+  std::size_t count;
   Chooser chooser;
+};
+
+}  // namespace
+
+struct GateSession::Scratch {
+  Pool common;
+  std::optional<Pool> isolated;
   RowScratch rows;
   std::vector<float> logits;
 };
@@ -239,8 +285,16 @@ GateSession::GateSession(const Gate& gate, std::span<const float> bias) : gate_(
   std::vector<float> selection_bias = gate_.selection_bias;
   for (std::size_t e = 0; e < bias.size(); ++e) selection_bias[e] += bias[e];
   const std::size_t stride = gate_.logit_stride();
-  Chooser chooser(gate_.routing, std::move(selection_bias), stride - gate_.experts);
-  scratch_ = std::make_unique<Scratch>(std::move(chooser), RowScratch(), std::vector<float>(rows_at_once * stride));
+  const std::size_t common = gate_.experts - gate_.isolated;
+  const auto pool = [&](std::size_t first, std::size_t count) {
+    // As a gate of these experts alone has it.
+    const std::size_t padded = gate_.isolated == 0 ? stride : divide_up(count, scores::panel_width) * scores::panel_width;
+    return Pool(gate_.routing, selection_bias, first, count, padded);
+  };
+  std::optional<Pool> isolated;
+  if (gate_.isolated > 0) isolated.emplace(pool(common, gate_.isolated));
+  scratch_ = std::make_unique<Scratch>(pool(0, common), std::move(isolated), RowScratch(),
+                                       std::vector<float>(rows_at_once * stride));
 }
 
 GateSession::~GateSession() = default;
@@ -262,11 +316,12 @@ void GateSession::route(RowParts& rows, std::size_t row_count, const std::uint16
     }
     // First, since the choice overwrites what is behind the experts' logits.
     gate_.add_shared(own, experts, weights);
-    if (token_ids != nullptr) {
+    if (!gate_.token_experts.empty()) {
       std::copy_n(&gate_.token_experts[token_ids[r] * top_k], top_k, experts);
-      scratch_->chooser.weigh_chosen(own, experts, weights);
+      scratch_->common.chooser.weigh_chosen(own, experts, weights);
     } else {
-      scratch_->chooser.choose(own, experts, weights);
+      const bool isolated = token_ids != nullptr && std::ranges::binary_search(gate_.isolated_ids, token_ids[r]);
+      (isolated ? *scratch_->isolated : scratch_->common).choose(own, top_k, experts, weights);
     }
     if (gate_.expert_scale.empty()) continue;
     for (std::size_t j = 0; j < top_k; ++j) weights[j] *= gate_.expert_scale[experts[j]];

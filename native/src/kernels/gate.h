@@ -35,6 +35,14 @@ struct RoutingSpec {
   WeightOn weight_on = WeightOn::output;
 };
 
+/** Experts of their own for tokens of some ids, which no other token goes to (modality-isolated routing). */
+struct IsolatedChoice {
+  /** So many of the experts, the last ones; 0: there are none. */
+  std::size_t experts = 0;
+  /** Of those tokens, ascending. */
+  std::span<const std::uint32_t> token_ids;
+};
+
 /** What a gate does beside its products. */
 struct GateExtras {
   /** [experts]: what the weights of chosen experts are multiplied by in the end; empty: nothing. */
@@ -43,6 +51,7 @@ struct GateExtras {
   std::optional<float> row_epsilon;
   /** [vocabulary, top_k]: the experts that a row goes to by its token's id, which the scores then only weigh; empty: scores choose. */
   std::span<const std::uint32_t> token_experts;
+  IsolatedChoice isolated;
 };
 
 /** Experts that every token goes to beside those chosen; their numbers follow those of the routed ones. */
@@ -81,6 +90,8 @@ class Gate {
   std::optional<float> row_epsilon() const;
   /** Ids of tokens that experts are chosen by; 0: scores choose. */
   std::size_t vocabulary() const;
+  /** Whether some experts are for tokens of some ids alone. */
+  bool isolates() const;
   /** Experts of a row: those chosen and the shared ones. */
   std::size_t slots() const { return routing().top_k + shared(); }
   /** Memory of the prepared weights. */
@@ -93,7 +104,9 @@ class Gate {
    * highest logit. Ties go to the lower expert. A row's result has the same bits whatever rows are beside it, on every
    * processor. Weights are finite whatever the row holds: a logit beyond the range of floats counts as the largest float
    * of its sign, and a row with NaN among its logits is routed as if all of them were 0.
-   * `token_ids`: [row_count], each below the vocabulary, of gates that have one; otherwise null.
+   * `token_ids`: [row_count], each below the vocabulary, of gates that have one. A gate that isolates routes a row with one of its
+   * ids among the isolated experts, as a gate of these alone would, bit for bit, and other rows among the others so; null: there are
+   * no such rows. Otherwise null.
    */
   void route(const std::uint16_t* rows, std::size_t row_count, std::span<const float> bias,
              std::uint32_t* chosen_experts, float* chosen_weights, const std::uint32_t* token_ids = nullptr) const;

@@ -44,6 +44,36 @@ void check_routing(const RoutingSpec& routing, size_t experts) {
   }
 }
 
+/** The routed experts that a row chooses among, from `first` on. */
+struct Pool {
+  size_t first;
+  size_t experts;
+  std::span<const float> selection_bias;
+};
+
+Pool common_pool(const ReferenceLayer& layer) { return {0, layer.gate.rows, layer.selection_bias}; }
+
+Pool pool_of(const ReferenceLayer& layer, size_t row) {
+  if (!layer.isolated || layer.isolated->rows[row] == 0) return common_pool(layer);
+  return {layer.gate.rows, layer.isolated->gate.rows, layer.isolated->selection_bias};
+}
+
+void check_pool(const Pool& pool, const RoutingSpec& routing, const std::string& field) {
+  check_routing(routing, pool.experts);
+  const auto& bias = pool.selection_bias;
+  if (!bias.empty() && bias.size() != pool.experts) throw_invalid(field + ".length", bias.size(), std::to_string(pool.experts));
+}
+
+/** Checks the gate of isolated experts. Returns how many there are. */
+size_t check_isolated(size_t row_count, size_t hidden, const ReferenceLayer& layer) {
+  if (!layer.isolated) return 0;
+  const auto& [gate, selection_bias, rows] = *layer.isolated;
+  check_pool({0, gate.rows, selection_bias}, layer.routing, "isolated.selectionBias");
+  check_shape(gate, gate.rows, hidden, "isolated.gate");
+  if (rows.size() != row_count) throw_invalid("isolated.rows.length", rows.size(), std::to_string(row_count));
+  return gate.rows;
+}
+
 void check_layer(std::span<const double> rows, size_t hidden, const ReferenceLayer& layer) {
   if (hidden == 0 || rows.empty() || rows.size() % hidden != 0) {
     throw_invalid("rows.length", rows.size(), "a positive multiple of hidden " + std::to_string(hidden));
@@ -52,13 +82,13 @@ void check_layer(std::span<const double> rows, size_t hidden, const ReferenceLay
     throw_invalid("shared.weights.length", layer.shared.weights.size(), "below the number of experts");
   }
   const size_t experts = layer.experts.size() - layer.shared.weights.size();
-  check_routing(layer.routing, experts);
-  check_shape(layer.gate, experts, hidden, "gate");
+  const size_t isolated = check_isolated(rows.size() / hidden, hidden, layer);
+  check_shape(layer.gate, experts - std::min(experts, isolated), hidden, "gate");
+  check_pool(common_pool(layer), layer.routing, "selectionBias");
   if (layer.norm) check_shape(*layer.norm, 1, hidden, "norm");
   if (layer.output_norm) check_shape(*layer.output_norm, 1, hidden, "outputNorm");
-  for (const auto& [bias, field] :
-       {std::pair{layer.gate_bias, "gateBias.length"}, std::pair{layer.selection_bias, "selectionBias.length"}}) {
-    if (!bias.empty() && bias.size() != experts) throw_invalid(field, bias.size(), std::to_string(experts));
+  if (!layer.gate_bias.empty() && layer.gate_bias.size() != layer.gate.rows) {
+    throw_invalid("gateBias.length", layer.gate_bias.size(), std::to_string(layer.gate.rows));
   }
   if (!layer.given.empty()) {
     const size_t choices = rows.size() / hidden * layer.routing.top_k;
@@ -178,6 +208,39 @@ std::vector<double> shared_gate(const ReferenceLayer& layer, const std::vector<d
   return shares;
 }
 
+/** Logits of every row, [row_count, routed experts]. */
+std::vector<double> logits_of(const ReferenceLayer& layer, const std::vector<double>& inputs, size_t row_count, ThreadPool& pool) {
+  std::vector<double> common = multiply(layer.gate, inputs.data(), row_count, Precision::stored, pool);
+  for (size_t i = 0; i < common.size() && !layer.gate_bias.empty(); ++i) common[i] += layer.gate_bias[i % layer.gate.rows];
+  if (!layer.isolated) return common;
+  std::vector<double> isolated = multiply(layer.isolated->gate, inputs.data(), row_count, Precision::stored, pool);
+  std::vector<double> logits;
+  for (size_t row = 0; row < row_count; ++row) {
+    for (const auto* part : {&common, &isolated}) {
+      const size_t experts = part->size() / row_count;
+      logits.insert(logits.end(), part->begin() + row * experts, part->begin() + (row + 1) * experts);
+    }
+  }
+  return logits;
+}
+
+/** choose_experts within the row's pool, by the numbers of the layer. What is given of another pool is wrong whatever its scores. */
+ReferenceChoice choose_within(const Pool& pool, std::span<const double> logits, const RoutingSpec& routing,
+                              std::span<const uint32_t> given) {
+  const auto outside = [&](uint32_t expert) { return expert < pool.first || expert - pool.first >= pool.experts; };
+  const bool wrong = std::ranges::any_of(given, outside);
+  std::vector<uint32_t> own;
+  for (const uint32_t expert : given) own.push_back(expert - static_cast<uint32_t>(pool.first));
+  if (wrong) own.clear();
+  ReferenceChoice choice = choose_experts(logits.subspan(pool.first, pool.experts), pool.selection_bias, routing, own);
+  for (uint32_t& expert : choice.experts) expert += static_cast<uint32_t>(pool.first);
+  if (wrong) {
+    choice.regret = choice.logit_regret = std::numeric_limits<double>::infinity();
+    std::ranges::fill(choice.weights, std::numeric_limits<double>::quiet_NaN());
+  }
+  return choice;
+}
+
 /** Adds what one expert makes of the rows that use it. */
 void add_expert(const ReferenceLayer& layer, size_t number, const std::vector<Use>& uses,
                 const std::vector<double>& inputs, size_t hidden, ThreadPool& pool, std::vector<double>& output) {
@@ -212,8 +275,9 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
     const std::vector<double> scale(layer.gate_scale.begin(), layer.gate_scale.end());
     gate_inputs = normalize(gate_inputs, scale, 0, *layer.row_epsilon);
   }
-  std::vector<double> logits = multiply(layer.gate, gate_inputs.data(), row_count, Precision::stored, pool);
-  const double gate_norm = largest_row_norm(layer.gate, Precision::stored, pool);
+  const std::vector<double> logits = logits_of(layer, gate_inputs, row_count, pool);
+  double gate_norm = largest_row_norm(layer.gate, Precision::stored, pool);
+  if (layer.isolated) gate_norm = std::max(gate_norm, largest_row_norm(layer.isolated->gate, Precision::stored, pool));
   double bias_max = 0;
   for (const float bias : layer.gate_bias) bias_max = std::max(bias_max, std::abs(static_cast<double>(bias)));
 
@@ -221,10 +285,9 @@ ReferenceResult reference_layer(std::span<const double> rows, size_t hidden, con
   std::vector<std::vector<Use>> uses(experts + shared);
   const std::vector<double> shares = shared_gate(layer, gate_inputs, row_count, pool);
   for (size_t row = 0; row < row_count; ++row) {
-    double* own = logits.data() + row * experts;
-    for (size_t expert = 0; expert < layer.gate_bias.size(); ++expert) own[expert] += layer.gate_bias[expert];
+    const std::span<const double> own(logits.data() + row * experts, experts);
     const auto given = layer.given.empty() ? layer.given : layer.given.subspan(row * top_k, top_k);
-    ReferenceChoice choice = choose_experts({own, experts}, layer.selection_bias, layer.routing, given);
+    ReferenceChoice choice = choose_within(pool_of(layer, row), own, layer.routing, given);
     const auto used = given.empty() ? std::span<const uint32_t>(choice.experts) : given;
     for (size_t i = 0; i < top_k && !layer.expert_scale.empty(); ++i) choice.weights[i] *= layer.expert_scale[used[i]];
     for (size_t i = 0; i < top_k; ++i) {

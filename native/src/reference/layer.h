@@ -44,6 +44,15 @@ struct ReferenceShared {
   std::optional<TensorSource> gate;
 };
 
+/** Experts that some rows choose among in place of the others; they are the last before the shared ones. */
+struct ReferenceIsolated {
+  /** [isolated experts, hidden] */
+  TensorSource gate;
+  std::span<const float> selection_bias;
+  /** [rows]: 1 for those rows, 0 for others. */
+  std::span<const uint8_t> rows;
+};
+
 /** The fields are those of ReferenceLayer in native/index.ts; empty spans stand for null. */
 struct ReferenceLayer {
   std::optional<TensorSource> norm;
@@ -56,6 +65,7 @@ struct ReferenceLayer {
   std::span<const float> gate_bias;
   std::span<const float> selection_bias;
   RoutingSpec routing;
+  std::optional<ReferenceIsolated> isolated = {};
   std::span<const uint32_t> given;
   std::span<const float> given_weights;
   std::vector<ReferenceExpert> experts;

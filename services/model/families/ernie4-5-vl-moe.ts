@@ -4,33 +4,52 @@ import { allLayers, common, countOrNone, epsilon, expertWidth, orElse, sharedOf,
 import { fused, layouts, projections } from './layouts.js';
 import { softmax } from './routers.js';
 
-/** One value, or one for text and one for images, of which the first counts. */
-function ofText<T>(schema: z.ZodType<T>) {
-  return z.preprocess((value) => (Array.isArray(value) && value.length > 0 ? value[0] : value), schema);
+/** One value for text and one for images, or one for both. */
+function forBoth<T>(schema: z.ZodType<T>) {
+  return z.preprocess((value) => (Array.isArray(value) ? value : [value, value]), z.tuple([schema, schema]));
 }
 
+const tokenId = z
+  .int({ error: 'an integer from 0 to 4294967295' })
+  .min(0, 'an integer from 0 to 4294967295')
+  .max(2 ** 32 - 1, 'an integer from 0 to 4294967295');
+
+/** The tokens of images and videos, with those that begin and end them; by default as transformers has them. */
+const tokenIds = {
+  image_token_id: orElse(tokenId, 100_295),
+  image_start_token_id: orElse(tokenId, 101_304),
+  image_end_token_id: orElse(tokenId, 101_305),
+  video_token_id: orElse(tokenId, 103_367),
+  video_start_token_id: orElse(tokenId, 101_306),
+  video_end_token_id: orElse(tokenId, 101_307),
+};
+const tokenIdKeys = Object.keys(tokenIds) as (keyof typeof tokenIds)[];
+
 /**
- * Tokens of text and of images have routers and experts of their own; what is served is the text's. The publisher's tensors hold those of text
- * first, and their routers as [hidden, experts].
+ * Tokens of text and of images have routers and experts of their own, and the shared experts in common. The publisher's tensors number experts of
+ * text first, and hold their routers as [hidden, experts].
  */
 export const ernie45VlMoe: Family = {
   name: 'ernie4_5_vl_moe',
   types: ['ernie4_5_vl_moe', 'ernie4_5_moe_vl'],
+  outerKeys: [...tokenIdKeys, 'im_patch_id'],
   config: z
     .object({
       ...common,
-      num_experts: ofText(common.num_experts),
-      moe_intermediate_size: ofText(expertWidth),
+      moe_intermediate_size: forBoth(expertWidth),
       n_shared_experts: orElse(countOrNone, 2),
       mlp_layer_types: z.array(z.string(), { error: 'a list of "dense" and "sparse"' }).nullish(),
       moe_layer_interval: orElse(z.int().min(1), 1),
-      moe_layer_start_index: orElse(ofText(z.int()), 1),
-      moe_layer_end_index: orElse(ofText(z.int()), -1),
+      moe_layer_start_index: orElse(forBoth(z.int()), [1, 1]),
+      moe_layer_end_index: orElse(forBoth(z.int()), [-1, -1]),
       rms_norm_eps: epsilon.default(1e-5),
+      ...tokenIds,
     })
     .transform((config) => {
-      const { mlp_layer_types: types, moe_layer_start_index: start, moe_layer_interval: interval } = config;
-      const last = config.moe_layer_end_index;
+      const { mlp_layer_types: types, moe_layer_interval: interval } = config;
+      const [text, vision] = config.moe_intermediate_size;
+      const start = Math.min(...config.moe_layer_start_index);
+      const last = Math.max(...config.moe_layer_end_index);
       const end = last === -1 ? config.num_hidden_layers - 1 : last;
       return {
         hidden: config.hidden_size,
@@ -39,8 +58,12 @@ export const ernie45VlMoe: Family = {
           types ? types[layer] === 'sparse' : (layer + 1) % interval === 0 && layer >= start && layer <= end,
         ),
         routing: softmax(config.num_experts_per_tok, true),
-        expert: swiglu(config.moe_intermediate_size),
-        shared: sharedOf(swiglu(config.moe_intermediate_size * config.n_shared_experts)),
+        expert: swiglu(text),
+        isolated: {
+          expert: swiglu(vision),
+          tokenIds: [...new Set(tokenIdKeys.map((key) => config[key]))].sort((a, b) => a - b),
+        },
+        shared: sharedOf(swiglu(text * config.n_shared_experts)),
         normEpsilon: config.rms_norm_eps,
       };
     }),
@@ -48,13 +71,18 @@ export const ernie45VlMoe: Family = {
     {
       routerTransposed: true,
       selectionBias: ['mlp.moe_statics.e_score_correction_bias'],
-      selectionBiasRows: 2,
+      isolated: { router: 'mlp.gate.weight_1', selectionBias: null, experts: null },
       shared: projections('mlp.shared_experts'),
     },
     {
       router: 'mlp.text_moe.gate.weight',
       selectionBias: ['mlp.text_moe.gate.moe_statics.e_score_correction_bias'],
       experts: fused('mlp.text_moe.experts'),
+      isolated: {
+        router: 'mlp.vision_moe.gate.weight',
+        selectionBias: 'mlp.vision_moe.gate.moe_statics.e_score_correction_bias',
+        experts: fused('mlp.vision_moe.experts'),
+      },
       shared: projections('mlp.shared_experts'),
     },
   ),

@@ -9,9 +9,16 @@ export interface SharedSpec extends FfnSpec {
   gated: boolean;
 }
 
+/** Experts of their own for tokens of some ids, of the routed ones' number. */
+export interface IsolatedConfig {
+  expert: FfnSpec;
+  tokenIds: number[];
+}
+
 /** What a family's config.json says about its MoE layers. */
 export interface FamilyConfig {
   hidden: number;
+  /** Those that are routed to; where there are isolated ones too, as many of each kind. */
   experts: number;
   /** Layers with experts, ascending. */
   layers: number[];
@@ -19,6 +26,8 @@ export interface FamilyConfig {
   hashed?: { layers: number[]; vocabulary: number };
   routing: RoutingSpec;
   expert: FfnSpec;
+  /** Absent: there are none. */
+  isolated?: IsolatedConfig;
   shared: SharedSpec | null;
   /** So many of the experts that the gate chooses among, the last of them, give their rows back as they are; none if absent. */
   identities?: number;
@@ -46,6 +55,15 @@ export interface LatentNames {
   input: string;
   /** [hidden, latent] */
   output: string;
+}
+
+/** Where isolated experts and their router are. */
+export interface IsolatedNames {
+  router: string;
+  /** Null: it is the second row of the bias of the others. */
+  selectionBias: string | null;
+  /** Null: they have the names of the others, and the numbers that follow. */
+  experts: FusedNames | null;
 }
 
 /**
@@ -86,11 +104,11 @@ export interface LayerNames {
   expertScale: string | null;
   /** Added to scores for choosing only. */
   selectionBias: readonly string[];
-  /** Rows of that tensor, of which the first counts. */
-  selectionBiasRows: number;
   /** I64 [vocabulary, topK], in hashed layers alone: the experts that tokens go to by their ids. */
   tokenExperts: string | null;
   experts: MatrixNames | FusedNames;
+  /** Only of families with isolated experts. */
+  isolated: IsolatedNames | null;
   /** Of experts that have a latent width; only of families with shared experts, which have the hidden one. */
   latent: LatentNames | null;
   /** Of the shared experts; null: the family has none. */
@@ -109,6 +127,8 @@ export interface Family {
   /** Its layers are not x + MoE(RMSNorm(x)), so that only the block alone makes sense. */
   bare?: boolean;
   config: z.ZodType<FamilyConfig>;
+  /** Keys of the whole model's configuration, around that of its language model, that `config` reads too. */
+  outerKeys?: readonly string[];
   /** Tried in order. */
   layouts: readonly LayerNames[];
 }

@@ -19,6 +19,7 @@ const names: Readonly<Record<string, readonly string[]>> = {
   routed_scaling_factor: ['router_scaling_factor', 'route_scale', 'moe_router_scaling_factor'],
   shared_experts_intermediate_size: ['moe_shared_expert_intermediate_size'],
   rms_norm_eps: ['layer_norm_epsilon', 'norm_eps'],
+  image_token_id: ['im_patch_id'],
 };
 
 /** `config` with the names that families use, and by those the names that it had. */

@@ -37,22 +37,25 @@ const plain: LayerNames = {
   routerScale: null,
   expertScale: null,
   selectionBias: [],
-  selectionBiasRows: 1,
   tokenExperts: null,
   experts: projections('mlp.experts.#'),
+  isolated: null,
   latent: null,
   shared: null,
   sharedGate: null,
   outputBias: null,
 };
 
-/** How one export names things, where it differs from most; and the same with fused experts, as transformers may save every family. */
+/**
+ * How one export names things, where it differs from most; and the same with fused experts, as transformers may save every family, but for
+ * those whose isolated experts are numbered with the others: fused they lie apart.
+ */
 export function layouts(...forms: readonly Partial<LayerNames>[]): LayerNames[] {
   const named = forms.map((form) => ({ ...plain, ...form }));
   const inMemory = named.map((names) => ({
     ...names,
     experts: fused(names.experts.down.replace(/\.#.*|\.[^.]*(\.weight)?$/, '')),
   }));
-  const isFused = ({ experts }: LayerNames) => experts.kind === 'fused';
-  return [...named, ...inMemory.filter((_, index) => !isFused(named[index]!))];
+  const fusible = ({ experts, isolated }: LayerNames) => experts.kind !== 'fused' && isolated === null;
+  return [...named, ...inMemory.filter((_, index) => fusible(named[index]!))];
 }

@@ -33,7 +33,9 @@ export function readFamily(
     const value = shownJson(text.model_type ?? outer.model_type);
     throw fileInvalid(file, null, 'model_type', value, families.flatMap(({ types }) => types).join(', '));
   }
-  const { keys, given } = canonicalKeys(text);
+  const around = json as Record<string, unknown>;
+  const outerKeys = family.outerKeys?.map((key) => [key, around[key]]) ?? [];
+  const { keys, given } = canonicalKeys({ ...Object.fromEntries(outerKeys), ...text });
   const quantization = outer.quantization_config ?? text.quantization_config;
   try {
     return { family, config: parseJsonFile(file, keys, family.config), quantization };

@@ -8,12 +8,12 @@ export const platform = 'switchyard';
 export const extensions = ['model_configuration', 'statistics', 'system_shared_memory', 'binary_tensor_data'];
 
 /**
- * The inputs that a request needs: metadata cannot say that others may be given, and clients that generate requests take all that
- * they find for needed.
+ * The inputs that a request needs, and the ids of tokens, without which some go to the experts of others. Metadata cannot say that an
+ * input may be left out, and clients that generate requests give all that they find: so routing is left out here.
  */
 function tensors(model: ServedModel, hidden: number): { inputs: TensorSpec[]; outputs: TensorSpec[] } {
   const all = Object.values(tensorsOf(model, hidden));
-  return { inputs: all.filter(({ optional }) => !optional), outputs: all.filter(({ answered }) => answered) };
+  return { inputs: all.filter(({ described }) => described), outputs: all.filter(({ answered }) => answered) };
 }
 
 export function describeMetadata(model: ServedModel, hidden: number): ModelMetadataResponseInput {
@@ -35,12 +35,13 @@ export function describeConfig(model: ServedModel, hidden: number): ModelConfigI
     dataType: `TYPE_${datatype}` as const,
     dims: [-1, ...tail],
   });
+  const describeInput = (tensor: TensorSpec) => ({ ...describe(tensor), optional: tensor.optional });
   return {
     name: model.name,
     platform,
     backend: platform,
     maxBatchSize: 0,
-    input: inputs.map(describe),
+    input: inputs.map(describeInput),
     output: outputs.map(describe),
     modelTransactionPolicy: { decoupled: false },
   };

@@ -203,17 +203,17 @@ export class InferCall implements BatchCall {
 
   /** Ids of tokens as a chunk has them. Throws INVALID_ARGUMENT for one that is out of range. */
   private async idsOf(memory: TensorMemory, first: number, tokens: number): Promise<Buffer> {
-    const { vocabulary } = this.plan!.model;
+    const { below } = this.plan!.model.tokenIds!;
     const size = elementBytes('INT64');
     const bytes = await this.bytesOf(memory, first * size, tokens * size);
     const ids = new Uint32Array(tokens);
     // In a message they lie at any address.
-    const wrong = narrowInt64(new Uint8Array(bytes), vocabulary, ids);
+    const wrong = narrowInt64(new Uint8Array(bytes), below, ids);
     if (wrong === null) return packUint32(ids);
     throw invalidArgument(
       `token_ids of token ${first + wrong.index}`,
       `${wrong.value}`,
-      `0 to ${vocabulary - 1}`,
+      `0 to ${below - 1}`,
     );
   }
 

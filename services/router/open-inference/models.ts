@@ -1,5 +1,5 @@
 import { SwitchyardError } from '../../common/errors.js';
-import { type LayerSpec, type ModelSpec, vocabularyOf } from '../../model/spec.js';
+import { type LayerSpec, type ModelSpec, type TokenIdsUse, tokenIdsUseOf } from '../../model/spec.js';
 
 /** A model as clients of the Open Inference Protocol name it: layers of the cluster's, or the bare block of one. */
 export interface ServedModel {
@@ -8,8 +8,8 @@ export interface ServedModel {
   layers: LayerSpec[];
   /** Without norm and residual. */
   bare: boolean;
-  /** Layers choose experts by the ids of tokens, each below this; 0: none does. */
-  vocabulary: number;
+  /** What the ids of tokens are to the layers; null: nothing. */
+  tokenIds: TokenIdsUse | null;
   /** What routing of a token is: [layers, topK], or of one layer [topK]. */
   routingShape: number[];
 }
@@ -24,12 +24,12 @@ export function servedModels({ name, layers, topK, bare }: ModelSpec): ServedMod
       name: `${name}.${kind}.${spec.layer}`,
       layers: [spec],
       bare: kind === 'moe',
-      vocabulary: spec.vocabulary,
+      tokenIds: tokenIdsUseOf([spec]),
       routingShape: [topK],
     }));
   if (bare) return single('moe');
   const routingShape = [layers.length, topK];
-  const whole = { name, layers, bare: false, vocabulary: vocabularyOf(layers), routingShape };
+  const whole = { name, layers, bare: false, tokenIds: tokenIdsUseOf(layers), routingShape };
   return [whole, ...single('layer'), ...single('moe')];
 }
 

@@ -18,7 +18,7 @@ export interface InferencePlan {
   rows: { dtype: RowDtype; memory: TensorMemory };
   /** uint32 and float32 of every token; null: the router gates. */
   routing: { ids: TensorMemory; weights: TensorMemory } | null;
-  /** int64 of every token, where the model has a vocabulary and no routing is given; otherwise null. */
+  /** int64 of every token; null: the request has none. */
   tokenIds: TensorMemory | null;
   /** Bytes of one token in each of the two. */
   routingBytes: number;
@@ -53,13 +53,10 @@ export function planInference(request: ModelInferRequest, context: RequestContex
     const given = request.inputs.map(({ name }) => name).join(', ') || 'none';
     throw invalidArgument('inputs', given, 'hidden_states among them');
   }
-  if (model.vocabulary > 0 && (ids === undefined) === (tokenIds === undefined)) {
+  if (ids && tokenIds) throw invalidArgument('inputs', 'token_ids and topk_ids', 'one of the two');
+  if (model.tokenIds?.needed && !ids && !tokenIds) {
     const allowed = `one of the two, as layers of ${model.name} choose experts by ids of tokens`;
-    throw invalidArgument(
-      'inputs',
-      ids ? 'token_ids and topk_ids' : 'neither token_ids nor topk_ids',
-      allowed,
-    );
+    throw invalidArgument('inputs', 'neither token_ids nor topk_ids', allowed);
   }
   if ((ids === undefined) !== (weights === undefined)) {
     throw invalidArgument('inputs', ids ? 'topk_ids alone' : 'topk_weights alone', 'both, or neither');

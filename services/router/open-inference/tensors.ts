@@ -10,6 +10,8 @@ export interface TensorSpec {
   tail: number[];
   /** As an input. */
   optional: boolean;
+  /** As an input: told of by metadata. */
+  described: boolean;
   /** Whether requests may ask for it. */
   answered: boolean;
 }
@@ -20,18 +22,26 @@ export type TensorSpecs = Partial<Record<TensorName, TensorSpec>>;
 
 export const rowDtypes: readonly RowDtype[] = ['BF16', 'FP16', 'FP32'];
 
-export function tensorsOf({ routingShape, vocabulary }: ServedModel, hidden: number): TensorSpecs {
-  const routing = { tail: routingShape, optional: true, answered: true };
+export function tensorsOf({ routingShape, tokenIds }: ServedModel, hidden: number): TensorSpecs {
+  const routing = { tail: routingShape, optional: true, described: false, answered: true };
   return {
     hidden_states: {
       name: 'hidden_states',
       datatype: 'BF16',
       tail: [hidden],
       optional: false,
+      described: true,
       answered: true,
     },
-    ...(vocabulary > 0 && {
-      token_ids: { name: 'token_ids', datatype: 'INT64', tail: [], optional: false, answered: false },
+    ...(tokenIds !== null && {
+      token_ids: {
+        name: 'token_ids',
+        datatype: 'INT64',
+        tail: [],
+        optional: !tokenIds.needed,
+        described: true,
+        answered: false,
+      },
     }),
     topk_ids: { name: 'topk_ids', datatype: 'INT32', ...routing },
     topk_weights: { name: 'topk_weights', datatype: 'FP32', ...routing },
