@@ -185,6 +185,61 @@ TEST_P(GateCases, IdsOfTokensChooseAndScoresWeigh) {
   EXPECT_EQ(routed, chosen);
 }
 
+TEST_P(GateCases, IsolatedRowsAndOthersAreRoutedAsGatesOfTheirOwnExpertsAloneWould) {
+  const Case& test_case = GetParam();
+  std::mt19937_64 random(9);
+  const Model common = make_model(random, test_case), isolated = make_model(random, test_case);
+  const std::size_t rows = 77, top_k = test_case.routing.top_k, experts = test_case.experts;
+  auto input = random_bf16(random, rows * test_case.hidden, 2);
+  input[30 * test_case.hidden] = input[31 * test_case.hidden] = 0x7fc0;
+  const auto joined = [](std::vector<float> first, const std::vector<float>& second) {
+    first.insert(first.end(), second.begin(), second.end());
+    return first;
+  };
+  const std::vector<float> shared_weights = {0.5f}, shared_gate = random_floats(random, test_case.hidden, -1, 1);
+  const std::vector<std::uint32_t> own_ids = {0, 7, 4'000'000'000};
+  const std::vector<float> weight = joined(common.weight, isolated.weight);
+  const Gate gate(weight.data(), 2 * experts, test_case.hidden, joined(common.logit_bias, isolated.logit_bias),
+                  joined(common.selection_bias, isolated.selection_bias), test_case.routing,
+                  {.weights = shared_weights, .gate = shared_gate.data()}, {.isolated = {.experts = experts, .token_ids = own_ids}});
+  EXPECT_TRUE(gate.isolates());
+  std::vector<std::uint32_t> ids(rows);
+  for (std::size_t t = 0; t < rows; ++t) ids[t] = t % 3 == 1 ? own_ids[t % 9 / 3] : static_cast<std::uint32_t>(t + 8);
+  const auto expected = [&](const Model& model, const std::vector<float>& bias) {
+    return route(Gate(model.weight.data(), experts, test_case.hidden, model.logit_bias, model.selection_bias, test_case.routing), input, bias);
+  };
+  const Routed of_common = expected(common, common.feedback), of_isolated = expected(isolated, isolated.feedback);
+  const auto check = [&](const std::uint32_t* given_ids) {
+    std::vector<std::uint32_t> chosen(rows * gate.slots());
+    std::vector<float> weights(rows * gate.slots());
+    gate.route(input.data(), rows, joined(common.feedback, isolated.feedback), chosen.data(), weights.data(), given_ids);
+    for (std::size_t t = 0; t < rows; ++t) {
+      SCOPED_TRACE("row " + std::to_string(t));
+      const bool own = given_ids != nullptr && t % 3 == 1;
+      for (std::size_t j = 0; j < top_k; ++j) {
+        ASSERT_EQ(chosen[t * gate.slots() + j], (own ? of_isolated : of_common).experts[t * top_k + j] + (own ? experts : 0));
+        ASSERT_EQ(weights[t * gate.slots() + j], (own ? of_isolated : of_common).weights[t * top_k + j]);
+      }
+      ASSERT_EQ(chosen[t * gate.slots() + top_k], 2 * experts);
+    }
+  };
+  check(ids.data());
+  check(nullptr);
+}
+
+TEST(Gate, RefusesIsolatedExpertsThatItCannotRoute) {
+  const std::vector<float> weight(8 * 4);
+  const std::vector<std::uint32_t> ids = {1, 2}, unsorted = {2, 1}, table = {0, 1};
+  const auto refused = [&](const GateExtras& extras, std::uint32_t top_k = 2) {
+    EXPECT_THROW(Gate(weight.data(), 8, 4, {}, {}, {.top_k = top_k}, {}, extras), Error);
+  };
+  refused({.isolated = {.experts = 8, .token_ids = ids}});
+  refused({.isolated = {.experts = 4, .token_ids = unsorted}});
+  refused({.token_experts = table, .isolated = {.experts = 4, .token_ids = ids}});
+  refused({.isolated = {.experts = 2, .token_ids = ids}}, 3);
+  refused({.isolated = {.experts = 6, .token_ids = ids}}, 3);
+}
+
 TEST_P(GateCases, RowsHaveTheSameBitsInAnySplitAndBesideAnyRows) {
   const Case& test_case = GetParam();
   std::mt19937_64 random(2);

@@ -86,3 +86,25 @@ test('a batch of a model that chooses experts by ids is verified with them, and 
   expect(without.status).toBe(2);
   expect(without.stderr).toContain('tokenIds is "missing"; allowed: a file with the ids of the tokens');
 });
+
+test('a batch of a model with experts of images is verified with ids, and without as one of text', async () => {
+  const directory = join(fixtures, 'families', 'ernie4_5_vl_moe');
+  const expected = join(directory, 'expected.safetensors');
+  const run = async (...options: string[]) => {
+    const { stdout } = await switchyard([
+      'run',
+      '--model',
+      directory,
+      '--workers',
+      '2',
+      '--verify',
+      ...options,
+    ]);
+    return stdout;
+  };
+  const verified = /verified +yes: .* over 32 tokens, 64 of 64 gate choices equal/;
+  expect(await run('--sequences', '2', '--length', '40')).toMatch(verified);
+  const rows = ['--input', expected, '--tensor', 'input', '--sequences', '1'];
+  expect(await run(...rows, '--token-ids', expected)).toMatch(verified);
+  expect(await run(...rows)).toMatch(verified);
+});

@@ -73,6 +73,26 @@ describe('load feedback', () => {
     );
   });
 
+  test('isolated experts and the others are each compared with their own kind', () => {
+    const isolated = {
+      experts: 2,
+      expert: { ffn: 8, activation: 'swiglu', glu: null, biased: false },
+    } as const;
+    const layer = { layer: 0, experts: 5, isolated: { ...isolated, tokenIds: [7] }, shared: [] };
+    const feedback = new Feedback([layer], options);
+    const alone = new Feedback([{ layer: 0, experts: 3, isolated: null, shared: [] }], options);
+    // The isolated have too few rows for a step.
+    expect(feedback.observe(0, Uint32Array.of(90, 30, 30, 20, 1))).toBe(true);
+    alone.observe(0, Uint32Array.of(90, 30, 30));
+    expect([...biasOf(feedback)]).toEqual([...biasOf(alone), 0, 0]);
+    expect(feedback.version).toBe(1);
+    expect(feedback.observe(0, Uint32Array.of(0, 0, 1, 20, 1))).toBe(true);
+    const [, , , often, seldom] = biasOf(feedback);
+    expect(often).toBeLessThan(0);
+    expect(seldom).toBeCloseTo(-often!);
+    expect([...biasOf(feedback)].slice(0, 3)).toEqual([...biasOf(alone)]);
+  });
+
   test('closes the loop: a gate with fixed preferences ends up even', () => {
     const preference = [0.5, 0.3, 0.15, 0.05];
     const feedback = new Feedback([{ layer: 0, experts: 4, isolated: null, shared: [] }], options);

@@ -14,6 +14,13 @@ test.each([
   ['dbrx-root', { routing: { normPower: 2 } }],
   ['longcat_flash', { identities: expect.any(Number) }],
   ['deepseek_v4-hash', { vocabulary: 16, givenOnly: true }],
+  [
+    'ernie4_5_vl_moe',
+    {
+      experts: 18,
+      isolated: { experts: 8, expert: expect.objectContaining({ ffn: 8 }), tokenIds: [2, 4, 7, 9, 12, 15] },
+    },
+  ],
   ['nemotron_h-latent', { expert: { latent: expect.any(Number) } }],
 ])('what is special of %s is described to who reads the message', async (family, expected) => {
   const model = await openModel({ kind: 'checkpoint', directory: join(fixtures, 'families', family) });

@@ -298,3 +298,102 @@ describe('the experts of tokens by their ids', () => {
     expect(error.message).toContain(`tensor "${table}" is missing`);
   });
 });
+
+describe('experts of images beside those of text', () => {
+  const fixture = 'families/ernie4_5_vl_moe';
+  const outer = { text_config: undefined, image_token_id: undefined };
+
+  /** The fixture's text_config, with other values. */
+  async function textConfig(values: Record<string, unknown> = {}): Promise<Record<string, unknown>> {
+    const config = JSON.parse(await readFile(join(fixtures, fixture, 'config.json'), 'utf8'));
+    return { ...config.text_config, ...values };
+  }
+
+  async function refusal(directory: Promise<string>): Promise<string> {
+    const error = await failure(async () => open(await directory));
+    expect(error.code).toBe('MODEL_INVALID');
+    return error.message;
+  }
+
+  test('are described, and the largest expert counts', async () => {
+    const model = await open(join(fixtures, fixture));
+    const [layer] = model.spec.layers;
+    expect(layer).toMatchObject({ layer: 1, experts: 18, expert: { ffn: 16 } });
+    expect(layer!.isolated).toMatchObject({ experts: 8, expert: { ffn: 8 } });
+    expect(model.expert(1, 8).up).toMatchObject({ rows: 8 });
+    expect(model.expert(1, 16).up).toMatchObject({ rows: 16 });
+    expect(model.spec.expertBytes).toBe(3 * 16 * 32 * 2);
+    model.close();
+    const wide = await open(
+      await changed(fixture, { text_config: await textConfig({ moe_intermediate_size: [16, 16] }) }),
+    ).catch((error) => error.message);
+    expect(wide).toContain('shape is [8,32]; allowed: [16,32] by the configuration');
+  });
+
+  test('may be configured as the publisher does: without text_config, by lists, with im_patch_id', async () => {
+    const text = await textConfig({
+      mlp_layer_types: undefined,
+      moe_num_experts: [8, 8],
+      moe_layer_start_index: [1, 1],
+      moe_layer_end_index: [2, 1],
+      moe_layer_interval: 1,
+    });
+    const published = { ...text, model_type: 'ernie4_5_moe_vl', im_patch_id: 3 };
+    const model = await open(await changed(fixture, { ...outer, ...published }));
+    expect(model.spec.layers.map(({ layer }) => layer)).toEqual([1, 2]);
+    expect(model.spec.layers[0]!.isolated!.tokenIds).toEqual([3, 4, 7, 9, 12, 15]);
+    model.close();
+  });
+
+  test('have the tokens that transformers takes by default', async () => {
+    const names = ['image', 'image_start', 'image_end', 'video', 'video_start', 'video_end'];
+    const none = Object.fromEntries(names.map((name) => [`${name}_token_id`, undefined]));
+    const model = await open(await changed(fixture, none));
+    expect(model.spec.layers[0]!.isolated!.tokenIds).toEqual([
+      100_295, 101_304, 101_305, 101_306, 101_307, 103_367,
+    ]);
+    model.close();
+  });
+
+  test.each([
+    [
+      'video_token_id',
+      { video_token_id: -1 },
+      'video_token_id is -1; allowed: an integer from 0 to 4294967295',
+    ],
+    [
+      'im_patch_id',
+      { image_token_id: undefined, im_patch_id: 'a' },
+      'im_patch_id is "a"; allowed: an integer',
+    ],
+  ])('and a wrong %s are refused by its name', async (_, values, text) => {
+    expect(await refusal(changed(fixture, values))).toContain(text);
+  });
+
+  test('of another number than those of text are refused', async () => {
+    const text = await textConfig({ moe_num_experts: [8, 4] });
+    expect(await refusal(changed(fixture, { text_config: text }))).toContain(
+      'moe_num_experts is [8,4]; allowed: an integer from 1 to 4096, or a list of equal ones',
+    );
+  });
+
+  test.each([
+    ['', 'mlp.gate.weight_1'],
+    ['', 'mlp.experts.15.down_proj.weight'],
+    ['-fused', 'mlp.vision_moe.experts.down_proj'],
+    ['-fused', 'mlp.vision_moe.gate.weight'],
+    ['-fused', 'mlp.vision_moe.gate.moe_statics.e_score_correction_bias'],
+  ])('are missed by name (%s %s)', async (form, name) => {
+    const directory = await changed(`${fixture}${form}`, {});
+    const file = join(directory, 'model.safetensors');
+    const bytes = await readFile(file);
+    // Another name of the same length.
+    const prefix = form === '' ? 'model.layers' : 'model.language_model.layers';
+    const tensor = `${prefix}.2.${name}`;
+    const at = bytes.indexOf(`"${tensor}"`);
+    expect(at).toBeGreaterThan(0);
+    bytes.write('x', at + tensor.length);
+    await writeFile(file, bytes);
+    expect(await refusal(Promise.resolve(directory))).toContain(`tensor "${tensor}" is missing`);
+  });
+});

@@ -27,9 +27,11 @@ describe('what an expert takes of a device', () => {
     },
   );
 
-  test('the largest of routed and shared experts counts', () => {
+  test('the largest of routed, isolated and shared experts counts', () => {
     const { layers, ...rest } = spec(64, 64, 'gelu');
     const shared = [{ ...layers[0]!.expert, ffn: 128, weight: 1, gated: false }];
     expect(expertBytesOn('cuda', { ...rest, layers: [{ ...layers[0]!, shared }] })).toBe(32_768);
+    const isolated = { experts: 1, expert: shared[0]!, tokenIds: [7] };
+    expect(expertBytesOn('cuda', { ...rest, layers: [{ ...layers[0]!, isolated }] })).toBe(32_768);
   });
 });

@@ -165,6 +165,25 @@ describe('a wrong answer is found', () => {
     expect(error.message).toContain('tokenIds is "none"; allowed: the ids of the tokens, as layer 0 chooses');
   });
 
+  test('experts of images for tokens of text, and of text for those of images', async () => {
+    const directory = join(fixtures, 'families', 'ernie4_5_vl_moe');
+    const model = await openModel({ kind: 'checkpoint', directory });
+    const tokenIds = Uint32Array.from({ length: chunkTokens }, (_, token) => (token % 2 === 0 ? 7 : token));
+    const sample = await run(model, { norm: true, residual: true, bias: null, tokenIds });
+    const right = await verifySample(model, sample);
+    expect(right).toMatchObject({ choicesChecked: 2 * tokens, choicesWrong: 0, weightsWrong: 0 });
+    expect(right.relativeErrorMax).toBeLessThan(2e-2);
+    // The same choices of tokens that are all of one kind.
+    for (const all of [new Uint32Array(tokens), new Uint32Array(tokens).fill(7), null]) {
+      const { choicesWrong, weightsWrong } = await verifySample(model, { ...sample, tokenIds: all });
+      expect(choicesWrong).toBeGreaterThanOrEqual(tokens);
+      expect(weightsWrong).toBeGreaterThan(0);
+    }
+    // Where the bias may have taken part choices are not checked, but that they are of the right kind.
+    const feedback = { ...sample, feedback: true, tokenIds: null };
+    expect((await verifySample(model, feedback)).weightsWrong).toBeGreaterThan(0);
+  });
+
   test('shapes that do not fit are refused', async () => {
     const model = await open();
     const sample = await run(model, { norm: false, residual: false, bias: null });

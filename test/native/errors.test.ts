@@ -35,6 +35,10 @@ const route = {
 const byIds = native.createGate({ ...gateOptions, tokenExperts: new Uint32Array(3 * routing.topK) });
 const withIds = (tokenIds: Uint32Array | null) =>
   native.routeRows({ ...route, gate: { weights: byIds, bias: null, tokenIds } });
+const isolating = native.createGate({
+  ...gateOptions,
+  isolated: { experts: 2, tokenIds: Uint32Array.of(7) },
+});
 const given = { ...route, gate: null, table: { routing: table, layer: 0 } };
 const words = (...values: number[]) => new Uint8Array(Uint32Array.from(values).buffer);
 const writing = { table, first: 0, experts: words(0, 1, 2, 3), weights: words(0, 0, 0, 0) };
@@ -185,6 +189,15 @@ describe('a call that returns a promise rejects with the field, the value and wh
     ],
     ['no ids of tokens', () => withIds(null), 'gate.tokenIds is null; allowed: a Uint32Array'],
     ['ids of other tokens', () => withIds(new Uint32Array(3)), 'gate.tokenIds.length is 3; allowed: 2'],
+    [
+      'ids of other tokens, of which some would be isolated',
+      () =>
+        native.routeRows({
+          ...route,
+          gate: { weights: isolating, bias: null, tokenIds: new Uint32Array(3) },
+        }),
+      'gate.tokenIds.length is 3; allowed: 2',
+    ],
     ['an id that no table has', () => withIds(Uint32Array.of(2, 3)), 'gate.tokenIds is 3; allowed: 0 to 2'],
     [
       'copies of other experts',
@@ -280,6 +293,12 @@ describe('a call that returns no promise throws', () => {
       () => native.createGate({ ...gateOptions, routing: { ...routing, topK: 5 } }),
       'createGate',
       'opK',
+    ],
+    [
+      'more isolated experts than others are beside them',
+      () => native.createGate({ ...gateOptions, isolated: { experts: 4, tokenIds: Uint32Array.of(7) } }),
+      'createGate',
+      'isolated.experts is 4; allowed: below the number of experts, 4',
     ],
     [
       'groups that do not divide',

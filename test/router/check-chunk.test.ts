@@ -6,7 +6,7 @@ import type { Chunk } from '../../services/common/generated/switchyard/v1/Chunk.
 import type { ForwardRequest } from '../../services/common/generated/switchyard/v1/ForwardRequest.js';
 import { type ClientMessage, checkChunk } from '../../services/router/check-chunk.js';
 import { createRoutingTable, readRouting, writeRouting } from '../../services/router/routing-table.js';
-import { arrived, hashedPlan, options, plan } from './support.js';
+import { arrived, hashedPlan, isolatingPlan, options, plan } from './support.js';
 
 const gated = plan();
 const given = plan({ options: options({ routing: 'GIVEN' }) });
@@ -134,6 +134,32 @@ describe('ids of tokens', () => {
     const error = refusal(request({ offset: 4, rows: rows(2), ...fields }), 4, of);
     expect(error.code).toBe('INVALID_ARGUMENT');
     expect(error.message).toContain(text);
+  });
+
+  describe('by which some are isolated', () => {
+    const isolating = isolatingPlan();
+    const check = (fields: Partial<Chunk>, before: boolean | null) =>
+      checkChunk(request({ rows: rows(2), ...fields }), 0, isolating, limit, before).tokenIds;
+
+    test('may be any, or be left out of a whole batch', () => {
+      const tokenIds = ids(8, 2 ** 32 - 1);
+      for (const before of [null, true])
+        expect(check({ tokenIds }, before)).toEqual(Uint32Array.of(8, 2 ** 32 - 1));
+      for (const before of [null, false]) expect(check({}, before)).toBeNull();
+    });
+
+    test.each([
+      ['of fewer tokens', { tokenIds: ids(8) }, null, '"4 bytes"; allowed: none, or 8 bytes: 2 tokens x 4'],
+      [
+        'that are missing',
+        {},
+        true,
+        '"0 bytes"; allowed: 8 bytes: 2 tokens x 4, as the chunks before have them',
+      ],
+      ['of one chunk alone', { tokenIds: ids(8, 9) }, false, 'allowed: none, as the chunks before have none'],
+    ])('%s are refused', (_, fields, before, text) => {
+      expect(() => check(fields, before)).toThrow(text);
+    });
   });
 
   test('count in the size of a message', () => {

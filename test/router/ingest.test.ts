@@ -12,7 +12,7 @@ import type { BatchPlan } from '../../services/router/plan.js';
 import { readRouting } from '../../services/router/routing-table.js';
 import { nativeRuntime } from '../../services/runtime/native.js';
 import type { TransportKind } from '../../services/transport/link.js';
-import { arrived, hashedPlan, options, plan, slabBytesHeld } from './support.js';
+import { arrived, hashedPlan, isolatingPlan, options, plan, slabBytesHeld } from './support.js';
 
 beforeAll(() => native.configure({ slabBytesMax: 64 * 1024 * 1024, threads: 2 }));
 afterEach(async () => expect(await slabBytesHeld()).toBe(0));
@@ -267,6 +267,28 @@ describe.each<TransportKind>(['grpc', 'ucx'])('over %s', (transport) => {
         }),
       );
     });
+  });
+
+  test('has ids of all its tokens or of none where they may be left out', async () => {
+    const batch = isolatingPlan({}, { chunkTokens: 10 });
+    const part = (first: number, count: number, ids = count) => {
+      const tokenIds = Buffer.from(new Uint32Array(ids).map((_, index) => first + index).buffer);
+      return message(batch, first, count, { tokenIds });
+    };
+    const parts = [part(0, 13), part(13, 19)];
+    const seen: number[] = [];
+    for await (const chunk of ingest(batch, parts).chunks()) {
+      seen.push(...chunk.tokenIds!);
+      chunk.rows.release();
+      chunk.reservation.release();
+    }
+    expect(seen).toEqual(Array.from({ length: batch.tokens }, (_, token) => token));
+    untaken = 0;
+    await collect(batch, ingest(batch, [part(0, 13, 0), part(13, 19, 0)]));
+    const mixed = await refusal(batch, [part(0, 13), part(13, 19, 0)]);
+    expect(mixed.message).toContain('chunk.token_ids at offset 13 is "0 bytes"; allowed: 76 bytes');
+    const late = await refusal(batch, [part(0, 13, 0), part(13, 19)]);
+    expect(late.message).toContain('allowed: none, as the chunks before have none');
   });
 
   test('is refused at the first routing that is wrong, wherever chunks are cut', async () => {

@@ -28,6 +28,14 @@ export const hashedModel: ModelSpec = {
   layers: smallModel.layers.map((spec) => (spec.layer < 2 ? spec : { ...spec, vocabulary: 1000 })),
 };
 
+/** The same, whose last layer has 3 of its experts for the tokens 8 and 9 alone. */
+export const isolatingModel: ModelSpec = {
+  ...smallModel,
+  layers: smallModel.layers.map((spec) =>
+    spec.layer < 2 ? spec : { ...spec, isolated: { experts: 3, expert: spec.expert, tokenIds: [8, 9] } },
+  ),
+};
+
 export const limits: PlanLimits = {
   model: smallModel,
   feedback: false,
@@ -75,6 +83,10 @@ export function plan(fields: Partial<ForwardHeader> = {}, more: Partial<BatchPla
 
 export function hashedPlan(fields: Partial<ForwardHeader> = {}, more: Partial<BatchPlan> = {}): BatchPlan {
   return { ...planBatch(header(fields), { ...limits, model: hashedModel }), ...more };
+}
+
+export function isolatingPlan(fields: Partial<ForwardHeader> = {}, more: Partial<BatchPlan> = {}): BatchPlan {
+  return { ...planBatch(header(fields), { ...limits, model: isolatingModel }), ...more };
 }
 
 /** A message as it reaches the router: over gRPC with its rows in it, over UCX with its rows in a slab. */

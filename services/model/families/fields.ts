@@ -52,19 +52,10 @@ export function orElse<T>(schema: z.ZodType<T>, otherwise: T) {
 /** A value for every layer, all of them the same, or one for all. */
 export function uniform(max: number) {
   const one = size(max);
+  const error = `an integer from 1 to ${max}, or a list of equal ones`;
+  const equal = (values: number[]) => new Set(values).size === 1;
   return z
-    .union(
-      [
-        one,
-        z
-          .array(one)
-          .min(1)
-          .refine((values) => new Set(values).size === 1),
-      ],
-      {
-        error: `an integer from 1 to ${max}, or a list of equal ones`,
-      },
-    )
+    .union([one, z.array(one).min(1).refine(equal, { error })], { error })
     .transform((value) => (Array.isArray(value) ? value[0]! : value));
 }
 

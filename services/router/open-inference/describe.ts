@@ -13,7 +13,10 @@ export const extensions = ['model_configuration', 'statistics', 'system_shared_m
  */
 function tensors(model: ServedModel, hidden: number): { inputs: TensorSpec[]; outputs: TensorSpec[] } {
   const all = Object.values(tensorsOf(model, hidden));
-  return { inputs: all.filter(({ described }) => described), outputs: all.filter(({ answered }) => answered) };
+  return {
+    inputs: all.filter(({ described }) => described),
+    outputs: all.filter(({ answered }) => answered),
+  };
 }
 
 export function describeMetadata(model: ServedModel, hidden: number): ModelMetadataResponseInput {

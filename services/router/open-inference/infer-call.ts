@@ -210,11 +210,7 @@ export class InferCall implements BatchCall {
     // In a message they lie at any address.
     const wrong = narrowInt64(new Uint8Array(bytes), below, ids);
     if (wrong === null) return packUint32(ids);
-    throw invalidArgument(
-      `token_ids of token ${first + wrong.index}`,
-      `${wrong.value}`,
-      `0 to ${below - 1}`,
-    );
+    throw invalidArgument(`token_ids of token ${first + wrong.index}`, `${wrong.value}`, `0 to ${below - 1}`);
   }
 
   private async timed(stage: 'input' | 'output', work: Promise<void>): Promise<void> {
