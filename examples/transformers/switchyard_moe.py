@@ -59,7 +59,7 @@ class Cluster:
 
     def block(self, layer, rows, token_ids=None):
         """MoE(rows) of a layer, without norm and residual; rows are BF16 [tokens, hidden] on the CPU. token_ids, [tokens]: only of
-        layers that choose experts by them."""
+        layers that choose experts by them, or have some for images."""
         ids = [None] * len(rows) if token_ids is None else token_ids.split(TOKENS_MAX)
         parts = [self.submit(layer, *part) for part in zip(rows.split(TOKENS_MAX), ids)]
         return torch.cat([part.result() for part in parts])
@@ -141,6 +141,9 @@ class RemoteMoe(torch.nn.Module):
 
 def replace_moe(model, cluster):
     """Puts the cluster in the place of every block with experts, whose weights are given up. Returns the layers."""
+    if model.config.model_type.startswith("ernie4_5_vl_moe"):
+        # Its layers hand the types of tokens, text or image, to blocks of its own class alone: in any other they would be lost.
+        raise ValueError(f"{model.config.model_type} is not supported here: use Cluster.block, with the ids of tokens")
     replaced = []
     for layer, decoder in enumerate(model.model.layers):
         if hasattr(decoder.mlp, "experts"):

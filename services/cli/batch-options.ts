@@ -67,7 +67,7 @@ export const batchHelp = {
   tensor: ['name', 'tensor of a .safetensors input (default: its only one)'],
   tokenIds: [
     'file',
-    'ids of the tokens, for layers that choose experts by them: I64 of a .safetensors, or raw uint32 (default: for synthetic rows, made of the seed)',
+    'ids of the tokens, for layers that choose experts by them, or have some for images: I64 of a .safetensors, or raw uint32 (default: for synthetic rows, made of the seed)',
   ],
   output: ['file', 'where the answers go: .safetensors, or raw little-endian BF16; -: standard output'],
   sequences: ['n', "sequences of the batch (default: the input's shape, or the preset's)"],

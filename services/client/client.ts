@@ -62,7 +62,7 @@ export interface ForwardOptions extends BatchOptions {
   length?: number;
   /** The experts and weights of the tokens asked for, instead of gating; reads ascend within a router's share. */
   given?: NonNullable<ForwardPlan['given']>;
-  /** For layers that choose experts by them; a function's reads ascend within a router's share. */
+  /** For layers that choose experts by them, or have isolated ones; a function's reads ascend within a router's share. */
   tokenIds?: TokenIds;
   /** Default: the connection's. */
   transport?: TransportChoice;

@@ -28,7 +28,7 @@ export interface SessionOptions {
 export interface SessionBatchOptions extends BatchOptions {
   /** The experts and weights of the tokens, instead of gating: [tokens, layers, topK]. */
   given?: RoutingRows;
-  /** The tokens' ids in the vocabulary, [tokens]: for layers that choose experts by them. */
+  /** The tokens' ids in the vocabulary, [tokens]: for layers that choose experts by them, or have isolated ones. */
   tokenIds?: Uint32Array;
   signal?: AbortSignal;
 }
