@@ -252,6 +252,45 @@ TEST(ReferenceLayer, DoesNotDependOnThreadsOrOnOtherRows) {
   EXPECT_TRUE(std::equal(last.rows.begin(), last.rows.end(), all.rows.begin() + 19 * hidden));
 }
 
+TEST(ReferenceLayer, IsolatedRowsAndOthersAreComputedAsLayersOfTheirOwnExpertsWould) {
+  constexpr size_t hidden = 48, row_count = 12;
+  const auto layer_of = [](uint64_t stream, size_t ffn) {
+    ReferenceLayer layer;
+    layer.gate = synthetic(stream, 3, hidden);
+    layer.routing = top(2);
+    for (uint64_t expert = 0; expert < 3; ++expert) {
+      layer.experts.push_back({Activation::gelu, std::nullopt, synthetic(stream + 10 + expert, ffn, hidden),
+                               synthetic(stream + 20 + expert, hidden, ffn)});
+    }
+    return layer;
+  };
+  const ReferenceLayer common = layer_of(100, 80), isolated = layer_of(200, 24);
+  std::vector<uint8_t> own(row_count);
+  for (size_t row = 0; row < row_count; ++row) own[row] = row % 3 == 1;
+  ReferenceLayer both = common;
+  both.experts.insert(both.experts.end(), isolated.experts.begin(), isolated.experts.end());
+  both.isolated = {.gate = isolated.gate, .selection_bias = {}, .rows = own};
+  std::vector<double> rows(row_count * hidden);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = std::cos(static_cast<double>(i * i % 1009));
+  ThreadPool pool(1);
+  const auto mixed = reference_layer(rows, hidden, both, pool);
+  const ReferenceResult alone[] = {reference_layer(rows, hidden, common, pool), reference_layer(rows, hidden, isolated, pool)};
+  for (size_t row = 0; row < row_count; ++row) {
+    const ReferenceResult& expected = alone[own[row]];
+    EXPECT_TRUE(std::equal(&mixed.rows[row * hidden], &mixed.rows[row * hidden] + hidden, &expected.rows[row * hidden]));
+    for (size_t i = 2 * row; i < 2 * row + 2; ++i) EXPECT_EQ(mixed.experts[i], expected.experts[i] + 3 * own[row]);
+  }
+
+  // What was chosen as if no row were isolated is wrong for those that are.
+  std::vector<uint32_t> given = alone[0].experts;
+  both.given = given;
+  const auto wrong = reference_layer(rows, hidden, both, pool);
+  for (size_t row = 0; row < row_count; ++row) {
+    EXPECT_EQ(std::isinf(wrong.regret[row]), own[row] == 1);
+    EXPECT_EQ(std::isnan(wrong.weights[2 * row]), own[row] == 1);
+  }
+}
+
 TEST(ReferenceLayer, RefusesShapesThatDoNotFit) {
   ThreadPool pool(1);
   const std::vector<double> rows{3, 1};
@@ -271,6 +310,18 @@ TEST(ReferenceLayer, RefusesShapesThatDoNotFit) {
   refuses([&](auto& layer) { layer.given = outside; });
   refuses([&](auto& layer) { layer.given = few; });
   refuses([](auto& layer) { layer.experts.clear(); });
+  const auto isolate = [](auto& layer, std::span<const uint8_t> of) {
+    layer.routing.top_k = 1;
+    layer.gate = exact_tensor({1, 0}, 1);
+    layer.isolated = {.gate = exact_tensor({0, 1}, 1), .selection_bias = {}, .rows = of};
+  };
+  const std::vector<uint8_t> one(1), two(2);
+  ReferenceLayer isolating = small_layer();
+  isolate(isolating, one);
+  EXPECT_NO_THROW(reference_layer(rows, 2, isolating, pool));
+  refuses([&](auto& layer) { isolate(layer, two); });
+  refuses([&](auto& layer) { isolate(layer, one), layer.isolated->selection_bias = bias; });
+  refuses([&](auto& layer) { isolate(layer, one), layer.experts.pop_back(); });
 }
 
 }  // namespace

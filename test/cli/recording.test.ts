@@ -117,7 +117,7 @@ describe('a cluster that is recorded', () => {
       name: 'packed',
       hidden: 4096,
       expertBytes: 18_878_976,
-      layers: [{ expert: ffn, shared: [{ ffn, weight: 1, gated: false }] }],
+      layers: [{ expert: ffn, isolated: null, shared: [{ ffn, weight: 1, gated: false }] }],
     },
     view: {
       epoch: 1,

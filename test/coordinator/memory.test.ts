@@ -10,7 +10,9 @@ const packed = {
   hidden: 4096,
   expertBytes: 18_878_976,
   latentBytes: 0,
-  layers: [{ expert: { ffn: 1536, activation: 'swiglu', glu: null, biased: false }, shared: [] }],
+  layers: [
+    { expert: { ffn: 1536, activation: 'swiglu', glu: null, biased: false }, isolated: null, shared: [] },
+  ],
 } as unknown as ModelSpec;
 
 const worker = (device: string, memoryBytes: number) =>
