@@ -15,7 +15,7 @@ namespace {
 struct Pair {
   SlabArena arena{1u << 30};
   Inbox left_inbox, right_inbox;
-  Fabric left{arena}, right{arena};
+  TestFabric left{arena}, right{arena};
   uint64_t left_channel = left.open(key_of(1), {message_bytes_max}, left_inbox.events());
   uint64_t right_channel = right.open(key_of(1), {message_bytes_max}, right_inbox.events());
 
@@ -61,7 +61,7 @@ TEST_P(FabricOrder, AChannelGoesOnWhenAnotherToTheSamePeerIsClosed) {
   const bool left_connects_other = GetParam();
   SlabArena arena{1u << 30};
   Inbox inbox, other_inbox;
-  Fabric left{arena}, right{arena};
+  TestFabric left{arena}, right{arena};
   const auto open = [](Fabric& fabric, Inbox& inbox) {
     return fabric.open(key_of(1), {message_bytes_max}, inbox.events());
   };
@@ -97,8 +97,8 @@ INSTANTIATE_TEST_SUITE_P(OtherIsHalfConnectedOrWhole, FabricOrder, testing::Bool
 struct Succession {
   SlabArena arena{1u << 30};
   Inbox left_inbox, right_inbox;
-  Fabric left{arena};
-  std::unique_ptr<Fabric> right = std::make_unique<Fabric>(arena);
+  TestFabric left{arena};
+  std::unique_ptr<Fabric> right = std::make_unique<TestFabric>(arena);
   uint64_t left_channel = 0, right_channel = 0;
 
   void open() {
@@ -218,7 +218,7 @@ TEST(Fabric, ManyMessagesBothWaysAllArriveInOrder) {
 TEST(Fabric, WrongKeyIsRefusedAndCounted) {
   SlabArena arena{1u << 30};
   Inbox inbox, intruder_inbox;
-  Fabric right{arena}, left{arena};
+  TestFabric right{arena}, left{arena};
   const uint64_t channel = right.open(key_of(1), {message_bytes_max}, inbox.events());
   const uint64_t intruder = left.open(key_of(2), {message_bytes_max}, intruder_inbox.events());
   Completion connected, sent;
@@ -237,7 +237,7 @@ TEST(Fabric, WrongKeyIsRefusedAndCounted) {
 TEST(Fabric, MessageOverTheLimitFailsTheChannelBeforeMemoryIsTaken) {
   SlabArena arena{1u << 30};
   Inbox inbox, sender_inbox;
-  Fabric right{arena}, left{arena};
+  TestFabric right{arena}, left{arena};
   const uint64_t channel = right.open(key_of(1), {1000}, inbox.events());
   const uint64_t sender = left.open(key_of(1), {1000}, sender_inbox.events());
   Completion connected, sent;
@@ -269,7 +269,7 @@ TEST(Fabric, DestructionCompletesWhatIsInFlight) {
   SlabArena arena{1u << 30};
   Inbox left_inbox, right_inbox;
   {
-    Fabric right{arena}, left{arena};
+    TestFabric right{arena}, left{arena};
     const uint64_t to = right.open(key_of(1), {message_bytes_max}, right_inbox.events());
     const uint64_t from = left.open(key_of(1), {message_bytes_max}, left_inbox.events());
     Completion one, two;

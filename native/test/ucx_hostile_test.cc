@@ -77,7 +77,7 @@ class Stranger {
 struct Target {
   SlabArena arena{1u << 30};
   Inbox inbox, bystander_inbox, friend_inbox;
-  Fabric fabric{arena}, friendly{arena};
+  TestFabric fabric{arena}, friendly{arena};
   uint64_t channel = fabric.open(key_of(1), {limit, 1 << 20}, inbox.events());
   uint64_t bystander = fabric.open(key_of(2), {limit}, bystander_inbox.events());
   uint64_t from_friend = friendly.open(key_of(2), {limit}, friend_inbox.events());

@@ -57,7 +57,7 @@ struct Child {
   static void serve(int socket) {
     SlabArena arena{1u << 30};
     Inbox inbox;
-    Fabric fabric{arena};
+    TestFabric fabric{arena};
     const uint64_t channel = fabric.open(key_of(1), {message_bytes_max}, inbox.events());
     write_address(socket, fabric.address(), channel);
     const auto [address, peer] = read_address(socket);
@@ -80,7 +80,7 @@ struct ToChild {
   Child child;
   SlabArena arena{1u << 30};
   Inbox inbox;
-  Fabric fabric{arena};
+  TestFabric fabric{arena};
   uint64_t channel = fabric.open(key_of(1), {message_bytes_max}, inbox.events());
 
   ToChild() {

@@ -42,7 +42,7 @@ std::set<uint16_t> listening() {
 struct Streaming {
   SlabArena arena{1u << 30};
   Inbox left_inbox, right_inbox;
-  Fabric left{arena}, right{arena};
+  TestFabric left{arena}, right{arena};
   uint64_t from = 0, to = 0;
   /** Where one of them listens for streams. */
   uint16_t port = 0;
@@ -306,7 +306,7 @@ TEST_P(UcxStreams, WhatWasSentBeforeAnEndClosesArrives) {
 struct Unequal {
   SlabArena arena{1u << 28};
   Inbox left_inbox, right_inbox;
-  Fabric left{arena}, right{arena};
+  TestFabric left{arena}, right{arena};
   uint64_t from, to;
 
   Unequal(std::optional<Secret> left_secret, std::optional<Secret> right_secret)

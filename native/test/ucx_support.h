@@ -2,12 +2,17 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <numeric>
+#include <thread>
 
 #include "ucx/fabric.h"
 
@@ -16,6 +21,44 @@ namespace switchyard::ucx {
 using namespace std::chrono_literals;
 
 constexpr size_t message_bytes_max = 16 << 20;
+
+/** An event loop that has nothing to do but to drive a fabric. */
+class EventLoop {
+ public:
+  explicit EventLoop(Fabric& fabric) : fabric_(fabric), thread_([this] { run(fabric_.attach_loop().value()); }) {}
+  ~EventLoop() {
+    eventfd_write(end_, 1);
+    thread_.join();
+    fabric_.detach_loop();
+    ::close(end_);
+  }
+
+  std::thread::id thread() const { return thread_.get_id(); }
+
+ private:
+  void run(int descriptor) {
+    pollfd watched[] = {{.fd = descriptor, .events = POLLIN, .revents = 0}, {.fd = end_, .events = POLLIN, .revents = 0}};
+    while (poll(watched, 2, -1) >= 0 && watched[1].revents == 0) {
+      while (fabric_.drive()) {
+      }
+    }
+  }
+
+  Fabric& fabric_;
+  const int end_ = eventfd(0, EFD_CLOEXEC);
+  std::thread thread_;
+};
+
+/** Every test runs once more with SWITCHYARD_TEST_LOOP, where event loops drive the fabrics. */
+class TestFabric : public Fabric {
+ public:
+  explicit TestFabric(SlabArena& arena) : Fabric(arena) {
+    if (std::getenv("SWITCHYARD_TEST_LOOP") != nullptr) loop_.emplace(*this);
+  }
+
+ private:
+  std::optional<EventLoop> loop_;
+};
 
 inline Key key_of(uint8_t seed) {
   Key key;

@@ -17,6 +17,9 @@ void check(int status, const char* what) {
   if (status != 0) throw Error(Code::internal, std::string(what) + " failed: status " + std::to_string(status));
 }
 
+/** What ends on this thread now is settled without a word to the loop. */
+thread_local const CompletionQueue* settling = nullptr;
+
 CompletionQueue& queue_of(void* data) { return *static_cast<CompletionQueue*>(data); }
 
 }  // namespace
@@ -59,8 +62,19 @@ void CompletionQueue::complete(std::unique_ptr<Operation> operation) {
     arrived_.notify_one();
   }
   // Without the lock, which the loop takes as soon as it wakes.
-  uv_async_send(&ended_event_);
+  if (settling != this) uv_async_send(&ended_event_);
   if (--signalling_ == 0) signalling_.notify_one();
+}
+
+void CompletionQueue::settle_with(const std::function<void()>& work) {
+  settling = this;
+  work();
+  settling = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (ended_.empty()) return;
+  }
+  settle_all();
 }
 
 void CompletionQueue::settle_all() {

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -33,6 +34,8 @@ class CompletionQueue : public std::enable_shared_from_this<CompletionQueue> {
   void begin(bool keeps_process);
   /** Any thread, once for every begin(). The last use of the operation by its thread. */
   void complete(std::unique_ptr<Operation> operation);
+  /** JS thread, in a callback of its event loop: runs `work`, and settles at once what ends in it. */
+  void settle_with(const std::function<void()>& work);
   /** True once the environment ends: operations not begun are skipped. Any thread. */
   bool closed() const { return closed_.load(std::memory_order_relaxed); }
 

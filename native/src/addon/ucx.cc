@@ -11,6 +11,7 @@
 #include "addon/process.h"
 #include "addon/slab_handle.h"
 #include "addon/ucx_channel.h"
+#include "addon/ucx_loop.h"
 #include "runtime/module_file.h"
 #include "runtime/temporary_variables.h"
 #include "ucx/module.h"
@@ -73,6 +74,7 @@ class UcxEnvironment : public std::enable_shared_from_this<UcxEnvironment> {
     fabric = shared_fabric(reach);
     // Runs before the hook that waits for operations: those that receive end here.
     if (!std::exchange(hooked_, true)) env.AddCleanupHook([self = shared_from_this()] { self->end(); });
+    drive_by_loop(env, fabric);
     return fabric;
   }
   void add(const std::shared_ptr<UcxPort>& port) {

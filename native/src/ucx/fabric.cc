@@ -34,6 +34,12 @@ void Fabric::close(uint64_t channel, CloseDone done, std::chrono::milliseconds f
   progress_->close(channel, std::move(done), flush);
 }
 
+std::optional<int> Fabric::attach_loop() { return progress_->attach_loop(); }
+
+void Fabric::detach_loop() { progress_->detach_loop(); }
+
+bool Fabric::drive() { return progress_->drive(); }
+
 std::string Fabric::transports(uint64_t channel) { return progress_->transports(channel); }
 
 FabricStats Fabric::stats() const { return progress_->stats(); }

@@ -44,7 +44,7 @@ struct Message {
 Message select_rows(SlabArena& arena, SlabRef source, size_t row_bytes, std::span<const uint32_t> indices,
                     std::span<const uint8_t> metadata);
 
-/** Called on the progress thread. Callbacks must not block and must not throw. */
+/** Called by who drives UCX. Callbacks must not block and must not throw. */
 struct ChannelEvents {
   /** In the order in which the peer sent. */
   std::function<void(Message)> received;
@@ -104,8 +104,8 @@ inline constexpr size_t reaches = 3;
  * the sender's slab, is announced, and is copied from there by the receiver, where the system lets it map the sender's
  * slabs. Messages travel on channels. A channel is opened for receiving first, which yields its number; number, key and worker address go to the peer over the control plane, and
  * `connect` then makes it a sending channel too. All members are thread-safe. Work is handed to the progress thread,
- * which polls while messages flow and sleeps on an event descriptor otherwise; a short message is sent by its caller while
- * that thread sleeps or yields. They are virtual because the addon loads
+ * which polls while messages flow and sleeps on an event descriptor otherwise, or leaves light messages to an event loop; a short message is sent by its
+ * caller while that thread sleeps or yields. They are virtual because the addon loads
  * the library with their code when it is first used.
  */
 class Fabric {
@@ -129,7 +129,7 @@ class Fabric {
 
   using SendDone = std::function<void(std::optional<Error>)>;
   /**
-   * `done` is called when the slab may be used again, with an error when the message may not have arrived: by the progress thread, or
+   * `done` is called when the slab may be used again, with an error when the message may not have arrived: by who drives UCX, or
    * before `send` returns.
    */
   virtual void send(uint64_t channel, Message message, SendDone done);
@@ -148,6 +148,16 @@ class Fabric {
    * called. Idempotent.
    */
   virtual void close(uint64_t channel, CloseDone done, std::chrono::milliseconds flush = flush_wait);
+
+  /**
+   * Lets one event loop drive UCX while messages are light: a thread less has to wake for each. Returns a descriptor that is readable when
+   * `drive` should be called, or nothing if another loop does so.
+   */
+  virtual std::optional<int> attach_loop();
+  /** The loop calls `drive` no more. */
+  virtual void detach_loop();
+  /** Takes what has come. True: call it again when that has been used; only then is the descriptor of any use. */
+  virtual bool drive();
 
   /** The transports that carry the channel's messages, for example "mapped sysv posix" or "stream tcp" or "tls tcp", or empty before `connect`. */
   virtual std::string transports(uint64_t channel);

@@ -1,5 +1,6 @@
 #include "ucx/progress.h"
 
+#include <poll.h>
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -26,6 +27,9 @@ std::chrono::microseconds poll_time() {
   const bool known = sched_getaffinity(0, sizeof(cores), &cores) == 0;
   return std::chrono::microseconds(known && CPU_COUNT(&cores) == 1 ? 0 : 20);
 }
+
+/** For so long after a message that takes time the thread drives by itself: more are likely to come. */
+constexpr auto heavy_time = std::chrono::milliseconds(10);
 
 constexpr auto shutdown_wait = std::chrono::seconds(1);
 
@@ -125,6 +129,8 @@ void Fabric::Progress::create_worker() {
   wake_on(poll_events_, worker_events_);
   wake_on(poll_events_, command_events_);
   wake_on(poll_events_, stream_events_);
+  loop_events_ = epoll_create1(EPOLL_CLOEXEC);
+  if (loop_events_ < 0) throw Error(Code::internal, "no file descriptor for events");
 }
 
 void Fabric::Progress::set_handler(unsigned id, ucp_am_recv_callback_t callback) {
@@ -159,6 +165,7 @@ void Fabric::Progress::destroy() {
   if (command_events_ >= 0) ::close(command_events_);
   if (stream_events_ >= 0) ::close(stream_events_);
   if (poll_events_ >= 0) ::close(poll_events_);
+  if (loop_events_ >= 0) ::close(loop_events_);
 }
 
 void Fabric::Progress::enqueue(Command command) {
@@ -201,8 +208,11 @@ void Fabric::Progress::run() {
     }
     // Once, although more may have arrived: while a stream of messages comes in, answers to the first must go out.
     if (ucp_worker_progress(worker_) != 0) busy = true;
-    if (serve_streams()) busy = true;
     const auto now = Clock::now();
+    if (serve_streams()) {
+      busy = true;
+      heavy_at_ = now;
+    }
     if (busy) {
       last_work = now;
     } else if (now - last_work < polled) {
@@ -210,14 +220,14 @@ void Fabric::Progress::run() {
       sched_yield();
       driving.lock();
     } else {
-      wait_for_events(driving);
+      sleep(driving);
       last_work = Clock::now();
     }
   }
   close_all();
 }
 
-void Fabric::Progress::wait_for_events(std::unique_lock<std::mutex>& driving) {
+void Fabric::Progress::sleep(std::unique_lock<std::mutex>& driving) {
   // Arming fails while events are pending: then there is something to do.
   if (ucp_worker_arm(worker_) != UCS_OK) return;
   {
@@ -230,18 +240,19 @@ void Fabric::Progress::wait_for_events(std::unique_lock<std::mutex>& driving) {
     using std::chrono::ceil, std::chrono::milliseconds, std::chrono::steady_clock;
     wait_ms = std::max<int>(0, ceil<milliseconds>(*next - steady_clock::now()).count());
   }
-  epoll_event events[3];
+  const bool light = std::chrono::steady_clock::now() - heavy_at_ >= heavy_time;
+  if (light && has_loop_) leave_to_loop();
+  pollfd events{.fd = loops_turn_ ? command_events_ : poll_events_, .events = POLLIN, .revents = 0};
   driving.unlock();
-  const int count = epoll_wait(poll_events_, events, 3, wait_ms);
+  poll(&events, 1, wait_ms);
   driving.lock();
+  if (loops_turn_) leave_to_thread();
   {
     std::lock_guard lock(mutex_);
     sleeping_ = false;
   }
-  for (int i = 0; i < count; ++i) {
-    eventfd_t ignored;
-    if (events[i].data.fd == command_events_) eventfd_read(command_events_, &ignored);
-  }
+  eventfd_t ignored;
+  eventfd_read(command_events_, &ignored);
 }
 
 void Fabric::Progress::close_all() {

@@ -33,7 +33,7 @@ inline Error closed_channel(uint64_t id) {
 }
 
 /**
- * The progress thread drives UCX. Other threads hand it commands through a queue and an event descriptor, or, if it leaves
+ * The progress thread drives UCX, or the event loop in its turn. Other threads hand it commands through a queue and an event descriptor, or, if it leaves
  * UCX alone just then, send a short message themselves: to wake it would take longer.
  */
 class Fabric::Progress {
@@ -46,6 +46,9 @@ class Fabric::Progress {
   void connect(uint64_t id, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done);
   void send(uint64_t id, Message message, SendDone done);
   void abandon(uint64_t id);
+  std::optional<int> attach_loop();
+  void detach_loop();
+  bool drive();
   void close(uint64_t id, CloseDone done, std::chrono::milliseconds flush);
   std::string transports(uint64_t id);
   FabricStats stats() const;
@@ -73,10 +76,15 @@ class Fabric::Progress {
   void run();
   void wake();
   bool run_commands();
-  void wait_for_events(std::unique_lock<std::mutex>& driving);
+  void sleep(std::unique_lock<std::mutex>& driving);
   void close_all();
 
-  // Everything below runs with `driving_` held. Channels: channel.cc.
+  // Everything below runs with `driving_` held. The event loop's turn: loop.cc.
+  void leave_to_loop();
+  void leave_to_thread();
+  bool is_for_thread(size_t bytes);
+
+  // Channels: channel.cc.
   void connect_now(uint64_t id, const std::vector<uint8_t>& peer_address, uint64_t peer_channel, ConnectDone done);
   void close_now(uint64_t id, CloseDone done, std::chrono::milliseconds flush);
   void give_up(Channel& channel);
@@ -105,6 +113,7 @@ class Fabric::Progress {
   void write(Stream& stream);
   void watch(Stream& stream);
   bool serve_streams();
+  bool streams_wait() const;
   void serve(Stream& stream, uint32_t events);
   std::optional<Message> begin(Stream& stream, const WireHeader& header);
   std::optional<Message> adopt(Channel& channel, Stream& stream, const WireHeader& header);
@@ -139,6 +148,7 @@ class Fabric::Progress {
   void receive_challenge(Channel& channel, const Mark& mark);
   void receive_beacon(Channel& channel, const Beacon& beacon);
   void receive_offer(Channel& channel, const WireHeader& header, const Offer& offer);
+  void take_offer(Channel& channel, const WireHeader& header, const Offer& offer);
   static bool take(PeerMemory& memory, const Offer& offer, const Message& message);
   void receive_taken(Channel& channel, uint64_t sequence);
   std::optional<Message> allocate(Channel& channel, const WireHeader& header, size_t length);
@@ -164,6 +174,8 @@ class Fabric::Progress {
   int command_events_ = -1;
   int stream_events_ = -1;
   int poll_events_ = -1;
+  /** What the event loop watches: empty but in its turn. */
+  int loop_events_ = -1;
 
   /** Held by who calls UCX: the thread while it neither sleeps nor yields. Before `mutex_`, if both. */
   std::mutex driving_;
@@ -173,7 +185,14 @@ class Fabric::Progress {
   /** The thread waits for events, a command among them. */
   bool sleeping_ = false;
 
+  /** An event loop may drive. */
+  std::atomic<bool> has_loop_{false};
+  /** It does, and not the thread. Changes with `driving_` held. */
+  std::atomic<bool> loops_turn_{false};
+
   // Used with `driving_` held.
+  /** When something took longer than to wake the thread. */
+  std::chrono::steady_clock::time_point heavy_at_{};
   std::map<uint64_t, std::unique_ptr<Channel>> channels_;
   std::unordered_set<ReceiveRequest*> receiving_;
   std::unordered_set<SendRequest*> sending_;

@@ -58,6 +58,7 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
     return UCS_OK;
   }
 
+  is_for_thread(length);
   auto* request = new ReceiveRequest{this, channel.id, header.sequence, std::move(*message)};
   receiving_.insert(request);
   ++channel.under_way;
@@ -211,6 +212,14 @@ void Fabric::Progress::receive_offer(Channel& channel, const WireHeader& header,
     refuse();
     return fail(channel, broken("an offer that nobody asked for"));
   }
+  if (!is_for_thread(header.row_bytes)) return take_offer(channel, header, offer);
+  deferred_.push_back([this, id = channel.id, header, offer] {
+    const auto found = channels_.find(id);
+    if (found != channels_.end()) receive_offer(*found->second, header, offer);
+  });
+}
+
+void Fabric::Progress::take_offer(Channel& channel, const WireHeader& header, const Offer& offer) {
   auto message = allocate(channel, header, header.row_bytes + header.meta_bytes);
   if (!message) {
     refuse();

@@ -169,6 +169,11 @@ void Fabric::Progress::watch(Stream& stream) {
 }
 
 /** False if there was nothing to do. */
+bool Fabric::Progress::streams_wait() const {
+  epoll_event event;
+  return !(listeners_.empty() && streams_.empty()) && epoll_wait(stream_events_, &event, 1, 0) > 0;
+}
+
 bool Fabric::Progress::serve_streams() {
   if (listeners_.empty() && streams_.empty()) return false;
   epoll_event events[16];
