@@ -1,7 +1,7 @@
 import { SwitchyardError } from '../common/errors.js';
 import type { Caller } from '../runtime/duplex.js';
 import type { LeaderLease } from '../runtime/leader-lease.js';
-import { type Random, uuid } from '../runtime/random.js';
+import type { Random } from '../runtime/random.js';
 import { ControlService, type ControlServiceOptions } from './control-service.js';
 import { Election } from './election.js';
 import type { ControlStream } from './node-stream.js';
@@ -35,7 +35,7 @@ export class CoordinatorCore {
     if (lease === null) return;
     const election = new Election(address, {
       lease,
-      holder: uuid(random),
+      holder: random.uuid(),
       leaseMs: leaderLeaseMs,
       clock,
       log,

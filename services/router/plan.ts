@@ -8,7 +8,7 @@ import {
   type TokenIdsUse,
   tokenIdsUseOf,
 } from '../model/spec.js';
-import { type Random, uuid } from '../runtime/random.js';
+import type { Random } from '../runtime/random.js';
 import {
   chunkTokensMax,
   chunkTokensMin,
@@ -138,7 +138,7 @@ export function outputBytes(plan: BatchPlan, tokens: number): number {
 }
 
 function checkBatchId(batchId: string, random: Random): string {
-  if (batchId === '') return uuid(random);
+  if (batchId === '') return random.uuid();
   if (!batchIdPattern.test(batchId)) {
     throw invalidArgument('batch_id', batchId.slice(0, 160), batchIdAllowed);
   }

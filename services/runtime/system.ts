@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import type { Clock, Timer } from './clock.js';
 import type { Random } from './random.js';
 import type { Usage } from './runtime.js';
@@ -38,7 +38,7 @@ export const systemClock: Clock = {
   soon: (run) => new Immediate(setImmediate(run)),
 };
 
-export const systemRandom: Random = { unit: Math.random, bytes: randomBytes };
+export const systemRandom: Random = { unit: Math.random, bytes: randomBytes, uuid: () => randomUUID() };
 
 /** Since the process started. */
 export const eventLoopBusySeconds = () => performance.eventLoopUtilization().active / 1000;

@@ -35,6 +35,14 @@ export class SeededRandom implements Random {
     return bytes;
   }
 
+  uuid(): string {
+    const bytes = this.bytes(16);
+    bytes[6] = (bytes[6]! & 0x0f) | 0x40;
+    bytes[8] = (bytes[8]! & 0x3f) | 0x80;
+    const hex = bytes.toString('hex');
+    return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join('-');
+  }
+
   /** From `least` to below `end`. */
   between(least: number, end: number): number {
     return least + (end - least) * this.unit();
