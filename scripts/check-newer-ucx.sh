@@ -12,7 +12,6 @@ if [ -z "$ucx" ]; then
 fi
 # The paths in the package's .pc files are those of the machine that built it.
 export PKG_CONFIG='pkg-config --define-prefix' PKG_CONFIG_PATH="$ucx/lib/pkgconfig"
-export UCX_WARN_UNUSED_ENV_VARS=n
 version=$($PKG_CONFIG --modversion ucx)
 node_modules/.bin/cmake-js compile --directory native --out "$build" --config Release --log-level error \
   --CDSWITCHYARD_TESTS=ON
@@ -20,7 +19,10 @@ export SWITCHYARD_ADDON="$PWD/$build/Release/switchyard.node"
 node dist/bin/switchyard.js doctor | grep -E "^OK +UCX +$version"
 for transports in all tcp,self; do
   for test in fabric process hostile stream; do
-    UCX_TLS=$transports "$build/test/ucx_${test}_test" --gtest_brief=1
+    for loop in '' SWITCHYARD_TEST_LOOP=1; do
+      env UCX_TLS=$transports UCX_WARN_UNUSED_ENV_VARS=n $loop "$build/test/ucx_${test}_test" --gtest_brief=1
+    done
   done
 done
+"$build/test/ucx_loop_test" --gtest_brief=1
 node scripts/test.mjs test/transport test/native/ucx test/e2e/equality
