@@ -67,12 +67,23 @@ TEST(FabricLoop, TakesTurnsWithTheThreadWhichHasTheLongMessages) {
   }
 }
 
-TEST(FabricLoop, IsOneOfAFabric) {
+TEST(FabricLoop, DrivesAloneOrNotAtAll) {
   Turns turns;
+  ASSERT_TRUE(turns.comes_to_the_loop());
   EXPECT_FALSE(turns.right.attach_loop());
+  // The thread has to wake first.
+  for (int tries = 0; tries < 500 && turns.send(100) == turns.loop->thread(); ++tries) std::this_thread::sleep_for(10ms);
+  for (int i = 0; i < 20; ++i) EXPECT_NE(turns.send(100), turns.loop->thread());
   turns.loop.reset();
-  EXPECT_TRUE(turns.right.attach_loop());
-  turns.right.detach_loop();
+  EXPECT_TRUE(Turns().loop);
+  EXPECT_FALSE(turns.right.attach_loop());
+}
+
+TEST(FabricLoop, IsFollowedByTheNextOne) {
+  Turns turns;
+  turns.loop.reset();
+  turns.loop.emplace(turns.right);
+  EXPECT_TRUE(turns.comes_to_the_loop());
 }
 
 TEST(FabricLoop, LeavesAllToTheThreadWhenItEnds) {
@@ -83,22 +94,37 @@ TEST(FabricLoop, LeavesAllToTheThreadWhenItEnds) {
   for (const size_t row_bytes : {size_t{100}, size_t{4} << 20, size_t{100}}) EXPECT_NE(turns.send(row_bytes), loop);
 }
 
-TEST(FabricLoop, ThatStandsStillHoldsBackNeitherClosesNorCommands) {
+TEST(FabricLoop, ThatStandsStillHoldsNothingBack) {
   Turns turns;
   ASSERT_TRUE(turns.comes_to_the_loop());
-  // It polls no more, and has not said that it ends.
-  SlabArena& arena = turns.arena;
-  Fabric third{arena};
-  ASSERT_TRUE(third.attach_loop());
-  Inbox inbox;
-  const uint64_t channel = third.open(key_of(1), {message_bytes_max}, inbox.events());
+  const std::thread::id loop = turns.loop->thread();
+  std::promise<void> goes_on;
+  std::thread blocked([&, on = goes_on.get_future()] {
+    turns.loop->pause();
+    on.wait();
+    turns.loop->resume();
+  });
+  // Whatever it was at.
   std::this_thread::sleep_for(50ms);
-  Completion connected;
-  third.connect(channel, turns.left.address(), turns.left_channel, connected.callback());
-  EXPECT_FALSE(connected.wait());
+  for (int i = 0; i < 5; ++i) EXPECT_NE(turns.send(100), loop);
   std::promise<void> closed;
-  third.close(channel, [&] { closed.set_value(); }, 100ms);
+  const uint64_t other = turns.right.open(key_of(2), {message_bytes_max}, {});
+  turns.right.close(other, [&] { closed.set_value(); });
   EXPECT_EQ(closed.get_future().wait_for(5s), std::future_status::ready);
+  goes_on.set_value();
+  blocked.join();
+  EXPECT_TRUE(turns.comes_to_the_loop());
+}
+
+TEST(FabricLoop, ThatStandsStillInTheMiddleOfItsTurnHoldsNothingBack) {
+  Turns turns;
+  ASSERT_TRUE(turns.comes_to_the_loop());
+  turns.loop->stop_after_what_comes();
+  for (int tries = 0; tries < 500 && !turns.loop->stands(); ++tries, std::this_thread::sleep_for(10ms)) turns.send(100);
+  ASSERT_TRUE(turns.loop->stands());
+  for (int i = 0; i < 5; ++i) EXPECT_NE(turns.send(100), turns.loop->thread());
+  turns.loop->resume();
+  EXPECT_TRUE(turns.comes_to_the_loop());
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
@@ -27,6 +28,7 @@ class EventLoop {
  public:
   explicit EventLoop(Fabric& fabric) : fabric_(fabric), thread_([this] { run(fabric_.attach_loop().value()); }) {}
   ~EventLoop() {
+    resume();
     eventfd_write(end_, 1);
     thread_.join();
     fabric_.detach_loop();
@@ -35,17 +37,33 @@ class EventLoop {
 
   std::thread::id thread() const { return thread_.get_id(); }
 
+  /** It stands still from now on, before it looks at the fabric. */
+  void pause() { paused_ = true; }
+  /** It does when it has found something there, and before it looks again. */
+  void stop_after_what_comes() { stops_ = true; }
+  bool stands() const { return paused_; }
+  void resume() {
+    stops_ = false;
+    paused_ = false;
+    paused_.notify_all();
+  }
+
  private:
   void run(int descriptor) {
     pollfd watched[] = {{.fd = descriptor, .events = POLLIN, .revents = 0}, {.fd = end_, .events = POLLIN, .revents = 0}};
     while (poll(watched, 2, -1) >= 0 && watched[1].revents == 0) {
-      while (fabric_.drive()) {
+      bool more = true;
+      while (more) {
+        paused_.wait(true);
+        more = fabric_.drive();
+        if (more && stops_) paused_ = true;
       }
     }
   }
 
   Fabric& fabric_;
   const int end_ = eventfd(0, EFD_CLOEXEC);
+  std::atomic<bool> paused_{false}, stops_{false};
   std::thread thread_;
 };
 

@@ -120,6 +120,56 @@ const inherited = `
     expect(output).toBe('false 0\n');
   });
 
+  test('uses nothing that it has freed when an environment ends', () => {
+    const { status, signal, stdout } = runGuest(
+      "console.log(await useUcx(native, 'machine') !== '');",
+      // What is freed is filled with other bytes, and nothing is kept for the next one who asks.
+      { MALLOC_PERTURB_: '165', GLIBC_TUNABLES: 'glibc.malloc.tcache_count=0' },
+    );
+    expect({ status, signal, stdout }).toEqual({ status: 0, signal: null, stdout: 'true\n' });
+  });
+
+  test('does not keep a program that ends for a channel whose peer stands still', () => {
+    const open =
+      "native.ucx.fabric('machine').openChannel({ key: new Uint8Array(16), messageBytesMax: 1 << 20, inboxBytesMax: 1 << 20 })";
+    const place = "[[...native.ucx.fabric('machine').address()], end.id]";
+    const connect = '([address, id]) => end.connect(Uint8Array.from(address), id)';
+    const peer = `const native = require(${JSON.stringify(addonPath())}); const end = ${open};
+      process.on('message', (place) => (${connect})(place).then(() => process.send('connected'))); process.send(${place});`;
+    const { status, signal, stdout } = runGuest(`
+      const { once } = require('node:events');
+      const stdio = ['ignore', 'ignore', 'inherit', 'ipc'];
+      const peer = require('node:child_process').spawn(process.execPath, ['-e', ${JSON.stringify(peer)}], { stdio });
+      process.on('exit', () => peer.kill('SIGKILL'));
+      const end = ${open};
+      const [place] = await once(peer, 'message');
+      peer.send(${place});
+      await Promise.all([once(peer, 'message'), (${connect})(place)]);
+      peer.kill('SIGSTOP');
+      const slab = native.allocateSlab(40_000, 64);
+      for (let sent = 0; sent < 5; sent += 1) end.send(slab, 40_000, Uint8Array.of(1));
+      end.close(3_600_000);
+      peer.disconnect();
+      peer.unref();
+      console.log('ends');`);
+    expect({ status, signal, stdout }).toEqual({ status: 0, signal: null, stdout: 'ends\n' });
+  });
+
+  test('is there for a thread while another waits for it', () => {
+    const thread = `const native = require(${JSON.stringify(addonPath())}); ${useUcx};
+      const { workerData } = require('node:worker_threads');
+      useUcx(native, 'machine').then(() => { Atomics.store(workerData, 0, 1); Atomics.notify(workerData, 0); });`;
+    const { stdout } = runGuest(`
+      await useUcx(native, 'machine');
+      const { Worker } = require('node:worker_threads');
+      const workerData = new Int32Array(new SharedArrayBuffer(4));
+      const worker = new Worker(${JSON.stringify(thread)}, { eval: true, workerData });
+      await require('node:events').once(worker, 'online');
+      console.log(Atomics.wait(workerData, 0, 0, 60_000) !== 'timed-out');
+      process.exit();`);
+    expect(stdout).toBe('true\n');
+  });
+
   test("takes the environment's own options before those of the call", () => {
     const { stdout } = runGuest("console.log(await useUcx(native, 'machine'));", { UCX_TLS: 'tcp' });
     expect(stdout).toContain('tcp');

@@ -16,15 +16,21 @@ class Driver {
   Driver(std::shared_ptr<ucx::Fabric> fabric, std::shared_ptr<CompletionQueue> completions)
       : fabric_(std::move(fabric)), completions_(std::move(completions)) {}
 
+  /** False: the loop does not take it. Otherwise it ends with the environment, by itself. */
   bool start(Napi::Env env, int descriptor) {
     uv_loop_t* loop = nullptr;
-    if (napi_get_uv_event_loop(env, &loop) != napi_ok || uv_poll_init(loop, &events_, descriptor) != 0) return false;
+    const auto end = [](napi_async_cleanup_hook_handle, void* self) { static_cast<Driver*>(self)->end(); };
+    if (napi_get_uv_event_loop(env, &loop) != napi_ok || napi_add_async_cleanup_hook(env, end, this, &hook_) != napi_ok) return false;
+    if (uv_poll_init(loop, &events_, descriptor) != 0) {
+      napi_remove_async_cleanup_hook(hook_);
+      return false;
+    }
     uv_idle_init(loop, &again_);
     events_.data = again_.data = this;
-    napi_add_async_cleanup_hook(env, [](auto, void* self) { static_cast<Driver*>(self)->end(); }, this, &hook_);
-    uv_poll_start(&events_, UV_READABLE, [](uv_poll_t* handle, int, int) { static_cast<Driver*>(handle->data)->drive(); });
     uv_unref(reinterpret_cast<uv_handle_t*>(&events_));
     uv_unref(reinterpret_cast<uv_handle_t*>(&again_));
+    const auto drive = [](uv_poll_t* handle, int, int) { static_cast<Driver*>(handle->data)->drive(); };
+    if (uv_poll_start(&events_, UV_READABLE, drive) != 0) fabric_->detach_loop();
     return true;
   }
 
@@ -38,16 +44,22 @@ class Driver {
     else uv_idle_start(&again_, [](uv_idle_t* handle) { static_cast<Driver*>(handle->data)->drive(); });
   }
 
+  /** Before the environment gives up its fabric, which ends then and not later: operations wait for that. */
   void end() {
+    uv_poll_stop(&events_);
+    uv_idle_stop(&again_);
     fabric_->detach_loop();
-    uv_close(reinterpret_cast<uv_handle_t*>(&again_), nullptr);
-    uv_close(reinterpret_cast<uv_handle_t*>(&events_), [](uv_handle_t* handle) {
-      const std::unique_ptr<Driver> self(static_cast<Driver*>(handle->data));
-      napi_remove_async_cleanup_hook(self->hook_);
+    fabric_.reset();
+    uv_close(reinterpret_cast<uv_handle_t*>(&events_), [](uv_handle_t* events) {
+      auto& self = *static_cast<Driver*>(events->data);
+      uv_close(reinterpret_cast<uv_handle_t*>(&self.again_), [](uv_handle_t* again) {
+        const std::unique_ptr<Driver> self(static_cast<Driver*>(again->data));
+        napi_remove_async_cleanup_hook(self->hook_);
+      });
     });
   }
 
-  const std::shared_ptr<ucx::Fabric> fabric_;
+  std::shared_ptr<ucx::Fabric> fabric_;
   const std::shared_ptr<CompletionQueue> completions_;
   uv_poll_t events_{};
   uv_idle_t again_{};

@@ -39,15 +39,16 @@ void Fabric::Progress::on_endpoint_error(void* self, ucp_ep_h endpoint, ucs_stat
 void Fabric::Progress::endpoint_over(ucp_ep_h endpoint, const Error& error) {
   const auto found = std::ranges::find(endpoints_, endpoint, &Endpoint::handle);
   if (found == endpoints_.end()) return;
-  std::erase_if(unused_files_, [file = found->file.lock()](const auto& unused) { return unused.second == file; });
+  // To unmap takes time, and closing within a handler of UCX is not allowed: both wait.
+  const std::shared_ptr<PeerFile> file = found->file.lock();
+  std::erase_if(unused_files_, [&](const auto& unused) { return unused.second == file; });
   endpoints_.erase(found);
   for (const auto& [id, channel] : channels_) {
     if (channel->endpoint != endpoint) continue;
     fail(*channel, error);
     channel->endpoint = nullptr;
   }
-  // Nothing may be closed within a handler of UCX.
-  deferred_.push_back([this, endpoint] { close_endpoint(endpoint, true); });
+  deferred_.push_back([this, endpoint, file] { close_endpoint(endpoint, true); });
 }
 
 /** `force`: to flush the endpoint is of no use. */

@@ -1,20 +1,38 @@
+#include <poll.h>
+#include <sched.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
+
+#include <utility>
 
 #include "ucx/progress.h"
 
 namespace switchyard::ucx {
 namespace {
 
-/** To copy more takes longer than to wake the thread. */
-constexpr size_t light_bytes_max = 128 * 1024;
+/** To copy as much takes longer than to wake the thread. */
+constexpr size_t heavy_bytes = 256 * 1024;
+/** For so long after a message that takes time the thread drives by itself: more are likely to come. */
+constexpr auto heavy_time = std::chrono::milliseconds(10);
+/** Of the waits before which nobody looks for work, because nothing came soon, one in so many tries again. */
+constexpr unsigned waits_per_try = 16;
 /** Looks at UCX before what has come is used. */
 constexpr int looks_max = 16;
+/** Turns in a row that find nothing, although UCX cannot wait. */
+constexpr unsigned vain_turns_max = 64;
 
 }  // namespace
 
 std::optional<int> Fabric::Progress::attach_loop() {
-  if (has_loop_.exchange(true)) return std::nullopt;
-  return loop_events_;
+  {
+    const std::lock_guard lock(mutex_);
+    // One may block until the other has got something.
+    if (has_loop_) has_several_ = true;
+    has_loop_ = !has_several_;
+    if (has_loop_) return loop_events_;
+  }
+  wake();
+  return std::nullopt;
 }
 
 void Fabric::Progress::detach_loop() {
@@ -22,9 +40,10 @@ void Fabric::Progress::detach_loop() {
   wake();
 }
 
-/** What wakes UCX wakes the loop from now on, unless the system refuses that. */
+/** What wakes UCX, which is armed, wakes the loop from now on, unless the system refuses that. */
 void Fabric::Progress::leave_to_loop() {
   loops_turn_ = true;
+  armed_ = true;
   for (const int descriptor : {worker_events_, stream_events_}) {
     epoll_event event{.events = EPOLLIN, .data = {.fd = descriptor}};
     if (epoll_ctl(loop_events_, EPOLL_CTL_ADD, descriptor, &event) != 0) return leave_to_thread();
@@ -36,24 +55,62 @@ void Fabric::Progress::leave_to_thread() {
   for (const int descriptor : {worker_events_, stream_events_}) epoll_ctl(loop_events_, EPOLL_CTL_DEL, descriptor, nullptr);
 }
 
-/** Whether a message of so many bytes must wait for the thread, which drives for some time after any that is as long. */
+void Fabric::Progress::keep_from_loop() { threads_until_ = std::chrono::steady_clock::now() + heavy_time; }
+
+/** Whether a message of so many bytes must wait for the thread. */
 bool Fabric::Progress::is_for_thread(size_t bytes) {
-  if (bytes <= light_bytes_max) return false;
-  heavy_at_ = std::chrono::steady_clock::now();
+  if (bytes < heavy_bytes) return false;
+  keep_from_loop();
   return loops_turn_;
 }
 
+/** Called by the thread now and then in the loop's turn: whether the loop has left alone what came since the last call. Then it gets no turn until it is back. */
+bool Fabric::Progress::loop_stands_still() {
+  pollfd events{.fd = loop_events_, .events = POLLIN, .revents = 0};
+  const unsigned drives = drives_;
+  const bool same = std::exchange(seen_drives_, drives) == drives;
+  if (!same || (armed_ && poll(&events, 1, 0) <= 0)) return false;
+  loop_stands_ = true;
+  eventfd_write(back_events_, 1);
+  return true;
+}
+
+/** What wakes the loop when it has stood still. */
+void Fabric::Progress::loop_is_back() {
+  eventfd_t ignored;
+  eventfd_read(back_events_, &ignored);
+  loop_stands_ = false;
+}
+
 bool Fabric::Progress::drive() {
+  ++drives_;
+  if (loop_stands_) loop_is_back();
   if (!loops_turn_) return false;
   const std::unique_lock driving(driving_, std::try_to_lock);
   // Who sends, or the thread, which is about to take its turn.
   if (!driving) return true;
   if (!loops_turn_) return false;
-  const auto heavy_before = heavy_at_;
-  const auto is_light = [&] { return deferred_.empty() && heavy_at_ == heavy_before && !streams_wait(); };
-  bool busy = false;
-  for (int look = 0; look < looks_max && is_light() && ucp_worker_progress(worker_) != 0; ++look) busy = true;
-  if (is_light()) return busy || ucp_worker_arm(worker_) != UCS_OK;
+  armed_ = false;
+  const auto until_before = threads_until_;
+  const auto is_light = [&] { return deferred_.empty() && threads_until_ == until_before && !streams_wait(); };
+  const auto look = [&] {
+    int looks = 0;
+    while (looks < looks_max && is_light() && ucp_worker_progress(worker_) != 0) ++looks;
+    return looks > 0;
+  };
+  bool busy = look();
+  if (!busy && (comes_soon_ || ++waits_ % waits_per_try == 0)) {
+    const auto end = std::chrono::steady_clock::now() + poll_time_;
+    while (!busy && is_light() && std::chrono::steady_clock::now() < end) {
+      sched_yield();
+      busy = look();
+    }
+    comes_soon_ = busy;
+  }
+  armed_ = !busy && is_light() && ucp_worker_arm(worker_) == UCS_OK;
+  vain_turns_ = busy || armed_ ? 0 : vain_turns_ + 1;
+  if (is_light() && vain_turns_ < vain_turns_max) return !armed_;
+  vain_turns_ = 0;
   leave_to_thread();
   wake();
   return false;

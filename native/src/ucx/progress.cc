@@ -28,8 +28,8 @@ std::chrono::microseconds poll_time() {
   return std::chrono::microseconds(known && CPU_COUNT(&cores) == 1 ? 0 : 20);
 }
 
-/** For so long after a message that takes time the thread drives by itself: more are likely to come. */
-constexpr auto heavy_time = std::chrono::milliseconds(10);
+/** How often the thread looks whether the loop that drives stands still. */
+constexpr int watch_ms = 500;
 
 constexpr auto shutdown_wait = std::chrono::seconds(1);
 
@@ -67,7 +67,7 @@ void wake_on(int poll, int descriptor) {
 }  // namespace
 
 Fabric::Progress::Progress(SlabArena& arena, Reach reach)
-    : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))) {
+    : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))), poll_time_(poll_time()) {
   try {
     const TemporaryVariables options(variables), reach_options(variables_of(reach));
     create_context();
@@ -130,7 +130,9 @@ void Fabric::Progress::create_worker() {
   wake_on(poll_events_, command_events_);
   wake_on(poll_events_, stream_events_);
   loop_events_ = epoll_create1(EPOLL_CLOEXEC);
-  if (loop_events_ < 0) throw Error(Code::internal, "no file descriptor for events");
+  back_events_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (loop_events_ < 0 || back_events_ < 0) throw Error(Code::internal, "no file descriptor for events");
+  wake_on(loop_events_, back_events_);
 }
 
 void Fabric::Progress::set_handler(unsigned id, ucp_am_recv_callback_t callback) {
@@ -166,6 +168,7 @@ void Fabric::Progress::destroy() {
   if (stream_events_ >= 0) ::close(stream_events_);
   if (poll_events_ >= 0) ::close(poll_events_);
   if (loop_events_ >= 0) ::close(loop_events_);
+  if (back_events_ >= 0) ::close(back_events_);
 }
 
 void Fabric::Progress::enqueue(Command command) {
@@ -195,7 +198,6 @@ bool Fabric::Progress::run_commands() {
 
 void Fabric::Progress::run() {
   using Clock = std::chrono::steady_clock;
-  const auto polled = poll_time();
   auto last_work = Clock::now();
   std::unique_lock driving(driving_);
   for (;;) {
@@ -208,14 +210,14 @@ void Fabric::Progress::run() {
     }
     // Once, although more may have arrived: while a stream of messages comes in, answers to the first must go out.
     if (ucp_worker_progress(worker_) != 0) busy = true;
-    const auto now = Clock::now();
     if (serve_streams()) {
       busy = true;
-      heavy_at_ = now;
+      keep_from_loop();
     }
+    const auto now = Clock::now();
     if (busy) {
       last_work = now;
-    } else if (now - last_work < polled) {
+    } else if (now - last_work < poll_time_) {
       driving.unlock();
       sched_yield();
       driving.lock();
@@ -235,16 +237,20 @@ void Fabric::Progress::sleep(std::unique_lock<std::mutex>& driving) {
     if (!commands_.empty() || !deferred_.empty() || closing_) return;
     sleeping_ = true;
   }
-  int wait_ms = -1;
-  if (const auto next = next_look()) {
-    using std::chrono::ceil, std::chrono::milliseconds, std::chrono::steady_clock;
-    wait_ms = std::max<int>(0, ceil<milliseconds>(*next - steady_clock::now()).count());
-  }
-  const bool light = std::chrono::steady_clock::now() - heavy_at_ >= heavy_time;
-  if (light && has_loop_) leave_to_loop();
+  using std::chrono::steady_clock;
+  if (has_loop_ && !loop_stands_ && receiving_.empty() && steady_clock::now() >= threads_until_) leave_to_loop();
+  const auto next = next_look();
+  const auto wait_ms = [&] {
+    using std::chrono::ceil, std::chrono::milliseconds;
+    const int longest = loops_turn_ ? watch_ms : -1;
+    if (!next) return longest;
+    const int wait = std::max<int>(0, ceil<milliseconds>(*next - steady_clock::now()).count());
+    return longest < 0 ? wait : std::min(longest, wait);
+  };
   pollfd events{.fd = loops_turn_ ? command_events_ : poll_events_, .events = POLLIN, .revents = 0};
   driving.unlock();
-  poll(&events, 1, wait_ms);
+  while (poll(&events, 1, wait_ms()) == 0 && !(next && steady_clock::now() >= *next) && !loop_stands_still()) {
+  }
   driving.lock();
   if (loops_turn_) leave_to_thread();
   {

@@ -77,11 +77,14 @@ class Fabric::Progress {
   void wake();
   bool run_commands();
   void sleep(std::unique_lock<std::mutex>& driving);
+  bool loop_stands_still();
+  void loop_is_back();
   void close_all();
 
   // Everything below runs with `driving_` held. The event loop's turn: loop.cc.
   void leave_to_loop();
   void leave_to_thread();
+  void keep_from_loop();
   bool is_for_thread(size_t bytes);
 
   // Channels: channel.cc.
@@ -145,6 +148,8 @@ class Fabric::Progress {
   // What comes in: receive.cc.
   ucs_status_t receive(const WireHeader& header, void* data, size_t length, const ucp_am_recv_param_t& param);
   void receive_control(Channel& channel, const WireHeader& header, const void* data, size_t length);
+  void receive_setup(Channel& channel, const WireHeader& header, std::span<const std::byte> data);
+  void refuse_malformed(Channel& channel, const WireHeader& header, size_t length);
   void receive_challenge(Channel& channel, const Mark& mark);
   void receive_beacon(Channel& channel, const Beacon& beacon);
   void receive_offer(Channel& channel, const WireHeader& header, const Offer& offer);
@@ -167,6 +172,7 @@ class Fabric::Progress {
   SlabArena& arena_;
   const Descriptors descriptors_;
   const bool peer_memory_allowed_;
+  const std::chrono::microseconds poll_time_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   std::vector<uint8_t> address_;
@@ -174,8 +180,9 @@ class Fabric::Progress {
   int command_events_ = -1;
   int stream_events_ = -1;
   int poll_events_ = -1;
-  /** What the event loop watches: empty but in its turn. */
+  /** What the event loop watches: in its turn UCX and the streams, and whether it has stood still. */
   int loop_events_ = -1;
+  int back_events_ = -1;
 
   /** Held by who calls UCX: the thread while it neither sleeps nor yields. Before `mutex_`, if both. */
   std::mutex driving_;
@@ -187,12 +194,26 @@ class Fabric::Progress {
 
   /** An event loop may drive. */
   std::atomic<bool> has_loop_{false};
-  /** It does, and not the thread. Changes with `driving_` held. */
+  /** Several wanted to: none does any more. With `mutex_` held. */
+  bool has_several_ = false;
+  /** It drives, and not the thread. Changes with `driving_` held. */
   std::atomic<bool> loops_turn_{false};
+  /** In its turn: UCX will tell of what comes. */
+  std::atomic<bool> armed_{false};
+  /** It did not come when it was wanted, and has not come since. */
+  std::atomic<bool> loop_stands_{false};
+  /** Calls of drive(), and as many as there were when the thread last looked. */
+  std::atomic<unsigned> drives_{0};
+  unsigned seen_drives_ = 0;
 
   // Used with `driving_` held.
-  /** When something took longer than to wake the thread. */
-  std::chrono::steady_clock::time_point heavy_at_{};
+  /** Something came while the loop last looked for work before it would wait. */
+  bool comes_soon_ = false;
+  unsigned waits_ = 0;
+  /** In a row, without anything to do and without being able to wait. */
+  unsigned vain_turns_ = 0;
+  /** The loop gets no turn before. */
+  std::chrono::steady_clock::time_point threads_until_{};
   std::map<uint64_t, std::unique_ptr<Channel>> channels_;
   std::unordered_set<ReceiveRequest*> receiving_;
   std::unordered_set<SendRequest*> sending_;

@@ -58,18 +58,20 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
     return UCS_OK;
   }
 
-  is_for_thread(length);
   auto* request = new ReceiveRequest{this, channel.id, header.sequence, std::move(*message)};
   receiving_.insert(request);
   ++channel.under_way;
   ++channel.holding;
-  ucp_request_param_t transfer{};
-  transfer.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
-  transfer.cb.recv_am = on_received;
-  transfer.user_data = request;
-  const ucs_status_ptr_t pending =
-      ucp_am_recv_data_nbx(worker_, data, request->message.slab->data(), length, &transfer);
-  if (!UCS_PTR_IS_PTR(pending)) on_received(nullptr, UCS_PTR_RAW_STATUS(pending), length, request);
+  const auto fetch = [this, request, data, length] {
+    ucp_request_param_t transfer{};
+    transfer.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+    transfer.cb.recv_am = on_received;
+    transfer.user_data = request;
+    const ucs_status_ptr_t pending = ucp_am_recv_data_nbx(worker_, data, request->message.slab->data(), length, &transfer);
+    if (!UCS_PTR_IS_PTR(pending)) on_received(nullptr, UCS_PTR_RAW_STATUS(pending), length, request);
+  };
+  if (is_for_thread(length)) deferred_.push_back(fetch);
+  else fetch();
   return UCS_INPROGRESS;
 }
 
@@ -130,26 +132,19 @@ void Fabric::Progress::deliver(uint64_t id, uint64_t sequence, Message message) 
 }
 
 void Fabric::Progress::receive_control(Channel& channel, const WireHeader& header, const void* data, size_t length) {
-  const auto malformed = [&] {
-    refuse();
-    fail(channel, broken("a control message of kind " + std::to_string(static_cast<uint32_t>(header.kind)) + " and " +
-                         std::to_string(length) + " bytes"));
-  };
   switch (header.kind) {
     case Kind::challenge:
-      if (const auto mark = read_as<Mark>(data, length)) return receive_challenge(channel, *mark);
-      return malformed();
     case Kind::beacon:
-      if (const auto beacon = read_as<Beacon>(data, length)) return receive_beacon(channel, *beacon);
-      return malformed();
+    case Kind::stream_offer:
+      return receive_setup(channel, header, {static_cast<const std::byte*>(data), length});
     case Kind::may_offer:
       // Only a mark that is known here can have been read.
-      if (!channel.mark) return malformed();
+      if (!channel.mark) return refuse_malformed(channel, header, length);
       channel.may_offer = true;
       return;
     case Kind::offer:
       if (const auto offer = read_as<Offer>(data, length)) return receive_offer(channel, header, *offer);
-      return malformed();
+      return refuse_malformed(channel, header, length);
     case Kind::taken:
       return receive_taken(channel, header.sequence);
     case Kind::closing:
@@ -159,18 +154,37 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
       if (channel.stream) end_sends(*channel.stream, Error(Code::link_lost, "the UCX peer closed the channel"));
       close_if_quiet(channel);
       return;
-    case Kind::stream_offer:
-      if (const auto place = read_as<Place>(data, length); place && place->valid()) {
-        return receive_stream_offer(channel, *place);
-      }
-      return malformed();
     case Kind::message:
     case Kind::goodbye:
     case Kind::stream_hello:
     case Kind::stream_ready:
       break;
   }
-  malformed();
+  refuse_malformed(channel, header, length);
+}
+
+/** What begins a channel maps memory and opens sockets, which no event loop waits for. */
+void Fabric::Progress::receive_setup(Channel& channel, const WireHeader& header, std::span<const std::byte> data) {
+  if (loops_turn_) {
+    deferred_.push_back([this, header, id = channel.id, data = std::vector(data.begin(), data.end())] {
+      const auto found = channels_.find(id);
+      if (found != channels_.end()) receive_setup(*found->second, header, data);
+    });
+    return;
+  }
+  if (header.kind == Kind::challenge) {
+    if (const auto mark = read_as<Mark>(data.data(), data.size())) return receive_challenge(channel, *mark);
+  } else if (header.kind == Kind::beacon) {
+    if (const auto beacon = read_as<Beacon>(data.data(), data.size())) return receive_beacon(channel, *beacon);
+  } else if (const auto place = read_as<Place>(data.data(), data.size()); place && place->valid()) {
+    return receive_stream_offer(channel, *place);
+  }
+  refuse_malformed(channel, header, data.size());
+}
+
+void Fabric::Progress::refuse_malformed(Channel& channel, const WireHeader& header, size_t length) {
+  refuse();
+  fail(channel, broken("a control message of kind " + std::to_string(static_cast<uint32_t>(header.kind)) + " and " + std::to_string(length) + " bytes"));
 }
 
 void Fabric::Progress::receive_challenge(Channel& channel, const Mark& mark) {
@@ -212,7 +226,7 @@ void Fabric::Progress::receive_offer(Channel& channel, const WireHeader& header,
     refuse();
     return fail(channel, broken("an offer that nobody asked for"));
   }
-  if (!is_for_thread(header.row_bytes)) return take_offer(channel, header, offer);
+  if (!is_for_thread(header.row_bytes + header.meta_bytes)) return take_offer(channel, header, offer);
   deferred_.push_back([this, id = channel.id, header, offer] {
     const auto found = channels_.find(id);
     if (found != channels_.end()) receive_offer(*found->second, header, offer);

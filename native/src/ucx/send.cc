@@ -23,7 +23,7 @@ std::optional<Error> Fabric::Progress::why_unsendable(const Channel& channel) {
 void Fabric::Progress::send(uint64_t id, Message message, SendDone done) {
   if (send_at_once(id, message, done)) return;
   enqueue([this, id, message = std::move(message), done = std::move(done)]() mutable {
-    if (!is_light(id, message)) heavy_at_ = std::chrono::steady_clock::now();
+    if (!is_light(id, message)) keep_from_loop();
     send_now(id, std::move(message), std::move(done));
   });
 }
