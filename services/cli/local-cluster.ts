@@ -92,7 +92,7 @@ export class LocalCluster {
       // A process that failed tells more than what could not reach it; on a busy machine it takes its time to say so.
       const graceMs = options.signal?.aborted ? stopMs : drainMs;
       const exits = await Promise.all(started.map((process) => process.stop(graceMs)));
-      const failed = exits.findIndex(({ code }) => code !== null && code !== 0);
+      const failed = exits.findIndex((exit, index) => started[index]!.failed(exit));
       throw failed < 0 ? error : started[failed]!.exitError(exits[failed]!);
     }
   }

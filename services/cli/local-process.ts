@@ -96,7 +96,7 @@ export class LocalProcess {
   /** The end of this process as an error: the one that it ended with, or INTERNAL with the last thing it said. */
   exitError({ code, signal }: Exit): SwitchyardError {
     const how = signal ? `was ended by ${signal}` : `exited with status ${code}`;
-    const [, own, message] = this.recentLines.map((line) => errorLine.exec(line)).findLast(Boolean) ?? [];
+    const [own, message] = this.lastError();
     if (isErrorCode(own)) {
       const details = { process: this.name, exitCode: code, signal };
       return new SwitchyardError(own, `${this.name} ${how}: ${message}`, details);
@@ -107,6 +107,21 @@ export class LocalProcess {
       exitCode: code,
       signal,
     });
+  }
+
+  /** Whether it ended for a fault of its own. A signal may end it while it does: what it has said counts. */
+  failed({ code }: Exit): boolean {
+    return (code !== null && code !== 0) || isErrorCode(this.lastError()[0]);
+  }
+
+  /** Code and message. */
+  private lastError(): (string | undefined)[] {
+    return (
+      this.recentLines
+        .map((line) => errorLine.exec(line))
+        .findLast(Boolean)
+        ?.slice(1) ?? []
+    );
   }
 
   kill(signal: NodeJS.Signals): void {
