@@ -19,13 +19,7 @@ struct Pair {
   uint64_t left_channel = left.open(key_of(1), {message_bytes_max}, left_inbox.events());
   uint64_t right_channel = right.open(key_of(1), {message_bytes_max}, right_inbox.events());
 
-  Pair() {
-    Completion one, two;
-    left.connect(left_channel, right.address(), right_channel, one.callback());
-    right.connect(right_channel, left.address(), left_channel, two.callback());
-    EXPECT_FALSE(one.wait());
-    EXPECT_FALSE(two.wait());
-  }
+  Pair() { connect_both(left, left_channel, right, right_channel); }
 
   std::optional<Error> send(Message message) {
     Completion sent;
@@ -74,7 +68,7 @@ TEST_P(FabricOrder, AChannelGoesOnWhenAnotherToTheSamePeerIsClosed) {
   const uint64_t left_other = open(left, other_inbox), right_other = open(right, other_inbox);
   connect(right, right_other, left, left_other);
   connect(right, right_channel, left, left_channel);
-  connect(left, left_channel, right, right_channel);
+  connect_both(left, left_channel, right, right_channel);
   if (left_connects_other) connect(left, left_other, right, right_other);
 
   const auto send = [&] {

@@ -18,13 +18,7 @@ struct Turns {
   uint64_t left_channel = left.open(key_of(1), {message_bytes_max}, left_inbox.events());
   uint64_t right_channel = right.open(key_of(1), {message_bytes_max}, noting());
 
-  Turns() {
-    Completion one, two;
-    left.connect(left_channel, right.address(), right_channel, one.callback());
-    right.connect(right_channel, left.address(), left_channel, two.callback());
-    EXPECT_FALSE(one.wait());
-    EXPECT_FALSE(two.wait());
-  }
+  Turns() { connect_both(left, left_channel, right, right_channel); }
 
   ChannelEvents noting() {
     ChannelEvents events = right_inbox.events();

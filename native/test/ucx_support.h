@@ -149,6 +149,15 @@ class Completion {
   std::optional<Error> error_;
 };
 
+/** Makes the channels of two fabrics send to each other. */
+inline void connect_both(Fabric& left, uint64_t left_channel, Fabric& right, uint64_t right_channel) {
+  Completion one, two;
+  left.connect(left_channel, right.address(), right_channel, one.callback());
+  right.connect(right_channel, left.address(), left_channel, two.callback());
+  EXPECT_FALSE(one.wait());
+  EXPECT_FALSE(two.wait());
+}
+
 inline Message message_of(SlabArena& arena, size_t row_bytes, size_t meta_bytes, unsigned seed) {
   Message message{arena.allocate(row_bytes + meta_bytes), row_bytes, meta_bytes};
   auto* bytes = reinterpret_cast<uint8_t*>(message.slab->data());

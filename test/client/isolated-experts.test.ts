@@ -1,27 +1,13 @@
-import { join } from 'node:path';
 import { afterEach, expect, test } from '@jest/globals';
 import { SwitchyardClient } from '../../services/client/index.js';
 import { decodeBf16 } from '../../services/model/bf16.js';
 import { relativeErrors } from '../../services/model/reference.js';
-import { expectedOf, fixtures } from '../model/support.js';
 import { overEachTransport, startCluster } from '../router/cluster.js';
 import { ask, infer, openInferenceOf } from '../router/open-inference-support.js';
 import { until } from '../support/until.js';
+import { tokenIdsFixture } from './token-ids-fixture.js';
 
-const directory = join(fixtures, 'families', 'ernie4_5_vl_moe');
-const expected = await expectedOf(join(directory, 'expected.safetensors'));
-const tokenIds = expected.tokenIds!;
-const tokens = tokenIds.length;
-const hidden = expected.input.length / tokens;
-/** Nothing of the shape of other test clusters. */
-const checkpoint = {
-  model: directory,
-  hidden: undefined,
-  ffn: undefined,
-  experts: undefined,
-  topK: undefined,
-  layers: undefined,
-};
+const { expected, tokenIds, tokens, hidden, checkpoint } = await tokenIdsFixture('ernie4_5_vl_moe');
 /** The experts of images are 8 to 15. */
 const ofImages = new Set([2, 4, 7, 9, 12, 15]);
 

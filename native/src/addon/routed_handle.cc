@@ -81,8 +81,8 @@ void take_gate(Operation& operation, const Fields& options, Request& request) {
   request.bias =
       held_span_or_null<float>(operation, gate.value("bias"), gate.name("bias"), request.gate->experts());
   const uint64_t vocabulary = request.gate->vocabulary();
-  const bool optional = request.gate->isolates() && !gate.has("tokenIds");
-  if (request.given || optional || !(vocabulary > 0 || request.gate->isolates())) return;
+  const bool wanted = vocabulary > 0 || (request.gate->isolates() && gate.has("tokenIds"));
+  if (request.given || !wanted) return;
   const std::string field = gate.name("tokenIds");
   const auto ids = to_span<uint32_t>(gate.value("tokenIds"), field);
   if (ids.size() != request.row_count) throw_invalid(field + ".length", ids.size(), std::to_string(request.row_count));
