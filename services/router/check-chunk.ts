@@ -99,9 +99,10 @@ function checkTokenIds(
   plan: BatchPlan,
   idsBefore: boolean | null,
 ): Uint32Array | null {
-  const { bytes, words } = idBytesAllowed(tokens, plan, idsBefore);
-  if (!bytes.includes(tokenIds.byteLength))
-    throw invalidArgument(`chunk.token_ids at offset ${offset}`, `${tokenIds.byteLength} bytes`, words);
+  if (!hasIdBytes(tokenIds.byteLength, tokens, plan, idsBefore)) {
+    const allowed = idBytesAllowed(tokens, plan, idsBefore);
+    throw invalidArgument(`chunk.token_ids at offset ${offset}`, `${tokenIds.byteLength} bytes`, allowed);
+  }
   if (tokenIds.byteLength === 0) return null;
   const { below } = plan.tokenIds!;
   const ids = unpackUint32(tokenIds);
@@ -110,27 +111,34 @@ function checkTokenIds(
   throw invalidArgument(`chunk.token_ids of token ${offset + wrong}`, ids[wrong]!, `0 to ${below - 1}`);
 }
 
-/** How many bytes of ids a message may have. */
+/** Whether a message may have so many bytes of ids. */
+function hasIdBytes(
+  bytes: number,
+  tokens: number,
+  { tokenIds: use }: BatchPlan,
+  idsBefore: boolean | null,
+): boolean {
+  const [none, all] = [bytes === 0, bytes === tokens * tokenIdBytes];
+  if (use === null) return none;
+  if (use.needed || idsBefore === true) return all;
+  return none || (idsBefore === null && all);
+}
+
+/** The same in words. */
 function idBytesAllowed(
   tokens: number,
   { layers, given, tokenIds: use }: BatchPlan,
   idsBefore: boolean | null,
-): { bytes: number[]; words: string } {
-  if (use === null) {
-    const none = given ? 'options.routing is GIVEN' : 'no layer of the batch chooses experts by them';
-    return { bytes: [0], words: `none, as ${none}` };
-  }
-  const whole = tokens * tokenIdBytes;
-  const words = `${whole} bytes: ${tokens} tokens x ${tokenIdBytes}`;
+): string {
+  if (use === null)
+    return `none, as ${given ? 'options.routing is GIVEN' : 'no layer of the batch chooses experts by them'}`;
+  const words = `${tokens * tokenIdBytes} bytes: ${tokens} tokens x ${tokenIdBytes}`;
   if (use.needed) {
     const { layer } = layers.find(({ vocabulary }) => vocabulary > 0)!;
-    const more = `as layer ${layer} chooses experts by them, or options.routing GIVEN`;
-    return { bytes: [whole], words: `${words}, ${more}` };
+    return `${words}, as layer ${layer} chooses experts by them, or options.routing GIVEN`;
   }
-  if (idsBefore === null) return { bytes: [0, whole], words: `none, or ${words}` };
-  return idsBefore
-    ? { bytes: [whole], words: `${words}, as the chunks before have them` }
-    : { bytes: [0], words: 'none, as the chunks before have none' };
+  if (idsBefore === null) return `none, or ${words}`;
+  return idsBefore ? `${words}, as the chunks before have them` : 'none, as the chunks before have none';
 }
 
 function sizedRouting(chunk: Chunk, tokens: number, plan: BatchPlan): RoutingBytes | null {
