@@ -72,6 +72,8 @@ export interface UcxStats {
   bytesStreamed: number;
   /** Messages for no channel, with a wrong key, or larger than allowed. */
   messagesRefused: number;
+  /** UCX workers through which nothing came any more, because a peer died as it wrote; all channels of their kind of peers began anew. */
+  workersReplaced: number;
 }
 
 export interface UcxChannelOptions {
@@ -96,15 +98,20 @@ export interface UcxChannelOptions {
  */
 export type UcxReach = 'machine' | 'network' | 'encrypted';
 
-/** The process's UCX worker for a reach, shared by all threads. It starts with the first use and ends with the environment. */
+/** Whom channels lead to. A peer that dies as it writes can cost a process the channels to all peers of its kind, and to no others. */
+export type UcxPeers = 'nodes' | 'clients';
+
+/** The process's UCX for a reach, shared by all threads. It starts with the first use and ends with the environment. */
 export interface UcxFabric {
+  /** It changes when a worker of UCX is replaced, which ends the channels that were opened before. */
   address(): Uint8Array;
   openChannel(options: UcxChannelOptions): UcxChannel;
 }
 
 /** Loaded when a fabric is first used, which throws LINK_LOST where it cannot be. */
 export interface Ucx {
-  fabric(reach: UcxReach): UcxFabric;
+  /** `peers`: default nodes. */
+  fabric(reach: UcxReach, peers?: UcxPeers): UcxFabric;
   /** Of all fabrics that this environment uses. */
   stats(): UcxStats;
 }

@@ -18,7 +18,7 @@ node_modules/.bin/cmake-js compile --directory native --out "$build" --config Re
 export SWITCHYARD_ADDON="$PWD/$build/Release/switchyard.node"
 node dist/bin/switchyard.js doctor | grep -E "^OK +UCX +$version"
 for transports in all tcp,self; do
-  for test in fabric process hostile stream; do
+  for test in fabric process hostile stream blocked; do
     for loop in '' SWITCHYARD_TEST_LOOP=1; do
       env UCX_TLS=$transports UCX_WARN_UNUSED_ENV_VARS=n $loop "$build/test/ucx_${test}_test" --gtest_brief=1
     done

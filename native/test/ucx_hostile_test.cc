@@ -27,7 +27,7 @@ const auto* const over_tcp = testing::AddGlobalTestEnvironment(new OverTcp);
 /** Sends active messages as they are. */
 class Stranger {
  public:
-  explicit Stranger(const Fabric& to) {
+  explicit Stranger(Fabric& to) {
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES;
     params.features = UCP_FEATURE_AM;
@@ -36,7 +36,8 @@ class Stranger {
     check(ucp_worker_create(context_, &worker, &worker_));
     ucp_ep_params_t endpoint{};
     endpoint.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
-    endpoint.address = reinterpret_cast<const ucp_address_t*>(to.address().data());
+    const std::vector<uint8_t> address = to.address();
+    endpoint.address = reinterpret_cast<const ucp_address_t*>(address.data());
     endpoint.err_mode = UCP_ERR_HANDLING_MODE_PEER;
     check(ucp_ep_create(worker_, &endpoint, &endpoint_));
   }

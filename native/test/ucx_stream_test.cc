@@ -134,7 +134,7 @@ struct Impostor {
   Socket socket{around.port};
 
   /** Which of the two listens is their choice: the one that does not closes the connection of the wrong channel. */
-  Impostor(Streaming& around, Fabric& fabric, const Fabric& other)
+  Impostor(Streaming& around, Fabric& fabric, Fabric& other)
       : around(around), fabric(fabric), channel(fabric.open(key_of(7), {100'000}, inbox.events())) {
     Completion connected;
     fabric.connect(channel, other.address(), 999, connected.callback());

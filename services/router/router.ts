@@ -57,6 +57,7 @@ export class Router {
   /** To be added to a gRPC server. */
   readonly services: GrpcService[];
   private readonly core: RouterCore;
+  /** Towards clients. */
   private readonly ucx: UcxSource;
   /** Of clients' messages that are in no chunk yet. */
   private readonly messages: ByteBudget;
@@ -71,14 +72,15 @@ export class Router {
   constructor(private readonly options: RouterOptions) {
     const { config, name, credential, log, registry, runtime, live } = options;
     const { token, tls = null } = credential;
-    this.ucx = nativeUcx(tls?.encryptsRows ?? false);
+    const encrypted = tls?.encryptsRows ?? false;
+    this.ucx = nativeUcx(encrypted, 'clients');
     this.startedMs = runtime.clock.now();
     this.core = new RouterCore({
       ...options,
       token,
       machine: hostname(),
       dial: { coordinator: coordinatorDialer(tls), worker: workerDialer(tls) },
-      ucx: this.ucx,
+      ucx: nativeUcx(encrypted),
       loadWeights: (description) => loadWeights(description, log),
       onChange: () => this.watchers.notify(),
       onReady: (ready) => options.onReady?.(ready),

@@ -87,6 +87,7 @@ const inherited = `
       `${inherited}
       const before = inherited();
       console.log(await useUcx(native, '${reach}'));
+      native.ucx.fabric('${reach}', 'clients').address();
       console.log(inherited() === before || inherited());`,
       environment,
     );

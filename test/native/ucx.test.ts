@@ -194,6 +194,22 @@ describeUcx('a channel', () => {
     expect(output).toBe('INVALID_ARGUMENT send,INVALID_ARGUMENT sendRows\nINVALID_ARGUMENT\n100\n');
   });
 
+  test('for clients has an address of its own, which nodes reach like any other', async () => {
+    const output = await run(`
+      const forClients = native.ucx.fabric('machine', 'clients');
+      const address = forClients.address();
+      console.log(Buffer.compare(address, fabric.address()) !== 0, Buffer.compare(address, forClients.address()) === 0);
+      const [left, right] = [open(), forClients.openChannel({ key, messageBytesMax: 1 << 20, inboxBytesMax: 1 << 20 })];
+      await Promise.all([left.connect(address, right.id), right.connect(fabric.address(), left.id)]);
+      left.send(slabOf(100), 100, metadata);
+      right.send(slabOf(200), 200, metadata);
+      console.log((await right.receive()).messages[0][1], (await left.receive()).messages[0][1]);
+      try { native.ucx.fabric('machine', 'others'); } catch ({ code, message }) { console.log(code, message); }
+    `);
+    const refusal = 'INVALID_ARGUMENT peers is others; allowed: nodes, clients';
+    expect(output).toBe(`true true\n100 200\n${refusal}\n`);
+  });
+
   test('that cannot send says why when it is asked for what has come', async () => {
     const output = await run(`
       const unconnected = open();

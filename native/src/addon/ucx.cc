@@ -19,6 +19,7 @@
 namespace switchyard::addon {
 namespace {
 
+using ucx::Peers;
 using ucx::Reach;
 
 std::string file_path() { return module_path("switchyard_ucx.so"); }
@@ -124,7 +125,15 @@ Bytes to_bytes(const Napi::Value& value, const std::string& name) {
   return bytes;
 }
 
-Napi::Value open_channel(const Napi::CallbackInfo& info, const Shared& shared, Reach reach) {
+Peers to_peers(const Napi::Value& value) {
+  if (value.IsUndefined()) return Peers::nodes;
+  const std::string text = to_text(value, "peers");
+  if (text == "nodes") return Peers::nodes;
+  if (text == "clients") return Peers::clients;
+  throw_invalid("peers", text, "nodes, clients");
+}
+
+Napi::Value open_channel(const Napi::CallbackInfo& info, const Shared& shared, Reach reach, Peers peers) {
   const Fields options(info[0], "");
   UcxPortOptions wanted;
   wanted.key = to_bytes<ucx::Key>(options.value("key"), "key");
@@ -132,19 +141,21 @@ Napi::Value open_channel(const Napi::CallbackInfo& info, const Shared& shared, R
   if (!secret.IsUndefined()) wanted.secret = to_bytes<ucx::Secret>(secret, "secret");
   wanted.message_bytes_max = options.integer("messageBytesMax", 1, safe_integer_max);
   wanted.inbox_bytes_max = options.integer("inboxBytesMax", 1, safe_integer_max);
+  wanted.peers = peers;
   wanted.report_sends = options.value("reportSends").ToBoolean();
   auto port = UcxPort::open(shared->fabric(info.Env(), reach), wanted);
   shared->add(port);
   return UcxChannelHandle::create(info.Env(), std::move(port));
 }
 
-Napi::Value to_fabric(Napi::Env env, const Shared& shared, Reach reach) {
+Napi::Value to_fabric(Napi::Env env, const Shared& shared, Reach reach, Peers peers) {
   auto face = Napi::Object::New(env);
-  export_function(face, "address", [shared, reach](const Napi::CallbackInfo& info) -> Napi::Value {
-    return to_array<uint8_t>(info.Env(), std::span(shared->fabric(info.Env(), reach)->address()));
+  export_function(face, "address", [shared, reach, peers](const Napi::CallbackInfo& info) -> Napi::Value {
+    const std::vector<uint8_t> address = shared->fabric(info.Env(), reach)->address(peers);
+    return to_array<uint8_t>(info.Env(), std::span(address));
   });
   export_function(face, "openChannel",
-                  [shared, reach](const Napi::CallbackInfo& info) { return open_channel(info, shared, reach); });
+                  [shared, reach, peers](const Napi::CallbackInfo& info) { return open_channel(info, shared, reach, peers); });
   return face;
 }
 
@@ -159,6 +170,7 @@ Napi::Value to_stats(Napi::Env env, const ucx::FabricStats& stats) {
   set("bytesTaken", stats.bytes_taken);
   set("bytesStreamed", stats.bytes_streamed);
   set("messagesRefused", stats.messages_refused);
+  set("workersReplaced", stats.workers_replaced);
   return result;
 }
 
@@ -173,7 +185,7 @@ void export_ucx(Napi::Env env, Napi::Object exports) {
   const Shared shared = std::make_shared<UcxEnvironment>();
   auto face = Napi::Object::New(env);
   export_function(face, "fabric", [shared](const Napi::CallbackInfo& info) {
-    return to_fabric(info.Env(), shared, to_reach(info[0]));
+    return to_fabric(info.Env(), shared, to_reach(info[0]), to_peers(info[1]));
   });
   export_function(face, "stats",
                   [shared](const Napi::CallbackInfo& info) { return to_stats(info.Env(), shared->stats()); });

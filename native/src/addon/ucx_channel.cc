@@ -20,7 +20,7 @@ std::shared_ptr<UcxPort> UcxPort::open(const std::shared_ptr<ucx::Fabric>& fabri
     if (const auto self = weak.lock()) self->fail(std::move(error));
   };
   port->id_ = fabric->open(
-      options.key, {options.message_bytes_max, options.inbox_bytes_max, options.secret}, std::move(events));
+      options.key, {options.message_bytes_max, options.inbox_bytes_max, options.secret}, std::move(events), options.peers);
   return port;
 }
 

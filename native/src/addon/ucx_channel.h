@@ -18,6 +18,7 @@ struct UcxPortOptions {
   size_t message_bytes_max;
   size_t inbox_bytes_max;
   bool report_sends;
+  ucx::Peers peers;
   /** As in ucx::ChannelLimits. */
   std::optional<ucx::Secret> secret;
 };

@@ -10,12 +10,15 @@ constexpr auto unused_file_time = std::chrono::seconds(5);
 
 }  // namespace
 
-uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events) {
+uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events, Peers peers) {
   if (limits.secret && !can_encrypt()) throw Error(Code::link_lost, "the addon was built without OpenSSL");
   const uint64_t id = next_channel_++;
-  auto channel = std::make_shared<std::unique_ptr<Channel>>(
-      new Channel{.owner = this, .id = id, .key = key, .limits = limits, .events = std::move(events)});
-  enqueue([this, id, channel] { channels_[id] = std::move(*channel); });
+  auto made = std::make_shared<std::unique_ptr<Channel>>(
+      new Channel{.id = id, .key = key, .limits = limits, .events = std::move(events), .worker = worker_for(peers)});
+  enqueue([this, id, made] {
+    Channel& channel = *(channels_[id] = std::move(*made));
+    if (channel.worker->retired) fail(channel, blocked());
+  });
   return id;
 }
 
@@ -31,7 +34,7 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   const auto found = channels_.find(id);
   if (found == channels_.end() || found->second->closing) return done(closed_channel(id));
   Channel& channel = *found->second;
-  const ucs_status_t status = find_endpoint(peer_address, channel.endpoint);
+  const ucs_status_t status = find_endpoint(*channel.worker, peer_address, channel.endpoint);
   if (status != UCS_OK) return done(gone(status));
   if (const auto reason = why_unguarded(channel)) return done(reason);
   channel.peer_channel = peer_channel;
@@ -58,6 +61,7 @@ void Fabric::Progress::abandon(uint64_t id) {
     const auto found = channels_.find(id);
     if (found == channels_.end()) return;
     for (Endpoint& endpoint : endpoints_) endpoint.abandoned |= endpoint.handle == found->second->endpoint;
+    suspect(found->second->endpoint);
   });
 }
 
@@ -102,7 +106,10 @@ void Fabric::Progress::give_up_late() {
     if (found == channels_.end()) continue;
     Channel& channel = *found->second;
     if (!channel.given_up) give_up(channel);
-    else if (channel.endpoint) endpoint_over(channel.endpoint, gone(UCS_ERR_TIMED_OUT));
+    else if (channel.endpoint) {
+      suspect(channel.endpoint);
+      endpoint_over(channel.endpoint, gone(UCS_ERR_TIMED_OUT));
+    }
   }
 }
 
@@ -171,7 +178,7 @@ std::string Fabric::Progress::transports(uint64_t id) {
 
 FabricStats Fabric::Progress::stats() const {
   return {messages_sent_, messages_received_, bytes_sent_, bytes_received_, bytes_copied_, bytes_taken_,
-          bytes_streamed_, messages_refused_};
+          bytes_streamed_, messages_refused_, workers_replaced_};
 }
 
 }  // namespace switchyard::ucx

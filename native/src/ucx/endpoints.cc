@@ -3,9 +3,9 @@
 namespace switchyard::ucx {
 
 /** The endpoint to a peer, made if there is none. */
-ucs_status_t Fabric::Progress::find_endpoint(const std::vector<uint8_t>& peer_address, ucp_ep_h& endpoint) {
+ucs_status_t Fabric::Progress::find_endpoint(Worker& worker, const std::vector<uint8_t>& peer_address, ucp_ep_h& endpoint) {
   for (const Endpoint& known : endpoints_) {
-    if (known.abandoned || known.peer_address != peer_address) continue;
+    if (known.abandoned || known.worker != &worker || known.peer_address != peer_address) continue;
     endpoint = known.handle;
     return UCS_OK;
   }
@@ -16,9 +16,9 @@ ucs_status_t Fabric::Progress::find_endpoint(const std::vector<uint8_t>& peer_ad
   params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
   params.err_handler = {on_endpoint_error, this};
   ucp_ep_h made = nullptr;
-  const ucs_status_t status = ucp_ep_create(worker_, &params, &made);
+  const ucs_status_t status = ucp_ep_create(worker.handle, &params, &made);
   if (status != UCS_OK) return status;
-  endpoints_.push_back({.handle = made, .peer_address = peer_address});
+  endpoints_.push_back({.handle = made, .worker = &worker, .peer_address = peer_address});
   descriptors_.keep_connections_from_children();
   endpoint = made;
   return UCS_OK;
@@ -32,7 +32,9 @@ void Fabric::Progress::hear(ucp_ep_h endpoint) {
 }
 
 void Fabric::Progress::on_endpoint_error(void* self, ucp_ep_h endpoint, ucs_status_t status) {
-  static_cast<Progress*>(self)->endpoint_over(endpoint, gone(status));
+  auto& progress = *static_cast<Progress*>(self);
+  progress.suspect(endpoint);
+  progress.endpoint_over(endpoint, gone(status));
 }
 
 /** Its channels fail: the peer is gone. */
@@ -42,38 +44,41 @@ void Fabric::Progress::endpoint_over(ucp_ep_h endpoint, const Error& error) {
   // To unmap takes time, and closing within a handler of UCX is not allowed: both wait.
   const std::shared_ptr<PeerFile> file = found->file.lock();
   std::erase_if(unused_files_, [&](const auto& unused) { return unused.second == file; });
+  Worker* const worker = found->worker;
   endpoints_.erase(found);
+  ++worker->under_way;
   for (const auto& [id, channel] : channels_) {
     if (channel->endpoint != endpoint) continue;
     fail(*channel, error);
     channel->endpoint = nullptr;
   }
-  deferred_.push_back([this, endpoint, file] { close_endpoint(endpoint, true); });
+  deferred_.push_back([worker, endpoint, file] { close_endpoint(*worker, endpoint, true); });
 }
 
-/** `force`: to flush the endpoint is of no use. */
-void Fabric::Progress::close_endpoint(ucp_ep_h endpoint, bool force) {
-  ++endpoints_closing_;
-  const auto closed = [](void* handle, ucs_status_t, void* self) {
-    --static_cast<Progress*>(self)->endpoints_closing_;
+/** Of what is under way already. `force`: to flush the endpoint is of no use. */
+void Fabric::Progress::close_endpoint(Worker& worker, ucp_ep_h endpoint, bool force) {
+  const auto closed = [](void* handle, ucs_status_t, void* closing) {
+    --static_cast<Worker*>(closing)->under_way;
     if (handle) ucp_request_free(handle);
   };
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS;
   param.flags = force ? UCP_EP_CLOSE_FLAG_FORCE : 0;
   param.cb.send = closed;
-  param.user_data = this;
+  param.user_data = &worker;
   const ucs_status_ptr_t pending = ucp_ep_close_nbx(endpoint, &param);
-  if (!UCS_PTR_IS_PTR(pending)) closed(nullptr, UCS_PTR_RAW_STATUS(pending), this);
+  if (!UCS_PTR_IS_PTR(pending)) closed(nullptr, UCS_PTR_RAW_STATUS(pending), &worker);
 }
 
-/** Shared memory of a process that goes on does not tell that this fabric has ended. */
-void Fabric::Progress::say_goodbye(ucp_ep_h endpoint) {
+/** Shared memory of a process that goes on does not tell that this fabric, or a worker of it, has ended. */
+void Fabric::Progress::say_goodbye(const Endpoint& endpoint) {
+  const std::vector<uint8_t>& own = endpoint.worker->address;
+  if (endpoint.peer_address == own) return;
   static const WireHeader header{.kind = Kind::goodbye};
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK;
   param.cb.send = [](void* handle, ucs_status_t, void*) { ucp_request_free(handle); };
-  ucp_am_send_nbx(endpoint, message_id, &header, sizeof(header), address_.data(), address_.size(), &param);
+  ucp_am_send_nbx(endpoint.handle, message_id, &header, sizeof(header), own.data(), own.size(), &param);
 }
 
 /** Only those know an address who were told it over the control plane. */

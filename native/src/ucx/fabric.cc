@@ -7,10 +7,10 @@ namespace switchyard::ucx {
 Fabric::Fabric(SlabArena& arena, Reach reach) : progress_(std::make_unique<Progress>(arena, reach)) {}
 Fabric::~Fabric() = default;
 
-const std::vector<uint8_t>& Fabric::address() const { return progress_->address(); }
+std::vector<uint8_t> Fabric::address(Peers peers) { return progress_->address(peers); }
 
-uint64_t Fabric::open(const Key& key, ChannelLimits limits, ChannelEvents events) {
-  return progress_->open(key, limits, std::move(events));
+uint64_t Fabric::open(const Key& key, ChannelLimits limits, ChannelEvents events, Peers peers) {
+  return progress_->open(key, limits, std::move(events), peers);
 }
 
 void Fabric::connect(uint64_t channel, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done) {

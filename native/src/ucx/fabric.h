@@ -74,6 +74,8 @@ struct FabricStats {
   uint64_t bytes_streamed = 0;
   /** Messages dropped for an unknown channel, a wrong key or a size over the limit. */
   uint64_t messages_refused = 0;
+  /** UCX workers through which nothing came any more, so that others took their place. */
+  uint64_t workers_replaced = 0;
 
   FabricStats& operator+=(const FabricStats& other) {
     messages_sent += other.messages_sent;
@@ -84,6 +86,7 @@ struct FabricStats {
     bytes_taken += other.bytes_taken;
     bytes_streamed += other.bytes_streamed;
     messages_refused += other.messages_refused;
+    workers_replaced += other.workers_replaced;
     return *this;
   }
 };
@@ -100,7 +103,14 @@ enum class Reach {
 inline constexpr size_t reaches = 3;
 
 /**
- * One UCX context and worker with the thread that drives them. Between processes of one machine a long message stays in
+ * Who sends to a channel. Each kind sends to a UCX worker of its own: a peer that dies as it writes can cost this process the channels to all
+ * peers of its kind, and to no others.
+ */
+enum class Peers { nodes, clients };
+inline constexpr size_t kinds_of_peers = 2;
+
+/**
+ * A UCX context, its workers, and the thread that drives them. Between processes of one machine a long message stays in
  * the sender's slab, is announced, and is copied from there by the receiver, where the system lets it map the sender's
  * slabs. Messages travel on channels. A channel is opened for receiving first, which yields its number; number, key and worker address go to the peer over the control plane, and
  * `connect` then makes it a sending channel too. All members are thread-safe. Work is handed to the progress thread,
@@ -112,16 +122,16 @@ class Fabric {
  public:
   /** Throws INTERNAL with UCX's words when no context can be made. `arena` must outlive the fabric. */
   explicit Fabric(SlabArena& arena, Reach reach = Reach::network);
-  /** Closes every channel (bounded wait), then the worker. Events may be called until it returns. */
+  /** Closes every channel (bounded wait), then the workers. Events may be called until it returns. */
   virtual ~Fabric();
   Fabric(const Fabric&) = delete;
   Fabric& operator=(const Fabric&) = delete;
 
-  /** The worker's address, for `connect` at a peer. */
-  virtual const std::vector<uint8_t>& address() const;
+  /** The address of the worker for such peers, for `connect` at a peer. It changes when that worker is replaced, which ends its channels. */
+  virtual std::vector<uint8_t> address(Peers peers = Peers::nodes);
 
-  /** Accepts messages that carry this key from now on. */
-  virtual uint64_t open(const Key& key, ChannelLimits limits, ChannelEvents events);
+  /** Accepts messages that carry this key from now on. Throws INTERNAL when no worker can be made. */
+  virtual uint64_t open(const Key& key, ChannelLimits limits, ChannelEvents events, Peers peers = Peers::nodes);
 
   using ConnectDone = std::function<void(std::optional<Error>)>;
   /** Makes `channel` send to `peer_channel` of the fabric at `peer_address`. */

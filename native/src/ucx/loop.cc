@@ -44,7 +44,7 @@ void Fabric::Progress::detach_loop() {
 void Fabric::Progress::leave_to_loop() {
   loops_turn_ = true;
   armed_ = true;
-  for (const int descriptor : {worker_events_, stream_events_}) {
+  for (const int descriptor : wakes_) {
     epoll_event event{.events = EPOLLIN, .data = {.fd = descriptor}};
     if (epoll_ctl(loop_events_, EPOLL_CTL_ADD, descriptor, &event) != 0) return leave_to_thread();
   }
@@ -52,7 +52,7 @@ void Fabric::Progress::leave_to_loop() {
 
 void Fabric::Progress::leave_to_thread() {
   loops_turn_ = false;
-  for (const int descriptor : {worker_events_, stream_events_}) epoll_ctl(loop_events_, EPOLL_CTL_DEL, descriptor, nullptr);
+  for (const int descriptor : wakes_) epoll_ctl(loop_events_, EPOLL_CTL_DEL, descriptor, nullptr);
 }
 
 void Fabric::Progress::keep_from_loop() { threads_until_ = std::chrono::steady_clock::now() + heavy_time; }
@@ -95,7 +95,7 @@ bool Fabric::Progress::drive() {
   const auto is_light = [&] { return deferred_.empty() && threads_until_ == until_before && !streams_wait(); };
   const auto look = [&] {
     int looks = 0;
-    while (looks < looks_max && is_light() && ucp_worker_progress(worker_) != 0) ++looks;
+    while (looks < looks_max && is_light() && progress() != 0) ++looks;
     return looks > 0;
   };
   bool busy = look();
@@ -107,7 +107,7 @@ bool Fabric::Progress::drive() {
     }
     comes_soon_ = busy;
   }
-  armed_ = !busy && is_light() && ucp_worker_arm(worker_) == UCS_OK;
+  armed_ = !busy && is_light() && arm();
   vain_turns_ = busy || armed_ ? 0 : vain_turns_ + 1;
   if (is_light() && vain_turns_ < vain_turns_max) return !armed_;
   vain_turns_ = 0;

@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "runtime/temporary_variables.h"
 #include "runtime/thread_start.h"
 
 namespace switchyard::ucx {
@@ -33,28 +32,33 @@ constexpr int watch_ms = 500;
 
 constexpr auto shutdown_wait = std::chrono::seconds(1);
 
-void check(ucs_status_t status, const char* call) {
-  if (status != UCS_OK) throw Error(Code::internal, std::string(call) + ": " + ucs_status_string(status));
-}
+/** An option of UCX. The environment's UCX_NAME comes before it. */
+struct Option {
+  const char* name;
+  const char* value;
+};
 
-constexpr Variable variables[] = {
-    // Without it, endpoints with peer error handling leave shared memory for TCP without a word.
-    {"UCX_MM_ERROR_HANDLING", "y"},
+// Without it, endpoints with peer error handling leave shared memory for TCP without a word.
+constexpr Option shared_memory_options[] = {{"MM_ERROR_HANDLING", "y"}};
+constexpr Option peer_options[] = {
     // How soon a peer on this host is found dead when nothing is sent to it and nothing else tells of it; each look reads a file for each
     // peer. UCX would take 20 s.
-    {"UCX_KEEPALIVE_INTERVAL", "1s"},
-    // How much of a message travels at once over TCP, and the size of the buffer that it is copied out of at the receiver:
-    // long enough that few system calls move it, short enough that a core's cache keeps it. UCX would take 8 and 64 KiB.
-    {"UCX_TCP_TX_SEG_SIZE", "512k"},
-    {"UCX_TCP_RX_SEG_SIZE", "512k"},
+    {"KEEPALIVE_INTERVAL", "1s"},
 };
-constexpr Variable machine_variables[] = {{"UCX_TLS", "^tcp"}, {"UCX_NET_DEVICES", "lo"}};
-constexpr Variable encrypted_variables[] = {{"UCX_TLS", "tcp,sm,self"}};
+constexpr Option machine_options[] = {{"TLS", "^tcp"}, {"NET_DEVICES", "lo"}};
+constexpr Option encrypted_options[] = {{"TLS", "tcp,sm,self"}};
 
-std::span<const Variable> variables_of(Reach reach) {
-  if (reach == Reach::machine) return machine_variables;
-  if (reach == Reach::encrypted) return encrypted_variables;
+std::span<const Option> options_of(Reach reach) {
+  if (reach == Reach::machine) return machine_options;
+  if (reach == Reach::encrypted) return encrypted_options;
   return {};
+}
+
+void apply(std::span<const Option> options, ucp_config_t* config) {
+  for (const auto& [name, value] : options) {
+    const std::string variable = std::string("UCX_") + name;
+    if (std::getenv(variable.c_str()) == nullptr) check(ucp_config_modify(config, name, value), variable.c_str());
+  }
 }
 
 void wake_on(int poll, int descriptor) {
@@ -69,10 +73,10 @@ void wake_on(int poll, int descriptor) {
 Fabric::Progress::Progress(SlabArena& arena, Reach reach)
     : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))), poll_time_(poll_time()) {
   try {
-    const TemporaryVariables options(variables), reach_options(variables_of(reach));
-    create_context();
-    create_worker();
+    create_context(reach);
+    create_events();
     descriptors_.keep_from_children();
+    take_on(current_[static_cast<size_t>(Peers::nodes)] = create_worker());
   } catch (...) {
     destroy();
     throw;
@@ -93,65 +97,45 @@ Fabric::Progress::~Progress() {
   destroy();
 }
 
-void Fabric::Progress::create_context() {
+void Fabric::Progress::create_context(Reach reach) {
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
   params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
   params.mt_workers_shared = 1;
   params.name = "switchyard";
-  check(ucp_init(&params, nullptr, &context_), "ucp_init");
+  ucp_config_t* config = nullptr;
+  check(ucp_config_read(nullptr, nullptr, &config), "ucp_config_read");
+  const std::unique_ptr<ucp_config_t, decltype(&ucp_config_release)> released(config, ucp_config_release);
+  apply(peer_options, config);
+  if (peer_memory_allowed_) apply(shared_memory_options, config);
+  apply(options_of(reach), config);
+  check(ucp_init(&params, config, &context_), "ucp_init");
 }
 
-void Fabric::Progress::create_worker() {
-  ucp_worker_params_t params{};
-  params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
-  // The constructing thread hands the worker over to the progress thread once and calls it no more.
-  params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
-  check(ucp_worker_create(context_, &params, &worker_), "ucp_worker_create");
-
-  set_handler(message_id, on_message);
-  set_handler(stray_id, on_stray);
-
-  ucp_address_t* address = nullptr;
-  size_t length = 0;
-  check(ucp_worker_get_address(worker_, &address, &length), "ucp_worker_get_address");
-  const auto* bytes = reinterpret_cast<const uint8_t*>(address);
-  address_.assign(bytes, bytes + length);
-  ucp_worker_release_address(worker_, address);
-
-  check(ucp_worker_get_efd(worker_, &worker_events_), "ucp_worker_get_efd");
+void Fabric::Progress::create_events() {
   command_events_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   stream_events_ = epoll_create1(EPOLL_CLOEXEC);
   poll_events_ = epoll_create1(EPOLL_CLOEXEC);
-  if (command_events_ < 0 || stream_events_ < 0 || poll_events_ < 0) {
-    throw Error(Code::internal, "no file descriptor for events");
-  }
-  wake_on(poll_events_, worker_events_);
-  wake_on(poll_events_, command_events_);
-  wake_on(poll_events_, stream_events_);
   loop_events_ = epoll_create1(EPOLL_CLOEXEC);
   back_events_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (loop_events_ < 0 || back_events_ < 0) throw Error(Code::internal, "no file descriptor for events");
+  if (command_events_ < 0 || stream_events_ < 0 || poll_events_ < 0 || loop_events_ < 0 || back_events_ < 0) {
+    throw Error(Code::internal, "no file descriptor for events");
+  }
+  wake_on(poll_events_, command_events_);
+  wake_on(poll_events_, stream_events_);
   wake_on(loop_events_, back_events_);
-}
-
-void Fabric::Progress::set_handler(unsigned id, ucp_am_recv_callback_t callback) {
-  ucp_am_handler_param_t handler{};
-  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG |
-                       UCP_AM_HANDLER_PARAM_FIELD_FLAGS;
-  handler.id = id;
-  handler.cb = callback;
-  handler.arg = this;
-  handler.flags = UCP_AM_FLAG_WHOLE_MSG;
-  check(ucp_worker_set_am_recv_handler(worker_, &handler), "ucp_worker_set_am_recv_handler");
+  wakes_.push_back(stream_events_);
 }
 
 void Fabric::Progress::destroy() {
   // UCX aborts the process when a worker is destroyed under operations that never ended, which a peer that stopped
   // answering can cause. Such a worker is left to the end of the process.
-  const bool quiet = channels_.empty() && sending_.empty() && receiving_.empty() && endpoints_.empty() && endpoints_closing_ == 0;
-  if (worker_ && quiet) ucp_worker_destroy(worker_);
-  if (context_ && quiet) ucp_cleanup(context_);
+  const bool quiet = channels_.empty() && endpoints_.empty() && nothing_under_way();
+  for (const auto& worker : workers_) {
+    end_probe(*worker);
+    if (quiet) worker->destroy();
+  }
+  if (context_ && quiet && !left_workers_) ucp_cleanup(context_);
   const Error ended(Code::cancelled, "the UCX fabric closed before the message was sent");
   for (SendRequest* request : sending_) {
     if (request->done) request->done(ended);
@@ -209,7 +193,8 @@ void Fabric::Progress::run() {
       if (closing_ && commands_.empty()) break;
     }
     // Once, although more may have arrived: while a stream of messages comes in, answers to the first must go out.
-    if (ucp_worker_progress(worker_) != 0) busy = true;
+    if (progress() != 0) busy = true;
+    const bool probing = watch_workers();
     if (serve_streams()) {
       busy = true;
       keep_from_loop();
@@ -217,7 +202,7 @@ void Fabric::Progress::run() {
     const auto now = Clock::now();
     if (busy) {
       last_work = now;
-    } else if (now - last_work < poll_time_) {
+    } else if (probing || now - last_work < poll_time_) {
       driving.unlock();
       sched_yield();
       driving.lock();
@@ -231,7 +216,7 @@ void Fabric::Progress::run() {
 
 void Fabric::Progress::sleep(std::unique_lock<std::mutex>& driving) {
   // Arming fails while events are pending: then there is something to do.
-  if (ucp_worker_arm(worker_) != UCS_OK) return;
+  if (!arm()) return;
   {
     std::lock_guard lock(mutex_);
     if (!commands_.empty() || !deferred_.empty() || closing_) return;
@@ -268,22 +253,25 @@ void Fabric::Progress::close_all() {
     close_if_quiet(*channel);
   }
   const auto deadline = std::chrono::steady_clock::now() + shutdown_wait;
+  bool probing = true;
   const auto progress_while = [&](const auto& busy) {
     while (busy() && std::chrono::steady_clock::now() < deadline) {
-      ucp_worker_progress(worker_);
+      progress();
+      probing = watch_workers();
       serve_streams();
       run_commands();
     }
     return !busy();
   };
   // UCX aborts the process when an endpoint is closed under messages.
-  const bool quiet = progress_while([&] { return !channels_.empty() || !sending_.empty() || !receiving_.empty(); });
+  const bool quiet = progress_while([&] { return probing || !channels_.empty() || !sending_.empty() || !receiving_.empty(); });
   if (!quiet) return;
   for (const Endpoint& endpoint : std::exchange(endpoints_, {})) {
-    if (endpoint.peer_address != address_) say_goodbye(endpoint.handle);
-    close_endpoint(endpoint.handle, false);
+    say_goodbye(endpoint);
+    ++endpoint.worker->under_way;
+    close_endpoint(*endpoint.worker, endpoint.handle, false);
   }
-  progress_while([&] { return endpoints_closing_ > 0; });
+  progress_while([&] { return !nothing_under_way(); });
 }
 
 }  // namespace switchyard::ucx

@@ -15,6 +15,7 @@
 #include "ucx/descriptors.h"
 #include "ucx/fabric.h"
 #include "ucx/peer_memory.h"
+#include "ucx/probe.h"
 #include "ucx/stream.h"
 #include "ucx/wire.h"
 
@@ -22,6 +23,11 @@ namespace switchyard::ucx {
 
 inline Error gone(ucs_status_t status) {
   return Error(Code::link_lost, std::string("the UCX peer is gone: ") + ucs_status_string(status));
+}
+
+inline Error blocked() {
+  return Error(Code::link_lost,
+               "nothing came through over UCX any more: a peer died, or stands still, in the middle of a write; all channels of its kind begin anew");
 }
 
 inline Error broken(const std::string& what) {
@@ -41,8 +47,8 @@ class Fabric::Progress {
   Progress(SlabArena& arena, Reach reach);
   ~Progress();
 
-  const std::vector<uint8_t>& address() const { return address_; }
-  uint64_t open(const Key& key, ChannelLimits limits, ChannelEvents events);
+  std::vector<uint8_t> address(Peers peers);
+  uint64_t open(const Key& key, ChannelLimits limits, ChannelEvents events, Peers peers);
   void connect(uint64_t id, std::vector<uint8_t> peer_address, uint64_t peer_channel, ConnectDone done);
   void send(uint64_t id, Message message, SendDone done);
   void abandon(uint64_t id);
@@ -54,6 +60,7 @@ class Fabric::Progress {
   FabricStats stats() const;
 
  private:
+  struct Worker;
   struct Channel;
   struct Endpoint;
   struct Listener {
@@ -66,9 +73,8 @@ class Fabric::Progress {
   using Command = std::function<void()>;
 
   // Setup and teardown, on the constructing thread.
-  void create_context();
-  void create_worker();
-  void set_handler(unsigned id, ucp_am_recv_callback_t callback);
+  void create_context(Reach reach);
+  void create_events();
   void destroy();
 
   // The loop.
@@ -81,11 +87,25 @@ class Fabric::Progress {
   void loop_is_back();
   void close_all();
 
+  // Workers: workers.cc.
+  std::shared_ptr<Worker> worker_for(Peers peers);
+  std::shared_ptr<Worker> create_worker();
+  void take_on(const std::shared_ptr<Worker>& worker);
+
   // Everything below runs with `driving_` held. The event loop's turn: loop.cc.
   void leave_to_loop();
   void leave_to_thread();
   void keep_from_loop();
   bool is_for_thread(size_t bytes);
+
+  // Workers: workers.cc.
+  unsigned progress() const;
+  bool arm() const;
+  void suspect(ucp_ep_h endpoint);
+  void end_probe(Worker& worker);
+  void retire(Worker& worker);
+  bool watch_workers();
+  bool nothing_under_way() const;
 
   // Channels: channel.cc.
   void connect_now(uint64_t id, const std::vector<uint8_t>& peer_address, uint64_t peer_channel, ConnectDone done);
@@ -99,11 +119,11 @@ class Fabric::Progress {
   void fail(Channel& channel, Error error);
 
   // Endpoints: endpoints.cc.
-  ucs_status_t find_endpoint(const std::vector<uint8_t>& peer_address, ucp_ep_h& endpoint);
+  ucs_status_t find_endpoint(Worker& worker, const std::vector<uint8_t>& peer_address, ucp_ep_h& endpoint);
   void hear(ucp_ep_h endpoint);
   void endpoint_over(ucp_ep_h endpoint, const Error& error);
-  void close_endpoint(ucp_ep_h endpoint, bool force);
-  void say_goodbye(ucp_ep_h endpoint);
+  static void close_endpoint(Worker& worker, ucp_ep_h endpoint, bool force);
+  static void say_goodbye(const Endpoint& endpoint);
   void receive_goodbye(std::span<const uint8_t> peer_address);
 
   // Streams: streams.cc.
@@ -146,7 +166,7 @@ class Fabric::Progress {
   void end_offers(Channel& channel, const Error& error);
 
   // What comes in: receive.cc.
-  ucs_status_t receive(const WireHeader& header, void* data, size_t length, const ucp_am_recv_param_t& param);
+  ucs_status_t receive(Worker& worker, const WireHeader& header, void* data, size_t length, const ucp_am_recv_param_t& param);
   void receive_control(Channel& channel, const WireHeader& header, const void* data, size_t length);
   void receive_setup(Channel& channel, const WireHeader& header, std::span<const std::byte> data);
   void refuse_malformed(Channel& channel, const WireHeader& header, size_t length);
@@ -161,9 +181,9 @@ class Fabric::Progress {
   void deliver(uint64_t id, uint64_t sequence, Message message);
   ucs_status_t refuse();
 
-  static ucs_status_t on_message(void* self, const void* header, size_t header_length, void* data, size_t length,
+  static ucs_status_t on_message(void* worker, const void* header, size_t header_length, void* data, size_t length,
                                  const ucp_am_recv_param_t* param);
-  static ucs_status_t on_stray(void* self, const void* header, size_t header_length, void* data, size_t length,
+  static ucs_status_t on_stray(void* worker, const void* header, size_t header_length, void* data, size_t length,
                                const ucp_am_recv_param_t* param);
   static void on_sent(void* request, ucs_status_t status, void* user_data);
   static void on_received(void* request, ucs_status_t status, size_t length, void* user_data);
@@ -174,12 +194,11 @@ class Fabric::Progress {
   const bool peer_memory_allowed_;
   const std::chrono::microseconds poll_time_;
   ucp_context_h context_ = nullptr;
-  ucp_worker_h worker_ = nullptr;
-  std::vector<uint8_t> address_;
-  int worker_events_ = -1;
   int command_events_ = -1;
   int stream_events_ = -1;
   int poll_events_ = -1;
+  /** The descriptors that tell of what comes: of streams, and of the workers that are armed. Used with `driving_` held. */
+  std::vector<int> wakes_;
   /** What the event loop watches: in its turn UCX and the streams, and whether it has stood still. */
   int loop_events_ = -1;
   int back_events_ = -1;
@@ -189,6 +208,9 @@ class Fabric::Progress {
   std::mutex mutex_;
   std::deque<Command> commands_;
   bool closing_ = false;
+  /** By kind of peers; null: none is needed yet. With `workers_mutex_` held, which comes before all others. */
+  std::array<std::shared_ptr<Worker>, kinds_of_peers> current_{};
+  std::mutex workers_mutex_;
   /** The thread waits for events, a command among them. */
   bool sleeping_ = false;
 
@@ -214,12 +236,15 @@ class Fabric::Progress {
   unsigned vain_turns_ = 0;
   /** The loop gets no turn before. */
   std::chrono::steady_clock::time_point threads_until_{};
+  /** Those that were replaced stay until nothing of theirs is under way. */
+  std::vector<std::shared_ptr<Worker>> workers_;
+  /** Some, of probes that never arrived, are left to the end of the process. */
+  bool left_workers_ = false;
   std::map<uint64_t, std::unique_ptr<Channel>> channels_;
   std::unordered_set<ReceiveRequest*> receiving_;
   std::unordered_set<SendRequest*> sending_;
   /** Those that were made here and have not ended. */
   std::vector<Endpoint> endpoints_;
-  size_t endpoints_closing_ = 0;
   /** By socket. */
   std::unordered_map<int, std::unique_ptr<Stream>> streams_;
   /** Sockets of streams that have not shown the key of a channel, the oldest first. */
@@ -237,8 +262,26 @@ class Fabric::Progress {
 
   std::atomic<uint64_t> next_channel_{1};
   std::atomic<uint64_t> messages_sent_{0}, messages_received_{0}, bytes_sent_{0}, bytes_received_{0}, bytes_copied_{0},
-      bytes_taken_{0}, bytes_streamed_{0}, messages_refused_{0};
+      bytes_taken_{0}, bytes_streamed_{0}, messages_refused_{0}, workers_replaced_{0};
   std::thread thread_;
+};
+
+/** A UCX worker: what peers of a kind send to, and all that this process sends to them. */
+struct Fabric::Progress::Worker {
+  Progress* owner;
+  ucp_worker_h handle = nullptr;
+  std::vector<uint8_t> address{};
+  /** Readable when something may have come, once the worker is armed. */
+  int events = -1;
+  /** Sends, receives and closing endpoints that UCX has not ended; it aborts the process if a worker is destroyed under them. */
+  size_t under_way = 0;
+  /** A peer has gone that may have blocked the worker's queues. */
+  bool suspected = false;
+  std::unique_ptr<Probe> probe{};
+  /** Nothing came through any more: another takes its place. */
+  bool retired = false;
+
+  void destroy() { ucp_worker_destroy(std::exchange(handle, nullptr)); }
 };
 
 /** A message in this process's memory, for the peer to read. */
@@ -254,6 +297,7 @@ struct Outstanding {
  */
 struct Fabric::Progress::Endpoint {
   ucp_ep_h handle;
+  Worker* worker;
   std::vector<uint8_t> peer_address;
   /** Serves the channels that it has, and no others. */
   bool abandoned = false;
@@ -278,11 +322,11 @@ std::vector<Lane> lanes_of(ucp_ep_h endpoint);
 std::optional<Lane> tcp_lane(const std::vector<Lane>& lanes);
 
 struct Fabric::Progress::Channel {
-  Progress* owner;
   uint64_t id;
   Key key;
   ChannelLimits limits;
   ChannelEvents events;
+  std::shared_ptr<Worker> worker;
   /** Null before the channel is connected, and when the endpoint has ended. */
   ucp_ep_h endpoint = nullptr;
   uint64_t peer_channel = 0;
@@ -326,7 +370,7 @@ struct Fabric::Progress::Channel {
 };
 
 struct Fabric::Progress::SendRequest {
-  Progress* owner;
+  Worker* worker;
   uint64_t channel;
   WireHeader header;
   /** Data of a control message. */
@@ -336,7 +380,7 @@ struct Fabric::Progress::SendRequest {
 };
 
 struct Fabric::Progress::ReceiveRequest {
-  Progress* owner;
+  Worker* worker;
   uint64_t channel;
   uint64_t sequence;
   Message message;

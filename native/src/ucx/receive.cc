@@ -16,20 +16,20 @@ std::optional<T> read_as(const void* data, size_t length) {
 
 }  // namespace
 
-ucs_status_t Fabric::Progress::on_message(void* self, const void* header, size_t header_length, void* data,
+ucs_status_t Fabric::Progress::on_message(void* worker, const void* header, size_t header_length, void* data,
                                           size_t length, const ucp_am_recv_param_t* param) {
-  auto& progress = *static_cast<Progress*>(self);
-  if (header_length != sizeof(WireHeader)) return progress.refuse();
+  auto& on = *static_cast<Worker*>(worker);
+  if (header_length != sizeof(WireHeader)) return on.owner->refuse();
   WireHeader wire;
   std::memcpy(&wire, header, sizeof(wire));
-  return progress.receive(wire, data, length, *param);
+  return on.owner->receive(on, wire, data, length, *param);
 }
 
-ucs_status_t Fabric::Progress::on_stray(void* self, const void*, size_t, void*, size_t, const ucp_am_recv_param_t*) {
-  return static_cast<Progress*>(self)->refuse();
+ucs_status_t Fabric::Progress::on_stray(void* worker, const void*, size_t, void*, size_t, const ucp_am_recv_param_t*) {
+  return static_cast<Worker*>(worker)->owner->refuse();
 }
 
-ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, size_t length,
+ucs_status_t Fabric::Progress::receive(Worker& worker, const WireHeader& header, void* data, size_t length,
                                        const ucp_am_recv_param_t& param) {
   if (header.magic != WireHeader::expected_magic) return refuse();
   const bool rendezvous = (param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
@@ -37,10 +37,14 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
     receive_goodbye({static_cast<const uint8_t*>(data), length});
     return UCS_OK;
   }
+  if (header.kind == Kind::probe) {
+    if (worker.probe) worker.probe->hear(header.key);
+    return UCS_OK;
+  }
   const auto found = channels_.find(header.channel);
   // Both ends may close at once: then this one has forgotten the channel before it hears so.
   if (found == channels_.end() && header.kind == Kind::closing) return UCS_OK;
-  if (found == channels_.end() || !same_key(found->second->key, header.key)) return refuse();
+  if (found == channels_.end() || found->second->worker.get() != &worker || !same_key(found->second->key, header.key)) return refuse();
   Channel& channel = *found->second;
   if ((header.kind == Kind::message || header.kind == Kind::offer) && guarded(channel)) return refuse();
   if (header.kind != Kind::message) {
@@ -58,16 +62,17 @@ ucs_status_t Fabric::Progress::receive(const WireHeader& header, void* data, siz
     return UCS_OK;
   }
 
-  auto* request = new ReceiveRequest{this, channel.id, header.sequence, std::move(*message)};
+  auto* request = new ReceiveRequest{&worker, channel.id, header.sequence, std::move(*message)};
   receiving_.insert(request);
+  ++worker.under_way;
   ++channel.under_way;
   ++channel.holding;
-  const auto fetch = [this, request, data, length] {
+  const auto fetch = [request, data, length] {
     ucp_request_param_t transfer{};
     transfer.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
     transfer.cb.recv_am = on_received;
     transfer.user_data = request;
-    const ucs_status_ptr_t pending = ucp_am_recv_data_nbx(worker_, data, request->message.slab->data(), length, &transfer);
+    const ucs_status_ptr_t pending = ucp_am_recv_data_nbx(request->worker->handle, data, request->message.slab->data(), length, &transfer);
     if (!UCS_PTR_IS_PTR(pending)) on_received(nullptr, UCS_PTR_RAW_STATUS(pending), length, request);
   };
   if (is_for_thread(length)) deferred_.push_back(fetch);
@@ -99,7 +104,8 @@ std::optional<Message> Fabric::Progress::allocate(Channel& channel, const WireHe
 
 void Fabric::Progress::on_received(void* handle, ucs_status_t status, size_t, void* user_data) {
   const std::unique_ptr<ReceiveRequest> request(static_cast<ReceiveRequest*>(user_data));
-  Progress& self = *request->owner;
+  --request->worker->under_way;
+  Progress& self = *request->worker->owner;
   self.receiving_.erase(request.get());
   self.ended(request->channel, true);
   const auto found = self.channels_.find(request->channel);
@@ -156,6 +162,7 @@ void Fabric::Progress::receive_control(Channel& channel, const WireHeader& heade
       return;
     case Kind::message:
     case Kind::goodbye:
+    case Kind::probe:
     case Kind::stream_hello:
     case Kind::stream_ready:
       break;

@@ -120,7 +120,7 @@ void Fabric::Progress::send_control(Channel& channel, Kind kind, uint64_t sequen
 
 void Fabric::Progress::transmit(Channel& channel, std::unique_ptr<SendRequest> request, const void* data,
                                 size_t length) {
-  request->owner = this;
+  request->worker = channel.worker.get();
   request->channel = channel.id;
   request->header.channel = channel.peer_channel;
   request->header.key = channel.key;
@@ -131,6 +131,7 @@ void Fabric::Progress::transmit(Channel& channel, std::unique_ptr<SendRequest> r
   param.cb.send = on_sent;
   param.user_data = request.get();
   sending_.insert(request.get());
+  ++channel.worker->under_way;
   ++channel.under_way;
   if (request->header.kind == Kind::message) ++channel.holding;
   const ucs_status_ptr_t pending =
@@ -141,7 +142,8 @@ void Fabric::Progress::transmit(Channel& channel, std::unique_ptr<SendRequest> r
 
 void Fabric::Progress::on_sent(void* handle, ucs_status_t status, void* user_data) {
   const std::unique_ptr<SendRequest> request(static_cast<SendRequest*>(user_data));
-  Progress& self = *request->owner;
+  --request->worker->under_way;
+  Progress& self = *request->worker->owner;
   self.sending_.erase(request.get());
   self.ended(request->channel, request->header.kind == Kind::message);
   std::optional<Error> error;

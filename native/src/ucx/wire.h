@@ -41,6 +41,8 @@ enum class Kind : uint32_t {
   stream_ready = 10,
   /** [address] The fabric of that address ends, and all its channels with it. Of no channel. */
   goodbye = 11,
+  /** [] From a process to itself, with a number of its own for a key: whether anything still comes through. Of no channel. */
+  probe = 12,
 };
 
 /** A number that proves which process holds it. */

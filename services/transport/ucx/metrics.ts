@@ -43,4 +43,9 @@ export function exportUcxMetrics(registry: Registry): void {
     'Messages over UCX that were dropped: no such channel, a wrong key, or not as announced.',
     ({ messagesRefused }) => messagesRefused,
   );
+  total(
+    'ucx_replaced_workers_total',
+    'Workers of UCX that were replaced with all their channels, because a peer that died as it wrote had blocked them.',
+    ({ workersReplaced }) => workersReplaced,
+  );
 }

@@ -1,6 +1,12 @@
 import { createHash, createHmac } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
-import { native, type Slab, type UcxArrivals, type UcxChannel } from '../../../native/index.js';
+import {
+  native,
+  type Slab,
+  type UcxArrivals,
+  type UcxChannel,
+  type UcxPeers,
+} from '../../../native/index.js';
 import { isLoopback } from '../../common/access.js';
 import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../../common/generated/switchyard/v1/UcxEnd.js';
@@ -36,16 +42,16 @@ const inboxBytesBeside = 16 * 1024 * 1024;
  * stays on loopback reaches its peers by shared memory and opens no port: UCX believes whoever speaks its handshake at a
  * port, and what follows can end the process.
  */
-export function ucxOrNull(host: string, encrypted: boolean): Fabric | null {
+export function ucxOrNull(host: string, encrypted: boolean, peers: UcxPeers = 'nodes'): Fabric | null {
   const { ucx } = native;
   if (ucx === null) return null;
   const reach = isLoopback(host) ? 'machine' : encrypted ? 'encrypted' : 'network';
-  return Object.assign(ucx.fabric(reach), { encrypted });
+  return Object.assign(ucx.fabric(reach, peers), { encrypted });
 }
 
 /** UCX as the addon has it. `encrypted`: as of a Fabric. */
-export const nativeUcx = (encrypted: boolean): UcxSource => ({
-  fabric: (host) => ucxOrNull(host, encrypted),
+export const nativeUcx = (encrypted: boolean, peers: UcxPeers = 'nodes'): UcxSource => ({
+  fabric: (host) => ucxOrNull(host, encrypted, peers),
   createPort: (fabric, options) => new UcxPort(fabric, options),
 });
 

@@ -1,0 +1,147 @@
+// The UCX workers to which peers send, one for each kind of peers, and whether what is sent to them comes through.
+#include <sys/epoll.h>
+
+#include <algorithm>
+
+#include "ucx/progress.h"
+
+namespace switchyard::ucx {
+namespace {
+
+void set_handler(ucp_worker_h worker, unsigned id, ucp_am_recv_callback_t callback, void* argument) {
+  ucp_am_handler_param_t handler{};
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG |
+                       UCP_AM_HANDLER_PARAM_FIELD_FLAGS;
+  handler.id = id;
+  handler.cb = callback;
+  handler.arg = argument;
+  handler.flags = UCP_AM_FLAG_WHOLE_MSG;
+  check(ucp_worker_set_am_recv_handler(worker, &handler), "ucp_worker_set_am_recv_handler");
+}
+
+}  // namespace
+
+std::vector<uint8_t> Fabric::Progress::address(Peers peers) { return worker_for(peers)->address; }
+
+/** The worker for such peers, made if there is none. Of any thread. */
+std::shared_ptr<Fabric::Progress::Worker> Fabric::Progress::worker_for(Peers peers) {
+  const std::lock_guard lock(workers_mutex_);
+  auto& current = current_[static_cast<size_t>(peers)];
+  if (current) return current;
+  const auto made = create_worker();
+  try {
+    enqueue([this, made] { take_on(made); });
+  } catch (...) {
+    made->destroy();
+    throw;
+  }
+  return current = made;
+}
+
+std::shared_ptr<Fabric::Progress::Worker> Fabric::Progress::create_worker() {
+  const Descriptors before;
+  auto worker = std::make_shared<Worker>(this);
+  worker->handle = create_ucx_worker(context_);
+  try {
+    set_handler(worker->handle, message_id, on_message, worker.get());
+    set_handler(worker->handle, stray_id, on_stray, worker.get());
+    ucp_address_t* address = nullptr;
+    size_t length = 0;
+    check(ucp_worker_get_address(worker->handle, &address, &length), "ucp_worker_get_address");
+    const auto* bytes = reinterpret_cast<const uint8_t*>(address);
+    worker->address.assign(bytes, bytes + length);
+    ucp_worker_release_address(worker->handle, address);
+    check(ucp_worker_get_efd(worker->handle, &worker->events), "ucp_worker_get_efd");
+  } catch (...) {
+    worker->destroy();
+    throw;
+  }
+  before.keep_from_children();
+  return worker;
+}
+
+/** From now on it is driven like the others. */
+void Fabric::Progress::take_on(const std::shared_ptr<Worker>& worker) {
+  workers_.push_back(worker);
+  wakes_.push_back(worker->events);
+  epoll_event event{.events = EPOLLIN, .data = {.fd = worker->events}};
+  epoll_ctl(poll_events_, EPOLL_CTL_ADD, worker->events, &event);
+}
+
+/** As ucp_worker_progress, of all. */
+unsigned Fabric::Progress::progress() const {
+  unsigned count = 0;
+  for (const auto& worker : workers_) count += ucp_worker_progress(worker->handle);
+  return count;
+}
+
+/** Whether each will tell of what comes: false while something has come. */
+bool Fabric::Progress::arm() const {
+  return std::ranges::all_of(workers_, [](const auto& worker) { return worker->retired || ucp_worker_arm(worker->handle) == UCS_OK; });
+}
+
+bool Fabric::Progress::nothing_under_way() const {
+  return std::ranges::all_of(workers_, [](const auto& worker) { return worker->under_way == 0; });
+}
+
+/**
+ * The peer at `endpoint` died, or says nothing any more: it may have done so in the middle of a write. Peers share the queue in
+ * shared memory in which UCX takes messages to a worker, in order; a place that was taken and is never filled blocks it, for all of them and
+ * for ever, and no call of UCX tells. A message of one's own does.
+ */
+void Fabric::Progress::suspect(ucp_ep_h endpoint) {
+  if (!peer_memory_allowed_) return;
+  const auto found = std::ranges::find(endpoints_, endpoint, &Endpoint::handle);
+  if (found != endpoints_.end()) found->worker->suspected = true;
+}
+
+/** Looks after those that are suspected, and those that were replaced. True: again soon. */
+bool Fabric::Progress::watch_workers() {
+  bool probing = false;
+  for (const auto& worker : workers_) {
+    if (worker->retired) continue;
+    if (!worker->probe && !ending_ && std::exchange(worker->suspected, false)) worker->probe = Probe::send(context_, worker->address);
+    if (!worker->probe) continue;
+    const Probe::State state = worker->probe->look();
+    probing |= state == Probe::State::under_way;
+    if (state == Probe::State::under_way) continue;
+    end_probe(*worker);
+    if (state == Probe::State::lost && !ending_) retire(*worker);
+  }
+  std::erase_if(workers_, [](const auto& worker) {
+    if (!worker->retired || worker->under_way > 0) return false;
+    worker->destroy();
+    return true;
+  });
+  return probing;
+}
+
+void Fabric::Progress::end_probe(Worker& worker) {
+  const std::unique_ptr<Probe> probe = std::move(worker.probe);
+  left_workers_ |= probe && !probe->over();
+}
+
+/** Ends all that it has, so that peers and channels begin anew with another. */
+void Fabric::Progress::retire(Worker& worker) {
+  worker.retired = true;
+  ++workers_replaced_;
+  std::erase(wakes_, worker.events);
+  epoll_ctl(poll_events_, EPOLL_CTL_DEL, worker.events, nullptr);
+  {
+    const std::lock_guard lock(workers_mutex_);
+    const auto current = std::ranges::find(current_, &worker, &std::shared_ptr<Worker>::get);
+    if (current != current_.end()) current->reset();
+  }
+  std::vector<ucp_ep_h> over;
+  for (const Endpoint& endpoint : endpoints_) {
+    if (endpoint.worker != &worker) continue;
+    say_goodbye(endpoint);
+    over.push_back(endpoint.handle);
+  }
+  for (const ucp_ep_h endpoint : over) endpoint_over(endpoint, blocked());
+  for (const auto& [id, channel] : channels_) {
+    if (channel->worker.get() == &worker) fail(*channel, blocked());
+  }
+}
+
+}  // namespace switchyard::ucx

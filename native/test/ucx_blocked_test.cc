@@ -1,0 +1,159 @@
+// A peer dies as it writes to the queue in shared memory that a UCX worker's peers share, which blocks it: what comes of the others.
+#include <ucp/api/ucp.h>
+
+#include <deque>
+#include <future>
+
+#include "runtime/temporary_variables.h"
+#include "ucx_child.h"
+
+namespace switchyard::ucx {
+namespace {
+
+/** As many as it takes by a wide margin: of those who die so, one in ten or so is in the middle of a write. */
+constexpr int deaths_max = 200;
+constexpr int blocks = 2;
+
+/** Sends to the address as fast as it can, messages that nobody wants, until it is killed. */
+[[noreturn]] void flood(const std::vector<uint8_t>& address) {
+  constexpr Variable survives[] = {{"UCX_MM_ERROR_HANDLING", "y"}};
+  const TemporaryVariables options(survives);
+  ucp_params_t params{};
+  params.field_mask = UCP_PARAM_FIELD_FEATURES;
+  params.features = UCP_FEATURE_AM;
+  ucp_context_h context = nullptr;
+  ucp_worker_params_t worker_params{};
+  ucp_worker_h worker = nullptr;
+  ucp_ep_params_t to{};
+  to.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
+  to.address = reinterpret_cast<const ucp_address_t*>(address.data());
+  to.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  ucp_ep_h endpoint = nullptr;
+  if (ucp_init(&params, nullptr, &context) != UCS_OK || ucp_worker_create(context, &worker_params, &worker) != UCS_OK ||
+      ucp_ep_create(worker, &to, &endpoint) != UCS_OK) {
+    _exit(4);
+  }
+  const std::vector<std::byte> data(4000);
+  const char header = 0;
+  for (;;) {
+    ucp_request_param_t eager{};
+    eager.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
+    eager.flags = UCP_AM_SEND_FLAG_EAGER;
+    const ucs_status_ptr_t pending = ucp_am_send_nbx(endpoint, 0, &header, sizeof(header), data.data(), data.size(), &eager);
+    if (!UCS_PTR_IS_PTR(pending)) continue;
+    while (ucp_request_check_status(pending) == UCS_INPROGRESS) ucp_worker_progress(worker);
+    ucp_request_free(pending);
+  }
+}
+
+void begin(int socket) {
+  char byte;
+  Child::read_all(socket, &byte, 1);
+}
+
+void live(int socket) {
+  begin(socket);
+  Child::serve(socket);
+}
+
+/** Has a channel like any peer, and begins to flood at a byte on its socket. */
+void live_to_die(int socket) {
+  begin(socket);
+  SlabArena arena{1u << 26};
+  Inbox inbox;
+  TestFabric fabric{arena};
+  const uint64_t channel = fabric.open(key_of(1), {message_bytes_max}, inbox.events());
+  Child::write_address(socket, fabric.address(), channel);
+  const auto [address, peer] = Child::read_address(socket);
+  Completion connected;
+  fabric.connect(channel, address, peer, connected.callback());
+  begin(socket);
+  flood(address);
+}
+
+/** The parent's end of a channel to a child of its own. */
+struct Peer {
+  TestFabric& fabric;
+  Peers kind;
+  Child& child;
+  Inbox inbox;
+  uint64_t channel = fabric.open(key_of(1), {message_bytes_max}, inbox.events(), kind);
+
+  Peer(TestFabric& fabric, Peers kind, Child& child) : fabric(fabric), kind(kind), child(child) {
+    Child::write_all(child.socket, "b", 1);
+    const auto [address, peer] = Child::read_address(child.socket);
+    Child::write_address(child.socket, fabric.address(kind), channel);
+    Completion connected;
+    fabric.connect(channel, address, peer, connected.callback());
+    EXPECT_FALSE(connected.wait());
+  }
+  ~Peer() {
+    child.end();
+    // As who loses a link does.
+    fabric.abandon(channel);
+    std::promise<void> closed;
+    fabric.close(channel, [&] { closed.set_value(); }, 0ms);
+    EXPECT_EQ(closed.get_future().wait_for(20s), std::future_status::ready);
+  }
+
+  /** Sends a message and has it sent back. False: the channel failed. */
+  bool echo(SlabArena& arena) {
+    Completion sent;
+    fabric.send(channel, message_of(arena, 1000, 10, 7), sent.callback());
+    sent.wait();
+    Child::write_all(child.socket, "e", 1);
+    for (int i = 0; i < 1000; ++i) {
+      if (inbox.wait_messages(1, 10ms)) {
+        expect_content(inbox.take().at(0), 1000, 10, 7);
+        return true;
+      }
+      if (inbox.wait_failure(0ms)) return false;
+    }
+    ADD_FAILURE() << "neither an answer nor a failure";
+    return false;
+  }
+};
+
+TEST(FabricBlocked, ByAPeerThatDiesAsItWritesEndsItsChannelsAndTheNextOnesAreServed) {
+  signal(SIGPIPE, SIG_IGN);
+  // UCX does not survive a fork.
+  std::deque<Child> living, dying;
+  for (int i = 0; i < 2 + blocks; ++i) living.emplace_back(live);
+  for (int i = 0; i < deaths_max; ++i) dying.emplace_back(live_to_die);
+  SlabArena arena{1u << 30};
+  TestFabric fabric{arena};
+  Peer beside(fabric, Peers::clients, living[0]);
+  auto bystander = std::make_unique<Peer>(fabric, Peers::nodes, living[1]);
+  ASSERT_TRUE(bystander->echo(arena));
+  ASSERT_TRUE(beside.echo(arena));
+  const std::string lanes = fabric.transports(bystander->channel);
+  if (lanes.find("sysv") == std::string::npos && lanes.find("posix") == std::string::npos) GTEST_SKIP() << "no shared memory: " << lanes;
+  int deaths = 0, blocked = 0;
+  for (; deaths < deaths_max && blocked < blocks; ++deaths) {
+    const uint64_t before = fabric.stats().messages_refused;
+    {
+      Peer doomed(fabric, Peers::nodes, dying[deaths]);
+      Child::write_all(doomed.child.socket, "f", 1);
+      for (int i = 0; i < 10'000 && fabric.stats().messages_refused == before; ++i) std::this_thread::sleep_for(1ms);
+      ASSERT_GT(fabric.stats().messages_refused, before);
+      std::this_thread::sleep_for(std::chrono::microseconds(deaths % 7 * 300));
+    }
+    if (bystander->echo(arena)) continue;
+    ++blocked;
+    const auto failure = bystander->inbox.wait_failure(0ms);
+    ASSERT_TRUE(failure);
+    EXPECT_EQ(failure->code, Code::link_lost);
+    EXPECT_NE(std::string(failure->what()).find("in the middle of a write"), std::string::npos) << failure->what();
+    EXPECT_EQ(fabric.stats().workers_replaced, static_cast<uint64_t>(blocked));
+    // Peers of another kind have not noticed.
+    EXPECT_TRUE(beside.echo(arena));
+    EXPECT_FALSE(beside.inbox.wait_failure(0ms));
+    bystander = std::make_unique<Peer>(fabric, Peers::nodes, living[1 + blocked]);
+    ASSERT_TRUE(bystander->echo(arena));
+  }
+  EXPECT_EQ(arena.stats().slabs, 0u);
+  EXPECT_EQ(blocked, blocks) << "of " << deaths << " deaths none was in the middle of a write";
+}
+
+}  // namespace
+}  // namespace switchyard::ucx
