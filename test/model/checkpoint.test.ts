@@ -370,11 +370,15 @@ describe('experts of images beside those of text', () => {
     expect(await refusal(changed(fixture, values))).toContain(text);
   });
 
-  test('of another number than those of text are refused', async () => {
-    const text = await textConfig({ moe_num_experts: [8, 4] });
-    expect(await refusal(changed(fixture, { text_config: text }))).toContain(
-      'moe_num_experts is [8,4]; allowed: an integer from 1 to 4096, or a list of equal ones',
-    );
+  test.each([
+    [{ moe_num_experts: [8, 4] }, 'is [8,4]; allowed: an integer from 1 to 4096, or a list of equal ones'],
+    [
+      { moe_intermediate_size: [16, 16, 16] },
+      'is [16,16,16]; allowed: one value, or two: for text and for images',
+    ],
+  ])('of %j are refused', async (values, text) => {
+    const changes = { text_config: await textConfig(values) };
+    expect(await refusal(changed(fixture, changes))).toContain(`${Object.keys(values)[0]} ${text}`);
   });
 
   test.each([

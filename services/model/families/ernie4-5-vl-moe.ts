@@ -6,7 +6,8 @@ import { softmax } from './routers.js';
 
 /** One value for text and one for images, or one for both. */
 function forBoth<T>(schema: z.ZodType<T>) {
-  return z.preprocess((value) => (Array.isArray(value) ? value : [value, value]), z.tuple([schema, schema]));
+  const two = z.tuple([schema, schema], { error: 'one value, or two: for text and for images' });
+  return z.preprocess((value) => (Array.isArray(value) ? value : [value, value]), two);
 }
 
 const tokenId = z
