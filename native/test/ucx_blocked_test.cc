@@ -1,7 +1,11 @@
 // A peer dies as it writes to the queue in shared memory that a UCX worker's peers share, which blocks it: what comes of the others.
 #include <ucp/api/ucp.h>
 
+#include <sys/un.h>
+
+#include <atomic>
 #include <deque>
+#include <fstream>
 #include <future>
 
 #include "runtime/temporary_variables.h"
@@ -13,6 +17,40 @@ namespace {
 /** As many as it takes by a wide margin: of those who die so, one in ten or so is in the middle of a write. */
 constexpr int deaths_max = 200;
 constexpr int blocks = 2;
+
+/** The queues in shared memory by which peers write to this process: where each begins, and its transport. */
+struct Queue {
+  std::string transport;
+  uint64_t* head;
+};
+
+/** As UCX lays them out: the number of the next place, then the length and the address of a socket that wakes the reader. */
+std::vector<Queue> own_queues() {
+  std::vector<Queue> queues;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    const bool sysv = line.find("/SYSV") != std::string::npos;
+    if (!sysv && line.find("ucx_shm_posix") == std::string::npos) continue;
+    const uintptr_t begin = (std::stoull(line, nullptr, 16) + 63) & ~uintptr_t{63};
+    uint32_t length = 0;
+    uint16_t family = 0;
+    std::memcpy(&length, reinterpret_cast<const char*>(begin) + sizeof(uint64_t), sizeof(length));
+    std::memcpy(&family, reinterpret_cast<const char*>(begin) + sizeof(uint64_t) + sizeof(length), sizeof(family));
+    if (family == AF_UNIX && length > 0 && length <= sizeof(sockaddr_un)) queues.push_back({sysv ? "sysv" : "posix", reinterpret_cast<uint64_t*>(begin)});
+  }
+  return queues;
+}
+
+/** Takes a place, as a peer does that dies before it fills it. */
+void take_place(const Queue& queue) { std::atomic_ref(*queue.head).fetch_add(1); }
+
+/** Whether so many workers were replaced, or are soon. */
+bool replaced(const Fabric& fabric, uint64_t count, std::chrono::milliseconds limit) {
+  for (const auto end = std::chrono::steady_clock::now() + limit; std::chrono::steady_clock::now() < end; std::this_thread::sleep_for(10ms)) {
+    if (fabric.stats().workers_replaced >= count) return true;
+  }
+  return false;
+}
 
 /** Sends to the address as fast as it can, messages that nobody wants, until it is killed. */
 [[noreturn]] void flood(const std::vector<uint8_t>& address) {
@@ -79,16 +117,24 @@ struct Peer {
   Inbox inbox;
   uint64_t channel = fabric.open(key_of(1), {message_bytes_max}, inbox.events(), kind);
 
-  Peer(TestFabric& fabric, Peers kind, Child& child) : fabric(fabric), kind(kind), child(child) {
+  bool closed = false;
+
+  /** Whether this side connects too. */
+  enum class Start { connected, heard_alone };
+  Peer(TestFabric& fabric, Peers kind, Child& child, Start start = Start::connected) : fabric(fabric), kind(kind), child(child) {
     Child::write_all(child.socket, "b", 1);
     const auto [address, peer] = Child::read_address(child.socket);
     Child::write_address(child.socket, fabric.address(kind), channel);
+    if (start == Start::heard_alone) return;
     Completion connected;
     fabric.connect(channel, address, peer, connected.callback());
     EXPECT_FALSE(connected.wait());
   }
-  ~Peer() {
+  ~Peer() { die(); }
+
+  void die() {
     child.end();
+    if (std::exchange(closed, true)) return;
     // As who loses a link does.
     fabric.abandon(channel);
     std::promise<void> closed;
@@ -153,6 +199,97 @@ TEST(FabricBlocked, ByAPeerThatDiesAsItWritesEndsItsChannelsAndTheNextOnesAreSer
   }
   EXPECT_EQ(arena.stats().slabs, 0u);
   EXPECT_EQ(blocked, blocks) << "of " << deaths << " deaths none was in the middle of a write";
+}
+
+/** Some that live, made before the fabric, since UCX does not survive a fork. */
+class FabricWithPlacesTaken : public testing::Test {
+ protected:
+  FabricWithPlacesTaken() {
+    signal(SIGPIPE, SIG_IGN);
+    for (int i = 0; i < 4; ++i) children_.emplace_back(live);
+    fabric_ = std::make_unique<TestFabric>(arena_);
+    queues_ = own_queues();
+  }
+  void SetUp() override {
+    if (queues_.empty()) GTEST_SKIP() << "no queues in shared memory that look as expected";
+  }
+  Peer peer(Peer::Start start = Peer::Start::connected) { return {*fabric_, Peers::nodes, children_.at(next_++), start}; }
+  void take_places() {
+    for (const Queue& queue : queues_) take_place(queue);
+  }
+
+  SlabArena arena_{1u << 30};
+  std::deque<Child> children_;
+  std::unique_ptr<TestFabric> fabric_;
+  std::vector<Queue> queues_;
+
+ private:
+  size_t next_ = 0;
+};
+
+TEST_F(FabricWithPlacesTaken, ByWhoDiesBeforeThisSideConnectsBeginsAnew) {
+  Peer bystander = peer();
+  ASSERT_TRUE(bystander.echo(arena_));
+  Peer dying = peer(Peer::Start::heard_alone);
+  take_places();
+  dying.die();
+  EXPECT_TRUE(replaced(*fabric_, 1, 4s));
+  EXPECT_FALSE(bystander.echo(arena_));
+}
+
+/** UCX takes the first that both ends have. */
+class OfOneTransport : public FabricWithPlacesTaken, public testing::WithParamInterface<const char*> {};
+
+TEST_P(OfOneTransport, BeginsAnew) {
+  std::erase_if(queues_, [](const Queue& queue) { return queue.transport != GetParam(); });
+  if (queues_.empty()) GTEST_SKIP() << "no queue of " << GetParam();
+  Peer dying = peer();
+  ASSERT_TRUE(dying.echo(arena_));
+  take_places();
+  dying.die();
+  EXPECT_TRUE(replaced(*fabric_, 1, 4s));
+  EXPECT_TRUE(peer().echo(arena_));
+}
+
+INSTANTIATE_TEST_SUITE_P(FabricWithPlacesTaken, OfOneTransport, testing::Values("sysv", "posix"));
+
+TEST_F(FabricWithPlacesTaken, WithoutAWordBeginsAnewByItself) {
+  Peer bystander = peer();
+  ASSERT_TRUE(bystander.echo(arena_));
+  take_places();
+  EXPECT_TRUE(replaced(*fabric_, 1, 10s));
+  EXPECT_FALSE(bystander.echo(arena_));
+  EXPECT_TRUE(peer().echo(arena_));
+}
+
+TEST_F(FabricWithPlacesTaken, FailsAChannelThatConnectsAfterwards) {
+  Peer dying = peer();
+  ASSERT_TRUE(dying.echo(arena_));
+  Inbox inbox;
+  const uint64_t opened = fabric_->open(key_of(2), {message_bytes_max}, inbox.events());
+  take_places();
+  dying.die();
+  ASSERT_TRUE(replaced(*fabric_, 1, 4s));
+  Completion connected;
+  fabric_->connect(opened, fabric_->address(), opened, connected.callback());
+  const auto error = connected.wait();
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code, Code::link_lost);
+}
+
+TEST_F(FabricWithPlacesTaken, WaitsForFileDescriptors) {
+  Peer bystander = peer();
+  Peer dying = peer();
+  ASSERT_TRUE(dying.echo(arena_));
+  take_places();
+  std::vector<int> all;
+  for (int more; (more = ::dup(0)) >= 0;) all.push_back(more);
+  EXPECT_THROW(fabric_->address(Peers::clients), Error);
+  dying.die();
+  EXPECT_FALSE(replaced(*fabric_, 1, 1s));
+  for (const int descriptor : all) ::close(descriptor);
+  EXPECT_TRUE(replaced(*fabric_, 1, 10s));
+  EXPECT_TRUE(peer().echo(arena_));
 }
 
 }  // namespace

@@ -34,6 +34,8 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   const auto found = channels_.find(id);
   if (found == channels_.end() || found->second->closing) return done(closed_channel(id));
   Channel& channel = *found->second;
+  if (channel.failure) return done(channel.failure);
+  if (!queue_transports_.empty()) channel.worker->next_probe = std::min(channel.worker->next_probe, std::chrono::steady_clock::now() + probe_period);
   const ucs_status_t status = find_endpoint(*channel.worker, peer_address, channel.endpoint);
   if (status != UCS_OK) return done(gone(status));
   if (const auto reason = why_unguarded(channel)) return done(reason);
@@ -61,7 +63,8 @@ void Fabric::Progress::abandon(uint64_t id) {
     const auto found = channels_.find(id);
     if (found == channels_.end()) return;
     for (Endpoint& endpoint : endpoints_) endpoint.abandoned |= endpoint.handle == found->second->endpoint;
-    suspect(found->second->endpoint);
+    // The peer may have written although nothing was sent to it yet.
+    found->second->worker->suspected = true;
   });
 }
 
@@ -118,11 +121,16 @@ void Fabric::Progress::unmap_unused() {
   while (!unused_files_.empty() && unused_files_.front().first <= now) unused_files_.pop_front();
 }
 
-/** When something is to be given up next. */
+/** When something is to be given up or looked at next. */
 std::optional<std::chrono::steady_clock::time_point> Fabric::Progress::next_look() const {
   std::optional<std::chrono::steady_clock::time_point> next;
   if (!flushing_.empty()) next = flushing_.begin()->first;
-  if (!unused_files_.empty()) next = std::min(next.value_or(unused_files_.front().first), unused_files_.front().first);
+  const auto sooner = [&](std::chrono::steady_clock::time_point time) { next = std::min(next.value_or(time), time); };
+  if (!unused_files_.empty()) sooner(unused_files_.front().first);
+  for (const auto& worker : workers_) {
+    if (worker->retired) sooner(worker->destroyed_at);
+    else if (!channels_.empty()) sooner(worker->next_probe);
+  }
   return next;
 }
 

@@ -7,9 +7,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
-#include <set>
 #include <sstream>
 #include <string>
 
@@ -125,16 +125,20 @@ Mark random_mark() {
   return mark;
 }
 
-bool peer_memory_allowed(const char* transports) {
+bool transport_allowed(const char* transports, const std::string& name) {
   if (!transports || !*transports) return true;
-  static const std::set<std::string> whole{"all", "sm", "shm"}, parts{"posix", "sysv", "cma", "knem", "xpmem"};
+  const bool queues = name == "posix" || name == "sysv" || name == "xpmem";
   const bool negated = *transports == '^';
   std::istringstream names(transports + (negated ? 1 : 0));
-  for (std::string name; std::getline(names, name, ',');) {
-    if (whole.count(name)) return !negated;
-    if (!negated && parts.count(name)) return true;
+  for (std::string given; std::getline(names, given, ',');) {
+    if (given == name || given == "all" || given == "sm" || given == "shm" || (given == "mm" && queues)) return !negated;
   }
   return negated;
+}
+
+bool peer_memory_allowed(const char* transports) {
+  return std::ranges::any_of(std::array{"posix", "sysv", "cma", "knem", "xpmem"},
+                             [&](const char* name) { return transport_allowed(transports, name); });
 }
 
 }  // namespace switchyard::ucx

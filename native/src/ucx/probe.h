@@ -5,6 +5,7 @@
 #include <chrono>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "runtime/error.h"
 #include "ucx/wire.h"
@@ -16,42 +17,50 @@ inline void check(ucs_status_t status, const char* call) {
   if (status != UCS_OK) throw Error(Code::internal, std::string(call) + ": " + ucs_status_string(status));
 }
 
-/** A UCX worker that one thread at a time uses. Throws INTERNAL. */
+/** A UCX worker that one thread at a time uses. Throws INTERNAL, RESOURCE_EXHAUSTED where too few file descriptors are free. */
 ucp_worker_h create_ucx_worker(ucp_context_h context);
 
-/** A message from this process to one of its own UCX workers, by another that is made for it: does it come through? Used by who drives UCX. */
+/** What sends messages from this process to its own UCX workers, by one transport of shared memory. Used by who drives UCX, like its probes. */
+class Prober {
+ public:
+  /** Throws INTERNAL where there is no such transport, and as create_ucx_worker does. */
+  explicit Prober(const char* transport);
+  ~Prober();
+  Prober(const Prober&) = delete;
+  Prober& operator=(const Prober&) = delete;
+
+ private:
+  friend class Probe;
+  ucp_context_h context_ = nullptr;
+  ucp_worker_h worker_ = nullptr;
+  /** Sends, and closing endpoints, that UCX has not ended. */
+  size_t under_way_ = 0;
+};
+
+/** Whether messages still come through to one of this process's UCX workers. */
 class Probe {
  public:
-  /** Null if UCX makes none: then nothing is known. */
-  static std::unique_ptr<Probe> send(ucp_context_h context, std::span<const uint8_t> address);
-  /** Destroys its worker if it is over. */
+  /** Throws INTERNAL. The prober must outlive it. */
+  Probe(Prober& prober, std::span<const uint8_t> address);
   ~Probe();
   Probe(const Probe&) = delete;
   Probe& operator=(const Probe&) = delete;
 
+  bool under_way() const { return under_way_; }
+  /** Not while one is under way. */
+  void send();
   /** A probe with that number has come. */
-  void hear(const Key& number) { heard_ |= same_key(number, header_.key); }
-
-  enum class State { under_way, heard, lost };
-  /** Between calls, the worker must be driven. */
-  State look();
-  /** Nothing of it is under way. */
-  bool over() const { return closing_ && under_way_ == 0; }
+  void hear(const Key& number) { under_way_ &= !same_key(number, number_); }
+  /** False: what was sent does not arrive. Between calls, the worker must be driven. */
+  bool look();
 
  private:
-  Probe(ucp_context_h context, std::span<const uint8_t> address);
-  void close();
-
-  ucp_worker_h worker_ = nullptr;
+  Prober& prober_;
   ucp_ep_h endpoint_ = nullptr;
-  /** Of the send, and of the endpoint's end. */
-  int under_way_ = 0;
-  WireHeader header_{};
-  bool heard_ = false;
-  bool closing_ = false;
-  const std::chrono::steady_clock::time_point until_;
+  Key number_{};
+  bool under_way_ = false;
+  std::chrono::steady_clock::time_point until_{};
   int late_looks_ = 0;
-  int end_looks_ = 0;
 };
 
 }  // namespace switchyard::ucx

@@ -54,6 +54,14 @@ std::span<const Option> options_of(Reach reach) {
   return {};
 }
 
+std::vector<const char*> allowed_queues(const char* transports) {
+  std::vector<const char*> allowed;
+  for (const char* name : {"sysv", "posix"}) {
+    if (transport_allowed(transports, name)) allowed.push_back(name);
+  }
+  return allowed;
+}
+
 void apply(std::span<const Option> options, ucp_config_t* config) {
   for (const auto& [name, value] : options) {
     const std::string variable = std::string("UCX_") + name;
@@ -71,7 +79,7 @@ void wake_on(int poll, int descriptor) {
 }  // namespace
 
 Fabric::Progress::Progress(SlabArena& arena, Reach reach)
-    : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))), poll_time_(poll_time()) {
+    : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))), queue_transports_(allowed_queues(std::getenv("UCX_TLS"))), poll_time_(poll_time()) {
   try {
     create_context(reach);
     create_events();
@@ -107,7 +115,7 @@ void Fabric::Progress::create_context(Reach reach) {
   check(ucp_config_read(nullptr, nullptr, &config), "ucp_config_read");
   const std::unique_ptr<ucp_config_t, decltype(&ucp_config_release)> released(config, ucp_config_release);
   apply(peer_options, config);
-  if (peer_memory_allowed_) apply(shared_memory_options, config);
+  if (!queue_transports_.empty()) apply(shared_memory_options, config);
   apply(options_of(reach), config);
   check(ucp_init(&params, config, &context_), "ucp_init");
 }
@@ -132,10 +140,10 @@ void Fabric::Progress::destroy() {
   // answering can cause. Such a worker is left to the end of the process.
   const bool quiet = channels_.empty() && endpoints_.empty() && nothing_under_way();
   for (const auto& worker : workers_) {
-    end_probe(*worker);
+    worker->probes.clear();
     if (quiet) worker->destroy();
   }
-  if (context_ && quiet && !left_workers_) ucp_cleanup(context_);
+  if (context_ && quiet) ucp_cleanup(context_);
   const Error ended(Code::cancelled, "the UCX fabric closed before the message was sent");
   for (SendRequest* request : sending_) {
     if (request->done) request->done(ended);
@@ -194,7 +202,7 @@ void Fabric::Progress::run() {
     }
     // Once, although more may have arrived: while a stream of messages comes in, answers to the first must go out.
     if (progress() != 0) busy = true;
-    const bool probing = watch_workers();
+    const bool probing = watch_workers(Clock::now());
     if (serve_streams()) {
       busy = true;
       keep_from_loop();
@@ -253,18 +261,16 @@ void Fabric::Progress::close_all() {
     close_if_quiet(*channel);
   }
   const auto deadline = std::chrono::steady_clock::now() + shutdown_wait;
-  bool probing = true;
   const auto progress_while = [&](const auto& busy) {
     while (busy() && std::chrono::steady_clock::now() < deadline) {
       progress();
-      probing = watch_workers();
       serve_streams();
       run_commands();
     }
     return !busy();
   };
   // UCX aborts the process when an endpoint is closed under messages.
-  const bool quiet = progress_while([&] { return probing || !channels_.empty() || !sending_.empty() || !receiving_.empty(); });
+  const bool quiet = progress_while([&] { return !channels_.empty() || !sending_.empty() || !receiving_.empty(); });
   if (!quiet) return;
   for (const Endpoint& endpoint : std::exchange(endpoints_, {})) {
     say_goodbye(endpoint);

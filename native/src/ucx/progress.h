@@ -25,6 +25,9 @@ inline Error gone(ucs_status_t status) {
   return Error(Code::link_lost, std::string("the UCX peer is gone: ") + ucs_status_string(status));
 }
 
+/** How often a process looks whether what is sent to it comes through, beside whenever a peer has gone. */
+inline constexpr auto probe_period = std::chrono::seconds(5);
+
 inline Error blocked() {
   return Error(Code::link_lost,
                "nothing came through over UCX any more: a peer died, or stands still, in the middle of a write; all channels of its kind begin anew");
@@ -102,9 +105,10 @@ class Fabric::Progress {
   unsigned progress() const;
   bool arm() const;
   void suspect(ucp_ep_h endpoint);
-  void end_probe(Worker& worker);
   void retire(Worker& worker);
-  bool watch_workers();
+  void send_probes(Worker& worker, std::chrono::steady_clock::time_point now);
+  void make_probes(Worker& worker);
+  bool watch_workers(std::chrono::steady_clock::time_point now);
   bool nothing_under_way() const;
 
   // Channels: channel.cc.
@@ -192,6 +196,8 @@ class Fabric::Progress {
   SlabArena& arena_;
   const Descriptors descriptors_;
   const bool peer_memory_allowed_;
+  /** Transports by which processes of this machine write to each other, and which the environment allows. */
+  const std::vector<const char*> queue_transports_;
   const std::chrono::microseconds poll_time_;
   ucp_context_h context_ = nullptr;
   int command_events_ = -1;
@@ -238,8 +244,8 @@ class Fabric::Progress {
   std::chrono::steady_clock::time_point threads_until_{};
   /** Those that were replaced stay until nothing of theirs is under way. */
   std::vector<std::shared_ptr<Worker>> workers_;
-  /** Some, of probes that never arrived, are left to the end of the process. */
-  bool left_workers_ = false;
+  /** Made when they are first needed; those that this system has not are null. */
+  std::vector<std::unique_ptr<Prober>> probers_;
   std::map<uint64_t, std::unique_ptr<Channel>> channels_;
   std::unordered_set<ReceiveRequest*> receiving_;
   std::unordered_set<SendRequest*> sending_;
@@ -275,11 +281,15 @@ struct Fabric::Progress::Worker {
   int events = -1;
   /** Sends, receives and closing endpoints that UCX has not ended; it aborts the process if a worker is destroyed under them. */
   size_t under_way = 0;
-  /** A peer has gone that may have blocked the worker's queues. */
+  /** By each transport whose queue a peer could block, once they are needed. */
+  std::vector<std::unique_ptr<Probe>> probes{};
+  /** Probes are sent then, unless there are no channels; at once if the worker is suspected: a peer has gone, perhaps as it wrote. */
+  std::chrono::steady_clock::time_point next_probe = std::chrono::steady_clock::time_point::max();
   bool suspected = false;
-  std::unique_ptr<Probe> probe{};
   /** Nothing came through any more: another takes its place. */
   bool retired = false;
+  /** Of one that is retired. */
+  std::chrono::steady_clock::time_point destroyed_at{};
 
   void destroy() { ucp_worker_destroy(std::exchange(handle, nullptr)); }
 };

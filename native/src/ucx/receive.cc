@@ -38,7 +38,7 @@ ucs_status_t Fabric::Progress::receive(Worker& worker, const WireHeader& header,
     return UCS_OK;
   }
   if (header.kind == Kind::probe) {
-    if (worker.probe) worker.probe->hear(header.key);
+    for (const auto& probe : worker.probes) probe->hear(header.key);
     return UCS_OK;
   }
   const auto found = channels_.find(header.channel);

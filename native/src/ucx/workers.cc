@@ -8,6 +8,9 @@
 namespace switchyard::ucx {
 namespace {
 
+/** A peer that was told of a worker, and has stood still since, crashes if the worker's memory is gone when it connects. */
+constexpr auto late_peers_time = std::chrono::seconds(30);
+
 void set_handler(ucp_worker_h worker, unsigned id, ucp_am_recv_callback_t callback, void* argument) {
   ucp_am_handler_param_t handler{};
   handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG |
@@ -90,40 +93,63 @@ bool Fabric::Progress::nothing_under_way() const {
  * for ever, and no call of UCX tells. A message of one's own does.
  */
 void Fabric::Progress::suspect(ucp_ep_h endpoint) {
-  if (!peer_memory_allowed_) return;
   const auto found = std::ranges::find(endpoints_, endpoint, &Endpoint::handle);
   if (found != endpoints_.end()) found->worker->suspected = true;
 }
 
-/** Looks after those that are suspected, and those that were replaced. True: again soon. */
-bool Fabric::Progress::watch_workers() {
+void Fabric::Progress::make_probes(Worker& worker) {
+  if (!worker.probes.empty()) return;
+  const auto where_there_is_one = [](const auto& make) {
+    try {
+      make();
+    } catch (const Error& error) {
+      if (error.code == Code::resource_exhausted) throw;
+    }
+  };
+  while (probers_.size() < queue_transports_.size()) {
+    std::unique_ptr<Prober> prober;
+    where_there_is_one([&] { prober = std::make_unique<Prober>(queue_transports_[probers_.size()]); });
+    probers_.push_back(std::move(prober));
+  }
+  for (const auto& prober : probers_) {
+    if (prober) where_there_is_one([&] { worker.probes.push_back(std::make_unique<Probe>(*prober, worker.address)); });
+  }
+}
+
+void Fabric::Progress::send_probes(Worker& worker, std::chrono::steady_clock::time_point now) {
+  worker.suspected = false;
+  worker.next_probe = now + probe_period;
+  try {
+    make_probes(worker);
+  } catch (const Error&) {
+    return;  // There may be file descriptors next time.
+  }
+  for (const auto& probe : worker.probes) probe->send();
+}
+
+/** Looks after those that may be blocked, and those that were replaced. True: again soon. */
+bool Fabric::Progress::watch_workers(std::chrono::steady_clock::time_point now) {
   bool probing = false;
   for (const auto& worker : workers_) {
     if (worker->retired) continue;
-    if (!worker->probe && !ending_ && std::exchange(worker->suspected, false)) worker->probe = Probe::send(context_, worker->address);
-    if (!worker->probe) continue;
-    const Probe::State state = worker->probe->look();
-    probing |= state == Probe::State::under_way;
-    if (state == Probe::State::under_way) continue;
-    end_probe(*worker);
-    if (state == Probe::State::lost && !ending_) retire(*worker);
+    const auto under_way = [&] { return std::ranges::any_of(worker->probes, &Probe::under_way, &std::unique_ptr<Probe>::operator*); };
+    if (!under_way() && (worker->suspected || now >= worker->next_probe)) send_probes(*worker, now);
+    if (!std::ranges::all_of(worker->probes, [](const auto& probe) { return probe->look(); })) retire(*worker);
+    probing |= under_way();
   }
-  std::erase_if(workers_, [](const auto& worker) {
-    if (!worker->retired || worker->under_way > 0) return false;
+  std::erase_if(workers_, [&](const auto& worker) {
+    if (!worker->retired || worker->under_way > 0 || now < worker->destroyed_at) return false;
     worker->destroy();
     return true;
   });
   return probing;
 }
 
-void Fabric::Progress::end_probe(Worker& worker) {
-  const std::unique_ptr<Probe> probe = std::move(worker.probe);
-  left_workers_ |= probe && !probe->over();
-}
-
 /** Ends all that it has, so that peers and channels begin anew with another. */
 void Fabric::Progress::retire(Worker& worker) {
   worker.retired = true;
+  worker.destroyed_at = std::chrono::steady_clock::now() + late_peers_time;
+  worker.probes.clear();
   ++workers_replaced_;
   std::erase(wakes_, worker.events);
   epoll_ctl(poll_events_, EPOLL_CTL_DEL, worker.events, nullptr);
