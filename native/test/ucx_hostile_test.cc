@@ -126,6 +126,23 @@ TEST(UcxHostile, HonestMessageOfTheStrangerArrivesSoWhatFollowsIsRefusedForWhatI
   target.expect_unharmed();
 }
 
+TEST(UcxHostile, AMessageMayComeAsSoonAsItsChannelIsOpen) {
+  Target target;
+  for (int i = 0; i < 300; ++i) {
+    Inbox inbox;
+    WireHeader header = target.header(90, 10);
+    header.key = key_of(9);
+    header.channel = target.fabric.open(header.key, {limit, 1 << 20}, inbox.events());
+    target.stranger.send(header, std::vector<uint8_t>(100, 7));
+    ASSERT_TRUE(inbox.wait_messages(1, 2s)) << i;
+    std::promise<void> closed;
+    target.fabric.close(header.channel, [&] { closed.set_value(); });
+    ASSERT_EQ(closed.get_future().wait_for(5s), std::future_status::ready);
+  }
+  EXPECT_EQ(target.fabric.stats().messages_refused, 0u);
+  target.expect_unharmed();
+}
+
 TEST(UcxHostile, MessagesForNobodyAreRefusedAndTheChannelDoesNotNotice) {
   Target target;
   const std::vector<uint8_t> data(100, 7);

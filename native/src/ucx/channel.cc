@@ -13,13 +13,28 @@ constexpr auto unused_file_time = std::chrono::seconds(5);
 uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events, Peers peers) {
   if (limits.secret && !can_encrypt()) throw Error(Code::link_lost, "the addon was built without OpenSSL");
   const uint64_t id = next_channel_++;
-  auto made = std::make_shared<std::unique_ptr<Channel>>(
+  std::unique_ptr<Channel> channel(
       new Channel{.id = id, .key = key, .limits = limits, .events = std::move(events), .worker = worker_for(peers)});
-  enqueue([this, id, made] {
-    Channel& channel = *(channels_[id] = std::move(*made));
-    if (channel.worker->retired) fail(channel, blocked());
-  });
+  {
+    const std::lock_guard lock(mutex_);
+    opening_[id] = std::move(channel);
+  }
+  enqueue([this, id] { take_in(id); });
   return id;
+}
+
+/** Takes in a channel that was opened. The peer's first message may come before the thread knows of it, when the loop drives. */
+Fabric::Progress::Channel* Fabric::Progress::take_in(uint64_t id) {
+  std::unique_ptr<Channel> opened;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = opening_.extract(id);
+    if (found.empty()) return nullptr;
+    opened = std::move(found.mapped());
+  }
+  Channel& channel = *(channels_[id] = std::move(opened));
+  if (channel.worker->retired) fail(channel, blocked());
+  return &channel;
 }
 
 void Fabric::Progress::connect(uint64_t id, std::vector<uint8_t> peer_address, uint64_t peer_channel,

@@ -112,6 +112,7 @@ class Fabric::Progress {
   bool nothing_under_way() const;
 
   // Channels: channel.cc.
+  Channel* take_in(uint64_t id);
   void connect_now(uint64_t id, const std::vector<uint8_t>& peer_address, uint64_t peer_channel, ConnectDone done);
   void close_now(uint64_t id, CloseDone done, std::chrono::milliseconds flush);
   void give_up(Channel& channel);
@@ -213,6 +214,8 @@ class Fabric::Progress {
   std::mutex driving_;
   std::mutex mutex_;
   std::deque<Command> commands_;
+  /** Opened, and not taken in yet. */
+  std::map<uint64_t, std::unique_ptr<Channel>> opening_;
   bool closing_ = false;
   /** By kind of peers; null: none is needed yet. With `workers_mutex_` held, which comes before all others. */
   std::array<std::shared_ptr<Worker>, kinds_of_peers> current_{};

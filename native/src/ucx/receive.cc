@@ -42,10 +42,11 @@ ucs_status_t Fabric::Progress::receive(Worker& worker, const WireHeader& header,
     return UCS_OK;
   }
   const auto found = channels_.find(header.channel);
+  Channel* const known = found == channels_.end() ? take_in(header.channel) : found->second.get();
   // Both ends may close at once: then this one has forgotten the channel before it hears so.
-  if (found == channels_.end() && header.kind == Kind::closing) return UCS_OK;
-  if (found == channels_.end() || found->second->worker.get() != &worker || !same_key(found->second->key, header.key)) return refuse();
-  Channel& channel = *found->second;
+  if (!known && header.kind == Kind::closing) return UCS_OK;
+  if (!known || known->worker.get() != &worker || !same_key(known->key, header.key)) return refuse();
+  Channel& channel = *known;
   if ((header.kind == Kind::message || header.kind == Kind::offer) && guarded(channel)) return refuse();
   if (header.kind != Kind::message) {
     if (rendezvous) return refuse();
