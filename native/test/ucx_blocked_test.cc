@@ -1,6 +1,7 @@
 // A peer dies as it writes to the queue in shared memory that a UCX worker's peers share, which blocks it: what comes of the others.
 #include <ucp/api/ucp.h>
 
+#include <sys/resource.h>
 #include <sys/un.h>
 
 #include <atomic>
@@ -226,6 +227,33 @@ class FabricWithPlacesTaken : public testing::Test {
  private:
   size_t next_ = 0;
 };
+
+/** Of this process, in seconds, in half a second. */
+double processor_time() {
+  const auto now = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    const auto seconds = [](const timeval& time) { return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) * 1e-6; };
+    return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+  };
+  const double before = now();
+  std::this_thread::sleep_for(500ms);
+  return now() - before;
+}
+
+TEST_F(FabricWithPlacesTaken, SleepsWhileNothingHappens) {
+  Inbox inbox;
+  const uint64_t opened = fabric_->open(key_of(2), {message_bytes_max}, inbox.events());
+  EXPECT_LT(processor_time(), 0.25) << "with a channel that is not connected";
+  Peer other = peer();
+  ASSERT_TRUE(other.echo(arena_));
+  EXPECT_LT(processor_time(), 0.25) << "with one that is";
+  take_places();
+  other.die();
+  ASSERT_TRUE(replaced(*fabric_, 1, 4s));
+  EXPECT_LT(processor_time(), 0.25) << "with a worker that was replaced";
+  fabric_->close(opened, [] {});
+}
 
 TEST_F(FabricWithPlacesTaken, ByWhoDiesBeforeThisSideConnectsBeginsAnew) {
   Peer bystander = peer();

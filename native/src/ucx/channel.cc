@@ -50,7 +50,7 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   if (found == channels_.end() || found->second->closing) return done(closed_channel(id));
   Channel& channel = *found->second;
   if (channel.failure) return done(channel.failure);
-  if (!queue_transports_.empty()) channel.worker->next_probe = std::min(channel.worker->next_probe, std::chrono::steady_clock::now() + probe_period);
+  if (!queue_transports_.empty() && !channel.worker->next_probe) channel.worker->next_probe = std::chrono::steady_clock::now() + probe_period;
   const ucs_status_t status = find_endpoint(*channel.worker, peer_address, channel.endpoint);
   if (status != UCS_OK) return done(gone(status));
   if (const auto reason = why_unguarded(channel)) return done(reason);
@@ -143,8 +143,9 @@ std::optional<std::chrono::steady_clock::time_point> Fabric::Progress::next_look
   const auto sooner = [&](std::chrono::steady_clock::time_point time) { next = std::min(next.value_or(time), time); };
   if (!unused_files_.empty()) sooner(unused_files_.front().first);
   for (const auto& worker : workers_) {
-    if (worker->retired) sooner(worker->destroyed_at);
-    else if (!channels_.empty()) sooner(worker->next_probe);
+    // Its end waits for what UCX has under way, however late.
+    if (worker->retired && worker->under_way == 0) sooner(worker->destroyed_at);
+    if (!worker->retired && worker->next_probe && !channels_.empty()) sooner(*worker->next_probe);
   }
   return next;
 }

@@ -286,8 +286,8 @@ struct Fabric::Progress::Worker {
   size_t under_way = 0;
   /** By each transport whose queue a peer could block, once they are needed. */
   std::vector<std::unique_ptr<Probe>> probes{};
-  /** Probes are sent then, unless there are no channels; at once if the worker is suspected: a peer has gone, perhaps as it wrote. */
-  std::chrono::steady_clock::time_point next_probe = std::chrono::steady_clock::time_point::max();
+  /** Once it has peers, probes are sent then, unless there are no channels; at once if the worker is suspected: a peer has gone, perhaps as it wrote. */
+  std::optional<std::chrono::steady_clock::time_point> next_probe{};
   bool suspected = false;
   /** Nothing came through any more: another takes its place. */
   bool retired = false;

@@ -133,7 +133,7 @@ bool Fabric::Progress::watch_workers(std::chrono::steady_clock::time_point now) 
   for (const auto& worker : workers_) {
     if (worker->retired) continue;
     const auto under_way = [&] { return std::ranges::any_of(worker->probes, &Probe::under_way, &std::unique_ptr<Probe>::operator*); };
-    if (!under_way() && (worker->suspected || now >= worker->next_probe)) send_probes(*worker, now);
+    if (!under_way() && (worker->suspected || (worker->next_probe && now >= *worker->next_probe))) send_probes(*worker, now);
     if (!std::ranges::all_of(worker->probes, [](const auto& probe) { return probe->look(); })) retire(*worker);
     probing |= under_way();
   }
