@@ -36,12 +36,21 @@ function placesTaken(library) {
   });
 }
 
+/** Goes on until the process writes to another: it also writes to itself, to see whether that arrives. */
+const toAnother = `import gdb
+gdb.execute("continue")
+while "Probe::send" in gdb.execute("backtrace", to_string=True): gdb.execute("continue")`;
+
 /** Kills the process at its next write. Resolves when it is dead. */
 async function killMidWrite(pid) {
   const library = /\S*libuct\.so\S*/.exec(readFileSync(`/proc/${pid}/maps`, 'utf8'))?.[0];
   if (library === undefined) throw new Error(`process ${pid} does not use UCX`);
   const commands = ['set pagination off', 'handle all nostop noprint pass'];
-  commands.push(...placesTaken(library).map((place) => `hbreak ${place}`), 'continue', 'kill');
+  commands.push(
+    ...placesTaken(library).map((place) => `hbreak ${place}`),
+    `python exec(${JSON.stringify(toAnother)})`,
+    'kill',
+  );
   const gdb = spawn('gdb', ['-batch', '-p', String(pid), ...commands.flatMap((command) => ['-ex', command])]);
   let said = '';
   for (const stream of [gdb.stdout, gdb.stderr]) stream.on('data', (text) => (said += text));

@@ -281,6 +281,20 @@ TEST_P(OfOneTransport, BeginsAnew) {
 
 INSTANTIATE_TEST_SUITE_P(FabricWithPlacesTaken, OfOneTransport, testing::Values("sysv", "posix"));
 
+/** Then a probe does not even leave; the next ones must not wait for it. */
+TEST_F(FabricWithPlacesTaken, AndFullBeginsAnewOnce) {
+  Peer dying = peer();
+  ASSERT_TRUE(dying.echo(arena_));
+  for (const Queue& queue : queues_) std::atomic_ref(*queue.head).fetch_add(1000);
+  dying.die();
+  ASSERT_TRUE(replaced(*fabric_, 1, 4s));
+  Peer bystander = peer(), other = peer();
+  ASSERT_TRUE(other.echo(arena_));
+  other.die();
+  EXPECT_FALSE(replaced(*fabric_, 2, 2s));
+  EXPECT_TRUE(bystander.echo(arena_));
+}
+
 TEST_F(FabricWithPlacesTaken, WithoutAWordBeginsAnewByItself) {
   Peer bystander = peer();
   ASSERT_TRUE(bystander.echo(arena_));

@@ -59,6 +59,7 @@ std::vector<const char*> allowed_queues(const char* transports) {
   for (const char* name : {"sysv", "posix"}) {
     if (transport_allowed(transports, name)) allowed.push_back(name);
   }
+  if (transport_allowed(transports, "xpmem") && access("/dev/xpmem", F_OK) == 0) allowed.push_back("xpmem");
   return allowed;
 }
 

@@ -108,6 +108,7 @@ class Fabric::Progress {
   void retire(Worker& worker);
   void send_probes(Worker& worker, std::chrono::steady_clock::time_point now);
   void make_probes(Worker& worker);
+  void drop_probers();
   bool watch_workers(std::chrono::steady_clock::time_point now);
   bool nothing_under_way() const;
 
@@ -217,7 +218,7 @@ class Fabric::Progress {
   /** Opened, and not taken in yet. */
   std::map<uint64_t, std::unique_ptr<Channel>> opening_;
   bool closing_ = false;
-  /** By kind of peers; null: none is needed yet. With `workers_mutex_` held, which comes before all others. */
+  /** By kind of peers; null: none is needed yet. With `workers_mutex_` held: after `driving_`, before `mutex_`. */
   std::array<std::shared_ptr<Worker>, kinds_of_peers> current_{};
   std::mutex workers_mutex_;
   /** The thread waits for events, a command among them. */

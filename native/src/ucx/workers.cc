@@ -145,11 +145,20 @@ bool Fabric::Progress::watch_workers(std::chrono::steady_clock::time_point now) 
   return probing;
 }
 
+/** What a prober could not send to a blocked queue may hold up what it sends to others. The next ones are made when they are needed. */
+void Fabric::Progress::drop_probers() {
+  for (const auto& worker : workers_) {
+    worker->suspected |= std::ranges::any_of(worker->probes, &Probe::under_way, &std::unique_ptr<Probe>::operator*);
+    worker->probes.clear();
+  }
+  probers_.clear();
+}
+
 /** Ends all that it has, so that peers and channels begin anew with another. */
 void Fabric::Progress::retire(Worker& worker) {
   worker.retired = true;
   worker.destroyed_at = std::chrono::steady_clock::now() + late_peers_time;
-  worker.probes.clear();
+  drop_probers();
   ++workers_replaced_;
   std::erase(wakes_, worker.events);
   epoll_ctl(poll_events_, EPOLL_CTL_DEL, worker.events, nullptr);

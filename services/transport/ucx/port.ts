@@ -59,6 +59,7 @@ export const nativeUcx = (encrypted: boolean, peers: UcxPeers = 'nodes'): UcxSou
 export class UcxPort<Out, In> implements MessagePort<Out> {
   gathers = false;
   private readonly channel: UcxChannel;
+  private readonly address: Buffer;
   /** Of messages that have not left, if the port tells. */
   private readonly sending: Outgoing<Out>['sent'][] = [];
   private closed = false;
@@ -74,11 +75,18 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
       inboxBytesMax: options.rowBytesInFlightMax + inboxBytesBeside,
       reportSends: options.reportSends ?? false,
     });
+    try {
+      // Of what the channel was opened on, or of what took its place, and then the channel fails.
+      this.address = Buffer.from(ucx.address());
+    } catch (error) {
+      void this.channel.close(0);
+      throw error;
+    }
   }
 
   /** What the peer must know to send to this port. */
   get end(): UcxEndInput {
-    const address = Buffer.from(this.ucx.address());
+    const { address } = this;
     return { address, channel: this.channel.id, seal: sealOf(address), encrypted: this.encrypted };
   }
 
