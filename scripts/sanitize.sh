@@ -17,4 +17,6 @@ cmake --build "$build"
 # The first finding ends the test that made it, with a stack.
 export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+# Tests of processes fork, and what UCX has left behind may have threads then.
+export TSAN_OPTIONS=die_after_fork=0
 ctest --test-dir "$build" --output-on-failure "$@"
