@@ -130,7 +130,7 @@ class Fabric {
   /** The address of the worker for such peers, for `connect` at a peer. It changes when that worker is replaced, which ends its channels. */
   virtual std::vector<uint8_t> address(Peers peers = Peers::nodes);
 
-  /** Accepts messages that carry this key from now on. Throws INTERNAL when no worker can be made. */
+  /** Accepts messages that carry this key from now on. Throws INTERNAL when no worker can be made, RESOURCE_EXHAUSTED where file descriptors are too few for one. */
   virtual uint64_t open(const Key& key, ChannelLimits limits, ChannelEvents events, Peers peers = Peers::nodes);
 
   using ConnectDone = std::function<void(std::optional<Error>)>;

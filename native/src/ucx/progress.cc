@@ -70,13 +70,6 @@ void apply(std::span<const Option> options, ucp_config_t* config) {
   }
 }
 
-void wake_on(int poll, int descriptor) {
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.fd = descriptor;
-  if (epoll_ctl(poll, EPOLL_CTL_ADD, descriptor, &event) != 0) throw Error(Code::internal, "epoll_ctl failed");
-}
-
 }  // namespace
 
 Fabric::Progress::Progress(SlabArena& arena, Reach reach)
@@ -203,12 +196,12 @@ void Fabric::Progress::run() {
     }
     // Once, although more may have arrived: while a stream of messages comes in, answers to the first must go out.
     if (progress() != 0) busy = true;
-    const bool probing = watch_workers(Clock::now());
+    const auto now = Clock::now();
+    const bool probing = watch_workers(now);
     if (serve_streams()) {
       busy = true;
       keep_from_loop();
     }
-    const auto now = Clock::now();
     if (busy) {
       last_work = now;
     } else if (probing || now - last_work < poll_time_) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <sys/epoll.h>
 #include <ucp/api/ucp.h>
 
 #include <algorithm>
@@ -23,6 +24,12 @@ namespace switchyard::ucx {
 
 inline Error gone(ucs_status_t status) {
   return Error(Code::link_lost, std::string("the UCX peer is gone: ") + ucs_status_string(status));
+}
+
+/** `poll` tells when `descriptor` can be read. Throws INTERNAL. */
+inline void wake_on(int poll, int descriptor) {
+  epoll_event event{.events = EPOLLIN, .data = {.fd = descriptor}};
+  if (epoll_ctl(poll, EPOLL_CTL_ADD, descriptor, &event) != 0) throw Error(Code::internal, "epoll_ctl failed");
 }
 
 /** How often a process looks whether what is sent to it comes through, beside whenever a peer has gone. */
@@ -246,7 +253,7 @@ class Fabric::Progress {
   unsigned vain_turns_ = 0;
   /** The loop gets no turn before. */
   std::chrono::steady_clock::time_point threads_until_{};
-  /** Those that were replaced stay until nothing of theirs is under way. */
+  /** Those that were replaced stay for a while, and until nothing of theirs is under way. */
   std::vector<std::shared_ptr<Worker>> workers_;
   /** Made when they are first needed; those that this system has not are null. */
   std::vector<std::unique_ptr<Prober>> probers_;

@@ -1,6 +1,4 @@
 // The UCX workers to which peers send, one for each kind of peers, and whether what is sent to them comes through.
-#include <sys/epoll.h>
-
 #include <algorithm>
 
 #include "ucx/progress.h"
@@ -55,6 +53,7 @@ std::shared_ptr<Fabric::Progress::Worker> Fabric::Progress::create_worker() {
     worker->address.assign(bytes, bytes + length);
     ucp_worker_release_address(worker->handle, address);
     check(ucp_worker_get_efd(worker->handle, &worker->events), "ucp_worker_get_efd");
+    wake_on(poll_events_, worker->events);
   } catch (...) {
     worker->destroy();
     throw;
@@ -67,8 +66,6 @@ std::shared_ptr<Fabric::Progress::Worker> Fabric::Progress::create_worker() {
 void Fabric::Progress::take_on(const std::shared_ptr<Worker>& worker) {
   workers_.push_back(worker);
   wakes_.push_back(worker->events);
-  epoll_event event{.events = EPOLLIN, .data = {.fd = worker->events}};
-  epoll_ctl(poll_events_, EPOLL_CTL_ADD, worker->events, &event);
 }
 
 /** As ucp_worker_progress, of all. */
