@@ -6,7 +6,7 @@ export interface Clock {
   wall(): number;
   /** Runs once, not before `ms` have passed. */
   after(ms: number, run: () => void): Timer;
-  /** Runs again and again. */
+  /** Runs again and again; for the first time after at most `ms`. */
   every(ms: number, run: () => void): Timer;
   /** Runs once, when what has arrived already has been handled. */
   soon(run: () => void): Timer;

@@ -16,6 +16,70 @@ class Timeout implements Timer {
   }
 }
 
+/** All that runs with one period: a process that has nothing else to do wakes once for it. */
+class Ticks {
+  private readonly running = new Set<Tick>();
+  private interval: NodeJS.Timeout | null = null;
+
+  constructor(private readonly ms: number) {}
+
+  add(run: () => void): Timer {
+    const tick = new Tick(run, this);
+    this.running.add(tick);
+    this.interval ??= setInterval(() => {
+      for (const due of [...this.running]) if (this.running.has(due)) due.run();
+    }, this.ms);
+    this.keepProcess();
+    return tick;
+  }
+
+  remove(tick: Tick): void {
+    this.running.delete(tick);
+    if (this.running.size > 0) this.keepProcess();
+    else {
+      clearInterval(this.interval!);
+      ticks.delete(this.ms);
+    }
+  }
+
+  /** As long as one of them does. */
+  keepProcess(): void {
+    if ([...this.running].some(({ keepsProcess }) => keepsProcess)) this.interval!.ref();
+    else this.interval!.unref();
+  }
+}
+
+class Tick implements Timer {
+  keepsProcess = true;
+  private cancelled = false;
+
+  constructor(
+    readonly run: () => void,
+    private readonly ticks: Ticks,
+  ) {}
+
+  cancel(): void {
+    if (this.cancelled) return;
+    this.cancelled = true;
+    this.ticks.remove(this);
+  }
+
+  unref(): Timer {
+    this.keepsProcess = false;
+    if (!this.cancelled) this.ticks.keepProcess();
+    return this;
+  }
+}
+
+/** By their period. */
+const ticks = new Map<number, Ticks>();
+
+function every(ms: number, run: () => void): Timer {
+  const shared = ticks.get(ms) ?? new Ticks(ms);
+  ticks.set(ms, shared);
+  return shared.add(run);
+}
+
 class Immediate implements Timer {
   constructor(private readonly handle: NodeJS.Immediate) {}
 
@@ -34,7 +98,7 @@ export const systemClock: Clock = {
   now: () => performance.now(),
   wall: () => Date.now(),
   after: (ms, run) => new Timeout(setTimeout(run, ms)),
-  every: (ms, run) => new Timeout(setInterval(run, ms)),
+  every,
   soon: (run) => new Immediate(setImmediate(run)),
 };
 

@@ -8,7 +8,10 @@ const standstillMs = 10_000;
 beforeEach(() => {
   jest.useFakeTimers();
 });
+const started: Liveness[] = [];
 afterEach(() => {
+  // Its timer is of the clock that was faked.
+  for (const liveness of started.splice(0)) liveness.close();
   jest.useRealTimers();
 });
 
@@ -27,10 +30,9 @@ function watch(rows: Rows): { liveness: Liveness; told: boolean[] } {
   const told: boolean[] = [];
   const log = createLogger('test', 'test', 'silent');
   const onChange = (live: boolean) => told.push(live);
-  return {
-    liveness: new Liveness({ work: () => [rows], standstillMs, clock: systemClock, log, onChange }),
-    told,
-  };
+  const liveness = new Liveness({ work: () => [rows], standstillMs, clock: systemClock, log, onChange });
+  started.push(liveness);
+  return { liveness, told };
 }
 
 test('a process without work lives, and so does a busy one', () => {

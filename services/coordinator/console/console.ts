@@ -11,8 +11,8 @@ import { ConsoleRoutes, consolePaths } from './routes.js';
 import { describeCopies, describeLoads, describeNodes, summary } from './snapshot.js';
 import type { ConsoleState } from './wire.js';
 
-/** How often pages are told what has changed. What is measured is looked at half as often. */
-const lookMs = 500;
+/** How often is looked at what is measured. Pages are told of changes twice as often. */
+const lookMs = 1_000;
 
 export interface ConsoleOptions {
   /** Of the coordinator. */
@@ -44,8 +44,9 @@ export class Console implements HttpPages {
   private packed: { counts: unknown; target: unknown; copies: ConsoleState['copies'] } | null = null;
   /** Whose past that is. */
   private known: Cluster | null = null;
-  private looks = 0;
   private readonly timer: Timer;
+  /** Until pages are told without a look. */
+  private between: Timer | null = null;
 
   constructor(private readonly options: ConsoleOptions) {
     this.routes = new ConsoleRoutes({
@@ -63,6 +64,7 @@ export class Console implements HttpPages {
 
   close(): void {
     this.timer.cancel();
+    this.between?.cancel();
   }
 
   private watch(response: ServerResponse): void {
@@ -72,10 +74,10 @@ export class Console implements HttpPages {
   }
 
   private look(): void {
-    this.looks += 1;
-    const measures = this.looks % 2 === 0;
-    if (measures) this.measure();
-    if (measures || this.feed.watched) this.tell(this.feed.watched);
+    this.measure();
+    this.tell(this.feed.watched);
+    if (!this.feed.watched) return;
+    this.between = this.options.clock.after(lookMs / 2, () => this.tell(this.feed.watched)).unref();
   }
 
   private measure(): void {
