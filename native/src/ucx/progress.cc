@@ -42,8 +42,8 @@ struct Option {
 constexpr Option shared_memory_options[] = {{"MM_ERROR_HANDLING", "y"}};
 constexpr Option peer_options[] = {
     // How soon a peer on this host is found dead when nothing is sent to it and nothing else tells of it; each look reads a file for each
-    // peer. UCX would take 20 s.
-    {"KEEPALIVE_INTERVAL", "1s"},
+    // peer, and wakes it. UCX would take 20 s.
+    {"KEEPALIVE_INTERVAL", "3s"},
 };
 constexpr Option machine_options[] = {{"TLS", "^tcp"}, {"NET_DEVICES", "lo"}};
 constexpr Option encrypted_options[] = {{"TLS", "tcp,sm,self"}};
