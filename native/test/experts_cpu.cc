@@ -1,5 +1,7 @@
 // Expert FFNs on the CPU, on every instruction set of this machine, against float64.
+#include <atomic>
 #include <functional>
+#include <future>
 #include <limits>
 #include <numeric>
 #include <thread>
@@ -181,6 +183,47 @@ TEST_P(CpuExperts, ServeCallersOnSeveralThreads) {
   }
   for (std::thread& caller : callers) caller.join();
   for (const Rows& output : outputs) EXPECT_EQ(output, expected);
+}
+
+TEST_P(CpuExperts, ComputeSmallCallsInTheirSubmissionAndNoneBeforeItsTurn) {
+  constexpr size_t hidden = 64, ffn = 96, count = 20'000;
+  std::mt19937 random(31);
+  const Rows rows = random_values(count * hidden, 2.0f, random);
+  const Model model(Activation::swiglu, hidden, ffn);
+  const auto backend = create_cpu_backend(2);
+  const auto expert = backend->load(model.source());
+  EXPECT_TRUE(backend->computes_at_once(*expert, 3));
+  EXPECT_FALSE(backend->computes_at_once(*expert, count));
+  const Rows expected = forward(*backend, *expert, rows, all_indices(count));
+
+  const std::vector<uint32_t> all = all_indices(count), few = {5, 2, 7};
+  const auto input = [&](const std::vector<uint32_t>& indices, Rows& output) {
+    output.assign(indices.size() * hidden, poison);
+    return ExpertInput{.rows = rows.data(), .row_count = count, .indices = indices, .output = output.data(), .output_row_count = indices.size()};
+  };
+  Rows small, large, after;
+  std::thread::id by;
+  backend->submit(*expert, {input(few, small)}, [&](const ComputeTime&, std::exception_ptr error) {
+    EXPECT_FALSE(error);
+    by = std::this_thread::get_id();
+  });
+  EXPECT_EQ(by, std::this_thread::get_id());
+
+  // The large call may be over by then or not.
+  std::atomic<int> ended = 0;
+  std::promise<void> last;
+  backend->submit(*expert, {input(all, large)}, [&](const ComputeTime&, std::exception_ptr) { EXPECT_EQ(ended++, 0); });
+  backend->submit(*expert, {input(few, after)}, [&](const ComputeTime&, std::exception_ptr) {
+    EXPECT_EQ(ended++, 1);
+    last.set_value();
+  });
+  last.get_future().wait();
+  EXPECT_EQ(large, expected);
+  for (const Rows& output : {small, after}) {
+    for (size_t i = 0; i < few.size(); ++i) {
+      EXPECT_TRUE(std::equal(output.begin() + i * hidden, output.begin() + (i + 1) * hidden, expected.begin() + few[i] * hidden)) << "row " << i;
+    }
+  }
 }
 
 TEST(CpuExpertErrors, NameTheFieldAndWhatIsAllowed) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <mutex>
+#include <numeric>
 
 #include "addon/clock.h"
 #include "addon/cuda.h"
@@ -112,6 +113,10 @@ ExpertSource to_source(const Fields& fields, NonFiniteWeights& non_finite) {
 
 /** The rows of one expert. */
 struct ExpertCall {
+  size_t rows() const {
+    return std::transform_reduce(inputs.begin(), inputs.end(), size_t{0}, std::plus(), [](const ExpertInput& input) { return input.indices.size(); });
+  }
+
   std::shared_ptr<const LoadedExpert> expert;
   std::vector<ExpertInput> inputs;
 };
@@ -276,19 +281,31 @@ Napi::Value BackendHandle::forward(const Napi::CallbackInfo& info) {
       add_call(*calls, Fields(list.Get(i), "calls[" + std::to_string(i) + "]"), device, operation);
     }
     const auto outcome = std::make_shared<Outcome>(calls->calls.size());
-    // The backend has threads of its own: the operation ends when the last call does. They may be in `done` a little longer, so
-    // that must not keep slabs.
-    operation.executor = [device, calls, outcome](auto task) {
-      for (size_t i = 0; i < calls->calls.size(); ++i) {
-        const auto done = [outcome, i, task](const ComputeTime& time, std::exception_ptr error) {
-          if (outcome->end(i, time, error)) task();
-        };
-        device->backend->submit(*calls->calls[i].expert->expert, calls->calls[i].inputs, done);
-      }
-    };
-    operation.run = [device, calls, outcome] {
-      if (outcome->error) std::rethrow_exception(outcome->error);
-    };
+    operation.brief = std::ranges::all_of(
+        calls->calls, [&](const ExpertCall& call) { return device->backend->computes_at_once(*call.expert->expert, call.rows()); });
+    if (operation.brief) {
+      operation.run = [device, calls, outcome] {
+        for (size_t i = 0; i < calls->calls.size(); ++i) {
+          const auto& [expert, inputs] = calls->calls[i];
+          outcome->times[i].started = std::chrono::steady_clock::now();
+          outcome->times[i].seconds = device->backend->forward(*expert->expert, inputs);
+        }
+      };
+    } else {
+      // The backend has threads of its own: the operation ends when the last call does. They may be in `done` a little longer, so
+      // that must not keep slabs.
+      operation.executor = [device, calls, outcome](auto task) {
+        for (size_t i = 0; i < calls->calls.size(); ++i) {
+          const auto done = [outcome, i, task](const ComputeTime& time, std::exception_ptr error) {
+            if (outcome->end(i, time, error)) task();
+          };
+          device->backend->submit(*calls->calls[i].expert->expert, calls->calls[i].inputs, done);
+        }
+      };
+      operation.run = [device, calls, outcome] {
+        if (outcome->error) std::rethrow_exception(outcome->error);
+      };
+    }
     operation.result = [outcome](Napi::Env env) {
       auto times = Napi::Array::New(env, outcome->times.size());
       for (uint32_t i = 0; i < times.Length(); ++i) {

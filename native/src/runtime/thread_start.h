@@ -1,7 +1,8 @@
 #pragma once
 
-#include <immintrin.h>
 #include <pthread.h>
+
+#include "runtime/arithmetic.h"
 
 namespace switchyard {
 
@@ -10,9 +11,8 @@ namespace switchyard {
  * It would have that of the thread that starts it, which another library may have told to take subnormal floats for zero.
  */
 inline void start_thread(const char* name) {
-  constexpr unsigned usual = 0x1f80;
   pthread_setname_np(pthread_self(), name);
-  _mm_setcsr(usual);
+  _mm_setcsr(usual_arithmetic);
 }
 
 }  // namespace switchyard

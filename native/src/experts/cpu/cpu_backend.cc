@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstring>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -14,6 +16,7 @@
 #include "experts/cpu/memory.h"
 #include "experts/cpu/team.h"
 #include "kernels/bf16.h"
+#include "runtime/arithmetic.h"
 #include "runtime/error.h"
 #include "runtime/serial_queue.h"
 
@@ -27,6 +30,10 @@ constexpr size_t tasks_per_member = 4;
 constexpr size_t widened_groups = 4;
 /** From so many tiles of rows on their number, not the weights, is what takes time. */
 constexpr size_t many_tiles = 8;
+/** Elements of weights that a call may read and be computed by its caller: they take some ten microseconds. */
+constexpr size_t at_once_elements = 512 * 1024;
+/** So many rows take about as long again, on the slowest instruction set. */
+constexpr size_t rows_per_reading = 4;
 /** Of an expert: its own, and the linear maps around them. */
 constexpr size_t stages_max = 4;
 
@@ -112,7 +119,11 @@ class CpuBackend final : public ExpertBackend {
   std::unique_ptr<Expert> load(const ExpertSource& source) override { return load_expert(kernels_.order, source, latents_); }
 
   void submit(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done) override {
-    queue_.submit([this, &expert, inputs = std::move(inputs), done = std::move(done)] {
+    size_t rows = 0;
+    for (const ExpertInput& input : inputs) rows += input.indices.size();
+    const bool at_once = computes_at_once(expert, rows);
+    ++under_way_;
+    auto call = [this, &expert, inputs = std::move(inputs), done = std::move(done)] {
       ComputeTime time{.started = std::chrono::steady_clock::now()};
       std::exception_ptr error;
       try {
@@ -120,8 +131,16 @@ class CpuBackend final : public ExpertBackend {
       } catch (...) {
         error = std::current_exception();
       }
+      --under_way_;
       done(time, error);
-    });
+    };
+    if (at_once) call();
+    else queue_.submit(std::move(call));
+  }
+
+  bool computes_at_once(const Expert& expert, size_t rows) const override {
+    const auto* const mine = dynamic_cast<const CpuExpert*>(&expert);
+    return mine != nullptr && under_way_ == 0 && mine->elements() * (1 + rows / rows_per_reading) <= at_once_elements;
   }
 
  private:
@@ -138,6 +157,10 @@ class CpuBackend final : public ExpertBackend {
   /** Groups of k after which the next tile takes its turn, so that this part of a panel stays cached. */
   const size_t cached_groups_;
   const size_t near_lines_;
+  /** Calls. */
+  std::atomic<size_t> under_way_{0};
+  /** Callers that find the device free at the same time take turns; what follows is for one call. */
+  std::mutex computing_;
   Team team_;
   Latents latents_;
   std::vector<RowReference> rows_;
@@ -147,11 +170,13 @@ class CpuBackend final : public ExpertBackend {
   std::vector<PackedMemory> sums_;
   /** One per member: a part of a packed panel as BF16. */
   std::vector<PackedMemory> widened_;
-  /** Its thread is the first member of the team. Last, so that its calls end before what they use. */
+  /** Its thread, or whoever is computed for at once, is the first member of the team. Last, so that its calls end before what they use. */
   SerialQueue queue_{"experts"};
 };
 
 double CpuBackend::compute(const Expert& expert, std::span<const ExpertInput> inputs) {
+  const std::lock_guard computing(computing_);
+  const UsualArithmetic arithmetic;
   check_inputs(inputs);
   const auto* const mine = dynamic_cast<const CpuExpert*>(&expert);
   if (mine == nullptr) throw_invalid("expert", std::string("of another backend"), "one that this backend loaded");

@@ -25,6 +25,8 @@ class CpuExpert final : public Expert {
   size_t hidden() const override { return hidden_; }
   size_t ffn() const override { return ffn_; }
   const GluForm& glu() const { return glu_; }
+  /** Of all matrices that a row passes. */
+  size_t elements() const { return (is_gated(activation_) ? 3 : 2) * width_ * ffn_ + (latent_ ? 2 * hidden_ * width_ : 0); }
 
   Activation activation() const { return activation_; }
   /** What is computed one after another, from hidden rows to results; as long as the expert lives. */
