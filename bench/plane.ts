@@ -11,8 +11,8 @@ const wide = { preset: 'tiny', hidden: 64, ffn: 32, layers: 58, experts: 256, to
 const workers = 8;
 const tokens = 512;
 const readyTimeoutMs = 300_000;
-/** What came before is cleared away meanwhile. */
-const settleSeconds = 15;
+/** After the last batch: within a minute its load is planned for once, and then nothing happens any more. */
+const settleSeconds = 75;
 const idleSeconds = 30;
 const seriesMax = 1_500;
 const idleShareMax = 0.01;
