@@ -21,10 +21,24 @@ bool is_usual(float scale) { return scale == 0 || (std::abs(scale) > 0x1p-100f &
 /** Columns of a panel that are filled at once: rows lie powers of two apart, and many such streams share few cache sets. */
 constexpr size_t columns_together = 8;
 
-/** Eight columns of a group, [8][32] codes. */
-using Columns = uint8_t[columns_together][group_depth];
+/** Eight columns of a group: elements, or a code in each. */
+template <typename Element>
+using Columns = Element[columns_together][group_depth];
+using Codes = Columns<uint8_t>;
 
-__m128i load(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+__m128i load(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
+void store(__m128i value, void* to) { _mm_storeu_si128(static_cast<__m128i*>(to), value); }
+
+/** Takes `given` elements of each of `rows` rows that are `depth` long; the others are `nothing`. */
+template <typename Element>
+void take_columns(const Element* from, size_t depth, size_t rows, size_t given, Element nothing, Columns<Element>& columns) {
+  if (rows == columns_together && given == group_depth) {
+    for (size_t row = 0; row < columns_together; ++row) std::memcpy(columns[row], from + row * depth, sizeof columns[row]);
+    return;
+  }
+  std::fill_n(&columns[0][0], columns_together * group_depth, nothing);
+  for (size_t row = 0; row < rows; ++row) std::copy_n(from + row * depth, given, columns[row]);
+}
 
 /** Eight rows of eight words: the columns. */
 void transpose_words(__m128i (&rows)[8]) {
@@ -46,17 +60,17 @@ void transpose_words(__m128i (&rows)[8]) {
 }
 
 /** Writes codes of 8 bits as columns of a group; `to` is the place of the first pair of the first of them, `stride` from pair to pair in bytes. */
-void place_bytes(const Columns& codes, uint8_t* to, size_t stride) {
+void place_bytes(const Codes& codes, uint8_t* to, size_t stride) {
   for (size_t first = 0; first < group_depth / 2; first += 8) {
     __m128i words[8];
     for (size_t column = 0; column < 8; ++column) words[column] = load(codes[column] + first * 2);
     transpose_words(words);
-    for (size_t pair = 0; pair < 8; ++pair) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (first + pair) * stride), words[pair]);
+    for (size_t pair = 0; pair < 8; ++pair) store(words[pair], to + (first + pair) * stride);
   }
 }
 
 /** The same with codes of 4 bits, two of them in a byte. */
-void place_halves(const Columns& codes, uint8_t* to, size_t stride) {
+void place_halves(const Codes& codes, uint8_t* to, size_t stride) {
   for (size_t first = 0; first < group_depth / 2; first += 8) {
     __m128i words[8];
     for (size_t column = 0; column < 8; ++column) {
@@ -78,15 +92,27 @@ void transpose_lanes(__m128i (&rows)[4]) {
   rows[3] = _mm_unpackhi_epi64(c, d);
 }
 
+/** Writes BF16 as columns of a group; as place_bytes, in elements. */
+void place_elements(const Columns<uint16_t>& elements, uint16_t* to, size_t stride) {
+  for (size_t first = 0; first < group_depth / 2; first += 4) {
+    for (size_t column = 0; column < columns_together; column += 4) {
+      __m128i lanes[4];
+      for (size_t i = 0; i < 4; ++i) lanes[i] = load(elements[column + i] + first * 2);
+      transpose_lanes(lanes);
+      for (size_t pair = 0; pair < 4; ++pair) store(lanes[pair], to + (first + pair) * stride + column * 2);
+    }
+  }
+}
+
 /** Writes codes of 8 bits as columns of a group, in blocks of four columns and two pairs of k; `stride` from block to block of a column. */
-void place_byte_blocks(const Columns& codes, uint8_t* to, size_t stride) {
+void place_byte_blocks(const Codes& codes, uint8_t* to, size_t stride) {
   for (size_t first = 0; first < group_depth / 2; first += 8) {
     __m128i words[8];
     for (size_t column = 0; column < 8; ++column) words[column] = load(codes[column] + first * 2);
     transpose_words(words);
     for (size_t pair = 0; pair < 8; pair += 2, to += stride) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi64(words[pair], words[pair + 1]));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + 1, _mm_unpackhi_epi64(words[pair], words[pair + 1]));
+      store(_mm_unpacklo_epi64(words[pair], words[pair + 1]), to);
+      store(_mm_unpackhi_epi64(words[pair], words[pair + 1]), to + 16);
     }
   }
 }
@@ -100,7 +126,7 @@ __m128 halves_of_lanes(__m128i codes) {
 }
 
 /** The same with codes of 4 bits, in blocks of four columns and eight k. */
-void place_half_blocks(const Columns& codes, uint8_t* to, size_t stride) {
+void place_half_blocks(const Codes& codes, uint8_t* to, size_t stride) {
   for (size_t first = 0; first < columns_together; first += 4) {
     __m128i lanes[4];
     for (size_t column = 0; column < 4; ++column) {
@@ -108,7 +134,7 @@ void place_half_blocks(const Columns& codes, uint8_t* to, size_t stride) {
       lanes[column] = _mm_castps_si128(_mm_or_ps(_mm_shuffle_ps(lower, upper, 0x88), _mm_shuffle_ps(lower, upper, 0xdd)));
     }
     transpose_lanes(lanes);
-    for (size_t run = 0; run < 4; ++run) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + run * stride + first * sizeof(uint32_t)), lanes[run]);
+    for (size_t run = 0; run < 4; ++run) store(lanes[run], to + run * stride + first * sizeof(uint32_t));
   }
 }
 
@@ -164,9 +190,13 @@ size_t PackedWeights::element(size_t panel, const Split& parts, size_t part) con
   return (first * groups_ + parts.begin(part) * bands().size(band) + (panel - first) * parts.size(part)) * order_.group_elements();
 }
 
-size_t PackedWeights::element_of_group(size_t panel, const Split& parts, size_t group) const {
-  const size_t part = parts.part_of(group);
-  return element(panel, parts, part) + (group - parts.begin(part)) * order_.group_elements();
+template <typename Body>
+void PackedWeights::for_each_group(size_t panel, const Body& body) const {
+  const Split parts = this->parts();
+  for (size_t part = 0; part < parts.parts; ++part) {
+    size_t at = element(panel, parts, part);
+    for (size_t group = parts.begin(part); group < parts.begin(part + 1); ++group, at += order_.group_elements()) body(group, at);
+  }
 }
 
 template <typename Scale>
@@ -192,17 +222,14 @@ bool PackedWeights::fill(size_t panel, size_t column, const MatrixSource& source
   rows_.resize(count * depth);
   source.read(first_row, count, rows_.data());
 
-  const Split parts = this->parts();
-  const size_t stride = order_.tile_columns * 2;
   for (size_t first = 0; first < count; first += columns_together) {
-    const size_t end = std::min(first + columns_together, count);
-    for (size_t k = 0; k < depth; k += group_depth) {
-      uint16_t* to = reinterpret_cast<uint16_t*>(memory_) + element_of_group(panel, parts, k / group_depth) + order_.element(column + first, 0);
-      for (size_t pair = k; pair < std::min(k + group_depth, depth); pair += 2, to += stride) {
-        const size_t bytes = std::min<size_t>(2, depth - pair) * sizeof(uint16_t);
-        for (size_t row = first; row < end; ++row) std::memcpy(to + (row - first) * 2, rows_.data() + row * depth + pair, bytes);
-      }
-    }
+    const size_t rows = std::min(columns_together, count - first);
+    for_each_group(panel, [&](size_t group, size_t at) {
+      const size_t k = std::min(group * group_depth, depth);
+      Columns<uint16_t> columns;
+      take_columns<uint16_t>(rows_.data() + first * depth + k, depth, rows, std::min(group_depth, depth - k), 0, columns);
+      place_elements(columns, reinterpret_cast<uint16_t*>(memory_) + at + order_.element(column + first, 0), order_.tile_columns * 2);
+    });
   }
   return true;
 }
@@ -214,20 +241,17 @@ bool PackedWeights::fill_codes(size_t panel, size_t column, const MatrixSource& 
   // Room for an even number of columns.
   codes_.resize(count * depth + 1);
   if (!source.packed->codes(first_row, count, codes_.data())) return false;
-  const Split parts = this->parts();
   const size_t bits = bits_of(form_->type);
   const size_t stride = order_.tile_columns * order_.code_run_bits(bits) / 8;
   const auto place = order_.code_blocks ? (bits == 8 ? place_byte_blocks : place_half_blocks) : bits == 8 ? place_bytes : place_halves;
   for (size_t first = 0; first < count; first += columns_together) {
     const size_t rows = std::min(columns_together, count - first);
-    for (size_t group = 0; group < groups_; ++group) {
-      const size_t k = group * group_depth;
-      Columns columns;
-      const size_t given = k < depth ? std::min(group_depth, depth - k) : 0;
-      if (rows < columns_together || given < group_depth) std::memset(columns, nothing, sizeof columns);
-      for (size_t row = 0; row < rows; ++row) std::memcpy(columns[row], codes_.data() + (first + row) * depth + k, given);
-      place(columns, memory_ + element_of_group(panel, parts, group) * bits / 8 + order_.code_byte(column + first, bits), stride);
-    }
+    for_each_group(panel, [&](size_t group, size_t at) {
+      const size_t k = std::min(group * group_depth, depth);
+      Codes columns;
+      take_columns(codes_.data() + first * depth + k, depth, rows, std::min(group_depth, depth - k), nothing, columns);
+      place(columns, memory_ + at * bits / 8 + order_.code_byte(column + first, bits), stride);
+    });
   }
   fill_scales(panel, column, source, first_row, count);
   return true;

@@ -66,8 +66,9 @@ class PackedWeights {
   bool fill_codes(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count);
   void fill_scales(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count);
   size_t element(size_t panel, const Split& parts, size_t part) const;
-  /** Of a group of a panel, as weights are packed. */
-  size_t element_of_group(size_t panel, const Split& parts, size_t group) const;
+  /** Calls body(group, its element) for every group of a panel, as weights are packed. */
+  template <typename Body>
+  void for_each_group(size_t panel, const Body& body) const;
   /** The first scale of a panel. */
   size_t first_scale(size_t panel) const { return panel * steps() * order_.columns; }
   template <typename Scale>
