@@ -5,11 +5,14 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "kernels/bf16.h"
+#include "model/codes.h"
 #include "model/generator.h"
 #include "model_support.h"
 #include "runtime/error.h"
@@ -152,6 +155,114 @@ TEST(TensorSource, ConvertsTensorsThatAreReadInSeveralPieces) {
   std::vector<uint16_t> part(100'000);
   read_elements(source, 70'001, part.size(), part.data());
   EXPECT_TRUE(std::equal(part.begin(), part.end(), bits.begin() + 70'001));
+}
+
+/** A matrix in a file of its own that begins with a byte that is none of it. */
+template <typename Stored>
+struct StoredMatrix {
+  StoredMatrix(StoredDtype dtype, size_t rows, size_t columns, size_t row_stride, size_t column_stride)
+      : values(1 + (rows - 1) * row_stride + (columns - 1) * column_stride), rows(rows), columns(columns), row_stride(row_stride), column_stride(column_stride) {
+    std::mt19937 random(7);
+    for (Stored& value : values) {
+      // Any but NaN, which equals nothing.
+      const auto bits = static_cast<uint32_t>(random());
+      if constexpr (sizeof(Stored) == 4) value = std::bit_cast<Stored>(bits & 0xbfffffff);
+      else value = static_cast<Stored>(bits & 0xbbff);
+    }
+    source = stored_tensor(values, dtype);
+    source.rows = rows;
+    source.columns = columns;
+    auto& tensor = std::get<FileTensor>(source.origin);
+    tensor.row_stride = row_stride;
+    tensor.column_stride = column_stride;
+    check_tensor(source, "matrix");
+    turn_columns(source);
+  }
+
+  Stored at(size_t row, size_t column) const { return values[row * row_stride + column * column_stride]; }
+
+  /** `value(element)`: what is to be read of it. */
+  template <typename Out, typename Value>
+  void expect_all(const Value& value) const {
+    for (const auto& [first, count] : {std::pair<size_t, size_t>{0, rows * columns}, {columns / 2, columns}, {3 * columns + 1, 2}, {columns - 1, 5 * columns + 2}}) {
+      std::vector<Out> out(count);
+      read_elements(source, first, count, out.data());
+      for (size_t i = 0; i < count; ++i) ASSERT_EQ(out[i], value(at((first + i) / columns, (first + i) % columns))) << "element " << first + i;
+    }
+  }
+
+  std::vector<Stored> values;
+  size_t rows, columns, row_stride, column_stride;
+  TensorSource source;
+};
+
+TEST(TensorSource, ReadsRowsAndColumnsWithOthersBetweenThem) {
+  struct Place {
+    size_t rows, columns, row_stride, column_stride;
+  };
+  // Every second row; turned; turned, every second row; more columns than are read at once; every second column.
+  for (const auto& [rows, columns, row_stride, column_stride] :
+       {Place{70, 150, 300, 1}, {70, 150, 1, 70}, {70, 150, 2, 151}, {3000, 1100, 1, 3000}, {70, 150, 300, 2}, {7, 1, 2, 14}}) {
+    SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns) + " by " + std::to_string(row_stride) + ", " + std::to_string(column_stride));
+    StoredMatrix<uint16_t>(StoredDtype::bf16, rows, columns, row_stride, column_stride).expect_all<uint16_t>(std::identity());
+    StoredMatrix<uint16_t>(StoredDtype::bf16, rows, columns, row_stride, column_stride).expect_all<float>(bf16_to_float);
+    StoredMatrix<float>(StoredDtype::f32, rows, columns, row_stride, column_stride).expect_all<uint16_t>(float_to_bf16);
+    StoredMatrix<float>(StoredDtype::f32, rows, columns, row_stride, column_stride).expect_all<float>(std::identity());
+    const StoredMatrix<uint16_t> halves(StoredDtype::f16, rows, columns, row_stride, column_stride);
+    const auto value = [](uint16_t half) {
+      const int exponent = half >> 10 & 0x1f, fraction = half & 0x3ff;
+      const double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+      return static_cast<float>(half & 0x8000 ? -magnitude : magnitude);
+    };
+    halves.expect_all<float>(value);
+    halves.expect_all<uint16_t>([&](uint16_t half) { return float_to_bf16(value(half)); });
+  }
+}
+
+TEST(TensorSource, ReadsCodesOfAnyPartOfARowWithTheScaleOfTheirBlock) {
+  constexpr size_t rows = 40, columns = 200, row_stride = 416, block = 32, first_column = 48, scale_columns = 8;
+  std::mt19937 random(3);
+  std::vector<uint8_t> bytes(rows * row_stride);
+  // No E4M3 that is NaN.
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random() & 0xf7);
+  std::vector<float> scales(rows * scale_columns);
+  for (float& scale : scales) scale = static_cast<float>(random() % 1000) / 64;
+  for (const StoredDtype dtype : {StoredDtype::f8_e4m3, StoredDtype::f4_e2m1, StoredDtype::i8, StoredDtype::u8, StoredDtype::u4}) {
+    const Scales of_blocks{test::weight_file(scales), 0, ScaleDtype::f32, scale_columns, 1, block, 0, 1, first_column};
+    const TensorSource source{.rows = rows, .columns = columns, .origin = FileTensor{test::weight_file(bytes), 0, dtype, row_stride, 1, of_blocks}};
+    check_tensor(source, "codes");
+    const auto value = [&](size_t row, size_t column) {
+      const size_t element = row * row_stride + column;
+      const uint8_t byte = bytes[element * bits_of(dtype) / 8];
+      const int nibble = byte >> (element % 2 * 4) & 15;
+      const float code = dtype == StoredDtype::f8_e4m3   ? codes::e4m3[byte]
+                         : dtype == StoredDtype::f4_e2m1 ? codes::e2m1[nibble]
+                         : dtype == StoredDtype::i8      ? static_cast<float>(static_cast<int8_t>(byte))
+                         : dtype == StoredDtype::u8      ? static_cast<float>(byte) - 128
+                                                         : static_cast<float>(nibble) - 8;
+      return code * scales[row * scale_columns + (first_column + column) / block];
+    };
+    for (const auto& [first, count] : {std::pair<size_t, size_t>{0, rows * columns}, {columns + 13, 1}, {15, columns}, {7 * columns - 1, 3 * columns}}) {
+      std::vector<float> floats(count);
+      std::vector<uint16_t> rounded(count);
+      read_elements(source, first, count, floats.data());
+      read_elements(source, first, count, rounded.data());
+      for (size_t i = 0; i < count; ++i) {
+        const float expected = value((first + i) / columns, (first + i) % columns);
+        ASSERT_EQ(floats[i], expected) << "element " << first + i;
+        ASSERT_EQ(rounded[i], float_to_bf16(expected)) << "element " << first + i;
+      }
+    }
+  }
+}
+
+TEST(TensorSource, RefusesCodesWhoseColumnsAreApart) {
+  const Scales scale{test::weight_file(std::vector<float>{1}), 0, ScaleDtype::f32, 1, 8, 8, 0, 1, 0};
+  TensorSource source{.rows = 4, .columns = 4, .origin = FileTensor{test::weight_file(std::vector<uint8_t>(16)), 0, StoredDtype::i8, 4, 1, scale}};
+  EXPECT_NO_THROW(check_tensor(source, "codes"));
+  auto& tensor = std::get<FileTensor>(source.origin);
+  std::swap(tensor.row_stride, tensor.column_stride);
+  EXPECT_THROW(check_tensor(source, "codes"), Error);
 }
 
 TEST(TensorSource, RefusesATensorThatEndsPastItsFile) {

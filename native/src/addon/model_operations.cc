@@ -83,7 +83,7 @@ TensorSource to_tensor(const Fields& fields) {
     };
   }
   check_tensor(source, fields.name("rows x columns"));
-  place_whole(source);
+  turn_columns(source);
   return source;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/bf16.h"
+#include "kernels/convert.h"
 #include "model/codes.h"
 #include "model/generator.h"
 #include "runtime/error.h"
@@ -23,6 +24,10 @@ constexpr size_t piece = 4096;
 constexpr size_t read_piece = 32 * 1024;
 /** Bytes read at once of rows that are not side by side. */
 constexpr size_t span_bytes_max = 1 << 20;
+/** Bytes of neighbouring columns read at once: as many as stay in a cache, so that pages of the rows are visited seldom. */
+constexpr size_t strip_bytes = 2 << 20;
+/** What is turned together: a line of memory in either direction, or two. */
+constexpr size_t tile_rows = 32, tile_columns = 64;
 
 /** The lower four bits of a byte come first. */
 void split_nibbles(const uint8_t* bytes, size_t count, uint8_t* out) {
@@ -53,30 +58,31 @@ __attribute__((target("avx2"))) void round_finite(const float* values, size_t co
   }
 }
 
-/** out[i] = convert(element i of the bytes, which need no alignment). The dtype of `out` itself is read as it is. */
-template <typename Stored, typename Out, typename Convert>
-void convert_elements(const std::byte* bytes, size_t count, Out* out, const Convert& convert) {
-  for (size_t i = 0; i < count; ++i) {
-    Stored stored;
-    std::memcpy(&stored, bytes + i * sizeof stored, sizeof stored);
-    out[i] = convert(stored);
-  }
-}
-
-void convert_bytes(const std::byte* bytes, StoredDtype dtype, size_t count, uint16_t* out) {
-  if (dtype == StoredDtype::f32) {
-    convert_elements<float>(bytes, count, out, float_to_bf16);
-  } else {
-    convert_elements<uint16_t>(bytes, count, out, [](uint16_t half) { return float_to_bf16(f16_to_float(half)); });
-  }
-}
-
-void convert_bytes(const std::byte* bytes, StoredDtype dtype, size_t count, float* out) {
-  convert_elements<uint16_t>(bytes, count, out, dtype == StoredDtype::bf16 ? bf16_to_float : f16_to_float);
-}
-
 constexpr bool is_stored_as(StoredDtype dtype, const uint16_t*) { return dtype == StoredDtype::bf16; }
 constexpr bool is_stored_as(StoredDtype dtype, const float*) { return dtype == StoredDtype::f32; }
+
+template <typename Stored>
+Stored at(const std::byte* bytes, size_t index) {
+  Stored stored;
+  std::memcpy(&stored, bytes + index * sizeof stored, sizeof stored);
+  return stored;
+}
+
+void convert(const std::byte* bytes, StoredDtype dtype, size_t count, uint16_t* out) {
+  narrow_rows(bytes, dtype == StoredDtype::f32 ? RowDtype::f32 : RowDtype::f16, count, out);
+}
+
+void convert(const std::byte* bytes, StoredDtype dtype, size_t count, float* out) {
+  const auto widen = dtype == StoredDtype::bf16 ? bf16_to_float : f16_to_float;
+  for (size_t i = 0; i < count; ++i) out[i] = widen(at<uint16_t>(bytes, i));
+}
+
+/** Elements that are side by side and no codes. */
+template <typename Out>
+void place(const std::byte* bytes, StoredDtype dtype, size_t count, Out* out) {
+  if (is_stored_as(dtype, out)) std::memcpy(out, bytes, count * sizeof *out);
+  else convert(bytes, dtype, count, out);
+}
 
 /** Elements as they are, one after the other. */
 template <typename Out>
@@ -92,36 +98,34 @@ void read_plain(const FileTensor& tensor, size_t first, size_t count, Out* out) 
   while (count > 0) {
     const size_t part = std::min(count, read_piece);
     tensor.file->read(offset, part * element_bytes, bytes.data());
-    convert_bytes(bytes.data(), tensor.dtype, part, out);
+    convert(bytes.data(), tensor.dtype, part, out);
     offset += part * element_bytes;
     out += part;
     count -= part;
   }
 }
 
-/** The value of an element at a place in bytes, without its scale. */
-float value_at(const std::byte* bytes, StoredDtype dtype, size_t element) {
-  const auto byte = [&](size_t index) { return static_cast<uint8_t>(bytes[index]); };
-  const auto half = [&] {
-    uint16_t bits;
-    std::memcpy(&bits, bytes + element * 2, sizeof bits);
-    return bits;
-  };
-  const auto nibble = [&] { return (byte(element / 2) >> (element % 2 * 4)) & 15; };
+/** Calls body(read), where read(bytes, element) is the value of an element, without its scale. */
+template <typename Body>
+void with_reader(StoredDtype dtype, const Body& body) {
+  using Bytes = const std::byte*;
+  const auto nibble = [](Bytes bytes, size_t element) { return (at<uint8_t>(bytes, element / 2) >> (element % 2 * 4)) & 15; };
   switch (dtype) {
-    case StoredDtype::bf16: return bf16_to_float(half());
-    case StoredDtype::f16: return f16_to_float(half());
-    case StoredDtype::f32: {
-      float value;
-      std::memcpy(&value, bytes + element * sizeof value, sizeof value);
-      return value;
-    }
-    case StoredDtype::f8_e4m3: return codes::e4m3[byte(element)];
-    case StoredDtype::f4_e2m1: return codes::e2m1[nibble()];
-    case StoredDtype::i8: return static_cast<int8_t>(byte(element));
-    case StoredDtype::u8: return static_cast<float>(byte(element)) - 128;
-    default: return static_cast<float>(nibble()) - 8;
+    case StoredDtype::bf16: return body([](Bytes bytes, size_t element) { return bf16_to_float(at<uint16_t>(bytes, element)); });
+    case StoredDtype::f16: return body([](Bytes bytes, size_t element) { return f16_to_float(at<uint16_t>(bytes, element)); });
+    case StoredDtype::f32: return body([](Bytes bytes, size_t element) { return at<float>(bytes, element); });
+    case StoredDtype::f8_e4m3: return body([](Bytes bytes, size_t element) { return codes::e4m3[at<uint8_t>(bytes, element)]; });
+    case StoredDtype::f4_e2m1: return body([=](Bytes bytes, size_t element) { return codes::e2m1[nibble(bytes, element)]; });
+    case StoredDtype::i8: return body([](Bytes bytes, size_t element) { return static_cast<float>(at<int8_t>(bytes, element)); });
+    case StoredDtype::u8: return body([](Bytes bytes, size_t element) { return static_cast<float>(at<uint8_t>(bytes, element)) - 128; });
+    case StoredDtype::u4: return body([=](Bytes bytes, size_t element) { return static_cast<float>(nibble(bytes, element)) - 8; });
   }
+}
+
+float value_at(const std::byte* bytes, StoredDtype dtype, size_t element) {
+  float value = 0;
+  with_reader(dtype, [&](auto read) { value = read(bytes, element); });
+  return value;
 }
 
 /** The scales of a row of a matrix, one for each block of its columns. */
@@ -145,26 +149,48 @@ std::vector<float> scales_of_row(const Scales& scales, size_t row) {
 void put(float value, float* out) { *out = value; }
 void put(float value, uint16_t* out) { *out = float_to_bf16(value); }
 
-/** Elements [first, end) of one row, whose element 0 is element `origin` of `bytes`. */
+/** Codes [first, end) of one row, whose first is element `origin` of `bytes`, times their scales. */
 template <typename Out>
 void decode_row(const FileTensor& tensor, const std::byte* bytes, size_t origin, size_t first, size_t end,
                 const std::vector<float>& scales, Out* out) {
-  for (size_t column = first; column < end; ++column, ++out) {
-    float value = value_at(bytes, tensor.dtype, origin + column * tensor.column_stride);
-    if (tensor.scales) value *= scales[(tensor.scales->first_column + column) / tensor.scales->block_columns];
-    put(value, out);
-  }
+  const auto& [begin, block] = std::pair{tensor.scales->first_column, tensor.scales->block_columns};
+  with_reader(tensor.dtype, [&](auto read) {
+    while (first < end) {
+      const size_t number = (begin + first) / block;
+      const size_t until = std::min(end, (number + 1) * block - begin);
+      for (const float scale = scales[number]; first < until; ++first, ++out) put(read(bytes, origin + first) * scale, out);
+    }
+  });
 }
 
-/** Elements that are not as they are, or not side by side. */
+/** The scales of one row after another. */
+class RowScales {
+ public:
+  /** `scales`: null: every row has none. */
+  explicit RowScales(const Scales* scales) : scales_(scales) {}
+
+  /** Until the next call. */
+  const std::vector<float>& of(size_t row) {
+    if (scales_ == nullptr) return values_;
+    const size_t at = (scales_->first_row + row * scales_->row_step) / scales_->block_rows;
+    if (at != read_row_) values_ = scales_of_row(*scales_, row);
+    read_row_ = at;
+    return values_;
+  }
+
+ private:
+  const Scales* scales_;
+  size_t read_row_ = std::numeric_limits<size_t>::max();
+  std::vector<float> values_;
+};
+
+/** Elements of rows that are not side by side, or of codes. */
 template <typename Out>
-void read_placed(const TensorSource& source, const FileTensor& tensor, size_t first, size_t count, Out* out) {
+void read_rows(const TensorSource& source, const FileTensor& tensor, size_t first, size_t count, Out* out) {
   const size_t columns = source.columns;
   const size_t bits = bits_of(tensor.dtype);
-  const std::vector<std::byte>* const whole = tensor.whole ? &tensor.whole->bytes() : nullptr;
+  RowScales scales(tensor.scales ? &*tensor.scales : nullptr);
   thread_local std::vector<std::byte> piece;
-  std::vector<float> scales;
-  size_t scaled_row = std::numeric_limits<size_t>::max();
   /** Rows whose bytes are read at once. */
   const size_t rows_at_once = std::max<size_t>(1, span_bytes_max * 8 / bits / std::max<size_t>(tensor.row_stride, 1));
   size_t row = first / columns;
@@ -172,33 +198,29 @@ void read_placed(const TensorSource& source, const FileTensor& tensor, size_t fi
   size_t read_from = 0;
   for (size_t column = first % columns; count > 0; ++row, column = 0) {
     const size_t end = std::min(columns, column + count);
-    if (whole == nullptr && row >= read_until) {
+    if (row >= read_until) {
       read_from = row;
-      read_until = std::min(row + rows_at_once, source.rows);
+      // No more than are wanted.
+      read_until = row + std::min(rows_at_once, (column + count + columns - 1) / columns);
       const size_t elements = (read_until - row - 1) * tensor.row_stride + columns;
       piece.resize((elements * bits + 7) / 8);
       tensor.file->read(tensor.byte_offset + row * tensor.row_stride * bits / 8, piece.size(), piece.data());
     }
-    if (tensor.scales) {
-      const size_t at = (tensor.scales->first_row + row * tensor.scales->row_step) / tensor.scales->block_rows;
-      if (at != scaled_row) scales = scales_of_row(*tensor.scales, row);
-      scaled_row = at;
-    }
-    const std::vector<std::byte>& bytes = whole == nullptr ? piece : *whole;
-    decode_row(tensor, bytes.data(), (row - read_from) * tensor.row_stride, column, end, scales, out);
+    const size_t origin = (row - read_from) * tensor.row_stride;
+    if (is_code(tensor.dtype)) decode_row(tensor, piece.data(), origin, column, end, scales.of(row), out);
+    else place(piece.data() + (origin + column) * bits / 8, tensor.dtype, end - column, out);
     out += end - column;
     count -= end - column;
   }
 }
 
-bool is_plain(const TensorSource& source, const FileTensor& tensor) {
-  return !tensor.scales && tensor.column_stride == 1 && tensor.row_stride == source.columns;
-}
+bool is_plain(const TensorSource& source, const FileTensor& tensor) { return !tensor.scales && tensor.row_stride == source.columns; }
 
 template <typename Out>
 void read_file(const TensorSource& source, const FileTensor& tensor, size_t first, size_t count, Out* out) {
-  if (is_plain(source, tensor)) read_plain(tensor, first, count, out);
-  else read_placed(source, tensor, first, count, out);
+  if (tensor.turned) place(tensor.turned->elements() + first * bits_of(tensor.dtype) / 8, tensor.dtype, count, out);
+  else if (is_plain(source, tensor)) read_plain(tensor, first, count, out);
+  else read_rows(source, tensor, first, count, out);
 }
 
 void read_synthetic(const SyntheticTensor& tensor, size_t first, size_t count, uint16_t* out) {
@@ -243,21 +265,48 @@ void require_within(const WeightFile& file, size_t offset, size_t bytes, const s
 
 }  // namespace
 
-WholeMatrix::WholeMatrix(std::shared_ptr<const WeightFile> file, size_t byte_offset, size_t byte_count)
-    : file_(std::move(file)), byte_offset_(byte_offset), byte_count_(byte_count) {}
+TurnedMatrix::TurnedMatrix(const TensorSource& source) : tensor_(std::get<FileTensor>(source.origin)), rows_(source.rows), columns_(source.columns) {}
 
-const std::vector<std::byte>& WholeMatrix::bytes() {
-  std::call_once(read_, [this] {
-    bytes_.resize(byte_count_);
-    file_->read(byte_offset_, byte_count_, bytes_.data());
+const std::byte* TurnedMatrix::elements() {
+  std::call_once(turned_, [this] {
+    if (tensor_.dtype == StoredDtype::f32) turn<uint32_t>();
+    else turn<uint16_t>();
   });
-  return bytes_;
+  return elements_.data();
 }
 
-void place_whole(TensorSource& source) {
+template <typename Stored>
+void TurnedMatrix::turn() {
+  elements_.resize(rows_ * columns_ * sizeof(Stored));
+  const size_t strip_columns = std::clamp<size_t>(strip_bytes / sizeof(Stored) / tensor_.column_stride, 1, columns_);
+  std::vector<std::byte> strip;
+  for (size_t column = 0; column < columns_; column += strip_columns) {
+    const size_t count = std::min(strip_columns, columns_ - column);
+    strip.resize(((count - 1) * tensor_.column_stride + (rows_ - 1) * tensor_.row_stride + 1) * sizeof(Stored));
+    tensor_.file->read(tensor_.byte_offset + column * tensor_.column_stride * sizeof(Stored), strip.size(), strip.data());
+    for (size_t row = 0; row < rows_; row += tile_rows) turn_tiles<Stored>(strip.data(), row, column, count);
+  }
+}
+
+/** Rows lie powers of two apart, and so share few cache sets: a tile is put together elsewhere. */
+template <typename Stored>
+void TurnedMatrix::turn_tiles(const std::byte* strip, size_t row, size_t column, size_t count) {
+  std::array<std::array<Stored, tile_columns>, tile_rows> tile;
+  const size_t rows = std::min(tile_rows, rows_ - row);
+  for (size_t first = 0; first < count; first += tile_columns) {
+    const size_t columns = std::min(tile_columns, count - first);
+    for (size_t c = 0; c < columns; ++c) {
+      for (size_t r = 0; r < rows; ++r) tile[r][c] = at<Stored>(strip, (row + r) * tensor_.row_stride + (first + c) * tensor_.column_stride);
+    }
+    for (size_t r = 0; r < rows; ++r) {
+      std::memcpy(elements_.data() + ((row + r) * columns_ + column + first) * sizeof(Stored), tile[r].data(), columns * sizeof(Stored));
+    }
+  }
+}
+
+void turn_columns(TensorSource& source) {
   auto* const tensor = std::get_if<FileTensor>(&source.origin);
-  if (tensor == nullptr || tensor->column_stride == 1) return;
-  tensor->whole = std::make_shared<WholeMatrix>(tensor->file, tensor->byte_offset, byte_span(source, *tensor));
+  if (tensor != nullptr && tensor->column_stride > 1) tensor->turned = std::make_shared<TurnedMatrix>(source);
 }
 
 void check_tensor(const TensorSource& source, const std::string& field) {
@@ -267,6 +316,7 @@ void check_tensor(const TensorSource& source, const std::string& field) {
   }
   const auto* tensor = std::get_if<FileTensor>(&source.origin);
   if (tensor == nullptr) return;
+  if (tensor->column_stride > 1 && is_code(tensor->dtype)) throw_invalid(field, shape, "columns side by side, for codes");
   require_within(*tensor->file, tensor->byte_offset, byte_span(source, *tensor), field, shape);
   if (tensor->scales.has_value() != is_code(tensor->dtype)) throw_invalid(field, shape, "scales for codes alone");
   if (!tensor->scales) return;
@@ -288,7 +338,7 @@ void read_elements(const TensorSource& source, size_t first, size_t count, float
 
 size_t columns_per_scale(const TensorSource& source) {
   const auto* const tensor = std::get_if<FileTensor>(&source.origin);
-  if (tensor == nullptr || !tensor->scales || tensor->column_stride != 1) return 0;
+  if (tensor == nullptr || !tensor->scales) return 0;
   const auto& [first, block] = std::pair{tensor->scales->first_column, tensor->scales->block_columns};
   if (first % block == 0) return block;
   return first / block == (first + source.columns - 1) / block ? source.columns : 0;

@@ -36,19 +36,7 @@ struct Scales {
   size_t first_row, row_step, first_column;
 };
 
-/** The bytes of a matrix whose columns are not side by side, read whole when they are first needed. */
-class WholeMatrix {
- public:
-  WholeMatrix(std::shared_ptr<const WeightFile> file, size_t byte_offset, size_t byte_count);
-  const std::vector<std::byte>& bytes();
-
- private:
-  std::shared_ptr<const WeightFile> file_;
-  size_t byte_offset_;
-  size_t byte_count_;
-  std::once_flag read_;
-  std::vector<std::byte> bytes_;
-};
+class TurnedMatrix;
 
 /** Little-endian elements in a file; the offset needs no alignment. */
 struct FileTensor {
@@ -60,8 +48,8 @@ struct FileTensor {
   size_t column_stride = 1;
   /** Given if and only if the elements are codes. */
   std::optional<Scales> scales;
-  /** Of a matrix whose columns are not side by side. */
-  std::shared_ptr<WholeMatrix> whole;
+  /** Of a matrix whose columns are not side by side; see turn_columns. */
+  std::shared_ptr<TurnedMatrix> turned = nullptr;
 };
 
 /** Values uniform in [center - scale, center + scale), the same on every machine. */
@@ -82,8 +70,29 @@ struct TensorSource {
   size_t elements() const { return rows * columns; }
 };
 
-/** Gives a checked source whose columns are not side by side its WholeMatrix. */
-void place_whole(TensorSource& source);
+/** A matrix whose columns are not side by side in the file, read whole and put in order when it is first needed. */
+class TurnedMatrix {
+ public:
+  /** Of a file, checked. */
+  explicit TurnedMatrix(const TensorSource& source);
+  /** As they are stored, row after row. Any number of threads may ask. Throws as WeightFile::read does. */
+  const std::byte* elements();
+
+ private:
+  template <typename Stored>
+  void turn();
+  template <typename Stored>
+  void turn_tiles(const std::byte* strip, size_t row, size_t column, size_t count);
+
+  FileTensor tensor_;
+  size_t rows_;
+  size_t columns_;
+  std::once_flag turned_;
+  std::vector<std::byte> elements_;
+};
+
+/** Gives a checked source whose columns are not side by side its TurnedMatrix, without which it cannot be read. */
+void turn_columns(TensorSource& source);
 
 /** Throws INVALID_ARGUMENT, naming `field`, for a shape of no or too many elements, or one that ends past its file. */
 void check_tensor(const TensorSource& source, const std::string& field);
