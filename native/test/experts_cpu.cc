@@ -185,45 +185,58 @@ TEST_P(CpuExperts, ServeCallersOnSeveralThreads) {
   for (const Rows& output : outputs) EXPECT_EQ(output, expected);
 }
 
-TEST_P(CpuExperts, ComputeSmallCallsInTheirSubmissionAndNoneBeforeItsTurn) {
-  constexpr size_t hidden = 64, ffn = 96, count = 20'000;
+TEST_P(CpuExperts, AreBriefForFewRowsOfSmallOnesTogether) {
   std::mt19937 random(31);
+  const Model model(Activation::swiglu, 64, 96);
+  const Rows rows = random_values(1000 * 64, 2.0f, random);
+  const auto backend = create_cpu_backend(2);
+  const auto expert = backend->load(model.source());
+  const auto is_brief = [&](size_t calls, size_t rows_each) {
+    const std::vector<uint32_t> indices(rows_each);
+    const ExpertInput input{.rows = rows.data(), .row_count = 1000, .indices = indices, .output = nullptr};
+    return backend->is_brief(std::vector<ExpertCall>(calls, {*expert, {&input, 1}}));
+  };
+  EXPECT_TRUE(is_brief(1, 1));
+  EXPECT_TRUE(is_brief(56, 3));
+  EXPECT_FALSE(is_brief(57, 1));
+  EXPECT_FALSE(is_brief(1, 300));
+  const auto other = create_cpu_backend(1);
+  const Model large(Activation::gelu, 800, 800);
+  const auto large_expert = other->load(large.source());
+  const std::vector<uint32_t> one = {0};
+  const ExpertInput input{.rows = rows.data(), .row_count = 1, .indices = one, .output = nullptr};
+  EXPECT_FALSE(other->is_brief(std::vector<ExpertCall>{{*large_expert, {&input, 1}}}));
+}
+
+TEST_P(CpuExperts, GiveTheSameBitsToCallersThatWaitAndToThoseThatDoNot) {
+  constexpr size_t hidden = 64, ffn = 96, count = 2'000;
+  std::mt19937 random(37);
   const Rows rows = random_values(count * hidden, 2.0f, random);
   const Model model(Activation::swiglu, hidden, ffn);
   const auto backend = create_cpu_backend(2);
   const auto expert = backend->load(model.source());
-  EXPECT_TRUE(backend->computes_at_once(*expert, 3));
-  EXPECT_FALSE(backend->computes_at_once(*expert, count));
-  const Rows expected = forward(*backend, *expert, rows, all_indices(count));
-
-  const std::vector<uint32_t> all = all_indices(count), few = {5, 2, 7};
-  const auto input = [&](const std::vector<uint32_t>& indices, Rows& output) {
-    output.assign(indices.size() * hidden, poison);
-    return ExpertInput{.rows = rows.data(), .row_count = count, .indices = indices, .output = output.data(), .output_row_count = indices.size()};
+  const std::vector<uint32_t> indices = all_indices(count);
+  const Rows expected = forward(*backend, *expert, rows, indices);
+  std::vector<Rows> outputs(8, Rows(count * hidden, poison));
+  const auto input = [&](Rows& output) {
+    return ExpertInput{.rows = rows.data(), .row_count = count, .indices = indices, .output = output.data(), .output_row_count = count};
   };
-  Rows small, large, after;
-  std::thread::id by;
-  backend->submit(*expert, {input(few, small)}, [&](const ComputeTime&, std::exception_ptr error) {
-    EXPECT_FALSE(error);
-    by = std::this_thread::get_id();
-  });
-  EXPECT_EQ(by, std::this_thread::get_id());
-
-  // The large call may be over by then or not.
-  std::atomic<int> ended = 0;
+  // Half of them on the backend's thread, and half on this one meanwhile.
+  std::atomic<size_t> ended = 0;
   std::promise<void> last;
-  backend->submit(*expert, {input(all, large)}, [&](const ComputeTime&, std::exception_ptr) { EXPECT_EQ(ended++, 0); });
-  backend->submit(*expert, {input(few, after)}, [&](const ComputeTime&, std::exception_ptr) {
-    EXPECT_EQ(ended++, 1);
-    last.set_value();
-  });
-  last.get_future().wait();
-  EXPECT_EQ(large, expected);
-  for (const Rows& output : {small, after}) {
-    for (size_t i = 0; i < few.size(); ++i) {
-      EXPECT_TRUE(std::equal(output.begin() + i * hidden, output.begin() + (i + 1) * hidden, expected.begin() + few[i] * hidden)) << "row " << i;
-    }
+  for (size_t i = 0; i < 4; ++i) {
+    backend->submit(*expert, {input(outputs[i])}, [&, i](const ComputeTime&, std::exception_ptr error) {
+      EXPECT_FALSE(error);
+      EXPECT_EQ(ended++, i);
+      if (i == 3) last.set_value();
+    });
   }
+  for (size_t i = 4; i < outputs.size(); ++i) {
+    const ExpertInput one = input(outputs[i]);
+    backend->forward(*expert, {&one, 1});
+  }
+  last.get_future().wait();
+  for (const Rows& output : outputs) EXPECT_EQ(output, expected);
 }
 
 TEST(CpuExpertErrors, NameTheFieldAndWhatIsAllowed) {

@@ -200,9 +200,9 @@ TEST(TensorSource, ReadsRowsAndColumnsWithOthersBetweenThem) {
   struct Place {
     size_t rows, columns, row_stride, column_stride;
   };
-  // Every second row; turned; turned, every second row; more columns than are read at once; every second column.
+  // Every second row; turned; turned, every second row; more columns than are read at once; turned, every third row; one column.
   for (const auto& [rows, columns, row_stride, column_stride] :
-       {Place{70, 150, 300, 1}, {70, 150, 1, 70}, {70, 150, 2, 151}, {3000, 1100, 1, 3000}, {70, 150, 300, 2}, {7, 1, 2, 14}}) {
+       {Place{70, 150, 300, 1}, {70, 150, 1, 70}, {70, 150, 2, 151}, {3000, 1100, 1, 3000}, {70, 150, 3, 211}, {7, 1, 2, 14}}) {
     SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(columns) + " by " + std::to_string(row_stride) + ", " + std::to_string(column_stride));
     StoredMatrix<uint16_t>(StoredDtype::bf16, rows, columns, row_stride, column_stride).expect_all<uint16_t>(std::identity());
     StoredMatrix<uint16_t>(StoredDtype::bf16, rows, columns, row_stride, column_stride).expect_all<float>(bf16_to_float);
@@ -254,6 +254,31 @@ TEST(TensorSource, ReadsCodesOfAnyPartOfARowWithTheScaleOfTheirBlock) {
       }
     }
   }
+}
+
+TEST(TensorSource, RefusesStridesThatLeadPastAnyFile) {
+  constexpr size_t far = size_t{1} << 44;
+  const auto refuses = [](size_t rows, size_t columns, size_t row_stride, size_t column_stride) {
+    const TensorSource source{.rows = rows, .columns = columns, .origin = FileTensor{test::weight_file(std::vector<uint16_t>(2048)), 0, StoredDtype::bf16, row_stride, column_stride}};
+    EXPECT_THROW(check_tensor(source, "w"), Error) << rows << " x " << columns;
+  };
+  // The last element's place would be 0 to a number of 64 bits.
+  refuses((size_t{1} << 20) + 1, 2, far, 1);
+  refuses((size_t{1} << 20) + 1, 2, 1, far);
+  refuses(2, (size_t{1} << 20) + 1, 1, far);
+  // Rows farther apart than columns that are apart.
+  refuses(2, 2, 8, 4);
+
+  const std::vector<uint8_t> bytes(64);
+  const auto refuses_scales = [&](size_t columns, size_t block_columns, size_t first_row, size_t row_step, size_t first_column) {
+    const Scales scales{test::weight_file(bytes), 0, ScaleDtype::f8_e8m0, columns, 1, block_columns, first_row, row_step, first_column};
+    const TensorSource source{.rows = 3, .columns = 8, .origin = FileTensor{test::weight_file(bytes), 0, StoredDtype::i8, 8, 1, scales}};
+    EXPECT_THROW(check_tensor(source, "w"), Error) << columns << " columns of scales";
+  };
+  refuses_scales(1, 8, 0, size_t{1} << 63, 0);
+  refuses_scales(1, 8, SIZE_MAX - 1, 1, 0);
+  refuses_scales(1, 8, 0, 1, SIZE_MAX - 3);
+  refuses_scales(size_t{1} << 40, 8, size_t{1} << 24, 1, 0);
 }
 
 TEST(TensorSource, RefusesCodesWhoseColumnsAreApart) {

@@ -1,3 +1,4 @@
+import { AsyncResource } from 'node:async_hooks';
 import { randomBytes, randomUUID } from 'node:crypto';
 import type { Clock, Timer } from './clock.js';
 import type { Random } from './random.js';
@@ -24,13 +25,29 @@ class Ticks {
   constructor(private readonly ms: number) {}
 
   add(run: () => void): Timer {
-    const tick = new Tick(run, this);
+    // In the context of whoever asks for it, as timers of their own would.
+    const tick = new Tick(AsyncResource.bind(run), this);
     this.running.add(tick);
-    this.interval ??= setInterval(() => {
-      for (const due of [...this.running]) if (this.running.has(due)) due.run();
-    }, this.ms);
+    this.interval ??= setInterval(() => this.turn(), this.ms);
     this.keepProcess();
     return tick;
+  }
+
+  /** What one throws is thrown when the others have run. */
+  private turn(): void {
+    const errors: unknown[] = [];
+    for (const due of [...this.running]) {
+      if (!this.running.has(due)) continue;
+      try {
+        due.run();
+      } catch (error) {
+        errors.push(error);
+      }
+    }
+    for (const error of errors)
+      queueMicrotask(() => {
+        throw error;
+      });
   }
 
   remove(tick: Tick): void {

@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { execFile } from 'node:child_process';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -61,6 +62,17 @@ test('one that begins in its own turn has its turn in the next', async () => {
   expect(timers).toHaveLength(0);
 });
 
+test('each runs in the context in which it was asked for', async () => {
+  const storage = new AsyncLocalStorage<string>();
+  const seen = new Set<string>();
+  const begin = (name: string) =>
+    storage.run(name, () => systemClock.every(16, () => seen.add(`${name} in ${storage.getStore()}`)));
+  const timers = ['first', 'second'].map(begin);
+  await until(() => seen.size >= 2);
+  for (const timer of timers) timer.cancel();
+  expect([...seen].sort()).toEqual(['first in first', 'second in second']);
+});
+
 /** The output of a process that runs `code` with the clock, and ends by itself. */
 async function outputOf(code: string): Promise<string> {
   const system = join(packageRoot(), 'dist', 'services', 'runtime', 'system.js');
@@ -68,6 +80,14 @@ async function outputOf(code: string): Promise<string> {
   const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '--eval', script]);
   return stdout;
 }
+
+test('what one throws keeps no other from running, and is thrown all the same', async () => {
+  const code = `let thrown = 0, ran = 0;
+    process.on('uncaughtException', () => (thrown += 1));
+    const first = systemClock.every(5, () => { throw new Error('no'); });
+    const second = systemClock.every(5, () => { if (++ran === 3) { first.cancel(); second.cancel(); setImmediate(() => console.log(thrown, ran)); } });`;
+  expect(await outputOf(code)).toBe('3 3\n');
+});
 
 test('a process stays as long as one timer of a period shall keep it', async () => {
   const unref = `for (let i = 0; i < 2; i++) systemClock.every(${hour}, () => {}).unref();`;

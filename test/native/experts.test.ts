@@ -59,6 +59,18 @@ function forward(expert: Expert, output: Slab, indices = allRows(rowCount)) {
 }
 
 describe('an expert backend', () => {
+  test('leaves turns of the event loop to others, however many small calls follow each other', async () => {
+    const expert = await backend.load(gelu);
+    const output = native.allocateSlab(rowCount * hidden * 2);
+    let turned = false;
+    let calls = 0;
+    setImmediate(() => (turned = true));
+    for (; !turned; calls += 1) await forward(expert, output, Uint32Array.of(0));
+    expect(calls).toBeLessThan(16);
+    expert.release();
+    output.release();
+  });
+
   test.each([
     ['gelu', gelu],
     ['swiglu', swiglu],

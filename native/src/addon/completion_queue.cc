@@ -42,9 +42,9 @@ std::shared_ptr<CompletionQueue> CompletionQueue::create(Napi::Env env) {
   return queue;
 }
 
-bool CompletionQueue::may_settle_now() {
-  if (settling_now_ == 0) return false;
-  --settling_now_;
+bool CompletionQueue::may_settle_now(int share) {
+  if (settling_now_ < share) return false;
+  settling_now_ -= share;
   return true;
 }
 

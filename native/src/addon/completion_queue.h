@@ -26,10 +26,10 @@ class CompletionQueue : public std::enable_shared_from_this<CompletionQueue> {
   ~CompletionQueue();
 
   /**
-   * JS thread. Whether an operation that has run in its call may settle there. So many may in a turn of the event loop, and then
-   * one must come back through the queue: chains of them must not keep messages and timers waiting.
+   * JS thread. Whether an operation that runs in its call may settle there, and takes its share of those that may in a turn of the event loop. When
+   * they are through, one must come back through the queue: chains of them must not keep messages and timers waiting.
    */
-  bool may_settle_now();
+  bool may_settle_now(int share);
   /** JS thread. Whoever starts operations bounds how many there are. */
   void begin(bool keeps_process);
   /** Any thread, once for every begin(). The last use of the operation by its thread. */

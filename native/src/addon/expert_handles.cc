@@ -5,7 +5,6 @@
 #include <cmath>
 #include <functional>
 #include <mutex>
-#include <numeric>
 
 #include "addon/clock.h"
 #include "addon/cuda.h"
@@ -20,6 +19,8 @@ namespace {
 
 constexpr uint64_t threads_max = 1024;
 constexpr uint64_t devices_max = 1024;
+/** Brief calls of experts take so much longer than other operations that are. */
+constexpr int experts_share = 8;
 
 /** The same matrix as codes, if it is stored so. */
 std::optional<PackedSource> to_packed(const TensorSource& source) {
@@ -112,19 +113,21 @@ ExpertSource to_source(const Fields& fields, NonFiniteWeights& non_finite) {
   return source;
 }
 
-/** The rows of one expert. */
-struct ExpertCall {
-  size_t rows() const {
-    return std::transform_reduce(inputs.begin(), inputs.end(), size_t{0}, std::plus(), [](const ExpertInput& input) { return input.indices.size(); });
-  }
-
+/** The rows of one expert, which is kept. */
+struct HeldCall {
   std::shared_ptr<const LoadedExpert> expert;
   std::vector<ExpertInput> inputs;
 };
 
+bool are_brief(const ExpertBackend& backend, const std::vector<HeldCall>& calls) {
+  std::vector<ExpertCall> all;
+  for (const HeldCall& call : calls) all.push_back({*call.expert->expert, call.inputs});
+  return backend.is_brief(all);
+}
+
 /** The calls of one forward() with what keeps their memory. */
 struct Calls {
-  std::vector<ExpertCall> calls;
+  std::vector<HeldCall> calls;
   std::vector<SlabRef> slabs;
 };
 
@@ -146,7 +149,7 @@ struct Outcome {
   std::exception_ptr error;
 };
 
-void add_input(Calls& calls, ExpertCall& call, const Fields& fields, Operation& operation) {
+void add_input(Calls& calls, HeldCall& call, const Fields& fields, Operation& operation) {
   const uint64_t row_bytes = call.expert->expert->hidden() * sizeof(uint16_t);
   const SlabRef rows = SlabHandle::of(fields.value("rows"), fields.name("rows"));
   const SlabRef output = SlabHandle::of(fields.value("output"), fields.name("output"));
@@ -171,7 +174,7 @@ Napi::Array to_list(const Napi::Value& value, const std::string& field) {
 }
 
 void add_call(Calls& calls, const Fields& fields, const std::shared_ptr<Device>& device, Operation& operation) {
-  ExpertCall& call = calls.calls.emplace_back();
+  HeldCall& call = calls.calls.emplace_back();
   call.expert = ExpertHandle::of(fields.value("expert"), fields.name("expert"));
   if (call.expert->device != device) {
     throw_invalid(fields.name("expert"), "of another backend", "experts that this backend loaded");
@@ -282,9 +285,9 @@ Napi::Value BackendHandle::forward(const Napi::CallbackInfo& info) {
       add_call(*calls, Fields(list.Get(i), "calls[" + std::to_string(i) + "]"), device, operation);
     }
     const auto outcome = std::make_shared<Outcome>(calls->calls.size());
-    operation.brief = std::ranges::all_of(
-        calls->calls, [&](const ExpertCall& call) { return device->backend->computes_at_once(*call.expert->expert, call.rows()); });
-    if (operation.brief) {
+    if (are_brief(*device->backend, calls->calls)) {
+      operation.brief = true;
+      operation.share = experts_share;
       operation.run = [device, calls, outcome] {
         for (size_t i = 0; i < calls->calls.size(); ++i) {
           const auto& [expert, inputs] = calls->calls[i];

@@ -41,7 +41,7 @@ Napi::Value Operation::start(const Napi::CallbackInfo& info, const char* name, c
   const Napi::Promise promise = operation->deferred_.Promise();
   try {
     prepare(info, *operation);
-    if (operation->brief && operation->completions_->may_settle_now()) {
+    if (operation->brief && operation->completions_->may_settle_now(operation->share)) {
       operation->perform();
       operation->settle(info.Env());
       return promise;

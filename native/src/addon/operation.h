@@ -40,6 +40,8 @@ class Operation {
    * far as CompletionQueue::may_settle_now allows.
    */
   bool brief = false;
+  /** Of what may settle so in a turn of the event loop. */
+  int share = 1;
   /** Whether the process stays for it, if nothing else keeps it. */
   bool keeps_process = true;
 

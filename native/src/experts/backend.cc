@@ -1,6 +1,8 @@
 #include "experts/backend.h"
 
+#include <functional>
 #include <future>
+#include <numeric>
 
 #include "runtime/error.h"
 
@@ -57,6 +59,10 @@ void check_inputs(std::span<const ExpertInput> inputs) {
       }
     }
   }
+}
+
+size_t ExpertCall::rows() const {
+  return std::transform_reduce(inputs.begin(), inputs.end(), size_t{0}, std::plus(), [](const ExpertInput& input) { return input.indices.size(); });
 }
 
 double ExpertBackend::forward(const Expert& expert, std::span<const ExpertInput> inputs) {

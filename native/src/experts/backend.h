@@ -95,6 +95,14 @@ struct ExpertInput {
 /** Throws INVALID_ARGUMENT if an index or an output row lies outside. Every backend checks a call with it. */
 void check_inputs(std::span<const ExpertInput> inputs);
 
+/** Rows for one expert. */
+struct ExpertCall {
+  const Expert& expert;
+  std::span<const ExpertInput> inputs;
+
+  size_t rows() const;
+};
+
 /** When the device began a call and what it spent on it. */
 struct ComputeTime {
   std::chrono::steady_clock::time_point started{};
@@ -103,7 +111,7 @@ struct ComputeTime {
 
 /**
  * Ends a call: its time, or why it failed. Called once, on a thread of the backend or,
- * for a call that is refused or computed at once, of its caller. It must neither block nor throw.
+ * for a call that is refused, of its caller. It must neither block nor throw.
  */
 using ForwardDone = std::function<void(const ComputeTime& time, std::exception_ptr error)>;
 
@@ -153,21 +161,21 @@ class ExpertBackend {
   virtual std::unique_ptr<Expert> load(const ExpertSource& source) = 0;
 
   /**
-   * Begins to compute all inputs with an expert that this backend loaded, and does not wait for the end, but if computes_at_once(). Calls begin in
-   * the order of submission. Expert and memory must live until `done`; then every output row is written, or none is of use.
+   * Begins to compute all inputs with an expert that this backend loaded, and returns at once. Calls begin in the order
+   * of submission. Expert and memory must live until `done`; then every output row is written, or none is of use.
    * Errors reach `done` alone: INVALID_ARGUMENT before anything is written, DEVICE_LOST when the device has failed for
    * good, and then for every later call. The destructor waits for calls under way.
    */
   virtual void submit(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done) = 0;
 
   /**
-   * Whether submit() of a call with so many rows would compute it itself before it returns: the device is the host, free, and the call takes less
-   * time than to hand it over.
+   * The same, and waits: returns the seconds or throws. Not for threads of the backend. Where the device is the host, the caller's thread
+   * computes, as soon as no other call does.
    */
-  virtual bool computes_at_once(const Expert& /*expert*/, size_t /*rows*/) const { return false; }
+  virtual double forward(const Expert& expert, std::span<const ExpertInput> inputs);
 
-  /** submit(), and waits: returns the seconds or throws. Not for threads of the backend. */
-  double forward(const Expert& expert, std::span<const ExpertInput> inputs);
+  /** Whether forward() of all these, one after the other, takes less time than to hand them to another thread: they are small, and the device is free. */
+  virtual bool is_brief(std::span<const ExpertCall> /*calls*/) const { return false; }
 
   /** Absent if the device is the host. Does not wait for the device. */
   virtual std::optional<DeviceFigures> figures() const { return std::nullopt; }

@@ -200,7 +200,7 @@ void read_rows(const TensorSource& source, const FileTensor& tensor, size_t firs
     const size_t end = std::min(columns, column + count);
     if (row >= read_until) {
       read_from = row;
-      // No more than are wanted.
+      // No more rows than are wanted.
       read_until = row + std::min(rows_at_once, (column + count + columns - 1) / columns);
       const size_t elements = (read_until - row - 1) * tensor.row_stride + columns;
       piece.resize((elements * bits + 7) / 8);
@@ -316,14 +316,24 @@ void check_tensor(const TensorSource& source, const std::string& field) {
   }
   const auto* tensor = std::get_if<FileTensor>(&source.origin);
   if (tensor == nullptr) return;
+  const std::string placed = shape + ", " + std::to_string(tensor->row_stride) + " elements from row to row and " + std::to_string(tensor->column_stride) + " from column to column";
+  if (tensor->row_stride > elements_max / source.rows || tensor->column_stride > elements_max / source.columns) {
+    throw_invalid(field, placed, "rows and columns over " + std::to_string(elements_max) + " elements at most");
+  }
+  if (tensor->column_stride > 1 && tensor->column_stride < tensor->row_stride) {
+    throw_invalid(field, placed, "columns side by side, or farther apart than rows");
+  }
   if (tensor->column_stride > 1 && is_code(tensor->dtype)) throw_invalid(field, shape, "columns side by side, for codes");
   require_within(*tensor->file, tensor->byte_offset, byte_span(source, *tensor), field, shape);
   if (tensor->scales.has_value() != is_code(tensor->dtype)) throw_invalid(field, shape, "scales for codes alone");
   if (!tensor->scales) return;
   const Scales& scales = *tensor->scales;
+  if (scales.row_step > elements_max / source.rows || scales.first_row > elements_max || scales.first_column > elements_max) {
+    throw_invalid(field, shape, "scales of the first " + std::to_string(elements_max) + " rows and columns");
+  }
   const size_t last_row = (scales.first_row + (source.rows - 1) * scales.row_step) / scales.block_rows;
   const size_t last_column = (scales.first_column + source.columns - 1) / scales.block_columns;
-  if (last_column >= scales.columns) throw_invalid(field, shape, "a scale for every column");
+  if (last_column >= scales.columns || scales.columns > elements_max / (last_row + 1)) throw_invalid(field, shape, "a scale for every column, and " + std::to_string(elements_max) + " at most");
   const size_t bytes = scales.dtype == ScaleDtype::f32 ? 4 : scales.dtype == ScaleDtype::f8_e8m0 ? 1 : 2;
   require_within(*scales.file, scales.byte_offset, (last_row + 1) * scales.columns * bytes, field, shape);
 }

@@ -30,8 +30,8 @@ constexpr size_t tasks_per_member = 4;
 constexpr size_t widened_groups = 4;
 /** From so many tiles of rows on their number, not the weights, is what takes time. */
 constexpr size_t many_tiles = 8;
-/** Elements of weights that a call may read and be computed by its caller: they take some ten microseconds. */
-constexpr size_t at_once_elements = 512 * 1024;
+/** Elements of weights that brief calls, of a few rows each, read together: it takes a hundred microseconds or two. */
+constexpr size_t brief_elements = 1024 * 1024;
 /** So many rows take about as long again, on the slowest instruction set. */
 constexpr size_t rows_per_reading = 4;
 /** Of an expert: its own, and the linear maps around them. */
@@ -119,32 +119,34 @@ class CpuBackend final : public ExpertBackend {
   std::unique_ptr<Expert> load(const ExpertSource& source) override { return load_expert(kernels_.order, source, latents_); }
 
   void submit(const Expert& expert, std::vector<ExpertInput> inputs, ForwardDone done) override {
-    size_t rows = 0;
-    for (const ExpertInput& input : inputs) rows += input.indices.size();
-    const bool at_once = computes_at_once(expert, rows);
-    ++under_way_;
-    auto call = [this, &expert, inputs = std::move(inputs), done = std::move(done)] {
+    ++submitted_;
+    queue_.submit([this, &expert, inputs = std::move(inputs), done = std::move(done)] {
       ComputeTime time{.started = std::chrono::steady_clock::now()};
       std::exception_ptr error;
       try {
-        time.seconds = compute(expert, inputs);
+        time.seconds = forward(expert, inputs);
       } catch (...) {
         error = std::current_exception();
       }
-      --under_way_;
+      --submitted_;
       done(time, error);
-    };
-    if (at_once) call();
-    else queue_.submit(std::move(call));
+    });
   }
 
-  bool computes_at_once(const Expert& expert, size_t rows) const override {
-    const auto* const mine = dynamic_cast<const CpuExpert*>(&expert);
-    return mine != nullptr && under_way_ == 0 && mine->elements() * (1 + rows / rows_per_reading) <= at_once_elements;
+  double forward(const Expert& expert, std::span<const ExpertInput> inputs) override;
+
+  bool is_brief(std::span<const ExpertCall> calls) const override {
+    size_t elements = 0;
+    for (const ExpertCall& call : calls) {
+      const auto* const mine = dynamic_cast<const CpuExpert*>(&call.expert);
+      if (mine == nullptr) return false;
+      elements += mine->elements() * (1 + call.rows() / rows_per_reading);
+      if (elements > brief_elements) return false;
+    }
+    return submitted_ == 0;
   }
 
  private:
-  double compute(const Expert& expert, std::span<const ExpertInput> inputs);
   void compute_block(const CpuExpert& expert, std::span<const RowReference> rows);
   Split tiles_of(size_t rows) const;
   bool is_coded(const PackedWeights& weights, const Split& tiles) const;
@@ -157,9 +159,9 @@ class CpuBackend final : public ExpertBackend {
   /** Groups of k after which the next tile takes its turn, so that this part of a panel stays cached. */
   const size_t cached_groups_;
   const size_t near_lines_;
-  /** Calls. */
-  std::atomic<size_t> under_way_{0};
-  /** Callers that find the device free at the same time take turns; what follows is for one call. */
+  /** Calls that have not ended. */
+  std::atomic<size_t> submitted_{0};
+  /** What follows is for one call. */
   std::mutex computing_;
   Team team_;
   Latents latents_;
@@ -170,11 +172,11 @@ class CpuBackend final : public ExpertBackend {
   std::vector<PackedMemory> sums_;
   /** One per member: a part of a packed panel as BF16. */
   std::vector<PackedMemory> widened_;
-  /** Its thread, or whoever is computed for at once, is the first member of the team. Last, so that its calls end before what they use. */
+  /** Its thread, or who calls forward(), is the first member of the team. Last, so that its calls end before what they use. */
   SerialQueue queue_{"experts"};
 };
 
-double CpuBackend::compute(const Expert& expert, std::span<const ExpertInput> inputs) {
+double CpuBackend::forward(const Expert& expert, std::span<const ExpertInput> inputs) {
   const std::lock_guard computing(computing_);
   const UsualArithmetic arithmetic;
   check_inputs(inputs);
