@@ -20,15 +20,16 @@ class Timeout implements Timer {
 /** All that runs with one period: a process that has nothing else to do wakes once for it. */
 class Ticks {
   private readonly running = new Set<Tick>();
-  private interval: NodeJS.Timeout | null = null;
+  private readonly interval: NodeJS.Timeout;
 
-  constructor(private readonly ms: number) {}
+  constructor(private readonly ms: number) {
+    this.interval = setInterval(() => this.turn(), ms);
+  }
 
   add(run: () => void): Timer {
     // In the context of whoever asks for it, as timers of their own would.
     const tick = new Tick(AsyncResource.bind(run), this);
     this.running.add(tick);
-    this.interval ??= setInterval(() => this.turn(), this.ms);
     this.keepProcess();
     return tick;
   }
@@ -50,25 +51,25 @@ class Ticks {
       });
   }
 
+  /** Idempotent. */
   remove(tick: Tick): void {
-    this.running.delete(tick);
+    if (!this.running.delete(tick)) return;
     if (this.running.size > 0) this.keepProcess();
     else {
-      clearInterval(this.interval!);
+      clearInterval(this.interval);
       ticks.delete(this.ms);
     }
   }
 
   /** As long as one of them does. */
   keepProcess(): void {
-    if ([...this.running].some(({ keepsProcess }) => keepsProcess)) this.interval!.ref();
-    else this.interval!.unref();
+    if ([...this.running].some(({ keepsProcess }) => keepsProcess)) this.interval.ref();
+    else this.interval.unref();
   }
 }
 
 class Tick implements Timer {
   keepsProcess = true;
-  private cancelled = false;
 
   constructor(
     readonly run: () => void,
@@ -76,14 +77,12 @@ class Tick implements Timer {
   ) {}
 
   cancel(): void {
-    if (this.cancelled) return;
-    this.cancelled = true;
     this.ticks.remove(this);
   }
 
   unref(): Timer {
     this.keepsProcess = false;
-    if (!this.cancelled) this.ticks.keepProcess();
+    this.ticks.keepProcess();
     return this;
   }
 }

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "kernels/bf16.h"
@@ -105,46 +106,51 @@ void read_plain(const FileTensor& tensor, size_t first, size_t count, Out* out) 
   }
 }
 
-/** Calls body(read), where read(bytes, element) is the value of an element, without its scale. */
+/** Calls body(read), where read(bytes, element) is the value of a code, without its scale. */
 template <typename Body>
 void with_reader(StoredDtype dtype, const Body& body) {
   using Bytes = const std::byte*;
   const auto nibble = [](Bytes bytes, size_t element) { return (at<uint8_t>(bytes, element / 2) >> (element % 2 * 4)) & 15; };
   switch (dtype) {
-    case StoredDtype::bf16: return body([](Bytes bytes, size_t element) { return bf16_to_float(at<uint16_t>(bytes, element)); });
-    case StoredDtype::f16: return body([](Bytes bytes, size_t element) { return f16_to_float(at<uint16_t>(bytes, element)); });
-    case StoredDtype::f32: return body([](Bytes bytes, size_t element) { return at<float>(bytes, element); });
     case StoredDtype::f8_e4m3: return body([](Bytes bytes, size_t element) { return codes::e4m3[at<uint8_t>(bytes, element)]; });
     case StoredDtype::f4_e2m1: return body([=](Bytes bytes, size_t element) { return codes::e2m1[nibble(bytes, element)]; });
     case StoredDtype::i8: return body([](Bytes bytes, size_t element) { return static_cast<float>(at<int8_t>(bytes, element)); });
     case StoredDtype::u8: return body([](Bytes bytes, size_t element) { return static_cast<float>(at<uint8_t>(bytes, element)) - 128; });
-    case StoredDtype::u4: return body([=](Bytes bytes, size_t element) { return static_cast<float>(nibble(bytes, element)) - 8; });
+    default: return body([=](Bytes bytes, size_t element) { return static_cast<float>(nibble(bytes, element)) - 8; });
   }
 }
 
-float value_at(const std::byte* bytes, StoredDtype dtype, size_t element) {
-  float value = 0;
-  with_reader(dtype, [&](auto read) { value = read(bytes, element); });
-  return value;
-}
+constexpr size_t bytes_of(ScaleDtype dtype) { return dtype == ScaleDtype::f32 ? 4 : dtype == ScaleDtype::f8_e8m0 ? 1 : 2; }
 
-/** The scales of a row of a matrix, one for each block of its columns. */
-std::vector<float> scales_of_row(const Scales& scales, size_t row) {
-  const size_t bytes = scales.dtype == ScaleDtype::f32 ? 4 : scales.dtype == ScaleDtype::f8_e8m0 ? 1 : 2;
-  const size_t at = (scales.first_row + row * scales.row_step) / scales.block_rows;
-  std::vector<std::byte> stored(scales.columns * bytes);
-  scales.file->read(scales.byte_offset + at * stored.size(), stored.size(), stored.data());
-  std::vector<float> values(scales.columns);
-  for (size_t i = 0; i < values.size(); ++i) {
-    switch (scales.dtype) {
-      case ScaleDtype::bf16: values[i] = value_at(stored.data(), StoredDtype::bf16, i); break;
-      case ScaleDtype::f16: values[i] = value_at(stored.data(), StoredDtype::f16, i); break;
-      case ScaleDtype::f32: values[i] = value_at(stored.data(), StoredDtype::f32, i); break;
-      default: values[i] = codes::e8m0(static_cast<uint8_t>(stored[i]));
+/** The scales of one row of a matrix after another, one for each block of its columns. */
+class RowScales {
+ public:
+  explicit RowScales(const Scales& scales) : scales_(scales), stored_(scales.columns * bytes_of(scales.dtype)), values_(scales.columns) {}
+
+  /** Until the next call. */
+  const std::vector<float>& of(size_t row) {
+    const size_t wanted = (scales_.first_row + row * scales_.row_step) / scales_.block_rows;
+    if (wanted != read_row_) read(wanted);
+    return values_;
+  }
+
+ private:
+  void read(size_t row) {
+    scales_.file->read(scales_.byte_offset + row * stored_.size(), stored_.size(), stored_.data());
+    switch (scales_.dtype) {
+      case ScaleDtype::bf16: place(stored_.data(), StoredDtype::bf16, values_.size(), values_.data()); break;
+      case ScaleDtype::f16: place(stored_.data(), StoredDtype::f16, values_.size(), values_.data()); break;
+      case ScaleDtype::f32: place(stored_.data(), StoredDtype::f32, values_.size(), values_.data()); break;
+      case ScaleDtype::f8_e8m0: std::ranges::transform(stored_, values_.begin(), [](std::byte code) { return codes::e8m0(static_cast<uint8_t>(code)); });
     }
+    read_row_ = row;
   }
-  return values;
-}
+
+  const Scales& scales_;
+  size_t read_row_ = std::numeric_limits<size_t>::max();
+  std::vector<std::byte> stored_;
+  std::vector<float> values_;
+};
 
 void put(float value, float* out) { *out = value; }
 void put(float value, uint16_t* out) { *out = float_to_bf16(value); }
@@ -163,33 +169,13 @@ void decode_row(const FileTensor& tensor, const std::byte* bytes, size_t origin,
   });
 }
 
-/** The scales of one row after another. */
-class RowScales {
- public:
-  /** `scales`: null: every row has none. */
-  explicit RowScales(const Scales* scales) : scales_(scales) {}
-
-  /** Until the next call. */
-  const std::vector<float>& of(size_t row) {
-    if (scales_ == nullptr) return values_;
-    const size_t at = (scales_->first_row + row * scales_->row_step) / scales_->block_rows;
-    if (at != read_row_) values_ = scales_of_row(*scales_, row);
-    read_row_ = at;
-    return values_;
-  }
-
- private:
-  const Scales* scales_;
-  size_t read_row_ = std::numeric_limits<size_t>::max();
-  std::vector<float> values_;
-};
-
 /** Elements of rows that are not side by side, or of codes. */
 template <typename Out>
 void read_rows(const TensorSource& source, const FileTensor& tensor, size_t first, size_t count, Out* out) {
   const size_t columns = source.columns;
   const size_t bits = bits_of(tensor.dtype);
-  RowScales scales(tensor.scales ? &*tensor.scales : nullptr);
+  std::optional<RowScales> scales;
+  if (tensor.scales) scales.emplace(*tensor.scales);
   thread_local std::vector<std::byte> piece;
   /** Rows whose bytes are read at once. */
   const size_t rows_at_once = std::max<size_t>(1, span_bytes_max * 8 / bits / std::max<size_t>(tensor.row_stride, 1));
@@ -207,7 +193,7 @@ void read_rows(const TensorSource& source, const FileTensor& tensor, size_t firs
       tensor.file->read(tensor.byte_offset + row * tensor.row_stride * bits / 8, piece.size(), piece.data());
     }
     const size_t origin = (row - read_from) * tensor.row_stride;
-    if (is_code(tensor.dtype)) decode_row(tensor, piece.data(), origin, column, end, scales.of(row), out);
+    if (is_code(tensor.dtype)) decode_row(tensor, piece.data(), origin, column, end, scales->of(row), out);
     else place(piece.data() + (origin + column) * bits / 8, tensor.dtype, end - column, out);
     out += end - column;
     count -= end - column;
@@ -334,8 +320,7 @@ void check_tensor(const TensorSource& source, const std::string& field) {
   const size_t last_row = (scales.first_row + (source.rows - 1) * scales.row_step) / scales.block_rows;
   const size_t last_column = (scales.first_column + source.columns - 1) / scales.block_columns;
   if (last_column >= scales.columns || scales.columns > elements_max / (last_row + 1)) throw_invalid(field, shape, "a scale for every column, and " + std::to_string(elements_max) + " at most");
-  const size_t bytes = scales.dtype == ScaleDtype::f32 ? 4 : scales.dtype == ScaleDtype::f8_e8m0 ? 1 : 2;
-  require_within(*scales.file, scales.byte_offset, (last_row + 1) * scales.columns * bytes, field, shape);
+  require_within(*scales.file, scales.byte_offset, (last_row + 1) * scales.columns * bytes_of(scales.dtype), field, shape);
 }
 
 void read_elements(const TensorSource& source, size_t first, size_t count, uint16_t* out) {
@@ -382,12 +367,9 @@ void read_scales(const TensorSource& source, size_t first_row, size_t row_count,
   const Scales& scales = *std::get<FileTensor>(source.origin).scales;
   const size_t first = scales.first_column / scales.block_columns;
   const size_t end = (scales.first_column + source.columns - 1) / scales.block_columns + 1;
-  size_t read_row = std::numeric_limits<size_t>::max();
-  std::vector<float> values;
+  RowScales rows(scales);
   for (size_t row = first_row; row < first_row + row_count; ++row) {
-    const size_t at = (scales.first_row + row * scales.row_step) / scales.block_rows;
-    if (at != read_row) values = scales_of_row(scales, row);
-    read_row = at;
+    const std::vector<float>& values = rows.of(row);
     out = std::copy(values.begin() + static_cast<std::ptrdiff_t>(first), values.begin() + static_cast<std::ptrdiff_t>(end), out);
   }
 }

@@ -136,6 +136,7 @@ class CpuBackend final : public ExpertBackend {
   double forward(const Expert& expert, std::span<const ExpertInput> inputs) override;
 
   bool is_brief(std::span<const ExpertCall> calls) const override {
+    if (submitted_ > 0) return false;
     size_t elements = 0;
     for (const ExpertCall& call : calls) {
       const auto* const mine = dynamic_cast<const CpuExpert*>(&call.expert);
@@ -143,7 +144,7 @@ class CpuBackend final : public ExpertBackend {
       elements += mine->elements() * (1 + call.rows() / rows_per_reading);
       if (elements > brief_elements) return false;
     }
-    return submitted_ == 0;
+    return true;
   }
 
  private:

@@ -190,12 +190,19 @@ size_t PackedWeights::element(size_t panel, const Split& parts, size_t part) con
   return (first * groups_ + parts.begin(part) * bands().size(band) + (panel - first) * parts.size(part)) * order_.group_elements();
 }
 
-template <typename Body>
-void PackedWeights::for_each_group(size_t panel, const Body& body) const {
+template <typename Element, typename Place>
+void PackedWeights::place_rows(size_t panel, const Element* rows, size_t count, size_t depth, Element nothing, const Place& place) const {
   const Split parts = this->parts();
-  for (size_t part = 0; part < parts.parts; ++part) {
-    size_t at = element(panel, parts, part);
-    for (size_t group = parts.begin(part); group < parts.begin(part + 1); ++group, at += order_.group_elements()) body(group, at);
+  for (size_t first = 0; first < count; first += columns_together, rows += columns_together * depth) {
+    for (size_t part = 0; part < parts.parts; ++part) {
+      size_t at = element(panel, parts, part);
+      for (size_t group = parts.begin(part); group < parts.begin(part + 1); ++group, at += order_.group_elements()) {
+        const size_t k = std::min(group * group_depth, depth);
+        Columns<Element> columns;
+        take_columns(rows + k, depth, std::min(columns_together, count - first), std::min(group_depth, depth - k), nothing, columns);
+        place(columns, first, at);
+      }
+    }
   }
 }
 
@@ -222,15 +229,9 @@ bool PackedWeights::fill(size_t panel, size_t column, const MatrixSource& source
   rows_.resize(count * depth);
   source.read(first_row, count, rows_.data());
 
-  for (size_t first = 0; first < count; first += columns_together) {
-    const size_t rows = std::min(columns_together, count - first);
-    for_each_group(panel, [&](size_t group, size_t at) {
-      const size_t k = std::min(group * group_depth, depth);
-      Columns<uint16_t> columns;
-      take_columns<uint16_t>(rows_.data() + first * depth + k, depth, rows, std::min(group_depth, depth - k), 0, columns);
-      place_elements(columns, reinterpret_cast<uint16_t*>(memory_) + at + order_.element(column + first, 0), order_.tile_columns * 2);
-    });
-  }
+  place_rows<uint16_t>(panel, rows_.data(), count, depth, 0, [&](const Columns<uint16_t>& columns, size_t first, size_t at) {
+    place_elements(columns, reinterpret_cast<uint16_t*>(memory_) + at + order_.element(column + first, 0), order_.tile_columns * 2);
+  });
   return true;
 }
 
@@ -244,15 +245,9 @@ bool PackedWeights::fill_codes(size_t panel, size_t column, const MatrixSource& 
   const size_t bits = bits_of(form_->type);
   const size_t stride = order_.tile_columns * order_.code_run_bits(bits) / 8;
   const auto place = order_.code_blocks ? (bits == 8 ? place_byte_blocks : place_half_blocks) : bits == 8 ? place_bytes : place_halves;
-  for (size_t first = 0; first < count; first += columns_together) {
-    const size_t rows = std::min(columns_together, count - first);
-    for_each_group(panel, [&](size_t group, size_t at) {
-      const size_t k = std::min(group * group_depth, depth);
-      Codes columns;
-      take_columns(codes_.data() + first * depth + k, depth, rows, std::min(group_depth, depth - k), nothing, columns);
-      place(columns, memory_ + at * bits / 8 + order_.code_byte(column + first, bits), stride);
-    });
-  }
+  place_rows(panel, codes_.data(), count, depth, nothing, [&](const Codes& columns, size_t first, size_t at) {
+    place(columns, memory_ + at * bits / 8 + order_.code_byte(column + first, bits), stride);
+  });
   fill_scales(panel, column, source, first_row, count);
   return true;
 }

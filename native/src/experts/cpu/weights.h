@@ -66,9 +66,12 @@ class PackedWeights {
   bool fill_codes(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count);
   void fill_scales(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count);
   size_t element(size_t panel, const Split& parts, size_t part) const;
-  /** Calls body(group, its element) for every group of a panel, as weights are packed. */
-  template <typename Body>
-  void for_each_group(size_t panel, const Body& body) const;
+  /**
+   * Calls place(columns, number of the first, element of the group) for eight of [count, depth] `rows` after the other, and every group of a panel as
+   * weights are packed. Whatever they have not is `nothing`.
+   */
+  template <typename Element, typename Place>
+  void place_rows(size_t panel, const Element* rows, size_t count, size_t depth, Element nothing, const Place& place) const;
   /** The first scale of a panel. */
   size_t first_scale(size_t panel) const { return panel * steps() * order_.columns; }
   template <typename Scale>
