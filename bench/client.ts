@@ -3,7 +3,7 @@ import { builtFile } from '../native/locate.js';
 import { LocalProcess } from '../services/cli/local-process.js';
 import { SwitchyardClient } from '../services/client/index.js';
 import { prepareProcess } from '../services/common/process.js';
-import { systemUsage } from '../services/runtime/system.js';
+import { nativeRuntime } from '../services/runtime/native.js';
 import { repeatedRows, submit } from './batch.js';
 import type { IdentityWorkerOptions } from './identity-worker.js';
 import { memcpyPastCaches } from './memcpy.js';
@@ -54,7 +54,7 @@ async function benchOver(transport: 'ucx' | 'grpc', options: BenchOptions): Prom
     await client.waitUntilReady(readyTimeoutMs);
     const rows = await repeatedRows(hidden, tokens[transport]);
     for (let batch = 0; batch < warmBatches[transport]; batch++) await submit(client, rows, {});
-    const meter = systemUsage.eventLoopMeter();
+    const meter = nativeRuntime.usage.eventLoopMeter();
     const runs = [];
     for (let run = 0; run < options.runs; run++) {
       const value = ((await submit(client, rows, {})) * rowBytes) / 1e9;

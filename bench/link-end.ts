@@ -8,7 +8,6 @@ import { workerDialer } from '../services/common/grpc-duplex.js';
 import { createLogger } from '../services/common/log.js';
 import { prepareProcess } from '../services/common/process.js';
 import { nativeRuntime } from '../services/runtime/native.js';
-import { systemUsage } from '../services/runtime/system.js';
 import { dialLink } from '../services/transport/dial.js';
 import { resultRowCount } from '../services/transport/limits.js';
 import type { Link, TokenBatch, TokenBatchResult, TransportChoice } from '../services/transport/link.js';
@@ -135,7 +134,7 @@ function serve(): Promise<string> {
 }
 
 function meter(): () => LinkUsage {
-  const utilization = systemUsage.eventLoopMeter();
+  const utilization = nativeRuntime.usage.eventLoopMeter();
   let usage = process.cpuUsage();
   const stats = () => native.ucx?.stats() ?? { bytesCopied: 0, bytesTaken: 0 };
   let before = stats();

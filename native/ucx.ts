@@ -74,6 +74,8 @@ export interface UcxStats {
   messagesRefused: number;
   /** UCX workers through which nothing came any more, because a peer died as it wrote; all channels of their kind of peers began anew. */
   workersReplaced: number;
+  /** How long the event loop has looked for messages, where it could have slept; to Node it was busy. */
+  lookedNanoseconds: number;
 }
 
 export interface UcxChannelOptions {

@@ -1,4 +1,5 @@
 import { performance } from 'node:perf_hooks';
+import { nativeRuntime } from '../runtime/native.js';
 import { bytes, percent, table } from './format.js';
 import type { LocalCluster } from './local-cluster.js';
 import { peakRssBytes } from './local-process.js';
@@ -22,7 +23,7 @@ export class UsageMeter {
   private constructor(
     private readonly cluster: LocalCluster,
     private readonly before: readonly NodeMetrics[],
-    private readonly loop = performance.eventLoopUtilization(),
+    private readonly utilization = nativeRuntime.usage.eventLoopMeter(),
     private readonly startedMs = performance.now(),
   ) {}
 
@@ -32,7 +33,7 @@ export class UsageMeter {
 
   async end(): Promise<ProcessUsage[]> {
     const elapsed = (performance.now() - this.startedMs) / 1000;
-    const { utilization } = performance.eventLoopUtilization(performance.eventLoopUtilization(), this.loop);
+    const utilization = this.utilization();
     const after = await readAll(this.cluster);
     const share = (index: number, metric: string) =>
       ((after[index]!.get(metric) ?? 0) - (this.before[index]!.get(metric) ?? 0)) / elapsed;

@@ -1,5 +1,5 @@
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from 'prom-client';
-import { eventLoopBusySeconds } from '../runtime/system.js';
+import type { Usage } from '../runtime/runtime.js';
 import { version } from './version.js';
 
 export { Counter, Gauge, Registry } from 'prom-client';
@@ -147,14 +147,14 @@ export function histogram(
 }
 
 /** A registry of one service, with the metrics of the process and its event loop. */
-export function createRegistry(role: string, name: string): Registry {
+export function createRegistry(role: string, name: string, usage: Usage): Registry {
   const registry = new Registry();
   registry.setDefaultLabels({ role, name });
   // The default of 10 ms would wake an idle process a hundred times a second.
   collectDefaultMetrics({ register: registry, eventLoopMonitoringPrecision: 200 });
   for (const metric of misnamedDefaults) registry.removeSingleMetric(metric);
   counter(registry, 'event_loop_busy_seconds_total', 'Seconds the event loop was busy.', [], (metric) =>
-    setTotal(metric, eventLoopBusySeconds()),
+    setTotal(metric, usage.eventLoopBusySeconds()),
   );
   gauge(registry, 'build_info', 'The version that runs. Always 1.', ['version'] as const).set({ version }, 1);
   return registry;

@@ -103,7 +103,7 @@ class CoordinatorService {
     this.tokens = readTokens(config);
     this.tls = readTls(config, log);
     this.access = new Access(this.tokens, this.tls?.asksCallers);
-    this.registry = createRegistry('coordinator', config.name);
+    this.registry = createRegistry('coordinator', config.name, nativeRuntime.usage);
     this.experts = new ExpertMetrics('coordinator', config.name);
     this.onUnknown = unknownKinds(this.registry, this.log);
     this.trace = Trace.open(config.trace, config.name, this.log);

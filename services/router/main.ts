@@ -24,7 +24,7 @@ export async function startRouter(config: RouterConfig): Promise<Running> {
   const tls = readTls(config, log);
   const access = new Access(tokens, tls?.asksCallers);
   boundSlabs({ ...routerSlabs(config, name), threads: config.threads });
-  const registry = createRegistry('router', name);
+  const registry = createRegistry('router', name, nativeRuntime.usage);
   const experts = new ExpertMetrics('router', name);
   const trace = Trace.open(config.trace, name, log);
   const tracing = await startTracing('router', config, log);

@@ -5,6 +5,8 @@ import type { RowOperations } from './rows.js';
 /** What the process takes of its machine. */
 export interface Usage {
   rssBytes(): number;
+  /** Since the process started. A loop that looks for messages where it could sleep is not busy. */
+  eventLoopBusySeconds(): number;
   /** A meter of its own: each call returns the share of time, 0 to 1, that the event loop was busy since the call before. */
   eventLoopMeter(): () => number;
 }

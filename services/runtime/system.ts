@@ -120,18 +120,23 @@ export const systemClock: Clock = {
 
 export const systemRandom: Random = { unit: Math.random, bytes: randomBytes, uuid: () => randomUUID() };
 
-/** Since the process started. */
-export const eventLoopBusySeconds = () => performance.eventLoopUtilization().active / 1000;
-
-export const systemUsage: Usage = {
-  rssBytes: () => process.memoryUsage.rss(),
-  eventLoopMeter() {
-    let last = performance.eventLoopUtilization();
-    return () => {
-      const now = performance.eventLoopUtilization();
-      const { utilization } = performance.eventLoopUtilization(now, last);
-      last = now;
-      return Number.isFinite(utilization) ? utilization : 0;
-    };
-  },
-};
+/** `lookedSeconds`: what Node takes for busy, though the event loop only looked for messages. */
+export function usageBeside(lookedSeconds: () => number): Usage {
+  const elapsed = () => {
+    const { active, idle } = performance.eventLoopUtilization();
+    return { busy: active / 1000 - lookedSeconds(), all: (active + idle) / 1000 };
+  };
+  return {
+    rssBytes: () => process.memoryUsage.rss(),
+    eventLoopBusySeconds: () => elapsed().busy,
+    eventLoopMeter() {
+      let last = elapsed();
+      return () => {
+        const now = elapsed();
+        const share = (now.busy - last.busy) / (now.all - last.all);
+        last = now;
+        return Number.isFinite(share) ? Math.max(0, share) : 0;
+      };
+    },
+  };
+}

@@ -51,7 +51,7 @@ export class SimulatedProcess {
       clock,
       random,
       rows: this.rows,
-      usage: { rssBytes: () => 0, eventLoopMeter: () => () => 0 },
+      usage: { rssBytes: () => 0, eventLoopBusySeconds: () => 0, eventLoopMeter: () => () => 0 },
     };
   }
 

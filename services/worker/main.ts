@@ -80,7 +80,7 @@ class WorkerService {
     });
     this.backend = createBackend(config);
     this.weights = weightBound(config, weightRoom, this.backend.description.memoryBytes);
-    this.registry = createRegistry('worker', config.name);
+    this.registry = createRegistry('worker', config.name, nativeRuntime.usage);
     this.expertMetrics = new ExpertMetrics('worker', config.name);
     workerExpertMetrics(this.expertMetrics, () => this.core.loaded?.executor.experts() ?? []);
     this.metrics = executorMetrics(this.registry);

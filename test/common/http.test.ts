@@ -4,7 +4,8 @@ import { ExpertMetrics, figuresOf } from '../../services/common/expert-metrics.j
 import { ExpertRows } from '../../services/common/expert-rows.js';
 import { type HttpOptions, startHttp } from '../../services/common/http.js';
 import { counter, createRegistry, gauge, histogram } from '../../services/common/metrics.js';
-import { systemUsage } from '../../services/runtime/system.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
+import { usageBeside } from '../../services/runtime/system.js';
 import { atEnd, errorOf, log } from './support.js';
 
 async function serve(options: Partial<HttpOptions> = {}) {
@@ -13,7 +14,7 @@ async function serve(options: Partial<HttpOptions> = {}) {
     port: 0,
     access: new Access({}),
     insecure: false,
-    registry: createRegistry('worker', 'w0'),
+    registry: createRegistry('worker', 'w0', nativeRuntime.usage),
     experts: new ExpertMetrics('worker', 'w0'),
     health: () => ({ healthy: true, reason: '' }),
     ready: () => ({ ready: true, reason: '' }),
@@ -94,7 +95,7 @@ describe('the HTTP server', () => {
 
 describe('metrics', () => {
   test('carry role and name, and follow the conventions of Prometheus', async () => {
-    const registry = createRegistry('router', 'r1');
+    const registry = createRegistry('router', 'r1', nativeRuntime.usage);
     counter(registry, 'tokens_total', 'Tokens.', ['layer']).inc({ layer: 0 }, 5);
     gauge(registry, 'in_flight_bytes', 'Bytes.', [], (metric) => metric.set(42));
     histogram(registry, 'gate_seconds', 'Gate.', [0.001, 1]).observe(0.5);
@@ -115,7 +116,7 @@ describe('metrics', () => {
   });
 
   test('of single experts are served where they are asked for, as they are then', async () => {
-    const registry = createRegistry('router', 'r1');
+    const registry = createRegistry('router', 'r1', nativeRuntime.usage);
     const experts = new ExpertMetrics('router', 'r1');
     const rows = new ExpertRows();
     experts.add('counter', 'rows_total', 'Rows.', () => figuresOf(rows.layers()));
@@ -137,7 +138,7 @@ describe('metrics', () => {
   });
 
   test('of the event loop tell busy from idle', async () => {
-    const meter = systemUsage.eventLoopMeter();
+    const meter = usageBeside(() => 0).eventLoopMeter();
     meter();
     const until = performance.now() + 50;
     while (performance.now() < until);
@@ -150,5 +151,20 @@ describe('metrics', () => {
       idle = meter();
     }
     expect(idle).toBeLessThan(0.5);
+  });
+
+  test('of the event loop leave out the time that it looked for messages', async () => {
+    let looked = 0;
+    const usage = usageBeside(() => looked);
+    const meter = usage.eventLoopMeter();
+    meter();
+    const before = usage.eventLoopBusySeconds();
+    const until = performance.now() + 50;
+    while (performance.now() < until);
+    await new Promise((resolve) => setImmediate(resolve));
+    looked = usage.eventLoopBusySeconds() - before;
+    expect(looked).toBeGreaterThan(0.04);
+    expect(usage.eventLoopBusySeconds() - before).toBeLessThan(looked);
+    expect(meter()).toBeLessThan(0.5);
   });
 });

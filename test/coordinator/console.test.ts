@@ -7,6 +7,7 @@ import { packUint32 } from '../../services/common/packed.js';
 import { Console } from '../../services/coordinator/console/console.js';
 import { viewersMax } from '../../services/coordinator/console/feed.js';
 import type { ConsoleChange, ConsoleState, Session } from '../../services/coordinator/console/wire.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
 import { systemClock } from '../../services/runtime/system.js';
 import { until } from '../support/until.js';
 import { allExperts, atEnd, log, RawNode, start, worker } from './control-support.js';
@@ -26,7 +27,7 @@ async function serve(given: Tokens = {}) {
   });
   const server = await startHttp({
     ...{ host: '127.0.0.1', port: 0, access, insecure: false, log, console },
-    registry: createRegistry('coordinator', 'coordinator'),
+    registry: createRegistry('coordinator', 'coordinator', nativeRuntime.usage),
     experts: new ExpertMetrics('coordinator', 'coordinator'),
     health: () => ({ healthy: true, reason: '' }),
     ready: () => ({ ready: true, reason: '' }),

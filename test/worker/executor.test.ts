@@ -34,7 +34,7 @@ async function createExecutor(
   maxRows = 1024,
   computing = backend,
 ): Promise<{ executor: Executor; totals: { rows: number } }> {
-  const metrics = executorMetrics(createRegistry('worker', 'test'));
+  const metrics = executorMetrics(createRegistry('worker', 'test', nativeRuntime.usage));
   const executor = new Executor({
     backend: computing,
     runtime: nativeRuntime,
@@ -180,7 +180,7 @@ describe('executor', () => {
       hidden,
       maxRows: 10,
       weighsInput: false,
-      metrics: executorMetrics(createRegistry('worker', 'test')),
+      metrics: executorMetrics(createRegistry('worker', 'test', nativeRuntime.usage)),
       onDeviceLost: () => {},
     });
     executor.add(0, 0, await loadExpert(0, 0));
@@ -242,7 +242,7 @@ describe('executor', () => {
       hidden,
       maxRows: 1024,
       weighsInput: false,
-      metrics: executorMetrics(createRegistry('worker', 'test')),
+      metrics: executorMetrics(createRegistry('worker', 'test', nativeRuntime.usage)),
       onDeviceLost: ({ message }) => told.push(message),
     });
     executor.add(0, 0, await loadExpert(0, 0));

@@ -2,11 +2,12 @@ import { describe, expect, test } from '@jest/globals';
 import type { DeviceFigures } from '../../native/index.js';
 import { describeDevice } from '../../services/cli/status.js';
 import { createRegistry } from '../../services/common/metrics.js';
+import { nativeRuntime } from '../../services/runtime/native.js';
 import { workerGauges } from '../../services/worker/metrics.js';
 
 /** What a worker exports if its device tells this of itself. */
 async function exposition(device: () => DeviceFigures | null): Promise<string> {
-  const registry = createRegistry('worker', 'w0');
+  const registry = createRegistry('worker', 'w0', nativeRuntime.usage);
   workerGauges(registry, {
     connected: () => true,
     rowsQueued: () => 0,

@@ -171,6 +171,7 @@ Napi::Value to_stats(Napi::Env env, const ucx::FabricStats& stats) {
   set("bytesStreamed", stats.bytes_streamed);
   set("messagesRefused", stats.messages_refused);
   set("workersReplaced", stats.workers_replaced);
+  set("lookedNanoseconds", stats.looked_ns);
   return result;
 }
 

@@ -202,7 +202,7 @@ std::string Fabric::Progress::transports(uint64_t id) {
 
 FabricStats Fabric::Progress::stats() const {
   return {messages_sent_, messages_received_, bytes_sent_, bytes_received_, bytes_copied_, bytes_taken_,
-          bytes_streamed_, messages_refused_, workers_replaced_};
+          bytes_streamed_, messages_refused_, workers_replaced_, looked_ns_};
 }
 
 }  // namespace switchyard::ucx

@@ -76,6 +76,8 @@ struct FabricStats {
   uint64_t messages_refused = 0;
   /** UCX workers through which nothing came any more, so that others took their place. */
   uint64_t workers_replaced = 0;
+  /** That the event loop which drives UCX looked for messages, where it could have slept. */
+  uint64_t looked_ns = 0;
 
   FabricStats& operator+=(const FabricStats& other) {
     messages_sent += other.messages_sent;
@@ -87,6 +89,7 @@ struct FabricStats {
     bytes_streamed += other.bytes_streamed;
     messages_refused += other.messages_refused;
     workers_replaced += other.workers_replaced;
+    looked_ns += other.looked_ns;
     return *this;
   }
 };
@@ -166,7 +169,7 @@ class Fabric {
   virtual std::optional<int> attach_loop();
   /** The loop calls `drive` no more. */
   virtual void detach_loop();
-  /** Takes what has come. True: call it again when that has been used; only then is the descriptor of any use. */
+  /** Takes what has come. True: call it again when that has been used, or more may come at any moment; until then the descriptor is of no use. */
   virtual bool drive();
 
   /** The transports that carry the channel's messages, for example "mapped sysv posix" or "stream tcp" or "tls tcp", or empty before `connect`. */

@@ -14,8 +14,6 @@ namespace {
 constexpr size_t heavy_bytes = 256 * 1024;
 /** For so long after a message that takes time the thread drives by itself: more are likely to come. */
 constexpr auto heavy_time = std::chrono::milliseconds(10);
-/** Of the waits before which nobody looks for work, because nothing came soon, one in so many tries again. */
-constexpr unsigned waits_per_try = 16;
 /** Looks at UCX before what has come is used. */
 constexpr int looks_max = 16;
 /** Turns in a row that find nothing, although UCX cannot wait. */
@@ -86,7 +84,7 @@ bool Fabric::Progress::drive() {
   ++drives_;
   if (loop_stands_) loop_is_back();
   if (!loops_turn_) return false;
-  const std::unique_lock driving(driving_, std::try_to_lock);
+  std::unique_lock driving(driving_, std::try_to_lock);
   // Who sends, or the thread, which is about to take its turn.
   if (!driving) return true;
   if (!loops_turn_) return false;
@@ -98,14 +96,15 @@ bool Fabric::Progress::drive() {
     while (looks < looks_max && is_light() && progress() != 0) ++looks;
     return looks > 0;
   };
-  bool busy = look();
-  if (!busy && (comes_soon_ || ++waits_ % waits_per_try == 0)) {
-    const auto end = std::chrono::steady_clock::now() + poll_time_;
-    while (!busy && is_light() && std::chrono::steady_clock::now() < end) {
-      sched_yield();
-      busy = look();
-    }
-    comes_soon_ = busy;
+  const bool busy = look();
+  const auto now = std::chrono::steady_clock::now();
+  if (busy) waits_.end(now);
+  const bool looks_on = !busy && is_light() && waits_.looks_on(now);
+  looked_ns_ = std::chrono::nanoseconds(waits_.looked()).count();
+  if (looks_on) {
+    driving.unlock();
+    sched_yield();
+    return true;
   }
   armed_ = !busy && is_light() && arm();
   vain_turns_ = busy || armed_ ? 0 : vain_turns_ + 1;

@@ -16,15 +16,19 @@ namespace switchyard::ucx {
 namespace {
 
 /**
- * How long the loop looks for work before it sleeps. To be woken takes tens of microseconds, and a message costs several
- * such waits in a row, so a stream of messages is faster without. Between looks the loop yields, so that a thread
- * that computes has the core. Where the process has one core it sleeps at once: whoever is waited for runs on that core
- * or is far away.
+ * How long the thread looks for work before it sleeps. To be woken takes tens of microseconds, and a message costs several such waits
+ * in a row. Between looks it yields, so that a thread that computes has the core.
  */
-std::chrono::microseconds poll_time() {
+constexpr auto look_time = std::chrono::microseconds(20);
+
+/** As long the event loop looks for what usually comes sooner, as the next message of many small batches does. */
+constexpr auto loop_look_time = std::chrono::microseconds(500);
+
+/** Where the process has one core it sleeps at once: whoever is waited for runs on that core or is far away. */
+std::chrono::microseconds if_several_cores(std::chrono::microseconds time) {
   cpu_set_t cores;
   const bool known = sched_getaffinity(0, sizeof(cores), &cores) == 0;
-  return std::chrono::microseconds(known && CPU_COUNT(&cores) == 1 ? 0 : 20);
+  return known && CPU_COUNT(&cores) == 1 ? std::chrono::microseconds(0) : time;
 }
 
 /** How often the thread looks whether the loop that drives stands still. */
@@ -73,7 +77,7 @@ void apply(std::span<const Option> options, ucp_config_t* config) {
 }  // namespace
 
 Fabric::Progress::Progress(SlabArena& arena, Reach reach)
-    : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))), queue_transports_(allowed_queues(std::getenv("UCX_TLS"))), poll_time_(poll_time()) {
+    : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))), queue_transports_(allowed_queues(std::getenv("UCX_TLS"))), look_time_(if_several_cores(look_time)), waits_(if_several_cores(loop_look_time)) {
   try {
     create_context(reach);
     create_events();
@@ -204,7 +208,7 @@ void Fabric::Progress::run() {
     }
     if (busy) {
       last_work = now;
-    } else if (probing || now - last_work < poll_time_) {
+    } else if (probing || now - last_work < look_time_) {
       driving.unlock();
       sched_yield();
       driving.lock();

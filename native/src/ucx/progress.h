@@ -18,6 +18,7 @@
 #include "ucx/peer_memory.h"
 #include "ucx/probe.h"
 #include "ucx/stream.h"
+#include "ucx/waits.h"
 #include "ucx/wire.h"
 
 namespace switchyard::ucx {
@@ -207,7 +208,7 @@ class Fabric::Progress {
   const bool peer_memory_allowed_;
   /** Transports by which processes of this machine write to each other, and which the environment allows. */
   const std::vector<const char*> queue_transports_;
-  const std::chrono::microseconds poll_time_;
+  const std::chrono::microseconds look_time_;
   ucp_context_h context_ = nullptr;
   int command_events_ = -1;
   int stream_events_ = -1;
@@ -246,9 +247,8 @@ class Fabric::Progress {
   unsigned seen_drives_ = 0;
 
   // Used with `driving_` held.
-  /** Something came while the loop last looked for work before it would wait. */
-  bool comes_soon_ = false;
-  unsigned waits_ = 0;
+  /** Of the loop, in its turn. */
+  Waits waits_;
   /** In a row, without anything to do and without being able to wait. */
   unsigned vain_turns_ = 0;
   /** The loop gets no turn before. */
@@ -279,7 +279,7 @@ class Fabric::Progress {
 
   std::atomic<uint64_t> next_channel_{1};
   std::atomic<uint64_t> messages_sent_{0}, messages_received_{0}, bytes_sent_{0}, bytes_received_{0}, bytes_copied_{0},
-      bytes_taken_{0}, bytes_streamed_{0}, messages_refused_{0}, workers_replaced_{0};
+      bytes_taken_{0}, bytes_streamed_{0}, messages_refused_{0}, workers_replaced_{0}, looked_ns_{0};
   std::thread thread_;
 };
 

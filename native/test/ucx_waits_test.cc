@@ -1,0 +1,80 @@
+// When an event loop looks for messages, and when it sleeps.
+#include "ucx/waits.h"
+
+#include <gtest/gtest.h>
+
+namespace switchyard::ucx {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr auto longest = 500us;
+
+struct Loop {
+  Waits waits{longest};
+  Waits::Clock::time_point now{1h};
+
+  /** What it is like to wait so long for a message: whether it was found by looking, once in `turn`. */
+  bool wait(Waits::Clock::duration time, Waits::Clock::duration turn = 10us) {
+    const auto end = now + time;
+    bool looks = true;
+    while (now < end && (looks = waits.looks_on(now))) now += turn;
+    now = std::max(now, end);
+    waits.end(now);
+    return looks;
+  }
+};
+
+TEST(Waits, LooksOnceMostWereShort) {
+  Loop loop;
+  for (int i = 0; i < 5; ++i) EXPECT_FALSE(loop.wait(200us)) << i;
+  EXPECT_TRUE(loop.wait(200us));
+  EXPECT_TRUE(loop.wait(400us));
+}
+
+TEST(Waits, SleepsWhenMostWereLong) {
+  Loop loop;
+  for (int i = 0; i < 8; ++i) loop.wait(200us);
+  EXPECT_FALSE(loop.wait(10ms));
+  for (int i = 0; i < 3; ++i) loop.wait(10ms);
+  for (int i = 0; i < 4; ++i) EXPECT_FALSE(loop.wait(200us)) << i;
+}
+
+TEST(Waits, LooksThroughALongOneNowAndThen) {
+  Loop loop;
+  for (int i = 0; i < 8; ++i) loop.wait(200us);
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_TRUE(loop.wait(100us));
+    EXPECT_TRUE(loop.wait(100us));
+    EXPECT_FALSE(loop.wait(5ms));
+  }
+}
+
+TEST(Waits, LooksNoLongerThanTheLongest) {
+  Loop loop;
+  for (int i = 0; i < 8; ++i) loop.wait(200us);
+  const auto before = loop.waits.looked();
+  loop.wait(1h);
+  EXPECT_GE(loop.waits.looked() - before, longest - 20us);
+  EXPECT_LE(loop.waits.looked() - before, longest + 20us);
+}
+
+TEST(Waits, CountsTheTimeThatItLookedAndNoOther) {
+  Loop loop;
+  for (int i = 0; i < 8; ++i) loop.wait(200us);
+  const auto before = loop.waits.looked();
+  EXPECT_TRUE(loop.wait(200us));
+  EXPECT_EQ(loop.waits.looked() - before, 200us);
+  // Something else ran between two looks.
+  EXPECT_TRUE(loop.wait(400us, 300us));
+  EXPECT_LE(loop.waits.looked() - before, 300us);
+}
+
+TEST(Waits, NeverLooksWhereItMayNot) {
+  Loop loop{.waits = Waits(0us)};
+  for (int i = 0; i < 20; ++i) EXPECT_FALSE(loop.wait(1ns));
+  EXPECT_EQ(loop.waits.looked(), 0us);
+}
+
+}  // namespace
+}  // namespace switchyard::ucx
