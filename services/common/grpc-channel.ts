@@ -9,6 +9,7 @@ import {
   InterceptingCall,
   type Interceptor,
 } from '@grpc/grpc-js';
+import { systemClock } from '../runtime/system.js';
 import { hostOf } from './address.js';
 import type { Tls } from './tls.js';
 
@@ -80,6 +81,13 @@ function bearerInterceptor(token: string): Interceptor {
     });
 }
 
+/**
+ * grpc-js begins a call some promises after it was made: one that is cancelled before goes out all the same, is never cancelled, and stays open
+ * at the server. So calls are cancelled in the next turn of the event loop.
+ */
+const cancelsWhatHasBegun: Interceptor = (options, nextCall) =>
+  new InterceptingCall(nextCall(options), { cancel: (next) => void systemClock.soon(next) });
+
 /** What a caller shows of itself, and whom it trusts. */
 export interface Credential {
   token: string | null;
@@ -149,6 +157,6 @@ export function connect<C extends Client>(
     ...channelOptions(messageBytesMax),
     ...clientOptions,
     ...(leaseMs === undefined ? {} : keepalive(leaseMs)),
-    ...(token === null ? {} : { interceptors: [bearerInterceptor(token)] }),
+    interceptors: [cancelsWhatHasBegun, ...(token === null ? [] : [bearerInterceptor(token)])],
   });
 }

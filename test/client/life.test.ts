@@ -12,7 +12,8 @@ afterEach(() => {
 });
 
 async function connected(): Promise<{ client: SwitchyardClient; router: Running }> {
-  const { routers } = await startCluster();
+  // No batch ends because its client says nothing any more.
+  const { routers } = await startCluster({ router: { clientStallMs: 3_600_000 } });
   const client = await SwitchyardClient.connect(routers[0]!.address);
   clients.push(client);
   await client.waitUntilReady(30_000);

@@ -6,6 +6,7 @@ import {
   makeClientConstructor,
   type ServerDuplexStream,
   type ServiceClientConstructor,
+  type UntypedHandleCall,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { describe, expect, test } from '@jest/globals';
@@ -16,7 +17,10 @@ import { connect, windowBytes } from '../../services/common/grpc-channel.js';
 import { Deferred } from '../../services/common/lifecycle.js';
 import { clients } from '../../services/common/protocol.js';
 import { fromServiceError, toServiceError } from '../../services/common/status.js';
+import { until } from '../support/until.js';
 import { atEnd, errorOf, inference, messageBytesMax, serve, unary } from './support.js';
+
+type Call = ServerDuplexStream<unknown, unknown>;
 
 const Health = makeClientConstructor(healthService, 'Health');
 
@@ -76,6 +80,40 @@ describe('access', () => {
       port: expect.any(Number),
     });
   });
+});
+
+describe('a call that is cancelled', () => {
+  test.each([0, 1, 2, 3, 5, 10, 20])(
+    '%i promises after it was made ends at the server too',
+    async (promises) => {
+      const open = new Set<Call>();
+      let last: Call | null = null;
+      const forward = (call: Call) => {
+        open.add(call);
+        call.on('cancelled', () => open.delete(call));
+        call.on('data', () => {
+          last = call;
+        });
+      };
+      const { address } = await serve({ services: [inference('m', forward as UntypedHandleCall)] });
+      const made = client(address);
+      await unary((callback) => made.DescribeModel({}, callback));
+      const first = made.Forward().on('error', () => {});
+      for (let passed = 0; passed < promises; passed++) await null;
+      first.cancel();
+      const second = made.Forward().on('error', () => {});
+      second.write({ header: { batchId: 'b' } });
+      await until(
+        () => last,
+        (call) => call !== null && open.has(call) && open.size === 1,
+      );
+      second.cancel();
+      await until(
+        () => open.size,
+        (size) => size === 0,
+      );
+    },
+  );
 });
 
 describe('binding', () => {
