@@ -287,7 +287,8 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
       );
       await Promise.all(lanes.map((lane) => this.upload(lane)));
       if (input instanceof StreamedRows && !this.failure) await fromInput(() => input.expectEnd());
-      await Promise.all(this.streams.map((stream) => stream.end()));
+      // To the routers an end that comes before the last token is a mistake, and not the cancel that follows.
+      if (this.failure === null) await Promise.all(this.streams.map((stream) => stream.end()));
     } catch (error) {
       this.fail(asSwitchyardError(error));
     } finally {

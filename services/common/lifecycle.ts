@@ -96,7 +96,7 @@ export function onAbort(signal: EndSignal, run: () => void): () => void {
 }
 
 /** Resolves after `ms` milliseconds of a clock; rejects with the signal's reason as soon as `signal` aborts. */
-export function sleepOn(clock: Clock, ms: number, signal?: AbortSignal): Promise<void> {
+export function sleepOn(clock: Clock, ms: number, signal?: EndSignal): Promise<void> {
   return new Promise((resolve, reject) => {
     const timer = clock.after(ms, () => {
       forget();

@@ -1,8 +1,16 @@
 import { SwitchyardError } from '../common/errors.js';
-import { End } from '../common/lifecycle.js';
+import { End, type EndSignal, sleepOn } from '../common/lifecycle.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 
 const timerMsMax = 2 ** 31 - 1;
+const cancelMs = 100;
+
+/**
+ * A client that cancels its call ends its half of it first, so a half-close that comes too early waits for what may follow. Rejects with the signal's
+ * reason if that does.
+ */
+export const cancelMayFollow = (clock: Clock, signal: EndSignal): Promise<void> =>
+  sleepOn(clock, cancelMs, signal);
 
 /** What ends a batch before it is complete: the first `abort`, or the soonest of its deadlines. */
 export class BatchEnd {

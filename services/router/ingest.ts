@@ -3,6 +3,7 @@ import { SwitchyardError } from '../common/errors.js';
 import type { MessageLimit } from '../common/grpc-channel.js';
 import { Deferred, type EndSignal } from '../common/lifecycle.js';
 import type { Runtime } from '../runtime/runtime.js';
+import { cancelMayFollow } from './batch-end.js';
 import type { BudgetShare, Reservation } from './budget.js';
 import {
   type CheckedChunk,
@@ -169,7 +170,10 @@ export class Ingest {
     let request = await this.read(pause);
     while (request === 'pause' && this.options.busy()) request = await this.read(pause);
     if (request === 'pause') return false;
-    if (request === null) throw tooFewTokens(this.received, plan);
+    if (request === null) {
+      await cancelMayFollow(this.options.runtime.clock, this.options.signal);
+      throw tooFewTokens(this.received, plan);
+    }
     try {
       this.message = checkChunk(request, this.received, plan, messageLimit, this.hasIds);
     } catch (error) {

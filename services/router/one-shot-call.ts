@@ -14,7 +14,7 @@ import { systemClock } from '../runtime/system.js';
 import { tokensPerMessage } from '../transport/chunk-size.js';
 import { rowsOfMessage } from '../transport/port.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
-import { BatchEnd } from './batch-end.js';
+import { BatchEnd, cancelMayFollow } from './batch-end.js';
 import type { Reservation } from './budget.js';
 import type { ClientMessage } from './check-chunk.js';
 import { type ClientChannel, takesNothing } from './client-channel.js';
@@ -85,6 +85,7 @@ export class OneShotCall implements BatchCall {
     this.call.sendMetadata(new Metadata());
     const first = (await this.next(() => false))?.request ?? null;
     if (!first?.header) {
+      if (first === null) await cancelMayFollow(systemClock, this.end.signal);
       const came = first?.kind ?? (first === null ? 'half-close' : 'empty');
       throw invalidArgument('first message', came, 'a header');
     }

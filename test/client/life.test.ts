@@ -33,6 +33,13 @@ async function gated(): Promise<{ input: RowsReader; open: () => void }> {
   return { input: { tokens: count, hidden, read }, open: gate.resolve };
 }
 
+/** How many batches ended how, as the router counts them. */
+async function outcomes({ metricsUrl }: Running): Promise<Record<string, number>> {
+  const text = await (await fetch(`${metricsUrl}/metrics`)).text();
+  const found = text.matchAll(/^switchyard_batches_total\{outcome="(\w+)".*\} (\d+)$/gm);
+  return Object.fromEntries([...found].map(([, outcome, count]) => [outcome, Number(count)]));
+}
+
 const cancelled = { code: 'CANCELLED' };
 
 overEachTransport((transport) => {
@@ -128,6 +135,7 @@ overEachTransport((transport) => {
       await aborted.ended;
       await expect(aborted.summary).rejects.toMatchObject(cancelled);
       await untilIdle(router);
+      expect(await outcomes(router)).toEqual({ CANCELLED: 3 });
     });
 
     test('rejects when the deadline passes, though nobody reads', async () => {
@@ -154,6 +162,7 @@ overEachTransport((transport) => {
       await expect(failing.into({ write })).rejects.toMatchObject(full);
       await expect(failing.summary).rejects.toMatchObject(full);
       await untilIdle(router);
+      expect(await outcomes(router)).toEqual({ CANCELLED: 3 });
     });
 
     test('is not harmed by a second consumer, which is refused', async () => {
