@@ -10,6 +10,7 @@
  *   one of the codes of services/common/errors.ts, `operation` the name of the call.
  */
 import { createRequire } from 'node:module';
+import type { ExpertBackend, ExpertSource } from './experts.js';
 import { addonPath, wrongAddon } from './locate.js';
 import type {
   GateWeights,
@@ -23,10 +24,13 @@ import type {
   SharedChoice,
 } from './routing.js';
 import type { Slab } from './slab.js';
+import type { TensorSource, WeightFile } from './tensors.js';
 import type { Ucx, UcxDescription } from './ucx.js';
 
+export type * from './experts.js';
 export type * from './routing.js';
 export type * from './slab.js';
+export type * from './tensors.js';
 export type * from './ucx.js';
 
 /** Part of a slab. */
@@ -61,194 +65,6 @@ export interface ArenaStats {
   /** Kept for reuse. */
   bytesCached: number;
   bytesLimit: number;
-}
-
-/** A file of weights. What reads from it rejects with MODEL_INVALID unless it is still as it was when it was opened. */
-export interface WeightFile {
-  readonly path: string;
-  readonly byteLength: number;
-  /** Device, inode, size and times: equal texts mean the same content, unless it changed within one tick of its clock. */
-  readonly identity: string;
-  /** When its content, its name or its rights last changed, in milliseconds since 1970. */
-  readonly changedMs: number;
-  /** Throws MODEL_INVALID if the file was changed, replaced or removed. */
-  requireUnchanged(): void;
-  /** Closes it once no operation uses it. Idempotent. */
-  close(): void;
-}
-
-/** Codes that are multiplied by a scale: floats of 8 and 4 bits, integers, integers that stand 128 (U8) and 8 (U4) above their value. */
-export type CodeDtype = 'F8_E4M3' | 'F4_E2M1' | 'I8' | 'U8' | 'U4';
-export type StoredDtype = 'BF16' | 'F16' | 'F32' | CodeDtype;
-/** F8_E8M0: a power of two. */
-export type ScaleDtype = 'BF16' | 'F16' | 'F32' | 'F8_E8M0';
-
-/**
- * What the codes of a matrix are multiplied by: element (i, j) by scale ((firstRow + i * rowStep) / blockRows,
- * (firstColumn + j) / blockColumns), of rows of so many columns.
- */
-export interface ScaleSource {
-  file: WeightFile;
-  byteOffset: number;
-  dtype: ScaleDtype;
-  columns: number;
-  blockRows: number;
-  blockColumns: number;
-  firstRow: number;
-  rowStep: number;
-  firstColumn: number;
-}
-
-/** Where a row-major [rows, columns] matrix (a vector: rows = 1) comes from. */
-export type TensorSource =
-  | {
-      kind: 'file';
-      file: WeightFile;
-      /** Its name in the file, for messages; the addon does not look at it. */
-      tensor: string;
-      byteOffset: number;
-      dtype: StoredDtype;
-      rows: number;
-      columns: number;
-      /** Elements from one row, and column, to the next; without them rows are whole and side by side. */
-      rowStride?: number;
-      columnStride?: number;
-      /** Only of codes, which need it. */
-      scale?: ScaleSource;
-    }
-  | {
-      kind: 'synthetic';
-      seed: number;
-      /** Names the tensor: other streams are independent. Integer below 2^53. */
-      stream: number;
-      rows: number;
-      columns: number;
-      /** Values are uniform in [center - scale, center + scale). */
-      scale: number;
-      center: number;
-    };
-
-/**
- * swiglu: down · (silu(gate · x) * (up · x)). geglu: the same with gelu in its tanh form. gelu: down · gelu(up · x), erf form.
- * relu2: down · relu(up · x)².
- * identity: x; its matrices are not read.
- */
-export type Activation = 'swiglu' | 'geglu' | 'gelu' | 'relu2' | 'identity';
-
-/**
- * A swiglu that departs from the usual: with g = min(gate · x, gateMax), it is
- * min(g · sigmoid(alpha · g), activationMax) * (clamp(up · x, -upMax, upMax) + upOffset). Null: no bound.
- */
-export interface GluForm {
-  alpha: number;
-  gateMax: number | null;
-  activationMax: number | null;
-  upMax: number | null;
-  upOffset: number;
-}
-
-/**
- * Linear maps around the matrices of a layer's experts, which then have `latent` in place of hidden: rows become input · x + inputBias,
- * results output · y. A backend has them once in memory for all experts of the same.
- */
-export interface LatentSource {
-  /** [latent, hidden] */
-  input: TensorSource;
-  /** [latent]; null: nothing is added. */
-  inputBias: TensorSource | null;
-  /** [hidden, latent] */
-  output: TensorSource;
-}
-
-export interface ExpertSource {
-  activation: Activation;
-  /** Only for swiglu; null: as usual. */
-  glu?: GluForm | null;
-  /** [ffn, hidden]; only for swiglu and geglu. */
-  gate: TensorSource | null;
-  /** [ffn, hidden] */
-  up: TensorSource;
-  /** [hidden, ffn] */
-  down: TensorSource;
-  /** Added to the products: [ffn], [ffn] and [hidden]; `gate` is null where there is no gate. */
-  bias?: { gate: TensorSource | null; up: TensorSource; down: TensorSource } | null;
-  /** Absent or null: rows are taken as they are. */
-  latent?: LatentSource | null;
-  /** [hidden], added to the result as well. */
-  extraBias?: TensorSource | null;
-}
-
-/** Weights of one expert, in the backend's own order. */
-export interface Expert {
-  /** Less what experts share. */
-  readonly bytes: number;
-  readonly hidden: number;
-  readonly ffn: number;
-  /** Weights that are NaN or infinite in BF16, by matrix; those that experts share are counted with the first. */
-  readonly nonFinite: { gate: number; up: number; down: number; latentInput: number; latentOutput: number };
-  release(): void;
-}
-
-/** Rows of one token batch for one expert. Row `indices[i]` of `rows` gives row `outputRow + i` of `output`. */
-export interface ExpertInput {
-  rows: Slab;
-  indices: Uint32Array;
-  output: Slab;
-  outputRow: number;
-  /** One per index, only for models that weigh the expert's input. */
-  inputWeights: Float32Array | null;
-}
-
-/** What is computed with one expert. */
-export interface ExpertCall {
-  expert: Expert;
-  inputs: ExpertInput[];
-}
-
-export interface BackendDescription {
-  kind: 'cpu' | 'cuda';
-  /** What computes: an instruction set or a device's name. */
-  detail: string;
-  /** Host threads that compute, or that drive the device. */
-  threads: number;
-  /** Calls that keep the device busy when as many are under way. */
-  calls: number;
-  /** Rows that do, if calls are small: more calls are wanted until there are as many; 0: none are. */
-  rows: number;
-  /** What experts may take of the device's own memory; null: it is the host's. */
-  memoryBytes: number | null;
-}
-
-/** When the device began a call, on the clock of process.hrtime, and what it spent on it. */
-export interface ComputeTime {
-  startedMicroseconds: number;
-  seconds: number;
-}
-
-/** What a device with memory of its own has done since it was opened, and how it is. */
-export interface DeviceFigures {
-  copyInSeconds: number;
-  computeSeconds: number;
-  copyOutSeconds: number;
-  memoryUsedBytes: number;
-  memoryTotalBytes: number;
-  /** Share of the recent past in which a kernel ran, 0 to 1; null where the driver does not tell. */
-  utilization: number | null;
-}
-
-/** Expert compute on one device. Calls begin in order; a device may overlap them. */
-export interface ExpertBackend {
-  readonly description: BackendDescription;
-  load(source: ExpertSource): Promise<Expert>;
-  /**
-   * Computes all calls, and resolves with the time of each; if one fails, outputs of all are undefined. Rejects with DEVICE_LOST
-   * when the device has failed for good; then every later call does.
-   */
-  forward(calls: readonly ExpertCall[]): Promise<ComputeTime[]>;
-  /** Null if the device is the host. */
-  figures(): DeviceFigures | null;
-  /** Ends the threads after what is queued. Idempotent. */
-  close(): void;
 }
 
 export interface ReferenceLayer {
