@@ -144,13 +144,17 @@ export class ClusterWatch {
     });
     const call = client.watchCluster({});
     const ended = new Deferred<SwitchyardError>();
+    let left = false;
     const cancel = (reason: string) => {
+      left = true;
       ended.resolve(unanswered(address, reason));
       call.cancel();
     };
     const timer = setTimeout(() => cancel(`no answer within ${timeoutMs} ms`), timeoutMs).unref();
     const forget = onAbort(this.over.signal, () => cancel('the watch is over'));
     call.on('data', (state: ClusterState) => {
+      // What had come when the call was cancelled.
+      if (left) return;
       clearTimeout(timer);
       // A call keeps its connection's process alive from its start on.
       socket?.unref();

@@ -83,7 +83,7 @@ function bearerInterceptor(token: string): Interceptor {
 
 /**
  * grpc-js begins a call some promises after it was made: one that is cancelled before goes out all the same, is never cancelled, and stays open
- * at the server. So calls are cancelled in the next turn of the event loop.
+ * at the server. So calls are cancelled in the next turn of the event loop; until then messages may come.
  */
 const cancelsWhatHasBegun: Interceptor = (options, nextCall) =>
   new InterceptingCall(nextCall(options), { cancel: (next) => void systemClock.soon(next) });

@@ -42,6 +42,7 @@ void Fabric::Progress::detach_loop() {
 void Fabric::Progress::leave_to_loop() {
   loops_turn_ = true;
   armed_ = true;
+  waits_.forget();
   for (const int descriptor : wakes_) {
     epoll_event event{.events = EPOLLIN, .data = {.fd = descriptor}};
     if (epoll_ctl(loop_events_, EPOLL_CTL_ADD, descriptor, &event) != 0) return leave_to_thread();

@@ -1,8 +1,9 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
@@ -10,8 +11,9 @@ namespace switchyard::ucx {
 
 /**
  * Whether an event loop that has nothing to do looks for messages, or sleeps until one wakes it. To be woken takes tens of
- * microseconds, and all that runs after a sleep is slower; so it looks as long as `longest` if most of the last waits were
- * shorter than that. What waits are like is learned from those that it slept through too.
+ * microseconds, and all that runs after a sleep is slower; so it looks as long as `longest` where it expects a wait that is shorter. What it
+ * expects is what followed when the last waits were as they were now: the waits for a worker's answers are short, the one for the next batch may be long,
+ * batch after batch. (A two-level predictor of branches: T.-Y. Yeh, Y. N. Patt, 1991.) Waits that it slept through count as well.
  */
 class Waits {
  public:
@@ -26,7 +28,7 @@ class Waits {
       count(now);
     } else {
       since_ = now;
-      looking_ = std::popcount(short_ones_) > remembered / 2;
+      looking_ = expected() > certainty_max / 2;
     }
     last_ = now;
     looking_ = looking_ && now - *since_ < longest_;
@@ -37,7 +39,16 @@ class Waits {
   void end(Clock::time_point now) {
     if (!since_) return;
     count(now);
-    short_ones_ = static_cast<uint8_t>(short_ones_ << 1 | (now - *since_ < longest_));
+    const bool was_short = now - *since_ < longest_;
+    uint8_t& certainty = expected();
+    if (was_short && certainty < certainty_max) ++certainty;
+    if (!was_short && certainty > 0) --certainty;
+    history_ = (history_ << 1 | was_short) % certainties_.size();
+    forget();
+  }
+
+  /** The wait is over without anything having come: somebody else waits. */
+  void forget() {
     since_.reset();
     looking_ = false;
   }
@@ -46,17 +57,21 @@ class Waits {
   Clock::duration looked() const { return looked_; }
 
  private:
-  static constexpr int remembered = 8;
+  static constexpr uint8_t certainty_max = 3;
   /** Whoever comes back later than that has done something else between. */
   static constexpr std::chrono::microseconds between_looks_max{50};
+
+  uint8_t& expected() { return certainties_[history_]; }
 
   void count(Clock::time_point now) {
     if (looking_) looked_ += std::min<Clock::duration>(now - last_, between_looks_max);
   }
 
   const Clock::duration longest_;
-  /** Of the last waits, the latest in the lowest bit. */
-  uint8_t short_ones_ = 0;
+  /** How certain a short wait is after each history of four. */
+  std::array<uint8_t, 16> certainties_{};
+  /** Whether the last waits were short, the latest in the lowest bit. */
+  size_t history_ = 0;
   std::optional<Clock::time_point> since_{};
   Clock::time_point last_{};
   bool looking_ = false;

@@ -48,4 +48,9 @@ export function exportUcxMetrics(registry: Registry): void {
     'Workers of UCX that were replaced with all their channels, because a peer that died as it wrote had blocked them.',
     ({ workersReplaced }) => workersReplaced,
   );
+  total(
+    'ucx_looked_seconds_total',
+    'Seconds that the event loop looked for messages over UCX, where it could have slept; they are not among those that it was busy.',
+    ({ lookedNanoseconds }) => lookedNanoseconds / 1e9,
+  );
 }
