@@ -153,18 +153,14 @@ describe('metrics', () => {
     expect(idle).toBeLessThan(0.5);
   });
 
-  test('of the event loop leave out the time that it looked for messages', async () => {
+  test('of the event loop leave out the time that it looked for messages', () => {
     let looked = 0;
     const usage = usageBeside(() => looked);
     const meter = usage.eventLoopMeter();
-    meter();
     const before = usage.eventLoopBusySeconds();
-    const until = performance.now() + 50;
-    while (performance.now() < until);
-    await new Promise((resolve) => setImmediate(resolve));
-    looked = usage.eventLoopBusySeconds() - before;
-    expect(looked).toBeGreaterThan(0.04);
-    expect(usage.eventLoopBusySeconds() - before).toBeLessThan(looked);
-    expect(meter()).toBeLessThan(0.5);
+    // More than any test takes.
+    looked = 3_600;
+    expect(usage.eventLoopBusySeconds()).toBeLessThan(before);
+    expect(meter()).toBe(0);
   });
 });

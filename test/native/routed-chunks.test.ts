@@ -12,7 +12,7 @@ import {
   type WorkerPace,
 } from '../../native/index.js';
 import { type Choice, choiceOf, expertsOf, tableOf } from '../support/routing.js';
-import { expectBf16, gateOf, keep } from './routing-support.js';
+import { expectBf16, gateOf, keep, routeGiven } from './routing-support.js';
 import { rounded, slabOf, someValues, valuesOf } from './support.js';
 
 interface Cut {
@@ -377,24 +377,15 @@ describe('a chunk whose experts have several copies, or none', () => {
   test('sends the rows of a shared expert to the worker that would have less', async () => {
     const [rowCount, hidden, topK] = [100, 8, 1];
     const experts = Uint32Array.from({ length: rowCount }, (_, token) => (token < 60 ? 0 : 1));
-    const table = keep(await tableOf([2], { experts, weights: new Float32Array(rowCount) }, topK));
-    const route = (pace: WorkerPace | null) =>
-      native.routeRows({
-        rows: keep(slabOf(someValues(rowCount * hidden, 1))),
-        rowCount,
-        hidden,
-        norm: null,
-        gate: null,
-        table: { routing: table, layer: 0 },
-        // Expert 0 is on both workers, expert 1 on the second alone.
-        copies: { offsets: Uint32Array.of(0, 2, 3), workers: Uint32Array.of(0, 1, 1) },
-        workers: 2,
+    const choice = { experts, weights: new Float32Array(rowCount) };
+    // Expert 0 is on both workers, expert 1 on the second alone.
+    const copies = { offsets: Uint32Array.of(0, 2, 3), workers: Uint32Array.of(0, 1, 1) };
+    const rowsAt = async (pace: WorkerPace | null) => {
+      const { groups } = await routeGiven({ rowCount, hidden, topK }, choice, {
+        copies,
         pace,
-        limits: null,
         weighted: false,
       });
-    const rowsAt = async (pace: WorkerPace | null) => {
-      const { groups } = keep(await route(pace));
       return groups.map(({ worker, rowIndices }) => [worker, rowIndices.length]);
     };
     const paceOf = (queued: number[], perRow: number[]) => ({

@@ -1,6 +1,14 @@
 import { afterEach, expect } from '@jest/globals';
-import { type GateWeights, native, type RoutingSpec } from '../../native/index.js';
-import { floatsOf } from './support.js';
+import {
+  type ExpertCopies,
+  type GateWeights,
+  native,
+  type RoutedRows,
+  type RoutingSpec,
+  type WorkerPace,
+} from '../../native/index.js';
+import { type Choice, tableOf } from '../support/routing.js';
+import { floatsOf, slabOf, someValues } from './support.js';
 
 const held: { release(): void }[] = [];
 
@@ -36,4 +44,26 @@ export function gateOf(weight: number[], experts: number, spec: RoutingSpec): Ga
   const hidden = weight.length / experts;
   const biases = { logitBias: null, selectionBias: null };
   return keep(native.createGate({ weight: floats, experts, hidden, ...biases, routing: spec }));
+}
+
+/** Routes rows to two workers by a choice of two experts that is given, [rowCount, topK]. */
+export async function routeGiven(
+  { rowCount, hidden, topK }: { rowCount: number; hidden: number; topK: number },
+  choice: Choice,
+  { copies, pace, weighted }: { copies: ExpertCopies; pace: WorkerPace | null; weighted: boolean },
+): Promise<RoutedRows> {
+  const routed = await native.routeRows({
+    rows: keep(slabOf(someValues(rowCount * hidden, 1))),
+    rowCount,
+    hidden,
+    norm: null,
+    gate: null,
+    table: { routing: keep(await tableOf([2], choice, topK)), layer: 0 },
+    copies,
+    pace,
+    workers: 2,
+    limits: null,
+    weighted,
+  });
+  return keep(routed);
 }

@@ -1,8 +1,8 @@
 import { describe, expect, test } from '@jest/globals';
 import { oneCopyEach } from '../../bench/one-copy.js';
 import { native } from '../../native/index.js';
-import { gateRows, tableOf } from '../support/routing.js';
-import { dot, expectBf16, gateOf, keep, row } from './routing-support.js';
+import { gateRows } from '../support/routing.js';
+import { dot, expectBf16, gateOf, keep, routeGiven, row } from './routing-support.js';
 import { routing, slabOf, someValues, valuesOf } from './support.js';
 
 describe('routeRows', () => {
@@ -65,21 +65,11 @@ describe('results of routed rows', () => {
     const slots = rowCount * topK;
     const experts = Uint32Array.from({ length: slots }, (_, slot) => (slot + Math.floor(slot / 2)) % 2);
     const weights = Float32Array.from({ length: slots }, (_, slot) => (slot === 140 ? 3e38 : 0.25));
-    const table = keep(await tableOf([2], { experts, weights }, topK));
-    return keep(
-      await native.routeRows({
-        rows: keep(slabOf(someValues(rowCount * hidden, 1))),
-        rowCount,
-        hidden,
-        norm: null,
-        gate: null,
-        table: { routing: table, layer: 0 },
-        copies: oneCopyEach(Uint32Array.of(0, 1)),
-        pace: null,
-        workers: 2,
-        limits: null,
-        weighted: true,
-      }),
+    const copies = oneCopyEach(Uint32Array.of(0, 1));
+    return routeGiven(
+      { rowCount, hidden, topK },
+      { experts, weights },
+      { copies, pace: null, weighted: true },
     );
   }
   const parts = () => [0, 1].map(() => keep(slabOf(new Array(rowCount * hidden).fill(64))));

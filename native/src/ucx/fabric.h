@@ -76,7 +76,7 @@ struct FabricStats {
   uint64_t messages_refused = 0;
   /** UCX workers through which nothing came any more, so that others took their place. */
   uint64_t workers_replaced = 0;
-  /** That the event loop which drives UCX looked for messages, where it could have slept. */
+  /** Nanoseconds that the event loop which drives UCX looked for messages, where it could have slept. */
   uint64_t looked_ns = 0;
 
   FabricStats& operator+=(const FabricStats& other) {
