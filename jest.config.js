@@ -5,10 +5,10 @@ const { native } = await import('./dist/native/index.js');
 /**
  * The tests whose outcome a transport could change, as regular expressions of paths: they run over each transport that the
  * addon has. Credentials travel over gRPC alone, and so does what starts, ends and moves a cluster; numbers are the kernels'; tests
- * of what clients send bring both ways themselves, and counts of series, and garbage, have no way.
+ * of what clients send, and of memory that hosts share, bring their ways themselves, and counts of series, and garbage, have no way.
  */
 const overEachTransport = [
-  '/test/e2e/(?!access|backends|bad-|cli|client-transport|console|demo|garbage|numbers|operate|plan|tls|trust|up|wide-)',
+  '/test/e2e/(?!access|backends|bad-|cli|client-transport|console|demo|garbage|hosts-ipc|numbers|operate|plan|tls|trust|up|wide-)',
 ];
 const transports = native.ucx === null ? ['grpc'] : ['grpc', 'ucx'];
 if (native.ucx === null)

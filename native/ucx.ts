@@ -96,9 +96,10 @@ export interface UcxChannelOptions {
 /**
  * Whom UCX can reach. `machine`: processes of this machine, by shared memory, which the system keeps to one user; no port is
  * opened. `network`: other machines too; UCX opens ports on every network device. `encrypted`: the same by TCP alone, for channels with
- * a secret. The environment's UCX_TLS and UCX_NET_DEVICES come before it.
+ * a secret. The environment's UCX_TLS and UCX_NET_DEVICES come before it. `-apart`: without shared memory, whatever UCX_TLS says, for
+ * peers in another network namespace, which UCX does not wake there.
  */
-export type UcxReach = 'machine' | 'network' | 'encrypted';
+export type UcxReach = 'machine' | 'network' | 'encrypted' | 'network-apart' | 'encrypted-apart';
 
 /** Whom channels lead to. A peer that dies as it writes can cost a process the channels to all peers of its kind, and to no others. */
 export type UcxPeers = 'nodes' | 'clients';

@@ -16,6 +16,8 @@ export interface HostClusterOptions {
   workerB?: Flags;
   /** Of all processes and clients. Default: tokens, and nothing is encrypted. */
   tls?: TlsSettings;
+  /** The hosts have one IPC namespace, as containers can. Default: no. */
+  sharesIpc?: boolean;
 }
 
 const readyTimeoutMs = 120_000;
@@ -53,8 +55,8 @@ export class HostCluster {
 
   static async start(options: HostClusterOptions): Promise<HostCluster> {
     const [a, b] = await Promise.all([
-      Host.start('host-a', '10.77.0.1', 0),
-      Host.start('host-b', '10.77.0.2', 1),
+      Host.start('host-a', '10.77.0.1', 0, options.sharesIpc),
+      Host.start('host-b', '10.77.0.2', 1, options.sharesIpc),
     ]);
     const cluster = new HostCluster([a, b], options.workersPerHost ?? 1);
     try {

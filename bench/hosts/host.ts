@@ -6,7 +6,7 @@ import { Deferred } from '../../services/common/lifecycle.js';
 import { type HostCalls, type HostReply, type HostRequest, linkDevice } from './calls.js';
 
 /**
- * A host of its own on this machine: namespaces of network, processes, IPC and host name, and one core. Its first
+ * A host of its own on this machine: namespaces of network, processes, IPC (unless it shares the machine's) and host name, and one core. Its first
  * process does what it is asked over Node's channel and is the host's client. The kernel ends all processes
  * of a namespace with its first one, and that one ends with this process: nothing is left over, however it ends.
  */
@@ -20,9 +20,18 @@ export class Host {
     readonly name: string,
     readonly address: string,
     core: number,
+    sharesIpc: boolean,
   ) {
     const agent = builtFile('bench', 'hosts', 'agent.js');
-    const isolated = ['--net', '--uts', '--ipc', '--pid', '--fork', '--mount-proc', '--kill-child'];
+    const isolated = [
+      '--net',
+      '--uts',
+      ...(sharesIpc ? [] : ['--ipc']),
+      '--pid',
+      '--fork',
+      '--mount-proc',
+      '--kill-child',
+    ];
     const program = ['taskset', '-c', String(core), 'unshare', ...isolated, process.execPath, agent, name];
     this.child = spawn(program[0]!, program.slice(1), {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
@@ -40,8 +49,8 @@ export class Host {
     this.ready.promise.catch(() => {});
   }
 
-  static async start(name: string, address: string, core: number): Promise<Host> {
-    const host = new Host(name, address, core);
+  static async start(name: string, address: string, core: number, sharesIpc = false): Promise<Host> {
+    const host = new Host(name, address, core, sharesIpc);
     await host.ready.promise;
     return host;
   }

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "ucx/peer_memory.h"
+#include "ucx/transports.h"
 #include "ucx_child.h"
 
 namespace switchyard::ucx {
@@ -57,7 +58,7 @@ constexpr const char* no_reading = "UCX_TLS or this system keeps processes from 
 
 /** Whether the system lets processes read each other, as a container may not. */
 bool reading_is_allowed() {
-  if (!peer_memory_allowed(std::getenv("UCX_TLS"))) return false;
+  if (!shared_memory_allowed(transports_of(Reach::network))) return false;
   int done[2];
   if (pipe(done) != 0) return false;
   const pid_t child = fork();
@@ -195,12 +196,20 @@ TEST(FabricProcess, UnmapsAPeerThatStandsStillAfterItsLastChannel) {
 }
 
 TEST(PeerMemory, IsLeftOutWhereTheListOfTransportsLeavesItOut) {
-  for (const char* list : {static_cast<const char*>(nullptr), "", "all", "cma", "tcp,posix", "shm,tcp", "sm", "^tcp", "^cma"}) {
-    EXPECT_TRUE(peer_memory_allowed(list)) << (list ? list : "unset");
+  for (const char* list : {"", "all", "cma", "tcp,posix", "shm,tcp", "sm", "^tcp", "^cma"}) {
+    EXPECT_TRUE(shared_memory_allowed(list)) << list;
+    EXPECT_FALSE(shared_memory_allowed(without_shared_memory(list))) << list;
   }
-  for (const char* list : {"tcp", "tcp,self", "^sm", "^tcp,shm"}) {
-    EXPECT_FALSE(peer_memory_allowed(list)) << list;
+  for (const char* list : {"tcp", "tcp,self", "^sm", "^tcp,shm", "^posix,sysv,cma,knem,xpmem"}) {
+    EXPECT_FALSE(shared_memory_allowed(list)) << list;
   }
+}
+
+TEST(PeerMemory, IsLeftOutOfAListOfTransportsWhichIsOtherwiseAsItWas) {
+  const std::pair<const char*, const char*> lists[] = {
+      {"", "^sm"}, {"all", "^sm"}, {"tcp,all", "^sm"}, {"^rc", "^rc,sm"}, {"tcp,sm,self", "tcp,self"}, {"rc,mm,cma", "rc"}, {"posix", "self"}, {"tcp", "tcp"},
+  };
+  for (const auto& [given, left] : lists) EXPECT_EQ(without_shared_memory(given), left) << given;
 }
 
 /** A process that holds a mark and some bytes, and wipes the mark when it is told to. */

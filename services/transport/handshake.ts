@@ -1,7 +1,9 @@
+import { isLoopback } from '../common/access.js';
 import { asSwitchyardError, invalidArgument, type SwitchyardError } from '../common/errors.js';
 import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxEnd.js';
 import type { TransportChoice } from './link.js';
 import { keyBytes } from './ucx/key.js';
+import { ownNamespaces, wakesNobody } from './ucx/namespaces.js';
 import { type Fabric, type UcxSource, whyNoUcx } from './ucx/source.js';
 
 /** What the dialing end of a gRPC stream offers in its first message: an end of a UCX channel beside the stream, and its key. */
@@ -46,8 +48,14 @@ export async function acceptUcx<Side extends UcxSide>(
   { ucx: source, host, transport, name }: UcxAcceptor,
   open: (ucx: Fabric) => Side | string,
 ): Promise<UcxAnswer<Side>> {
-  const ucx = transport === 'grpc' || source === null ? null : source.fabric(host);
+  const apart = end !== null && wakesNobody(ownNamespaces, end);
+  const ucx = transport === 'grpc' || source === null ? null : source.fabric(host, apart);
   if (end === null || ucx === null) return decline(whyNoUcx(transport, name));
+  if (apart && isLoopback(host))
+    return decline(
+      `${name} serves on loopback, and the other end is in another network namespace, where UCX would not wake it`,
+      true,
+    );
   const { byteLength } = ucxKey;
   if (byteLength !== keyBytes) throw invalidArgument('ucx_key', `${byteLength} bytes`, `${keyBytes} bytes`);
   const side = open(ucx);

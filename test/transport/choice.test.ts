@@ -1,7 +1,9 @@
 import { expect, test } from '@jest/globals';
 import { native } from '../../native/index.js';
 import { type TransportChoice, transportChoices } from '../../services/transport/link.js';
+import { type Namespaces, ownNamespaces, wakesNobody } from '../../services/transport/ucx/namespaces.js';
 import { nativeUcx } from '../../services/transport/ucx/port.js';
+import type { UcxSource } from '../../services/transport/ucx/source.js';
 import { batchOf, dial, never, rawWorker, startWorker, ucxEnd, welcome } from './support.js';
 
 const pairs = transportChoices.flatMap((router) => transportChoices.map((worker) => ({ router, worker })));
@@ -58,6 +60,43 @@ onUcx(
     });
   },
 );
+
+onUcx(
+  'a worker on loopback declines UCX to a router that shares its memory and not its network',
+  async () => {
+    const { address } = await startWorker();
+    const ucx = nativeUcx(false);
+    const elsewhere: UcxSource = {
+      ...ucx,
+      createPort: (fabric, options) => {
+        const port = ucx.createPort(fabric, options);
+        const end = { ...port.end, networkNamespace: 'another' };
+        return Object.defineProperty(port, 'end', { value: end });
+      },
+    };
+    const reason =
+      'worker w serves on loopback, and the other end is in another network namespace, where UCX would not wake it';
+    const auto = await dial(address, { transport: 'auto', ucx: elsewhere });
+    expect(auto).toMatchObject({ transport: 'grpc', reason });
+    const dialled = dial(address, { transport: 'ucx', ucx: elsewhere });
+    await expect(dialled).rejects.toMatchObject({ message: `no way over UCX: ${reason}` });
+  },
+);
+
+test('only ends that have the IPC namespace in common and not the network need to leave shared memory out', () => {
+  const here: Namespaces = { ipcNamespace: 'a', networkNamespace: 'b' };
+  expect(wakesNobody(here, here)).toBe(false);
+  expect(wakesNobody(here, { ...here, networkNamespace: 'c' })).toBe(true);
+  expect(wakesNobody(here, { ipcNamespace: 'c', networkNamespace: 'c' })).toBe(false);
+  // An end of an earlier version, and one that cannot tell.
+  const unknown = { ipcNamespace: '', networkNamespace: '' };
+  expect([wakesNobody(here, unknown), wakesNobody(unknown, here), wakesNobody(unknown, unknown)]).toEqual([
+    false,
+    false,
+    false,
+  ]);
+  expect(wakesNobody(ownNamespaces, ownNamespaces)).toBe(false);
+});
 
 onUcx(
   'where UCX does not reach, a link falls back to gRPC and says so; one for ucx alone is refused',

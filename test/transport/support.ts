@@ -17,6 +17,7 @@ import { creditCost, metadataRoom } from '../../services/transport/limits.js';
 import type { TokenBatch, TokenBatchMeta, TransportKind } from '../../services/transport/link.js';
 import { checkLink, linkKey, linkSecretBytes, proveLink } from '../../services/transport/link-key.js';
 import { acceptLinks, type LinkServiceOptions } from '../../services/transport/serve.js';
+import { ownNamespaces } from '../../services/transport/ucx/namespaces.js';
 import { nativeUcx } from '../../services/transport/ucx/port.js';
 
 export const hidden = 8;
@@ -192,5 +193,6 @@ export const welcome = { welcome: { worker: 'w', creditBytes: 1e6, messageBytesM
 /** This process's end of a channel as a hello or welcome names it. */
 export function ucxEnd(channel: number): UcxEndInput {
   const address = Buffer.from(native.ucx!.fabric('machine').address());
-  return { address, channel, seal: createHash('sha256').update(address).digest().subarray(0, 8) };
+  const seal = createHash('sha256').update(address).digest().subarray(0, 8);
+  return { address, channel, seal, ...ownNamespaces };
 }

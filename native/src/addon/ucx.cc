@@ -112,7 +112,9 @@ Reach to_reach(const Napi::Value& value) {
   if (text == "machine") return Reach::machine;
   if (text == "network") return Reach::network;
   if (text == "encrypted") return Reach::encrypted;
-  throw_invalid("reach", text, "machine, network, encrypted");
+  if (text == "network-apart") return Reach::network_apart;
+  if (text == "encrypted-apart") return Reach::encrypted_apart;
+  throw_invalid("reach", text, "machine, network, encrypted, network-apart, encrypted-apart");
 }
 
 /** Of a fixed length. */

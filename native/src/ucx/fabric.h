@@ -102,8 +102,14 @@ enum class Reach {
   network,
   /** The same, by TCP alone, beside which streams can be made that encrypt. */
   encrypted,
+  /**
+   * As `network` and `encrypted`, without shared memory. UCX wakes a peer that it writes to there by a Unix socket with an abstract address, and
+   * a peer in another network namespace never hears of it.
+   */
+  network_apart,
+  encrypted_apart,
 };
-inline constexpr size_t reaches = 3;
+inline constexpr size_t reaches = 5;
 
 /**
  * Who sends to a channel. Each kind sends to a UCX worker of its own: a peer that dies as it writes can cost this process the channels to all

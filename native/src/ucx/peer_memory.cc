@@ -7,10 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cstring>
-#include <sstream>
 #include <string>
 
 #include "kernels/pack.h"
@@ -123,22 +121,6 @@ Mark random_mark() {
   Mark mark;
   if (getentropy(mark.data(), mark.size()) != 0) throw Error(Code::internal, "the system gives no random bytes");
   return mark;
-}
-
-bool transport_allowed(const char* transports, const std::string& name) {
-  if (!transports || !*transports) return true;
-  const bool queues = name == "posix" || name == "sysv" || name == "xpmem";
-  const bool negated = *transports == '^';
-  std::istringstream names(transports + (negated ? 1 : 0));
-  for (std::string given; std::getline(names, given, ',');) {
-    if (given == name || given == "all" || given == "sm" || given == "shm" || (given == "mm" && queues)) return !negated;
-  }
-  return negated;
-}
-
-bool peer_memory_allowed(const char* transports) {
-  return std::ranges::any_of(std::array{"posix", "sysv", "cma", "knem", "xpmem"},
-                             [&](const char* name) { return transport_allowed(transports, name); });
 }
 
 }  // namespace switchyard::ucx

@@ -91,10 +91,4 @@ class HeldMark {
 /** Bytes that cannot be guessed. */
 Mark random_mark();
 
-/** Whether the environment's UCX_TLS, as UCX reads it, leaves a transport of shared memory in use; null: it is unset. */
-bool transport_allowed(const char* transports, const std::string& name);
-
-/** As `transport_allowed`, of any of them. */
-bool peer_memory_allowed(const char* transports);
-
 }  // namespace switchyard::ucx

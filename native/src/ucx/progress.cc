@@ -11,6 +11,7 @@
 #include <cstdlib>
 
 #include "runtime/thread_start.h"
+#include "ucx/transports.h"
 
 namespace switchyard::ucx {
 namespace {
@@ -49,16 +50,9 @@ constexpr Option peer_options[] = {
     // peer, and wakes it. UCX would take 20 s.
     {"KEEPALIVE_INTERVAL", "3s"},
 };
-constexpr Option machine_options[] = {{"TLS", "^tcp"}, {"NET_DEVICES", "lo"}};
-constexpr Option encrypted_options[] = {{"TLS", "tcp,sm,self"}};
+constexpr Option machine_options[] = {{"NET_DEVICES", "lo"}};
 
-std::span<const Option> options_of(Reach reach) {
-  if (reach == Reach::machine) return machine_options;
-  if (reach == Reach::encrypted) return encrypted_options;
-  return {};
-}
-
-std::vector<const char*> allowed_queues(const char* transports) {
+std::vector<const char*> allowed_queues(const std::string& transports) {
   std::vector<const char*> allowed;
   for (const char* name : {"sysv", "posix"}) {
     if (transport_allowed(transports, name)) allowed.push_back(name);
@@ -77,7 +71,7 @@ void apply(std::span<const Option> options, ucp_config_t* config) {
 }  // namespace
 
 Fabric::Progress::Progress(SlabArena& arena, Reach reach)
-    : arena_(arena), peer_memory_allowed_(peer_memory_allowed(std::getenv("UCX_TLS"))), queue_transports_(allowed_queues(std::getenv("UCX_TLS"))), look_time_(if_several_cores(look_time)), waits_(if_several_cores(loop_look_time)) {
+    : arena_(arena), transports_(transports_of(reach)), peer_memory_allowed_(shared_memory_allowed(transports_)), queue_transports_(allowed_queues(transports_)), look_time_(if_several_cores(look_time)), waits_(if_several_cores(loop_look_time)) {
   try {
     create_context(reach);
     create_events();
@@ -114,7 +108,8 @@ void Fabric::Progress::create_context(Reach reach) {
   const std::unique_ptr<ucp_config_t, decltype(&ucp_config_release)> released(config, ucp_config_release);
   apply(peer_options, config);
   if (!queue_transports_.empty()) apply(shared_memory_options, config);
-  apply(options_of(reach), config);
+  if (reach == Reach::machine) apply(machine_options, config);
+  if (!transports_.empty()) check(ucp_config_modify(config, "TLS", transports_.c_str()), "UCX_TLS");
   check(ucp_init(&params, config, &context_), "ucp_init");
 }
 

@@ -205,8 +205,10 @@ class Fabric::Progress {
 
   SlabArena& arena_;
   const Descriptors descriptors_;
+  /** As of transports_of. */
+  const std::string transports_;
   const bool peer_memory_allowed_;
-  /** Transports by which processes of this machine write to each other, and which the environment allows. */
+  /** Those of them by which processes of this machine write to each other. */
   const std::vector<const char*> queue_transports_;
   const std::chrono::microseconds look_time_;
   ucp_context_h context_ = nullptr;

@@ -15,6 +15,7 @@ import type { StreamCodec } from '../../common/protocol.js';
 import { nowMicroseconds } from '../../common/trace.js';
 import type { ArrivedRows, MessagePort, Outgoing } from '../port.js';
 import { keyBytes } from './key.js';
+import { ownNamespaces } from './namespaces.js';
 import { type Fabric, type UcxSource, ucxLoss } from './source.js';
 
 export interface UcxPortOptions<Out, In> {
@@ -40,18 +41,24 @@ const inboxBytesBeside = 16 * 1024 * 1024;
 /**
  * UCX for a process that serves at `host`, or for a client of a server there; null if the addon was built without it. Who
  * stays on loopback reaches its peers by shared memory and opens no port: UCX believes whoever speaks its handshake at a
- * port, and what follows can end the process.
+ * port, and what follows can end the process. `apart`: as of a UcxSource.
  */
-export function ucxOrNull(host: string, encrypted: boolean, peers: UcxPeers = 'nodes'): Fabric | null {
+export function ucxOrNull(
+  host: string,
+  encrypted: boolean,
+  peers: UcxPeers = 'nodes',
+  apart = false,
+): Fabric | null {
   const { ucx } = native;
   if (ucx === null) return null;
-  const reach = isLoopback(host) ? 'machine' : encrypted ? 'encrypted' : 'network';
+  const beyond = encrypted ? 'encrypted' : 'network';
+  const reach = isLoopback(host) ? 'machine' : apart ? (`${beyond}-apart` as const) : beyond;
   return Object.assign(ucx.fabric(reach, peers), { encrypted });
 }
 
 /** UCX as the addon has it. `encrypted`: as of a Fabric. */
 export const nativeUcx = (encrypted: boolean, peers: UcxPeers = 'nodes'): UcxSource => ({
-  fabric: (host) => ucxOrNull(host, encrypted, peers),
+  fabric: (host, apart) => ucxOrNull(host, encrypted, peers, apart),
   createPort: (fabric, options) => new UcxPort(fabric, options),
 });
 
@@ -87,7 +94,13 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
   /** What the peer must know to send to this port. */
   get end(): UcxEndInput {
     const { address } = this;
-    return { address, channel: this.channel.id, seal: sealOf(address), encrypted: this.encrypted };
+    return {
+      address,
+      channel: this.channel.id,
+      seal: sealOf(address),
+      encrypted: this.encrypted,
+      ...ownNamespaces,
+    };
   }
 
   /** Rejects with INVALID_ARGUMENT for an end that is damaged, with LINK_LOST for one that cannot be reached. */

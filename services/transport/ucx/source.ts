@@ -11,8 +11,8 @@ export interface Fabric extends UcxFabric {
 
 /** Where links and batches get UCX from, where their transport allows it. */
 export interface UcxSource {
-  /** For a process that serves at `host`; null: there is none here. */
-  fabric(host: string): Fabric | null;
+  /** For a process that serves at `host`; null: there is none here. `apart`: without shared memory, for a peer that it would not wake. */
+  fabric(host: string, apart?: boolean): Fabric | null;
   createPort<Out, In>(fabric: Fabric, options: UcxPortOptions<Out, In>): UcxPort<Out, In>;
 }
 
