@@ -39,8 +39,8 @@ export default defineConfig({
   },
   ssr: {
     noExternal: true,
-    // Loaded by need.
-    external: ['yaml', '@kubernetes/client-node'],
+    // Loaded by need, and one that is native code.
+    external: ['yaml', '@kubernetes/client-node', '@napi-rs/blake-hash'],
   },
   logLevel: 'warn',
 });

@@ -58,7 +58,10 @@ fi
 cp -r dist proto package.json "$bundle"
 cp scripts/{gpu-check.sh,merge-reports.mjs} "$bundle/scripts"
 cp bench/peers/torch_gpu.py "$bundle/bench/peers"
-npm ls --omit=dev --omit=optional --all --parseable | sed -n "s|^$PWD/||p" |
+{
+  npm ls --omit=dev --omit=optional --all --parseable | sed -n "s|^$PWD/||p"
+  ls -d node_modules/@napi-rs/blake-hash-linux-x64-gnu
+} |
   tar -cf - --exclude='*.ts' --exclude='*.[cm]ts' --exclude='*.map' --exclude='*.md' --exclude=node-addon-api --files-from=- |
   tar -xf - -C "$bundle"
 find "$bundle/dist" -name '*.d.ts' -delete

@@ -10,7 +10,7 @@ const settledMs = 2_000;
 const entryBytesMax = 16 * 1024;
 
 const entrySchema = z.object({
-  version: z.literal(1),
+  version: z.literal(2),
   path: z.string(),
   identity: z.string(),
   digest: z.string().regex(/^[0-9a-f]{64}$/),
@@ -39,7 +39,7 @@ export class DigestCache {
     if (this.directory === null || file.changedMs > startedMs - settledMs) return;
     const path = this.entryPath(file);
     const temporary = `${path}.${randomUUID()}`;
-    const entry = { version: 1, path: resolve(file.path), identity: file.identity, digest };
+    const entry = { version: 2, path: resolve(file.path), identity: file.identity, digest };
     try {
       await mkdir(this.directory, { recursive: true, mode: 0o700 });
       await writeFile(temporary, JSON.stringify(entry), { mode: 0o600, flag: 'wx' });

@@ -1,6 +1,6 @@
-import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { Worker } from 'node:worker_threads';
+import { Blake3Hasher } from '@napi-rs/blake-hash';
 import { builtFile } from '../../native/locate.js';
 import { usableCores } from '../common/machine.js';
 import { blockBytes, digestBytes, type HashJob, hashBlocks } from './hash-blocks.js';
@@ -10,7 +10,7 @@ const threadsMax = 8;
 const progressMs = 200;
 
 /**
- * The SHA-256 of the SHA-256 of each block of a file: blocks are hashed side by side, by threads of their own, so that the
+ * The BLAKE3 of the BLAKE3 of each block of a file: blocks are hashed side by side, by threads of their own, so that the
  * disk is what limits it and the event loop goes on. Rejects if the file cannot be read.
  * @param onBytes called now and then with the bytes hashed since the last call.
  */
@@ -29,7 +29,7 @@ export async function digestOf(
   // One block takes less time than a thread takes to start.
   if (blocks === 1) hashBlocks(job);
   else await hashInThreads(job, Math.min(blocks, threadsMax, usableCores()), onBytes);
-  return createHash('sha256').update(job.digests).digest('hex');
+  return new Blake3Hasher().update(Buffer.from(job.digests)).digest('hex');
 }
 
 async function hashInThreads(job: HashJob, threads: number, onBytes: (bytes: number) => void): Promise<void> {
