@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
-import { commandLine } from '../../native/locate.js';
+import { commandLine, nodeFlags } from '../../native/locate.js';
 import { isErrorCode, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
 
@@ -53,10 +53,16 @@ export class LocalProcess {
     /** A program, with arguments, that becomes this process's. */
     wrapper: readonly string[] = [],
   ) {
-    const program = commandLine();
     // A session of its own keeps a terminal's Ctrl-C from it, so that the parent decides the order of shutdown;
     // the channel tells it when the parent is gone, and the parent where it listens.
-    const [command, ...args] = [...wrapper, process.execPath, program, role, ...toArguments(flags)];
+    const [command, ...args] = [
+      ...wrapper,
+      process.execPath,
+      ...nodeFlags,
+      commandLine(),
+      role,
+      ...toArguments(flags),
+    ];
     this.child = spawn(command!, args, {
       stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
       env: { ...process.env, ...environment },

@@ -157,13 +157,12 @@ export class SessionCall implements BatchCall {
     const { chunk, held } = answer;
     let slab: Slab;
     try {
+      if (this.end.signal.aborted) answer.rows.slab.release();
       this.end.signal.throwIfAborted();
       slab = await this.inOneSlab(answer, summary);
     } catch (error) {
       held.release();
       throw error;
-    } finally {
-      answer.rows.slab.release();
     }
     const fields = { number: batch.number, ...chunk, summary };
     if (summary !== null) this.answeredMs = performance.now();
@@ -182,17 +181,22 @@ export class SessionCall implements BatchCall {
     });
   }
 
-  /** The rows alone from the start of a slab: gRPC copies them, and UCX needs room behind them for the rest of the message. */
+  /** The rows alone from the start of a slab, which the given one becomes: gRPC copies them, and UCX needs room behind them for the rest of the message. */
   private async inOneSlab({ chunk, rows }: HeldAnswer, summary: ForwardSummaryInput | null): Promise<Slab> {
-    if (this.options.way.transport === 'grpc') return rows.slab.share();
-    const besideBytes = routingBytesOf(chunk) + summaryBytesMax(summary);
-    const slab = native.allocateSlab(rows.byteLength, headBytes + besideBytes);
+    const { slab, byteLength } = rows;
+    if (this.options.way.transport === 'grpc') return slab;
+    const besideBytes = headBytes + routingBytesOf(chunk) + summaryBytesMax(summary);
+    if (byteLength === slab.byteLength && byteLength + besideBytes <= slab.capacity) return slab;
+    let made: Slab | null = null;
     try {
-      await native.copyIn(rows, slab, 0);
-      return slab;
+      made = native.allocateSlab(byteLength, besideBytes);
+      await native.copyIn(rows, made, 0);
+      return made;
     } catch (error) {
-      slab.release();
+      made?.release();
       throw error;
+    } finally {
+      slab.release();
     }
   }
 

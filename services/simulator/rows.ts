@@ -45,6 +45,10 @@ class SimulatedSlab implements Slab {
     return this.held().bytes.byteLength;
   }
 
+  get capacity(): number {
+    return this.byteLength;
+  }
+
   share(): Slab {
     return new SimulatedSlab(this.arena, this.held());
   }

@@ -288,7 +288,10 @@ export class Executor implements OwnWork {
     // All its waiting, between segments too: what is left of an exchange is then transport.
     const queueSeconds = Math.max(0, (this.now() - task.arrivedMs) / 1000 - computeSeconds);
     if (meta.combine === 'exact') {
-      const rows = task.output!.share();
+      const rows = task.output!;
+      // From here on it is the answer's.
+      task.output = null;
+      this.heldBytes -= rows.byteLength;
       this.end(task);
       task.answer.resolve({ rows, rowCount: meta.rowIndices.length, computeSeconds, queueSeconds });
       return;

@@ -1,9 +1,10 @@
 import { spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
-import { commandLine } from '../../native/locate.js';
+import { commandLine, nodeFlags } from '../../native/locate.js';
 import { switchyard } from '../support/cli.js';
 
 const commands = [
@@ -54,6 +55,13 @@ describe('the command line', () => {
     expectOneLine(stderr.toString());
     expect(stderr.toString()).toContain('standard output could not be written: ENOSPC');
     expect(status).toBe(1);
+  });
+
+  test('is a program of its own, with the flags of Node that processes of a local cluster have', () => {
+    const program = commandLine();
+    const [first] = readFileSync(program, 'utf8').split('\n', 1);
+    expect(first).toBe(`#!/usr/bin/env -S node ${nodeFlags.join(' ')}`);
+    expect(spawnSync(program, ['--version']).stdout.toString()).toMatch(/^\d+\.\d+\.\d+\n$/);
   });
 
   test('tells its version', async () => {

@@ -7,6 +7,7 @@ namespace switchyard::addon {
 std::vector<SlabHandle::PropertyDescriptor> SlabHandle::properties() {
   return {
       InstanceAccessor<&SlabHandle::byte_length>("byteLength"),
+      InstanceAccessor<&SlabHandle::capacity>("capacity"),
       InstanceAccessor<&SlabHandle::is_released>("released"),
       InstanceMethod<&SlabHandle::share>("share"),
       InstanceMethod<&SlabHandle::view>("view"),
@@ -19,6 +20,10 @@ SlabHandle::SlabHandle(const Napi::CallbackInfo& info)
 
 Napi::Value SlabHandle::byte_length(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), byte_length_);
+}
+
+Napi::Value SlabHandle::capacity(const Napi::CallbackInfo& info) {
+  return guard(info, "capacity", [&]() -> Napi::Value { return Napi::Number::New(info.Env(), static_cast<double>(native()->capacity())); });
 }
 
 Napi::Value SlabHandle::is_released(const Napi::CallbackInfo& info) {

@@ -19,6 +19,7 @@ class SlabHandle : public Handle<SlabHandle, SlabRef> {
 
  private:
   Napi::Value byte_length(const Napi::CallbackInfo& info);
+  Napi::Value capacity(const Napi::CallbackInfo& info);
   Napi::Value is_released(const Napi::CallbackInfo& info);
   Napi::Value share(const Napi::CallbackInfo& info);
   Napi::Value view(const Napi::CallbackInfo& info);
