@@ -16,7 +16,7 @@ import type { HeldCopy } from './placement.js';
 /** Gate counts wait this long for more, so that a burst of chunks is one message. */
 const coalesceMs = 3;
 /** Those of a chunk with less than a row for each expert wait so long: a message costs as much as such a chunk. */
-const coalesceFewMs = 30;
+const coalesceFewMs = 100;
 
 /** Reading the resident size walks kernel counters of every thread, so it is not done at every heartbeat. */
 const rssEveryMs = 1_000;

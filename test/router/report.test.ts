@@ -54,13 +54,13 @@ describe('the reports of a router', () => {
     const reporter = new RouterReporter({ ...sources, runtime: nativeRuntime });
     reporter.start((message) => sent.push(message) > 0);
     reporter.countRows(0, Uint32Array.of(1, 0, 0), true);
-    jest.advanceTimersByTime(20);
+    jest.advanceTimersByTime(80);
     expect(sent).toHaveLength(0);
     reporter.countRows(0, Uint32Array.of(1, 1, 1), true);
     jest.advanceTimersByTime(5);
     expect(sent).toHaveLength(1);
     reporter.countRows(0, Uint32Array.of(0, 1, 1), true);
-    jest.advanceTimersByTime(40);
+    jest.advanceTimersByTime(110);
     expect(sent).toHaveLength(2);
   });
 
