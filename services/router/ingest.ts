@@ -9,7 +9,7 @@ import {
   type CheckedChunk,
   type ClientMessage,
   checkChunk,
-  dropClientRows,
+  dropMessage,
   tooFewTokens,
   tooManyTokens,
 } from './check-chunk.js';
@@ -99,7 +99,7 @@ export class Ingest {
     const { plan, source, busy } = this.options;
     const message = await source.next(busy);
     if (message === null) return;
-    dropClientRows(message.rows);
+    dropMessage(message);
     throw tooManyTokens(plan);
   }
 
@@ -128,9 +128,9 @@ export class Ingest {
 
   /** Gives up what was read and is not part of a chunk. */
   private drop(): void {
-    if (this.message !== null) dropClientRows(this.message.rows);
+    if (this.message !== null) dropMessage(this.message);
     this.reading?.then(
-      (message) => message && dropClientRows(message.rows),
+      (message) => message && dropMessage(message),
       () => {},
     );
   }
@@ -177,7 +177,7 @@ export class Ingest {
     try {
       this.message = checkChunk(request, this.received, plan, messageLimit, this.hasIds);
     } catch (error) {
-      dropClientRows(request.rows);
+      dropMessage(request);
       throw error;
     }
     this.hasIds = this.message.tokenIds !== null;
@@ -210,8 +210,7 @@ export class Ingest {
 
   /** All tokens of the message are in chunks. */
   private release(): void {
-    dropClientRows(this.message!.rows);
-    this.message!.taken();
+    dropMessage(this.message!);
     this.message = null;
   }
 

@@ -12,7 +12,7 @@ import type { ArrivedRows, MessagePort, Outgoing } from '../transport/port.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
 import { BatchEnd } from './batch-end.js';
 import type { Reservation } from './budget.js';
-import { type ClientMessage, dropClientRows } from './check-chunk.js';
+import { type ClientMessage, dropMessage } from './check-chunk.js';
 
 /** The way that a batch came, by which it is answered. */
 export interface SessionWay extends RowsWay {
@@ -142,10 +142,7 @@ export class SessionCall implements BatchCall {
 
   /** Gives up what nobody wants any more. */
   private drop(): void {
-    if (this.message !== null) {
-      dropClientRows(this.message.rows);
-      this.message.taken();
-    }
+    if (this.message !== null) dropMessage(this.message);
     this.last?.rows.slab.release();
     this.last?.held.release();
     this.message = null;

@@ -285,6 +285,23 @@ overEachTransport((transport) => {
     expect(summary.routers).toMatchObject([{ name: 'router-0', transport }]);
   });
 
+  test('batches that are refused after their first chunk give their room back, however many', async () => {
+    const { routers } = await startCluster();
+    const session = (await connected(routers[0]!, transport)).session();
+    const rows = Buffer.from(await tokens(1024));
+    const wrong = Buffer.from(rows);
+    wrong.writeUInt16LE(0x7fc0, 0);
+    // More bytes than a session may have under way.
+    for (let batch = 0; batch < 600; batch += 1) {
+      await expect(
+        session.forward(wrong, { ...off, refuseNonFinite: true, chunkTokens: 16 }),
+      ).rejects.toMatchObject({ code: 'NON_FINITE' });
+    }
+    expect((await session.forward(rows, off)).summary.tokens).toBe(1024);
+    await session.close();
+    await untilIdle(routers[0]!);
+  });
+
   test('batches of a session leave memory where it was', async () => {
     const { routers } = await startCluster();
     const client = await connected(routers[0]!, transport);
