@@ -39,7 +39,7 @@ export default defineConfig({
   },
   ssr: {
     noExternal: true,
-    // Loaded by need, and one that is native code.
+    // Loaded by need.
     external: ['yaml', '@kubernetes/client-node', '@napi-rs/blake-hash'],
   },
   logLevel: 'warn',

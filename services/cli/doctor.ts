@@ -8,6 +8,7 @@ import { addonPath, buildCommand } from '../../native/locate.js';
 import { toggle } from '../common/config.js';
 import { SwitchyardError } from '../common/errors.js';
 import { type Bound, coreBound, memoryBound } from '../common/machine.js';
+import { whyNoBlake3 } from '../model/blake3.js';
 import { defineCommand } from './command.js';
 import { bytes, table } from './format.js';
 
@@ -64,6 +65,12 @@ function software(addon: Addon | string): Finding[] {
     found.push(ucx(about.ucx), encryption(about.ucx));
     found.push(...cuda(about.cuda));
   }
+  const noHashes = whyNoBlake3();
+  found.push({
+    name: 'BLAKE3',
+    state: noHashes === null ? 'ok' : 'absent',
+    detail: noHashes ?? 'checkpoints are known by the digests of their files',
+  });
   const prometheus = onPath('prometheus');
   found.push({
     name: 'Prometheus',

@@ -1,8 +1,8 @@
 import type { FileHandle } from 'node:fs/promises';
 import { Worker } from 'node:worker_threads';
-import { Blake3Hasher } from '@napi-rs/blake-hash';
 import { builtFile } from '../../native/locate.js';
 import { usableCores } from '../common/machine.js';
+import { createBlake3 } from './blake3.js';
 import { blockBytes, digestBytes, type HashJob, hashBlocks } from './hash-blocks.js';
 
 /** More threads than this read no disk faster. */
@@ -11,7 +11,7 @@ const progressMs = 200;
 
 /**
  * The BLAKE3 of the BLAKE3 of each block of a file: blocks are hashed side by side, by threads of their own, so that the
- * disk is what limits it and the event loop goes on. Rejects if the file cannot be read.
+ * disk is what limits it and the event loop goes on. Rejects if the file cannot be read, with INTERNAL if nothing can be hashed here.
  * @param onBytes called now and then with the bytes hashed since the last call.
  */
 export async function digestOf(
@@ -19,6 +19,7 @@ export async function digestOf(
   byteLength: number,
   onBytes: (bytes: number) => void,
 ): Promise<string> {
+  const hasher = createBlake3();
   const blocks = Math.ceil(byteLength / blockBytes);
   const job: HashJob = {
     descriptor: fd,
@@ -29,7 +30,7 @@ export async function digestOf(
   // One block takes less time than a thread takes to start.
   if (blocks === 1) hashBlocks(job);
   else await hashInThreads(job, Math.min(blocks, threadsMax, usableCores()), onBytes);
-  return new Blake3Hasher().update(Buffer.from(job.digests)).digest('hex');
+  return hasher.update(Buffer.from(job.digests)).digest('hex');
 }
 
 async function hashInThreads(job: HashJob, threads: number, onBytes: (bytes: number) => void): Promise<void> {

@@ -1,5 +1,5 @@
 import { fstatSync, readSync } from 'node:fs';
-import { Blake3Hasher } from '@napi-rs/blake-hash';
+import { createBlake3 } from './blake3.js';
 
 /** Part of what a digest is: another size gives other digests. */
 export const blockBytes = 4 * 1024 * 1024;
@@ -25,7 +25,7 @@ export function hashBlocks({ descriptor, byteLength, next, digests }: HashJob): 
   for (let block = Atomics.add(next, 0, 1); block < blocks; block = Atomics.add(next, 0, 1)) {
     const begin = block * blockBytes;
     const end = Math.min(begin + blockBytes, byteLength);
-    const hasher = new Blake3Hasher();
+    const hasher = createBlake3();
     for (let at = begin; at < end; ) {
       const count = readSync(descriptor, piece, 0, Math.min(piece.byteLength, end - at), at);
       if (count === 0) {

@@ -167,7 +167,7 @@ function hashFile(path: string, byteLength: number, onBytes: (bytes: number) => 
     try {
       return await digestOf(handle, byteLength, onBytes);
     } catch (error) {
-      throw cannotRead(path, error);
+      throw error instanceof SwitchyardError ? error : cannotRead(path, error);
     }
   });
 }

@@ -43,8 +43,22 @@ export class ChannelWindows {
     return { bytes, giveBack };
   }
 
-  /** In words, why there was none. */
-  whyNone(): string {
+  /** What `open` makes with a window as `take` gives it, or in words, why there is none. One that cannot be made keeps no window. */
+  giveTo<Channel>(
+    open: (window: ChannelWindow) => Channel,
+    ...room: Parameters<ChannelWindows['take']>
+  ): Channel | string {
+    const window = this.take(...room);
+    if (window === null) return this.whyNone();
+    try {
+      return open(window);
+    } catch (error) {
+      window.giveBack();
+      throw error;
+    }
+  }
+
+  private whyNone(): string {
     const { bytesMax } = this.options;
     return (
       `no window is left: ${this.open} batches share ${bytesMax} bytes, a quarter of the router's budgetBytes, ` +

@@ -28,10 +28,12 @@ export class ClientChannels {
     const { acceptor, windows, routingBytesMax, log } = this.options;
     const answer = await acceptUcx(header, acceptor, (ucx) => {
       const routingBytes = header.options?.routing === 'GIVEN' ? routingBytesMax() : 0;
-      const window = windows.take(header.hidden * 2 + routingBytes);
-      if (window === null) return windows.whyNone();
-      const { bytes: windowBytes, giveBack: onClosed } = window;
-      return new ClientChannel(ucx, { ...events, key: header.ucxKey, windowBytes, onClosed });
+      const key = header.ucxKey;
+      return windows.giveTo(
+        ({ bytes: windowBytes, giveBack: onClosed }) =>
+          new ClientChannel(ucx, { ...events, key, windowBytes, onClosed }),
+        header.hidden * 2 + routingBytes,
+      );
     });
     if (answer.unreachable)
       log.warn({ event: 'ucx-unreachable', batch: header.batchId, reason: answer.declined });

@@ -20,7 +20,7 @@ import type { ChannelWindows } from './channel-windows.js';
 import { takesNothing } from './client-channel.js';
 import { sendsNothing, unreadMsMax } from './one-shot-call.js';
 import { SessionCall, type SessionWay } from './session-call.js';
-import { SessionChannel } from './session-channel.js';
+import { SessionChannel, type SessionChannelOptions } from './session-channel.js';
 
 export type SessionStream = ServerDuplexStream<SessionRequest, SessionResponseInput>;
 
@@ -183,15 +183,13 @@ export class ClientSession {
   }
 
   private openChannel(ucx: Fabric, key: Uint8Array): SessionChannel | string {
-    const { windows } = this.options;
-    const window = windows.take(0, sessionWindowBytes);
-    if (window === null) return windows.whyNone();
-    return new SessionChannel(ucx, {
-      key,
-      window,
-      onMessage: (...arrived) => this.receive(...arrived),
-      onFailure: (error) => this.fail(error),
-    });
+    const onMessage: SessionChannelOptions['onMessage'] = (...arrived) => this.receive(...arrived);
+    const onFailure = (error: SwitchyardError) => this.fail(error);
+    return this.options.windows.giveTo(
+      (window) => new SessionChannel(ucx, { key, window, onMessage, onFailure }),
+      0,
+      sessionWindowBytes,
+    );
   }
 
   private welcome({ port, transport, lanes }: SessionWay, about: SessionWelcomeInput): void {

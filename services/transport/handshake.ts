@@ -58,14 +58,16 @@ export async function acceptUcx<Side extends UcxSide>(
     );
   const { byteLength } = ucxKey;
   if (byteLength !== keyBytes) throw invalidArgument('ucx_key', `${byteLength} bytes`, `${keyBytes} bytes`);
-  const side = open(ucx);
-  if (typeof side === 'string') return decline(side);
+  let side: Side | null = null;
   try {
+    const opened = open(ucx);
+    if (typeof opened === 'string') return decline(opened);
+    side = opened;
     await side.connect(end);
     return { side, declined: null, unreachable: false };
   } catch (thrown) {
     const error = asSwitchyardError(thrown);
-    side.close(error);
+    side?.close(error);
     if (error.code === 'INVALID_ARGUMENT') throw error;
     return decline(`${name} does not reach the other end by UCX: ${error.message}`, true);
   }

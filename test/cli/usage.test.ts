@@ -145,6 +145,39 @@ describe('doctor', () => {
         : /: expert weights lie (partly )?in pages of 4 KiB, /,
     );
   });
+
+  test('tells of an installation that can hash no files, in which all works that hashes none', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'switchyard-'));
+    try {
+      const without = join(directory, 'without.cjs');
+      await writeFile(
+        without,
+        `const { Module } = require('node:module'); const resolve = Module._resolveFilename;
+        Module._resolveFilename = function (name, ...rest) {
+          if (name.startsWith('@napi-rs/blake-hash')) throw new Error('there is none');
+          return resolve.call(this, name, ...rest);
+        };`,
+      );
+      const environment = { NODE_OPTIONS: `--require=${without}`, XDG_CACHE_HOME: directory };
+      const found = JSON.parse((await switchyard(['doctor', '--json'], environment)).stdout);
+      const text = 'files of weights cannot be hashed: the package @napi-rs/blake-hash has no code for';
+      expect(found).toContainEqual({
+        name: 'BLAKE3',
+        state: 'absent',
+        detail: expect.stringContaining(text),
+      });
+      const model = join('test', 'fixtures', 'mixtral');
+      const ports = ['--port', '0', '--metrics-port', '0'];
+      const { status, stderr } = await switchyard(['coordinator', '--model', model, ...ports], environment);
+      expectOneLine(stderr);
+      expect(stderr).toContain(`INTERNAL: ${text}`);
+      expect(status).toBe(1);
+      const run = ['run', '--preset', 'tiny', '--length', '8'];
+      expect((await switchyard(run, environment)).status).toBe(0);
+    } finally {
+      await rm(directory, { recursive: true });
+    }
+  });
 });
 
 test('an address given twice is one, and a cluster that is not there is told', async () => {

@@ -15,6 +15,18 @@ async function socketsOf(environment: Record<string, string>, host = loopbackHos
 
 const onUcx = native.ucx === null ? test.skip : test;
 
+onUcx('where a worker cannot start UCX, links stay on gRPC, and one for ucx alone is refused', async () => {
+  const { address } = await forkWorker({ UCX_TLS: 'nothing' });
+  const reason = /^worker bench does not reach the other end by UCX: ucp_init: /;
+  const link = await dialProcess(address, { transport: 'auto' });
+  expect(link).toMatchObject({ transport: 'grpc', reason: expect.stringMatching(reason) });
+  const dialled = dialProcess(address, { transport: 'ucx', router: 'other' });
+  await expect(dialled).rejects.toMatchObject({
+    code: 'LINK_LOST',
+    message: expect.stringContaining('no way over UCX: worker bench does not reach'),
+  });
+});
+
 onUcx('beside a server on loopback UCX opens no port', async () => {
   const { lanes, addresses } = await socketsOf({});
   expect(lanes).not.toContain('tcp');
