@@ -18,6 +18,11 @@ export interface StoredRows {
 
 export type ClientRows = ArrivedRows | StoredRows;
 
+/** Gives up rows that nobody wants any more. */
+export function dropClientRows(rows: ClientRows): void {
+  if (rows.kind !== 'stored') dropRows(rows);
+}
+
 /** A message of a client. */
 export interface ClientMessage {
   request: ForwardRequest;
@@ -25,12 +30,6 @@ export interface ClientMessage {
   rows: ClientRows;
   /** To be called once the rows are taken, so that the client may send more. */
   taken: () => void;
-}
-
-/** Gives up a message, or what is left of it: the client may send more in its place. */
-export function dropMessage({ rows, taken }: Pick<ClientMessage, 'rows' | 'taken'>): void {
-  if (rows.kind !== 'stored') dropRows(rows);
-  taken();
 }
 
 /** A client's message of whole tokens that follow what came before. */

@@ -9,7 +9,7 @@ import {
   type CheckedChunk,
   type ClientMessage,
   checkChunk,
-  dropMessage,
+  dropClientRows,
   tooFewTokens,
   tooManyTokens,
 } from './check-chunk.js';
@@ -99,7 +99,7 @@ export class Ingest {
     const { plan, source, busy } = this.options;
     const message = await source.next(busy);
     if (message === null) return;
-    dropMessage(message);
+    dropClientRows(message.rows);
     throw tooManyTokens(plan);
   }
 
@@ -128,9 +128,9 @@ export class Ingest {
 
   /** Gives up what was read and is not part of a chunk. */
   private drop(): void {
-    if (this.message !== null) dropMessage(this.message);
+    if (this.message !== null) dropClientRows(this.message.rows);
     this.reading?.then(
-      (message) => message && dropMessage(message),
+      (message) => message && dropClientRows(message.rows),
       () => {},
     );
   }
@@ -177,7 +177,7 @@ export class Ingest {
     try {
       this.message = checkChunk(request, this.received, plan, messageLimit, this.hasIds);
     } catch (error) {
-      dropMessage(request);
+      dropClientRows(request.rows);
       throw error;
     }
     this.hasIds = this.message.tokenIds !== null;
@@ -210,7 +210,8 @@ export class Ingest {
 
   /** All tokens of the message are in chunks. */
   private release(): void {
-    dropMessage(this.message!);
+    dropClientRows(this.message!.rows);
+    this.message!.taken();
     this.message = null;
   }
 

@@ -12,7 +12,7 @@ import type { ArrivedRows, MessagePort, Outgoing } from '../transport/port.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
 import { BatchEnd } from './batch-end.js';
 import type { Reservation } from './budget.js';
-import { type ClientMessage, dropMessage } from './check-chunk.js';
+import { type ClientMessage, dropClientRows } from './check-chunk.js';
 
 /** The way that a batch came, by which it is answered. */
 export interface SessionWay extends RowsWay {
@@ -53,6 +53,8 @@ export class SessionCall implements BatchCall {
   /** When what ends it was sent, as performance.now(); Infinity: it was not. */
   answeredMs = Number.POSITIVE_INFINITY;
   private message: ClientMessage | null;
+  /** Gives back the room that the message has among those of the session; null: that is done. */
+  private taken: (() => void) | null;
   /** The answer that was made last. */
   private last: HeldAnswer | null = null;
 
@@ -60,7 +62,8 @@ export class SessionCall implements BatchCall {
     const { batch, rows, taken } = options;
     const { experts, weights, tokenIds } = batch;
     const chunk = { offset: 0, experts, weights, tokenIds, rows: batch.rows };
-    this.message = { request: { kind: 'chunk', chunk }, rows, taken };
+    this.taken = taken;
+    this.message = { request: { kind: 'chunk', chunk }, rows, taken: () => this.giveRoomBack() };
   }
 
   get peer(): string {
@@ -142,11 +145,18 @@ export class SessionCall implements BatchCall {
 
   /** Gives up what nobody wants any more. */
   private drop(): void {
-    if (this.message !== null) dropMessage(this.message);
+    if (this.message !== null) dropClientRows(this.message.rows);
+    // Whoever worked on the message has ended, however far it came.
+    this.giveRoomBack();
     this.last?.rows.slab.release();
     this.last?.held.release();
     this.message = null;
     this.last = null;
+  }
+
+  private giveRoomBack(): void {
+    this.taken?.();
+    this.taken = null;
   }
 
   private async send(answer: HeldAnswer, summary: ForwardSummaryInput | null): Promise<void> {
