@@ -41,7 +41,7 @@ function decline(declined: string, unreachable = false): UcxAnswer<never> {
 
 /**
  * Answers an offer: `open` makes this end, or says why it does not. Declined is what this process has no UCX for, or is told not
- * to use it, and a peer that UCX does not reach. Throws INVALID_ARGUMENT for a key of another length and a damaged end.
+ * to use it, UCX that cannot be started, and a peer that it does not reach. Throws INVALID_ARGUMENT for a key of another length and a damaged end.
  */
 export async function acceptUcx<Side extends UcxSide>(
   { ucx: end, ucxKey }: UcxOffer,
