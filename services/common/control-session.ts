@@ -124,11 +124,12 @@ export class ControlSession {
     if (this.joined) this.stream?.write({ leaving: { reason: plainText(reason) } });
   }
 
-  /** Says goodbye, ends the stream, waits a moment until the coordinator has ended it too. */
+  /** Says goodbye and what there still is to report, ends the stream, waits a moment until the coordinator has ended it too. */
   async leave(reason: string): Promise<void> {
     this.leaving(reason);
     const { stream, gone } = this;
     if (stream !== null && this.joined) {
+      this.report();
       const timer = this.options.runtime.clock.after(goodbyeMs, () => gone.resolve()).unref();
       stream.end();
       await gone.promise;
@@ -195,6 +196,10 @@ export class ControlSession {
       this.lost(new SwitchyardError('LINK_LOST', `${silence}; allowed: ${leaseMs} ms`));
       return;
     }
+    this.report();
+  }
+
+  private report(): void {
     if (!this.joined || !this.writable) return;
     const message = this.options.report();
     if (message !== null) this.send(message);

@@ -247,6 +247,36 @@ describe('a coordinator that comes and goes', () => {
     expect(await node.ended).toBeNull();
   });
 
+  test('hears what a node has counted since its last report when the node says goodbye', async () => {
+    const started = await start();
+    let tokens = 7;
+    const router = new ControlSession({
+      coordinators: [started.server.address],
+      token: null,
+      dial: coordinatorDialer(null),
+      runtime: nativeRuntime,
+      hello: hello('r0', { role: 'ROUTER' }),
+      report: () => {
+        const said = tokens;
+        tokens = 0;
+        return { router: { tokens: said } };
+      },
+      // Never within this test.
+      reportMs: 3_600_000,
+      leaseMs: 60_000,
+      onMessage: () => {},
+      log,
+    });
+    atEnd(() => router.leave('test'));
+    await until(() => router.connected, Boolean);
+    await router.leave('done');
+    await until(
+      () => stateOf(started, 'r0')?.reason,
+      (reason) => reason === 'left: done',
+    );
+    expect(started.control.cluster.members().map(({ tokens }) => tokens)).toEqual([7]);
+  });
+
   test('is joined anew when it falls silent, not while it lets itself be heard', async () => {
     const mute = await start({ heartbeatMs: 60_000 });
     const lively = await start();
