@@ -8,7 +8,7 @@ import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { sessionCodec } from '../common/protocol.js';
 import { systemRandom } from '../runtime/system.js';
 import { routingBytesOf } from '../transport/chunk-size.js';
-import { dropRows } from '../transport/port.js';
+import { dropRows, slabOf } from '../transport/port.js';
 import { keyBytes } from '../transport/ucx/key.js';
 import { copiedOut, UcxPort } from '../transport/ucx/port.js';
 import type { Fabric } from '../transport/ucx/source.js';
@@ -71,13 +71,7 @@ export class SessionPort {
     rows: Uint8Array,
   ): Promise<(number: number) => void> {
     const bytes = rows.byteLength;
-    const slab = native.allocateSlab(bytes, headBytes + routingBytesOf(batch));
-    try {
-      await native.copyIn(rows, slab, 0);
-    } catch (error) {
-      slab.release();
-      throw error;
-    }
+    const slab = await slabOf(rows, native, headBytes + routingBytesOf(batch));
     return (number) => {
       const make = () => ({ batch: { number, ...batch } });
       this.port.send({ make, rows: { slab, bytes }, done: () => slab.release() });

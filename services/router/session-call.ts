@@ -8,7 +8,7 @@ import type { SessionResponseInput } from '../common/generated/switchyard/v1/Ses
 import { toFailure } from '../common/status.js';
 import { systemClock } from '../runtime/system.js';
 import { routingBytesOf, sessionTokensMax, tokensWithin } from '../transport/chunk-size.js';
-import type { ArrivedRows, MessagePort, Outgoing } from '../transport/port.js';
+import { type ArrivedRows, type MessagePort, type Outgoing, slabOf } from '../transport/port.js';
 import type { BatchCall, RowsWay } from './batch-call.js';
 import { BatchEnd } from './batch-end.js';
 import type { Reservation } from './budget.js';
@@ -164,8 +164,6 @@ export class SessionCall implements BatchCall {
     const { chunk, held } = answer;
     let slab: Slab;
     try {
-      if (this.end.signal.aborted) answer.rows.slab.release();
-      this.end.signal.throwIfAborted();
       slab = await this.inOneSlab(answer, summary);
     } catch (error) {
       held.release();
@@ -188,22 +186,22 @@ export class SessionCall implements BatchCall {
     });
   }
 
-  /** The rows alone from the start of a slab, which the given one becomes: gRPC copies them, and UCX needs room behind them for the rest of the message. */
+  /**
+   * The rows alone from the start of a slab, which the given one becomes: gRPC copies them, and UCX needs room behind them for the rest of
+   * the message. Rejects with what has ended the batch.
+   */
   private async inOneSlab({ chunk, rows }: HeldAnswer, summary: ForwardSummaryInput | null): Promise<Slab> {
     const { slab, byteLength } = rows;
-    if (this.options.way.transport === 'grpc') return slab;
-    const besideBytes = headBytes + routingBytesOf(chunk) + summaryBytesMax(summary);
-    if (byteLength === slab.byteLength && byteLength + besideBytes <= slab.capacity) return slab;
-    let made: Slab | null = null;
+    let kept = false;
     try {
-      made = native.allocateSlab(byteLength, besideBytes);
-      await native.copyIn(rows, made, 0);
-      return made;
-    } catch (error) {
-      made?.release();
-      throw error;
+      this.end.signal.throwIfAborted();
+      const besideBytes = headBytes + routingBytesOf(chunk) + summaryBytesMax(summary);
+      kept =
+        this.options.way.transport === 'grpc' ||
+        (byteLength === slab.byteLength && byteLength + besideBytes <= slab.capacity);
+      return kept ? slab : await slabOf(rows, native, besideBytes);
     } finally {
-      slab.release();
+      if (!kept) slab.release();
     }
   }
 

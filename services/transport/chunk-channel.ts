@@ -1,4 +1,4 @@
-import { native, type Slab } from '../../native/index.js';
+import { native, type Slab, type SlabRange } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import type {
   ChannelMessage,
@@ -10,7 +10,7 @@ import { Deferred, type EndSignal } from '../common/lifecycle.js';
 import { channelCodec } from '../common/protocol.js';
 import { chunkCost, routingBytesOf } from './chunk-size.js';
 import { Credits } from './credits.js';
-import { type ArrivedRows, dropRows, type OutgoingRows } from './port.js';
+import { type ArrivedRows, dropRows, type OutgoingRows, slabOf } from './port.js';
 import { copiedOut, UcxPort } from './ucx/port.js';
 import type { Fabric } from './ucx/source.js';
 
@@ -129,16 +129,10 @@ export class ChunkChannel {
   }
 
   /** As `send`, of rows that are copied once, off the JS thread. Resolves when they are copied. */
-  async sendCopy(
-    chunk: ChunkInput,
-    rows: Parameters<typeof native.copyIn>[0],
-    left?: () => void,
-  ): Promise<void> {
-    const bytes = rows.byteLength;
-    const slab = native.allocateSlab(bytes, chunkHeadBytes + routingBytesOf(chunk));
+  async sendCopy(chunk: ChunkInput, rows: Uint8Array | SlabRange, left?: () => void): Promise<void> {
+    const slab = await slabOf(rows, native, chunkHeadBytes + routingBytesOf(chunk));
     try {
-      await native.copyIn(rows, slab, 0);
-      this.send(chunk, { slab, bytes }, left);
+      this.send(chunk, { slab, bytes: rows.byteLength }, left);
     } finally {
       slab.release();
     }

@@ -1,4 +1,4 @@
-import type { Slab } from '../../native/index.js';
+import type { Slab, SlabRange } from '../../native/index.js';
 import type { Interval } from '../common/trace.js';
 import type { RowOperations } from '../runtime/rows.js';
 
@@ -48,11 +48,18 @@ export function rowsOfMessage(bytes: Uint8Array, memory: MessageMemory): Arrived
 
 /** The rows in a slab that the caller owns; bytes of a message are copied once, off the JS thread. */
 export async function intoSlab(rows: ArrivedRows): Promise<Slab> {
-  if (rows.kind === 'slab') return rows.slab;
-  const { memory } = rows;
-  const slab = memory.allocateSlab(rows.byteLength);
+  return rows.kind === 'slab' ? rows.slab : slabOf(rows.bytes, rows.memory);
+}
+
+/** A copy in a slab that the caller owns, with `tailBytes` of capacity behind it; made off the JS thread. */
+export async function slabOf(
+  rows: Uint8Array | SlabRange,
+  memory: Pick<RowOperations, 'allocateSlab' | 'copyIn'>,
+  tailBytes = 0,
+): Promise<Slab> {
+  const slab = memory.allocateSlab(rows.byteLength, tailBytes);
   try {
-    await memory.copyIn(rows.bytes, slab, 0);
+    await memory.copyIn(rows, slab, 0);
     return slab;
   } catch (error) {
     slab.release();
