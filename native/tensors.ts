@@ -19,6 +19,16 @@ export type StoredDtype = 'BF16' | 'F16' | 'F32' | CodeDtype;
 export type ScaleDtype = 'BF16' | 'F16' | 'F32' | 'F8_E8M0';
 
 /**
+ * What is taken from codes before they are multiplied, laid out as the scales: bytes with a sign; packed: as many rows as fit, the first in
+ * the lowest bits, to an int32, standing as far above their value as the codes.
+ */
+export interface ZeroPointSource {
+  file: WeightFile;
+  byteOffset: number;
+  packed: boolean;
+}
+
+/**
  * What the codes of a matrix are multiplied by: element (i, j) by scale ((firstRow + i * rowStep) / blockRows,
  * (firstColumn + j) / blockColumns), of rows of so many columns.
  */
@@ -32,6 +42,12 @@ export interface ScaleSource {
   firstRow: number;
   rowStep: number;
   firstColumn: number;
+  /** The other way round: scales are in rows of so many for the rows of the matrix. */
+  transposed?: boolean;
+  /** Only of integers. */
+  zeros?: ZeroPointSource;
+  /** int32: the column of scales of each column, where blocks do not tell. */
+  groups?: { file: WeightFile; byteOffset: number };
 }
 
 /** Where a row-major [rows, columns] matrix (a vector: rows = 1) comes from. */

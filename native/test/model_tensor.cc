@@ -256,6 +256,133 @@ TEST(TensorSource, ReadsCodesOfAnyPartOfARowWithTheScaleOfTheirBlock) {
   }
 }
 
+/** Codes of a matrix with scales of [rows, scale_columns] by blocks of so many columns, and what more there is. */
+struct CodedMatrix {
+  static constexpr size_t rows = 11, columns = 24, block = 8, scale_columns = 3;
+  std::mt19937 random{5};
+  std::vector<uint8_t> bytes = std::vector<uint8_t>(rows * columns);
+  std::vector<float> scales = std::vector<float>(rows * scale_columns);
+
+  CodedMatrix() {
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+    for (float& scale : scales) scale = static_cast<float>(1 + random() % 1000) / 64;
+  }
+
+  static std::vector<float> floats_of(const TensorSource& source) {
+    check_tensor(source, "codes");
+    std::vector<float> floats(source.elements());
+    read_elements(source, 0, floats.size(), floats.data());
+    return floats;
+  }
+
+  Scales of_blocks() const { return {test::weight_file(scales), 0, ScaleDtype::f32, scale_columns, 1, block, 0, 1, 0}; }
+  TensorSource source(StoredDtype dtype, const Scales& with) const {
+    return {.rows = rows, .columns = columns, .origin = FileTensor{test::weight_file(bytes), 0, dtype, columns, 1, with}};
+  }
+  float code(StoredDtype dtype, size_t row, size_t column) const {
+    const size_t element = row * columns + column;
+    const uint8_t byte = bytes[element * bits_of(dtype) / 8];
+    if (dtype == StoredDtype::i8) return static_cast<float>(static_cast<int8_t>(byte));
+    return dtype == StoredDtype::u8 ? static_cast<float>(byte) : static_cast<float>(byte >> (element % 2 * 4) & 15);
+  }
+};
+
+TEST(TensorSource, TakesZeroPointsFromIntegers) {
+  CodedMatrix matrix;
+  std::vector<int8_t> plain(CodedMatrix::rows * CodedMatrix::scale_columns);
+  for (const auto& [dtype, bits] : {std::pair{StoredDtype::u4, 4}, {StoredDtype::u8, 8}, {StoredDtype::i8, 8}}) {
+    for (int8_t& zero : plain) zero = static_cast<int8_t>(static_cast<int>(matrix.random() % (1u << bits)) - (1 << (bits - 1)));
+    const size_t per_word = 32 / bits;
+    // As pack_to_int32 of compressed-tensors lays them out: rows side by side in a word, above their value by half the range.
+    std::vector<uint32_t> words((CodedMatrix::rows + per_word - 1) / per_word * CodedMatrix::scale_columns);
+    for (size_t row = 0; row < CodedMatrix::rows; ++row) {
+      for (size_t at = 0; at < CodedMatrix::scale_columns; ++at) {
+        const auto above = static_cast<uint32_t>(plain[row * CodedMatrix::scale_columns + at] + (1 << (bits - 1)));
+        words[row / per_word * CodedMatrix::scale_columns + at] |= above << (row % per_word * bits);
+      }
+    }
+    for (const bool packed : {false, true}) {
+      Scales scales = matrix.of_blocks();
+      scales.zeros = ZeroPoints{packed ? test::weight_file(words) : test::weight_file(plain), 0, packed};
+      const TensorSource source = matrix.source(dtype, scales);
+      const std::vector<float> floats = CodedMatrix::floats_of(source);
+      const int above = dtype == StoredDtype::i8 ? 0 : 1 << (bits - 1);
+      for (size_t row = 0; row < source.rows; ++row) {
+        for (size_t column = 0; column < source.columns; ++column) {
+          const size_t number = row * CodedMatrix::scale_columns + column / CodedMatrix::block;
+          const float value = matrix.code(dtype, row, column) - static_cast<float>(above + plain[number]);
+          ASSERT_EQ(floats[row * source.columns + column], value * matrix.scales[number]) << row << ", " << column;
+        }
+      }
+      ASSERT_EQ(columns_per_scale(source), dtype == StoredDtype::u4 ? CodedMatrix::block : 0);
+      if (dtype != StoredDtype::u4) continue;
+      std::vector<uint8_t> codes(source.elements());
+      std::vector<float> read(CodedMatrix::rows * CodedMatrix::scale_columns);
+      read_codes(source, 0, source.rows, codes.data());
+      read_scales(source, 0, source.rows, read.data());
+      for (size_t i = 0; i < codes.size(); ++i) {
+        const size_t number = i / source.columns * CodedMatrix::scale_columns + i % source.columns / CodedMatrix::block;
+        ASSERT_EQ(static_cast<float>(static_cast<int8_t>(codes[i])) * read[number], floats[i]) << i;
+      }
+    }
+  }
+  Scales scales = matrix.of_blocks();
+  scales.zeros = ZeroPoints{test::weight_file(plain), 1, false};
+  EXPECT_THROW(check_tensor(matrix.source(StoredDtype::i8, scales), "zeros beyond the file"), Error);
+  scales.zeros->byte_offset = 0;
+  EXPECT_THROW(check_tensor(matrix.source(StoredDtype::f8_e4m3, scales), "zeros of floats"), Error);
+}
+
+TEST(TensorSource, TakesTheGroupOfEachColumnWhereItIsTold) {
+  CodedMatrix matrix;
+  std::vector<uint32_t> groups(CodedMatrix::columns + 2);
+  for (uint32_t& group : groups) group = static_cast<uint32_t>(matrix.random() % CodedMatrix::scale_columns);
+  Scales scales = matrix.of_blocks();
+  scales.groups = ColumnGroups{test::weight_file(groups), 0};
+  // The matrix begins at a later column of the file.
+  scales.first_column = 2;
+  const TensorSource source = matrix.source(StoredDtype::u4, scales);
+  const std::vector<float> floats = CodedMatrix::floats_of(source);
+  for (size_t i = 0; i < floats.size(); ++i) {
+    const size_t row = i / source.columns, column = i % source.columns;
+    const float scale = matrix.scales[row * CodedMatrix::scale_columns + groups[2 + column]];
+    ASSERT_EQ(floats[i], (matrix.code(StoredDtype::u4, row, column) - 8) * scale) << i;
+  }
+  ASSERT_EQ(columns_per_scale(source), 0u);
+  groups[7] = static_cast<uint32_t>(-1);
+  scales.groups->file = test::weight_file(groups);
+  try {
+    CodedMatrix::floats_of(matrix.source(StoredDtype::u4, scales));
+    FAIL() << "a group that is none was taken";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("a column is of group -1; allowed: 0 to 2"), std::string::npos) << error.what();
+  }
+}
+
+TEST(TensorSource, TurnsCodesWithTheirScales) {
+  // In the file [24, 11]: the matrix is its transpose, with scales for blocks of 8 x 5 of the file.
+  CodedMatrix matrix;
+  constexpr size_t file_rows = CodedMatrix::columns, file_columns = CodedMatrix::rows, scale_columns = 3;
+  const Scales scales{test::weight_file(matrix.scales), 0, ScaleDtype::f32, scale_columns, 5, 8, 0, 1, 0, true};
+  TensorSource source{.rows = file_columns, .columns = file_rows, .origin = FileTensor{test::weight_file(matrix.bytes), 0, StoredDtype::i8, 1, file_columns, scales}};
+  check_tensor(source, "codes");
+  turn_columns(source);
+  const auto value = [&](size_t row, size_t column) {
+    return static_cast<float>(static_cast<int8_t>(matrix.bytes[column * file_columns + row])) * matrix.scales[column / 8 * scale_columns + row / 5];
+  };
+  const std::vector<float> floats = CodedMatrix::floats_of(source);
+  ASSERT_EQ(columns_per_scale(source), 8u);
+  std::vector<uint8_t> codes(source.elements());
+  std::vector<float> read(source.rows * 3);
+  read_codes(source, 0, source.rows, codes.data());
+  read_scales(source, 0, source.rows, read.data());
+  for (size_t i = 0; i < floats.size(); ++i) {
+    const size_t row = i / source.columns, column = i % source.columns;
+    ASSERT_EQ(floats[i], value(row, column)) << i;
+    ASSERT_EQ(static_cast<float>(static_cast<int8_t>(codes[i])) * read[row * 3 + column / 8], value(row, column)) << i;
+  }
+}
+
 TEST(TensorSource, RefusesStridesThatLeadPastAnyFile) {
   constexpr size_t far = size_t{1} << 44;
   const auto refuses = [](size_t rows, size_t columns, size_t row_stride, size_t column_stride) {
@@ -281,9 +408,9 @@ TEST(TensorSource, RefusesStridesThatLeadPastAnyFile) {
   refuses_scales(size_t{1} << 40, 8, size_t{1} << 24, 1, 0);
 }
 
-TEST(TensorSource, RefusesCodesWhoseColumnsAreApart) {
+TEST(TensorSource, RefusesCodesOfHalfAByteWhoseColumnsAreApart) {
   const Scales scale{test::weight_file(std::vector<float>{1}), 0, ScaleDtype::f32, 1, 8, 8, 0, 1, 0};
-  TensorSource source{.rows = 4, .columns = 4, .origin = FileTensor{test::weight_file(std::vector<uint8_t>(16)), 0, StoredDtype::i8, 4, 1, scale}};
+  TensorSource source{.rows = 4, .columns = 4, .origin = FileTensor{test::weight_file(std::vector<uint8_t>(16)), 0, StoredDtype::u4, 4, 1, scale}};
   EXPECT_NO_THROW(check_tensor(source, "codes"));
   auto& tensor = std::get<FileTensor>(source.origin);
   std::swap(tensor.row_stride, tensor.column_stride);

@@ -239,9 +239,8 @@ describe('checkpoints of kinds that are not supported are refused by name', () =
     ['gptq', { quant_method: 'gptq' }, 'quantization_config.quant_method is "gptq"'],
     ['of no method', { bits: 4 }, 'quantization_config.quant_method is missing'],
     ['fp8 of another format', { quant_method: 'fp8', fmt: 'e5m2' }, 'quantization_config.fmt is "e5m2"'],
-    ['integers with zero points', compressed({ symmetric: false }), 'weights.symmetric is false'],
     ['integers of 3 bits', compressed({ num_bits: 3 }), 'weights.num_bits is 3'],
-    ['reordered columns', compressed({ actorder: 'group' }), 'weights.actorder is "group"'],
+    ['a way that is not known', compressed({ strategy: 'token' }), 'weights.strategy is "token"'],
   ])('weights quantised by %s', async (_, quantization, words) => {
     const config = { ...smallConfig, quantization_config: quantization };
     const message = await refusal(await writeCheckpoint(smallTensors(), config));

@@ -26,7 +26,9 @@ constexpr int experts_share = 8;
 std::optional<PackedSource> to_packed(const TensorSource& source) {
   const size_t columns = columns_per_scale(source);
   if (columns == 0) return std::nullopt;
-  const StoredDtype dtype = std::get<FileTensor>(source.origin).dtype;
+  const FileTensor& tensor = std::get<FileTensor>(source.origin);
+  // Less a zero point, a code of 4 bits has 5.
+  const StoredDtype dtype = tensor.scales->zeros ? StoredDtype::i8 : tensor.dtype;
   PackedSource packed;
   packed.columns_per_scale = columns;
   packed.type = dtype == StoredDtype::f8_e4m3   ? CodeType::f8_e4m3

@@ -42,6 +42,21 @@ void prepare_synthesize(const Napi::CallbackInfo& info, Operation& operation) {
   operation.result = [slab](Napi::Env env) { return SlabHandle::create(env, std::move(*slab)); };
 }
 
+ZeroPoints to_zeros(const Fields& fields) {
+  return {
+      .file = WeightFileHandle::of(fields.value("file"), fields.name("file")),
+      .byte_offset = fields.integer("byteOffset", 0, safe_integer_max),
+      .packed = fields.boolean("packed"),
+  };
+}
+
+ColumnGroups to_groups(const Fields& fields) {
+  return {
+      .file = WeightFileHandle::of(fields.value("file"), fields.name("file")),
+      .byte_offset = fields.integer("byteOffset", 0, safe_integer_max),
+  };
+}
+
 Scales to_scales(const Fields& fields) {
   constexpr ScaleDtype dtypes[] = {ScaleDtype::bf16, ScaleDtype::f16, ScaleDtype::f32, ScaleDtype::f8_e8m0};
   return {
@@ -54,6 +69,9 @@ Scales to_scales(const Fields& fields) {
       .first_row = fields.integer("firstRow", 0, side_max),
       .row_step = fields.integer("rowStep", 1, side_max),
       .first_column = fields.integer("firstColumn", 0, side_max),
+      .transposed = fields.has("transposed") && fields.boolean("transposed"),
+      .zeros = fields.has("zeros") ? std::optional(to_zeros(fields.fields("zeros"))) : std::nullopt,
+      .groups = fields.has("groups") ? std::optional(to_groups(fields.fields("groups"))) : std::nullopt,
   };
 }
 

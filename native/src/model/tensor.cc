@@ -122,49 +122,135 @@ void with_reader(StoredDtype dtype, const Body& body) {
 
 constexpr size_t bytes_of(ScaleDtype dtype) { return dtype == ScaleDtype::f32 ? 4 : dtype == ScaleDtype::f8_e8m0 ? 1 : 2; }
 
-/** The scales of one row of a matrix after another, one for each block of its columns. */
+/** Rows of zero points to a word of 32 bits. */
+size_t rows_per_word(size_t bits) { return 32 / bits; }
+
+/** Those of a row of the scales, of codes of so many bits. */
+void read_zeros(const ZeroPoints& zeros, size_t bits, size_t row, std::vector<int>& out) {
+  if (!zeros.packed) {
+    std::vector<int8_t> stored(out.size());
+    zeros.file->read(zeros.byte_offset + row * stored.size(), stored.size(), reinterpret_cast<std::byte*>(stored.data()));
+    std::ranges::copy(stored, out.begin());
+    return;
+  }
+  const size_t rows = rows_per_word(bits);
+  std::vector<uint32_t> words(out.size());
+  zeros.file->read(zeros.byte_offset + row / rows * words.size() * sizeof(uint32_t), words.size() * sizeof(uint32_t), reinterpret_cast<std::byte*>(words.data()));
+  const int above = 1 << (bits - 1);
+  std::ranges::transform(words, out.begin(), [&](uint32_t word) {
+    return static_cast<int>(word >> (row % rows * bits) & (2 * above - 1)) - above;
+  });
+}
+
+/** The scales, and the zero points, of one row of a matrix of codes after another. */
 class RowScales {
  public:
-  explicit RowScales(const Scales& scales) : scales_(scales), stored_(scales.columns * bytes_of(scales.dtype)), values_(scales.columns) {}
+  RowScales(const TensorSource& source, const FileTensor& tensor) : scales_(*tensor.scales), bits_(bits_of(tensor.dtype)) {
+    const size_t last = scales_.first_column + source.columns - 1;
+    if (scales_.groups) {
+      groups_.resize(source.columns);
+      scales_.groups->file->read(scales_.groups->byte_offset + scales_.first_column * sizeof(uint32_t), source.columns * sizeof(uint32_t), reinterpret_cast<std::byte*>(groups_.data()));
+      const auto far = std::ranges::find_if(groups_, [&](uint32_t group) { return group >= scales_.columns; });
+      if (far != groups_.end()) {
+        throw Error(Code::model_invalid, scales_.groups->file->path() + ": a column is of group " + std::to_string(static_cast<int32_t>(*far)) + "; allowed: 0 to " + std::to_string(scales_.columns - 1));
+      }
+    }
+    values_.resize(scales_.transposed ? last / scales_.block_columns + 1 : scales_.columns);
+    if (scales_.zeros) zeros_.resize(scales_.columns);
+    if (!scales_.transposed) return;
+    grid_.resize(values_.size() * scales_.columns);
+    read(0, grid_);
+  }
 
-  /** Until the next call. */
-  const std::vector<float>& of(size_t row) {
+  void go_to(size_t row) {
     const size_t wanted = (scales_.first_row + row * scales_.row_step) / scales_.block_rows;
-    if (wanted != read_row_) read(wanted);
-    return values_;
+    if (wanted == row_) return;
+    if (!scales_.transposed) read(wanted * scales_.columns, values_);
+    for (size_t i = 0; i < grid_.size() / scales_.columns; ++i) values_[i] = grid_[i * scales_.columns + wanted];
+    if (scales_.zeros) read_zeros(*scales_.zeros, bits_, wanted, zeros_);
+    row_ = wanted;
+  }
+
+  /** Those of the row, in the order of the columns. */
+  const std::vector<float>& values() const { return values_; }
+  int zero(size_t number) const { return zeros_.empty() ? 0 : zeros_[number]; }
+  /** Which of them a column of the matrix has. */
+  size_t number_of(size_t column) const { return groups_.empty() ? (scales_.first_column + column) / scales_.block_columns : groups_[column]; }
+  /** Up to where columns from `column` on, which has it, have the same. */
+  size_t end_of(size_t column) const {
+    return groups_.empty() ? (number_of(column) + 1) * scales_.block_columns - scales_.first_column : column + 1;
   }
 
  private:
-  void read(size_t row) {
-    scales_.file->read(scales_.byte_offset + row * stored_.size(), stored_.size(), stored_.data());
+  void read(size_t first, std::vector<float>& out) {
+    const size_t bytes = bytes_of(scales_.dtype);
+    stored_.resize(out.size() * bytes);
+    scales_.file->read(scales_.byte_offset + first * bytes, stored_.size(), stored_.data());
     switch (scales_.dtype) {
-      case ScaleDtype::bf16: place(stored_.data(), StoredDtype::bf16, values_.size(), values_.data()); break;
-      case ScaleDtype::f16: place(stored_.data(), StoredDtype::f16, values_.size(), values_.data()); break;
-      case ScaleDtype::f32: place(stored_.data(), StoredDtype::f32, values_.size(), values_.data()); break;
-      case ScaleDtype::f8_e8m0: std::ranges::transform(stored_, values_.begin(), [](std::byte code) { return codes::e8m0(static_cast<uint8_t>(code)); });
+      case ScaleDtype::bf16: return place(stored_.data(), StoredDtype::bf16, out.size(), out.data());
+      case ScaleDtype::f16: return place(stored_.data(), StoredDtype::f16, out.size(), out.data());
+      case ScaleDtype::f32: return place(stored_.data(), StoredDtype::f32, out.size(), out.data());
+      case ScaleDtype::f8_e8m0: std::ranges::transform(stored_, out.begin(), [](std::byte code) { return codes::e8m0(static_cast<uint8_t>(code)); });
     }
-    read_row_ = row;
   }
 
   const Scales& scales_;
-  size_t read_row_ = std::numeric_limits<size_t>::max();
+  size_t bits_;
   std::vector<std::byte> stored_;
+  size_t row_ = std::numeric_limits<size_t>::max();
+  std::vector<uint32_t> groups_;
+  /** Of transposed scales, all of them as they are stored. */
+  std::vector<float> grid_;
   std::vector<float> values_;
+  std::vector<int> zeros_;
+};
+
+/** The bytes of one row after another of a matrix whose columns are side by side, or have been turned so. */
+class RowBytes {
+ public:
+  RowBytes(const TensorSource& source, const FileTensor& tensor) : tensor_(tensor), columns_(source.columns), bits_(bits_of(tensor.dtype)) {}
+
+  /** Those of `row`, until the next call; rows from `end` on will not be asked for. */
+  const std::byte* of(size_t row, size_t end) {
+    if (tensor_.turned) return tensor_.turned->elements() + row * columns_ * bits_ / 8;
+    if (row < from_ || row >= until_) read(row, end);
+    return piece() + (row - from_) * tensor_.row_stride * bits_ / 8;
+  }
+
+ private:
+  /** Kept by the thread: memory that is new for every read costs more than the reading. */
+  static std::vector<std::byte>& kept() {
+    thread_local std::vector<std::byte> piece;
+    return piece;
+  }
+  static const std::byte* piece() { return kept().data(); }
+
+  void read(size_t row, size_t end) {
+    from_ = row;
+    until_ = std::min(end, row + std::max<size_t>(1, span_bytes_max * 8 / bits_ / std::max<size_t>(tensor_.row_stride, 1)));
+    const size_t elements = (until_ - row - 1) * tensor_.row_stride + columns_;
+    kept().resize((elements * bits_ + 7) / 8);
+    tensor_.file->read(tensor_.byte_offset + row * tensor_.row_stride * bits_ / 8, kept().size(), kept().data());
+  }
+
+  const FileTensor& tensor_;
+  size_t columns_;
+  size_t bits_;
+  size_t from_ = 0, until_ = 0;
 };
 
 void put(float value, float* out) { *out = value; }
 void put(float value, uint16_t* out) { *out = float_to_bf16(value); }
 
-/** Codes [first, end) of one row, whose first is element `origin` of `bytes`, times their scales. */
+/** Codes [first, end) of one row times their scales. */
 template <typename Out>
-void decode_row(const FileTensor& tensor, const std::byte* bytes, size_t origin, size_t first, size_t end,
-                const std::vector<float>& scales, Out* out) {
-  const auto& [begin, block] = std::pair{tensor.scales->first_column, tensor.scales->block_columns};
-  with_reader(tensor.dtype, [&](auto read) {
+void decode_row(StoredDtype dtype, const std::byte* bytes, size_t first, size_t end, const RowScales& scales, Out* out) {
+  with_reader(dtype, [&](auto read) {
     while (first < end) {
-      const size_t number = (begin + first) / block;
-      const size_t until = std::min(end, (number + 1) * block - begin);
-      for (const float scale = scales[number]; first < until; ++first, ++out) put(read(bytes, origin + first) * scale, out);
+      const size_t number = scales.number_of(first);
+      const size_t until = std::min(end, scales.end_of(first));
+      const auto zero = static_cast<float>(scales.zero(number));
+      for (const float scale = scales.values()[number]; first < until; ++first, ++out) put((read(bytes, first) - zero) * scale, out);
     }
   });
 }
@@ -173,39 +259,32 @@ void decode_row(const FileTensor& tensor, const std::byte* bytes, size_t origin,
 template <typename Out>
 void read_rows(const TensorSource& source, const FileTensor& tensor, size_t first, size_t count, Out* out) {
   const size_t columns = source.columns;
-  const size_t bits = bits_of(tensor.dtype);
+  RowBytes rows(source, tensor);
   std::optional<RowScales> scales;
-  if (tensor.scales) scales.emplace(*tensor.scales);
-  thread_local std::vector<std::byte> piece;
-  /** Rows whose bytes are read at once. */
-  const size_t rows_at_once = std::max<size_t>(1, span_bytes_max * 8 / bits / std::max<size_t>(tensor.row_stride, 1));
+  if (tensor.scales) scales.emplace(source, tensor);
+  const size_t end_row = (first + count + columns - 1) / columns;
   size_t row = first / columns;
-  size_t read_until = row;
-  size_t read_from = 0;
   for (size_t column = first % columns; count > 0; ++row, column = 0) {
     const size_t end = std::min(columns, column + count);
-    if (row >= read_until) {
-      read_from = row;
-      // No more rows than are wanted.
-      read_until = row + std::min(rows_at_once, (column + count + columns - 1) / columns);
-      const size_t elements = (read_until - row - 1) * tensor.row_stride + columns;
-      piece.resize((elements * bits + 7) / 8);
-      tensor.file->read(tensor.byte_offset + row * tensor.row_stride * bits / 8, piece.size(), piece.data());
+    const std::byte* const bytes = rows.of(row, end_row);
+    if (scales) {
+      scales->go_to(row);
+      decode_row(tensor.dtype, bytes, column, end, *scales, out);
+    } else {
+      place(bytes + column * bits_of(tensor.dtype) / 8, tensor.dtype, end - column, out);
     }
-    const size_t origin = (row - read_from) * tensor.row_stride;
-    if (is_code(tensor.dtype)) decode_row(tensor, piece.data(), origin, column, end, scales->of(row), out);
-    else place(piece.data() + (origin + column) * bits / 8, tensor.dtype, end - column, out);
     out += end - column;
     count -= end - column;
   }
 }
 
-bool is_plain(const TensorSource& source, const FileTensor& tensor) { return !tensor.scales && tensor.row_stride == source.columns; }
+bool is_plain(const TensorSource& source, const FileTensor& tensor) {
+  return !tensor.scales && !tensor.turned && tensor.row_stride == source.columns;
+}
 
 template <typename Out>
 void read_file(const TensorSource& source, const FileTensor& tensor, size_t first, size_t count, Out* out) {
-  if (tensor.turned) place(tensor.turned->elements() + first * bits_of(tensor.dtype) / 8, tensor.dtype, count, out);
-  else if (is_plain(source, tensor)) read_plain(tensor, first, count, out);
+  if (is_plain(source, tensor)) read_plain(tensor, first, count, out);
   else read_rows(source, tensor, first, count, out);
 }
 
@@ -255,8 +334,11 @@ TurnedMatrix::TurnedMatrix(const TensorSource& source) : tensor_(std::get<FileTe
 
 const std::byte* TurnedMatrix::elements() {
   std::call_once(turned_, [this] {
-    if (tensor_.dtype == StoredDtype::f32) turn<uint32_t>();
-    else turn<uint16_t>();
+    switch (bits_of(tensor_.dtype)) {
+      case 32: return turn<uint32_t>();
+      case 16: return turn<uint16_t>();
+      default: return turn<uint8_t>();
+    }
   });
   return elements_.data();
 }
@@ -309,7 +391,7 @@ void check_tensor(const TensorSource& source, const std::string& field) {
   if (tensor->column_stride > 1 && tensor->column_stride < tensor->row_stride) {
     throw_invalid(field, placed, "columns side by side, or farther apart than rows");
   }
-  if (tensor->column_stride > 1 && is_code(tensor->dtype)) throw_invalid(field, shape, "columns side by side, for codes");
+  if (tensor->column_stride > 1 && bits_of(tensor->dtype) < 8) throw_invalid(field, shape, "columns side by side, for codes of less than a byte");
   require_within(*tensor->file, tensor->byte_offset, byte_span(source, *tensor), field, shape);
   if (tensor->scales.has_value() != is_code(tensor->dtype)) throw_invalid(field, shape, "scales for codes alone");
   if (!tensor->scales) return;
@@ -317,10 +399,16 @@ void check_tensor(const TensorSource& source, const std::string& field) {
   if (scales.row_step > elements_max / source.rows || scales.first_row > elements_max || scales.first_column > elements_max) {
     throw_invalid(field, shape, "scales of the first " + std::to_string(elements_max) + " rows and columns");
   }
-  const size_t last_row = (scales.first_row + (source.rows - 1) * scales.row_step) / scales.block_rows;
-  const size_t last_column = (scales.first_column + source.columns - 1) / scales.block_columns;
-  if (last_column >= scales.columns || scales.columns > elements_max / (last_row + 1)) throw_invalid(field, shape, "a scale for every column, and " + std::to_string(elements_max) + " at most");
-  require_within(*scales.file, scales.byte_offset, (last_row + 1) * scales.columns * bytes_of(scales.dtype), field, shape);
+  size_t rows = (scales.first_row + (source.rows - 1) * scales.row_step) / scales.block_rows + 1;
+  size_t columns = scales.groups ? 1 : (scales.first_column + source.columns - 1) / scales.block_columns + 1;
+  if (scales.transposed) std::swap(rows, columns);
+  if (columns > scales.columns || scales.columns > elements_max / rows) throw_invalid(field, shape, "a scale for every column, and " + std::to_string(elements_max) + " at most");
+  require_within(*scales.file, scales.byte_offset, rows * scales.columns * bytes_of(scales.dtype), field, shape);
+  if (scales.groups) require_within(*scales.groups->file, scales.groups->byte_offset, (scales.first_column + source.columns) * sizeof(uint32_t), field, shape);
+  if (!scales.zeros) return;
+  if (scales.transposed || tensor->dtype < StoredDtype::i8) throw_invalid(field, shape, "zero points of integers alone, whose columns are side by side");
+  const size_t zero_bytes = scales.zeros->packed ? (rows - 1) / rows_per_word(bits_of(tensor->dtype)) * sizeof(uint32_t) + sizeof(uint32_t) : rows;
+  require_within(*scales.zeros->file, scales.zeros->byte_offset, zero_bytes * scales.columns, field, shape);
 }
 
 void read_elements(const TensorSource& source, size_t first, size_t count, uint16_t* out) {
@@ -333,7 +421,9 @@ void read_elements(const TensorSource& source, size_t first, size_t count, float
 
 size_t columns_per_scale(const TensorSource& source) {
   const auto* const tensor = std::get_if<FileTensor>(&source.origin);
-  if (tensor == nullptr || !tensor->scales) return 0;
+  if (tensor == nullptr || !tensor->scales || tensor->scales->groups) return 0;
+  // Less their zero points, codes of 8 bits have more than 8.
+  if (tensor->scales->zeros && tensor->dtype != StoredDtype::u4) return 0;
   const auto& [first, block] = std::pair{tensor->scales->first_column, tensor->scales->block_columns};
   if (first % block == 0) return block;
   return first / block == (first + source.columns - 1) / block ? source.columns : 0;
@@ -341,36 +431,33 @@ size_t columns_per_scale(const TensorSource& source) {
 
 void read_codes(const TensorSource& source, size_t first_row, size_t row_count, uint8_t* out) {
   const FileTensor& tensor = std::get<FileTensor>(source.origin);
-  const size_t bits = bits_of(tensor.dtype);
   const size_t columns = source.columns;
-  thread_local std::vector<std::byte> piece;
-  const size_t rows_at_once = std::max<size_t>(1, span_bytes_max * 8 / bits / tensor.row_stride);
-  for (size_t row = first_row; row < first_row + row_count;) {
-    const size_t rows = std::min(rows_at_once, first_row + row_count - row);
-    piece.resize((((rows - 1) * tensor.row_stride + columns) * bits + 7) / 8);
-    tensor.file->read(tensor.byte_offset + row * tensor.row_stride * bits / 8, piece.size(), piece.data());
-    for (size_t i = 0; i < rows; ++i, out += columns) {
-      const auto* const from = reinterpret_cast<const uint8_t*>(piece.data()) + i * tensor.row_stride * bits / 8;
-      if (bits == 4) {
-        split_nibbles(from, columns, out);
-      } else if (tensor.dtype == StoredDtype::u8) {
-        for (size_t column = 0; column < columns; ++column) out[column] = from[column] ^ 0x80;
-      } else {
-        std::copy_n(from, columns, out);
-      }
+  const size_t end = first_row + row_count;
+  RowBytes rows(source, tensor);
+  std::optional<RowScales> scales;
+  if (tensor.scales->zeros) scales.emplace(source, tensor);
+  for (size_t row = first_row; row < end; ++row, out += columns) {
+    const auto* const from = reinterpret_cast<const uint8_t*>(rows.of(row, end));
+    if (bits_of(tensor.dtype) == 4) {
+      split_nibbles(from, columns, out);
+    } else if (tensor.dtype == StoredDtype::u8) {
+      for (size_t column = 0; column < columns; ++column) out[column] = from[column] ^ 0x80;
+    } else {
+      std::copy_n(from, columns, out);
     }
-    row += rows;
+    if (!scales) continue;
+    scales->go_to(row);
+    for (size_t column = 0; column < columns; ++column) out[column] = static_cast<uint8_t>(out[column] - 8 - scales->zero(scales->number_of(column)));
   }
 }
 
 void read_scales(const TensorSource& source, size_t first_row, size_t row_count, float* out) {
-  const Scales& scales = *std::get<FileTensor>(source.origin).scales;
-  const size_t first = scales.first_column / scales.block_columns;
-  const size_t end = (scales.first_column + source.columns - 1) / scales.block_columns + 1;
-  RowScales rows(scales);
+  const FileTensor& tensor = std::get<FileTensor>(source.origin);
+  RowScales rows(source, tensor);
+  const auto first = static_cast<std::ptrdiff_t>(rows.number_of(0)), last = static_cast<std::ptrdiff_t>(rows.number_of(source.columns - 1));
   for (size_t row = first_row; row < first_row + row_count; ++row) {
-    const std::vector<float>& values = rows.of(row);
-    out = std::copy(values.begin() + static_cast<std::ptrdiff_t>(first), values.begin() + static_cast<std::ptrdiff_t>(end), out);
+    rows.go_to(row);
+    out = std::copy(rows.values().begin() + first, rows.values().begin() + last + 1, out);
   }
 }
 

@@ -26,7 +26,20 @@ constexpr size_t bits_of(StoredDtype dtype) {
 /** f8_e8m0: 2^(e - 127). */
 enum class ScaleDtype { bf16, f16, f32, f8_e8m0 };
 
-/** What codes are multiplied by; see ScaleSource in native/index.ts. */
+/** What is taken from codes, one for each scale; see ZeroPointSource in native/tensors.ts. */
+struct ZeroPoints {
+  std::shared_ptr<const WeightFile> file;
+  size_t byte_offset;
+  bool packed;
+};
+
+/** Which column of the scales each column has: integers of 32 bits. */
+struct ColumnGroups {
+  std::shared_ptr<const WeightFile> file;
+  size_t byte_offset;
+};
+
+/** What codes are multiplied by; see ScaleSource in native/tensors.ts. */
 struct Scales {
   std::shared_ptr<const WeightFile> file;
   size_t byte_offset;
@@ -34,6 +47,11 @@ struct Scales {
   size_t columns;
   size_t block_rows, block_columns;
   size_t first_row, row_step, first_column;
+  /** The rows of the matrix go along the rows of the scales in the file. */
+  bool transposed = false;
+  std::optional<ZeroPoints> zeros = std::nullopt;
+  /** Absent: blocks of columns that are side by side. */
+  std::optional<ColumnGroups> groups = std::nullopt;
 };
 
 class TurnedMatrix;
@@ -104,9 +122,12 @@ void check_tensor(const TensorSource& source, const std::string& field);
 void read_elements(const TensorSource& source, size_t first, size_t count, uint16_t* out);
 void read_elements(const TensorSource& source, size_t first, size_t count, float* out);
 
-/** Columns to a scale, from the first on, of a source of codes whose rows can be read as they are; 0: it is none, or scales begin elsewhere. */
+/** Columns to a scale, from the first on, of a source whose rows can be read as codes; 0: it is none, or scales lie in another way. */
 size_t columns_per_scale(const TensorSource& source);
-/** Rows of such a source as codes, a byte each; those that stand 128 above their value become signed. */
+/**
+ * Rows of such a source as codes, a byte each; those that stand 128 above their value become signed, and those that stand 8 above it become
+ * integers of 8 bits where zero points are taken from them.
+ */
 void read_codes(const TensorSource& source, size_t first_row, size_t row_count, uint8_t* out);
 /** Their scales, as many a row as there are blocks of columns. */
 void read_scales(const TensorSource& source, size_t first_row, size_t row_count, float* out);
