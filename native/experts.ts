@@ -51,14 +51,27 @@ export interface ExpertSource {
   extraBias?: TensorSource | null;
 }
 
+/** How many weights are NaN or infinite, of matrices in BF16; those that experts share are counted with the first. */
+export interface NonFiniteWeights {
+  gate: number;
+  up: number;
+  down: number;
+  latentInput: number;
+  latentOutput: number;
+  gateBias: number;
+  upBias: number;
+  downBias: number;
+  latentBias: number;
+  extraBias: number;
+}
+
 /** Weights of one expert, in the backend's own order. */
 export interface Expert {
   /** Less what experts share. */
   readonly bytes: number;
   readonly hidden: number;
   readonly ffn: number;
-  /** Weights that are NaN or infinite in BF16, by matrix; those that experts share are counted with the first. */
-  readonly nonFinite: { gate: number; up: number; down: number; latentInput: number; latentOutput: number };
+  readonly nonFinite: NonFiniteWeights;
   release(): void;
 }
 

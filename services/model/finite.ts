@@ -1,4 +1,10 @@
-import { type Expert, type ExpertSource, native, type Slab, type TensorSource } from '../../native/index.js';
+import {
+  type ExpertSource,
+  type NonFiniteWeights,
+  native,
+  type Slab,
+  type TensorSource,
+} from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { Logger } from '../common/log.js';
 import type { ModelSource } from './spec.js';
@@ -16,27 +22,33 @@ export class FiniteWeights {
   }
 
   /** Throws MODEL_INVALID, which names file and tensor, if `count` values of it are not finite and that is not allowed. */
-  check(source: TensorSource, count: number): void {
-    if (count === 0 || source.kind !== 'file') return;
-    const { tensor } = source;
-    const file = source.file.path;
-    if (this.allowed) {
-      this.log.warn({ event: 'non-finite-weights', file, tensor, count });
-      return;
-    }
-    const message = `${file}: tensor ${JSON.stringify(tensor)} holds ${count} weights that are NaN or infinite in the precision in which they are served; allowed: none, unless the coordinator runs with --allow-non-finite-weights`;
-    throw new SwitchyardError('MODEL_INVALID', message, { file, tensor, count });
+  check(source: TensorSource | null | undefined, count: number): void {
+    if (count === 0 || source?.kind !== 'file') return;
+    if (!this.allowed)
+      throw nonFinite(source, count, 'none, unless the coordinator runs with --allow-non-finite-weights');
+    this.log.warn({ event: 'non-finite-weights', file: source.file.path, tensor: source.tensor, count });
   }
 
-  /** Biases are counted with their matrices. */
-  checkExpert({ gate, up, down, latent }: ExpertSource, counts: Expert['nonFinite']): void {
-    if (gate !== null) this.check(gate, counts.gate);
+  checkExpert({ gate, up, down, bias, latent, extraBias }: ExpertSource, counts: NonFiniteWeights): void {
+    this.check(gate, counts.gate);
     this.check(up, counts.up);
     this.check(down, counts.down);
-    if (!latent) return;
-    this.check(latent.input, counts.latentInput);
-    this.check(latent.output, counts.latentOutput);
+    this.check(bias?.gate, counts.gateBias);
+    this.check(bias?.up, counts.upBias);
+    this.check(bias?.down, counts.downBias);
+    this.check(latent?.input, counts.latentInput);
+    this.check(latent?.inputBias, counts.latentBias);
+    this.check(latent?.output, counts.latentOutput);
+    this.check(extraBias, counts.extraBias);
   }
+}
+
+/** MODEL_INVALID, which names file and tensor: so many of its values are not finite. */
+export function nonFinite(source: TensorSource & { kind: 'file' }, count: number, allowed: string) {
+  const { tensor } = source;
+  const file = source.file.path;
+  const message = `${file}: tensor ${JSON.stringify(tensor)} holds ${count} weights that are NaN or infinite in the precision in which they are served; allowed: ${allowed}`;
+  return new SwitchyardError('MODEL_INVALID', message, { file, tensor, count });
 }
 
 /** Of BF16 values. */

@@ -1,10 +1,10 @@
 import { type GateWeights, native, type Slab } from '../../native/index.js';
-import { readFloats, readFloatsOrNull } from './read-floats.js';
+import { readFinite, readFiniteOrNull } from './read-floats.js';
 import { type GateSource, type LayerSpec, routedExperts } from './spec.js';
 
 /** What the gate alone multiplies rows by; null: nothing. */
 export async function gateScaleOf({ rowNorm }: GateSource): Promise<Float32Array | null> {
-  return rowNorm && (await readFloats(rowNorm.weight)).map((value) => value * rowNorm.factor);
+  return rowNorm && (await readFinite(rowNorm.weight)).map((value) => value * rowNorm.factor);
 }
 
 /** Float32, as a GateSource has them. */
@@ -29,11 +29,11 @@ export async function createGate(
   const options = {
     experts,
     hidden,
-    logitBias: await readFloatsOrNull(source.logitBias),
+    logitBias: await readFiniteOrNull(source.logitBias),
     selectionBias: await selectionBiasOf(source, experts, layer.isolated?.experts ?? 0),
     routing,
     shared: { weights: Float32Array.from(shared, (each) => each.weight), gate: sharedGate },
-    expertScale: await readFloatsOrNull(source.expertScale),
+    expertScale: await readFiniteOrNull(source.expertScale),
     rowEpsilon: source.rowNorm?.epsilon ?? null,
     tokenExperts: (await source.tokenExperts?.read()) ?? null,
     isolated: layer.isolated && {
@@ -59,8 +59,8 @@ async function selectionBiasOf(
   const [common, own] = [selectionBias, isolated?.selectionBias ?? null];
   if (common === null && own === null) return null;
   const joined = new Float32Array(experts);
-  if (common !== null) joined.set(await readFloats(common));
-  if (own !== null) joined.set(await readFloats(own), experts - isolatedExperts);
+  if (common !== null) joined.set(await readFinite(common));
+  if (own !== null) joined.set(await readFinite(own), experts - isolatedExperts);
   return joined;
 }
 

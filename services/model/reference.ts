@@ -4,7 +4,7 @@ import { invalidArgument } from '../common/errors.js';
 import { decodeBf16, roundToBf16 } from './bf16.js';
 import { gateScaleOf } from './gate.js';
 import type { Model } from './load.js';
-import { readFloats, readFloatsOrNull } from './read-floats.js';
+import { readFiniteOrNull, readFloats } from './read-floats.js';
 import { type LayerSpec, zeros } from './spec.js';
 
 export interface ReferenceOptions {
@@ -100,16 +100,16 @@ async function gateOf(model: Model, layer: number, rows: Uint8Array) {
   const { routing, shared } = specOf(model, layer);
   return {
     gate: weight,
-    gateBias: await readFloatsOrNull(logitBias),
-    selectionBias: await readFloatsOrNull(selectionBias),
+    gateBias: await readFiniteOrNull(logitBias),
+    selectionBias: await readFiniteOrNull(selectionBias),
     routing,
     isolated: isolated && {
       gate: isolated.weight,
-      selectionBias: await readFloatsOrNull(isolated.selectionBias),
+      selectionBias: await readFiniteOrNull(isolated.selectionBias),
       rows,
     },
     shared: { weights: Float32Array.from(shared, (each) => each.weight), gate: sharedGate },
-    expertScale: await readFloatsOrNull(expertScale),
+    expertScale: await readFiniteOrNull(expertScale),
     rowEpsilon: rowNorm?.epsilon ?? null,
     gateScale: await gateScaleOf(source),
   };

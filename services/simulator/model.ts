@@ -57,7 +57,18 @@ export function routerWeights(spec: ModelSpec, rows: SimulatedRows): RouterWeigh
 class SimulatedExpert implements Expert {
   readonly hidden = hidden;
   readonly ffn = 64;
-  readonly nonFinite = { gate: 0, up: 0, down: 0, latentInput: 0, latentOutput: 0 };
+  readonly nonFinite = {
+    gate: 0,
+    up: 0,
+    down: 0,
+    latentInput: 0,
+    latentOutput: 0,
+    gateBias: 0,
+    upBias: 0,
+    downBias: 0,
+    latentBias: 0,
+    extraBias: 0,
+  };
   released = false;
 
   constructor(

@@ -82,7 +82,7 @@ LatentSource to_latent(const Fields& fields, NonFiniteWeights& non_finite) {
       .input = to_matrix(fields.fields("input"), non_finite.latent_input),
       .output = to_matrix(fields.fields("output"), non_finite.latent_output),
   };
-  if (!fields.is_null("inputBias")) latent.input_bias = to_vector(fields.fields("inputBias"), non_finite.latent_input);
+  if (!fields.is_null("inputBias")) latent.input_bias = to_vector(fields.fields("inputBias"), non_finite.latent_bias);
   return latent;
 }
 
@@ -103,15 +103,15 @@ ExpertSource to_source(const Fields& fields, NonFiniteWeights& non_finite) {
   source.glu = to_glu(fields);
   if (fields.has("bias")) {
     const Fields bias = fields.fields("bias");
-    if (!bias.is_null("gate")) source.gate_bias = to_vector(bias.fields("gate"), non_finite.gate);
-    source.up_bias = to_vector(bias.fields("up"), non_finite.up);
-    source.down_bias = to_vector(bias.fields("down"), non_finite.down);
+    if (!bias.is_null("gate")) source.gate_bias = to_vector(bias.fields("gate"), non_finite.gate_bias);
+    source.up_bias = to_vector(bias.fields("up"), non_finite.up_bias);
+    source.down_bias = to_vector(bias.fields("down"), non_finite.down_bias);
   }
   if (!fields.is_null("gate")) source.gate = to_matrix(fields.fields("gate"), non_finite.gate);
   source.up = to_matrix(fields.fields("up"), non_finite.up);
   source.down = to_matrix(fields.fields("down"), non_finite.down);
   if (fields.has("latent")) source.latent = to_latent(fields.fields("latent"), non_finite);
-  if (fields.has("extraBias")) source.down_bias = with(source.down_bias, to_vector(fields.fields("extraBias"), non_finite.down));
+  if (fields.has("extraBias")) source.down_bias = with(source.down_bias, to_vector(fields.fields("extraBias"), non_finite.extra_bias));
   return source;
 }
 
@@ -236,6 +236,11 @@ Napi::Value ExpertHandle::non_finite(const Napi::CallbackInfo& info) {
     result.Set("down", static_cast<double>(found.down));
     result.Set("latentInput", static_cast<double>(found.latent_input));
     result.Set("latentOutput", static_cast<double>(found.latent_output));
+    result.Set("gateBias", static_cast<double>(found.gate_bias));
+    result.Set("upBias", static_cast<double>(found.up_bias));
+    result.Set("downBias", static_cast<double>(found.down_bias));
+    result.Set("latentBias", static_cast<double>(found.latent_bias));
+    result.Set("extraBias", static_cast<double>(found.extra_bias));
     return result;
   });
 }

@@ -27,6 +27,11 @@ struct NonFiniteWeights {
   size_t down = 0;
   size_t latent_input = 0;
   size_t latent_output = 0;
+  size_t gate_bias = 0;
+  size_t up_bias = 0;
+  size_t down_bias = 0;
+  size_t latent_bias = 0;
+  size_t extra_bias = 0;
 };
 
 /** An expert's weights, and the device that must outlive them. */
