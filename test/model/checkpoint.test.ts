@@ -122,7 +122,7 @@ describe('a configuration that is not allowed is refused by key, value and what 
     ['mixtral', { hidden_size: 1e12 }, 'hidden_size is 1000000000000; allowed'],
     ['mixtral', { hidden_size: 48.5 }, 'hidden_size is 48.5'],
     ['mixtral', { hidden_size: '48' }, 'hidden_size is "48"'],
-    ['mixtral', { intermediate_size: undefined }, 'intermediate_size is missing'],
+    ['mixtral', { intermediate_size: null }, 'intermediate_size is null; allowed: an integer'],
     ['mixtral', { num_hidden_layers: 0 }, 'num_hidden_layers is 0'],
     ['mixtral', { num_local_experts: -1 }, 'num_local_experts is -1'],
     ['mixtral', { num_experts_per_tok: 7 }, 'num_experts_per_tok is 7; allowed: 1 to 6'],
@@ -130,7 +130,7 @@ describe('a configuration that is not allowed is refused by key, value and what 
     ['mixtral', { hidden_act: 'gelu' }, 'hidden_act is "gelu"; allowed: "silu"'],
     ['mixtral', { model_type: 'llama' }, 'model_type is "llama"; allowed: mixtral, '],
     ['mixtral', { model_type: '__proto__' }, 'model_type is "__proto__"'],
-    ['qwen3_moe', { num_local_experts: undefined }, 'num_experts is missing; allowed: an integer'],
+    ['qwen3_moe', { num_local_experts: null }, 'num_local_experts is null; allowed: an integer'],
     ['qwen3_moe', { num_local_experts: -4 }, 'num_local_experts is -4'],
     ['qwen3_moe', { norm_topk_prob: 'yes' }, 'norm_topk_prob is "yes"; allowed: true or false'],
     ['qwen3_moe', { decoder_sparse_step: 0 }, 'decoder_sparse_step is 0'],
@@ -142,6 +142,9 @@ describe('a configuration that is not allowed is refused by key, value and what 
       'the size of an expert is 412316860416 bytes',
     ],
     ['mixtral', { hidden_size: 64 }, 'shape is [48]; allowed: [64] by the configuration'],
+    // What transformers takes for a size that is not there.
+    ['mixtral', { intermediate_size: undefined }, 'shape is [40,48]; allowed: [14336,48]'],
+    ['families/dots1', { n_routed_experts: undefined }, 'num_experts is missing; allowed: an integer'],
     ['mixtral', { num_hidden_layers: 4 }, '"model.layers.3.post_attention_layernorm.weight" is missing'],
   ])('%s with %j', async (fixture, values, words) => {
     const error = await failure(async () => open(await changed(fixture, values)));

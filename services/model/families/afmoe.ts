@@ -1,16 +1,6 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
-import {
-  allLayers,
-  common,
-  countOrNone,
-  epsilon,
-  expertWidth,
-  number,
-  orElse,
-  sharedOf,
-  swiglu,
-} from './fields.js';
+import { allLayers, common, countOrNone, expertWidth, number, orElse, sharedOf, swiglu } from './fields.js';
 import { layouts, projections } from './layouts.js';
 import { sigmoid } from './routers.js';
 
@@ -26,7 +16,6 @@ export const afmoe: Family = {
       n_shared_experts: orElse(countOrNone, 0),
       num_dense_layers: orElse(countOrNone, 1),
       routed_scaling_factor: orElse(number, 1),
-      rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => ({
       hidden: config.hidden_size,

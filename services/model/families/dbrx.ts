@@ -18,9 +18,9 @@ export const dbrx: Family = {
         ffn_hidden_size: expertWidth,
         moe_num_experts: size(modelLimits.experts),
         moe_top_k: size(modelLimits.topK),
-        moe_normalize_expert_weights: z
-          .union([z.literal(1), z.literal(2), z.null()], { error: '1, 2 or null' })
-          .default(1),
+        moe_normalize_expert_weights: z.union([z.literal(1), z.literal(2), z.null()], {
+          error: '1, 2 or null',
+        }),
         ffn_act_fn: z.object({ name: silu }).nullish(),
       }),
     })

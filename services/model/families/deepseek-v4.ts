@@ -2,7 +2,7 @@ import { z } from 'zod';
 import { modelLimits, size } from '../limits.js';
 import { clamped } from './activations.js';
 import type { Family } from './family.js';
-import { allLayers, common, countOrNone, expertWidth, number, orElse, sharedOf } from './fields.js';
+import { allLayers, common, countOrNone, expertWidth, kindsOf, number, orElse, sharedOf } from './fields.js';
 import { layouts, numbered } from './layouts.js';
 
 /**
@@ -19,9 +19,9 @@ export const deepseekV4: Family = {
       num_hidden_layers: size(modelLimits.layers),
       moe_intermediate_size: expertWidth,
       routed_scaling_factor: orElse(number, 1.5),
-      scoring_func: z.literal('sqrtsoftplus', { error: '"sqrtsoftplus"' }).default('sqrtsoftplus'),
+      scoring_func: z.literal('sqrtsoftplus', { error: '"sqrtsoftplus"' }),
       swiglu_limit: orElse(number, 10),
-      mlp_layer_types: z.array(z.string(), { error: 'a list of "hash_moe" and "moe"' }).nullish(),
+      mlp_layer_types: kindsOf('hash_moe', 'moe'),
       num_hash_layers: orElse(countOrNone, 3),
       vocab_size: orElse(size(modelLimits.vocabulary), 129_280),
     })

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { deepseekV3, v3Keys } from './deepseek-v3.js';
 import type { Family } from './family.js';
-import { epsilon, expertWidth, orElse, sharedOf, sparseLayers, swiglu } from './fields.js';
+import { expertWidth, orElse, sharedOf, sparseLayers, swiglu } from './fields.js';
 import { sigmoidGroups } from './routers.js';
 
 /** DeepSeek-V3's block, whose shared experts have a width of their own. */
@@ -14,7 +14,6 @@ export const dots3Note: Family = {
       ...v3Keys,
       first_k_dense_replace: orElse(z.int().min(0, 'an integer of at least 0'), 1),
       shared_experts_intermediate_size: orElse(expertWidth, 1536),
-      rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => ({
       hidden: config.hidden_size,

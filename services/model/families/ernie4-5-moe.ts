@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
-import { allLayers, common, countOrNone, epsilon, expertWidth, orElse, sharedOf, swiglu } from './fields.js';
+import { allLayers, common, countOrNone, expertWidth, orElse, sharedOf, swiglu } from './fields.js';
 import { layouts, projections } from './layouts.js';
 import { softmax } from './routers.js';
 
@@ -16,7 +16,6 @@ export const ernie45Moe: Family = {
       moe_layer_interval: orElse(z.int().min(1), 1),
       moe_layer_start_index: orElse(z.int(), 1),
       moe_layer_end_index: orElse(z.int(), -1),
-      rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => {
       const {

@@ -1,6 +1,15 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
-import { allLayers, common, countOrNone, epsilon, expertWidth, orElse, sharedOf, swiglu } from './fields.js';
+import {
+  allLayers,
+  common,
+  countOrNone,
+  expertWidth,
+  layerKinds,
+  orElse,
+  sharedOf,
+  swiglu,
+} from './fields.js';
 import { fused, layouts, projections } from './layouts.js';
 import { softmax } from './routers.js';
 
@@ -39,11 +48,10 @@ export const ernie45VlMoe: Family = {
       ...common,
       moe_intermediate_size: forBoth(expertWidth),
       n_shared_experts: orElse(countOrNone, 2),
-      mlp_layer_types: z.array(z.string(), { error: 'a list of "dense" and "sparse"' }).nullish(),
+      mlp_layer_types: layerKinds.mlp_layer_types,
       moe_layer_interval: orElse(z.int().min(1), 1),
       moe_layer_start_index: orElse(forBoth(z.int()), [1, 1]),
       moe_layer_end_index: orElse(forBoth(z.int()), [-1, -1]),
-      rms_norm_eps: epsilon.default(1e-5),
       ...tokenIds,
     })
     .transform((config) => {

@@ -18,7 +18,9 @@ const names: Readonly<Record<string, readonly string[]>> = {
   norm_topk_prob: ['moe_renormalize', 'route_norm'],
   routed_scaling_factor: ['router_scaling_factor', 'route_scale', 'moe_router_scaling_factor'],
   shared_experts_intermediate_size: ['moe_shared_expert_intermediate_size'],
-  rms_norm_eps: ['layer_norm_epsilon', 'norm_eps'],
+  rms_norm_eps: ['layer_norm_epsilon', 'layernorm_epsilon', 'norm_eps'],
+  share_expert_dim: ['share_expert_dims'],
+  layers_block_type: ['layer_types'],
   image_token_id: ['im_patch_id'],
 };
 
@@ -27,7 +29,8 @@ export function canonicalKeys(config: Record<string, unknown>) {
   const given: Record<string, string> = {};
   const keys = { ...config };
   for (const [name, others] of Object.entries(names)) {
-    const found = [name, ...others].find((key) => config[key] !== undefined && config[key] !== null);
+    const there = [name, ...others].filter((key) => config[key] !== undefined);
+    const found = there.find((key) => config[key] !== null) ?? there[0];
     if (found === undefined || found === name) continue;
     keys[name] = config[found];
     given[name] = found;
@@ -45,7 +48,7 @@ export const epsilon = z
   .max(1, 'a number from 0 to 1');
 /** Families whose activation is another would compute something else in silence. */
 export const silu = z.literal('silu', { error: '"silu"' }).default('silu');
-/** What is null is as if it were not there. */
+/** What is null, or not there and none of defaults.ts. */
 export function orElse<T>(schema: z.ZodType<T>, otherwise: T) {
   return schema.nullish().transform((value) => value ?? otherwise);
 }
@@ -68,7 +71,7 @@ export const common = {
   num_hidden_layers: size(modelLimits.layers),
   num_experts: uniform(modelLimits.experts),
   num_experts_per_tok: uniform(modelLimits.topK),
-  rms_norm_eps: epsilon.default(1e-6),
+  rms_norm_eps: epsilon,
   hidden_act: silu,
 };
 
@@ -83,9 +86,27 @@ export function allLayers(count: number): number[] {
   return Array.from({ length: count }, (_, layer) => layer);
 }
 
+/** Words for what layers are, one for each; `kindForEach` checks that. */
+export function kindsOf(...kinds: string[]) {
+  const error = `a list of ${kinds.map((kind) => `"${kind}"`).join(' and ')}`;
+  return z.array(z.enum(kinds, { error }), { error }).nullish();
+}
+
+/** Of all families: layers without a word would be of one kind or another by chance. */
+export const kindForEach = z
+  .object({
+    num_hidden_layers: z.unknown().optional(),
+    mlp_layer_types: z.array(z.unknown()).nullish().catch(null),
+  })
+  .superRefine(({ num_hidden_layers: layers, mlp_layer_types: kinds }, context) => {
+    if (!kinds || typeof layers !== 'number' || kinds.length >= layers) return;
+    const message = `a list of at least ${layers} entries, one for each of num_hidden_layers`;
+    context.addIssue({ code: 'custom', path: ['mlp_layer_types'], message });
+  });
+
 /** Which layers have experts: a type for every layer, or the first so many are dense. */
 export const layerKinds = {
-  mlp_layer_types: z.array(z.string(), { error: 'a list of "dense" and "sparse"' }).nullish(),
+  mlp_layer_types: kindsOf('dense', 'sparse'),
   first_k_dense_replace: orElse(z.int().min(0, 'an integer of at least 0'), 0),
   moe_layer_freq: z
     .union([z.int().min(1), z.array(z.int().min(0).max(1))], {
@@ -102,7 +123,7 @@ export function sparseLayers(config: {
 }): number[] {
   const { mlp_layer_types: types, first_k_dense_replace: dense, moe_layer_freq: frequency } = config;
   return allLayers(config.num_hidden_layers).filter((layer) => {
-    if (types) return types[layer] !== undefined && types[layer] !== 'dense';
+    if (types) return types[layer] === 'sparse';
     if (Array.isArray(frequency)) return frequency[layer] === 1;
     return layer >= dense && layer % (frequency ?? 1) === 0;
   });

@@ -14,9 +14,7 @@ export const gemma4: Family = {
       ...common,
       moe_intermediate_size: expertWidth,
       hidden_act: z.unknown().optional(),
-      hidden_activation: z
-        .literal('gelu_pytorch_tanh', { error: '"gelu_pytorch_tanh"' })
-        .default('gelu_pytorch_tanh'),
+      hidden_activation: z.literal('gelu_pytorch_tanh', { error: '"gelu_pytorch_tanh"' }),
       enable_moe_block: z.literal(true, { error: 'true: without it there are no experts' }),
     })
     .transform((config) => ({

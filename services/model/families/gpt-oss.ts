@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { ossGlu } from './activations.js';
 import type { Family } from './family.js';
-import { allLayers, common, epsilon, expertWidth, number, orElse } from './fields.js';
+import { allLayers, common, expertWidth, number, orElse } from './fields.js';
 import { fused, layouts } from './layouts.js';
 import { softmax } from './routers.js';
 
@@ -19,7 +19,6 @@ export const gptOss: Family = {
     .object({
       ...common,
       intermediate_size: expertWidth,
-      rms_norm_eps: epsilon.default(1e-5),
       swiglu_alpha: orElse(number, 1.702),
       swiglu_limit: orElse(number, 7),
     })

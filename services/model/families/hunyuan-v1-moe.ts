@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
-import { allLayers, common, epsilon, expertWidth, sharedOf, swiglu } from './fields.js';
+import { allLayers, common, expertWidth, sharedOf, swiglu } from './fields.js';
 import { layouts, projections } from './layouts.js';
 import { softmax } from './routers.js';
 
@@ -12,7 +12,6 @@ export const hunyuanV1Moe: Family = {
     .object({
       ...common,
       intermediate_size: expertWidth,
-      rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => ({
       hidden: config.hidden_size,

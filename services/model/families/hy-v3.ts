@@ -3,7 +3,6 @@ import type { Family } from './family.js';
 import {
   common,
   countOrNone,
-  epsilon,
   expertWidth,
   layerKinds,
   number,
@@ -25,7 +24,6 @@ export const hyV3: Family = {
       moe_intermediate_size: expertWidth,
       n_shared_experts: orElse(countOrNone, 1),
       routed_scaling_factor: orElse(number, 1),
-      rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => ({
       hidden: config.hidden_size,

@@ -15,7 +15,7 @@ export const laguna: Family = {
       shared_expert_intermediate_size: expertWidth,
       moe_routed_scaling_factor: orElse(number, 1),
       moe_router_logit_softcapping: orElse(number, 0),
-      moe_apply_router_weight_on_input: z.literal(false, { error: 'false' }).default(false),
+      moe_apply_router_weight_on_input: z.literal(false, { error: 'false' }),
     })
     .transform((config) => ({
       hidden: config.hidden_size,

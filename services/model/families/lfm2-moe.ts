@@ -1,16 +1,6 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
-import {
-  allLayers,
-  common,
-  countOrNone,
-  epsilon,
-  expertWidth,
-  flag,
-  number,
-  orElse,
-  swiglu,
-} from './fields.js';
+import { allLayers, common, countOrNone, expertWidth, flag, number, orElse, swiglu } from './fields.js';
 import { layouts, numbered } from './layouts.js';
 import { sigmoid } from './routers.js';
 
@@ -25,7 +15,6 @@ export const lfm2Moe: Family = {
       norm_topk_prob: orElse(flag, true),
       routed_scaling_factor: orElse(number, 1),
       use_expert_bias: orElse(flag, true),
-      rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => ({
       hidden: config.hidden_size,

@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
-import { allLayers, common, epsilon, expertWidth, orElse, swiglu } from './fields.js';
+import { allLayers, common, expertWidth, orElse, swiglu } from './fields.js';
 import { fused, layouts, projections } from './layouts.js';
 import { sigmoid } from './routers.js';
 
@@ -15,7 +15,6 @@ export const llama4: Family = {
       intermediate_size: expertWidth,
       interleave_moe_layer_step: orElse(z.int().min(1), 1),
       moe_layers: z.array(z.int(), { error: 'a list of layer numbers' }).nullish(),
-      rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => {
       const step = config.interleave_moe_layer_step;

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { v3Keys } from './deepseek-v3.js';
 import type { Family } from './family.js';
-import { epsilon, sharedOf, sparseLayers, swiglu } from './fields.js';
+import { sharedOf, sparseLayers, swiglu } from './fields.js';
 import { fused, layouts, numbered, projections } from './layouts.js';
 import { softmax } from './routers.js';
 
@@ -35,9 +35,7 @@ export const mistral4: Family = {
 export const mistralLarge4: Family = {
   name: 'mistral_large4',
   types: ['mistral_large4'],
-  config: z
-    .object({ ...v3Keys, rms_norm_eps: epsilon.default(1e-5) })
-    .transform((config) => read(config, true)),
+  config: z.object({ ...v3Keys }).transform((config) => read(config, true)),
   layouts: layouts(
     {
       norm: ['ffn_norm.weight'],

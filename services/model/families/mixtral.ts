@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
-import { allLayers, common, epsilon, expertWidth, swiglu } from './fields.js';
+import { allLayers, common, expertWidth, swiglu } from './fields.js';
 import { fused, layouts, numbered } from './layouts.js';
 import { softmax } from './routers.js';
 
@@ -8,17 +8,15 @@ import { softmax } from './routers.js';
 export const mixtral: Family = {
   name: 'mixtral',
   types: ['mixtral'],
-  config: z
-    .object({ ...common, intermediate_size: expertWidth, rms_norm_eps: epsilon.default(1e-5) })
-    .transform((config) => ({
-      hidden: config.hidden_size,
-      experts: config.num_experts,
-      layers: allLayers(config.num_hidden_layers),
-      routing: softmax(config.num_experts_per_tok, true),
-      expert: swiglu(config.intermediate_size),
-      shared: null,
-      normEpsilon: config.rms_norm_eps,
-    })),
+  config: z.object({ ...common, intermediate_size: expertWidth }).transform((config) => ({
+    hidden: config.hidden_size,
+    experts: config.num_experts,
+    layers: allLayers(config.num_hidden_layers),
+    routing: softmax(config.num_experts_per_tok, true),
+    expert: swiglu(config.intermediate_size),
+    shared: null,
+    normEpsilon: config.rms_norm_eps,
+  })),
   layouts: layouts(
     { router: 'block_sparse_moe.gate.weight', experts: numbered('block_sparse_moe.experts.#') },
     { experts: fused('mlp.experts') },

@@ -26,7 +26,7 @@ export const nemotronH: Family = {
       ...v3Keys,
       num_hidden_layers: size(modelLimits.layers).optional(),
       hidden_act: z.unknown().optional(),
-      mlp_hidden_act: z.literal('relu2', { error: '"relu2"' }).default('relu2'),
+      mlp_hidden_act: z.literal('relu2', { error: '"relu2"' }),
       moe_latent_size: size(modelLimits.hidden).nullish(),
       moe_shared_expert_intermediate_size: orElse(expertWidth, 7688),
       layers_block_type: z.array(z.string(), { error: 'a list of kinds of layers' }).nullish(),

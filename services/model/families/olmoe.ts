@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import type { Family } from './family.js';
-import { allLayers, common, epsilon, expertWidth, flag, swiglu } from './fields.js';
+import { allLayers, common, expertWidth, flag, swiglu } from './fields.js';
 import { layouts } from './layouts.js';
 import { softmax } from './routers.js';
 
@@ -12,8 +12,7 @@ export const olmoe: Family = {
     .object({
       ...common,
       intermediate_size: expertWidth,
-      norm_topk_prob: flag.default(false),
-      rms_norm_eps: epsilon.default(1e-5),
+      norm_topk_prob: flag,
     })
     .transform((config) => ({
       hidden: config.hidden_size,

@@ -16,7 +16,7 @@ export const phiMoe: Family = {
     .object({
       ...common,
       intermediate_size: expertWidth,
-      num_experts_per_tok: z.literal(2, { error: '2' }).default(2),
+      num_experts_per_tok: z.literal(2, { error: '2' }),
       router_jitter_noise: orElse(number, 0.01),
     })
     .transform((config) => ({

@@ -14,7 +14,7 @@ export const qwen2Moe: Family = {
       ...qwenLayerKeys,
       moe_intermediate_size: expertWidth,
       shared_expert_intermediate_size: expertWidth,
-      norm_topk_prob: flag.default(false),
+      norm_topk_prob: flag,
     })
     .transform((config) => ({
       hidden: config.hidden_size,

@@ -39,6 +39,6 @@ export function qwen3MoeConfig(renormalise: z.ZodType<boolean>) {
 export const qwen3Moe: Family = {
   name: 'qwen3_moe',
   types: ['qwen3_moe'],
-  config: qwen3MoeConfig(flag.default(false)),
+  config: qwen3MoeConfig(flag),
   layouts: layouts({}),
 };

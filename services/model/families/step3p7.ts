@@ -3,7 +3,6 @@ import type { Family } from './family.js';
 import {
   allLayers,
   common,
-  epsilon,
   expertWidth,
   layerKinds,
   number,
@@ -37,7 +36,6 @@ export const step3p7: Family = {
       moe_router_scaling_factor: orElse(number, 1),
       swiglu_limits: limits,
       swiglu_limits_shared: limits,
-      rms_norm_eps: epsilon.default(1e-5),
     })
     .transform((config) => {
       const { moe_layers_enum: listed } = config;
