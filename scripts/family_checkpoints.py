@@ -143,13 +143,17 @@ UNUSUAL = {
     "dbrx-root": ("dbrx", dict(ffn_config=dict(ffn_hidden_size=FFN, moe_num_experts=5, moe_top_k=2,
                   moe_normalize_expert_weights=2.0))),
     "aria-biased": ("aria", dict(mlp_bias=True, moe_topk=1)),
-    "ernie4_5_vl_moe-fused": ("ernie4_5_vl_moe", {}),
 }
+
+# Families that are saved under other names than those that transformers has in memory; here as it has them there.
+FUSED_NAMES = ["ernie4_5_vl_moe", "longcat_flash", "aria", "deepseek_v4-hash", "ernie4_5_moe", "granitemoeshared", "hy_v3", "hy_v4",
+               "kimi_linear", "nemotron_h-latent"]
+UNUSUAL |= {f"{name}-fused": UNUSUAL.get(name, (name, {})) for name in FUSED_NAMES}
 for _name, (_family, _more) in UNUSUAL.items():
     FAMILIES[_name] = (FAMILIES[_family][0], {**FAMILIES[_family][1], **_more})
 
 # Saved as transformers has them in memory.
-FUSED = {"ernie4_5_vl_moe-fused"}
+FUSED = {f"{name}-fused" for name in FUSED_NAMES}
 
 # Checkpoints of other stored types: a family's, its sizes, and the form of quantise.py or a dtype.
 QUANTISED = {

@@ -53,12 +53,13 @@ export class LayerTensors {
     private readonly shapes: TensorShapes,
     private readonly bare: boolean,
   ) {
-    const { hidden } = config;
+    const { hidden, identities = 0 } = config;
     const isolated = spec.isolated?.experts ?? 0;
     const apart = names.isolated?.experts ?? null;
     this.routed = routedExperts(spec);
     this.common = this.routed - isolated;
-    this.experts = new FfnFinder(names.experts, prefix, spec.expert.latent ?? hidden, this.common, shapes);
+    const width = spec.expert.latent ?? hidden;
+    this.experts = new FfnFinder(names.experts, prefix, width, this.common - identities, shapes, identities);
     this.isolated = apart && new FfnFinder(apart, prefix, hidden, isolated, shapes);
     this.shared = names.shared && new FfnFinder(names.shared, prefix, hidden, null, shapes);
   }
@@ -74,7 +75,8 @@ export class LayerTensors {
     const isHere = (names: LayerNames, prefix: string, whole: boolean) =>
       [names.experts, whole ? names.shared : null].every(
         (ffn) =>
-          ffn === null || shapes.has(prefix + (ffn.kind === 'fused' ? ffn.gateUp : ffn.up).replace('#', '0')),
+          ffn === null ||
+          shapes.has(prefix + (ffn.kind === 'fused' ? ffn.gateUp : (ffn.gate ?? ffn.up)).replace('#', '0')),
       );
     // What is whole counts before what lacks something.
     for (const whole of [true, false]) {

@@ -115,6 +115,8 @@ export class FfnFinder {
     /** How many FFNs go by these names; null: one alone. */
     private readonly count: number | null,
     private readonly shapes: TensorShapes,
+    /** How many more have rows in a fused tensor of gates and ups, which nobody reads, and none in that of downs. */
+    private readonly unread = 0,
   ) {}
 
   /** Whether a single FFN of three matrices has biases beside them: families have a key for that, of one name or another. */
@@ -180,8 +182,8 @@ export class FfnFinder {
     const { hidden } = this;
     const turned = this.isTransposed(names, ffn);
     const shape = (rows: number, columns: number) => (turned ? [columns, rows] : [rows, columns]);
-    const upright = (name: string, rows: number, columns: number) => {
-      const view = this.view(name, shape(rows, columns), index);
+    const upright = (name: string, rows: number, columns: number, unread = 0) => {
+      const view = this.view(name, shape(rows, columns), index, unread);
       return turned ? transposed(view) : view;
     };
     /** The first row of a half, and the step from one to the next. */
@@ -189,7 +191,7 @@ export class FfnFinder {
       names.interleaved
         ? { rows: count, firstRow: 2 * first + which, rowStep: 2 }
         : { rows: count, firstRow: which * ffn + first, rowStep: 1 };
-    const gateUp = upright(names.gateUp, 2 * ffn, hidden);
+    const gateUp = upright(names.gateUp, 2 * ffn, hidden, this.unread);
     const down = upright(names.down, hidden, ffn);
     const views = {
       gate: { ...gateUp, ...half(0) },
@@ -217,9 +219,9 @@ export class FfnFinder {
     return this.shapes.shapeOf(this.prefix + name)?.at(-2) === rows;
   }
 
-  private view(name: string, shape: readonly number[], index: number): MatrixView {
+  private view(name: string, shape: readonly number[], index: number, unread = 0): MatrixView {
     const tensor = this.prefix + name.replace('#', String(index));
     const stacked = this.count !== null && !name.includes('#');
-    return stacked ? stored(tensor, [this.count, ...shape], index) : stored(tensor, shape, null);
+    return stacked ? stored(tensor, [this.count + unread, ...shape], index) : stored(tensor, shape, null);
   }
 }

@@ -19,13 +19,11 @@ export const aria: Family = {
       shared: { ...swiglu(config.intermediate_size * config.n_shared_experts), weight: 1, gated: false },
       normEpsilon: config.rms_norm_eps,
     })),
-  layouts: layouts({
-    router: 'mlp.router.weight',
-    experts: fused('mlp.experts', {
-      gateUp: 'mlp.experts.fc1.weight',
-      down: 'mlp.experts.fc2.weight',
-      transposed: true,
+  layouts: [{ gateUp: 'mlp.experts.fc1.weight', down: 'mlp.experts.fc2.weight' }, {}].flatMap((names) =>
+    layouts({
+      router: 'mlp.router.weight',
+      experts: fused('mlp.experts', { ...names, transposed: true }),
+      shared: projections('mlp.shared_experts'),
     }),
-    shared: projections('mlp.shared_experts'),
-  }),
+  ),
 };

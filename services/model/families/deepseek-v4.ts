@@ -3,7 +3,7 @@ import { modelLimits, size } from '../limits.js';
 import { clamped } from './activations.js';
 import type { Family } from './family.js';
 import { allLayers, common, countOrNone, expertWidth, kindsOf, number, orElse, sharedOf } from './fields.js';
-import { layouts, numbered } from './layouts.js';
+import { fused, layouts, numbered, projections } from './layouts.js';
 
 /**
  * Scores are sqrt(softplus(logit)), always renormalised. The first layers choose by the tokens' ids. There is one shared expert. Residuals are
@@ -52,12 +52,20 @@ export const deepseekV4: Family = {
         normEpsilon: config.rms_norm_eps,
       };
     }),
-  layouts: layouts({
-    norm: ['ffn_norm.weight'],
-    router: 'ffn.gate.weight',
-    selectionBias: ['ffn.gate.bias'],
-    tokenExperts: 'ffn.gate.tid2eid',
-    experts: numbered('ffn.experts.#'),
-    shared: numbered('ffn.shared_experts'),
-  }),
+  layouts: layouts(
+    {
+      norm: ['ffn_norm.weight'],
+      router: 'ffn.gate.weight',
+      selectionBias: ['ffn.gate.bias'],
+      tokenExperts: 'ffn.gate.tid2eid',
+      experts: numbered('ffn.experts.#'),
+      shared: numbered('ffn.shared_experts'),
+    },
+    {
+      selectionBias: ['mlp.gate.e_score_correction_bias'],
+      tokenExperts: 'mlp.gate.tid2eid',
+      experts: fused('mlp.experts'),
+      shared: projections('mlp.shared_experts'),
+    },
+  ),
 };

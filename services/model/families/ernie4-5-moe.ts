@@ -37,7 +37,10 @@ export const ernie45Moe: Family = {
       };
     }),
   layouts: layouts({
-    selectionBias: ['mlp.moe_statics.e_score_correction_bias'],
+    selectionBias: [
+      'mlp.moe_statics.e_score_correction_bias',
+      'mlp.gate.moe_statics.e_score_correction_bias',
+    ],
     shared: projections('mlp.shared_experts'),
   }),
 };

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import type { Family, FusedNames } from './family.js';
 import { allLayers, common, countOrNone, expertWidth, orElse, sharedOf, swiglu } from './fields.js';
-import { layouts } from './layouts.js';
+import { fused, layouts } from './layouts.js';
 import { softmax } from './routers.js';
 
 export const linear = (path: string): FusedNames => ({
@@ -11,7 +11,8 @@ export const linear = (path: string): FusedNames => ({
   transposed: false,
   interleaved: false,
 });
-const names = { router: 'block_sparse_moe.router.layer.weight', experts: linear('block_sparse_moe') };
+const saved = { router: 'block_sparse_moe.router.layer.weight', experts: linear('block_sparse_moe') };
+const inMemory = { router: 'block_sparse_moe.router.weight', experts: fused('block_sparse_moe.experts') };
 
 /** Residuals have a factor. The shared experts stand beside the block, and belong to it here. `intermediate_size` is an expert's. */
 export const graniteMoe: Family = {
@@ -33,5 +34,5 @@ export const graniteMoe: Family = {
       shared: sharedOf(swiglu(config.shared_intermediate_size)),
       normEpsilon: config.rms_norm_eps,
     })),
-  layouts: layouts({ ...names, shared: linear('shared_mlp') }),
+  layouts: [saved, inMemory].flatMap((names) => layouts({ ...names, shared: linear('shared_mlp') })),
 };

@@ -11,7 +11,7 @@ import {
   sparseLayers,
   swiglu,
 } from './fields.js';
-import { layouts, projections } from './layouts.js';
+import { fused, layouts, projections } from './layouts.js';
 import { sigmoid } from './routers.js';
 
 export const hyV3: Family = {
@@ -34,9 +34,16 @@ export const hyV3: Family = {
       shared: sharedOf(swiglu(config.moe_intermediate_size * config.n_shared_experts)),
       normEpsilon: config.rms_norm_eps,
     })),
-  layouts: layouts({
-    router: 'mlp.router.gate.weight',
-    selectionBias: ['mlp.expert_bias', 'mlp.e_score_correction_bias'],
-    shared: projections('mlp.shared_mlp'),
-  }),
+  layouts: layouts(
+    {
+      router: 'mlp.router.gate.weight',
+      selectionBias: ['mlp.expert_bias', 'mlp.e_score_correction_bias'],
+      shared: projections('mlp.shared_mlp'),
+    },
+    {
+      selectionBias: ['mlp.e_score_correction_bias'],
+      experts: fused('mlp.experts'),
+      shared: projections('mlp.shared_experts'),
+    },
+  ),
 };

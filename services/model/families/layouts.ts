@@ -27,6 +27,17 @@ export function fused(path: string, form: Partial<FusedNames> = {}): FusedNames 
   };
 }
 
+/** All experts of a matrix in one tensor, without a gate. */
+function ungated(path: string): MatrixNames {
+  return { kind: 'separate', gate: null, up: `${path}.up_proj`, down: `${path}.down_proj` };
+}
+
+/** As transformers holds experts in memory, by how they are saved. */
+function inMemory(experts: MatrixNames): MatrixNames | FusedNames {
+  const path = experts.down.replace(/\.#.*|\.[^.]*(\.weight)?$/, '');
+  return experts.gate === null ? ungated(path) : fused(path);
+}
+
 const plain: LayerNames = {
   norm: ['post_attention_layernorm.weight'],
   normOffset: 0,
@@ -52,10 +63,10 @@ const plain: LayerNames = {
  */
 export function layouts(...forms: readonly Partial<LayerNames>[]): LayerNames[] {
   const named = forms.map((form) => ({ ...plain, ...form }));
-  const inMemory = named.map((names) => ({
-    ...names,
-    experts: fused(names.experts.down.replace(/\.#.*|\.[^.]*(\.weight)?$/, '')),
-  }));
-  const fusible = ({ experts, isolated }: LayerNames) => experts.kind !== 'fused' && isolated === null;
-  return [...named, ...inMemory.filter((_, index) => fusible(named[index]!))];
+  const fusible = named.flatMap((names) =>
+    names.experts.kind === 'fused' || names.isolated !== null
+      ? []
+      : [{ ...names, experts: inMemory(names.experts) }],
+  );
+  return [...named, ...fusible];
 }
