@@ -30,9 +30,14 @@ export const llama4: Family = {
         normEpsilon: config.rms_norm_eps,
       };
     }),
-  layouts: layouts({
-    router: 'feed_forward.router.weight',
-    experts: fused('feed_forward.experts', { transposed: true }),
-    shared: projections('feed_forward.shared_expert'),
-  }),
+  // The publisher's own tensors have all experts in two; tools that quantise take them apart.
+  layouts: layouts(
+    ...[fused('feed_forward.experts', { transposed: true }), projections('feed_forward.experts.#')].map(
+      (experts) => ({
+        router: 'feed_forward.router.weight',
+        experts,
+        shared: projections('feed_forward.shared_expert'),
+      }),
+    ),
+  ),
 };
