@@ -18,7 +18,7 @@ import { defineCommand } from './command.js';
 import { type CredentialConfig, credentialFields, readCredential, tlsHelp } from './connection.js';
 import { bytes, count, seconds } from './format.js';
 import { type PlanOptions, planFields, planHelp, planInput, rulesOf } from './plan-input.js';
-import { readRecording } from './recording.js';
+import { checkModel, readRecording } from './recording.js';
 
 const operatorFields = { address: addresses().default(['127.0.0.1:7070']), ...credentialFields };
 const operatorHelp = {
@@ -150,11 +150,13 @@ async function recordedTarget(
 ) {
   const topology = config.topology === null ? null : readTopology(config.topology);
   const recording = readRecording(config.recording);
-  const { view } = await ask<'Inference', ClusterDescription>(
+  const { view, model } = await ask<'Inference', ClusterDescription>(
     config,
     'Inference',
     (inference, deadline, done) => inference.DescribeCluster({}, { deadline }, done),
   );
+  if (model === null) throw new SwitchyardError('NOT_READY', 'the cluster has no model yet');
+  checkModel(config.recording, recording, model);
   const input = planInput(recording, topology, config, rulesOf(view));
   const { target, netGainSeconds } = plan(input);
   const layers = input.layers.map(({ layer }, index) => copiesMessage(layer, target[index]!));

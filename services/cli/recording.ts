@@ -6,6 +6,7 @@ import { SwitchyardError, shownJson } from '../common/errors.js';
 import { listCopies } from '../common/expert-copies.js';
 import type { FfnModel } from '../common/generated/switchyard/v1/FfnModel.js';
 import type { LayerModel } from '../common/generated/switchyard/v1/LayerModel.js';
+import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
 import { sleep } from '../common/lifecycle.js';
 import type { OutputFile } from '../common/output-file.js';
 import { checkBy } from '../common/schema-issue.js';
@@ -134,6 +135,23 @@ export function readRecording(path: string): Recording {
   throw invalid(issue.key || 'recording', `is ${shownJson(issue.value)}; allowed: ${issue.allowed}`);
 }
 
+/** Throws CONFIG_INVALID if the file's recording is of another model than the cluster's: its rows and choices say nothing of that one's experts. */
+export function checkModel(path: string, recording: Recording, model: ModelDescription): void {
+  const check = (key: string, value: unknown, clusters: unknown) => {
+    if (value === clusters) return;
+    const allowed = `${shownJson(clusters)}, as the cluster's model has it`;
+    const text = `${path}: ${key} is ${shownJson(value)}; allowed: ${allowed}`;
+    throw new SwitchyardError('CONFIG_INVALID', text, { file: path, key });
+  };
+  check('model', recording.model, model.name);
+  check('hidden', recording.hidden, model.hidden);
+  check('topK', recording.topK, topKOf(model));
+  for (const [at, { expertBytes }] of recording.layers.entries())
+    check(`layers.${at}.expertBytes`, expertBytes, Number(model.expertBytes));
+}
+
+const topKOf = ({ routing }: ModelDescription) => routing?.topK ?? 1;
+
 export async function writeRecording(file: OutputFile, recording: Recording): Promise<void> {
   await file.write(Buffer.from(`${JSON.stringify(recording)}\n`));
   await file.close();
@@ -173,7 +191,7 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
     version: 1,
     model: model.name,
     hidden: model.hidden,
-    topK: model.routing?.topK ?? 1,
+    topK: topKOf(model),
     workers: nodes.map(({ name, host, device, memoryBytes, figures }) => ({
       name,
       host,

@@ -152,7 +152,7 @@ describe('switchyard rebalance', () => {
       })),
       layers: model!.layers.map(({ layer, experts }) => ({
         layer,
-        expertBytes: 2 ** 18,
+        expertBytes: Number(model!.expertBytes),
         rows: Array.from({ length: experts }, (_, expert) => (expert === 0 ? 9_000 : 100)),
         workersOf: Array.from({ length: experts }, (_, expert) => [expert % 2]),
         choices: null,
@@ -209,6 +209,23 @@ describe('switchyard rebalance', () => {
     expect(status).toBe(0);
     await load.more(4);
     await load.stop();
+  });
+
+  test.each<[string, (recording: Recording) => void]>([
+    ['model is "another"; allowed: "tiny"', (one) => Object.assign(one, { model: 'another' })],
+    ['hidden is 512; allowed: 256', (one) => Object.assign(one, { hidden: 512 })],
+    ['topK is 1; allowed: 2', (one) => Object.assign(one, { topK: 1 })],
+    [
+      'layers.1.expertBytes is 77; allowed: 786432',
+      ({ layers }) => Object.assign(layers[1]!, { expertBytes: 77 }),
+    ],
+  ])('refuses a recording of another model: %s', async (problem, change) => {
+    const file = await record(change);
+    expect(await run('rebalance', '--recording', file)).toEqual({
+      status: 2,
+      stdout: '',
+      stderr: `switchyard: CONFIG_INVALID: ${file}: ${problem}, as the cluster's model has it\n`,
+    });
   });
 
   test('names what is wrong with the target, and moves nothing', async () => {
