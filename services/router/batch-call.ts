@@ -21,6 +21,8 @@ export interface RowsWay {
 export interface BatchCall extends RequestSource {
   /** The connection that it came by. */
   readonly peer: string;
+  /** What its client calls it, as far as that has come and before it is checked; empty: nothing. */
+  readonly batchId: string;
   /** How loudly its good end is logged. */
   readonly loggedAt: 'info' | 'debug';
   /** The client's span, as the metadata of its call has it; empty: it has none. */

@@ -1,3 +1,4 @@
+import { batchIdPattern } from '../common/batch-id.js';
 import { controlLimits } from '../common/control-limits.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { FairSlots } from '../common/fair-slots.js';
@@ -147,7 +148,7 @@ export class Batches {
       const level = error.code === 'INTERNAL' ? 'error' : 'warn';
       log[level]({
         event: 'batch-failed',
-        batch: plan?.batchId ?? '',
+        batch: plan?.batchId ?? asLogged(call.batchId),
         client: call.peer,
         code: error.code,
         reason: error.message,
@@ -224,6 +225,11 @@ export class Batches {
       this.running.delete(batchId);
     }
   }
+}
+
+/** For the log: a batch that ended before its header was checked may be called anything, and the reason says what. */
+function asLogged(batchId: string): string {
+  return batchIdPattern.test(batchId) ? batchId : '';
 }
 
 /** For the log: the id of the trace, by which it is found. */

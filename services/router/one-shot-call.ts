@@ -45,6 +45,7 @@ export class OneShotCall implements BatchCall {
   readonly loggedAt = 'info';
   readonly peer: string;
   readonly traceparent: string;
+  batchId = '';
   private readonly callDeadlineMs: number;
   private woken = new Deferred<void>();
   private halfClosed = false;
@@ -89,6 +90,7 @@ export class OneShotCall implements BatchCall {
       const came = first?.kind ?? (first === null ? 'half-close' : 'empty');
       throw invalidArgument('first message', came, 'a header');
     }
+    this.batchId = first.header.batchId;
     if (first.header.deadlineMs > 0) this.end.limit(first.header.deadlineMs);
     await this.welcome(first.header);
     return first.header;

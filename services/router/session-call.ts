@@ -74,9 +74,13 @@ export class SessionCall implements BatchCall {
     return this.options.traceparent;
   }
 
+  get batchId(): string {
+    return this.options.batch.header?.batchId ?? '';
+  }
+
   /** One among many, unless its client has given it a name. */
   get loggedAt(): 'info' | 'debug' {
-    return this.options.batch.header?.batchId ? 'info' : 'debug';
+    return this.batchId === '' ? 'debug' : 'info';
   }
 
   async header(): Promise<ForwardHeader> {

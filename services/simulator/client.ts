@@ -31,6 +31,7 @@ export interface ClientManner {
 export class SimulatedCall implements BatchCall {
   readonly loggedAt = 'debug';
   readonly traceparent = '';
+  readonly batchId = '';
   readonly end: BatchEnd;
   private sent = 0;
 

@@ -47,6 +47,8 @@ const noBytes = Buffer.alloc(0);
 
 /** A request of the Open Inference Protocol as a batch: it came whole, in its message or in shared memory, and is answered whole. */
 export class InferCall implements BatchCall {
+  /** The router names it. */
+  readonly batchId = '';
   readonly end = new BatchEnd(systemClock);
   /** One among many. */
   readonly loggedAt = 'debug';
