@@ -62,6 +62,9 @@ export const batchFields = {
   verify: sampleSize(verifyTokens).default(null),
 };
 
+/** Coordinators have keys of these names, of the model. */
+export const batchNamesInEnvironment = { layers: 'batchLayers', seed: 'batchSeed' } as const;
+
 export const batchHelp = {
   input: ['file', 'rows to send: .safetensors, or raw little-endian BF16 (default: synthetic rows)'],
   tensor: ['name', 'tensor of a .safetensors input (default: its only one)'],

@@ -1,6 +1,6 @@
 import { Command, Option } from 'commander';
 import type { z } from 'zod';
-import { type ConfigSection, loadConfig } from '../common/config.js';
+import { type ConfigSection, loadSettings, type NamesInEnvironment, type Origin } from '../common/config.js';
 
 /** How a key of a schema is shown: the name of its value ([name]: may be left out; null: a switch), and what it does. */
 export type OptionHelp = readonly [value: string | null, text: string];
@@ -12,11 +12,17 @@ export interface CommandDefinition<Shape extends z.ZodRawShape> {
   section: ConfigSection;
   schema: z.ZodObject<Shape>;
   help: { readonly [Key in keyof Shape]: OptionHelp };
+  /** What keys are called in the environment that are not called SWITCHYARD_<KEY> there, because that is a server's key with another meaning. */
+  namesInEnvironment?: NamesInEnvironment;
   /** Positional argument, given to the schema under its name. */
   argument?: { name: keyof Shape & string; text: string; choices?: readonly string[] };
   examples: readonly string[];
-  /** `file`: the YAML file that was given, for processes that read their own sections of it. */
-  run(config: z.infer<z.ZodObject<Shape>>, file: string | null): Promise<void>;
+  /** `file`: the YAML file that was given, for processes that read their own sections of it. `given`: where the values of keys come from. */
+  run(
+    config: z.infer<z.ZodObject<Shape>>,
+    file: string | null,
+    given: ReadonlyMap<string, Origin>,
+  ): Promise<void>;
 }
 
 /**
@@ -24,7 +30,7 @@ export interface CommandDefinition<Shape extends z.ZodRawShape> {
  * command's section of the YAML file given by --config or SWITCHYARD_CONFIG.
  */
 export function defineCommand<Shape extends z.ZodRawShape>(definition: CommandDefinition<Shape>): Command {
-  const { schema, help, argument, section } = definition;
+  const { schema, help, argument, section, namesInEnvironment = {} } = definition;
   const command = new Command(definition.name)
     .summary(definition.summary)
     .description(`${definition.summary}.`);
@@ -47,7 +53,9 @@ export function defineCommand<Shape extends z.ZodRawShape>(definition: CommandDe
     const path = flag ?? (process.env.SWITCHYARD_CONFIG || null);
     const origin = flag === undefined ? 'SWITCHYARD_CONFIG' : '--config';
     const file = path === null ? null : { path, section, origin };
-    await definition.run(loadConfig(schema, { flags, env: process.env, file }), path);
+    const sources = { flags, env: process.env, namesInEnvironment, file };
+    const { config, given } = loadSettings(schema, sources);
+    await definition.run(config, path, given);
   });
 }
 

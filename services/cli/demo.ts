@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { checkSizes } from '../coordinator/config.js';
 import { type Preset, presets } from '../model/synthetic.js';
-import { sampleSize } from './batch-options.js';
+import { batchNamesInEnvironment, sampleSize } from './batch-options.js';
 import { defineCommand } from './command.js';
 import { type OwnClusterConfig, ownClusterFields, ownClusterHelp, runOnOwnCluster } from './own-cluster.js';
 
@@ -14,6 +14,7 @@ export const demoCommand = defineCommand({
   schema: z
     .object({ ...ownClusterFields, verify: sampleSize(verifiedTokens).default(verifiedTokens) })
     .superRefine(checkSizes),
+  namesInEnvironment: batchNamesInEnvironment,
   help: {
     ...ownClusterHelp,
     verify: ['[tokens]', 'size of the sample that is recomputed in float64; false: none'],

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import { toggle } from '../common/config.js';
 import { runBatch } from './batch.js';
-import { batchFields, batchHelp } from './batch-options.js';
+import { batchFields, batchHelp, batchNamesInEnvironment } from './batch-options.js';
 import { assertVerified, batchJson, describeBatch, formatFigures, reportStream } from './batch-report.js';
 import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, withClient } from './connection.js';
@@ -18,6 +18,7 @@ export const forwardCommand = defineCommand({
     ...batchFields,
     json: toggle().default(false),
   }),
+  namesInEnvironment: batchNamesInEnvironment,
   help: {
     ...connectionHelp,
     allowPlaintextRows: [null, allowPlaintextText],

@@ -2,7 +2,7 @@ import { connectivityState } from '@grpc/grpc-js';
 import { z } from 'zod';
 import { allFailed, type Failure } from '../client/all-failed.js';
 import { unanswered } from '../client/connections.js';
-import { addresses, nodeName } from '../common/config.js';
+import { addresses, nodeName, type Origin } from '../common/config.js';
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import { copiesMessage } from '../common/expert-copies.js';
 import type { ClusterDescription } from '../common/generated/switchyard/v1/ClusterDescription.js';
@@ -17,7 +17,14 @@ import { plan } from '../placement/plan.js';
 import { defineCommand } from './command.js';
 import { type CredentialConfig, credentialFields, readCredential, tlsHelp } from './connection.js';
 import { bytes, count, seconds } from './format.js';
-import { type PlanOptions, planFields, planHelp, planInput, rulesOf } from './plan-input.js';
+import {
+  type PlanOptions,
+  planFields,
+  planHelp,
+  planInput,
+  planNamesInEnvironment,
+  rulesOf,
+} from './plan-input.js';
 import { checkModel, readRecording } from './recording.js';
 
 const operatorFields = { address: addresses().default(['127.0.0.1:7070']), ...credentialFields };
@@ -168,14 +175,15 @@ export const rebalanceCommand = defineCommand({
   summary: 'Plan for the present load, or for a recorded one, and begin to bring copies of experts there',
   section: 'operate',
   schema: z.object({ ...operatorFields, ...planFields }),
+  namesInEnvironment: planNamesInEnvironment,
   help: { ...operatorHelp, ...planHelp },
   examples: [
     'switchyard rebalance',
     'switchyard rebalance --recording load.json --topology hosts.yaml --copies 2',
   ],
-  run: async (config) => {
+  run: async (config, _, given) => {
     const { recording } = config;
-    if (recording === null) checkUnused(config);
+    if (recording === null) checkUnused(config, given);
     const planned = recording === null ? null : await recordedTarget({ ...config, recording });
     const request = planned === null ? {} : { target: planned.target };
     const answer = await ask<'Operator', RebalanceAnswer>(config, 'Operator', (operator, deadline, done) =>
@@ -191,13 +199,18 @@ export const rebalanceCommand = defineCommand({
   },
 });
 
-/** Throws CONFIG_INVALID for what a plan of the coordinator would not heed. */
-function checkUnused(config: Record<keyof typeof planFields, unknown>): void {
+/** Throws CONFIG_INVALID for what a plan of the coordinator would not heed; the environment may be for other commands. */
+function checkUnused(
+  config: Record<keyof typeof planFields, unknown>,
+  given: ReadonlyMap<string, Origin>,
+): void {
   for (const key of Object.keys(planFields) as (keyof typeof planFields)[]) {
     const { [key]: field } = planFields;
+    const origin = given.get(key);
+    if (origin === undefined || origin.source === 'environment') continue;
     if (config[key] === field.parse(undefined)) continue;
     const allowed = 'only with recording: otherwise the coordinator plans by its own settings';
-    const text = `${key} is ${JSON.stringify(config[key])}; allowed: ${allowed}`;
+    const text = `${origin.origin} is ${JSON.stringify(config[key])}; allowed: ${allowed}`;
     throw new SwitchyardError('CONFIG_INVALID', text, { key });
   }
 }

@@ -16,6 +16,12 @@ export const planFields = {
   replicaSlots: humanCount(0, 1_048_576).nullable().default(null),
   horizon: decimal(1, 31_536_000).default(3_600),
 };
+/** Coordinators have keys of these names, of what they plan by themselves. */
+export const planNamesInEnvironment = {
+  topology: 'planTopology',
+  copies: 'planCopies',
+  replicaSlots: 'planReplicaSlots',
+} as const;
 export const planHelp = {
   recording: ['file', 'plan for this load, as forward --record wrote it, instead of asking the cluster'],
   topology: ['file', 'plan for the devices of this topology file instead of the workers that there are'],

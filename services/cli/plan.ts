@@ -7,7 +7,7 @@ import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, readCredential, withClient } from './connection.js';
 import { bytes, count, seconds, table } from './format.js';
 import { measureLoad } from './measure-load.js';
-import { type DeviceInput, planFields, planHelp, planInput } from './plan-input.js';
+import { type DeviceInput, planFields, planHelp, planInput, planNamesInEnvironment } from './plan-input.js';
 import { type Recording, readRecording } from './recording.js';
 
 /** Said with every plan. */
@@ -23,6 +23,7 @@ export const planCommand = defineCommand({
     seconds: decimal(0.1, 86_400).default(10),
     json: toggle().default(false),
   }),
+  namesInEnvironment: planNamesInEnvironment,
   help: {
     ...connectionHelp,
     ...planHelp,

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { checkSizes } from '../coordinator/config.js';
+import { batchNamesInEnvironment } from './batch-options.js';
 import { defineCommand } from './command.js';
 import { ownClusterFields, ownClusterHelp, runOnOwnCluster } from './own-cluster.js';
 
@@ -8,6 +9,7 @@ export const runCommand = defineCommand({
   summary: 'Start a local cluster, submit one batch, stop the cluster',
   section: 'run',
   schema: z.object(ownClusterFields).superRefine(checkSizes),
+  namesInEnvironment: batchNamesInEnvironment,
   help: ownClusterHelp,
   examples: [
     'switchyard run --model ./mixtral --workers 3 --input x.safetensors --tensor x --output y.safetensors --layers 1',

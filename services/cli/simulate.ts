@@ -13,6 +13,9 @@ interface SimulationReport {
   events: number;
 }
 
+/** Coordinators have a key of this name, of the model. */
+export const simulationNamesInEnvironment = { seed: 'simulationSeed' } as const;
+
 export const simulateCommand = defineCommand({
   name: 'simulate',
   summary:
@@ -25,6 +28,7 @@ export const simulateCommand = defineCommand({
     events: toggle().default(false),
     json: toggle().default(false),
   }),
+  namesInEnvironment: simulationNamesInEnvironment,
   help: {
     seed: ['n', 'the first seed'],
     seeds: ['n', 'how many seeds, one after the other'],

@@ -33,9 +33,13 @@ export interface ConfigSources {
   flags?: Readonly<Record<string, unknown>>;
   /** `metricsPort` is read from SWITCHYARD_METRICS_PORT. */
   env?: Readonly<Record<string, string | undefined>>;
+  /** By key: what it is called in the environment, where servers have a key of its name with another meaning. */
+  namesInEnvironment?: NamesInEnvironment;
   /** One YAML file may configure every service; `section` is the service's top-level key. */
   file?: { path: string; section: ConfigSection; origin?: string } | null;
 }
+
+export type NamesInEnvironment = Readonly<Record<string, string>>;
 
 const suffixes = new Map(
   Object.entries({
@@ -176,12 +180,16 @@ export const serverFields = {
   traceSampling: decimal(0, 1).default(0.01),
 };
 
-interface Found {
-  value: unknown;
+/** Where a value was found. */
+export interface Origin {
   /** As the user wrote the key: --metrics-port, SWITCHYARD_METRICS_PORT, or path: section.metricsPort. */
   origin: string;
   /** The source that has it: a later one overrides. */
   source: 'file' | 'environment' | 'flags';
+}
+
+interface Found extends Origin {
+  value: unknown;
 }
 
 const kebab = (key: string) => key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
@@ -203,8 +211,16 @@ function isServiceLink(key: string, value: string): boolean {
  */
 export function loadConfig<Shape extends z.ZodRawShape>(
   schema: z.ZodObject<Shape>,
-  { flags = {}, env = {}, file = null }: ConfigSources,
+  sources: ConfigSources,
 ): z.infer<z.ZodObject<Shape>> {
+  return loadSettings(schema, sources).config;
+}
+
+/** The same, and by key where it was found; those with their default are not in there. */
+export function loadSettings<Shape extends z.ZodRawShape>(
+  schema: z.ZodObject<Shape>,
+  { flags = {}, env = {}, namesInEnvironment = {}, file = null }: ConfigSources,
+): { config: z.infer<z.ZodObject<Shape>>; given: ReadonlyMap<string, Origin> } {
   const found = new Map<string, Found>();
   const take = (key: string, given: Found) => override(found, key, given);
   if (file) {
@@ -221,16 +237,17 @@ export function loadConfig<Shape extends z.ZodRawShape>(
     }
   }
   for (const key of Object.keys(schema.shape)) {
-    const value = env[environmentName(key)];
+    const origin = environmentName(namesInEnvironment[key] ?? key);
+    const value = env[origin];
     if (value === undefined || value === '' || isServiceLink(key, value)) continue;
-    take(key, { value, origin: environmentName(key), source: 'environment' });
+    take(key, { value, origin, source: 'environment' });
   }
   for (const [key, value] of Object.entries(flags)) {
     if (value !== undefined) take(key, { value, origin: `--${kebab(key)}`, source: 'flags' });
   }
   const values = Object.fromEntries([...found].map(([key, { value }]) => [key, value]));
   const { data, issue } = checkBy(schema.strict(), values);
-  if (issue === null) return data as z.infer<z.ZodObject<Shape>>;
+  if (issue === null) return { config: data as z.infer<z.ZodObject<Shape>>, given: found };
   const { path, key, value, allowed } = issue;
   const [top, ...below] = path;
   throw invalid(key, [found.get(top!)?.origin ?? top, ...below].join('.'), value, allowed);

@@ -4,6 +4,9 @@ import { join } from 'node:path';
 import { describe, expect, test } from '@jest/globals';
 import type { ZodType } from 'zod';
 import { packageRoot } from '../../native/locate.js';
+import { batchFields, batchNamesInEnvironment } from '../../services/cli/batch-options.js';
+import { planFields, planNamesInEnvironment } from '../../services/cli/plan-input.js';
+import { simulationNamesInEnvironment } from '../../services/cli/simulate.js';
 import { memoryBound, usableCores } from '../../services/common/machine.js';
 import { coordinatorSchema } from '../../services/coordinator/config.js';
 import { presets } from '../../services/model/synthetic.js';
@@ -63,6 +66,38 @@ describe.each(services)('CONFIGURATION.md on the $name', ({ schema, tables }) =>
     const field = (schema.shape as Record<string, ZodType>)[key]!;
     const expected = shown in inWords ? inWords[shown] : field.parse(shown.replaceAll('`', ''));
     expect(field.parse(undefined)).toEqual(expected);
+  });
+});
+
+describe('keys of commands that servers have too', () => {
+  const commands = [
+    { names: ['forward', 'run', 'demo'], fields: batchFields, own: batchNamesInEnvironment },
+    { names: ['plan', 'rebalance'], fields: planFields, own: planNamesInEnvironment },
+    { names: ['simulate'], fields: { seed: null, seeds: null }, own: simulationNamesInEnvironment },
+  ];
+  /** They mean the same, or do the same, to the commands above. */
+  const alike = ['chunkTokens', 'feedback', 'transport'];
+
+  test('have names of their own in the environment, unless they mean the same', () => {
+    const ofServers = new Set(services.flatMap(({ schema }) => Object.keys(schema.shape)));
+    for (const { fields, own } of commands) {
+      const shared = Object.keys(fields).filter((key) => ofServers.has(key) && !alike.includes(key));
+      expect(shared.sort()).toEqual(Object.keys(own).sort());
+      for (const name of Object.values(own)) expect(ofServers).not.toContain(name);
+    }
+  });
+
+  test('are listed with them in CONFIGURATION.md', () => {
+    const listed = [...page.matchAll(/^\| (`.+`) \| `(\w+)` \| `SWITCHYARD_([A-Z_]+)` \|$/gm)];
+    const expected = commands.flatMap(({ names, own }) =>
+      Object.entries(own).map(([key, name]) => [
+        names.map((command) => `\`${command}\``).join(', '),
+        key,
+        name.replace(/[A-Z]/g, (letter) => `_${letter}`).toUpperCase(),
+      ]),
+    );
+    const sorted = (rows: string[][]) => rows.map((row) => row.join(' ')).sort();
+    expect(sorted(listed.map(([, ...cells]) => cells))).toEqual(sorted(expected));
   });
 });
 

@@ -228,6 +228,34 @@ describe('switchyard rebalance', () => {
     });
   });
 
+  test("leaves a coordinator's settings in the environment to the coordinator", async () => {
+    const environment = {
+      ...{ SWITCHYARD_COPIES: '3', SWITCHYARD_REPLICA_SLOTS: '1', SWITCHYARD_TOPOLOGY: 'kubernetes' },
+      ...{ SWITCHYARD_LAYERS: '4', SWITCHYARD_SEED: '5' },
+    };
+    const file = await record();
+    const at = ['--address', cluster.address];
+    const settled = ['plan', '--recording', file, '--json'];
+    const { stdout } = await switchyard(settled);
+    for (const args of [
+      ['rebalance', ...at],
+      ['forward', ...at, '--sequences', '1', '--length', '8'],
+      ['rebalance', ...at, '--recording', file],
+      settled,
+    ]) {
+      const result = await switchyard(args, { ...operator, ...environment });
+      expect(result).toMatchObject({ status: 0, stderr: '' });
+      if (args === settled) expect(result.stdout).toBe(stdout);
+    }
+    // What is of no use here is for another command.
+    const plan = { SWITCHYARD_PLAN_COPIES: '2', SWITCHYARD_HORIZON: '60' };
+    expect(await switchyard(['rebalance', ...at], { ...operator, ...plan })).toMatchObject({ stderr: '' });
+    const planned = JSON.parse((await switchyard(settled, plan)).stdout);
+    expect(planned.horizonSeconds).toBe(60);
+    for (const { workersOf } of planned.layers)
+      for (const holders of workersOf) expect(holders.length).toBeGreaterThanOrEqual(2);
+  });
+
   test('names what is wrong with the target, and moves nothing', async () => {
     // What the load before asked for is brought where it shall be first.
     await until(isSettled);
@@ -245,7 +273,7 @@ describe('switchyard rebalance', () => {
       /^switchyard: INVALID_ARGUMENT: layer is 77; allowed: those of the model: 0, 1$/m,
     );
     expect((await run('rebalance', '--copies', '2')).stderr).toContain(
-      'copies is 2; allowed: only with recording',
+      '--copies is 2; allowed: only with recording',
     );
     expect(await workersOf()).toEqual(before);
   });
