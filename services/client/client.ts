@@ -8,7 +8,7 @@ import type { InferenceClient } from '../common/generated/switchyard/v1/Inferenc
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
 import type { Credential } from '../common/grpc-channel.js';
-import { abortable, abortError, onAbort } from '../common/lifecycle.js';
+import { abortable, abortError, Deferred, onAbort } from '../common/lifecycle.js';
 import { Tls } from '../common/tls.js';
 import { tokenIdBytes, usualChunkTokens } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
@@ -72,6 +72,8 @@ export interface ForwardOptions extends BatchOptions {
 }
 
 const noRouter = 'no router takes batches: none has joined, or all are leaving';
+/** How long `close` waits for who takes the answers of batches: as long as routers do that nobody has told otherwise. */
+const untakenMsMax = 30_000;
 /** How long a batch waits for news while no server tells any: then it goes on with the routers known. */
 const refreshMsMax = 1_000;
 
@@ -87,6 +89,8 @@ export class SwitchyardClient {
   private readonly sessions = new Set<Session>();
   private readonly small = new SmallBatches((...router) => this.openSession(...router));
   private readonly over = new AbortController();
+  /** Once it is closed: resolves when no batch is under way. */
+  private allEnded: Promise<void> | null = null;
   private turn = randomInt(1 << 20);
 
   private constructor(
@@ -261,14 +265,32 @@ export class SwitchyardClient {
   }
 
   /**
-   * Takes no new batches, and ends the connections when those under way have ended: their answers are still to be taken.
-   * Idempotent; `destroy` cuts it short.
+   * Takes no new batches, and ends the connections when those under way have ended: their answers are still to be taken. When nobody has
+   * begun to take those of any that is left for 30 s, it ends them with CLIENT_STALLED, as a router would, and a warning of the process; until then it
+   * keeps the process alive. Idempotent; `destroy` cuts it short.
    */
   async close(): Promise<void> {
     this.over.abort(new SwitchyardError('CANCELLED', 'the client was closed'));
     const sessions = [...this.sessions].map((session) => session.close());
-    await Promise.all([...sessions, ...[...this.live].map((call) => call.ended)]);
+    this.allEnded ??= this.untilEnded();
+    await Promise.all([...sessions, this.allEnded]);
     this.disconnect();
+  }
+
+  /** Resolves when no batch is under way. */
+  private async untilEnded(): Promise<void> {
+    while (this.live.size > 0) {
+      const calls = [...this.live];
+      const isUntaken = () => calls.every(({ taken }) => !taken);
+      const late = new Deferred<void>();
+      // It keeps the process alive: a batch whose answers nobody reads does not.
+      const timer = isUntaken() ? setTimeout(() => late.resolve(), untakenMsMax) : undefined;
+      await Promise.race([
+        late.promise.then(() => isUntaken() && endUntaken(calls)),
+        ...calls.map((call) => call.ended),
+      ]);
+      clearTimeout(timer);
+    }
   }
 
   /** `await using` closes the client. */
@@ -401,4 +423,14 @@ type DescribeCall<T> = (
 
 function notReady(text: string, reason: string): SwitchyardError {
   return new SwitchyardError('NOT_READY', `${text}: ${reason}`, { reason });
+}
+
+/** Ends the batches whose answers nobody takes. */
+function endUntaken(calls: readonly ForwardCall[]): void {
+  for (const call of calls) {
+    const text = `nobody has begun to take the answers of batch ${call.batchId} within ${untakenMsMax} ms of close()`;
+    const error = new SwitchyardError('CLIENT_STALLED', text, { batch: call.batchId });
+    process.emitWarning(error.message, { type: 'SwitchyardWarning', code: error.code });
+    call.fail(error);
+  }
 }

@@ -122,6 +122,11 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     );
   }
 
+  /** Whether somebody takes its answers, or has. */
+  get taken(): boolean {
+    return this.consumer !== null;
+  }
+
   /** For `for await`. Throws INVALID_ARGUMENT if the answers have a consumer. */
   [Symbol.asyncIterator](): AsyncIterator<AnswerChunk> {
     const chunks = this.ownChunks(this.claim('a loop'));
@@ -161,8 +166,8 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     this.fail(new SwitchyardError('CANCELLED', text, {}, { cause: reason }));
   }
 
-  /** The first failure is the batch's; what follows from it is not. */
-  private fail(error: Error): void {
+  /** Called by SwitchyardClient, too. The first failure is the batch's; what follows from it is not. */
+  fail(error: Error): void {
     if (this.complete || this.failure !== null) return;
     this.failure = error;
     this.interrupt(error);
@@ -191,7 +196,12 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   }
 
   private async take(consumer: string, sink: RowsSink): Promise<BatchSummary> {
-    if (typeof sink?.write !== 'function') throw invalidArgument('sink', shown(sink), 'an object with write');
+    if (typeof sink?.write !== 'function') {
+      const refusal = invalidArgument('sink', shown(sink), 'an object with write');
+      // Nobody else is to take the answers, so the batch would wait for ever.
+      if (this.consumer === null) this.fail(refusal);
+      throw refusal;
+    }
     for await (const { answer, share, count } of this.claim(consumer)) {
       this.checkTaken(answer);
       try {

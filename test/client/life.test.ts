@@ -1,6 +1,11 @@
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { afterEach, describe, expect, jest, test } from '@jest/globals';
 import { readMetrics } from '../../services/cli/node-metrics.js';
-import { type ForwardOptions, type RowsReader, SwitchyardClient } from '../../services/client/index.js';
+import {
+  type ForwardOptions,
+  type RowsReader,
+  type RowsSink,
+  SwitchyardClient,
+} from '../../services/client/index.js';
 import { Deferred, type Running } from '../../services/common/lifecycle.js';
 import { overEachTransport, rowBytes, shape, startCluster, tokens, untilIdle } from '../router/cluster.js';
 
@@ -65,6 +70,81 @@ overEachTransport((transport) => {
       await closed;
       await client.close();
       await untilIdle(router);
+    });
+
+    test('ends batches whose answers nobody takes, after a while, and says so; it keeps the process alive until then', async () => {
+      const { client, router } = await connected();
+      const warned = jest.spyOn(process, 'emitWarning').mockImplementation(() => {});
+      try {
+        const { input } = await gated();
+        const calls = [await client.forward(await tokens(3), options), await client.forward(input, options)];
+        const { setTimeout: real } = globalThis;
+        const set = jest.spyOn(globalThis, 'setTimeout');
+        set.mockImplementation(((run: () => void, ms: number) =>
+          real(run, ms === 30_000 ? 1 : ms)) as typeof setTimeout);
+        const closed = client.close();
+        const timers = set.mock.results.map(({ value }) => value as NodeJS.Timeout);
+        set.mockRestore();
+        expect(timers.map((timer) => timer.hasRef())).toEqual([true]);
+        await Promise.all([closed, client.close()]);
+        const texts = calls.map(
+          ({ batchId }) =>
+            `nobody has begun to take the answers of batch ${batchId} within 30000 ms of close()`,
+        );
+        for (const [index, call] of calls.entries())
+          await expect(call.collect()).rejects.toMatchObject({
+            code: 'CLIENT_STALLED',
+            message: texts[index],
+          });
+        expect(warned.mock.calls.map(([text]) => text)).toEqual(texts);
+        await untilIdle(router);
+      } finally {
+        warned.mockRestore();
+      }
+    });
+
+    test('waits for answers that somebody takes, and for those whose turn comes then', async () => {
+      const { client } = await connected();
+      const { input, open } = await gated();
+      const calls = [await client.forward(input, options), await client.forward(await tokens(3), options)];
+      const first = calls[0]!.collect();
+      const set = jest.spyOn(globalThis, 'setTimeout');
+      const closed = client.close();
+      expect(set.mock.calls.filter(([, ms]) => ms === 30_000)).toEqual([]);
+      set.mockRestore();
+      open();
+      await first;
+      expect((await calls[1]!.collect()).summary.tokens).toBe(3);
+      await closed;
+    });
+
+    test.each([null, { wrote: () => {} }, 7])(
+      'does not wait for a batch whose sink was refused: %p',
+      async (sink) => {
+        const { client } = await connected();
+        const { input } = await gated();
+        for (const rows of [await tokens(3), input]) {
+          const call = await client.forward(rows, options);
+          const refused = {
+            code: 'INVALID_ARGUMENT',
+            message: expect.stringContaining('an object with write'),
+          };
+          await expect(call.into(sink as unknown as RowsSink)).rejects.toMatchObject(refused);
+          await expect(call.summary).rejects.toMatchObject(refused);
+        }
+        await client.close();
+      },
+    );
+
+    test('waits for a batch that a loop takes beside a sink that was refused', async () => {
+      const { client } = await connected();
+      const call = await client.forward(await tokens(3), options);
+      const whole = call.collect();
+      await expect(call.into(null as unknown as RowsSink)).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+      });
+      expect((await whole).summary.tokens).toBe(3);
+      await client.close();
     });
 
     test('is what `await using` does', async () => {
