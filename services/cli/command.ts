@@ -11,6 +11,8 @@ export interface CommandDefinition<Shape extends z.ZodRawShape> {
   /** Top-level key of the YAML file. */
   section: ConfigSection;
   schema: z.ZodObject<Shape>;
+  /** Keys of the section that other commands read it for. */
+  othersKeys?: readonly string[];
   help: { readonly [Key in keyof Shape]: OptionHelp };
   /** What keys are called in the environment that are not called SWITCHYARD_<KEY> there, because that is a server's key with another meaning. */
   namesInEnvironment?: NamesInEnvironment;
@@ -30,7 +32,7 @@ export interface CommandDefinition<Shape extends z.ZodRawShape> {
  * command's section of the YAML file given by --config or SWITCHYARD_CONFIG.
  */
 export function defineCommand<Shape extends z.ZodRawShape>(definition: CommandDefinition<Shape>): Command {
-  const { schema, help, argument, section, namesInEnvironment = {} } = definition;
+  const { schema, help, argument, section, namesInEnvironment = {}, othersKeys = [] } = definition;
   const command = new Command(definition.name)
     .summary(definition.summary)
     .description(`${definition.summary}.`);
@@ -53,7 +55,7 @@ export function defineCommand<Shape extends z.ZodRawShape>(definition: CommandDe
     const path = flag ?? (process.env.SWITCHYARD_CONFIG || null);
     const origin = flag === undefined ? 'SWITCHYARD_CONFIG' : '--config';
     const file = path === null ? null : { path, section, origin };
-    const sources = { flags, env: process.env, namesInEnvironment, file };
+    const sources = { flags, env: process.env, namesInEnvironment, file, othersKeys };
     const { config, given } = loadSettings(schema, sources);
     await definition.run(config, path, given);
   });

@@ -37,6 +37,14 @@ const operatorHelp = {
 
 type Connection = CredentialConfig & { address: string[] };
 
+const markFields = { ...operatorFields, worker: nodeName().nullable().default(null) };
+const rebalanceFields = { ...operatorFields, ...planFields };
+/** The commands share a section of the file. */
+const sectionOf = {
+  section: 'operate',
+  othersKeys: Object.keys({ ...markFields, ...rebalanceFields }),
+} as const;
+
 const messageBytesMax = 64 * 1024 * 1024;
 /** How long connecting may take. */
 const connectMsMax = 5_000;
@@ -116,8 +124,8 @@ const markCommand = (name: string, mark: WorkerMark, summary: string, done: stri
   defineCommand({
     name,
     summary,
-    section: 'operate',
-    schema: z.object({ ...operatorFields, worker: nodeName().nullable().default(null) }),
+    ...sectionOf,
+    schema: z.object(markFields),
     help: { ...operatorHelp, worker: ['name', 'the worker, as status names it'] },
     argument: { name: 'worker', text: 'the worker, as status names it' },
     examples: [`switchyard ${name} worker-a`],
@@ -173,8 +181,8 @@ async function recordedTarget(
 export const rebalanceCommand = defineCommand({
   name: 'rebalance',
   summary: 'Plan for the present load, or for a recorded one, and begin to bring copies of experts there',
-  section: 'operate',
-  schema: z.object({ ...operatorFields, ...planFields }),
+  ...sectionOf,
+  schema: z.object(rebalanceFields),
   namesInEnvironment: planNamesInEnvironment,
   help: { ...operatorHelp, ...planHelp },
   examples: [

@@ -37,6 +37,8 @@ export interface ConfigSources {
   namesInEnvironment?: NamesInEnvironment;
   /** One YAML file may configure every service; `section` is the service's top-level key. */
   file?: { path: string; section: ConfigSection; origin?: string } | null;
+  /** Keys that other commands have in the same section: they are for those. */
+  othersKeys?: readonly string[];
 }
 
 export type NamesInEnvironment = Readonly<Record<string, string>>;
@@ -219,13 +221,14 @@ export function loadConfig<Shape extends z.ZodRawShape>(
 /** The same, and by key where it was found; those with their default are not in there. */
 export function loadSettings<Shape extends z.ZodRawShape>(
   schema: z.ZodObject<Shape>,
-  { flags = {}, env = {}, namesInEnvironment = {}, file = null }: ConfigSources,
+  { flags = {}, env = {}, namesInEnvironment = {}, file = null, othersKeys = [] }: ConfigSources,
 ): { config: z.infer<z.ZodObject<Shape>>; given: ReadonlyMap<string, Origin> } {
   const found = new Map<string, Found>();
   const take = (key: string, given: Found) => override(found, key, given);
   if (file) {
     const source = 'file';
     for (const [key, value] of Object.entries(readSection(file))) {
+      if (othersKeys.includes(key) && !Object.hasOwn(schema.shape, key)) continue;
       const origin = `${file.path}: ${file.section}.${key}`;
       if (key !== 'tls' || !isMapping(value)) take(key, { value, origin, source });
       // `tls: { cert: … }` says the same as `tlsCert: …`.

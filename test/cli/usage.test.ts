@@ -43,6 +43,29 @@ describe('the command line', () => {
     expect(stdout).toContain('--config <file>');
   });
 
+  test.each(['cordon', 'drain', 'undrain', 'rebalance'])(
+    '%s takes its keys of a section that others have keys in',
+    async (command) => {
+      const directory = await mkdtemp(join(tmpdir(), 'switchyard-usage-'));
+      const path = join(directory, 'cluster.yaml');
+      const run = async (more: string) => {
+        const keys = `address: 127.0.0.1:1, worker: w, horizon: 60, recording: ${path}.none${more}`;
+        await writeFile(path, `operate: { ${keys} }\n`);
+        return switchyard([command, '--config', path]);
+      };
+      const { stderr } = await run('');
+      expect(stderr).toMatch(
+        command === 'rebalance'
+          ? /none: recording cannot be read as JSON/
+          : /^switchyard: NOT_READY: .*127\.0\.0\.1:1/,
+      );
+      expect((await run(', horizn: 1')).stderr).toContain(
+        'operate.horizn is 1; allowed: there is no such key',
+      );
+      await rm(directory, { recursive: true });
+    },
+  );
+
   test('ends quietly when its reader leaves', async () => {
     const program = commandLine();
     const { stderr } = spawnSync('bash', ['-c', `"${process.execPath}" "${program}" up --help | true`]);
