@@ -14,7 +14,7 @@ import {
   tooManyTokens,
 } from './check-chunk.js';
 import { type BatchPlan, chunkBytes } from './plan.js';
-import { createRoutingTable, sliceRouting, writeRouting } from './routing-table.js';
+import { createRoutingTable, type RoutingNames, sliceRouting, writeRouting } from './routing-table.js';
 
 /** A run of consecutive tokens on its way through the layers. The receiver owns rows, given routing and reservation. */
 export interface InputChunk {
@@ -34,6 +34,8 @@ export interface InputChunk {
 /** The client's messages after the header; null: half-closed. Rejects if none comes for long while the batch is not `busy`. */
 export interface RequestSource {
   next(busy: () => boolean): Promise<ClientMessage | null>;
+  /** What its client calls given routing, where that is not in chunks. */
+  readonly routingNames?: RoutingNames;
 }
 
 export interface IngestOptions {
@@ -230,9 +232,17 @@ export class Ingest {
   }
 
   private copyRouting(target: RoutingTable, targetToken: number, count: number): Promise<void> {
-    const { plan, runtime } = this.options;
+    const { plan, runtime, source: client } = this.options;
     const { given, offset } = this.message!;
     const source = sliceRouting(given!, plan, this.taken, count);
-    return writeRouting(runtime.rows, target, targetToken, source, offset + this.taken, plan);
+    return writeRouting(
+      runtime.rows,
+      target,
+      targetToken,
+      source,
+      offset + this.taken,
+      plan,
+      client.routingNames,
+    );
   }
 }

@@ -4,6 +4,16 @@ import { routedExperts } from '../model/spec.js';
 import type { RowOperations } from '../runtime/rows.js';
 import { type BatchPlan, routingBytes } from './plan.js';
 
+/** What a client calls the routing that it gives. */
+export interface RoutingNames {
+  experts: string;
+  weights: string;
+  /** Its numbers of experts are int32, not uint32. */
+  signed: boolean;
+}
+
+const namesInChunks: RoutingNames = { experts: 'chunk.experts', weights: 'chunk.weights', signed: false };
+
 /** Room for experts and weights of `tokens` tokens at all layers of the batch. */
 export function createRoutingTable(
   rows: RowOperations,
@@ -37,9 +47,10 @@ export async function writeRouting(
   given: RoutingBytes,
   token: number,
   plan: BatchPlan,
+  names = namesInChunks,
 ): Promise<void> {
   const fault = await rows.writeRouting({ table, first, ...given });
-  if (fault !== null) throw wrongRouting(fault, token, plan);
+  if (fault !== null) throw wrongRouting(fault, token, plan, names);
 }
 
 /** The routing of `tokens` tokens from `first` on, as an answer carries it. */
@@ -60,10 +71,11 @@ function wrongRouting(
   { field, index, value }: RoutingFault,
   firstToken: number,
   { layers, topK }: BatchPlan,
+  names: RoutingNames,
 ): SwitchyardError {
   const token = firstToken + Math.floor(index / (layers.length * topK));
   const at = layers[Math.floor(index / topK) % layers.length]!;
-  const place = `chunk.${field} of token ${token}, layer ${at.layer}, choice ${index % topK}`;
+  const place = `${names[field]} of token ${token}, layer ${at.layer}, choice ${index % topK}`;
   if (field === 'weights') return invalidArgument(place, value, 'finite numbers');
-  return invalidArgument(place, value, `0 to ${routedExperts(at) - 1}`);
+  return invalidArgument(place, names.signed ? value | 0 : value, `0 to ${routedExperts(at) - 1}`);
 }

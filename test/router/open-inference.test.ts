@@ -156,11 +156,18 @@ test('routing is returned when it is asked for, and taken when it is given', asy
     const given = { modelName, inputs, outputs: [{ name: 'hidden_states' }] };
     const again = await infer(client, { ...given, rawInputContents: [ids, weights, rows] });
     expect(again.rawOutputContents[0]!.equals(expected)).toBe(true);
-    ids.writeUInt32LE(shape.experts, 4);
-    await expect(infer(client, { ...given, rawInputContents: [ids, weights, rows] })).rejects.toMatchObject({
-      code: 'INVALID_ARGUMENT',
-      message: expect.stringMatching(/chunk.experts of token 0, layer 0, choice 1 is 6; allowed: 0 to 5/),
-    });
+    const refused = (message: string) =>
+      expect(infer(client, { ...given, rawInputContents: [ids, weights, rows] })).rejects.toMatchObject({
+        code: 'INVALID_ARGUMENT',
+        message,
+      });
+    for (const id of [shape.experts, -1]) {
+      ids.writeInt32LE(id, 4);
+      await refused(`topk_ids of token 0, layer 0, choice 1 is ${id}; allowed: 0 to 5`);
+    }
+    ids.writeInt32LE(0, 4);
+    weights.writeFloatLE(Number.NaN, 4);
+    await refused('topk_weights of token 0, layer 0, choice 1 is NaN; allowed: finite numbers');
   }
   await untilIdle(routers[0]!);
 });

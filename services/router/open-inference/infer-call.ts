@@ -49,6 +49,7 @@ const noBytes = Buffer.alloc(0);
 export class InferCall implements BatchCall {
   /** The router names it. */
   readonly batchId = '';
+  readonly routingNames = { experts: 'topk_ids', weights: 'topk_weights', signed: true };
   readonly end = new BatchEnd(systemClock);
   /** One among many. */
   readonly loggedAt = 'debug';
