@@ -54,7 +54,7 @@ export class SwitchyardError extends Error {
 }
 
 export function isErrorCode(value: unknown): value is ErrorCode {
-  return typeof value === 'string' && value in statusOf;
+  return typeof value === 'string' && Object.hasOwn(statusOf, value);
 }
 
 /** An argument outside what is allowed: names the field, the value and the allowed values. */

@@ -44,6 +44,14 @@ describe('an error that goes through a gRPC status', () => {
     expect(sent.metadata!.get('switchyard-code')).toEqual(['INTERNAL']);
   });
 
+  test.each(['constructor', 'toString', '__proto__'])('has no code that every object has: %s', (code) => {
+    expect(toServiceError(Object.assign(new Error('x'), { code }))).toMatchObject({ code: status.INTERNAL });
+    const metadata = new Metadata();
+    metadata.set('switchyard-code', code);
+    const back = fromServiceError({ code: status.UNAVAILABLE, details: 'gone', metadata, message: 'x' });
+    expect(back.grpcStatus).toBe(status.UNAVAILABLE);
+  });
+
   test('keeps the code of an error of the addon', () => {
     expect(toServiceError(Object.assign(new Error('no memory'), { code: 'RESOURCE_EXHAUSTED' })).code).toBe(
       status.RESOURCE_EXHAUSTED,

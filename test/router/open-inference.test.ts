@@ -220,6 +220,20 @@ test('what is wrong in a request is refused by its name', async () => {
       /datatype of topk_ids is "INT64"; allowed: INT32/,
     ],
     [{ outputs: [{ name: 'y' }] }, /outputs\[0\].name is "y"/],
+    ...['__proto__', 'constructor', 'toString'].flatMap((name): [ModelInferRequestInput, RegExp][] => [
+      [
+        { inputs: [{ ...input, name }] },
+        new RegExp(
+          `^inputs\\[0\\].name is "${name}"; allowed: hidden_states, topk_ids, topk_weights, each once$`,
+        ),
+      ],
+      [
+        { outputs: [{ name }] },
+        new RegExp(
+          `^outputs\\[0\\].name is "${name}"; allowed: hidden_states, topk_ids, topk_weights, each once$`,
+        ),
+      ],
+    ]),
     [
       { outputs: [{ name: 'hidden_states', parameters: parameters({ classification: 3 }) }] },
       /hidden_states.parameters is "classification"/,

@@ -6,6 +6,7 @@ import {
   elementBytes,
   product,
   rowDtypes,
+  specOf,
   type TensorMemory,
   type TensorName,
   type TensorSpec,
@@ -32,7 +33,7 @@ export function readInputs(
   const raw = [...request.rawInputContents];
   const inputs: Partial<Record<TensorName, InputTensor>> = {};
   for (const [index, given] of request.inputs.entries()) {
-    const spec = specs[given.name as TensorName];
+    const spec = specOf(specs, given.name);
     if (spec === undefined || inputs[spec.name] !== undefined) {
       const allowed = `${Object.keys(specs).join(', ')}, each once`;
       throw invalidArgument(`inputs[${index}].name`, given.name, allowed);

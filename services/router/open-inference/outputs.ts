@@ -7,6 +7,7 @@ import {
   elementBytes,
   partOf,
   product,
+  specOf,
   type TensorMemory,
   type TensorName,
   type TensorSpecs,
@@ -38,7 +39,7 @@ export function readOutputs(
   const names = new Set<string>();
   const asked = request.outputs.length > 0 ? request.outputs : [{ name: 'hidden_states', parameters: {} }];
   return asked.map(({ name, parameters }, index) => {
-    const spec = specs[name as TensorName];
+    const spec = specOf(specs, name);
     if (!spec?.answered || names.has(name)) {
       const allowed = Object.values(specs).filter(({ answered }) => answered);
       const names = allowed.map(({ name }) => name).join(', ');

@@ -20,6 +20,11 @@ export type TensorName = 'hidden_states' | 'token_ids' | 'topk_ids' | 'topk_weig
 /** The tensors of a model by their names. */
 export type TensorSpecs = Partial<Record<TensorName, TensorSpec>>;
 
+/** Names come from anybody: those that every object has are no tensors. */
+export function specOf(specs: TensorSpecs, name: string): TensorSpec | undefined {
+  return Object.hasOwn(specs, name) ? specs[name as TensorName] : undefined;
+}
+
 export const rowDtypes: readonly RowDtype[] = ['BF16', 'FP16', 'FP32'];
 
 export function tensorsOf({ routingShape, tokenIds }: ServedModel, hidden: number): TensorSpecs {
