@@ -132,6 +132,11 @@ test('shared memory that is not there, too short or cut short is refused, and re
       /contents of hidden_states is "1152 bytes"/,
     ],
     [
+      { ...input, contents: { fp32Contents: [1] as number[] } },
+      'INVALID_ARGUMENT',
+      /contents of hidden_states is "1 values of fp32Contents"; allowed: none beside shared memory/,
+    ],
+    [
       { ...input, parameters: parameters({ shared_memory_offset: 5 }) },
       'INVALID_ARGUMENT',
       /shared_memory_offset/,

@@ -202,6 +202,11 @@ test('what is wrong in a request is refused by its name', async () => {
       { inputs: [{ ...input, shape: [5, hidden] }] },
       /contents of hidden_states is "512 bytes"; allowed: 640 bytes: 5 x 64 BF16/,
     ],
+    [
+      { inputs: [{ ...input, contents: { fp32Contents: [1, 2] } }] },
+      /contents of hidden_states is "2 values of fp32Contents"; allowed: none beside raw_input_contents/,
+    ],
+    [{ inputs: [{ ...input, contents: { intContents: [] } }] }, /^$/, 'OK'],
     [{ rawInputContents: [] }, /contents of hidden_states is "missing"; allowed: raw_input_contents/],
     [{ rawInputContents: [rows, rows] }, /raw_input_contents is "2 of them"; allowed: one for each input/],
     [

@@ -42,7 +42,9 @@ export function readInputs(
     const leading = readLeading(given, spec);
     const tokens = product(leading);
     const bytes = tokens * product(spec.tail) * elementBytes(given.datatype);
-    const memory = sharedMemoryOf(given.parameters, given.name, context) ?? bytesOf(given, raw, request);
+    const shared = sharedMemoryOf(given.parameters, given.name, context);
+    checkUntyped(given, shared !== null, request);
+    const memory = shared ?? bytesOf(given, raw, request);
     if (memory.byteLength !== bytes) {
       const allowed = `${bytes} bytes: ${[...leading, ...spec.tail].join(' x ')} ${given.datatype}`;
       throw invalidArgument(`contents of ${given.name}`, `${memory.byteLength} bytes`, allowed);
@@ -88,6 +90,15 @@ function checkSameLeading({
       `[${rows.leading.join(', ')}, ...], as hidden_states has it`,
     );
   }
+}
+
+/** Throws INVALID_ARGUMENT for typed contents of a tensor that is elsewhere: one of the two would be passed over. */
+function checkUntyped({ name, contents }: Given, isShared: boolean, request: ModelInferRequest): void {
+  const typed = Object.entries(contents ?? {}).find(([, values]) => values.length > 0);
+  if (typed === undefined || !(isShared || request.rawInputContents.length > 0)) return;
+  const [field, values] = typed;
+  const allowed = `none beside ${isShared ? 'shared memory' : 'raw_input_contents'}`;
+  throw invalidArgument(`contents of ${name}`, `${values.length} values of ${field}`, allowed);
 }
 
 /** Bytes in the message: the next of the raw contents, or else typed ones. */
