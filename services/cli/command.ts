@@ -55,7 +55,8 @@ export function defineCommand<Shape extends z.ZodRawShape>(definition: CommandDe
     const path = flag ?? (process.env.SWITCHYARD_CONFIG || null);
     const origin = flag === undefined ? 'SWITCHYARD_CONFIG' : '--config';
     const file = path === null ? null : { path, section, origin };
-    const sources = { flags, env: process.env, namesInEnvironment, file, othersKeys };
+    const positional = argument?.name ?? null;
+    const sources = { flags, positional, env: process.env, namesInEnvironment, file, othersKeys };
     const { config, given } = loadSettings(schema, sources);
     await definition.run(config, path, given);
   });

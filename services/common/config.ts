@@ -31,6 +31,8 @@ export type ConfigSection = (typeof configSections)[number];
 export interface ConfigSources {
   /** By key, as the command line parsed them; undefined: not given. */
   flags?: Readonly<Record<string, unknown>>;
+  /** The key among the flags that stands on the command line without its name. */
+  positional?: string | null;
   /** `metricsPort` is read from SWITCHYARD_METRICS_PORT. */
   env?: Readonly<Record<string, string | undefined>>;
   /** By key: what it is called in the environment, where servers have a key of its name with another meaning. */
@@ -221,7 +223,14 @@ export function loadConfig<Shape extends z.ZodRawShape>(
 /** The same, and by key where it was found; those with their default are not in there. */
 export function loadSettings<Shape extends z.ZodRawShape>(
   schema: z.ZodObject<Shape>,
-  { flags = {}, env = {}, namesInEnvironment = {}, file = null, othersKeys = [] }: ConfigSources,
+  {
+    flags = {},
+    positional = null,
+    env = {},
+    namesInEnvironment = {},
+    file = null,
+    othersKeys = [],
+  }: ConfigSources,
 ): { config: z.infer<z.ZodObject<Shape>>; given: ReadonlyMap<string, Origin> } {
   const found = new Map<string, Found>();
   const take = (key: string, given: Found) => override(found, key, given);
@@ -246,7 +255,8 @@ export function loadSettings<Shape extends z.ZodRawShape>(
     take(key, { value, origin, source: 'environment' });
   }
   for (const [key, value] of Object.entries(flags)) {
-    if (value !== undefined) take(key, { value, origin: `--${kebab(key)}`, source: 'flags' });
+    const origin = key === positional ? key : `--${kebab(key)}`;
+    if (value !== undefined) take(key, { value, origin, source: 'flags' });
   }
   const values = Object.fromEntries([...found].map(([key, { value }]) => [key, value]));
   const { data, issue } = checkBy(schema.strict(), values);

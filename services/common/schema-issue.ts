@@ -29,7 +29,7 @@ export function checkBy<Schema extends z.ZodType>(
   );
   const isTop = stranger.length === 1 && path.length === 1 && 'shape' in schema;
   const names = isTop ? Object.keys(schema.shape as object).join(', ') : '';
-  const allowed = isTop ? `${noSuchKey}; there are ${names}` : issue!.message;
+  const allowed = isTop ? `${noSuchKey}; there are ${names || 'none'}` : issue!.message;
   return { data: null, issue: { path, key, value: found, allowed } };
 }
 

@@ -43,6 +43,17 @@ describe('the command line', () => {
     expect(stdout).toContain('--config <file>');
   });
 
+  test.each([
+    ['cordon', '', 'worker is "";'],
+    ['drain', '', 'worker is "";'],
+    ['undrain', '_x', 'worker is "_x";'],
+    ['bench', '', 'group is "";'],
+  ])('%s "%s" names its argument without dashes', async (command, argument, text) => {
+    const { stderr, status } = await switchyard([command, argument]);
+    expect(stderr).toContain(`switchyard: CONFIG_INVALID: ${text}`);
+    expect(status).toBe(2);
+  });
+
   test.each(['cordon', 'drain', 'undrain', 'rebalance'])(
     '%s takes its keys of a section that others have keys in',
     async (command) => {

@@ -9,6 +9,7 @@ import { connectionFields } from '../../services/cli/connection.js';
 import { checkOptions } from '../../services/client/check-options.js';
 import { loadConfig } from '../../services/common/config.js';
 import { asSwitchyardError, type SwitchyardError } from '../../services/common/errors.js';
+import { checkBy } from '../../services/common/schema-issue.js';
 import { coordinatorSchema } from '../../services/coordinator/config.js';
 import { parseTopology } from '../../services/coordinator/topology.js';
 import { families } from '../../services/model/families/index.js';
@@ -40,6 +41,13 @@ function expectOwnWords(work: () => unknown): void {
   expect(error.code).toMatch(/^(CONFIG|MODEL)_INVALID$|^INVALID_ARGUMENT$/);
   expect(error.message.replace(/^.*; allowed: /s, '')).not.toMatch(zodWords);
 }
+
+test('of an object that has no keys it is told that there are none', () => {
+  expect(checkBy(z.strictObject({}), { worker: 'w' }).issue).toMatchObject({
+    key: 'worker',
+    allowed: 'there is no such key; there are none',
+  });
+});
 
 describe('what is allowed is told in words of this product:', () => {
   const schemas: [string, z.ZodObject][] = [
