@@ -42,13 +42,18 @@ export function addonPath(): string {
   if (named !== undefined && !existsSync(named)) throw wrongAddon(named, 'there is none');
   const path = named ?? join(packageRoot(), 'native', 'build', 'Release', 'switchyard.node');
   if (!existsSync(path)) {
-    throw new Error(`switchyard: the native addon is not built (${path} is missing); run: ${buildCommand()}`);
+    throw invalid(`switchyard: the native addon is not built (${path} is missing); run: ${buildCommand()}`);
   }
   return path;
 }
 
 /** What SWITCHYARD_ADDON names cannot be used. */
 export function wrongAddon(path: string, reason: string): Error {
-  const text = `SWITCHYARD_ADDON is ${JSON.stringify(path)}; allowed: a build of the native addon (${reason})`;
+  return invalid(
+    `SWITCHYARD_ADDON is ${JSON.stringify(path)}; allowed: a build of the native addon (${reason})`,
+  );
+}
+
+function invalid(text: string): Error {
   return Object.assign(new Error(text), { code: 'CONFIG_INVALID' });
 }

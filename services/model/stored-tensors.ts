@@ -6,13 +6,13 @@ import { type PackedNames, type Quantization, quantisedNames, type ScaleBlock } 
 import { fileInvalid, type TensorEntry, tensorMissing } from './safetensors-header.js';
 
 const plainDtypes: readonly string[] = ['BF16', 'F16', 'F32'];
-const scaleDtypes: Readonly<Record<string, ScaleDtype>> = {
-  F32: 'F32',
-  BF16: 'BF16',
-  F16: 'F16',
-  U8: 'F8_E8M0',
-  F8_E8M0: 'F8_E8M0',
-};
+const scaleDtypes: ReadonlyMap<string, ScaleDtype> = new Map([
+  ['F32', 'F32'],
+  ['BF16', 'BF16'],
+  ['F16', 'F16'],
+  ['U8', 'F8_E8M0'],
+  ['F8_E8M0', 'F8_E8M0'],
+]);
 
 /** Bits of a code. */
 const bitsOf = { F8_E4M3: 8, I8: 8, U8: 8, U4: 4, F4_E2M1: 4 } as const;
@@ -143,11 +143,11 @@ export class StoredTensors implements TensorShapes {
     }
     const file = this.files.file(name);
     const entry = file.entry(name);
-    const dtype = scaleDtypes[entry.dtype];
+    const dtype = scaleDtypes.get(entry.dtype);
     if (dtype === undefined) {
-      throw fileInvalid(file.path, name, 'dtype', entry.dtype, Object.keys(scaleDtypes).join(', '));
+      throw fileInvalid(file.path, name, 'dtype', entry.dtype, [...scaleDtypes.keys()].join(', '));
     }
-    file.check(name, entry.shape, Object.keys(scaleDtypes));
+    file.check(name, entry.shape, [...scaleDtypes.keys()]);
     const grids = packed.blocks.map((block) => gridOf(view, block));
     const grid = grids.find((each) => isGridOf(view, each, entry));
     if (grid === undefined) {

@@ -6,6 +6,8 @@ const char* to_string(Code code) {
   switch (code) {
     case Code::invalid_argument:
       return "INVALID_ARGUMENT";
+    case Code::config_invalid:
+      return "CONFIG_INVALID";
     case Code::resource_exhausted:
       return "RESOURCE_EXHAUSTED";
     case Code::slab_released:

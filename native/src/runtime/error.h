@@ -9,6 +9,7 @@ namespace switchyard {
 /** The codes of services/common/errors.ts that native code raises. */
 enum class Code {
   invalid_argument,
+  config_invalid,
   resource_exhausted,
   slab_released,
   model_invalid,

@@ -29,7 +29,7 @@ const Kernels& choose_kernels() {
     if (kernels->supported()) return *kernels;
   }
   if (forced == nullptr) throw Error(Code::invalid_argument, "this CPU has none of the instruction sets: " + names(false));
-  throw_invalid("SWITCHYARD_CPU_ISA", std::string(forced), names(true) + " (what this CPU has)");
+  throw Error(Code::config_invalid, "SWITCHYARD_CPU_ISA is \"" + std::string(forced) + "\"; allowed: " + names(true) + ", which this CPU has");
 }
 
 }  // namespace switchyard::cpu
