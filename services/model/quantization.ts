@@ -1,6 +1,15 @@
 import { z } from 'zod';
 import type { CodeDtype } from '../../native/index.js';
 import { parseJsonFile } from './json-file.js';
+import {
+  type CompressedConfig,
+  type CompressedFormat,
+  type CompressedWeights,
+  compressedSchema,
+  fp8Schema,
+  methodSchema,
+  mxfp4Schema,
+} from './quantization-config.js';
 import { fileInvalid } from './safetensors-header.js';
 
 /** Outputs and inputs of a matrix that share a scale; null: all of them. */
@@ -32,6 +41,7 @@ export type Quantization = (tensor: string) => readonly PackedNames[];
 
 const same = (shape: readonly number[]) => [...shape];
 const allOf = (columns: number) => columns;
+const halves = (shape: readonly number[]) => [...shape.slice(0, -1), shape.at(-1)! / 2];
 /** Groups of 32 with two codes a byte. */
 const blocksOf32 = (shape: readonly number[]) => [...shape.slice(0, -1), shape.at(-1)! / 32, 16];
 /** So many codes side by side in an int32. */
@@ -39,79 +49,6 @@ const words = (codes: number) => (shape: readonly number[]) => [
   ...shape.slice(0, -1),
   Math.ceil(shape.at(-1)! / codes),
 ];
-
-const counts = z.tuple([z.int().min(1), z.int().min(1)], { error: 'two sizes of at least 1' });
-
-const fp8Schema = z.object({
-  fmt: z.literal('e4m3', { error: '"e4m3"' }).nullish(),
-  weight_block_size: counts.nullish(),
-});
-
-/** What `format` may be of a group, and of all of them. */
-const formats = ['pack-quantized', 'int-quantized', 'float-quantized', 'naive-quantized'] as const;
-const oneOf = (values: readonly string[]) => values.map((value) => JSON.stringify(value)).join(', ');
-const nothing = (error: string) =>
-  z
-    .record(z.string(), z.unknown(), { error })
-    .refine((value) => Object.keys(value).length === 0 || value.format === 'dense', { error })
-    .nullish();
-
-/** Of a key that changes no value here. */
-const unread = z.unknown().optional();
-
-/** As QuantizationArgs of compressed-tensors has them; what is not given is as it is there. */
-const weightsSchema = z.strictObject({
-  num_bits: z.union([z.literal(4), z.literal(8)], { error: '4 or 8' }).default(8),
-  type: z.enum(['int', 'float'], { error: '"int" or "float"' }).default('int'),
-  strategy: z
-    .enum(['tensor', 'channel', 'group', 'block'], { error: '"tensor", "channel", "group" or "block"' })
-    .nullish(),
-  group_size: z.int().min(-1).nullish(),
-  block_structure: counts.nullish(),
-  symmetric: z.boolean({ error: 'true or false' }).default(true),
-  actorder: z
-    .union([z.boolean(), z.enum(['group', 'weight', 'static', 'dynamic'])], {
-      error: '"group", "weight", "static", "dynamic", true or false',
-    })
-    .nullish(),
-  // What made the codes, not what they mean.
-  dynamic: unread,
-  observer: unread,
-  observer_kwargs: unread,
-  scale_dtype: unread,
-  zp_dtype: unread,
-});
-
-/** Activations are computed as they are, whatever they were quantised to; what is not quantised has no scales. */
-const groupSchema = z.strictObject({
-  weights: weightsSchema,
-  format: z.enum(formats, { error: oneOf(formats) }).nullish(),
-  targets: unread,
-  input_activations: unread,
-  output_activations: unread,
-});
-
-const compressedSchema = z.strictObject({
-  quant_method: unread,
-  format: z.enum([...formats, 'mixed-precision'], { error: oneOf([...formats, 'mixed-precision']) }),
-  config_groups: z
-    .record(z.string(), groupSchema)
-    .refine((groups) => Object.keys(groups).length > 0, 'one group at least'),
-  sparsity_config: nothing('none: sparse weights are not supported'),
-  transform_config: nothing('none: weights that were transformed are not supported'),
-  ignore: unread,
-  kv_cache_scheme: unread,
-  global_compression_ratio: unread,
-  quantization_status: unread,
-  run_compressed: unread,
-  version: unread,
-});
-
-const methodSchema = z.object({
-  quant_method: z.enum(['fp8', 'mxfp4', 'compressed-tensors'], {
-    error: '"fp8", "mxfp4" or "compressed-tensors"',
-  }),
-});
 
 const none: Quantization = () => [];
 
@@ -133,19 +70,17 @@ export function readQuantization(configFile: string, config: unknown): Quantizat
     case 'fp8': {
       const { weight_block_size: block } = within(fp8Schema);
       const blocks = block ? [block] : [perTensor, perChannel];
-      return (tensor) => [fp8(tensor, block === undefined ? [fp8Block, ...blocks] : blocks)];
+      return (tensor) => [fp8(tensor, block === undefined ? [fp8Block, ...blocks] : blocks), fp4(tensor)];
     }
     case 'mxfp4':
+      within(mxfp4Schema);
       return (tensor) => [
         {
           codes: `${tensor}_blocks`,
           scales: [`${tensor}_scales`],
-          ...unshifted,
-          dtype: 'F4_E2M1',
+          ...mxfp4,
           stored: 'U8',
           shape: blocksOf32,
-          rowCodes: allOf,
-          blocks: [[1, 32]],
         },
       ];
     case 'compressed-tensors':
@@ -156,10 +91,23 @@ export function readQuantization(configFile: string, config: unknown): Quantizat
 /** Of floats: nothing is taken from them, and blocks are side by side. */
 const unshifted = { zeros: null, groups: null, needed: [] } as const;
 
+const mxfp4 = { ...unshifted, dtype: 'F4_E2M1', rowCodes: allOf, blocks: [[1, 32]] } as const;
+
+const floatScales = (tensor: string) => [
+  `${tensor}_scale_inv`,
+  `${tensor}_scale`,
+  tensor.replace(/\.weight$/, '.scale'),
+];
+
+/** Experts of DeepSeek-V4 beside FP8: MXFP4, whose codes have the tensor's own name. */
+function fp4(tensor: string): PackedNames {
+  return { codes: tensor, scales: floatScales(tensor), ...mxfp4, stored: 'I8', shape: halves };
+}
+
 function fp8(tensor: string, blocks: readonly ScaleBlock[]): PackedNames {
   return {
     codes: tensor,
-    scales: [`${tensor}_scale_inv`, `${tensor}_scale`, tensor.replace(/\.weight$/, '.scale')],
+    scales: floatScales(tensor),
     ...unshifted,
     dtype: 'F8_E4M3',
     stored: 'F8_E4M3',
@@ -169,30 +117,33 @@ function fp8(tensor: string, blocks: readonly ScaleBlock[]): PackedNames {
   };
 }
 
-function compressed(configFile: string, config: z.output<typeof compressedSchema>): Quantization {
-  const groups = Object.values(config.config_groups).map(({ weights, format }) => {
+function compressed(configFile: string, config: CompressedConfig): Quantization {
+  const groups = Object.values(config.config_groups).flatMap(({ weights, format }) => {
+    if (!weights) return [];
     const its = format ?? config.format;
     if (its === 'mixed-precision')
       throw fileInvalid(configFile, null, 'quantization_config.format', its, 'a format in every group');
-    return groupOf(configFile, its, weights);
+    return [groupOf(configFile, its, weights)];
   });
   return (tensor) => groups.map((group) => group(tensor));
 }
 
 function groupOf(
   configFile: string,
-  format: (typeof formats)[number],
-  weights: z.output<typeof weightsSchema>,
+  format: CompressedFormat,
+  weights: CompressedWeights,
 ): (tensor: string) => PackedNames {
   const { num_bits: bits, type, symmetric, actorder } = weights;
   const blocks = [blockOf(configFile, weights)];
   if (type === 'float') {
-    if (bits !== 8) throw unsupported(configFile, `${bits} bits of float`);
-    if (!symmetric) throw unsupported(configFile, 'floats with zero points');
-    return (tensor) => fp8(tensor, blocks);
+    if (!symmetric) throw unsupported(configFile, 'symmetric', 'false', 'true, of floats');
+    if (bits === 8) return (tensor) => fp8(tensor, blocks);
+    if (format !== 'mxfp4-pack-quantized')
+      throw unsupported(configFile, 'num_bits', `${bits}`, '8, of floats in this format');
+    return (tensor) => ({ ...fp4(tensor), codes: `${tensor}_packed`, stored: 'U8' });
   }
+  // Integers of few bits may lie in bytes, too.
   const packed = format === 'pack-quantized';
-  if (!packed && bits !== 8) throw unsupported(configFile, `${bits} bits in the format ${format}`);
   const perWord = 32 / bits;
   const ordered = actorder === true || actorder === 'group' || actorder === 'dynamic';
   return (tensor) => {
@@ -214,26 +165,24 @@ function groupOf(
 
 function blockOf(
   configFile: string,
-  { strategy, group_size: size, block_structure: structure }: z.output<typeof weightsSchema>,
+  { strategy, group_size: size, block_structure: structure }: CompressedWeights,
 ): ScaleBlock {
-  const missing = (key: string, allowed: string) =>
-    fileInvalid(configFile, null, `quantization_config: ${key} of weights`, undefined, allowed);
   switch (strategy ?? (size ? (size > 0 ? 'group' : 'channel') : 'tensor')) {
     case 'tensor':
       return perTensor;
     case 'channel':
       return perChannel;
     case 'group':
-      if (!size || size < 1) throw missing('group_size', 'at least 1, as the strategy is "group"');
-      return [1, size];
+      if (size && size > 0) return [1, size];
+      throw unsupported(configFile, 'group_size', `${size}`, 'at least 1, as the strategy is "group"');
     case 'block':
-      if (!structure) throw missing('block_structure', 'two sizes, as the strategy is "block"');
-      return structure;
+      if (structure) return structure;
+      throw unsupported(configFile, 'block_structure', undefined, 'two sizes, as the strategy is "block"');
   }
 }
 
-function unsupported(configFile: string, value: string) {
-  return fileInvalid(configFile, null, 'quantization_config', value, 'integers of 4 or 8 bits, floats of 8');
+function unsupported(configFile: string, key: string, value: string | undefined, allowed: string) {
+  return fileInvalid(configFile, null, `quantization_config: ${key} of weights`, value, allowed);
 }
 
 /**

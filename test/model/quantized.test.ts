@@ -231,12 +231,7 @@ describe('integers of compressed-tensors', () => {
   test.each<[string, Record<string, unknown>, Record<string, unknown>, RegExp]>([
     ['zero points that are not there', { symmetric: false }, {}, /w[123]\.weight_zero_point" is missing/],
     ['an order that is not there', { actorder: 'group' }, {}, /w[123]\.weight_g_idx" is missing/],
-    [
-      'no size of its groups',
-      { group_size: null },
-      {},
-      /group_size of weights is missing; allowed: at least 1/,
-    ],
+    ['no size of its groups', { group_size: null }, {}, /group_size of weights is null; allowed: at least 1/],
     [
       'blocks of no size',
       { strategy: 'block' },
@@ -262,6 +257,28 @@ describe('integers of compressed-tensors', () => {
     expect(await refusal(directory)).toMatch(words);
   });
 
+  test('of few bits may lie in bytes, and keys of later versions that are null and groups of activations alone say nothing', async () => {
+    const bytes = compressed(
+      { strategy: 'channel', group_size: null },
+      { format: 'int-quantized', moe_sparsity_config: null },
+    );
+    const config_groups = {
+      ...bytes.config_groups,
+      attention: { targets: ['Attention'], weights: null, format: null },
+    };
+    const { directory, expected } = await checkpoint({ ...bytes, config_groups }, (name, rows, columns) => {
+      const codes = Int8Array.from({ length: rows * columns }, () => integer(-8, 7));
+      return {
+        tensors: {
+          [name]: { dtype: 'I8', shape: [rows, columns], data: bytesOf(codes) },
+          [`${name}_scale`]: floats([rows, 1], new Array(rows).fill(0.25)),
+        },
+        values: Array.from(codes, (code) => code / 4),
+      };
+    });
+    await expectValues(directory, expected);
+  });
+
   test('zero points of another shape, and a group that is none, are refused by name', async () => {
     const make = (name: string, rows: number, columns: number) => {
       const { tensors, values } = packed(name, rows, columns, { ...plain, zeroPoints: true });
@@ -270,6 +287,70 @@ describe('integers of compressed-tensors', () => {
     const { directory } = await checkpoint(compressed({ symmetric: false }), make);
     expect(await refusal(directory)).toMatch(/_zero_point": shape is \[1,2\]; allowed: 3 x 6 by the scales/);
   });
+});
+
+describe('MXFP4 in bytes', () => {
+  const values = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6];
+  const fp8 = {
+    quant_method: 'fp8',
+    fmt: 'float8_e4m3fn',
+    scale_fmt: 'ue8m0',
+    weight_block_size: [128, 128],
+  };
+  const packed = compressed({ type: 'float', group_size: 32 }, { format: 'mxfp4-pack-quantized' });
+
+  test.each<[string, unknown, string, string, string, string]>([
+    ['beside FP8, as DeepSeek-V4 has its experts', fp8, 'weight', 'I8', 'scale', 'F8_E8M0'],
+    ['of compressed-tensors', packed, 'weight_packed', 'U8', 'weight_scale', 'U8'],
+  ])(
+    '%s: the first code of two is the lower half',
+    async (_, quantization, codesName, codesDtype, scaleName, scaleDtype) => {
+      const { directory, expected } = await checkpoint(quantization, (name, rows, columns) => {
+        const groups = Math.ceil(columns / 32);
+        const codes = Array.from({ length: rows * columns }, () => integer(0, 15));
+        const exponents = Array.from({ length: rows * groups }, () => integer(120, 130));
+        const pairs = Uint8Array.from(
+          { length: codes.length / 2 },
+          (_, at) => codes[2 * at]! | (codes[2 * at + 1]! << 4),
+        );
+        const named = (end: string) => name.replace(/weight$/, end);
+        return {
+          tensors: {
+            [named(codesName)]: { dtype: codesDtype, shape: [rows, columns / 2], data: pairs },
+            [named(scaleName)]: {
+              dtype: scaleDtype,
+              shape: [rows, groups],
+              data: Uint8Array.from(exponents),
+            },
+          },
+          values: codes.map((code, at) => {
+            const [row, column] = [Math.floor(at / columns), at % columns];
+            return values[code]! * 2 ** (exponents[row * groups + Math.floor(column / 32)]! - 127);
+          }),
+        };
+      });
+      await expectValues(directory, expected);
+    },
+  );
+});
+
+describe('keys of quantization_config that are not known', () => {
+  test.each(['fp8', 'mxfp4', 'compressed-tensors'])(
+    'are refused for %s, unless they are null',
+    async (quant_method) => {
+      const known = quant_method === 'compressed-tensors' ? compressed({}) : { quant_method };
+      const make = (name: string, rows: number, columns: number) => ({
+        tensors: { [name]: floats([rows, columns], new Array(rows * columns).fill(1)) },
+        values: new Array(rows * columns).fill(1),
+      });
+      const { directory } = await checkpoint({ ...known, rotation: 3 }, make);
+      expect(await refusal(directory)).toMatch(
+        /quantization_config\.rotation is 3; allowed: there is no such key/,
+      );
+      const { directory: other, expected } = await checkpoint({ ...known, rotation: null }, make);
+      await expectValues(other, expected);
+    },
+  );
 });
 
 describe('FP8 without the size of its blocks', () => {
