@@ -9,6 +9,7 @@ import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDe
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
 import type { Credential } from '../common/grpc-channel.js';
 import { abortable, abortError, Deferred, onAbort } from '../common/lifecycle.js';
+import { LiveSet } from '../common/live.js';
 import { Tls } from '../common/tls.js';
 import { tokenIdBytes, usualChunkTokens } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
@@ -85,7 +86,7 @@ export class SwitchyardClient {
   private readonly watch: ClusterWatch;
   private readonly connections: Connections;
   private readonly unreachableByUcx = new UnreachableByUcx();
-  private readonly live = new Set<ForwardCall>();
+  private readonly live = new LiveSet<ForwardCall>();
   private readonly sessions = new Set<Session>();
   private readonly small = new SmallBatches((...router) => this.openSession(...router));
   private readonly over = new AbortController();
@@ -280,7 +281,7 @@ export class SwitchyardClient {
   /** Resolves when no batch is under way. */
   private async untilEnded(): Promise<void> {
     while (this.live.size > 0) {
-      const calls = [...this.live];
+      const calls = this.live.values();
       const isUntaken = () => calls.every(({ taken }) => !taken);
       const late = new Deferred<void>();
       // It keeps the process alive: a batch whose answers nobody reads does not.
@@ -303,7 +304,7 @@ export class SwitchyardClient {
     const reason = error ?? new Error('the client was destroyed');
     this.over.abort(new SwitchyardError('CANCELLED', 'the client was destroyed', {}, { cause: error }));
     for (const session of this.sessions) session.destroy(reason);
-    for (const call of this.live) call.cancel(reason);
+    for (const call of this.live.values()) call.cancel(reason);
     this.disconnect();
   }
 

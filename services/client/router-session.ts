@@ -11,6 +11,7 @@ import type { SessionWelcome } from '../common/generated/switchyard/v1/SessionWe
 import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { type Credential, connect } from '../common/grpc-channel.js';
 import { abortError, Deferred, End, type EndSignal, onAbort } from '../common/lifecycle.js';
+import { LiveMap } from '../common/live.js';
 import { clients } from '../common/protocol.js';
 import { fromFailure } from '../common/status.js';
 import {
@@ -116,7 +117,7 @@ export class RouterSession {
   /** How many batches, and what they may cost over UCX. */
   private slots: Credits | null = null;
   private window: Credits | null = null;
-  private readonly pending = new Map<number, Pending>();
+  private readonly pending = new LiveMap<number, Pending>();
   private lastNumber = 0;
   private welcomes = [new Deferred<SessionWelcome>(), new Deferred<SessionWelcome>()] as const;
   private readonly opening: Promise<void>;

@@ -1,6 +1,7 @@
 import type { Clock } from '../runtime/clock.js';
 import { systemClock } from '../runtime/system.js';
 import { SwitchyardError } from './errors.js';
+import { LiveSet } from './live.js';
 
 /** A promise that is settled from outside. Later settlements have no effect, as with any promise. */
 export class Deferred<T> {
@@ -16,11 +17,21 @@ export class Deferred<T> {
   }
 }
 
+/** What is to be called once, but for what is taken back meanwhile. */
+class Calls extends LiveSet<() => void> {
+  run(): void {
+    for (let call = this.first; call !== undefined; call = this.first) {
+      this.delete(call);
+      call();
+    }
+  }
+}
+
 /** As an AbortController and its signal, for less: every batch has one. */
 export class End {
   /** Why it came; undefined: it did not. */
   reason: Error | undefined;
-  private readonly calls = new Set<() => void>();
+  private readonly calls = new Calls();
 
   get aborted(): boolean {
     return this.reason !== undefined;
@@ -34,8 +45,7 @@ export class End {
   abort(reason: Error): void {
     if (this.reason !== undefined) return;
     this.reason = reason;
-    for (const call of this.calls) call();
-    this.calls.clear();
+    this.calls.run();
   }
 
   /** For onAbort alone. */
@@ -51,11 +61,8 @@ export type EndSignal = AbortSignal | End;
 /** The one listener of a signal: it may be a user's, who would be told of a leak from eleven on. */
 class AbortListener {
   private static readonly bySignal = new WeakMap<AbortSignal, AbortListener>();
-  private readonly calls = new Set<() => void>();
-  private readonly callAll = () => {
-    for (const call of this.calls) call();
-    this.calls.clear();
-  };
+  private readonly calls = new Calls();
+  private readonly callAll = () => this.calls.run();
 
   private constructor(private readonly signal: AbortSignal) {}
 

@@ -5,6 +5,7 @@ import { FairSlots } from '../common/fair-slots.js';
 import type { BatchProgressInput } from '../common/generated/switchyard/v1/BatchProgress.js';
 import type { ForwardHeader } from '../common/generated/switchyard/v1/ForwardHeader.js';
 import type { EndSignal } from '../common/lifecycle.js';
+import { LiveMap } from '../common/live.js';
 import type { Logger } from '../common/log.js';
 import type { Trace } from '../common/trace.js';
 import type { Runtime } from '../runtime/runtime.js';
@@ -44,9 +45,10 @@ type BatchDone = RowsWay & { tokens: number };
 /** The batches of a router: admits them, whatever protocol they come by, runs them, and says how each ended. */
 export class Batches {
   /** Every batch under way, and its end. */
-  private readonly live = new Map<BatchCall, Promise<void>>();
+  private readonly live = new LiveMap<number, { call: BatchCall; run: Promise<void> }>();
+  private accepted = 0;
   /** By id of the batch, in the order of beginning. */
-  private readonly running = new Map<string, BatchAccount>();
+  private readonly running = new LiveMap<string, BatchAccount>();
   private readonly slots: FairSlots;
   private readonly destinations: Destinations;
   private readonly paces: WorkerPaces;
@@ -64,7 +66,8 @@ export class Batches {
 
   /** Those of the batches under way that began first. */
   oldest(): BatchProgressInput[] {
-    return [...this.running.values()]
+    return this.running
+      .values()
       .slice(0, controlLimits.batchesToldMax)
       .map((account) => account.progress());
   }
@@ -79,11 +82,12 @@ export class Batches {
       call.fail(refusal);
       return;
     }
+    const number = ++this.accepted;
     const run = this.run(call).finally(() => {
-      this.live.delete(call);
+      this.live.delete(number);
       giveBack();
     });
-    this.live.set(call, run);
+    this.live.set(number, { call, run });
   }
 
   /** From now on batches are refused. Resolves when those under way have ended; call `abort` to make them. */
@@ -91,12 +95,12 @@ export class Batches {
     const { router } = this.options;
     const text = `router ${router} is stopping: ${reason}`;
     this.draining ??= new SwitchyardError('DRAINING', text, { router, reason });
-    await Promise.all(this.live.values());
+    await Promise.all(this.live.values().map(({ run }) => run));
   }
 
   /** Ends every batch under way. */
   abort(error: SwitchyardError): void {
-    for (const { end } of this.live.keys()) end.abort(error);
+    for (const { call } of this.live.values()) call.end.abort(error);
   }
 
   private tooMany(peer: string): SwitchyardError {

@@ -1,5 +1,6 @@
 import { overLimit } from '../common/errors.js';
 import { type EndSignal, onAbort } from '../common/lifecycle.js';
+import { LiveSet } from '../common/live.js';
 
 /** Bytes held for one chunk. They only become fewer. */
 export class Reservation {
@@ -84,7 +85,7 @@ export class BudgetShare {
  * cannot take everything. A batch that holds nothing may always take one chunk when there is room.
  */
 export class ByteBudget {
-  private readonly shares = new Set<BudgetShare>();
+  private readonly shares = new LiveSet<BudgetShare>();
   private waiters: Waiter[] = [];
   private usedBytes = 0;
 

@@ -6,6 +6,7 @@ import type { SessionHello } from '../common/generated/switchyard/v1/SessionHell
 import type { SessionRequest } from '../common/generated/switchyard/v1/SessionRequest.js';
 import type { SessionResponseInput } from '../common/generated/switchyard/v1/SessionResponse.js';
 import type { SessionWelcomeInput } from '../common/generated/switchyard/v1/SessionWelcome.js';
+import { LiveMap } from '../common/live.js';
 import type { Logger } from '../common/log.js';
 import { gateOf, type MessageGate } from '../common/message-gate.js';
 import { toServiceError } from '../common/status.js';
@@ -56,7 +57,7 @@ export class ClientSession {
   private readonly gate: MessageGate | null;
   private readonly timer: NodeJS.Timeout;
   /** By number, until what ends it for its client has left. */
-  private readonly live = new Map<number, SessionCall>();
+  private readonly live = new LiveMap<number, SessionCall>();
   private lastNumber = 0;
   /** The client has said hello. */
   private opened = false;
@@ -205,7 +206,7 @@ export class ClientSession {
     const since = performance.now() - stallMs;
     const begunMs = this.opened ? (this.gate?.incompleteSinceMs ?? null) : this.startedMs;
     if (begunMs !== null && begunMs <= since) this.fail(sendsNothing(stallMs));
-    const untaken = [...this.live.values()].some(({ answeredMs }) => answeredMs <= since);
+    const untaken = this.live.values().some(({ answeredMs }) => answeredMs <= since);
     if (untaken && this.leftMs <= since) this.fail(takesNothing(stallMs));
   }
 

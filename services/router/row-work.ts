@@ -1,3 +1,4 @@
+import { LiveSet } from '../common/live.js';
 import type { OwnWork } from '../common/liveness.js';
 
 /** A chunk at a layer. */
@@ -11,10 +12,10 @@ export interface RowPlace {
 export class RowWork implements OwnWork {
   readonly name = 'row operations';
   done = 0;
-  private readonly places = new Set<RowPlace>();
+  private readonly places = new LiveSet<RowPlace>();
 
   underWay(): string | null {
-    const [oldest] = this.places;
+    const oldest = this.places.first;
     if (oldest === undefined) return null;
     const { batchId, chunk, layer } = oldest;
     return `${this.places.size} under way, the oldest of batch ${batchId}, chunk ${chunk}, layer ${layer}`;

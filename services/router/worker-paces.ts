@@ -1,4 +1,5 @@
 import type { WorkerPace } from '../../native/index.js';
+import { LiveSet } from '../common/live.js';
 import { MeasuredRate, type Rate, usualRates } from '../placement/rates.js';
 import type { Clock, Timer } from '../runtime/clock.js';
 import type { Link } from '../transport/link.js';
@@ -41,7 +42,7 @@ export class WorkerPaces {
   /** Counts the changes of who is suspected. */
   changes = 0;
   private readonly byLink = new WeakMap<Link, Pace>();
-  private readonly underWay = new Set<SentBatch>();
+  private readonly underWay = new LiveSet<SentBatch>();
   private readonly suspected = new Set<Pace>();
   private timer: Timer | null = null;
 
@@ -122,13 +123,14 @@ export class WorkerPaces {
       for (const pace of this.suspected) if (now - pace.suspectedMs! > this.leaseMs) this.clear(pace);
       const perRow = this.secondsPerRow();
       const late = new Set(
-        [...this.underWay]
+        this.underWay
+          .values()
           .filter((batch) => this.isLate(batch, perRow.get(batch.link)!, now))
           .map(({ link }) => link),
       );
       for (const link of late) this.suspect(link);
       // Who is late with one answers none of what was sent since any sooner.
-      for (const batch of this.underWay)
+      for (const batch of this.underWay.values())
         if (late.has(batch.link) && batch.late()) this.underWay.delete(batch);
       if (this.underWay.size + this.suspected.size === 0) return;
       this.timer ??= this.clock.after(checkMs, () => this.check()).unref();
@@ -137,7 +139,7 @@ export class WorkerPaces {
 
   /** Of those that have rows from here. One that has just started has answered slowly and seldom: it counts as the others. */
   private secondsPerRow(): Map<Link, number> {
-    const links = [...new Set([...this.underWay].map(({ link }) => link))];
+    const links = [...new Set(this.underWay.values().map(({ link }) => link))];
     const rates = links.map((link) => this.of(link).answering.rate);
     const usual = usualRates(rates, 0, likeFactor);
     return new Map(links.map((link, index) => [link, usual[index]!]));

@@ -2,6 +2,7 @@ import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js
 import type { BatchMeta } from '../common/generated/switchyard/v1/BatchMeta.js';
 import type { WorkerMessageInput } from '../common/generated/switchyard/v1/WorkerMessage.js';
 import { Deferred } from '../common/lifecycle.js';
+import { LiveMap } from '../common/live.js';
 import { nowMicroseconds, type Trace } from '../common/trace.js';
 import type { Clock } from '../runtime/clock.js';
 import { creditCost, metadataRoom, resultRowCount, rowsBytes, tooManyResults } from './limits.js';
@@ -44,7 +45,7 @@ interface Pending {
  * before its memory is free or on its way to the router: so the credit of a link bounds what the worker holds for it.
  */
 export class Answers {
-  private readonly pending = new Map<number, Pending>();
+  private readonly pending = new LiveMap<number, Pending>();
   private readonly drained = new Deferred<void>();
   private outstandingBytes = 0;
   private lastId = 0;
@@ -89,7 +90,7 @@ export class Answers {
   cancel(batchId: string): void {
     const { withdraw, onCancel, router } = this.options;
     let working = false;
-    for (const pending of [...this.pending.values()]) {
+    for (const pending of this.pending.values()) {
       if (pending.batchId !== batchId) continue;
       pending.dropped = true;
       if (pending.outgoing === null) working = true;
@@ -101,7 +102,7 @@ export class Answers {
   /** Drops everything. Resolves when no memory is held any more. Call it once, when nothing can be sent. */
   end(): Promise<void> {
     this.ended = true;
-    const batches = new Set([...this.pending.values()].map(({ batchId }) => batchId));
+    const batches = new Set(this.pending.values().map(({ batchId }) => batchId));
     for (const pending of this.pending.values()) pending.dropped = true;
     for (const batchId of batches) this.options.onCancel(batchId, this.options.router);
     if (this.pending.size === 0) this.drained.resolve();

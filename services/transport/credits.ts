@@ -1,5 +1,6 @@
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import { abortError, type EndSignal, onAbort } from '../common/lifecycle.js';
+import { LiveSet } from '../common/live.js';
 
 interface Waiter {
   bytes: number;
@@ -12,7 +13,7 @@ interface Waiter {
  * is never overtaken forever by small ones. What is outstanding lies between 0 and the capacity.
  */
 export class Credits {
-  private readonly waiters = new Set<Waiter>();
+  private readonly waiters = new LiveSet<Waiter>();
   private taken = 0;
   private closedBy: Error | null = null;
 
@@ -66,7 +67,7 @@ export class Credits {
   /** Rejects all that wait and all requests to come. What is outstanding can still be released. */
   close(error: Error): void {
     this.closedBy ??= error;
-    for (const waiter of [...this.waiters]) waiter.refuse(this.closedBy);
+    for (const waiter of this.waiters.values()) waiter.refuse(this.closedBy);
   }
 
   private fits(bytes: number): boolean {
@@ -104,7 +105,7 @@ export class Credits {
   }
 
   private grantNext(): void {
-    for (const waiter of this.waiters) {
+    for (let waiter = this.waiters.first; waiter !== undefined; waiter = this.waiters.first) {
       if (!this.fits(waiter.bytes)) return;
       waiter.grant();
     }

@@ -4,6 +4,7 @@ import type { ExchangeFailure } from '../common/generated/switchyard/v1/Exchange
 import type { ResultMeta } from '../common/generated/switchyard/v1/ResultMeta.js';
 import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
 import { abortError, Deferred, type EndSignal, onAbort } from '../common/lifecycle.js';
+import { LiveMap } from '../common/live.js';
 import type { Runtime } from '../runtime/runtime.js';
 import { Credits } from './credits.js';
 import { checkBatch, creditCost, metadataRoom, resultRowCount, rowsBytes } from './limits.js';
@@ -25,7 +26,7 @@ interface Exchange {
 
 /** The token batches of a link that wait for credits or for their answers, on the router's side. */
 export class Exchanges {
-  private readonly waiting = new Map<number, Exchange>();
+  private readonly waiting = new LiveMap<number, Exchange>();
   private readonly counts = {
     bytesSent: 0,
     bytesReceived: 0,
@@ -99,7 +100,7 @@ export class Exchanges {
   /** Ends the exchanges of a batch that have got their credits. True if the worker must hear of it. */
   cancel(batchId: string): boolean {
     const cancelled = new SwitchyardError('CANCELLED', `batch ${batchId} was cancelled`);
-    const own = [...this.waiting.values()].filter(({ meta }) => meta.batchId === batchId);
+    const own = this.waiting.values().filter(({ meta }) => meta.batchId === batchId);
     for (const exchange of own) this.abandon(exchange, cancelled);
     return own.some(({ id }) => this.waiting.has(id));
   }

@@ -1,6 +1,7 @@
 import type { ComputeTime, Expert, ExpertBackend, Slab } from '../../native/index.js';
 import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
 import { Deferred } from '../common/lifecycle.js';
+import { LiveSet } from '../common/live.js';
 import type { OwnWork } from '../common/liveness.js';
 import type { Interval, Trace } from '../common/trace.js';
 import type { Runtime } from '../runtime/runtime.js';
@@ -46,7 +47,7 @@ export class Executor implements OwnWork {
   /** Calls to the backend that ended, and token batches. */
   done = 0;
   private readonly queues: ExpertQueues;
-  private readonly tasks = new Set<Task>();
+  private readonly tasks = new LiveSet<Task>();
   private calls = 0;
   /** Of the calls under way. */
   private callRows = 0;
@@ -69,7 +70,7 @@ export class Executor implements OwnWork {
   }
 
   underWay(): string | null {
-    const [oldest] = this.tasks;
+    const oldest = this.tasks.first;
     if (oldest === undefined) return null;
     const { batchId, layer } = oldest.batch.meta;
     return `${this.tasks.size} under way, the oldest of batch ${batchId}, layer ${layer}, from router ${oldest.router}`;
@@ -139,7 +140,7 @@ export class Executor implements OwnWork {
 
   /** Drops what is queued of a batch of a router; what is being computed of it comes to nothing, and ends first. */
   cancel(batchId: string, router: string): void {
-    for (const task of this.tasks) {
+    for (const task of this.tasks.values()) {
       if (task.router !== router || task.batch.meta.batchId !== batchId) continue;
       this.fail(task, new SwitchyardError('CANCELLED', `batch ${batchId} was cancelled`));
     }
@@ -148,7 +149,7 @@ export class Executor implements OwnWork {
   /** Gives up what is queued, and takes nothing more. Calls that the backend has begun end by themselves. */
   close(): void {
     this.closed = new SwitchyardError('DRAINING', `worker ${this.options.worker} is stopping`);
-    for (const task of this.tasks) this.fail(task, this.closed);
+    for (const task of this.tasks.values()) this.fail(task, this.closed);
   }
 
   private now(): number {

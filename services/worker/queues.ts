@@ -1,4 +1,5 @@
 import type { Expert } from '../../native/index.js';
+import { LiveSet } from '../common/live.js';
 import { ExpertQueue, type ExpertWork, notHere, type Part, type Piece, type Task } from './tasks.js';
 
 /** A call with fewer rows takes less time than to hand it over and back: another expert joins it. */
@@ -8,7 +9,7 @@ const callRowsMin = 64;
 export class ExpertQueues {
   private readonly byLayer = new Map<number, Map<number, ExpertQueue>>();
   /** Tasks with parts that no call has taken, in the order of arrival. */
-  private readonly waiting = new Set<Task>();
+  private readonly waiting = new LiveSet<Task>();
 
   constructor(
     private readonly worker: string,
@@ -70,7 +71,8 @@ export class ExpertQueues {
 
   /** Rows of experts that the oldest waiting task needs; null: none waits. */
   nextCall(): ExpertWork[] | null {
-    for (const task of this.waiting) {
+    for (let task = this.waiting.first; task !== undefined; task = this.waiting.first) {
+      // One that has failed waits no longer.
       if (!this.start(task)) continue;
       const call: ExpertWork[] = [];
       let rows = 0;
@@ -89,8 +91,7 @@ export class ExpertQueues {
   private take(queue: ExpertQueue): Piece[] {
     const pieces: Piece[] = [];
     let room = this.maxRows;
-    for (const part of queue.parts) {
-      if (room === 0) break;
+    for (let part = queue.parts.first; part !== undefined && room > 0; part = queue.parts.first) {
       const { task } = part;
       if (!this.start(task)) continue;
       const count = Math.min(part.count, room);

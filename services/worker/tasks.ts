@@ -1,6 +1,7 @@
 import type { Expert, ExpertCall, Slab } from '../../native/index.js';
 import { SwitchyardError } from '../common/errors.js';
 import type { Deferred } from '../common/lifecycle.js';
+import { LiveSet } from '../common/live.js';
 import type { TokenBatch, TokenBatchResult } from '../transport/link.js';
 
 /** A token batch from its arrival to its answer. */
@@ -46,7 +47,7 @@ export interface ExpertWork {
 
 /** An expert with the segments that wait for it, in the order of arrival. */
 export class ExpertQueue {
-  readonly parts = new Set<Part>();
+  readonly parts = new LiveSet<Part>();
   /** That wait. */
   rows = 0;
   calls = 0;

@@ -5,6 +5,7 @@ import type { ModelInferRequest } from '../../common/generated/inference/ModelIn
 import type { ModelInferResponseInput } from '../../common/generated/inference/ModelInferResponse.js';
 import type { ModelStreamInferResponseInput } from '../../common/generated/inference/ModelStreamInferResponse.js';
 import { Deferred } from '../../common/lifecycle.js';
+import { LiveSet } from '../../common/live.js';
 import { gateOf, type MessageGate, type MessageShare } from '../../common/message-gate.js';
 import { cutMessage, toServiceError } from '../../common/status.js';
 import { traceparentOf } from '../../common/traceparent.js';
@@ -38,7 +39,7 @@ const looksPerStall = 4;
 export class InferStream {
   private readonly peer: string;
   private readonly gate: MessageGate | null;
-  private readonly live = new Set<InferCall>();
+  private readonly live = new LiveSet<InferCall>();
   private readonly timer: NodeJS.Timeout;
   /** Since when the next request is read, as performance.now(); Infinity: it is not. */
   private readsSinceMs = performance.now();
@@ -173,7 +174,7 @@ export class InferStream {
     this.over = true;
     this.closed.resolve();
     clearInterval(this.timer);
-    for (const { end } of this.live) end.abort(reason);
+    for (const { end } of this.live.values()) end.abort(reason);
     this.options.onEnd();
   }
 

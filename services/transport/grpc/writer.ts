@@ -1,3 +1,4 @@
+import { LiveSet } from '../../common/live.js';
 import { nowMicroseconds } from '../../common/trace.js';
 import type { RowOperations } from '../../runtime/rows.js';
 import type { MessagePort, Outgoing } from '../port.js';
@@ -14,7 +15,7 @@ interface MessageStream<Message> {
  */
 export class MessageWriter<Message> implements MessagePort<Message> {
   readonly gathers = false;
-  private readonly queue = new Set<Outgoing<Message>>();
+  private readonly queue = new LiveSet<Outgoing<Message>>();
   private inFlight: Outgoing<Message> | null = null;
   /** Of the rows in flight. */
   private view: Uint8Array | null = null;
@@ -51,15 +52,16 @@ export class MessageWriter<Message> implements MessagePort<Message> {
   /** Sends nothing more. */
   destroy(): void {
     this.destroyed = true;
-    for (const outgoing of this.queue) outgoing.done();
+    const queued = this.queue.values();
     this.queue.clear();
+    for (const outgoing of queued) outgoing.done();
     this.inFlight?.done();
     this.inFlight = null;
     this.view = null;
   }
 
   private pump(): void {
-    const [next] = this.queue;
+    const next = this.queue.first;
     if (this.inFlight || !next) return;
     this.queue.delete(next);
     this.inFlight = next;
