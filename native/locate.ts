@@ -28,7 +28,7 @@ export function commandLine(): string {
  * Flags of Node for the processes of a cluster, as the command's first line has them: a young generation of 4 MiB stays in a core's caches, and to
  * collect it holds up a batch for half as long as one of 16 MiB.
  */
-export const nodeFlags: readonly string[] = ['--max-semi-space-size=4'];
+export const nodeFlags: readonly string[] = ['--max-semi-space-size=8'];
 
 /** What builds the addon, in a checkout as in an installed package. */
 export function buildCommand(): string {
