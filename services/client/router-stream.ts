@@ -9,6 +9,7 @@ import type { ForwardRequestInput } from '../common/generated/switchyard/v1/Forw
 import type { ForwardResponse } from '../common/generated/switchyard/v1/ForwardResponse.js';
 import type { ForwardWelcome } from '../common/generated/switchyard/v1/ForwardWelcome.js';
 import { Deferred } from '../common/lifecycle.js';
+import { LiveSet } from '../common/live.js';
 import { fromServiceError } from '../common/status.js';
 import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
 import { chunkCost, tokensPerMessage, tokensWithin } from '../transport/chunk-size.js';
@@ -47,7 +48,7 @@ export class RouterStream implements BatchStream {
   private readonly failed = new Deferred<SwitchyardError>();
   private ended = false;
   /** Answers whose rows nobody has taken yet. */
-  private readonly untaken = new Set<RouterChunk>();
+  private readonly untaken = new LiveSet<RouterChunk>();
   /** When the channel was found lost. */
   private lostMs: number | null = null;
   private woken = new Deferred<void>();
@@ -258,7 +259,7 @@ export class RouterStream implements BatchStream {
     this.over.abort(reason);
     const lost = result.code === status.OK ? reason : routerError(result, this.router);
     if (result.code !== status.OK) this.failed.resolve(lost);
-    for (const chunk of this.untaken) chunk.drop(lost);
+    for (const chunk of this.untaken.values()) chunk.drop(lost);
     // Before an OK the router has seen that every answer was taken.
     this.channel?.close(reason);
     this.wake();

@@ -1,6 +1,7 @@
 import { asSwitchyardError } from '../common/errors.js';
 import type { MessageLimit } from '../common/grpc-channel.js';
 import { onAbort } from '../common/lifecycle.js';
+import { LiveSet } from '../common/live.js';
 import type { BatchCall } from './batch-call.js';
 import type { BudgetShare, Reservation } from './budget.js';
 import { Ingest, type InputChunk } from './ingest.js';
@@ -24,7 +25,7 @@ const chunksInFlightMax = 64;
  */
 export async function runBatch(context: BatchContext): Promise<void> {
   const { plan, call, links, share, signal } = context;
-  const tasks = new Set<Promise<void>>();
+  const tasks = new LiveSet<Promise<void>>();
   const forget = onAbort(signal, () => {
     for (const link of links.open()) link.cancel(plan.batchId);
   });
@@ -46,16 +47,16 @@ export async function runBatch(context: BatchContext): Promise<void> {
           if (tasks.size === 0) call.idle();
         });
       tasks.add(task);
-      while (tasks.size >= chunksInFlightMax) await Promise.race(tasks);
+      while (tasks.size >= chunksInFlightMax) await Promise.race(tasks.values());
     }
-    await Promise.all(tasks);
+    await Promise.all(tasks.values());
     signal.throwIfAborted();
     await ingest.expectEnd();
   } catch (error) {
     call.end.abort(asSwitchyardError(error));
     throw signal.reason;
   } finally {
-    await Promise.all(tasks);
+    await Promise.all(tasks.values());
     forget();
     share.close();
   }
