@@ -73,8 +73,8 @@ export interface ForwardOptions extends BatchOptions {
 }
 
 const noRouter = 'no router takes batches: none has joined, or all are leaving';
-/** How long `close` waits for who takes the answers of batches: as long as routers do that nobody has told otherwise. */
-const untakenMsMax = 30_000;
+/** How long `close` waits for who reads the answers of a batch: as long as routers do that nobody has told otherwise. */
+const unreadMsMax = 30_000;
 /** How long a batch waits for news while no server tells any: then it goes on with the routers known. */
 const refreshMsMax = 1_000;
 
@@ -266,8 +266,8 @@ export class SwitchyardClient {
   }
 
   /**
-   * Takes no new batches, and ends the connections when those under way have ended: their answers are still to be taken. When nobody has
-   * begun to take those of any that is left for 30 s, it ends them with CLIENT_STALLED, as a router would, and a warning of the process; until then it
+   * Takes no new batches, and ends the connections when those under way have ended: their answers are still to be taken. When nobody has asked
+   * for answers of any that is left for 30 s, it ends them with CLIENT_STALLED, as a router would, and a warning of the process; until then it
    * keeps the process alive. Idempotent; `destroy` cuts it short.
    */
   async close(): Promise<void> {
@@ -282,14 +282,16 @@ export class SwitchyardClient {
   private async untilEnded(): Promise<void> {
     while (this.live.size > 0) {
       const calls = this.live.values();
-      const isUntaken = () => calls.every(({ taken }) => !taken);
+      const asked = () => calls.reduce((sum, call) => sum + call.asked, 0);
+      const askedBefore = asked();
       const late = new Deferred<void>();
       // It keeps the process alive: a batch whose answers nobody reads does not.
-      const timer = isUntaken() ? setTimeout(() => late.resolve(), untakenMsMax) : undefined;
-      await Promise.race([
-        late.promise.then(() => isUntaken() && endUntaken(calls)),
-        ...calls.map((call) => call.ended),
-      ]);
+      const timer = setTimeout(() => {
+        // While one is read, the turn of the others may come.
+        if (asked() === askedBefore && !calls.some(({ isRead }) => isRead)) endUnread(calls);
+        late.resolve();
+      }, unreadMsMax);
+      await Promise.race([late.promise, ...calls.map((call) => call.ended)]);
       clearTimeout(timer);
     }
   }
@@ -426,10 +428,10 @@ function notReady(text: string, reason: string): SwitchyardError {
   return new SwitchyardError('NOT_READY', `${text}: ${reason}`, { reason });
 }
 
-/** Ends the batches whose answers nobody takes. */
-function endUntaken(calls: readonly ForwardCall[]): void {
+/** Ends the batches whose answers nobody reads. */
+function endUnread(calls: readonly ForwardCall[]): void {
   for (const call of calls) {
-    const text = `nobody has begun to take the answers of batch ${call.batchId} within ${untakenMsMax} ms of close()`;
+    const text = `nobody has asked for answers of batch ${call.batchId} within ${unreadMsMax} ms of close()`;
     const error = new SwitchyardError('CLIENT_STALLED', text, { batch: call.batchId });
     process.emitWarning(error.message, { type: 'SwitchyardWarning', code: error.code });
     call.fail(error);

@@ -82,6 +82,10 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private readonly answers: AsyncGenerator<ShareAnswer, void, void>;
   /** Who takes them. */
   private consumer: string | null = null;
+  /** It is read by a loop, which has asked for no answer since the last. */
+  private pausing = false;
+  /** How often a loop has asked for an answer. */
+  asked = 0;
   private readonly summaries: RouterSummary[] = [];
   private readonly outcome = new Deferred<BatchSummary>();
   private readonly startedMs = performance.now();
@@ -122,16 +126,23 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
     );
   }
 
-  /** Whether somebody takes its answers, or has. */
-  get taken(): boolean {
-    return this.consumer !== null;
+  /** Whether somebody waits for its next answer. */
+  get isRead(): boolean {
+    return this.consumer !== null && !this.pausing;
   }
 
   /** For `for await`. Throws INVALID_ARGUMENT if the answers have a consumer. */
   [Symbol.asyncIterator](): AsyncIterator<AnswerChunk> {
     const chunks = this.ownChunks(this.claim('a loop'));
+    this.pausing = true;
     return {
-      next: () => chunks.next(),
+      next: () => {
+        this.pausing = false;
+        this.asked += 1;
+        return chunks.next().finally(() => {
+          this.pausing = true;
+        });
+      },
       return: () => {
         // First of all: an answer that the loop still waits for may never come.
         this.cancel();
