@@ -25,8 +25,8 @@ export function commandLine(): string {
 }
 
 /**
- * Flags of Node for the processes of a cluster, as the command's first line has them: a young generation of 4 MiB stays in a core's caches, and to
- * collect it holds up a batch for half as long as one of 16 MiB.
+ * Flags of Node for the processes of a cluster, as the command's first line has them: to collect a young generation of 8 MiB holds up a small batch
+ * for less than one of 16 MiB does (bench/results/young-generation.txt).
  */
 export const nodeFlags: readonly string[] = ['--max-semi-space-size=8'];
 

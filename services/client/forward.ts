@@ -82,8 +82,8 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   private readonly answers: AsyncGenerator<ShareAnswer, void, void>;
   /** Who takes them. */
   private consumer: string | null = null;
-  /** It is read by a loop, which has asked for no answer since the last. */
-  private pausing = false;
+  /** Answers that the loop which reads it waits for; null: no loop does. */
+  private awaited: number | null = null;
   /** How often a loop has asked for an answer. */
   asked = 0;
   private readonly summaries: RouterSummary[] = [];
@@ -128,19 +128,20 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
 
   /** Whether somebody waits for its next answer. */
   get isRead(): boolean {
-    return this.consumer !== null && !this.pausing;
+    return this.consumer !== null && this.awaited !== 0;
   }
 
   /** For `for await`. Throws INVALID_ARGUMENT if the answers have a consumer. */
   [Symbol.asyncIterator](): AsyncIterator<AnswerChunk> {
     const chunks = this.ownChunks(this.claim('a loop'));
-    this.pausing = true;
+    let awaited = 0;
+    this.awaited = awaited;
     return {
       next: () => {
-        this.pausing = false;
+        this.awaited = ++awaited;
         this.asked += 1;
         return chunks.next().finally(() => {
-          this.pausing = true;
+          this.awaited = --awaited;
         });
       },
       return: () => {

@@ -142,12 +142,8 @@ export class StoredTensors implements TensorShapes {
       throw tensorMissing(path, packed.scales[0]!, header.tensors);
     }
     const file = this.files.file(name);
-    const entry = file.entry(name);
-    const dtype = scaleDtypes.get(entry.dtype);
-    if (dtype === undefined) {
-      throw fileInvalid(file.path, name, 'dtype', entry.dtype, [...scaleDtypes.keys()].join(', '));
-    }
-    file.check(name, entry.shape, [...scaleDtypes.keys()]);
+    const entry = file.check(name, file.entry(name).shape, [...scaleDtypes.keys()]);
+    const dtype = scaleDtypes.get(entry.dtype)!;
     const grids = packed.blocks.map((block) => gridOf(view, block));
     const grid = grids.find((each) => isGridOf(view, each, entry));
     if (grid === undefined) {
