@@ -204,32 +204,6 @@ TEST(FabricBlocked, ByAPeerThatDiesAsItWritesEndsItsChannelsAndTheNextOnesAreSer
   if (blocked == 0) GTEST_SKIP() << "of " << deaths << " deaths none was in the middle of a write";
 }
 
-/** Some that live, made before the fabric, since UCX does not survive a fork. */
-class FabricWithPlacesTaken : public testing::Test {
- protected:
-  FabricWithPlacesTaken() {
-    signal(SIGPIPE, SIG_IGN);
-    for (int i = 0; i < 4; ++i) children_.emplace_back(live);
-    fabric_ = std::make_unique<TestFabric>(arena_);
-    queues_ = own_queues();
-  }
-  void SetUp() override {
-    if (queues_.empty()) GTEST_SKIP() << "no queues in shared memory that look as expected";
-  }
-  Peer peer(Peer::Start start = Peer::Start::connected) { return {*fabric_, Peers::nodes, children_.at(next_++), start}; }
-  void take_places() {
-    for (const Queue& queue : queues_) take_place(queue);
-  }
-
-  SlabArena arena_{1u << 30};
-  std::deque<Child> children_;
-  std::unique_ptr<TestFabric> fabric_;
-  std::vector<Queue> queues_;
-
- private:
-  size_t next_ = 0;
-};
-
 /** Of this process, in seconds, in half a second. */
 double processor_time() {
   const auto now = [] {
@@ -242,6 +216,63 @@ double processor_time() {
   std::this_thread::sleep_for(500ms);
   return now() - before;
 }
+
+/** Some that live, made before the fabric, since UCX does not survive a fork. */
+class FabricWithPeers : public testing::Test {
+ protected:
+  FabricWithPeers() {
+    signal(SIGPIPE, SIG_IGN);
+    for (int i = 0; i < 4; ++i) children_.emplace_back(live);
+    fabric_ = std::make_unique<TestFabric>(arena_);
+    queues_ = own_queues();
+  }
+  void SetUp() override {
+    if (queues_.empty()) GTEST_SKIP() << "no queues in shared memory that look as expected";
+  }
+  Peer peer(Peer::Start start = Peer::Start::connected) { return {*fabric_, Peers::nodes, children_.at(next_++), start}; }
+
+  SlabArena arena_{1u << 30};
+  std::deque<Child> children_;
+  std::unique_ptr<TestFabric> fabric_;
+  std::vector<Queue> queues_;
+
+ private:
+  size_t next_ = 0;
+};
+
+TEST_F(FabricWithPeers, SleepsWhileAPeersQueueIsFullAndNobodyReadsIt) {
+  Peer bystander = peer();
+  Peer other = peer();
+  ASSERT_TRUE(bystander.echo(arena_));
+  ASSERT_TRUE(other.echo(arena_));
+  kill(other.child.pid, SIGSTOP);
+  waitpid(other.child.pid, nullptr, WUNTRACED);  // It runs on until the signal has reached it.
+  std::vector<Completion> sent(1000);
+  for (auto& completion : sent) fabric_->send(other.channel, message_of(arena_, 1000, 16, 1), completion.callback());
+  EXPECT_LT(processor_time(), 0.25) << "it stands still";
+  ASSERT_TRUE(bystander.echo(arena_));
+  EXPECT_EQ(fabric_->stats().workers_replaced, 0u);
+  kill(other.child.pid, SIGCONT);
+  for (auto& completion : sent) EXPECT_FALSE(completion.wait());
+  kill(other.child.pid, SIGSTOP);
+  waitpid(other.child.pid, nullptr, WUNTRACED);
+  for (size_t i = 0; i < sent.size(); ++i) fabric_->send(other.channel, message_of(arena_, 1000, 16, 1), [](auto) {});
+  other.die();
+  EXPECT_LT(processor_time(), 0.25) << "it died";
+  // The queue of one that is dead is full for ever: who comes next is served by another worker, and the others go on.
+  ASSERT_TRUE(replaced(*fabric_, 1, 10s));
+  ASSERT_TRUE(bystander.echo(arena_));
+  Peer next = peer();
+  ASSERT_TRUE(next.echo(arena_));
+  EXPECT_FALSE(bystander.inbox.wait_failure(0ms));
+}
+
+class FabricWithPlacesTaken : public FabricWithPeers {
+ protected:
+  void take_places() {
+    for (const Queue& queue : queues_) take_place(queue);
+  }
+};
 
 TEST_F(FabricWithPlacesTaken, SleepsWhileNothingHappens) {
   Inbox inbox;

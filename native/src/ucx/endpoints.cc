@@ -45,6 +45,7 @@ void Fabric::Progress::endpoint_over(ucp_ep_h endpoint, const Error& error) {
   const std::shared_ptr<PeerFile> file = found->file.lock();
   std::erase_if(unused_files_, [&](const auto& unused) { return unused.second == file; });
   Worker* const worker = found->worker;
+  worker->lost_peer = true;
   endpoints_.erase(found);
   ++worker->under_way;
   for (const auto& [id, channel] : channels_) {

@@ -74,7 +74,7 @@ struct FabricStats {
   uint64_t bytes_streamed = 0;
   /** Messages dropped for an unknown channel, a wrong key or a size over the limit. */
   uint64_t messages_refused = 0;
-  /** UCX workers through which nothing came any more, so that others took their place. */
+  /** UCX workers through which nothing came any more, or which waited for a dead peer, so that others took their place. */
   uint64_t workers_replaced = 0;
   /** Nanoseconds that the event loop which drives UCX looked for messages, where it could have slept. */
   uint64_t looked_ns = 0;

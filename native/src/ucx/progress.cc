@@ -35,6 +35,9 @@ std::chrono::microseconds if_several_cores(std::chrono::microseconds time) {
 /** How often the thread looks whether the loop that drives stands still. */
 constexpr int watch_ms = 500;
 
+/** How long it sleeps at most while a UCX worker would not tell of what comes. */
+constexpr int nap_ms = 1;
+
 constexpr auto shutdown_wait = std::chrono::seconds(1);
 
 /** An option of UCX. The environment's UCX_NAME comes before it. */
@@ -116,14 +119,11 @@ void Fabric::Progress::create_context(Reach reach) {
 void Fabric::Progress::create_events() {
   command_events_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   stream_events_ = epoll_create1(EPOLL_CLOEXEC);
-  poll_events_ = epoll_create1(EPOLL_CLOEXEC);
   loop_events_ = epoll_create1(EPOLL_CLOEXEC);
   back_events_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (command_events_ < 0 || stream_events_ < 0 || poll_events_ < 0 || loop_events_ < 0 || back_events_ < 0) {
+  if (command_events_ < 0 || stream_events_ < 0 || loop_events_ < 0 || back_events_ < 0) {
     throw Error(Code::internal, "no file descriptor for events");
   }
-  wake_on(poll_events_, command_events_);
-  wake_on(poll_events_, stream_events_);
   wake_on(loop_events_, back_events_);
   wakes_.push_back(stream_events_);
 }
@@ -151,7 +151,6 @@ void Fabric::Progress::destroy() {
   close_streams();
   if (command_events_ >= 0) ::close(command_events_);
   if (stream_events_ >= 0) ::close(stream_events_);
-  if (poll_events_ >= 0) ::close(poll_events_);
   if (loop_events_ >= 0) ::close(loop_events_);
   if (back_events_ >= 0) ::close(back_events_);
 }
@@ -207,36 +206,47 @@ void Fabric::Progress::run() {
       driving.unlock();
       sched_yield();
       driving.lock();
-    } else {
-      sleep(driving);
+    } else if (sleep(driving)) {
       last_work = Clock::now();
     }
   }
   close_all();
 }
 
-void Fabric::Progress::sleep(std::unique_lock<std::mutex>& driving) {
+/** False: a nap has passed in which nothing came. */
+bool Fabric::Progress::sleep(std::unique_lock<std::mutex>& driving) {
+  using std::chrono::steady_clock;
   // Arming fails while events are pending: then there is something to do.
-  if (!arm()) return;
+  const bool armed = arm();
+  if (!armed && !may_nap(steady_clock::now())) return true;
   {
     std::lock_guard lock(mutex_);
-    if (!commands_.empty() || !deferred_.empty() || closing_) return;
+    if (!commands_.empty() || !deferred_.empty() || closing_) return true;
     sleeping_ = true;
   }
-  using std::chrono::steady_clock;
-  if (has_loop_ && !loop_stands_ && receiving_.empty() && steady_clock::now() >= threads_until_) leave_to_loop();
+  if (armed && has_loop_ && !loop_stands_ && receiving_.empty() && steady_clock::now() >= threads_until_) leave_to_loop();
   const auto next = next_look();
   const auto wait_ms = [&] {
     using std::chrono::ceil, std::chrono::milliseconds;
-    const int longest = loops_turn_ ? watch_ms : -1;
+    const int longest = !armed ? nap_ms : loops_turn_ ? watch_ms : -1;
     if (!next) return longest;
     const int wait = std::max<int>(0, ceil<milliseconds>(*next - steady_clock::now()).count());
     return longest < 0 ? wait : std::min(longest, wait);
   };
-  pollfd events{.fd = loops_turn_ ? command_events_ : poll_events_, .events = POLLIN, .revents = 0};
-  driving.unlock();
-  while (poll(&events, 1, wait_ms()) == 0 && !(next && steady_clock::now() >= *next) && !loop_stands_still()) {
+  std::vector<pollfd> events{{.fd = command_events_, .events = POLLIN, .revents = 0}};
+  if (!loops_turn_) {
+    const auto wake_on_too = [&](int descriptor) { events.push_back({.fd = descriptor, .events = POLLIN, .revents = 0}); };
+    wake_on_too(stream_events_);
+    for (const auto& worker : workers_) {
+      // What it has told of, it goes on to tell of.
+      if (!worker->retired && !worker->unarmed_since) wake_on_too(worker->events);
+    }
   }
+  driving.unlock();
+  int woken = 0;
+  do {
+    woken = poll(events.data(), events.size(), wait_ms());
+  } while (woken == 0 && armed && !(next && steady_clock::now() >= *next) && !loop_stands_still());
   driving.lock();
   if (loops_turn_) leave_to_thread();
   {
@@ -245,6 +255,7 @@ void Fabric::Progress::sleep(std::unique_lock<std::mutex>& driving) {
   }
   eventfd_t ignored;
   eventfd_read(command_events_, &ignored);
+  return armed || woken != 0;
 }
 
 void Fabric::Progress::close_all() {

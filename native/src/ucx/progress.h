@@ -93,7 +93,7 @@ class Fabric::Progress {
   void run();
   void wake();
   bool run_commands();
-  void sleep(std::unique_lock<std::mutex>& driving);
+  bool sleep(std::unique_lock<std::mutex>& driving);
   bool loop_stands_still();
   void loop_is_back();
   void close_all();
@@ -110,9 +110,11 @@ class Fabric::Progress {
   bool is_for_thread(size_t bytes);
 
   // Workers: workers.cc.
-  unsigned progress() const;
-  bool arm() const;
+  unsigned progress();
+  bool arm();
+  bool may_nap(std::chrono::steady_clock::time_point now);
   void suspect(ucp_ep_h endpoint);
+  void replace(Worker& worker);
   void retire(Worker& worker);
   void send_probes(Worker& worker, std::chrono::steady_clock::time_point now);
   void make_probes(Worker& worker);
@@ -214,7 +216,6 @@ class Fabric::Progress {
   ucp_context_h context_ = nullptr;
   int command_events_ = -1;
   int stream_events_ = -1;
-  int poll_events_ = -1;
   /** The descriptors that tell of what comes: of streams, and of the workers that are armed. Used with `driving_` held. */
   std::vector<int> wakes_;
   /** What the event loop watches: in its turn UCX and the streams, and whether it has stood still. */
@@ -255,7 +256,7 @@ class Fabric::Progress {
   unsigned vain_turns_ = 0;
   /** The loop gets no turn before. */
   std::chrono::steady_clock::time_point threads_until_{};
-  /** Those that were replaced stay for a while, and until nothing of theirs is under way. */
+  /** Those that are retired stay for a while, and until nothing of theirs is under way. */
   std::vector<std::shared_ptr<Worker>> workers_;
   /** Made when they are first needed; those that this system has not are null. */
   std::vector<std::unique_ptr<Prober>> probers_;
@@ -299,7 +300,14 @@ struct Fabric::Progress::Worker {
   /** Once it has peers, probes are sent then, unless there are no channels; at once if the worker is suspected: a peer has gone, perhaps as it wrote. */
   std::optional<std::chrono::steady_clock::time_point> next_probe{};
   bool suspected = false;
-  /** Nothing came through any more: another takes its place. */
+  /** Since when it has done nothing and could not be armed. */
+  std::optional<std::chrono::steady_clock::time_point> unarmed_since{};
+  /** Since it could be armed: a peer of it has gone, and naps of the thread. */
+  bool lost_peer = false;
+  unsigned naps = 0;
+  /** New peers are given another. */
+  bool replaced = false;
+  /** All that it had has ended. */
   bool retired = false;
   /** Of one that is retired. */
   std::chrono::steady_clock::time_point destroyed_at{};

@@ -9,6 +9,11 @@ namespace {
 /** A peer that was told of a worker, and has stood still since, crashes if the worker's memory is gone when it connects. */
 constexpr auto late_peers_time = std::chrono::seconds(30);
 
+/** After so long without any progress the thread no longer looks all the time: it naps. */
+constexpr auto vain_time = std::chrono::milliseconds(2);
+/** After so many naps new peers are given another. */
+constexpr unsigned naps_max = 1000;
+
 void set_handler(ucp_worker_h worker, unsigned id, ucp_am_recv_callback_t callback, void* argument) {
   ucp_am_handler_param_t handler{};
   handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG |
@@ -53,7 +58,6 @@ std::shared_ptr<Fabric::Progress::Worker> Fabric::Progress::create_worker() {
     worker->address.assign(bytes, bytes + length);
     ucp_worker_release_address(worker->handle, address);
     check(ucp_worker_get_efd(worker->handle, &worker->events), "ucp_worker_get_efd");
-    wake_on(poll_events_, worker->events);
   } catch (...) {
     worker->destroy();
     throw;
@@ -69,15 +73,45 @@ void Fabric::Progress::take_on(const std::shared_ptr<Worker>& worker) {
 }
 
 /** As ucp_worker_progress, of all. */
-unsigned Fabric::Progress::progress() const {
+unsigned Fabric::Progress::progress() {
   unsigned count = 0;
-  for (const auto& worker : workers_) count += ucp_worker_progress(worker->handle);
+  for (const auto& worker : workers_) {
+    const unsigned own = ucp_worker_progress(worker->handle);
+    if (own != 0) worker->unarmed_since.reset();
+    count += own;
+  }
   return count;
 }
 
-/** Whether each will tell of what comes: false while something has come. */
-bool Fabric::Progress::arm() const {
-  return std::ranges::all_of(workers_, [](const auto& worker) { return worker->retired || ucp_worker_arm(worker->handle) == UCS_OK; });
+/** Whether each will tell of what comes: false while something has come, or waits for room in the queue of a peer. */
+bool Fabric::Progress::arm() {
+  bool all = true;
+  for (const auto& worker : workers_) {
+    if (worker->retired) continue;
+    if (ucp_worker_arm(worker->handle) == UCS_OK) {
+      worker->unarmed_since.reset();
+      worker->lost_peer = false;
+      worker->naps = 0;
+    } else {
+      if (!worker->unarmed_since) worker->unarmed_since = std::chrono::steady_clock::now();
+      all = false;
+    }
+  }
+  return all;
+}
+
+/**
+ * Whether none that could not be armed has anything to do: what it has waits in vain. The queue in shared memory of a peer that stands still, or died, may be
+ * full. UCX (1.13) cannot be armed while something waits for room there, and closing the endpoint waits for it as well.
+ */
+bool Fabric::Progress::may_nap(std::chrono::steady_clock::time_point now) {
+  for (const auto& worker : workers_) {
+    if (!worker->retired && worker->unarmed_since && now - *worker->unarmed_since < vain_time) return false;
+  }
+  for (const auto& worker : workers_) {
+    if (!worker->retired && worker->unarmed_since && ++worker->naps >= naps_max && worker->lost_peer) replace(*worker);
+  }
+  return true;
 }
 
 bool Fabric::Progress::nothing_under_way() const {
@@ -131,7 +165,9 @@ bool Fabric::Progress::watch_workers(std::chrono::steady_clock::time_point now) 
     if (worker->retired) continue;
     const auto under_way = [&] { return std::ranges::any_of(worker->probes, &Probe::under_way, &std::unique_ptr<Probe>::operator*); };
     if (!under_way() && (worker->suspected || (worker->next_probe && now >= *worker->next_probe))) send_probes(*worker, now);
-    if (!std::ranges::all_of(worker->probes, [](const auto& probe) { return probe->look(); })) retire(*worker);
+    const auto its = [&](const auto& channel) { return channel.second->worker == worker; };
+    const bool blocked = !std::ranges::all_of(worker->probes, [](const auto& probe) { return probe->look(); });
+    if (blocked || (worker->replaced && std::ranges::none_of(channels_, its))) retire(*worker);
     probing |= under_way();
   }
   std::erase_if(workers_, [&](const auto& worker) {
@@ -151,19 +187,22 @@ void Fabric::Progress::drop_probers() {
   probers_.clear();
 }
 
+/** What it has goes on. */
+void Fabric::Progress::replace(Worker& worker) {
+  if (std::exchange(worker.replaced, true)) return;
+  ++workers_replaced_;
+  const std::lock_guard lock(workers_mutex_);
+  const auto current = std::ranges::find(current_, &worker, &std::shared_ptr<Worker>::get);
+  if (current != current_.end()) current->reset();
+}
+
 /** Ends all that it has, so that peers and channels begin anew with another. */
 void Fabric::Progress::retire(Worker& worker) {
+  replace(worker);
   worker.retired = true;
   worker.destroyed_at = std::chrono::steady_clock::now() + late_peers_time;
   drop_probers();
-  ++workers_replaced_;
   std::erase(wakes_, worker.events);
-  epoll_ctl(poll_events_, EPOLL_CTL_DEL, worker.events, nullptr);
-  {
-    const std::lock_guard lock(workers_mutex_);
-    const auto current = std::ranges::find(current_, &worker, &std::shared_ptr<Worker>::get);
-    if (current != current_.end()) current->reset();
-  }
   std::vector<ucp_ep_h> over;
   for (const Endpoint& endpoint : endpoints_) {
     if (endpoint.worker != &worker) continue;

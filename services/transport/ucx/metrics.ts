@@ -45,7 +45,7 @@ export function exportUcxMetrics(registry: Registry): void {
   );
   total(
     'ucx_replaced_workers_total',
-    'Workers of UCX that were replaced with all their channels, because a peer that died as it wrote had blocked them.',
+    'Workers of UCX that were replaced, because a peer that died left them blocked (with all their channels) or waiting for it.',
     ({ workersReplaced }) => workersReplaced,
   );
   total(
