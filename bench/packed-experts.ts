@@ -19,6 +19,8 @@ interface Stored {
   dtype: CodeDtype;
   bits: number;
   scale: { dtype: ScaleDtype; blockRows: number; blockColumns: number; bytes: number };
+  /** There is a zero point, a byte, for every scale. */
+  hasZeros?: boolean;
   /** Of a scale. */
   write: (to: DataView, at: number) => void;
 }
@@ -36,19 +38,33 @@ const forms: Record<string, Stored> = {
     scale: { dtype: 'F8_E8M0', blockRows: 1, blockColumns: 32, bytes: 1 },
     write: (to, at) => to.setUint8(at, 127 - 7),
   },
+  int4: {
+    dtype: 'U4',
+    bits: 4,
+    scale: { dtype: 'BF16', blockRows: 1, blockColumns: 128, bytes: 2 },
+    hasZeros: true,
+    write: (to, at) => to.setUint16(at, 0x3b00, true),
+  },
 };
 
-/** A file of codes and behind them scales, of which all matrices are made: each begins elsewhere in the codes. */
-async function writeWeights(path: string, { bits, scale, write }: Stored, codes: number, scales: number) {
+/** A file of codes, behind them scales and behind those zero points, if there are any; all matrices are made of it. */
+async function writeWeights(
+  path: string,
+  { bits, scale, hasZeros, write }: Stored,
+  codes: number,
+  scales: number,
+) {
   const codeBytes = (codes * bits) / 8;
-  const bytes = new Uint8Array(codeBytes + scales * scale.bytes);
+  const zerosAt = codeBytes + scales * scale.bytes;
+  const bytes = new Uint8Array(zerosAt + (hasZeros ? scales : 0));
   const random = randomOf(1);
   // Without the code of NaN.
   for (let at = 0; at < codeBytes; at += 1) bytes[at] = Math.floor(random() * 256) & 0xfb;
   const view = new DataView(bytes.buffer);
-  for (let at = codeBytes; at < bytes.byteLength; at += scale.bytes) write(view, at);
+  for (let at = codeBytes; at < zerosAt; at += scale.bytes) write(view, at);
+  for (let at = zerosAt; at < bytes.byteLength; at += 1) view.setInt8(at, Math.floor(random() * 16) - 8);
   await writeFile(path, bytes);
-  return codeBytes;
+  return { byteOffset: codeBytes, zerosAt };
 }
 
 async function benchForm(name: string, stored: Stored, { runs, log }: BenchOptions): Promise<BenchResult[]> {
@@ -59,7 +75,7 @@ async function benchForm(name: string, stored: Stored, { runs, log }: BenchOptio
     const { scale, dtype, bits } = stored;
     const path = join(directory, 'weights');
     const scalesMax = Math.ceil(hidden / scale.blockRows) * Math.ceil(hidden / scale.blockColumns);
-    const byteOffset = await writeWeights(path, stored, hidden * ffn, scalesMax);
+    const { byteOffset, zerosAt } = await writeWeights(path, stored, hidden * ffn, scalesMax);
     const file = native.openWeightFile(path);
     const matrix = (rows: number, columns: number): TensorSource => ({
       kind: 'file',
@@ -77,6 +93,7 @@ async function benchForm(name: string, stored: Stored, { runs, log }: BenchOptio
         firstRow: 0,
         rowStep: 1,
         firstColumn: 0,
+        ...(stored.hasZeros && { zeros: { file, byteOffset: zerosAt, packed: false } }),
       },
     });
     const source = {

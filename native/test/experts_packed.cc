@@ -24,6 +24,7 @@ struct Form {
   bool narrow;
   /** Scales are powers of two. */
   bool powers;
+  bool has_zeros = false;
 };
 
 constexpr Form forms[] = {
@@ -32,6 +33,8 @@ constexpr Form forms[] = {
     {"MXFP4", CodeType::f4_e2m1, 32, true, true},            {"NVFP4-like", CodeType::f4_e2m1, 64, false, false},
     {"INT4 in groups", CodeType::u4, 32, true, false},       {"INT4 by row", CodeType::u4, 0, false, false},
     {"INT8 in groups", CodeType::i8, 128, true, false},      {"INT8 by row", CodeType::i8, 0, false, false},
+    {"INT4 in groups with zero points", CodeType::u4, 32, true, false, true},
+    {"INT8 in threes with zero points", CodeType::i8, 96, false, false, true},
 };
 
 double value_of(CodeType type, uint8_t code) {
@@ -50,6 +53,8 @@ struct Coded {
   size_t rows, columns, scale_columns;
   std::vector<uint8_t> codes;
   std::vector<float> scales;
+  /** As many, if the form has them. */
+  std::vector<int8_t> zeros;
 
   Coded(const Form& kind, size_t row_count, size_t column_count, std::mt19937& random) : form(kind), rows(row_count), columns(column_count) {
     scale_columns = form.columns_per_scale == 0 ? 1 : (columns + form.columns_per_scale - 1) / form.columns_per_scale;
@@ -59,9 +64,13 @@ struct Coded {
       do code = static_cast<uint8_t>(random() % all);
       while (form.type == CodeType::f8_e4m3 && (code & 0x7f) == 0x7f);
     }
+    if (form.has_zeros) zeros.resize(rows * scale_columns);
+    for (int8_t& zero : zeros) zero = static_cast<int8_t>(static_cast<int>(random() % all) - static_cast<int>(all) / 2);
     // Products about as large as what goes into them, whatever the codes.
     double squares = 0;
-    for (const uint8_t code : codes) squares += value_of(form.type, code) * value_of(form.type, code);
+    for (size_t row = 0; row < rows; ++row) {
+      for (size_t column = 0; column < columns; ++column) squares += unscaled(row, column) * unscaled(row, column);
+    }
     const float usual = static_cast<float>(1 / std::sqrt(squares / static_cast<double>(rows)));
     std::uniform_real_distribution<float> factor(0.5f, 2.0f);
     scales.resize(rows * scale_columns);
@@ -72,10 +81,14 @@ struct Coded {
     }
   }
 
-  double value(size_t row, size_t column) const {
-    const size_t scale = form.columns_per_scale == 0 ? 0 : column / form.columns_per_scale;
-    return value_of(form.type, codes[row * columns + column]) * scales[row * scale_columns + scale];
+  /** Where the scale of an element is. */
+  size_t its_scale(size_t row, size_t column) const { return row * scale_columns + (form.columns_per_scale == 0 ? 0 : column / form.columns_per_scale); }
+
+  double unscaled(size_t row, size_t column) const {
+    return value_of(form.type, codes[row * columns + column]) - (zeros.empty() ? 0 : zeros[its_scale(row, column)]);
   }
+
+  double value(size_t row, size_t column) const { return unscaled(row, column) * scales[its_scale(row, column)]; }
 
   double dot(size_t row, const std::vector<double>& x) const {
     double sum = 0;
@@ -94,9 +107,16 @@ struct Coded {
                                          std::copy_n(codes.begin() + first * columns, count * columns, out);
                                          return true;
                                        },
-                                   .scales = [this](size_t first, size_t count, float* out) {
-                                     std::copy_n(scales.begin() + first * scale_columns, count * scale_columns, out);
-                                   }}};
+                                   .scales =
+                                       [this](size_t first, size_t count, float* out) {
+                                         std::copy_n(scales.begin() + first * scale_columns, count * scale_columns, out);
+                                       },
+                                   .zeros = read_zeros()}};
+  }
+
+  std::function<void(size_t, size_t, int8_t*)> read_zeros() const {
+    if (zeros.empty()) return nullptr;
+    return [this](size_t first, size_t count, int8_t* out) { std::copy_n(zeros.begin() + first * scale_columns, count * scale_columns, out); };
   }
 };
 
@@ -208,7 +228,7 @@ TEST_P(CpuExperts, KeepCodesInAboutTheMemoryThatTheyTake) {
     const auto expert = create_cpu_backend(1)->load(model.source());
     size_t bytes = 0;
     for (const Coded* matrix : {&model.gate, &model.up, &model.down}) {
-      bytes += matrix->codes.size() * bits_of(form.type) / 8 + matrix->scales.size() * (form.narrow ? 2 : 4);
+      bytes += matrix->codes.size() * bits_of(form.type) / 8 + matrix->scales.size() * (form.narrow ? 2 : 4) + matrix->zeros.size();
     }
     EXPECT_LE(expert->bytes(), bytes * 1.1) << form.name;
   }

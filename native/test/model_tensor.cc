@@ -314,15 +314,18 @@ TEST(TensorSource, TakesZeroPointsFromIntegers) {
           ASSERT_EQ(floats[row * source.columns + column], value * matrix.scales[number]) << row << ", " << column;
         }
       }
-      ASSERT_EQ(columns_per_scale(source), dtype == StoredDtype::u4 ? CodedMatrix::block : 0);
-      if (dtype != StoredDtype::u4) continue;
+      ASSERT_EQ(columns_per_scale(source), CodedMatrix::block);
+      ASSERT_TRUE(has_zeros(source));
       std::vector<uint8_t> codes(source.elements());
       std::vector<float> read(CodedMatrix::rows * CodedMatrix::scale_columns);
+      std::vector<int8_t> zeros(read.size());
       read_codes(source, 0, source.rows, codes.data());
       read_scales(source, 0, source.rows, read.data());
+      read_zeros(source, 0, source.rows, zeros.data());
       for (size_t i = 0; i < codes.size(); ++i) {
         const size_t number = i / source.columns * CodedMatrix::scale_columns + i % source.columns / CodedMatrix::block;
-        ASSERT_EQ(static_cast<float>(static_cast<int8_t>(codes[i])) * read[number], floats[i]) << i;
+        const int value = bits == 4 ? codes[i] - 8 : static_cast<int8_t>(codes[i]);
+        ASSERT_EQ(static_cast<float>(value - zeros[number]) * read[number], floats[i]) << i;
       }
     }
   }

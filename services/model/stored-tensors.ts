@@ -17,14 +17,12 @@ const scaleDtypes: ReadonlyMap<string, ScaleDtype> = new Map([
 /** Bits of a code. */
 const bitsOf = { F8_E4M3: 8, I8: 8, U8: 8, U4: 4, F4_E2M1: 4 } as const;
 
-/** Memory that a matrix takes: BF16, or codes with their scales. Less a zero point, a code of 4 bits takes 8, and one of 8 bits no codes of less than 16. */
+/** Memory that a matrix takes: BF16, or codes with their scales and zero points. */
 export function storedBytes({ rows, columns, dtype, scale }: TensorSource & { kind: 'file' }): number {
   const plain = rows * columns * 2;
   if (scale === undefined || scale.groups) return plain;
-  if (scale.zeros && dtype !== 'U4') return plain;
-  const bits = scale.zeros ? 8 : bitsOf[dtype as CodeDtype];
   const scales = rows * Math.ceil(columns / scale.blockColumns);
-  return (rows * columns * bits) / 8 + scales * (scale.dtype === 'F32' ? 4 : 2);
+  return (rows * columns * bitsOf[dtype as CodeDtype]) / 8 + scales * ((scale.dtype === 'F32' ? 4 : 2) + (scale.zeros ? 1 : 0));
 }
 
 /** The tensors of a checkpoint as matrices for the addon, whether they are stored as they are or packed. */

@@ -26,9 +26,7 @@ constexpr int experts_share = 8;
 std::optional<PackedSource> to_packed(const TensorSource& source) {
   const size_t columns = columns_per_scale(source);
   if (columns == 0) return std::nullopt;
-  const FileTensor& tensor = std::get<FileTensor>(source.origin);
-  // Less a zero point, a code of 4 bits has 5.
-  const StoredDtype dtype = tensor.scales->zeros ? StoredDtype::i8 : tensor.dtype;
+  const StoredDtype dtype = std::get<FileTensor>(source.origin).dtype;
   PackedSource packed;
   packed.columns_per_scale = columns;
   packed.type = dtype == StoredDtype::f8_e4m3   ? CodeType::f8_e4m3
@@ -45,6 +43,7 @@ std::optional<PackedSource> to_packed(const TensorSource& source) {
     return largest < magnitude;
   };
   packed.scales = [source](size_t first_row, size_t row_count, float* out) { read_scales(source, first_row, row_count, out); };
+  if (has_zeros(source)) packed.zeros = [source](size_t first_row, size_t row_count, int8_t* out) { read_zeros(source, first_row, row_count, out); };
   return packed;
 }
 

@@ -19,6 +19,8 @@ struct PackedSource {
   std::function<bool(size_t first_row, size_t row_count, uint8_t* out)> codes;
   /** Writes [row_count, scales of a row] to `out`. */
   std::function<void(size_t first_row, size_t row_count, float* out)> scales;
+  /** The same with what is taken from the values of codes before they are multiplied, their zero points; null: nothing. */
+  std::function<void(size_t first_row, size_t row_count, int8_t* out)> zeros = nullptr;
 
   bool same_form(const PackedSource& other) const { return type == other.type && columns_per_scale == other.columns_per_scale; }
 };

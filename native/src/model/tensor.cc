@@ -422,8 +422,6 @@ void read_elements(const TensorSource& source, size_t first, size_t count, float
 size_t columns_per_scale(const TensorSource& source) {
   const auto* const tensor = std::get_if<FileTensor>(&source.origin);
   if (tensor == nullptr || !tensor->scales || tensor->scales->groups) return 0;
-  // Less their zero points, codes of 8 bits have more than 8.
-  if (tensor->scales->zeros && tensor->dtype != StoredDtype::u4) return 0;
   const auto& [first, block] = std::pair{tensor->scales->first_column, tensor->scales->block_columns};
   if (first % block == 0) return block;
   return first / block == (first + source.columns - 1) / block ? source.columns : 0;
@@ -434,8 +432,6 @@ void read_codes(const TensorSource& source, size_t first_row, size_t row_count, 
   const size_t columns = source.columns;
   const size_t end = first_row + row_count;
   RowBytes rows(source, tensor);
-  std::optional<RowScales> scales;
-  if (tensor.scales->zeros) scales.emplace(source, tensor);
   for (size_t row = first_row; row < end; ++row, out += columns) {
     const auto* const from = reinterpret_cast<const uint8_t*>(rows.of(row, end));
     if (bits_of(tensor.dtype) == 4) {
@@ -445,20 +441,35 @@ void read_codes(const TensorSource& source, size_t first_row, size_t row_count, 
     } else {
       std::copy_n(from, columns, out);
     }
-    if (!scales) continue;
-    scales->go_to(row);
-    for (size_t column = 0; column < columns; ++column) out[column] = static_cast<uint8_t>(out[column] - 8 - scales->zero(scales->number_of(column)));
   }
 }
 
-void read_scales(const TensorSource& source, size_t first_row, size_t row_count, float* out) {
-  const FileTensor& tensor = std::get<FileTensor>(source.origin);
-  RowScales rows(source, tensor);
-  const auto first = static_cast<std::ptrdiff_t>(rows.number_of(0)), last = static_cast<std::ptrdiff_t>(rows.number_of(source.columns - 1));
+namespace {
+
+/** Calls take(rows, number of the first, number behind the last) with the scales of one row after another. */
+template <typename Take>
+void for_scales(const TensorSource& source, size_t first_row, size_t row_count, const Take& take) {
+  RowScales rows(source, std::get<FileTensor>(source.origin));
   for (size_t row = first_row; row < first_row + row_count; ++row) {
     rows.go_to(row);
-    out = std::copy(rows.values().begin() + first, rows.values().begin() + last + 1, out);
+    take(rows, rows.number_of(0), rows.number_of(source.columns - 1) + 1);
   }
+}
+
+}  // namespace
+
+void read_scales(const TensorSource& source, size_t first_row, size_t row_count, float* out) {
+  for_scales(source, first_row, row_count, [&](const RowScales& rows, size_t first, size_t end) {
+    for (size_t number = first; number < end; ++number) *out++ = rows.values()[number];
+  });
+}
+
+bool has_zeros(const TensorSource& source) { return std::get<FileTensor>(source.origin).scales->zeros.has_value(); }
+
+void read_zeros(const TensorSource& source, size_t first_row, size_t row_count, int8_t* out) {
+  for_scales(source, first_row, row_count, [&](const RowScales& rows, size_t first, size_t end) {
+    for (size_t number = first; number < end; ++number) *out++ = static_cast<int8_t>(rows.zero(number));
+  });
 }
 
 }  // namespace switchyard

@@ -124,12 +124,12 @@ void read_elements(const TensorSource& source, size_t first, size_t count, float
 
 /** Columns to a scale, from the first on, of a source whose rows can be read as codes; 0: it is none, or scales lie in another way. */
 size_t columns_per_scale(const TensorSource& source);
-/**
- * Rows of such a source as codes, a byte each; those that stand 128 above their value become signed, and those that stand 8 above it become
- * integers of 8 bits where zero points are taken from them.
- */
+/** Rows of such a source as codes, a byte each; those that stand 128 above their value become signed. */
 void read_codes(const TensorSource& source, size_t first_row, size_t row_count, uint8_t* out);
 /** Their scales, as many a row as there are blocks of columns. */
 void read_scales(const TensorSource& source, size_t first_row, size_t row_count, float* out);
+/** Whether such a source has zero points, -128 to 127 each, and those, in the order of the scales. */
+bool has_zeros(const TensorSource& source);
+void read_zeros(const TensorSource& source, size_t first_row, size_t row_count, int8_t* out);
 
 }  // namespace switchyard

@@ -334,6 +334,7 @@ void multiply_unscaled(const PartProduct& product, const Shape& shape) {
 struct Step {
   const float* own;
   const Scales scales;
+  const StepSums row_sums;
   size_t rows;
   bool goes_on;
   float* sums;
@@ -341,10 +342,13 @@ struct Step {
   SWITCHYARD_TARGET void add() const {
     for (size_t half = 0; half < 2; ++half) {
       const __m512 scale = load_scales(scales, 0, half * register_columns);
+      const __m512 zeros = scales.zeros == nullptr ? _mm512_setzero_ps() : load_zeros(scales, 0, half * register_columns);
       for (size_t row = 0; row < rows; ++row) {
         const size_t at = (row / register_rows * 2 + half) * register_sums + row % register_rows * register_columns;
         const __m512 before = goes_on ? _mm512_loadu_ps(sums + at) : _mm512_setzero_ps();
-        _mm512_storeu_ps(sums + at, _mm512_fmadd_ps(_mm512_loadu_ps(own + at), scale, before));
+        __m512 sum = _mm512_loadu_ps(own + at);
+        if (scales.zeros != nullptr) sum = _mm512_fnmadd_ps(zeros, _mm512_set1_ps(row_sums.of(0, row)), sum);
+        _mm512_storeu_ps(sums + at, _mm512_fmadd_ps(sum, scale, before));
       }
     }
   }
@@ -391,7 +395,7 @@ SWITCHYARD_TARGET void multiply_scaled(const PartProduct& product) {
         _tile_stored(3, own + 3 * register_sums, sums_row_bytes);
       }
       if (before) before->add();
-      before.emplace(Step{own, scales.from(first), rows, !product.is_first() || first > 0, sums});
+      before.emplace(Step{own, scales.from(first), product.step_sums.from(first / scales.groups, product.order.tiles.begin(tile)), rows, !product.is_first() || first > 0, sums});
       own = own == step_sums[0] ? step_sums[1] : step_sums[0];
     }
     before->add();

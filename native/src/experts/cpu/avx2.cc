@@ -77,24 +77,35 @@ SWITCHYARD_INLINE __m256 load_scales(const Scales& scales, size_t step, size_t c
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
 }
 
+/** Their zero points. */
+SWITCHYARD_INLINE __m256 load_zeros(const Scales& scales, size_t step, size_t column) {
+  const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales.zeros + step * panel_columns + column));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight));
+}
+
 /** What has been summed so far for some columns, from one step of scales to the next. */
 struct StepEnd {
   const Scales& scales;
+  const StepSums& step_sums;
   size_t step, column;
   bool accumulate;
 };
 
-/** Multiplies the sums of a step by its scales and adds them to `c`. */
+/** Takes zero points from the sums of a step, multiplies them by its scales and adds them to `c`. */
 template <int Rows, int Vectors>
 SWITCHYARD_INLINE void add_step(const __m256 (&sums)[Rows][Vectors], const StepEnd& end, float* c) {
 #pragma GCC unroll 8
   for (int vector = 0; vector < Vectors; ++vector) {
     const __m256 scale = load_scales(end.scales, end.step, end.column + vector * 8);
+    const bool shifted = end.scales.zeros != nullptr;
+    const __m256 zeros = shifted ? load_zeros(end.scales, end.step, end.column + vector * 8) : _mm256_setzero_ps();
 #pragma GCC unroll 8
     for (int row = 0; row < Rows; ++row) {
       float* const to = c + row * panel_columns + vector * 8;
       const __m256 before = end.accumulate ? _mm256_loadu_ps(to) : _mm256_setzero_ps();
-      _mm256_storeu_ps(to, _mm256_fmadd_ps(sums[row][vector], scale, before));
+      __m256 sum = sums[row][vector];
+      if (shifted) sum = _mm256_fnmadd_ps(zeros, _mm256_set1_ps(end.step_sums.of(end.step, row)), sum);
+      _mm256_storeu_ps(to, _mm256_fmadd_ps(sum, scale, before));
     }
   }
 }
@@ -226,7 +237,7 @@ SWITCHYARD_TARGET void multiply_rows(const TileProduct& product) {
       for (size_t group = 0; group < groups; group += step) {
         multiply_scaled<Rows, vectors>(widened + group * group_depth, b + group * panel_group_elements,
                                        std::min(step, groups - group) * group_depth / 2, c,
-                                       {product.scales, (first + group) / step, column, product.accumulate || first + group > 0}, fetch);
+                                       {product.scales, product.step_sums, (first + group) / step, column, product.accumulate || first + group > 0}, fetch);
       }
     }
   }

@@ -227,7 +227,7 @@ SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product) {
 #pragma GCC unroll 4
           for (size_t vector = 0; vector < vectors; vector += Code::columns / 8) Code::order(reinterpret_cast<__m256(&)[Code::columns / 8]>(sums[row][vector]));
         }
-        add_step(sums, {scales, (first + group) / scales.groups, column, first + group > 0}, product.c + column);
+        add_step(sums, {scales, product.step_sums, (first + group) / scales.groups, column, first + group > 0}, product.c + column);
       }
     }
   }

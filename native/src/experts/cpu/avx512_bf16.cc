@@ -32,6 +32,18 @@ constexpr size_t near_codes = 4096;
 #include "experts/cpu/avx512_math.h"
 #include "experts/cpu/avx512_codes.h"
 
+/** Takes zero points times the rows' own sums from the sums of a step, of the vectors from `first` on. */
+template <int Rows, int Vectors>
+SWITCHYARD_INLINE void take_zeros(const Scales& scales, size_t step, int first, const StepSums& step_sums, __m512 (&sums)[Rows][Vectors]) {
+  if (scales.zeros == nullptr) return;
+#pragma GCC unroll 4
+  for (int vector = 0; vector < Vectors; ++vector) {
+    const __m512 zeros = load_zeros(scales, step, (first + vector) * 16);
+#pragma GCC unroll 16
+    for (int row = 0; row < Rows; ++row) sums[row][vector] = _mm512_fnmadd_ps(zeros, _mm512_set1_ps(step_sums.of(step, row)), sums[row][vector]);
+  }
+}
+
 /**
  * Rows times `Vectors` vectors of a panel's columns, from vector `first` on: one pass of several over the panel.
  * `FetchLines` are fetched with every four pairs of k. They are a constant: a loop that counts them costs more than it fetches.
@@ -89,6 +101,7 @@ SWITCHYARD_TARGET void multiply_pass(const TileProduct& product, int first) {
         fetch += FetchLines * 64;
       }
     }
+    if (Scaled) take_zeros(product.scales, step, first, product.step_sums, sums);
 #pragma GCC unroll 4
     for (int vector = 0; vector < Vectors; ++vector) {
       const __m512 scale = Scaled ? load_scales(product.scales, step, (first + vector) * 16) : _mm512_setzero_ps();
@@ -172,6 +185,7 @@ SWITCHYARD_TARGET void multiply_coded_pass(const CodedProduct& product, int firs
         }
       }
     }
+    take_zeros(scales, step, first, product.step_sums, sums);
 #pragma GCC unroll 4
     for (int vector = 0; vector < Vectors; ++vector) {
       const __m512 scale = load_scales(scales, step, (first + vector) * 16);

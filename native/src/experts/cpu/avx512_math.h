@@ -38,3 +38,9 @@ SWITCHYARD_INLINE __m512 load_scales(const Scales& scales, size_t step, size_t c
   const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales.narrow + at));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen), 16));
 }
+
+/** Their zero points, likewise. */
+SWITCHYARD_INLINE __m512 load_zeros(const Scales& scales, size_t step, size_t column) {
+  const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales.zeros + step * scales.columns + column));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen));
+}

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -88,6 +89,29 @@ void pack_tile(const RowOrder& order, size_t tile, std::span<const RowReference>
   }
 }
 
+/** The sum of a row of a tile over some groups, in an order that k alone determines. `line`: its first; the next are `stride` elements further each. */
+float sum_of(const uint16_t* line, size_t stride, size_t groups) {
+  std::array<float, 8> lanes{};
+  for (size_t group = 0; group < groups; ++group, line += stride) {
+    for (size_t i = 0; i < group_depth; ++i) lanes[i % lanes.size()] += bf16_to_float(line[i]);
+  }
+  return std::accumulate(lanes.begin(), lanes.end(), 0.0f);
+}
+
+/** Writes the sums of a tile's rows over steps of so many groups to their places among those of all rows. */
+void sum_tile(const RowOrder& order, size_t tile, const uint16_t* a, size_t step_groups, float* sums) {
+  const size_t first = order.tiles.begin(tile), count = order.tiles.size(tile);
+  for (size_t part = 0; part < order.parts.parts; ++part) {
+    const uint16_t* lines = a + order.element(part, tile);
+    for (size_t group = order.parts.begin(part); group < order.parts.begin(part + 1); group += step_groups) {
+      const size_t groups = std::min(step_groups, order.parts.begin(part + 1) - group);
+      float* const step = sums + group / step_groups * order.tiles.count + first;
+      for (size_t row = 0; row < count; ++row) step[row] = sum_of(lines + row * group_depth, count * group_depth, groups);
+      lines += groups * count * group_depth;
+    }
+  }
+}
+
 bool begin_lines(std::span<const RowReference> rows) {
   constexpr size_t line_bytes = 64;
   uintptr_t addresses = 0;
@@ -153,7 +177,8 @@ class CpuBackend final : public ExpertBackend {
   bool is_coded(const PackedWeights& weights, const Split& tiles) const;
   Split parts_of(const PackedWeights& weights, const Split& tiles) const;
   void multiply(const RowOrder& order, const uint16_t* a, const PackedWeights& weights, const Finish& finish);
-  void multiply_task(const RowOrder& order, const uint16_t* a, const PackedWeights& weights, const Task& task, size_t member, const Finish& finish);
+  StepSums step_sums(const RowOrder& order, const uint16_t* a, const PackedWeights& weights);
+  void multiply_task(const RowOrder& order, const uint16_t* a, const StepSums& sums, const PackedWeights& weights, const Task& task, size_t member, const Finish& finish);
   void multiply_codes(PartProduct product, const PackedWeights& weights, size_t member);
 
   const Kernels& kernels_;
@@ -169,6 +194,8 @@ class CpuBackend final : public ExpertBackend {
   std::vector<RowReference> rows_;
   /** Rows of A of each stage. */
   std::array<PackedMemory, stages_max> stage_rows_;
+  /** Of a stage whose weights have zero points. */
+  PackedMemory step_sums_;
   /** One per member: sums between parts of k. */
   std::vector<PackedMemory> sums_;
   /** One per member: a part of a packed panel as BF16. */
@@ -257,6 +284,7 @@ void CpuBackend::multiply(const RowOrder& order, const uint16_t* a, const Packed
     const size_t part_elements = order.parts.largest() * kernels_.order.group_elements();
     for (PackedMemory& widened : widened_) widened.reserve(part_elements * sizeof(uint16_t), "widened weights");
   }
+  const StepSums sums = step_sums(order, a, weights);
   const size_t members = team_.members();
   const size_t wanted = members == 1 ? 1 : members * tasks_per_member;
   const Split bands = weights.bands();
@@ -276,12 +304,21 @@ void CpuBackend::multiply(const RowOrder& order, const uint16_t* a, const Packed
                     .end_band = band_ranges.begin(band_range + 1),
                     .piece = index / tile_ranges.parts % pieces,
                     .pieces = pieces};
-    multiply_task(order, a, weights, task, member, finish);
+    multiply_task(order, a, sums, weights, task, member, finish);
   });
 }
 
-void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const PackedWeights& weights, const Task& task, size_t member,
-                               const Finish& finish) {
+StepSums CpuBackend::step_sums(const RowOrder& order, const uint16_t* a, const PackedWeights& weights) {
+  const size_t step_groups = weights.shifted_step_groups();
+  if (step_groups == 0) return {};
+  step_sums_.reserve(divide_up(order.parts.count, step_groups) * order.tiles.count * sizeof(float), "sums of expert rows");
+  float* const sums = step_sums_.as<float>();
+  team_.run(order.tiles.parts, [&](size_t, size_t tile) { sum_tile(order, tile, a, step_groups, sums); });
+  return {sums, order.tiles.count};
+}
+
+void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const StepSums& sums, const PackedWeights& weights, const Task& task,
+                               size_t member, const Finish& finish) {
   const Split bands = weights.bands();
   for (size_t band = task.first_band; band < task.end_band; ++band) {
     const auto [first_panel, panels] = task.panels(bands, band);
@@ -295,6 +332,7 @@ void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const P
                           .panels = panels,
                           .b = nullptr,
                           .codes = {},
+                          .step_sums = {},
                           .next = nullptr,
                           .next_lines = weights.group_bytes() / 64,
                           .sums = sums_[member].as<float>(),
@@ -302,6 +340,7 @@ void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const P
       if (!product.is_last()) product.next = weights.at(first_panel, order.parts, part + 1);
       else if (band + 1 < task.end_band) product.next = weights.at(task.panels(bands, band + 1).first, order.parts, 0);
       if (weights.is_packed()) {
+        if (sums.sums != nullptr) product.step_sums = sums.from(order.parts.begin(part) / weights.shifted_step_groups(), 0);
         multiply_codes(product, weights, member);
       } else {
         product.b = weights.part(first_panel, order.parts, part);

@@ -11,11 +11,13 @@
 
 namespace switchyard::cpu {
 
-/** What sums over codes are multiplied by: for every `groups` groups of k one scale a column. */
+/** What sums over codes are multiplied by: for every `groups` groups of k one scale a column. Before that, zero points times the sum of the row are taken from them. */
 struct Scales {
   /** [steps][columns], in BF16 or in float32; the other one is null. */
   const uint16_t* narrow = nullptr;
   const float* wide = nullptr;
+  /** [steps][columns]; null: there are none. */
+  const int8_t* zeros = nullptr;
   /** Of a panel. */
   size_t columns = 0;
   /** Groups of k of a step, 1 to step_groups_max; 0: there are no scales. */
@@ -24,8 +26,20 @@ struct Scales {
   /** Those of the groups from `group` on, the first of a step. */
   Scales from(size_t group) const {
     const size_t skipped = groups == 0 ? 0 : group / groups * columns;
-    return {narrow == nullptr ? nullptr : narrow + skipped, wide == nullptr ? nullptr : wide + skipped, columns, groups};
+    const auto after = [&](const auto* first) { return first == nullptr ? nullptr : first + skipped; };
+    return {after(narrow), after(wide), after(zeros), columns, groups};
   }
+};
+
+/** Of the elements of each row in each step of scales. */
+struct StepSums {
+  /** [steps][rows]; null where there are no zero points. */
+  const float* sums = nullptr;
+  /** Of all tiles. */
+  size_t rows = 0;
+
+  float of(size_t step, size_t row) const { return sums[step * rows + row]; }
+  StepSums from(size_t step, size_t row) const { return {sums == nullptr ? nullptr : sums + step * rows + row, rows}; }
 };
 
 constexpr size_t step_groups_max = 4;
@@ -84,6 +98,8 @@ struct PartProduct {
   const uint16_t* b;
   /** If it has scales: each of its steps is summed by itself, multiplied by its scales, and added. There is one panel. */
   PackedPanel codes;
+  /** Of all rows, from the first step of the part on. */
+  StepSums step_sums;
   /** Weights that will be needed next, as they are kept: so many cache lines for each group, to be fetched from memory meanwhile. Null: none. */
   const void* next;
   size_t next_lines;

@@ -60,6 +60,7 @@ void multiply_tiles(const TileKernels& kernels, size_t streamed_rows, const Part
                       .c = sums,
                       .accumulate = !product.is_first(),
                       .scales = product.codes.scales,
+                      .step_sums = product.step_sums.from(0, order.tiles.begin(tile)),
                       .next_a = product.a + (last_tile ? order.element(next_part, product.first_tile) : order.element(product.part, tile + 1)),
                       .fetch = fetch,
                       .fetch_lines = fetch < fetched ? fetch_lines : 0});
@@ -72,7 +73,7 @@ void multiply_tiles(const TileKernels& kernels, size_t streamed_rows, const Part
 
 void multiply_by_tiles(const TileKernels& kernels, size_t streamed_rows, const PartProduct& product) {
   if (product.b == nullptr) {
-    kernels.multiply_codes({.rows = product.rows(), .groups = product.groups(), .a = product.a, .b = product.codes, .c = product.sums});
+    kernels.multiply_codes({.rows = product.rows(), .groups = product.groups(), .a = product.a, .b = product.codes, .step_sums = product.step_sums.from(0, product.order.tiles.begin(product.first_tile)), .c = product.sums});
     finish_tile(kernels, product, product.first_tile, product.sums);
   } else {
     multiply_tiles(kernels, streamed_rows, product);

@@ -25,6 +25,7 @@ struct TileProduct {
   bool accumulate;
   /** If there are any: each step is summed by itself, multiplied by its scales, and added. */
   Scales scales;
+  StepSums step_sums;
   /** Rows of the next product, as many as `a`, to be fetched into the nearest cache meanwhile. */
   const uint16_t* next_a;
   /**
@@ -42,6 +43,7 @@ struct CodedProduct {
   size_t groups;
   const uint16_t* a;
   PackedPanel b;
+  StepSums step_sums;
   /** Only written. */
   float* c;
 };

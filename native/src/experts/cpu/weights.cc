@@ -145,18 +145,19 @@ std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> ma
   if (!first) return std::nullopt;
   const size_t columns = first->columns_per_scale;
   if (columns % group_depth != 0 && columns < matrices[0]->columns) return std::nullopt;
-  bool narrow = true;
+  bool narrow = true, shifted = false;
   for (const MatrixSource* const matrix : matrices) {
     if (!matrix->packed || !matrix->packed->same_form(*first)) return std::nullopt;
     std::vector<float> scales(matrix->rows * scales_of(*matrix));
     matrix->packed->scales(0, matrix->rows, scales.data());
     if (!std::ranges::all_of(scales, [&](float scale) { return is_usual(scale); })) return std::nullopt;
     narrow = narrow && std::ranges::all_of(scales, [](float scale) { return bf16_to_float(float_to_bf16(scale)) == scale; });
+    shifted = shifted || matrix->packed->zeros;
   }
-  if (columns >= matrices[0]->columns) return PackedForm{first->type, step_groups_max, narrow};
+  if (columns >= matrices[0]->columns) return PackedForm{first->type, step_groups_max, narrow, shifted};
   const size_t groups_per_scale = columns / group_depth;
   const size_t step_groups = groups_per_scale <= step_groups_max ? groups_per_scale : std::gcd(groups_per_scale, step_groups_max);
-  return PackedForm{first->type, step_groups, narrow};
+  return PackedForm{first->type, step_groups, narrow, shifted};
 }
 
 PackedWeights::PackedWeights(const PanelOrder& order, size_t panels, size_t groups, std::optional<PackedForm> form)
@@ -175,8 +176,8 @@ PackedMemory PackedWeights::allocate(std::initializer_list<PackedWeights*> produ
 }
 
 size_t PackedWeights::bytes() const {
-  const size_t scale_bytes = form_ ? panels_ * steps() * order_.columns * (form_->narrow ? sizeof(uint16_t) : sizeof(float)) : 0;
-  return divide_up(panels_ * groups_ * group_bytes() + scale_bytes, page_bytes) * page_bytes;
+  const size_t beside = form_ ? scale_bytes() + (form_->shifted ? scale_count() : 0) : 0;
+  return divide_up(panels_ * groups_ * group_bytes() + beside, page_bytes) * page_bytes;
 }
 
 Split PackedWeights::cut(size_t part_groups) const {
@@ -211,9 +212,12 @@ Scale* PackedWeights::scales() const {
   return reinterpret_cast<Scale*>(memory_ + panels_ * groups_ * group_bytes());
 }
 
+int8_t* PackedWeights::zeros() const { return scales<int8_t>() + scale_bytes(); }
+
 PackedPanel PackedWeights::packed_part(size_t panel, const Split& parts, size_t part) const {
   const Scales scales{.narrow = form_->narrow ? PackedWeights::scales<uint16_t>() + first_scale(panel) : nullptr,
                       .wide = form_->narrow ? nullptr : PackedWeights::scales<float>() + first_scale(panel),
+                      .zeros = form_->shifted ? zeros() + first_scale(panel) : nullptr,
                       .columns = order_.columns,
                       .groups = form_->step_groups};
   return {.type = form_->type,
@@ -253,17 +257,20 @@ bool PackedWeights::fill_codes(size_t panel, size_t column, const MatrixSource& 
 }
 
 void PackedWeights::fill_scales(size_t panel, size_t column, const MatrixSource& source, size_t first_row, size_t count) {
-  const size_t scale_count = scales_of(source);
-  std::vector<float> values(count * scale_count);
+  const size_t row_scales = scales_of(source);
+  std::vector<float> values(count * row_scales);
   source.packed->scales(first_row, count, values.data());
+  std::vector<int8_t> shifts(source.packed->zeros ? values.size() : 0);
+  if (source.packed->zeros) source.packed->zeros(first_row, count, shifts.data());
   const size_t step_columns = form_->step_groups * group_depth;
   for (size_t row = 0; row < count; ++row) {
     for (size_t step = 0; step < steps(); ++step) {
-      const size_t its_scale = std::min(step * step_columns / source.packed->columns_per_scale, scale_count - 1);
-      const float scale = values[row * scale_count + its_scale] / unit_of(form_->type);
+      const size_t its_scale = std::min(step * step_columns / source.packed->columns_per_scale, row_scales - 1);
+      const float scale = values[row * row_scales + its_scale] / unit_of(form_->type);
       const size_t at = first_scale(panel) + step * order_.columns + column + row;
       if (form_->narrow) scales<uint16_t>()[at] = float_to_bf16(scale);
       else scales<float>()[at] = scale;
+      if (!shifts.empty()) zeros()[at] = shifts[row * row_scales + its_scale];
     }
   }
 }

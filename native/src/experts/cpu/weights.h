@@ -21,6 +21,8 @@ struct PackedForm {
   size_t step_groups;
   /** All scales are BF16. */
   bool narrow;
+  /** Codes have zero points. */
+  bool shifted;
 };
 
 /** The form in which these matrices, which share panels, can be kept; none if not all of them are codes of one form that kernels widen. */
@@ -42,6 +44,8 @@ class PackedWeights {
   bool is_packed() const { return form_.has_value(); }
   /** Panels share bands as evenly as they can; of the last part of k in a band to the first of the next, weights follow each other. */
   Split bands() const { return Split::into_parts_of(order_.band_panels, panels_); }
+  /** Groups of k of a step of scales; 0: codes have no zero points. */
+  size_t shifted_step_groups() const { return form_ && form_->shifted ? form_->step_groups : 0; }
   /** Cuts k into parts of so many groups at most, where steps of scales and what one panel of a product before gives stay whole. */
   Split cut(size_t part_groups) const;
   /** The parts of k in which the order has them. */
@@ -76,13 +80,16 @@ class PackedWeights {
   size_t first_scale(size_t panel) const { return panel * steps() * order_.columns; }
   template <typename Scale>
   Scale* scales() const;
+  int8_t* zeros() const;
+  size_t scale_count() const { return panels_ * steps() * order_.columns; }
+  size_t scale_bytes() const { return scale_count() * (form_->narrow ? sizeof(uint16_t) : sizeof(float)); }
   size_t steps() const { return divide_up(groups_, form_->step_groups); }
 
   PanelOrder order_;
   size_t panels_;
   size_t groups_;
   std::optional<PackedForm> form_;
-  /** Panels, and behind them the scales of all panels. */
+  /** Panels, behind them the scales of all panels, and behind those their zero points. */
   uint8_t* memory_ = nullptr;
   /** What was read last, for the next to use its memory. */
   std::vector<uint16_t> rows_;
