@@ -25,6 +25,8 @@ struct Form {
   /** Scales are powers of two. */
   bool powers;
   bool has_zeros = false;
+  /** The columns of a scale are not side by side. */
+  bool is_ordered = false;
 };
 
 constexpr Form forms[] = {
@@ -35,6 +37,7 @@ constexpr Form forms[] = {
     {"INT8 in groups", CodeType::i8, 128, true, false},      {"INT8 by row", CodeType::i8, 0, false, false},
     {"INT4 in groups with zero points", CodeType::u4, 32, true, false, true},
     {"INT8 in threes with zero points", CodeType::i8, 96, false, false, true},
+    {"INT4 in an order of columns, with zero points", CodeType::u4, 32, true, false, true, true},
 };
 
 double value_of(CodeType type, uint8_t code) {
@@ -55,8 +58,11 @@ struct Coded {
   std::vector<float> scales;
   /** As many, if the form has them. */
   std::vector<int8_t> zeros;
+  /** Which column each of those is that scales count, and the reverse. */
+  std::vector<uint32_t> order, places;
 
   Coded(const Form& kind, size_t row_count, size_t column_count, std::mt19937& random) : form(kind), rows(row_count), columns(column_count) {
+    set_order(columns);
     scale_columns = form.columns_per_scale == 0 ? 1 : (columns + form.columns_per_scale - 1) / form.columns_per_scale;
     codes.resize(rows * columns);
     const unsigned all = bits_of(form.type) == 8 ? 256 : 16;
@@ -81,8 +87,17 @@ struct Coded {
     }
   }
 
+  void set_order(unsigned seed) {
+    order.resize(columns);
+    places.resize(columns);
+    std::iota(order.begin(), order.end(), 0);
+    std::mt19937 own(seed);
+    if (form.is_ordered) std::ranges::shuffle(order, own);
+    for (size_t place = 0; place < columns; ++place) places[order[place]] = static_cast<uint32_t>(place);
+  }
+
   /** Where the scale of an element is. */
-  size_t its_scale(size_t row, size_t column) const { return row * scale_columns + (form.columns_per_scale == 0 ? 0 : column / form.columns_per_scale); }
+  size_t its_scale(size_t row, size_t column) const { return row * scale_columns + (form.columns_per_scale == 0 ? 0 : places[column] / form.columns_per_scale); }
 
   double unscaled(size_t row, size_t column) const {
     return value_of(form.type, codes[row * columns + column]) - (zeros.empty() ? 0 : zeros[its_scale(row, column)]);
@@ -102,9 +117,10 @@ struct Coded {
             .read = [](size_t, size_t, uint16_t*) { FAIL() << "codes are read as BF16"; },
             .packed = PackedSource{.type = form.type,
                                    .columns_per_scale = form.columns_per_scale == 0 ? columns : form.columns_per_scale,
+                                   .order = read_order(),
                                    .codes =
                                        [this](size_t first, size_t count, uint8_t* out) {
-                                         std::copy_n(codes.begin() + first * columns, count * columns, out);
+                                         for (size_t i = 0; i < count * columns; ++i) out[i] = codes[(first + i / columns) * columns + order[i % columns]];
                                          return true;
                                        },
                                    .scales =
@@ -112,6 +128,11 @@ struct Coded {
                                          std::copy_n(scales.begin() + first * scale_columns, count * scale_columns, out);
                                        },
                                    .zeros = read_zeros()}};
+  }
+
+  std::function<std::vector<uint32_t>()> read_order() const {
+    if (!form.is_ordered) return nullptr;
+    return [this] { return order; };
   }
 
   std::function<void(size_t, size_t, int8_t*)> read_zeros() const {
@@ -130,12 +151,13 @@ struct CodedModel {
     return {.activation = Activation::swiglu, .gate = gate.source(), .up = up.source(), .down = down.source()};
   }
 
-  std::vector<double> reference(const uint16_t* row) const {
+  /** `bias`: of every element of gate and up. */
+  std::vector<double> reference(const uint16_t* row, double bias = 0) const {
     std::vector<double> x(up.columns), h(up.rows), y(down.rows);
     for (size_t i = 0; i < x.size(); ++i) x[i] = bf16_to_float(row[i]);
     for (size_t i = 0; i < h.size(); ++i) {
-      const double g = gate.dot(i, x);
-      h[i] = g / (1 + std::exp(-g)) * up.dot(i, x);
+      const double g = gate.dot(i, x) + bias;
+      h[i] = g / (1 + std::exp(-g)) * (up.dot(i, x) + bias);
     }
     for (size_t i = 0; i < y.size(); ++i) y[i] = down.dot(i, h);
     return y;
@@ -218,6 +240,30 @@ TEST_P(CpuExperts, CountSubnormalCodesThoughTheirMakerFlushesThem) {
     const auto found = results();
     _mm_setcsr(usual);
     ASSERT_EQ(found, expected) << form.name;
+  }
+}
+
+TEST_P(CpuExperts, OfMatricesInOrdersOfTheirOwnBecomeBf16) {
+  std::mt19937 random(1);
+  const Form ordered = {"in an order", CodeType::u4, 32, true, false, false, true};
+  CodedModel model(ordered, 256, 128, random);
+  model.gate.set_order(7);
+  ExpertSource source = model.source();
+  const auto as_bf16 = [](const Coded& matrix) {
+    return [&matrix](size_t first, size_t count, uint16_t* out) {
+      for (size_t i = 0; i < count * matrix.columns; ++i) out[i] = float_to_bf16(static_cast<float>(matrix.value(first + i / matrix.columns, i % matrix.columns)));
+    };
+  };
+  source.gate->read = as_bf16(model.gate);
+  source.up.read = as_bf16(model.up);
+  source.gate_bias = source.up_bias = [] { return std::vector<float>(128, 0.5f); };
+  const auto backend = create_cpu_backend(1);
+  const auto expert = backend->load(source);
+  const Rows rows = random_values(3 * 256, 1.0f, random);
+  const Rows output = forward(*backend, *expert, rows, all_indices(3));
+  for (size_t row = 0; row < 3; ++row) {
+    const std::vector<double> expected = model.reference(rows.data() + row * 256, 0.5);
+    ASSERT_LT(relative_error(output.data() + row * 256, expected), 8e-3) << row;
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -351,7 +352,8 @@ TEST(TensorSource, TakesTheGroupOfEachColumnWhereItIsTold) {
     const float scale = matrix.scales[row * CodedMatrix::scale_columns + groups[2 + column]];
     ASSERT_EQ(floats[i], (matrix.code(StoredDtype::u4, row, column) - 8) * scale) << i;
   }
-  ASSERT_EQ(columns_per_scale(source), 0u);
+  ASSERT_TRUE(has_groups(source));
+  EXPECT_TRUE(read_column_order(source).empty()) << "groups of any size";
   groups[7] = static_cast<uint32_t>(-1);
   scales.groups->file = test::weight_file(groups);
   try {
@@ -360,6 +362,23 @@ TEST(TensorSource, TakesTheGroupOfEachColumnWhereItIsTold) {
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("a column is of group -1; allowed: 0 to 2"), std::string::npos) << error.what();
   }
+}
+
+TEST(TensorSource, TellsTheOrderInWhichColumnsOfAScaleAreSideBySide) {
+  CodedMatrix matrix;
+  std::vector<uint32_t> groups(CodedMatrix::columns);
+  for (size_t column = 0; column < groups.size(); ++column) groups[column] = static_cast<uint32_t>(column / CodedMatrix::block);
+  std::ranges::shuffle(groups, matrix.random);
+  Scales scales = matrix.of_blocks();
+  scales.groups = ColumnGroups{test::weight_file(groups), 0};
+  const TensorSource source = matrix.source(StoredDtype::u4, scales);
+  ASSERT_EQ(columns_per_scale(source), CodedMatrix::block);
+  const std::vector<uint32_t> order = read_column_order(source);
+  ASSERT_EQ(order.size(), source.columns);
+  for (size_t place = 0; place < order.size(); ++place) EXPECT_EQ(groups[order[place]], place / CodedMatrix::block);
+  std::vector<float> read(matrix.scales.size());
+  read_scales(source, 0, source.rows, read.data());
+  EXPECT_EQ(read, matrix.scales);
 }
 
 TEST(TensorSource, TurnsCodesWithTheirScales) {

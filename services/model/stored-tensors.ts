@@ -19,10 +19,12 @@ const bitsOf = { F8_E4M3: 8, I8: 8, U8: 8, U4: 4, F4_E2M1: 4 } as const;
 
 /** Memory that a matrix takes: BF16, or codes with their scales and zero points. */
 export function storedBytes({ rows, columns, dtype, scale }: TensorSource & { kind: 'file' }): number {
-  const plain = rows * columns * 2;
-  if (scale === undefined || scale.groups) return plain;
+  if (scale === undefined) return rows * columns * 2;
   const scales = rows * Math.ceil(columns / scale.blockColumns);
-  return (rows * columns * bitsOf[dtype as CodeDtype]) / 8 + scales * ((scale.dtype === 'F32' ? 4 : 2) + (scale.zeros ? 1 : 0));
+  return (
+    (rows * columns * bitsOf[dtype as CodeDtype]) / 8 +
+    scales * ((scale.dtype === 'F32' ? 4 : 2) + (scale.zeros ? 1 : 0))
+  );
 }
 
 /** The tensors of a checkpoint as matrices for the addon, whether they are stored as they are or packed. */

@@ -22,6 +22,15 @@ constexpr uint64_t devices_max = 1024;
 /** Brief calls of experts take so much longer than other operations that are. */
 constexpr int experts_share = 8;
 
+/** Puts the columns of rows in an order, if there is one. */
+void put_in_order(const std::vector<uint32_t>& order, size_t row_count, uint8_t* rows) {
+  std::vector<uint8_t> row(order.size());
+  for (size_t i = 0; i < (order.empty() ? 0 : row_count); ++i, rows += row.size()) {
+    std::ranges::copy_n(rows, static_cast<std::ptrdiff_t>(row.size()), row.begin());
+    std::ranges::transform(order, rows, [&](uint32_t column) { return row[column]; });
+  }
+}
+
 /** The same matrix as codes, if it is stored so. */
 std::optional<PackedSource> to_packed(const TensorSource& source) {
   const size_t columns = columns_per_scale(source);
@@ -33,8 +42,11 @@ std::optional<PackedSource> to_packed(const TensorSource& source) {
                 : dtype == StoredDtype::f4_e2m1 ? CodeType::f4_e2m1
                 : dtype == StoredDtype::u4      ? CodeType::u4
                                                 : CodeType::i8;
-  packed.codes = [source, type = packed.type](size_t first_row, size_t row_count, uint8_t* out) {
+  const auto order = std::make_shared<std::vector<uint32_t>>();
+  if (has_groups(source)) packed.order = [source, order] { return *order = read_column_order(source); };
+  packed.codes = [source, order, type = packed.type](size_t first_row, size_t row_count, uint8_t* out) {
     read_codes(source, first_row, row_count, out);
+    put_in_order(*order, row_count, out);
     if (type != CodeType::f8_e4m3) return true;
     // Both codes of NaN have the largest magnitude. To look for it takes the compiler one instruction for many codes; to compare each, many.
     constexpr uint8_t magnitude = 0x7f;

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace switchyard {
 
@@ -15,6 +16,8 @@ constexpr size_t bits_of(CodeType type) { return type == CodeType::f8_e4m3 || ty
 struct PackedSource {
   CodeType type;
   size_t columns_per_scale;
+  /** Reads which column of the matrix each column of codes is; nothing: no order brings those of a scale together. Null: they are as in the matrix. Called before codes are read. */
+  std::function<std::vector<uint32_t>()> order = nullptr;
   /** Writes [row_count, columns] codes, a byte each, to `out`. False: one of them, which is written as any, stands for NaN. */
   std::function<bool(size_t first_row, size_t row_count, uint8_t* out)> codes;
   /** Writes [row_count, scales of a row] to `out`. */

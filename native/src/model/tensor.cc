@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -142,19 +143,22 @@ void read_zeros(const ZeroPoints& zeros, size_t bits, size_t row, std::vector<in
   });
 }
 
+/** Which column of the scales each column has, where that is told. Throws MODEL_INVALID for one that there is not. */
+std::vector<uint32_t> groups_of(const TensorSource& source, const Scales& scales) {
+  std::vector<uint32_t> groups(source.columns);
+  const WeightFile& file = *scales.groups->file;
+  file.read(scales.groups->byte_offset + scales.first_column * sizeof(uint32_t), groups.size() * sizeof(uint32_t), reinterpret_cast<std::byte*>(groups.data()));
+  const auto far = std::ranges::find_if(groups, [&](uint32_t group) { return group >= scales.columns; });
+  if (far == groups.end()) return groups;
+  throw Error(Code::model_invalid, file.path() + ": a column is of group " + std::to_string(static_cast<int32_t>(*far)) + "; allowed: 0 to " + std::to_string(scales.columns - 1));
+}
+
 /** The scales, and the zero points, of one row of a matrix of codes after another. */
 class RowScales {
  public:
   RowScales(const TensorSource& source, const FileTensor& tensor) : scales_(*tensor.scales), bits_(bits_of(tensor.dtype)) {
     const size_t last = scales_.first_column + source.columns - 1;
-    if (scales_.groups) {
-      groups_.resize(source.columns);
-      scales_.groups->file->read(scales_.groups->byte_offset + scales_.first_column * sizeof(uint32_t), source.columns * sizeof(uint32_t), reinterpret_cast<std::byte*>(groups_.data()));
-      const auto far = std::ranges::find_if(groups_, [&](uint32_t group) { return group >= scales_.columns; });
-      if (far != groups_.end()) {
-        throw Error(Code::model_invalid, scales_.groups->file->path() + ": a column is of group " + std::to_string(static_cast<int32_t>(*far)) + "; allowed: 0 to " + std::to_string(scales_.columns - 1));
-      }
-    }
+    if (scales_.groups) groups_ = groups_of(source, scales_);
     values_.resize(scales_.transposed ? last / scales_.block_columns + 1 : scales_.columns);
     if (scales_.zeros) zeros_.resize(scales_.columns);
     if (!scales_.transposed) return;
@@ -421,10 +425,24 @@ void read_elements(const TensorSource& source, size_t first, size_t count, float
 
 size_t columns_per_scale(const TensorSource& source) {
   const auto* const tensor = std::get_if<FileTensor>(&source.origin);
-  if (tensor == nullptr || !tensor->scales || tensor->scales->groups) return 0;
+  if (tensor == nullptr || !tensor->scales) return 0;
   const auto& [first, block] = std::pair{tensor->scales->first_column, tensor->scales->block_columns};
   if (first % block == 0) return block;
   return first / block == (first + source.columns - 1) / block ? source.columns : 0;
+}
+
+bool has_groups(const TensorSource& source) { return std::get<FileTensor>(source.origin).scales->groups.has_value(); }
+
+std::vector<uint32_t> read_column_order(const TensorSource& source) {
+  const Scales& scales = *std::get<FileTensor>(source.origin).scales;
+  const std::vector<uint32_t> groups = groups_of(source, scales);
+  std::vector<uint32_t> order(groups.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::stable_sort(order, {}, [&](uint32_t column) { return groups[column]; });
+  for (size_t place = 0; place < order.size(); ++place) {
+    if (groups[order[place]] != place / scales.block_columns) return {};
+  }
+  return order;
 }
 
 void read_codes(const TensorSource& source, size_t first_row, size_t row_count, uint8_t* out) {
@@ -449,10 +467,14 @@ namespace {
 /** Calls take(rows, number of the first, number behind the last) with the scales of one row after another. */
 template <typename Take>
 void for_scales(const TensorSource& source, size_t first_row, size_t row_count, const Take& take) {
-  RowScales rows(source, std::get<FileTensor>(source.origin));
+  const FileTensor& tensor = std::get<FileTensor>(source.origin);
+  RowScales rows(source, tensor);
+  // Columns that have an order of their own have all scales, from the first on.
+  const bool ordered = tensor.scales->groups.has_value();
+  const size_t first = ordered ? 0 : rows.number_of(0), last = ordered ? (source.columns - 1) / tensor.scales->block_columns : rows.number_of(source.columns - 1);
   for (size_t row = first_row; row < first_row + row_count; ++row) {
     rows.go_to(row);
-    take(rows, rows.number_of(0), rows.number_of(source.columns - 1) + 1);
+    take(rows, first, last + 1);
   }
 }
 

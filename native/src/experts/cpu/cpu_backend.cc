@@ -64,8 +64,8 @@ struct Task {
   }
 };
 
-/** Packs rows of one tile, and zeros for those that pad it. */
-void pack_tile(const RowOrder& order, size_t tile, std::span<const RowReference> rows, size_t columns, uint16_t* packed) {
+/** Packs rows of one tile, and zeros for those that pad it. `origins`: which element of a row each k is; empty: the same. */
+void pack_tile(const RowOrder& order, size_t tile, std::span<const RowReference> rows, size_t columns, std::span<const uint32_t> origins, uint16_t* packed) {
   const size_t first = order.tiles.begin(tile), count = order.tiles.size(tile);
   for (size_t part = 0; part < order.parts.parts; ++part) {
     const size_t first_k = order.parts.begin(part) * group_depth, end_k = order.parts.begin(part + 1) * group_depth;
@@ -76,7 +76,9 @@ void pack_tile(const RowOrder& order, size_t tile, std::span<const RowReference>
         const size_t given = row < rows.size() && k < columns ? std::min(group_depth, columns - k) : 0;
         if (given < group_depth) std::memset(line, 0, group_depth * sizeof *line);
         if (given == 0) continue;
-        const uint16_t* const source = rows[row].source + k;
+        std::array<uint16_t, group_depth> gathered;
+        for (size_t i = 0; i < (origins.empty() ? 0 : given); ++i) gathered[i] = rows[row].source[origins[k + i]];
+        const uint16_t* const source = origins.empty() ? rows[row].source + k : gathered.data();
         if (rows[row].weight != nullptr) {
           for (size_t i = 0; i < given; ++i) line[i] = float_to_bf16(bf16_to_float(source[i]) * *rows[row].weight);
         } else if (given == group_depth) {
@@ -243,7 +245,7 @@ void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowRefer
   for (PackedMemory& sums : sums_) sums.reserve(order.band_panels * order.columns * tiles.count * sizeof(float), "expert sums");
 
   const bool begins_lines = begin_lines(rows);
-  team_.run(tiles.parts, [&](size_t, size_t tile) { pack_tile(orders[0], tile, rows, expert.hidden(), stage_rows_[0].as<uint16_t>()); });
+  team_.run(tiles.parts, [&](size_t, size_t tile) { pack_tile(orders[0], tile, rows, expert.hidden(), stages[0].weights.column_order(), stage_rows_[0].as<uint16_t>()); });
   for (size_t i = 0; i < stages.size(); ++i) {
     const bool last = i + 1 == stages.size();
     multiply(orders[i], stage_rows_[i].as<uint16_t>(), stages[i].weights,

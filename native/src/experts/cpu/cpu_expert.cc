@@ -9,11 +9,40 @@
 namespace switchyard::cpu {
 namespace {
 
+/** Where a vector's or a matrix's rows are put: the i-th comes from row order[i]; empty: from row i. */
+using RowOrigins = std::span<const uint32_t>;
+
 /** Puts a bias at columns [first, first + width) of each panel of so many columns. */
-void place_bias(const std::function<std::vector<float>()>& read, size_t first, size_t width, size_t columns, std::vector<float>& bias) {
+void place_bias(const std::function<std::vector<float>()>& read, RowOrigins order, size_t first, size_t width, size_t columns, std::vector<float>& bias) {
   if (!read) return;
   const std::vector<float> values = read();
-  for (size_t i = 0; i < values.size(); ++i) bias[i / width * columns + first + i % width] = values[i];
+  for (size_t i = 0; i < values.size(); ++i) bias[i / width * columns + first + i % width] = values[order.empty() ? i : order[i]];
+}
+
+/** `read`, which writes `length` elements a row, of rows in that order. */
+template <typename Element, typename Read>
+auto one_by_one(const Read& read, RowOrigins order, size_t length) {
+  return [=](size_t first, size_t count, Element* out) {
+    for (size_t i = 0; i < count; ++i) read(order[first + i], 1, out + i * length);
+  };
+}
+
+/** The matrix with its rows in that order, which must outlive it. */
+MatrixSource with_rows(const MatrixSource& source, RowOrigins order) {
+  if (order.empty()) return source;
+  MatrixSource other = source;
+  other.read = one_by_one<uint16_t>(source.read, order, source.columns);
+  if (!source.packed) return other;
+  const PackedSource& packed = *source.packed;
+  const size_t scales = divide_up(source.columns, packed.columns_per_scale);
+  other.packed->scales = one_by_one<float>(packed.scales, order, scales);
+  if (packed.zeros) other.packed->zeros = one_by_one<int8_t>(packed.zeros, order, scales);
+  other.packed->codes = [codes = packed.codes, order, columns = source.columns](size_t first, size_t count, uint8_t* out) {
+    bool whole = true;
+    for (size_t i = 0; i < count; ++i) whole = codes(order[first + i], 1, out + i * columns) && whole;
+    return whole;
+  };
+  return other;
 }
 
 /** Whole groups of the intermediate, though a panel may give half of one. */
@@ -25,8 +54,10 @@ size_t first_panels(const ExpertSource& source, size_t panel_outputs) {
 
 std::optional<PackedForm> first_form(const ExpertSource& source, bool packed) {
   if (!packed) return std::nullopt;
-  if (!source.gate) return packed_form_of(std::array{&source.up});
-  return packed_form_of(std::array{&*source.gate, &source.up});
+  std::optional<PackedForm> form = source.gate ? packed_form_of(std::array{&*source.gate, &source.up}) : packed_form_of(std::array{&source.up});
+  // Rows that a latent map gives have their columns as they are.
+  if (form && source.latent && !form->column_order.empty()) return std::nullopt;
+  return form;
 }
 
 std::optional<PackedForm> second_form(const ExpertSource& source, bool packed) {
@@ -54,17 +85,21 @@ bool CpuExpert::fill(const ExpertSource& source) {
   bool whole = true;
   const size_t columns = first_.order().columns;
   const size_t up = columns - panel_outputs_;
+  // The second product reads the intermediate in its own order.
+  const RowOrigins order = second_.column_order();
+  const std::optional<MatrixSource> gate_rows = source.gate ? std::optional(with_rows(*source.gate, order)) : std::nullopt;
+  const MatrixSource up_rows = with_rows(source.up, order);
   for (size_t panel = 0; panel < first_.panels(); ++panel) {
     const size_t row = panel * panel_outputs_;
-    if (source.gate) whole = first_.fill(panel, 0, *source.gate, row, panel_outputs_) && whole;
-    whole = first_.fill(panel, up, source.up, row, panel_outputs_) && whole;
+    if (gate_rows) whole = first_.fill(panel, 0, *gate_rows, row, panel_outputs_) && whole;
+    whole = first_.fill(panel, up, up_rows, row, panel_outputs_) && whole;
   }
   for (size_t panel = 0; panel < second_.panels(); ++panel) {
     whole = second_.fill(panel, 0, source.down, panel * columns, columns) && whole;
   }
-  place_bias(source.gate_bias, 0, panel_outputs_, columns, first_bias_);
-  place_bias(source.up_bias, up, panel_outputs_, columns, first_bias_);
-  place_bias(source.down_bias, 0, columns, columns, second_bias_);
+  place_bias(source.gate_bias, order, 0, panel_outputs_, columns, first_bias_);
+  place_bias(source.up_bias, order, up, panel_outputs_, columns, first_bias_);
+  place_bias(source.down_bias, {}, 0, columns, columns, second_bias_);
   return whole;
 }
 

@@ -15,7 +15,11 @@ Linear::Linear(const PanelOrder& order, const MatrixSource& source, size_t group
 
 Linear Linear::load(const PanelOrder& order, const MatrixSource& source, size_t groups, const std::function<std::vector<float>()>& bias) {
   for (const bool packed : {true, false}) {
-    Linear linear(order, source, groups, packed ? packed_form_of(std::array{&source}) : std::nullopt);
+    std::optional<PackedForm> form;
+    if (packed) form = packed_form_of(std::array{&source});
+    // What other stages give has its columns as they are.
+    if (form && !form->column_order.empty()) continue;
+    Linear linear(order, source, groups, form);
     bool whole = true;
     for (size_t panel = 0; panel < linear.weights_.panels(); ++panel) {
       whole = linear.weights_.fill(panel, 0, source, panel * order.columns, order.columns) && whole;

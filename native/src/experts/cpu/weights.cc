@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "kernels/bf16.h"
 
@@ -14,6 +15,8 @@ namespace {
 
 /** Of the scales of rows. */
 size_t scales_of(const MatrixSource& matrix) { return divide_up(matrix.columns, matrix.packed->columns_per_scale); }
+
+std::vector<uint32_t> order_of(const MatrixSource& matrix) { return matrix.packed->order ? matrix.packed->order() : std::vector<uint32_t>(); }
 
 /** Scales far from these would take sums out of the normal floats. */
 bool is_usual(float scale) { return scale == 0 || (std::abs(scale) > 0x1p-100f && std::abs(scale) < 0x1p100f); }
@@ -145,23 +148,24 @@ std::optional<PackedForm> packed_form_of(std::span<const MatrixSource* const> ma
   if (!first) return std::nullopt;
   const size_t columns = first->columns_per_scale;
   if (columns % group_depth != 0 && columns < matrices[0]->columns) return std::nullopt;
-  bool narrow = true, shifted = false;
+  PackedForm form{.type = first->type, .step_groups = step_groups_max, .narrow = true, .shifted = false, .column_order = order_of(*matrices[0])};
+  if (first->order && form.column_order.empty()) return std::nullopt;
   for (const MatrixSource* const matrix : matrices) {
-    if (!matrix->packed || !matrix->packed->same_form(*first)) return std::nullopt;
+    if (!matrix->packed || !matrix->packed->same_form(*first) || order_of(*matrix) != form.column_order) return std::nullopt;
     std::vector<float> scales(matrix->rows * scales_of(*matrix));
     matrix->packed->scales(0, matrix->rows, scales.data());
     if (!std::ranges::all_of(scales, [&](float scale) { return is_usual(scale); })) return std::nullopt;
-    narrow = narrow && std::ranges::all_of(scales, [](float scale) { return bf16_to_float(float_to_bf16(scale)) == scale; });
-    shifted = shifted || matrix->packed->zeros;
+    form.narrow = form.narrow && std::ranges::all_of(scales, [](float scale) { return bf16_to_float(float_to_bf16(scale)) == scale; });
+    form.shifted = form.shifted || matrix->packed->zeros;
   }
-  if (columns >= matrices[0]->columns) return PackedForm{first->type, step_groups_max, narrow, shifted};
+  if (columns >= matrices[0]->columns) return form;
   const size_t groups_per_scale = columns / group_depth;
-  const size_t step_groups = groups_per_scale <= step_groups_max ? groups_per_scale : std::gcd(groups_per_scale, step_groups_max);
-  return PackedForm{first->type, step_groups, narrow, shifted};
+  form.step_groups = groups_per_scale <= step_groups_max ? groups_per_scale : std::gcd(groups_per_scale, step_groups_max);
+  return form;
 }
 
 PackedWeights::PackedWeights(const PanelOrder& order, size_t panels, size_t groups, std::optional<PackedForm> form)
-    : order_(order), panels_(panels), groups_(groups), form_(form) {}
+    : order_(order), panels_(panels), groups_(groups), form_(std::move(form)) {}
 
 PackedMemory PackedWeights::allocate(std::initializer_list<PackedWeights*> products) {
   size_t bytes = 0;

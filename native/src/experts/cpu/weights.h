@@ -23,6 +23,8 @@ struct PackedForm {
   bool narrow;
   /** Codes have zero points. */
   bool shifted;
+  /** Which column of the matrices each k is; empty: the same. */
+  std::vector<uint32_t> column_order;
 };
 
 /** The form in which these matrices, which share panels, can be kept; none if not all of them are codes of one form that kernels widen. */
@@ -42,6 +44,8 @@ class PackedWeights {
   /** In whole pages. */
   size_t bytes() const;
   bool is_packed() const { return form_.has_value(); }
+  /** Which column of the matrix each k is; empty: the same. */
+  std::span<const uint32_t> column_order() const { return form_ ? std::span<const uint32_t>(form_->column_order) : std::span<const uint32_t>(); }
   /** Panels share bands as evenly as they can; of the last part of k in a band to the first of the next, weights follow each other. */
   Split bands() const { return Split::into_parts_of(order_.band_panels, panels_); }
   /** Groups of k of a step of scales; 0: codes have no zero points. */
