@@ -1,4 +1,4 @@
-#include "model/tensor.h"
+#include "model/packed_tensor.h"
 
 #include <gtest/gtest.h>
 

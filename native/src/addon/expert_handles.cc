@@ -12,6 +12,7 @@
 #include "addon/process.h"
 #include "addon/slab_handle.h"
 #include "kernels/non_finite.h"
+#include "model/packed_tensor.h"
 
 namespace switchyard::addon {
 

@@ -3,16 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cstring>
-#include <limits>
-#include <numeric>
 #include <optional>
 #include <vector>
 
-#include "kernels/bf16.h"
-#include "kernels/convert.h"
 #include "model/codes.h"
 #include "model/generator.h"
+#include "model/row_bytes.h"
+#include "model/stored_floats.h"
 #include "runtime/error.h"
 
 namespace switchyard {
@@ -24,33 +21,6 @@ constexpr size_t elements_max = size_t{1} << 44;
 constexpr size_t piece = 4096;
 /** Elements read from a file and converted at a time: the buffer stays in the second-level cache. */
 constexpr size_t read_piece = 32 * 1024;
-/** Bytes read at once of rows that are not side by side. */
-constexpr size_t span_bytes_max = 1 << 20;
-/** Bytes of neighbouring columns read at once: as many as stay in a cache, so that pages of the rows are visited seldom. */
-constexpr size_t strip_bytes = 2 << 20;
-/** What is turned together: a line of memory in either direction, or two. */
-constexpr size_t tile_rows = 32, tile_columns = 64;
-
-/** The lower four bits of a byte come first. */
-void split_nibbles(const uint8_t* bytes, size_t count, uint8_t* out) {
-  // Two at once, so that the compiler takes many at once.
-  for (size_t pair = 0; pair < count / 2; ++pair) {
-    out[2 * pair] = bytes[pair] & 15;
-    out[2 * pair + 1] = bytes[pair] >> 4;
-  }
-  if (count % 2 == 1) out[count - 1] = bytes[count / 2] & 15;
-}
-
-/** IEEE binary16 to float, exact. */
-float f16_to_float(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-  const uint32_t exponent = (half >> 10) & 0x1fu;
-  const uint32_t fraction = half & 0x3ffu;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (fraction << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (fraction << 13));
-  const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-  return sign ? -magnitude : magnitude;
-}
 
 __attribute__((target("avx2"))) void round_finite(const float* values, size_t count, float scale, float center,
                                                   uint16_t* out) {
@@ -58,32 +28,6 @@ __attribute__((target("avx2"))) void round_finite(const float* values, size_t co
     const auto bits = std::bit_cast<uint32_t>(center + scale * values[i]);
     out[i] = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
   }
-}
-
-constexpr bool is_stored_as(StoredDtype dtype, const uint16_t*) { return dtype == StoredDtype::bf16; }
-constexpr bool is_stored_as(StoredDtype dtype, const float*) { return dtype == StoredDtype::f32; }
-
-template <typename Stored>
-Stored at(const std::byte* bytes, size_t index) {
-  Stored stored;
-  std::memcpy(&stored, bytes + index * sizeof stored, sizeof stored);
-  return stored;
-}
-
-void convert(const std::byte* bytes, StoredDtype dtype, size_t count, uint16_t* out) {
-  narrow_rows(bytes, dtype == StoredDtype::f32 ? RowDtype::f32 : RowDtype::f16, count, out);
-}
-
-void convert(const std::byte* bytes, StoredDtype dtype, size_t count, float* out) {
-  const auto widen = dtype == StoredDtype::bf16 ? bf16_to_float : f16_to_float;
-  for (size_t i = 0; i < count; ++i) out[i] = widen(at<uint16_t>(bytes, i));
-}
-
-/** Elements that are side by side and no codes. */
-template <typename Out>
-void place(const std::byte* bytes, StoredDtype dtype, size_t count, Out* out) {
-  if (is_stored_as(dtype, out)) std::memcpy(out, bytes, count * sizeof *out);
-  else convert(bytes, dtype, count, out);
 }
 
 /** Elements as they are, one after the other. */
@@ -121,128 +65,6 @@ void with_reader(StoredDtype dtype, const Body& body) {
   }
 }
 
-constexpr size_t bytes_of(ScaleDtype dtype) { return dtype == ScaleDtype::f32 ? 4 : dtype == ScaleDtype::f8_e8m0 ? 1 : 2; }
-
-/** Rows of zero points to a word of 32 bits. */
-size_t rows_per_word(size_t bits) { return 32 / bits; }
-
-/** Those of a row of the scales, of codes of so many bits. */
-void read_zeros(const ZeroPoints& zeros, size_t bits, size_t row, std::vector<int>& out) {
-  if (!zeros.packed) {
-    std::vector<int8_t> stored(out.size());
-    zeros.file->read(zeros.byte_offset + row * stored.size(), stored.size(), reinterpret_cast<std::byte*>(stored.data()));
-    std::ranges::copy(stored, out.begin());
-    return;
-  }
-  const size_t rows = rows_per_word(bits);
-  std::vector<uint32_t> words(out.size());
-  zeros.file->read(zeros.byte_offset + row / rows * words.size() * sizeof(uint32_t), words.size() * sizeof(uint32_t), reinterpret_cast<std::byte*>(words.data()));
-  const int above = 1 << (bits - 1);
-  std::ranges::transform(words, out.begin(), [&](uint32_t word) {
-    return static_cast<int>(word >> (row % rows * bits) & (2 * above - 1)) - above;
-  });
-}
-
-/** Which column of the scales each column has, where that is told. Throws MODEL_INVALID for one that there is not. */
-std::vector<uint32_t> groups_of(const TensorSource& source, const Scales& scales) {
-  std::vector<uint32_t> groups(source.columns);
-  const WeightFile& file = *scales.groups->file;
-  file.read(scales.groups->byte_offset + scales.first_column * sizeof(uint32_t), groups.size() * sizeof(uint32_t), reinterpret_cast<std::byte*>(groups.data()));
-  const auto far = std::ranges::find_if(groups, [&](uint32_t group) { return group >= scales.columns; });
-  if (far == groups.end()) return groups;
-  throw Error(Code::model_invalid, file.path() + ": a column is of group " + std::to_string(static_cast<int32_t>(*far)) + "; allowed: 0 to " + std::to_string(scales.columns - 1));
-}
-
-/** The scales, and the zero points, of one row of a matrix of codes after another. */
-class RowScales {
- public:
-  RowScales(const TensorSource& source, const FileTensor& tensor) : scales_(*tensor.scales), bits_(bits_of(tensor.dtype)) {
-    const size_t last = scales_.first_column + source.columns - 1;
-    if (scales_.groups) groups_ = groups_of(source, scales_);
-    values_.resize(scales_.transposed ? last / scales_.block_columns + 1 : scales_.columns);
-    if (scales_.zeros) zeros_.resize(scales_.columns);
-    if (!scales_.transposed) return;
-    grid_.resize(values_.size() * scales_.columns);
-    read(0, grid_);
-  }
-
-  void go_to(size_t row) {
-    const size_t wanted = (scales_.first_row + row * scales_.row_step) / scales_.block_rows;
-    if (wanted == row_) return;
-    if (!scales_.transposed) read(wanted * scales_.columns, values_);
-    for (size_t i = 0; i < grid_.size() / scales_.columns; ++i) values_[i] = grid_[i * scales_.columns + wanted];
-    if (scales_.zeros) read_zeros(*scales_.zeros, bits_, wanted, zeros_);
-    row_ = wanted;
-  }
-
-  /** Those of the row, in the order of the columns. */
-  const std::vector<float>& values() const { return values_; }
-  int zero(size_t number) const { return zeros_.empty() ? 0 : zeros_[number]; }
-  /** Which of them a column of the matrix has. */
-  size_t number_of(size_t column) const { return groups_.empty() ? (scales_.first_column + column) / scales_.block_columns : groups_[column]; }
-  /** Up to where columns from `column` on, which has it, have the same. */
-  size_t end_of(size_t column) const {
-    return groups_.empty() ? (number_of(column) + 1) * scales_.block_columns - scales_.first_column : column + 1;
-  }
-
- private:
-  void read(size_t first, std::vector<float>& out) {
-    const size_t bytes = bytes_of(scales_.dtype);
-    stored_.resize(out.size() * bytes);
-    scales_.file->read(scales_.byte_offset + first * bytes, stored_.size(), stored_.data());
-    switch (scales_.dtype) {
-      case ScaleDtype::bf16: return place(stored_.data(), StoredDtype::bf16, out.size(), out.data());
-      case ScaleDtype::f16: return place(stored_.data(), StoredDtype::f16, out.size(), out.data());
-      case ScaleDtype::f32: return place(stored_.data(), StoredDtype::f32, out.size(), out.data());
-      case ScaleDtype::f8_e8m0: std::ranges::transform(stored_, out.begin(), [](std::byte code) { return codes::e8m0(static_cast<uint8_t>(code)); });
-    }
-  }
-
-  const Scales& scales_;
-  size_t bits_;
-  std::vector<std::byte> stored_;
-  size_t row_ = std::numeric_limits<size_t>::max();
-  std::vector<uint32_t> groups_;
-  /** Of transposed scales, all of them as they are stored. */
-  std::vector<float> grid_;
-  std::vector<float> values_;
-  std::vector<int> zeros_;
-};
-
-/** The bytes of one row after another of a matrix whose columns are side by side, or have been turned so. */
-class RowBytes {
- public:
-  RowBytes(const TensorSource& source, const FileTensor& tensor) : tensor_(tensor), columns_(source.columns), bits_(bits_of(tensor.dtype)) {}
-
-  /** Those of `row`, until the next call; rows from `end` on will not be asked for. */
-  const std::byte* of(size_t row, size_t end) {
-    if (tensor_.turned) return tensor_.turned->elements() + row * columns_ * bits_ / 8;
-    if (row < from_ || row >= until_) read(row, end);
-    return piece() + (row - from_) * tensor_.row_stride * bits_ / 8;
-  }
-
- private:
-  /** Kept by the thread: memory that is new for every read costs more than the reading. */
-  static std::vector<std::byte>& kept() {
-    thread_local std::vector<std::byte> piece;
-    return piece;
-  }
-  static const std::byte* piece() { return kept().data(); }
-
-  void read(size_t row, size_t end) {
-    from_ = row;
-    until_ = std::min(end, row + std::max<size_t>(1, span_bytes_max * 8 / bits_ / std::max<size_t>(tensor_.row_stride, 1)));
-    const size_t elements = (until_ - row - 1) * tensor_.row_stride + columns_;
-    kept().resize((elements * bits_ + 7) / 8);
-    tensor_.file->read(tensor_.byte_offset + row * tensor_.row_stride * bits_ / 8, kept().size(), kept().data());
-  }
-
-  const FileTensor& tensor_;
-  size_t columns_;
-  size_t bits_;
-  size_t from_ = 0, until_ = 0;
-};
-
 void put(float value, float* out) { *out = value; }
 void put(float value, uint16_t* out) { *out = float_to_bf16(value); }
 
@@ -265,7 +87,7 @@ void read_rows(const TensorSource& source, const FileTensor& tensor, size_t firs
   const size_t columns = source.columns;
   RowBytes rows(source, tensor);
   std::optional<RowScales> scales;
-  if (tensor.scales) scales.emplace(source, tensor);
+  if (tensor.scales) scales.emplace(*tensor.scales, columns, bits_of(tensor.dtype));
   const size_t end_row = (first + count + columns - 1) / columns;
   size_t row = first / columns;
   for (size_t column = first % columns; count > 0; ++row, column = 0) {
@@ -334,48 +156,6 @@ void require_within(const WeightFile& file, size_t offset, size_t bytes, const s
 
 }  // namespace
 
-TurnedMatrix::TurnedMatrix(const TensorSource& source) : tensor_(std::get<FileTensor>(source.origin)), rows_(source.rows), columns_(source.columns) {}
-
-const std::byte* TurnedMatrix::elements() {
-  std::call_once(turned_, [this] {
-    switch (bits_of(tensor_.dtype)) {
-      case 32: return turn<uint32_t>();
-      case 16: return turn<uint16_t>();
-      default: return turn<uint8_t>();
-    }
-  });
-  return elements_.data();
-}
-
-template <typename Stored>
-void TurnedMatrix::turn() {
-  elements_.resize(rows_ * columns_ * sizeof(Stored));
-  const size_t strip_columns = std::clamp<size_t>(strip_bytes / sizeof(Stored) / tensor_.column_stride, 1, columns_);
-  std::vector<std::byte> strip;
-  for (size_t column = 0; column < columns_; column += strip_columns) {
-    const size_t count = std::min(strip_columns, columns_ - column);
-    strip.resize(((count - 1) * tensor_.column_stride + (rows_ - 1) * tensor_.row_stride + 1) * sizeof(Stored));
-    tensor_.file->read(tensor_.byte_offset + column * tensor_.column_stride * sizeof(Stored), strip.size(), strip.data());
-    for (size_t row = 0; row < rows_; row += tile_rows) turn_tiles<Stored>(strip.data(), row, column, count);
-  }
-}
-
-/** Rows lie powers of two apart, and so share few cache sets: a tile is put together elsewhere. */
-template <typename Stored>
-void TurnedMatrix::turn_tiles(const std::byte* strip, size_t row, size_t column, size_t count) {
-  std::array<std::array<Stored, tile_columns>, tile_rows> tile;
-  const size_t rows = std::min(tile_rows, rows_ - row);
-  for (size_t first = 0; first < count; first += tile_columns) {
-    const size_t columns = std::min(tile_columns, count - first);
-    for (size_t c = 0; c < columns; ++c) {
-      for (size_t r = 0; r < rows; ++r) tile[r][c] = at<Stored>(strip, (row + r) * tensor_.row_stride + (first + c) * tensor_.column_stride);
-    }
-    for (size_t r = 0; r < rows; ++r) {
-      std::memcpy(elements_.data() + ((row + r) * columns_ + column + first) * sizeof(Stored), tile[r].data(), columns * sizeof(Stored));
-    }
-  }
-}
-
 void turn_columns(TensorSource& source) {
   auto* const tensor = std::get_if<FileTensor>(&source.origin);
   if (tensor != nullptr && tensor->column_stride > 1) tensor->turned = std::make_shared<TurnedMatrix>(source);
@@ -411,8 +191,8 @@ void check_tensor(const TensorSource& source, const std::string& field) {
   if (scales.groups) require_within(*scales.groups->file, scales.groups->byte_offset, (scales.first_column + source.columns) * sizeof(uint32_t), field, shape);
   if (!scales.zeros) return;
   if (scales.transposed || tensor->dtype < StoredDtype::i8) throw_invalid(field, shape, "zero points of integers alone, whose columns are side by side");
-  const size_t zero_bytes = scales.zeros->packed ? (rows - 1) / rows_per_word(bits_of(tensor->dtype)) * sizeof(uint32_t) + sizeof(uint32_t) : rows;
-  require_within(*scales.zeros->file, scales.zeros->byte_offset, zero_bytes * scales.columns, field, shape);
+  const size_t zero_bytes = bytes_of(*scales.zeros, bits_of(tensor->dtype), rows) * scales.columns;
+  require_within(*scales.zeros->file, scales.zeros->byte_offset, zero_bytes, field, shape);
 }
 
 void read_elements(const TensorSource& source, size_t first, size_t count, uint16_t* out) {
@@ -421,77 +201,6 @@ void read_elements(const TensorSource& source, size_t first, size_t count, uint1
 
 void read_elements(const TensorSource& source, size_t first, size_t count, float* out) {
   read_any(source, first, count, out);
-}
-
-size_t columns_per_scale(const TensorSource& source) {
-  const auto* const tensor = std::get_if<FileTensor>(&source.origin);
-  if (tensor == nullptr || !tensor->scales) return 0;
-  const auto& [first, block] = std::pair{tensor->scales->first_column, tensor->scales->block_columns};
-  if (first % block == 0) return block;
-  return first / block == (first + source.columns - 1) / block ? source.columns : 0;
-}
-
-bool has_groups(const TensorSource& source) { return std::get<FileTensor>(source.origin).scales->groups.has_value(); }
-
-std::vector<uint32_t> read_column_order(const TensorSource& source) {
-  const Scales& scales = *std::get<FileTensor>(source.origin).scales;
-  const std::vector<uint32_t> groups = groups_of(source, scales);
-  std::vector<uint32_t> order(groups.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::ranges::stable_sort(order, {}, [&](uint32_t column) { return groups[column]; });
-  for (size_t place = 0; place < order.size(); ++place) {
-    if (groups[order[place]] != place / scales.block_columns) return {};
-  }
-  return order;
-}
-
-void read_codes(const TensorSource& source, size_t first_row, size_t row_count, uint8_t* out) {
-  const FileTensor& tensor = std::get<FileTensor>(source.origin);
-  const size_t columns = source.columns;
-  const size_t end = first_row + row_count;
-  RowBytes rows(source, tensor);
-  for (size_t row = first_row; row < end; ++row, out += columns) {
-    const auto* const from = reinterpret_cast<const uint8_t*>(rows.of(row, end));
-    if (bits_of(tensor.dtype) == 4) {
-      split_nibbles(from, columns, out);
-    } else if (tensor.dtype == StoredDtype::u8) {
-      for (size_t column = 0; column < columns; ++column) out[column] = from[column] ^ 0x80;
-    } else {
-      std::copy_n(from, columns, out);
-    }
-  }
-}
-
-namespace {
-
-/** Calls take(rows, number of the first, number behind the last) with the scales of one row after another. */
-template <typename Take>
-void for_scales(const TensorSource& source, size_t first_row, size_t row_count, const Take& take) {
-  const FileTensor& tensor = std::get<FileTensor>(source.origin);
-  RowScales rows(source, tensor);
-  // Columns that have an order of their own have all scales, from the first on.
-  const bool ordered = tensor.scales->groups.has_value();
-  const size_t first = ordered ? 0 : rows.number_of(0), last = ordered ? (source.columns - 1) / tensor.scales->block_columns : rows.number_of(source.columns - 1);
-  for (size_t row = first_row; row < first_row + row_count; ++row) {
-    rows.go_to(row);
-    take(rows, first, last + 1);
-  }
-}
-
-}  // namespace
-
-void read_scales(const TensorSource& source, size_t first_row, size_t row_count, float* out) {
-  for_scales(source, first_row, row_count, [&](const RowScales& rows, size_t first, size_t end) {
-    for (size_t number = first; number < end; ++number) *out++ = rows.values()[number];
-  });
-}
-
-bool has_zeros(const TensorSource& source) { return std::get<FileTensor>(source.origin).scales->zeros.has_value(); }
-
-void read_zeros(const TensorSource& source, size_t first_row, size_t row_count, int8_t* out) {
-  for_scales(source, first_row, row_count, [&](const RowScales& rows, size_t first, size_t end) {
-    for (size_t number = first; number < end; ++number) *out++ = static_cast<int8_t>(rows.zero(number));
-  });
 }
 
 }  // namespace switchyard
