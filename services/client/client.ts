@@ -9,7 +9,7 @@ import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDe
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
 import type { Credential } from '../common/grpc-channel.js';
 import { abortable, abortError, Deferred, onAbort } from '../common/lifecycle.js';
-import { LiveSet } from '../common/live.js';
+import { LiveList } from '../common/live.js';
 import { Tls } from '../common/tls.js';
 import { tokenIdBytes, usualChunkTokens } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
@@ -86,7 +86,7 @@ export class SwitchyardClient {
   private readonly watch: ClusterWatch;
   private readonly connections: Connections;
   private readonly unreachableByUcx = new UnreachableByUcx();
-  private readonly live = new LiveSet<ForwardCall>();
+  private readonly live = new LiveList<ForwardCall>();
   private readonly sessions = new Set<Session>();
   private readonly small = new SmallBatches((...router) => this.openSession(...router));
   private readonly over = new AbortController();
@@ -232,8 +232,7 @@ export class SwitchyardClient {
           return new RedirectedStream({ first: streamTo(router), another });
         },
       });
-      this.live.add(call);
-      void call.ended.then(() => this.live.delete(call));
+      void call.ended.then(this.live.add(call));
       return call;
     } catch (error) {
       await source.close?.();

@@ -208,11 +208,13 @@ export class ForwardCall implements AsyncIterable<AnswerChunk> {
   }
 
   private async take(consumer: string, sink: RowsSink): Promise<BatchSummary> {
-    if (typeof sink?.write !== 'function') {
-      const refusal = invalidArgument('sink', shown(sink), 'an object with write');
+    try {
+      if (typeof sink?.write !== 'function')
+        throw invalidArgument('sink', shown(sink), 'an object with write');
+    } catch (error) {
       // Nobody else is to take the answers, so the batch would wait for ever.
-      if (this.consumer === null) this.fail(refusal);
-      throw refusal;
+      if (this.consumer === null) this.fail(ownError(error));
+      throw error;
     }
     for await (const { answer, share, count } of this.claim(consumer)) {
       this.checkTaken(answer);

@@ -24,7 +24,7 @@ import { Credits } from '../transport/credits.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
 import { allFailed, type Failure } from './all-failed.js';
 import { answerBytesMax } from './connections.js';
-import { routerError, routerLost } from './router-stream.js';
+import { routerLost, streamError } from './router-stream.js';
 import type { SessionPort, TakeRows } from './session-port.js';
 import type { RouterSummary } from './summary.js';
 import { noWay, openMsOf, openSessionPort, type UnreachableByUcx } from './ucx.js';
@@ -358,7 +358,7 @@ export class RouterSession {
 const grpcWay = { transport: 'grpc', lanes: 'http2' } as const;
 
 function whyEnded(result: StatusObject, router: string): SwitchyardError {
-  if (result.code !== status.OK) return routerError(result, router);
+  if (result.code !== status.OK) return streamError(result, router);
   const text = `router ${router} is stopping and has ended the session; it did not begin this batch`;
   return new SwitchyardError('DRAINING', text, { router });
 }

@@ -140,7 +140,7 @@ export class RouterStream implements BatchStream {
   async *answers(): AsyncGenerator<RouterAnswer, void, void> {
     await this.opened.promise;
     for (;;) {
-      if (this.status !== null && this.status.code !== status.OK) throw routerError(this.status, this.router);
+      if (this.status !== null && this.status.code !== status.OK) throw streamError(this.status, this.router);
       const arrived = this.channel?.take() ?? null;
       const response = arrived === null ? (this.options.call.read() as ForwardResponse | null) : null;
       if (arrived !== null) {
@@ -186,7 +186,7 @@ export class RouterStream implements BatchStream {
     await this.taken.promise;
     clearTimeout(timer);
     if (this.status === null || this.status.code === status.OK) return;
-    const refusal = routerError(this.status, this.router);
+    const refusal = streamError(this.status, this.router);
     // The call may have ended before there was a channel.
     this.channel?.close(refusal);
     this.channel = null;
@@ -257,7 +257,7 @@ export class RouterStream implements BatchStream {
     this.taken.resolve();
     const reason = new SwitchyardError('CANCELLED', 'the call is over');
     this.over.abort(reason);
-    const lost = result.code === status.OK ? reason : routerError(result, this.router);
+    const lost = result.code === status.OK ? reason : streamError(result, this.router);
     if (result.code !== status.OK) this.failed.resolve(lost);
     for (const chunk of this.untaken.values()) chunk.drop(lost);
     // Before an OK the router has seen that every answer was taken.
@@ -280,6 +280,15 @@ export function routerError(thrown: unknown, router: string): SwitchyardError {
   const error = fromServiceError(thrown);
   const reset = error.code === 'INTERNAL' && /RST_STREAM|ECONNRESET/.test(error.message);
   return error.code === 'LINK_LOST' || reset ? routerLost(router, error) : error;
+}
+
+/** The same of a stream, which a router resets if it cannot tell the client why it has ended: it does not read. */
+export function streamError(ended: StatusObject, router: string): SwitchyardError {
+  const error = routerError(ended, router);
+  // What grpc-js calls ENHANCE_YOUR_CALM.
+  if (error.code !== 'RESOURCE_EXHAUSTED' || !error.message.startsWith('Bandwidth exhausted')) return error;
+  const text = `router ${router} has given the call up: what it answered was not taken; allowed: within its clientStallMs`;
+  return new SwitchyardError('CLIENT_STALLED', text, { router }, { cause: error });
 }
 
 /** The loss of a router. */

@@ -1,7 +1,7 @@
 import type { Clock } from '../runtime/clock.js';
 import { systemClock } from '../runtime/system.js';
 import { SwitchyardError } from './errors.js';
-import { LiveSet } from './live.js';
+import { LiveList } from './live.js';
 
 /** A promise that is settled from outside. Later settlements have no effect, as with any promise. */
 export class Deferred<T> {
@@ -18,12 +18,9 @@ export class Deferred<T> {
 }
 
 /** What is to be called once, but for what is taken back meanwhile. */
-class Calls extends LiveSet<() => void> {
+class Calls extends LiveList<() => void> {
   run(): void {
-    for (let call = this.first; call !== undefined; call = this.first) {
-      this.delete(call);
-      call();
-    }
+    for (let call = this.shift(); call !== undefined; call = this.shift()) call();
   }
 }
 
@@ -50,8 +47,7 @@ export class End {
 
   /** For onAbort alone. */
   listen(call: () => void): () => void {
-    this.calls.add(call);
-    return () => this.calls.delete(call);
+    return this.calls.add(call);
   }
 }
 
@@ -74,14 +70,13 @@ class AbortListener {
     return made;
   }
 
-  add(call: () => void): void {
+  add(call: () => void): () => void {
     if (this.calls.size === 0) this.signal.addEventListener('abort', this.callAll, { once: true });
-    this.calls.add(call);
-  }
-
-  delete(call: () => void): void {
-    if (this.calls.delete(call) && this.calls.size === 0)
-      this.signal.removeEventListener('abort', this.callAll);
+    const remove = this.calls.add(call);
+    return () => {
+      remove();
+      if (this.calls.size === 0) this.signal.removeEventListener('abort', this.callAll);
+    };
   }
 }
 
@@ -94,12 +89,7 @@ export function onAbort(signal: EndSignal, run: () => void): () => void {
     run();
     return () => {};
   }
-  // Of its own, so that one function may wait twice.
-  const call = () => run();
-  if (signal instanceof End) return signal.listen(call);
-  const listener = AbortListener.of(signal);
-  listener.add(call);
-  return () => listener.delete(call);
+  return signal instanceof End ? signal.listen(run) : AbortListener.of(signal).add(run);
 }
 
 /** Resolves after `ms` milliseconds of a clock; rejects with the signal's reason as soon as `signal` aborts. */

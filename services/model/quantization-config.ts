@@ -4,15 +4,28 @@ const counts = z.tuple([z.int().min(1), z.int().min(1)], { error: 'two sizes of 
 const oneOf = (values: readonly string[]) => values.map((value) => JSON.stringify(value)).join(', ');
 const one = <const Value extends string>(...values: Value[]) => z.enum(values, { error: oneOf(values) });
 
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+
 /** Keys that are not known are refused, but for those that are null: what they stand for is not there. */
 function known<Shape extends z.ZodRawShape>(shape: Shape) {
   const isMeant = ([key, value]: [string, unknown]) => value !== null || Object.hasOwn(shape, key);
-  const isObject = (value: unknown) => typeof value === 'object' && value !== null && !Array.isArray(value);
   return z.preprocess(
-    (value) =>
-      isObject(value) ? Object.fromEntries(Object.entries(value as object).filter(isMeant)) : value,
+    (value) => (isObject(value) ? Object.fromEntries(Object.entries(value).filter(isMeant)) : value),
     z.strictObject(shape),
   );
+}
+
+/** Values by any name but the one that zod leaves out without a word. */
+function byName<Value extends z.ZodType>(value: Value) {
+  const lost = '__proto__';
+  return z
+    .unknown()
+    .superRefine((input, context) => {
+      if (isObject(input) && Object.hasOwn(input, lost))
+        context.addIssue({ code: 'custom', path: [lost], message: 'another name' });
+    })
+    .pipe(z.record(z.string(), value));
 }
 
 /** Of a key that changes no value here: which weights are quantised, the tensors tell, and activations are computed as they are. */
@@ -48,11 +61,9 @@ const formats = [
   'naive-quantized',
   'mxfp4-pack-quantized',
 ] as const;
-const nothing = (error: string) =>
-  z
-    .record(z.string(), z.unknown(), { error })
-    .refine((value) => Object.keys(value).length === 0 || value.format === 'dense', { error })
-    .nullish();
+/** What says of something that there is none of it. */
+const nothing = (error: string, isNothing = (_: Record<string, unknown>) => false) =>
+  z.custom((value) => isObject(value) && (Object.keys(value).length === 0 || isNothing(value)), { error });
 
 /** As QuantizationArgs of compressed-tensors has them; what is not given is as it is there. */
 const weightsSchema = known({
@@ -84,14 +95,23 @@ const groupSchema = known({
   output_activations: unread,
 });
 
+/** Of weights that are stored as dense ones. */
+const sparsitySchema = known({
+  format: unread,
+  targets: unread,
+  ignore: unread,
+  global_sparsity: unread,
+  sparsity_structure: unread,
+});
+
 export const compressedSchema = known({
   quant_method: unread,
   format: one(...formats, 'mixed-precision'),
-  config_groups: z
-    .record(z.string(), groupSchema)
-    .refine((groups) => Object.keys(groups).length > 0, 'one group at least'),
-  sparsity_config: nothing('none: sparse weights are not supported'),
-  transform_config: nothing('none: weights that were transformed are not supported'),
+  config_groups: byName(groupSchema).refine((groups) => Object.keys(groups).length > 0, 'one group at least'),
+  sparsity_config: nothing('none: sparse weights are not supported', ({ format }) => format === 'dense')
+    .pipe(sparsitySchema)
+    .nullish(),
+  transform_config: nothing('none: weights that were transformed are not supported').nullish(),
   ignore: unread,
   kv_cache_scheme: unread,
   global_compression_ratio: unread,

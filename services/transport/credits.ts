@@ -1,6 +1,6 @@
 import { invalidArgument, overLimit, SwitchyardError } from '../common/errors.js';
 import { abortError, type EndSignal, onAbort } from '../common/lifecycle.js';
-import { LiveSet } from '../common/live.js';
+import { LiveList } from '../common/live.js';
 
 interface Waiter {
   bytes: number;
@@ -13,7 +13,7 @@ interface Waiter {
  * is never overtaken forever by small ones. What is outstanding lies between 0 and the capacity.
  */
 export class Credits {
-  private readonly waiters = new LiveSet<Waiter>();
+  private readonly waiters = new LiveList<Waiter>();
   private taken = 0;
   private closedBy: Error | null = null;
 
@@ -81,7 +81,7 @@ export class Credits {
     reject: (error: Error) => void,
   ): void {
     const leave = () => {
-      this.waiters.delete(waiter);
+      remove();
       forget();
     };
     const waiter: Waiter = {
@@ -101,7 +101,7 @@ export class Credits {
       // The one that left may have kept smaller ones behind it from being granted.
       this.grantNext();
     });
-    this.waiters.add(waiter);
+    const remove = this.waiters.add(waiter);
   }
 
   private grantNext(): void {

@@ -160,6 +160,36 @@ overEachTransport((transport) => {
       },
     );
 
+    test.each<[string, (fail: () => never) => object]>([
+      [
+        'write',
+        (fail) => ({
+          get write() {
+            return fail();
+          },
+        }),
+      ],
+      [
+        'type',
+        (fail) => ({
+          get [Symbol.toStringTag]() {
+            return fail();
+          },
+        }),
+      ],
+    ])('does not wait for a batch whose sink throws when its %s is read', async (_, make) => {
+      const { client, router } = await connected();
+      const mine = new Error('mine');
+      const sink = make(() => {
+        throw mine;
+      });
+      const call = await client.forward((await gated()).input, options);
+      await expect(call.into(sink as RowsSink)).rejects.toBe(mine);
+      await expect(call.summary).rejects.toBe(mine);
+      await client.close();
+      await untilIdle(router);
+    });
+
     test('waits for a batch that a loop takes beside a sink that was refused', async () => {
       const { client } = await connected();
       const call = await client.forward(await tokens(3), options);

@@ -1,7 +1,7 @@
 import { getEventListeners } from 'node:events';
 import { describe, expect, test } from '@jest/globals';
 import { SwitchyardError } from '../../services/common/errors.js';
-import { abortable, abortError, Deferred, onAbort, sleep } from '../../services/common/lifecycle.js';
+import { abortable, abortError, Deferred, End, onAbort, sleep } from '../../services/common/lifecycle.js';
 
 describe('sleep', () => {
   test('ends at once, with the reason, when its signal aborts', async () => {
@@ -49,6 +49,28 @@ describe('onAbort', () => {
     const results = await Promise.allSettled(ends);
     expect(results.every(({ status }) => status === 'rejected')).toBe(true);
     await abortable(Promise.resolve(), new AbortController().signal);
+  });
+
+  test.each([
+    ['a signal', () => new AbortController().signal],
+    ['an End', () => new End()],
+  ])('takes back each of many on %s for what each of few costs, in whatever order', (_, make) => {
+    const all = 100_000;
+    /** Processor time until `all` have been taken back, of which so many wait at once. */
+    const costOf = (waiting: number) => {
+      const signal = make();
+      const begun = process.cpuUsage();
+      for (let taken = 0; taken < all; taken += waiting) {
+        const forgets = Array.from({ length: waiting }, () => onAbort(signal, () => {}));
+        // Every other one as they came, and the rest from the last on.
+        for (let at = 0; at < waiting; at += 2) forgets[at]!();
+        for (let at = waiting - 1; at > 0; at -= 2) forgets[at]!();
+      }
+      const { user, system } = process.cpuUsage(begun);
+      return user + system;
+    };
+    costOf(100);
+    expect(costOf(all)).toBeLessThan(10 * costOf(100));
   });
 
   const control = () => {

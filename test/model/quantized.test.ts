@@ -147,6 +147,12 @@ async function refusal(directory: string): Promise<string> {
   return error.message;
 }
 
+/** Weights that are not quantised: all of them 1. */
+function plainRows(name: string, rows: number, columns: number) {
+  const values: number[] = new Array(rows * columns).fill(1);
+  return { tensors: { [name]: floats([rows, columns], values) }, values };
+}
+
 /** A quantization_config of compressed-tensors. */
 function compressed(weights: Record<string, unknown>, more: Record<string, unknown> = {}) {
   const all = { num_bits: 4, type: 'int', strategy: 'group', group_size: 8, symmetric: true, ...weights };
@@ -251,6 +257,12 @@ describe('integers of compressed-tensors', () => {
       /sparsity_config is .*; allowed: none: sparse weights/,
     ],
     ['a key that is not known', { rotation: 3 }, {}, /weights\.rotation is 3; allowed: there is no such key/],
+    [
+      'a key of dense weights that is not known',
+      {},
+      { sparsity_config: { format: 'dense', rotation: 3 } },
+      /sparsity_config\.rotation is 3; allowed: there is no such key/,
+    ],
   ])('with %s are refused by name', async (_, weights, more, words) => {
     const make = (name: string, rows: number, columns: number) => packed(name, rows, columns, plain);
     const { directory } = await checkpoint(compressed(weights, more), make);
@@ -334,20 +346,49 @@ describe('MXFP4 in bytes', () => {
   );
 });
 
+describe('a key __proto__ of quantization_config', () => {
+  const proto = JSON.parse('{ "__proto__": 3 }') as Record<string, unknown>;
+
+  test.each<[string, Record<string, unknown>]>([
+    ['', proto],
+    ['.config_groups', { config_groups: { ...compressed({}).config_groups, ...proto } }],
+    ['.config_groups.all', { config_groups: { all: { ...compressed({}).config_groups.all, ...proto } } }],
+    ['.config_groups.all.weights', { config_groups: { all: { weights: proto } } }],
+    ['.sparsity_config', { sparsity_config: { format: 'dense', ...proto } }],
+  ])('is refused by name: quantization_config%s', async (key, more) => {
+    const { directory } = await checkpoint(compressed({}, more), plainRows);
+    expect(await refusal(directory)).toContain(`: quantization_config${key}.__proto__ is 3; allowed: `);
+  });
+
+  test.each(['sparsity_config', 'transform_config'])(
+    'is something, where %s is to be nothing',
+    async (key) => {
+      const { directory } = await checkpoint(compressed({}, { [key]: proto }), plainRows);
+      expect(await refusal(directory)).toContain(
+        `quantization_config.${key} is {"__proto__":3}; allowed: none`,
+      );
+    },
+  );
+});
+
+test('what says that nothing is sparse or transformed is understood', async () => {
+  const dense = { format: 'dense', targets: ['Linear'], global_sparsity: 0.1, sparsity_structure: null };
+  for (const more of [{ sparsity_config: dense }, { sparsity_config: {}, transform_config: {} }]) {
+    const { directory, expected } = await checkpoint(compressed({}, more), plainRows);
+    await expectValues(directory, expected);
+  }
+});
+
 describe('keys of quantization_config that are not known', () => {
   test.each(['fp8', 'mxfp4', 'compressed-tensors'])(
     'are refused for %s, unless they are null',
     async (quant_method) => {
       const known = quant_method === 'compressed-tensors' ? compressed({}) : { quant_method };
-      const make = (name: string, rows: number, columns: number) => ({
-        tensors: { [name]: floats([rows, columns], new Array(rows * columns).fill(1)) },
-        values: new Array(rows * columns).fill(1),
-      });
-      const { directory } = await checkpoint({ ...known, rotation: 3 }, make);
+      const { directory } = await checkpoint({ ...known, rotation: 3 }, plainRows);
       expect(await refusal(directory)).toMatch(
         /quantization_config\.rotation is 3; allowed: there is no such key/,
       );
-      const { directory: other, expected } = await checkpoint({ ...known, rotation: null }, make);
+      const { directory: other, expected } = await checkpoint({ ...known, rotation: null }, plainRows);
       await expectValues(other, expected);
     },
   );
