@@ -2,7 +2,7 @@ import { type BatchSummary, SwitchyardError } from '../client/index.js';
 import { isStandardOutput } from '../common/output-file.js';
 import type { BatchReport } from './batch.js';
 import { bytes, count, percent, seconds } from './format.js';
-import { relativeErrorAllowed, relativeErrorMaxAllowed, type Verification } from './verify.js';
+import { relativeErrorMaxAllowed, type Verification } from './verify.js';
 
 /** The figures of a batch as every command prints them, [name, value]. */
 export function describeBatch({ summary, hidden, verification }: BatchReport): [string, string][] {
@@ -65,7 +65,7 @@ function describeVerification(verification: Verification): string {
   const { verified, tokens, relativeError, relativeErrorMax, choicesChecked, choicesWrong } = verification;
   const { weightsWrong, nonFiniteInputs, nonFiniteOutputs } = verification;
   const parts = [
-    `${verified ? 'yes' : 'NO'}: relative error ${relativeError.toExponential(2)} (allowed ${relativeErrorAllowed}) over ${tokens} tokens`,
+    `${verified ? 'yes' : 'NO'}: relative error ${relativeError.toExponential(2)} (allowed ${Number(verification.relativeErrorAllowed.toPrecision(2))}) over ${tokens} tokens`,
   ];
   if (!(relativeErrorMax <= relativeErrorMaxAllowed))
     parts.push(`${relativeErrorMax.toExponential(2)} of the worst (allowed ${relativeErrorMaxAllowed})`);

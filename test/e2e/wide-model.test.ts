@@ -1,4 +1,5 @@
 import { expect, test } from '@jest/globals';
+import { switchyard } from '../support/cli.js';
 import { startCluster } from '../support/cluster.js';
 import { testRows } from '../support/rows.js';
 
@@ -21,4 +22,13 @@ test('each role has fewer than 1,500 series, however many experts a model has; t
     // Of a worker its half of the experts.
     expect(await count('/metrics/experts')).toBeGreaterThanOrEqual((wide.layers * wide.experts) / 2);
   }
+});
+
+test('the answers of many layers are verified by what rounding between as many may cost', async () => {
+  const sizes = { hidden: 64, ffn: 32, experts: 64, 'top-k': 4, 'model-layers': wide.layers };
+  const model = Object.entries(sizes).flatMap(([key, value]) => [`--${key}`, String(value)]);
+  const batch = ['--sequences', '2', '--length', '64', '--verify'];
+  const { status, stdout } = await switchyard(['run', '--workers', '2', ...model, ...batch]);
+  expect(stdout).toMatch(/^verified +yes: relative error 2\.\d+e-2 \(allowed 0\.03\)/m);
+  expect(status).toBe(0);
 });

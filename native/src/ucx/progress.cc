@@ -35,8 +35,6 @@ std::chrono::microseconds if_several_cores(std::chrono::microseconds time) {
 /** How often the thread looks whether the loop that drives stands still. */
 constexpr int watch_ms = 500;
 
-/** How long it sleeps at most while a UCX worker would not tell of what comes. */
-constexpr int nap_ms = 1;
 
 constexpr auto shutdown_wait = std::chrono::seconds(1);
 
@@ -218,7 +216,8 @@ bool Fabric::Progress::sleep(std::unique_lock<std::mutex>& driving) {
   using std::chrono::steady_clock;
   // Arming fails while events are pending: then there is something to do.
   const bool armed = arm();
-  if (!armed && !may_nap(steady_clock::now())) return true;
+  const int nap_ms = armed ? -1 : nap_after(steady_clock::now());
+  if (nap_ms == 0) return true;
   {
     std::lock_guard lock(mutex_);
     if (!commands_.empty() || !deferred_.empty() || closing_) return true;
@@ -228,7 +227,7 @@ bool Fabric::Progress::sleep(std::unique_lock<std::mutex>& driving) {
   const auto next = next_look();
   const auto wait_ms = [&] {
     using std::chrono::ceil, std::chrono::milliseconds;
-    const int longest = !armed ? nap_ms : loops_turn_ ? watch_ms : -1;
+    const int longest = loops_turn_ ? watch_ms : nap_ms;
     if (!next) return longest;
     const int wait = std::max<int>(0, ceil<milliseconds>(*next - steady_clock::now()).count());
     return longest < 0 ? wait : std::min(longest, wait);

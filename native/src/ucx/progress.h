@@ -112,7 +112,7 @@ class Fabric::Progress {
   // Workers: workers.cc.
   unsigned progress();
   bool arm();
-  bool may_nap(std::chrono::steady_clock::time_point now);
+  int nap_after(std::chrono::steady_clock::time_point now);
   void suspect(ucp_ep_h endpoint);
   void replace(Worker& worker);
   void retire(Worker& worker);

@@ -9,10 +9,12 @@ namespace {
 /** A peer that was told of a worker, and has stood still since, crashes if the worker's memory is gone when it connects. */
 constexpr auto late_peers_time = std::chrono::seconds(30);
 
-/** After so long without any progress the thread no longer looks all the time: it naps. */
+/** After so long without any progress the thread no longer looks all the time: it naps, and longer once nothing comes. */
 constexpr auto vain_time = std::chrono::milliseconds(2);
+constexpr auto idle_time = std::chrono::milliseconds(100);
+constexpr int short_nap_ms = 1, long_nap_ms = 5;
 /** After so many naps new peers are given another. */
-constexpr unsigned naps_max = 1000;
+constexpr unsigned naps_max = 200;
 
 void set_handler(ucp_worker_h worker, unsigned id, ucp_am_recv_callback_t callback, void* argument) {
   ucp_am_handler_param_t handler{};
@@ -101,17 +103,20 @@ bool Fabric::Progress::arm() {
 }
 
 /**
- * Whether none that could not be armed has anything to do: what it has waits in vain. The queue in shared memory of a peer that stands still, or died, may be
- * full. UCX (1.13) cannot be armed while something waits for room there, and closing the endpoint waits for it as well.
+ * For how many milliseconds the thread may sleep although a UCX worker would not tell of what comes; 0: it has something to do. The queue in shared memory
+ * of a peer that stands still, or died, may be full. UCX (1.13) cannot be armed while something waits for room there, and closing the endpoint waits for it
+ * as well: all that time the worker looks in vain.
  */
-bool Fabric::Progress::may_nap(std::chrono::steady_clock::time_point now) {
+int Fabric::Progress::nap_after(std::chrono::steady_clock::time_point now) {
+  auto vain = std::chrono::steady_clock::duration::max();
   for (const auto& worker : workers_) {
-    if (!worker->retired && worker->unarmed_since && now - *worker->unarmed_since < vain_time) return false;
+    if (!worker->retired && worker->unarmed_since) vain = std::min(vain, now - *worker->unarmed_since);
   }
+  if (vain < vain_time) return 0;
   for (const auto& worker : workers_) {
     if (!worker->retired && worker->unarmed_since && ++worker->naps >= naps_max && worker->lost_peer) replace(*worker);
   }
-  return true;
+  return vain < idle_time ? short_nap_ms : long_nap_ms;
 }
 
 bool Fabric::Progress::nothing_under_way() const {

@@ -261,7 +261,7 @@ void widen(CodeType type, const uint8_t* codes, size_t groups, uint16_t* out) {
 
 template <typename Form>
 SWITCHYARD_TARGET void gated_rows(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
-  const auto sum = [&](size_t column) SWITCHYARD_TARGET { return Vector::load(c + column) + Vector::load(epilogue.bias + column); };
+  const auto sum = [&](size_t column) SWITCHYARD_TARGET __attribute__((always_inline)) { return Vector::load(c + column) + Vector::load(epilogue.bias + column); };
   for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {
     for (size_t column = 0; column < 32; column += 8) {
       store_eight(h + column, Form::of(sum(column), sum(column + 32), epilogue.glu));
@@ -271,7 +271,7 @@ SWITCHYARD_TARGET void gated_rows(const float* c, const Epilogue& epilogue, size
 
 template <typename Form>
 SWITCHYARD_TARGET void ungated_rows(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
-  const auto activated = [&](size_t column) SWITCHYARD_TARGET {
+  const auto activated = [&](size_t column) SWITCHYARD_TARGET __attribute__((always_inline)) {
     return Form::of(Vector::load(c + column) + Vector::load(epilogue.bias + column));
   };
   for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {

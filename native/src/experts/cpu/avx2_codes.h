@@ -129,7 +129,7 @@ struct E2m1 : FourBits<E2m1Values> {
     __m256 quads[4];
 #pragma GCC unroll 2
     for (int upper = 0; upper < 2; ++upper) {
-      const auto pairs = [&](size_t at) SWITCHYARD_TARGET {
+      const auto pairs = [&](size_t at) SWITCHYARD_TARGET __attribute__((always_inline)) {
         return _mm256_castps_pd(upper == 0 ? _mm256_unpacklo_ps(lanes[at], lanes[at + 1]) : _mm256_unpackhi_ps(lanes[at], lanes[at + 1]));
       };
       quads[upper * 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(pairs(0), pairs(2)));

@@ -218,7 +218,7 @@ void multiply_codes(const CodedProduct& product) {
 
 template <typename Form>
 SWITCHYARD_TARGET void gated_rows(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
-  const auto sum = [&](size_t column) SWITCHYARD_TARGET { return Vector::load(c + column) + Vector::load(epilogue.bias + column); };
+  const auto sum = [&](size_t column) SWITCHYARD_TARGET __attribute__((always_inline)) { return Vector::load(c + column) + Vector::load(epilogue.bias + column); };
   for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {
     const Vector low = Form::of(sum(0), sum(32), epilogue.glu);
     const Vector high = Form::of(sum(16), sum(48), epilogue.glu);
@@ -228,7 +228,7 @@ SWITCHYARD_TARGET void gated_rows(const float* c, const Epilogue& epilogue, size
 
 template <typename Form>
 SWITCHYARD_TARGET void ungated_rows(const float* c, const Epilogue& epilogue, size_t rows, uint16_t* h) {
-  const auto activated = [&](size_t column) SWITCHYARD_TARGET {
+  const auto activated = [&](size_t column) SWITCHYARD_TARGET __attribute__((always_inline)) {
     return Form::of(Vector::load(c + column) + Vector::load(epilogue.bias + column));
   };
   for (size_t row = 0; row < rows; ++row, c += panel_columns, h += group_depth) {
