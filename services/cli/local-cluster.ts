@@ -5,7 +5,7 @@ import { onAbort, sleep } from '../common/lifecycle.js';
 import { usableCores } from '../common/machine.js';
 import type { TlsSettings } from '../common/tls.js';
 import { type PresentedCredential, presentedFiles } from './connection.js';
-import { type Flags, LocalProcess } from './local-process.js';
+import { type Flags, LocalProcess, type ProcessRole } from './local-process.js';
 
 export interface LocalClusterOptions {
   workers: number;
@@ -27,6 +27,13 @@ export interface LocalClusterOptions {
   signal?: AbortSignal;
   /** Called with every line a process prints. */
   onLine?: (process: LocalProcess, line: string) => void;
+}
+
+/** What the processes of a cluster are called. */
+export function namesOf({ workers, routers }: Pick<LocalClusterOptions, 'workers' | 'routers'>): string[] {
+  const counted = (role: ProcessRole, count: number) =>
+    Array.from({ length: count }, (_, index) => `${role}-${index}`);
+  return ['coordinator', ...counted('worker', workers), ...counted('router', routers)];
 }
 
 /** Coordinator and routers finish their batches within this; longer batches are cut. */
@@ -72,15 +79,13 @@ export class LocalCluster {
       const cluster = new LocalCluster(address, metricsUrl, client, credential);
       cluster.processes.push(coordinator);
       const threads = options.threads ?? Math.max(1, Math.floor(usableCores() / options.workers));
-      for (let index = 0; index < options.workers; index++) {
-        const name = `worker-${index}`;
+      for (const name of namesOf(options).slice(1)) {
+        const flags = { coordinator: address, name };
         cluster.processes.push(
-          launch('worker', name, { ...options.worker, coordinator: address, name, threads }),
+          name.startsWith('worker')
+            ? launch('worker', name, { ...options.worker, ...flags, threads })
+            : launch('router', name, { ...options.router, ...flags }),
         );
-      }
-      for (let index = 0; index < options.routers; index++) {
-        const name = `router-${index}`;
-        cluster.processes.push(launch('router', name, { ...options.router, coordinator: address, name }));
       }
       started.push(...cluster.processes.slice(1));
       await cluster.untilReady(options);

@@ -1,7 +1,9 @@
-import { constants, createWriteStream, type WriteStream } from 'node:fs';
-import { access, mkdir } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
-import { invalidArgument } from '../common/errors.js';
+import { quoted, SwitchyardError } from '../common/errors.js';
+import { makeDirectory } from '../common/make-directory.js';
+import { namesOf } from './local-cluster.js';
 import { type LocalProcess, parseLine } from './local-process.js';
 
 export interface ProcessLogs {
@@ -9,33 +11,78 @@ export interface ProcessLogs {
   close(): Promise<void>;
 }
 
-/** A file per process in `directory`; null: the lines are dropped (the last ones are kept by each process). */
-export async function openLogs(directory: string | null): Promise<ProcessLogs> {
-  if (directory === null) return { write: () => {}, close: async () => {} };
-  try {
-    await mkdir(directory, { recursive: true });
-    await access(directory, constants.W_OK);
-  } catch (error) {
-    throw invalidArgument(
-      'logDirectory',
-      directory,
-      `a directory that can be written (${(error as Error).message})`,
-    );
-  }
-  const files = new Map<string, WriteStream>();
-  return {
-    write: ({ name }, line) => {
-      let file = files.get(name);
-      if (!file) {
-        file = createWriteStream(join(directory, `${name}.log`));
-        files.set(name, file);
-      }
-      file.write(`${line}\n`);
-    },
-    close: async () => {
-      await Promise.all([...files.values()].map((file) => new Promise<void>((done) => file.end(done))));
-    },
+export interface LogOptions {
+  logDirectory: string | null;
+  workers: number;
+  routers: number;
+}
+
+/**
+ * A file per process in the directory; null: the lines are dropped (the last ones are kept by each process). Throws CONFIG_INVALID
+ * for one that cannot be written. Lines that cannot be written later on are lost, with one warning.
+ */
+export async function openLogs({ logDirectory, ...cluster }: LogOptions): Promise<ProcessLogs> {
+  if (logDirectory === null) return { write: () => {}, close: async () => {} };
+  const files = new Map<string, LogFile>();
+  const close = async () => {
+    await Promise.all([...files.values()].map((file) => file.close()));
   };
+  let warned = false;
+  const warn = (path: string, error: Error) => {
+    if (!warned) process.stderr.write(`switchyard: ${path} lacks lines of the log: ${error.message}\n`);
+    warned = true;
+  };
+  try {
+    await makeDirectory(logDirectory);
+    for (const name of namesOf(cluster)) {
+      const path = join(logDirectory, `${name}.log`);
+      files.set(name, new LogFile(await open(path, logFlags), (error) => warn(path, error)));
+    }
+  } catch (error) {
+    await close();
+    throw unusable(logDirectory, error as Error);
+  }
+  return { write: ({ name }, line) => files.get(name)?.write(line), close };
+}
+
+/** Anew; a pipe that nobody reads is refused, and does not wait for a reader. */
+const logFlags = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NONBLOCK;
+
+function unusable(directory: string, { message }: Error): SwitchyardError {
+  const value = quoted(directory);
+  const allowed = `a directory whose files can be written (${message})`;
+  const text = `logDirectory is ${value}; allowed: ${allowed}`;
+  return new SwitchyardError('CONFIG_INVALID', text, { key: 'logDirectory', value, allowed });
+}
+
+/** Writes lines in their order, those that come meanwhile at once. */
+class LogFile {
+  private waiting = '';
+  private writing: Promise<void> | null = null;
+
+  constructor(
+    private readonly handle: FileHandle,
+    private readonly onLost: (error: Error) => void,
+  ) {}
+
+  write(line: string): void {
+    this.waiting += `${line}\n`;
+    this.writing ??= this.flush();
+  }
+
+  async close(): Promise<void> {
+    await this.writing;
+    await this.handle.close().catch(this.onLost);
+  }
+
+  private async flush(): Promise<void> {
+    while (this.waiting !== '') {
+      const text = this.waiting;
+      this.waiting = '';
+      await this.handle.writeFile(text).catch(this.onLost);
+    }
+    this.writing = null;
+  }
 }
 
 const shownElsewhere = new Set(['level', 'time', 'role', 'name', 'pid', 'event']);

@@ -84,14 +84,15 @@ async function onOwnCluster(run: Run, file: string | null): Promise<void> {
   };
   const extra = routers > 0 ? `, ${count(routers)} routers` : '';
   say(`starting 1 coordinator, ${count(workers)} workers${extra} …\n`);
-  const logs = await openLogs(config.logDirectory);
+  const logs = await openLogs(config);
   const options = localClusterOptions(config, { preset, model, allowNonFiniteWeights, ...shape }, file);
-  const cluster = await LocalCluster.start({ ...options, onLine: logs.write, signal });
+  let cluster: LocalCluster | null = null;
   try {
+    cluster = await LocalCluster.start({ ...options, onLine: logs.write, signal });
     say(await announcement(cluster, (performance.now() - startedMs) / 1000));
     await report(cluster, run);
   } finally {
-    await cluster.stop();
+    await cluster?.stop();
     await logs.close();
   }
   say(`\nstopped; ${seconds((performance.now() - startedMs) / 1000)} in all\n`);

@@ -43,23 +43,23 @@ export const upCommand = defineCommand({
     const model = Object.fromEntries(
       Object.keys(modelFields).map((key) => [key, config[key as keyof typeof modelFields]]),
     );
-    const logs = await openLogs(config.logDirectory);
+    const logs = await openLogs(config);
     const print = (process: LocalProcess, line: string) =>
       say(config.json ? line : readable(process.name, line));
     const startedMs = performance.now();
-    const cluster = await LocalCluster.start({
-      ...localClusterOptions(config, { ...model, feedback, feedbackRate }, file),
-      onLine: config.logDirectory === null ? print : logs.write,
-      signal,
-    });
+    const options = localClusterOptions(config, { ...model, feedback, feedbackRate }, file);
+    const onLine = config.logDirectory === null ? print : logs.write;
+    let cluster: LocalCluster | null = null;
     try {
+      cluster = await LocalCluster.start({ ...options, onLine, signal });
       const readySeconds = (performance.now() - startedMs) / 1000;
+      const watched = cluster;
       const serving = config.json
-        ? watch(cluster)
-        : announce(cluster, readySeconds).then(() => watch(cluster));
+        ? watch(watched)
+        : announce(watched, readySeconds).then(() => watch(watched));
       await Promise.race([aborted(signal), serving]);
     } finally {
-      await cluster.stop();
+      await cluster?.stop();
       await logs.close();
     }
   },

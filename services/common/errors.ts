@@ -59,12 +59,19 @@ export function isErrorCode(value: unknown): value is ErrorCode {
 
 /** An argument outside what is allowed: names the field, the value and the allowed values. */
 export function invalidArgument(field: string, value: unknown, allowed: string): SwitchyardError {
-  const shown = typeof value === 'string' ? quoted(value) : String(value);
+  const shown = typeof value === 'string' ? quoted(value) : shownNumber(value);
   return new SwitchyardError('INVALID_ARGUMENT', `${field} is ${shown}; allowed: ${allowed}`, {
     field,
     value: shown,
     allowed,
   });
+}
+
+/** Whole numbers of 64 bits are read as numbers, which may be rounded beyond 2^53: they are not told as if they were exact. */
+export function shownNumber(value: unknown): string {
+  if (!Number.isInteger(value) || Number.isSafeInteger(value)) return String(value);
+  const { MAX_SAFE_INTEGER: max } = Number;
+  return (value as number) > 0 ? `more than ${max}` : `less than ${-max}`;
 }
 
 /** Something above a limit: names it, its value, the limit, and the setting of the node that allows more; null: none does. */

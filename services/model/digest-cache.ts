@@ -1,9 +1,10 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { mkdir, open, rename, rm, writeFile } from 'node:fs/promises';
+import { open, rename, rm, writeFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { isAbsolute, join, resolve } from 'node:path';
 import { z } from 'zod';
 import type { WeightFile } from '../../native/index.js';
+import { makeDirectory } from '../common/make-directory.js';
 
 /** A file that changed so shortly before it was hashed may change again without another time. */
 const settledMs = 2_000;
@@ -41,7 +42,7 @@ export class DigestCache {
     const temporary = `${path}.${randomUUID()}`;
     const entry = { version: 2, path: resolve(file.path), identity: file.identity, digest };
     try {
-      await mkdir(this.directory, { recursive: true, mode: 0o700 });
+      await makeDirectory(this.directory, 0o700);
       await writeFile(temporary, JSON.stringify(entry), { mode: 0o600, flag: 'wx' });
       await rename(temporary, path);
     } catch {

@@ -205,7 +205,8 @@ export class ClientSession {
     const { stallMs } = this.options;
     const since = performance.now() - stallMs;
     const begunMs = this.opened ? (this.gate?.incompleteSinceMs ?? null) : this.startedMs;
-    if (begunMs !== null && begunMs <= since) this.fail(sendsNothing(stallMs));
+    const missing = this.opened ? 'the rest of a message' : 'the hello';
+    if (begunMs !== null && begunMs <= since) this.fail(sendsNothing(stallMs, missing));
     const untaken = this.live.values().some(({ answeredMs }) => answeredMs <= since);
     if (untaken && this.leftMs <= since) this.fail(takesNothing(stallMs));
   }

@@ -31,9 +31,9 @@ export interface InputChunk {
   reservation: Reservation;
 }
 
-/** The client's messages after the header; null: half-closed. Rejects if none comes for long while the batch is not `busy`. */
+/** The client's messages after the header; null: half-closed. Rejects if none comes for long while the batch is not `busy`, and says what is `missing`. */
 export interface RequestSource {
-  next(busy: () => boolean): Promise<ClientMessage | null>;
+  next(busy: () => boolean, missing: string): Promise<ClientMessage | null>;
   /** What its client calls given routing, where that is not in chunks. */
   readonly routingNames?: RoutingNames;
 }
@@ -99,7 +99,8 @@ export class Ingest {
   /** Checks that the client half-closes. Call it after the last chunk. */
   async expectEnd(): Promise<void> {
     const { plan, source, busy } = this.options;
-    const message = await source.next(busy);
+    const missing = `half-close, as all ${plan.tokens} tokens came`;
+    const message = await source.next(busy, missing);
     if (message === null) return;
     dropClientRows(message.rows);
     throw tooManyTokens(plan);
@@ -191,7 +192,9 @@ export class Ingest {
   /** The next message. One that is still awaited after a pause is what the next call returns. */
   private async read(pause: number | null): Promise<ClientMessage | null | 'pause'> {
     if (this.reading === null) {
-      this.reading = this.options.source.next(this.options.busy);
+      const { source, busy, plan } = this.options;
+      const missing = `rows from token ${this.received} on, of the ${plan.tokens} that the header announced`;
+      this.reading = source.next(busy, missing);
       // Nobody may be waiting when it fails; whoever waits next hears of it.
       this.reading.catch(() => {});
     }

@@ -84,7 +84,7 @@ export class OneShotCall implements BatchCall {
   async header(): Promise<ForwardHeader> {
     // To the client they say that the batch is taken: one that is refused has none.
     this.call.sendMetadata(new Metadata());
-    const first = (await this.next(() => false))?.request ?? null;
+    const first = (await this.next(() => false, 'a header'))?.request ?? null;
     if (!first?.header) {
       if (first === null) await cancelMayFollow(systemClock, this.end.signal);
       const came = first?.kind ?? (first === null ? 'half-close' : 'empty');
@@ -106,11 +106,11 @@ export class OneShotCall implements BatchCall {
    * a channel. A client that sends no whole message for `stallMs` has stalled, unless the batch is `busy` with what it
    * sent before, or the message waits for room: that time does not count.
    */
-  async next(busy: () => boolean): Promise<ClientMessage | null> {
+  async next(busy: () => boolean, missing: string): Promise<ClientMessage | null> {
     const { stallMs } = this.options;
     const awaiting = setTimeout(() => {
       if (busy() || this.gate?.waiting) awaiting.refresh();
-      else this.end.abort(sendsNothing(stallMs));
+      else this.end.abort(sendsNothing(stallMs, missing));
     }, stallMs);
     this.awaiting = awaiting;
     try {
@@ -248,10 +248,10 @@ export class OneShotCall implements BatchCall {
   }
 }
 
-/** The error of a batch whose client owes a message. */
-export function sendsNothing(stallMs: number): SwitchyardError {
+/** The error of a client that owes a message: what is missing. */
+export function sendsNothing(stallMs: number, missing: string): SwitchyardError {
   const message =
     `the client has sent no whole message for ${stallMs} ms; allowed: less, as clientStallMs has it; ` +
-    'expected: a header, rows, and half-close after the last token';
-  return new SwitchyardError('CLIENT_STALLED', message, { stallMs });
+    `missing: ${missing}`;
+  return new SwitchyardError('CLIENT_STALLED', message, { stallMs, missing });
 }

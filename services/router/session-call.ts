@@ -86,6 +86,10 @@ export class SessionCall implements BatchCall {
   async header(): Promise<ForwardHeader> {
     const { header } = this.options.batch;
     if (header === null) throw invalidArgument('batch.header', 'missing', 'the header of the batch');
+    if (header.ucx !== null || header.ucxKey.byteLength > 0) {
+      const field = header.ucx === null ? 'ucx_key' : 'ucx';
+      throw invalidArgument(`header.${field}`, 'given', 'none in a session, whose hello may offer UCX');
+    }
     if (header.deadlineMs > 0) this.end.limit(header.deadlineMs);
     const tokens = header.sequences * header.length;
     if (tokens > sessionTokensMax) {

@@ -1,5 +1,5 @@
 import { native, type Slab, type SlabRange } from '../../native/index.js';
-import { asSwitchyardError, invalidArgument, SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, invalidArgument, SwitchyardError, shownNumber } from '../common/errors.js';
 import type {
   ChannelMessage,
   ChannelMessageInput,
@@ -211,7 +211,7 @@ export class ChunkChannel {
     if (metadataBytes > chunkHeadBytes + routingBytes || chunk.rows.byteLength > 0) {
       const allowed = `offset and routing: ${chunkHeadBytes + routingBytes} at most; rows lie beside it`;
       throw invalidArgument(
-        `metadata of the chunk at offset ${chunk.offset}`,
+        `metadata of the chunk at offset ${shownNumber(chunk.offset)}`,
         `${metadataBytes} bytes`,
         allowed,
       );

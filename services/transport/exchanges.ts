@@ -1,5 +1,5 @@
 import type { Slab } from '../../native/index.js';
-import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
+import { asSwitchyardError, SwitchyardError, shownNumber } from '../common/errors.js';
 import type { ExchangeFailure } from '../common/generated/switchyard/v1/ExchangeFailure.js';
 import type { ResultMeta } from '../common/generated/switchyard/v1/ResultMeta.js';
 import type { RouterMessageInput } from '../common/generated/switchyard/v1/RouterMessage.js';
@@ -221,7 +221,10 @@ export class Exchanges {
       return exchange;
     }
     if (!exchange && (id > this.lastId || id < 1)) {
-      throw new SwitchyardError('LINK_LOST', `the worker answered exchange ${id}, which was never sent`);
+      throw new SwitchyardError(
+        'LINK_LOST',
+        `the worker answered exchange ${shownNumber(id)}, which was never sent`,
+      );
     }
     this.counts.answersDiscarded += 1;
     if (exchange?.state === 'abandoned') this.forget(exchange);

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -200,6 +200,26 @@ describe('flags that contradict each other or make no sense', () => {
     ],
   ])('%j', async (args, said) => {
     await expectUsageError(['coordinator', '--port', '0', '--metrics-port', '0', ...args], said);
+  });
+});
+
+describe('a log directory that cannot be written is refused', () => {
+  const up = ['up', '--preset', 'tiny', '--workers', '1', '--port', '0', '--metrics-port', '0'];
+  const refused = (path: string, reason: string) =>
+    expectUsageError([...up, '--log-directory', path], [`logDirectory is "${path}"; allowed: `, reason]);
+
+  test('where there can be none', () => refused('/proc/x/y', 'ENOENT'));
+
+  test('where a file is a directory', async () => {
+    await mkdir(join(directory, 'logs', 'worker-0.log'), { recursive: true });
+    await refused(join(directory, 'logs'), 'EISDIR');
+  });
+
+  test('where a file is a pipe that nobody reads', async () => {
+    const logs = join(directory, 'pipes');
+    await mkdir(logs);
+    spawnSync('mkfifo', [join(logs, 'coordinator.log')]);
+    await refused(logs, 'ENXIO');
   });
 });
 

@@ -1,6 +1,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
+import { mkdtemp, readFile, rm, symlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, expect, test } from '@jest/globals';
 import { commandLine } from '../../native/locate.js';
@@ -19,12 +22,12 @@ interface Started {
 }
 
 /** `switchyard up`, once it says that it is ready. */
-async function startUp(args: readonly string[]): Promise<Started> {
+async function startUp(args: readonly string[], stderr: 'inherit' | 'pipe' = 'inherit'): Promise<Started> {
   up = spawn(
     process.execPath,
     [program, 'up', '--preset', 'tiny', '--port', '0', '--metrics-port', '0', ...args],
     {
-      stdio: ['ignore', 'pipe', 'inherit'],
+      stdio: ['ignore', 'pipe', stderr],
     },
   );
   return untilReady(up);
@@ -114,6 +117,25 @@ test('a cluster that logs nothing comes up', async () => {
   const exited = once(up!, 'exit');
   up!.kill('SIGTERM');
   expect(await exited).toEqual([0, null]);
+});
+
+test('an up goes on without the lines of a log whose disk is full, and says so once', async () => {
+  const logs = await mkdtemp(join(tmpdir(), 'switchyard-logs-'));
+  await symlink('/dev/full', join(logs, 'worker-0.log'));
+  const { address } = await startUp(['--workers', '1', '--log-directory', logs], 'pipe');
+  let stderr = '';
+  up!.stderr!.on('data', (data) => {
+    stderr += data;
+  });
+  const client = await SwitchyardClient.connect(address);
+  await (await client.forward(new Uint8Array(4 * 256 * 2), { sequences: 4 })).collect();
+  await client.close();
+  const closed = once(up!, 'close');
+  up!.kill('SIGTERM');
+  expect(await closed).toEqual([0, null]);
+  expect(stderr).toMatch(/^switchyard: \S+worker-0.log lacks lines of the log: ENOSPC.*\n$/);
+  expect(await readFile(join(logs, 'coordinator.log'), 'utf8')).toContain('batch-complete');
+  await rm(logs, { recursive: true });
 });
 
 test('an up whose terminal is closed ends with all its processes', async () => {

@@ -50,6 +50,11 @@ describe('a chunk message', () => {
 
   test.each([
     ['a gap', request({ offset: 6, rows: rows(1) }), 'chunk.offset is 6; allowed: 5 '],
+    [
+      'an offset that came rounded',
+      request({ offset: Number(2n ** 64n - 1n), rows: rows(1) }),
+      'chunk.offset is more than 9007199254740991; allowed: 5 ',
+    ],
     ['an overlap', request({ offset: 4, rows: rows(1) }), 'chunk.offset is 4; allowed: 5 '],
     [
       'no rows',

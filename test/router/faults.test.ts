@@ -255,7 +255,10 @@ overEachTransport((transport) => {
       const { routers } = await startCluster({ router: { clientStallMs: 3_000 } });
       const rows = await tokens(10);
       const call = await underWay(routers[0]!, rows, 10);
-      expect(await failureOf(call)).toMatchObject({ code: 'CLIENT_STALLED' });
+      expect(await failureOf(call)).toMatchObject({
+        code: 'CLIENT_STALLED',
+        message: expect.stringMatching(/missing: half-close, as all 10 tokens came$/),
+      });
       await untilIdle(routers[0]!);
     });
 

@@ -81,6 +81,14 @@ describe('the stream of a session', () => {
     const rows = await tokens(4);
     const cases: [Buffer, object, string, string][] = [
       [rows, { length: 1025 }, 'INVALID_ARGUMENT', 'sequences x length is 1025; allowed: at most 1024'],
+      [
+        rows,
+        { sequences: 2 ** 32 - 1, length: 2 ** 32 - 1 },
+        'INVALID_ARGUMENT',
+        'sequences x length is more than 9007199254740991; allowed: at most 1024',
+      ],
+      [rows, { ucx: {} }, 'INVALID_ARGUMENT', 'header.ucx is "given"; allowed: none in a session'],
+      [rows, { ucxKey: Buffer.alloc(16) }, 'INVALID_ARGUMENT', 'header.ucx_key is "given"; allowed: none'],
       [rows, { length: 5 }, 'INVALID_ARGUMENT', 'tokens received is 4'],
       [rows, { length: 3 }, 'INVALID_ARGUMENT', 'chunk at offset 0 is "up to token 4"'],
       [rows, { hidden: 65 }, 'INVALID_ARGUMENT', 'hidden is 65'],
@@ -121,6 +129,12 @@ describe('the stream of a session', () => {
         'INVALID_ARGUMENT',
         /batch.number is 5; allowed: above 5/,
       ],
+      [
+        true,
+        (raw) => raw.send(2 ** 63, rows),
+        'INVALID_ARGUMENT',
+        /batch.number is more than 9007199254740991; allowed: above 0/,
+      ],
     ];
     for (const [opened, say, code, message] of cases) {
       const raw = opened ? await RawSession.open(router) : new RawSession(router);
@@ -135,7 +149,10 @@ describe('the stream of a session', () => {
     const router = routers[0]!;
     const idle = await RawSession.open(router);
     const silent = new RawSession(router);
-    expect(await silent.end).toMatchObject({ code: 'CLIENT_STALLED' });
+    expect(await silent.end).toMatchObject({
+      code: 'CLIENT_STALLED',
+      message: expect.stringMatching(/missing: the hello$/),
+    });
     const deaf = await RawSession.open(router);
     deaf.call.pause();
     const rows = await tokens(1024);

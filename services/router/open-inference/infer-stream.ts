@@ -184,7 +184,8 @@ export class InferStream {
     const begunMs = this.gate?.incompleteSinceMs ?? null;
     const owes = begunMs !== null || (this.single && this.count === 0 && !this.gate?.waiting);
     const sinceMs = Math.max(this.readsSinceMs, begunMs ?? 0);
-    if (owes && sinceMs <= performance.now() - stallMs) this.fail(sendsNothing(stallMs));
+    const missing = begunMs === null ? 'the request' : 'the rest of a request';
+    if (owes && sinceMs <= performance.now() - stallMs) this.fail(sendsNothing(stallMs, missing));
   }
 
   private whyCancelled(): SwitchyardError {

@@ -1,4 +1,4 @@
-import { invalidArgument } from '../../common/errors.js';
+import { invalidArgument, shownNumber } from '../../common/errors.js';
 import type { InferTensorContents } from '../../common/generated/inference/InferTensorContents.js';
 import type { ModelInferRequest } from '../../common/generated/inference/ModelInferRequest.js';
 import { type SharedContext, sharedMemoryOf } from './shared-parameters.js';
@@ -73,7 +73,7 @@ function readLeading({ name, shape }: Given, { tail }: TensorSpec): number[] {
   if (right) return leading;
   const end = tail.map((size) => `, ${size}`).join('');
   const allowed = `[tokens${end}], [batch, tokens${end}]`;
-  throw invalidArgument(`shape of ${name}`, `[${shape.join(', ')}]`, allowed);
+  throw invalidArgument(`shape of ${name}`, `[${shape.map(shownNumber).join(', ')}]`, allowed);
 }
 
 /** Routing and ids are those of the rows. */

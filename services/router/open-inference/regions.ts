@@ -3,6 +3,7 @@ import { networkInterfaces } from 'node:os';
 import type { Addon, SegmentRange, SharedSegment } from '../../../native/index.js';
 import { isLoopback } from '../../common/access.js';
 import { invalidArgument, overLimit, SwitchyardError } from '../../common/errors.js';
+import { safeInteger } from '../../transport/messages.js';
 import { notFound } from './models.js';
 
 /** A part of a segment of shared memory that a client has registered. */
@@ -60,7 +61,11 @@ export class SharedRegions {
         by,
       );
     }
-    const segment = this.options.native.openSharedSegment(key, offset, byteSize);
+    const segment = this.options.native.openSharedSegment(
+      key,
+      safeInteger('offset', offset),
+      safeInteger('byte_size', byteSize),
+    );
     this.regions.set(name, { name, key, offset, byteSize, segment, users: 0, registered: true });
   }
 
