@@ -6,6 +6,7 @@ import type { FileTopology } from '../coordinator/topology.js';
 import { inStoredBytes, isCuda } from '../model/device-bytes.js';
 import type { PlanInput, PlanWorker } from '../placement/input.js';
 import { exactly, likeFactor, usualRates } from '../placement/rates.js';
+import { plannedRates, type Speed } from '../placement/speeds.js';
 import type { Recording } from './recording.js';
 
 /** What a plan is made with. */
@@ -67,7 +68,7 @@ export const rulesOf = (view: ClusterView | null): ClusterRules => ({
 
 /**
  * What the planner is given for a recorded load; with a topology, on the devices that it lists. Workers that are drained are left out, cordoned ones get nothing
- * new. Rates are those of `usualRates`. Throws NOT_READY for a recording without rows, and where all workers are drained.
+ * new. Throws NOT_READY for a recording without rows, and where all workers are drained.
  */
 export function planInput(
   recording: Recording,
@@ -86,22 +87,20 @@ export function planInput(
     const { stored, held } = bytesOn(device, layers);
     return { ...told, ...inStoredBytes(told, stored, held), deviceBytesPerByte: held / stored };
   };
-  const [recorded, rooms] = [recording.workers.map(room), workers.map(room)];
-  const rowsPerSecond = ratesOf('rowsPerSecond', recorded, rooms);
-  const loadBytesPerSecond = ratesOf('loadBytesPerSecond', recorded, rooms);
+  const rates = ratesOf(recording.workers.map(room));
   return {
-    workers: rooms.map(
-      ({ name, host, memoryBytes, deviceBytesPerByte }, index): DeviceWorker => ({
+    workers: workers.map((worker): DeviceWorker => {
+      const { name, host, memoryBytes, deviceBytesPerByte } = room(worker);
+      return {
         name,
         host,
         memoryBytes,
-        rowsPerSecond: rowsPerSecond[index]!,
-        loadBytesPerSecond: loadBytesPerSecond[index]!,
-        deviceMemoryBytes: workers[index]!.memoryBytes,
+        ...rates[recording.workers.indexOf(worker) + 1]!,
+        deviceMemoryBytes: worker.memoryBytes,
         deviceBytesPerByte,
         closed: marks.get(name) === 'CORDONED',
-      }),
-    ),
+      };
+    }),
     layers: layers.map(({ layer, expertBytes, rows, choices }) => ({
       layer,
       expertBytes,
@@ -173,30 +172,28 @@ function onTopology(recorded: readonly RecordedWorker[], topology: FileTopology 
       );
       if (known >= 0) indexOf[known] = workers.length;
       const name = `${host}/${position}`;
-      const added = { name, host, device, memoryBytes, rowsPerSecond: null, loadBytesPerSecond: null };
-      workers.push(recorded[known] ?? added);
+      workers.push(recorded[known] ?? { name, host, device, memoryBytes, ...unmeasured });
     }
   }
   return { workers, indexOf };
 }
 
-type Rates = Pick<RecordedWorker, 'rowsPerSecond' | 'loadBytesPerSecond'>;
+/** Of a worker that is not recorded. */
+const unmeasured = { rowsPerSecond: null, sizes: [], loadBytesPerSecond: null };
 
-/** Of workers, some of which were not recorded. */
-function ratesOf(
-  field: 'rowsPerSecond' | 'loadBytesPerSecond',
-  recorded: readonly Rates[],
-  workers: readonly Rates[],
-): number[] {
-  const measured = recorded.map((worker) => worker[field]);
-  if (measured.every((rate) => rate === null)) {
-    const text = `${field} is null for all ${measured.length} workers; allowed: a number above 0 for one at least`;
+/** Of recorded workers, and before them of one that is not: it is as they are in the middle. */
+function ratesOf(recorded: readonly (Speed & Pick<RecordedWorker, 'loadBytesPerSecond'>)[]) {
+  for (const field of ['rowsPerSecond', 'loadBytesPerSecond'] as const) {
+    if (recorded.some((worker) => worker[field] !== null)) continue;
+    const text = `${field} is null for all ${recorded.length} workers; allowed: a number above 0 for one at least`;
     throw new SwitchyardError('NOT_READY', text, { field });
   }
-  const [usual] = usualRates([null, ...measured.map(exactly)], 0, likeFactor[field]);
-  return usualRates(
-    workers.map((worker) => exactly(worker[field])),
-    usual!,
-    likeFactor[field],
+  const all = [unmeasured, ...recorded];
+  const computing = plannedRates(all, 0);
+  const loading = usualRates(
+    all.map(({ loadBytesPerSecond }) => exactly(loadBytesPerSecond)),
+    0,
+    likeFactor.loadBytesPerSecond,
   );
+  return all.map((_, index) => ({ rowsPerSecond: computing[index]!, loadBytesPerSecond: loading[index]! }));
 }

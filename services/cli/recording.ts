@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import type { ClusterDescription, SwitchyardClient } from '../client/index.js';
 import { readBounded } from '../common/bounded-file.js';
+import { callSizes } from '../common/call-sizes.js';
 import { nodeName } from '../common/config.js';
 import { SwitchyardError, shownJson } from '../common/errors.js';
 import { listCopies } from '../common/expert-copies.js';
@@ -18,11 +19,15 @@ const fileBytesMax = 64 * 1024 * 1024;
 export const tokensSampledMax = 1024;
 const workersMax = 4096;
 const format = 'switchyard-recording';
+/** Those of version 1 do not tell how fast workers compute calls of like size. */
+const version = 2;
 
 const amountAllowed = 'a finite number of at least 0';
 const rateAllowed = 'a finite number above 0, or null';
-const secondsAllowed = 'a finite number above 0';
+const positiveAllowed = 'a finite number above 0';
 const amount = () => z.number({ error: amountAllowed }).min(0, { error: amountAllowed });
+const sizesAllowed = 'sizes with ascending rows';
+const positive = () => z.number({ error: positiveAllowed }).positive({ error: positiveAllowed });
 const rate = () => z.number({ error: rateAllowed }).positive({ error: rateAllowed }).nullable();
 const index = (below: number) =>
   z
@@ -39,6 +44,14 @@ const shown = (min: number, max: number) => {
     .refine((value) => !/\p{Cc}/u.test(value), { error });
 };
 
+const sizeSchema = z.strictObject({
+  /** The fewest of one call. */
+  rows: size(2 ** 32),
+  rowsPerSecond: positive(),
+  /** Standard error of that. */
+  error: amount(),
+});
+
 const workerSchema = z.strictObject({
   name: nodeName(),
   host: shown(1, 253),
@@ -47,6 +60,11 @@ const workerSchema = z.strictObject({
   memoryBytes: amount(),
   /** Null: not measured. */
   rowsPerSecond: rate(),
+  /** By size of calls, as far as that was measured often enough: workers are compared by these alone. */
+  sizes: z
+    .array(sizeSchema)
+    .max(callSizes)
+    .refine((sizes) => isAscending(sizes.map(({ rows }) => rows)), { error: sizesAllowed }),
   loadBytesPerSecond: rate(),
 });
 
@@ -69,12 +87,12 @@ const layerSchema = z.strictObject({
 const recordingSchema = z
   .strictObject({
     format: z.literal(format, { error: format }),
-    version: z.literal(1, { error: '1' }),
+    version: z.literal(version, { error: `${version}; a recording of another version must be made anew` }),
     model: shown(0, 1024),
     hidden: size(modelLimits.hidden),
     topK: size(modelLimits.topK),
     /** What the rows of the layers were counted over. */
-    seconds: z.number({ error: secondsAllowed }).positive({ error: secondsAllowed }),
+    seconds: positive(),
     workers: z.array(workerSchema).min(1).max(workersMax),
     layers: z.array(layerSchema).min(1).max(modelLimits.layers),
   })
@@ -188,7 +206,7 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
   });
   return {
     format,
-    version: 1,
+    version,
     model: model.name,
     hidden: model.hidden,
     topK: topKOf(model),
@@ -198,6 +216,7 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
       device,
       memoryBytes,
       rowsPerSecond: figures?.computeSeconds ? figures.rowsComputed / figures.computeSeconds || null : null,
+      sizes: figures?.sizes ?? [],
       loadBytesPerSecond: figures?.load?.bytesPerSecond || null,
     })),
     layers: placement.layers.map((layer) => ({

@@ -1,4 +1,5 @@
 import { isAddress } from '../common/address.js';
+import { callSizes } from '../common/call-sizes.js';
 import { controlLimits, isPlainText } from '../common/control-limits.js';
 import { invalidArgument } from '../common/errors.js';
 import type { LayerExperts } from '../common/generated/switchyard/v1/LayerExperts.js';
@@ -40,6 +41,8 @@ export function checkWorkerReport(report: WorkerReport, order: ExpertOrder): voi
   for (const field of ['rowsQueued', 'rowsComputed', 'bytesInFlight', 'rssBytes', 'assignment'] as const)
     checkCount(field, report[field]);
   for (const field of ['computeSeconds', 'eventLoopUtilization'] as const) checkFigure(field, report[field]);
+  checkSizes('rowsBySize', report.rowsBySize, checkCount);
+  checkSizes('secondsBySize', report.secondsBySize, checkFigure);
   for (const part of ['load', 'device'] as const) {
     for (const [field, value] of Object.entries(report[part] ?? {}))
       if (typeof value === 'number') checkFigure(`${part}.${field}`, value);
@@ -124,6 +127,16 @@ function checkCount(field: string, value: number): void {
 
 function checkFigure(field: string, value: number): void {
   if (!(value >= 0 && value <= Number.MAX_SAFE_INTEGER)) throw invalidArgument(field, value, '0 to 2^53 - 1');
+}
+
+/** Sums by size of calls. */
+function checkSizes(
+  field: string,
+  sums: readonly number[],
+  check: (field: string, value: number) => void,
+): void {
+  if (sums.length > callSizes) throw invalidArgument(field, `${sums.length} sizes`, atMost(callSizes));
+  for (const sum of sums) check(field, sum);
 }
 
 const atMost = (count: number) => `at most ${count}`;

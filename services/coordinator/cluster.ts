@@ -136,7 +136,7 @@ export class Cluster {
     checkWorkerReport(report, this.experts);
     if (report.assignment > member.assignment)
       throw invalidArgument('assignment', report.assignment, `at most ${member.assignment}`);
-    measure(member, report);
+    if (member.worker !== null) member.meter.add(member.worker, report);
     member.worker = report;
     // What it says before it has heard of its first assignment, that one will change.
     if (report.assignment === 0 && member.assignment > 0) return;
@@ -342,12 +342,4 @@ export class Cluster {
     if (member.hello.role === 'WORKER') this.plans.end(member);
     this.changed();
   }
-}
-
-/** Adds what a worker computed since its last report. */
-function measure({ worker, rowsPerSecond }: Member, { rowsComputed, computeSeconds }: WorkerReport): void {
-  if (worker === null) return;
-  const rows = rowsComputed - worker.rowsComputed;
-  const seconds = computeSeconds - worker.computeSeconds;
-  if (rows > 0 && seconds > 0) rowsPerSecond.add(rows, seconds);
 }

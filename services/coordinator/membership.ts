@@ -7,12 +7,10 @@ import type { RouterFigures } from '../common/generated/switchyard/v1/RouterFigu
 import type { RouterReport } from '../common/generated/switchyard/v1/RouterReport.js';
 import type { WorkerReport } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { overdueMs, Standstill } from '../common/lease.js';
-import { MeasuredRate } from '../placement/rates.js';
+import { SpeedMeter } from '../placement/speeds.js';
 
 /** However many die, no more of them are listed than the newest, and those that errors still name. */
 const deadMembersMax = 64;
-/** About the last fifty reports of a worker that computed decide how fast it is. */
-const measuredDecay = 0.98;
 
 export interface MembershipOptions {
   /** A member silent for so long is dead. */
@@ -86,8 +84,8 @@ export interface Member {
   told: { term: number; epoch: number };
   readonly ready: ReadyExperts;
   worker: WorkerReport | null;
-  /** Of a worker: rows a second for which it computed. */
-  readonly rowsPerSecond: MeasuredRate;
+  /** Of a worker: of how fast it computes. */
+  readonly meter: SpeedMeter;
   router: RouterReport | null;
   /** Of a router, as it reported them last. */
   links: readonly LinkDescription[];
@@ -146,7 +144,7 @@ export class Membership {
       told: { term: 0, epoch: 0 },
       ready: new ReadyExperts(),
       worker: null,
-      rowsPerSecond: new MeasuredRate(measuredDecay),
+      meter: new SpeedMeter(),
       router: null,
       links: [],
       tokens: 0,

@@ -2,9 +2,10 @@ import type { SwitchyardError } from '../common/errors.js';
 import type { DeviceRoom } from '../model/device-bytes.js';
 import type { ExpertOrder } from '../model/expert-order.js';
 import type { Copies, PlanInput, PlanWorker } from '../placement/input.js';
-import { exactly, likeFactor, type Rate, usualRates } from '../placement/rates.js';
+import { exactly, likeFactor, usualRates } from '../placement/rates.js';
 import type { CopyLists } from '../placement/reconcile.js';
 import { bestEffortCopies } from '../placement/required.js';
+import { plannedRates, type Speed } from '../placement/speeds.js';
 
 /** For how long the load is taken to stay as it is. */
 const horizonSeconds = 3_600;
@@ -21,8 +22,7 @@ export interface Candidate extends DeviceRoom {
   host: string;
   /** It gets none that it does not have. */
   cordoned: boolean;
-  /** Null: not measured. */
-  rowsPerSecond: Rate | null;
+  meter: { readonly speed: Speed };
 }
 
 export interface PlanningOptions {
@@ -44,11 +44,8 @@ export class Planning {
   input(candidates: readonly Candidate[], present: CopyLists, rates: Float64Array | null): PlanInput {
     const { experts, expertBytes, topK, copies, replicaSlots } = this.options;
     const counts = countOf(candidates, present);
-    const rowsPerSecond = usualRates(
-      candidates.map((candidate) => candidate.rowsPerSecond),
-      rowsPerSecondAssumed,
-      likeFactor.rowsPerSecond,
-    );
+    const speeds = candidates.map(({ meter }) => meter.speed);
+    const rowsPerSecond = plannedRates(speeds, rowsPerSecondAssumed);
     const loadBytesPerSecond = usualRates(
       candidates.map((candidate) => exactly(candidate.loadBytesPerSecond)),
       loadBytesPerSecondAssumed,

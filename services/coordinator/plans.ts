@@ -379,14 +379,14 @@ export class PlacementPlans {
     );
     return order.map((name) => {
       const member = byName.get(name)!;
-      const { hello, rowsPerSecond } = member;
+      const { hello, meter } = member;
       return {
         slot: this.placement.slotOf(name),
         name,
         host: hello.host,
         ...room.get(member)!,
         cordoned: this.marks.get(name) === 'CORDONED',
-        rowsPerSecond: rowsPerSecond.rate,
+        meter,
       };
     });
   }

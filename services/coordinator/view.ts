@@ -39,7 +39,7 @@ export function clusterView(source: ViewSource): ClusterViewInput {
 }
 
 /** What a node measures of itself. */
-export function nodeFigures({ hello, worker, router }: Member): NodeFiguresInput {
+export function nodeFigures({ hello, worker, router, meter }: Member): NodeFiguresInput {
   const report = worker ?? router;
   return {
     role: hello.role,
@@ -51,6 +51,7 @@ export function nodeFigures({ hello, worker, router }: Member): NodeFiguresInput
     rowsComputed: worker?.rowsComputed ?? 0,
     computeSeconds: worker?.computeSeconds ?? 0,
     device: worker?.device ?? null,
+    sizes: [...meter.speed.sizes],
   };
 }
 

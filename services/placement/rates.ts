@@ -7,7 +7,7 @@ export interface Rate {
 /** Rates differ from their median by chance by so many of their standard errors. */
 const chanceErrors = 3;
 /** Plans take workers that differ by less to be equally fast: in computing, and in loading. */
-export const likeFactor = { rowsPerSecond: 1.5, loadBytesPerSecond: 1.1 };
+export const likeFactor = { rowsPerSecond: 1.25, loadBytesPerSecond: 1.1 };
 /** Fewer intervals tell nothing of how much they differ. */
 const intervalsMin = 4;
 
@@ -58,8 +58,7 @@ export const exactly = (value: number | null): Rate | null => (value === null ? 
 
 /**
  * Rates to reckon with: those that differ from the median by no more than chance does, or by less than `factor`, are the same, so that it moves no rows
- * and no copies: workers of one kind differ by what they computed, as the weights of an expert are read once for many rows as for few. What was not measured
- * (null) is the median. `assumed` is that where nothing was measured.
+ * and no copies. What was not measured (null) is the median. `assumed` is that where nothing was measured.
  */
 export function usualRates(measured: readonly (Rate | null)[], assumed: number, factor: number): number[] {
   const known = measured.flatMap((rate) => rate?.value ?? []).sort((a, b) => a - b);

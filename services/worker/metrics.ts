@@ -1,4 +1,5 @@
 import type { DeviceFigures } from '../../native/index.js';
+import { CallCounts } from '../common/call-sizes.js';
 import type { ExpertMetrics } from '../common/expert-metrics.js';
 import {
   coordinatorGauge,
@@ -16,12 +17,12 @@ import type { ExpertQueue } from './tasks.js';
 export interface ExecutorMetrics {
   readonly queueSeconds: Histogram;
   computed(layer: number, rows: number, seconds: number): void;
-  readonly totals: { rows: number; seconds: number };
+  readonly totals: CallCounts;
 }
 
 export function executorMetrics(registry: Registry): ExecutorMetrics {
   const rowsOf = new Map<number, number>();
-  const totals = { rows: 0, seconds: 0 };
+  const totals = new CallCounts();
   counter(registry, 'computed_rows_total', 'Rows computed, by layer.', ['layer'] as const, (metric) => {
     metric.reset();
     for (const [layer, rows] of rowsOf) metric.inc({ layer }, rows);
@@ -39,8 +40,7 @@ export function executorMetrics(registry: Registry): ExecutorMetrics {
     ),
     computed(layer, rows, seconds) {
       rowsOf.set(layer, (rowsOf.get(layer) ?? 0) + rows);
-      totals.rows += rows;
-      totals.seconds += seconds;
+      totals.add(rows, seconds);
     },
   };
 }

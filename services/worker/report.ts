@@ -1,4 +1,5 @@
 import type { DeviceFigures } from '../../native/index.js';
+import type { CallCounts } from '../common/call-sizes.js';
 import type { DeviceFiguresInput } from '../common/generated/switchyard/v1/DeviceFigures.js';
 import type { WorkerReportInput } from '../common/generated/switchyard/v1/WorkerReport.js';
 import { groupByLayer } from '../common/layer-experts.js';
@@ -17,7 +18,7 @@ export class WorkerReporter {
 
   constructor(
     private readonly runtime: Runtime,
-    private readonly totals: { readonly rows: number; readonly seconds: number },
+    private readonly totals: CallCounts,
     private readonly device: () => DeviceFigures | null,
     leaseMs: number,
   ) {
@@ -45,8 +46,7 @@ export class WorkerReporter {
     if (!changed && nowMs - this.reportedAt < this.figuresMs) return null;
     this.reportedAt = nowMs;
     const figures = {
-      rowsComputed: this.totals.rows,
-      computeSeconds: this.totals.seconds,
+      ...this.totals.report(),
       eventLoopUtilization: this.meter(),
       rssBytes: this.runtime.usage.rssBytes(),
       device: toWire(this.device()),

@@ -9,23 +9,27 @@ import type { ClusterDescription } from '../../services/client/index.js';
 const directory = mkdtempSync(join(tmpdir(), 'switchyard-recording-'));
 afterAll(() => rmSync(directory, { recursive: true }));
 
-const worker = { host: 'a', device: 'cpu', memoryBytes: 400, rowsPerSecond: 100, loadBytesPerSecond: 1000 };
+const worker = {
+  ...{ host: 'a', device: 'cpu', memoryBytes: 400 },
+  ...{ rowsPerSecond: 100, sizes: [{ rows: 4, rowsPerSecond: 80, error: 2 }], loadBytesPerSecond: 1000 },
+};
 const good: Recording = {
   format: 'switchyard-recording',
-  version: 1,
+  version: 2,
   model: 'tiny',
   hidden: 8,
   topK: 2,
   seconds: 10,
   workers: [
     { ...worker, name: 'x' },
-    { ...worker, name: 'y', host: 'b', memoryBytes: 300, rowsPerSecond: null },
+    { ...worker, name: 'y', host: 'b', memoryBytes: 300, rowsPerSecond: null, sizes: [] },
   ],
   layers: [{ layer: 3, expertBytes: 100, rows: [10, 30], workersOf: [[0], [1]], choices: [0, 1, 1, 0] }],
 };
 const layer = good.layers[0]!;
 
 const named = (name: string) => ({ ...good, workers: [{ ...worker, name }, good.workers[1]] });
+const sized = (sizes: unknown[]) => ({ ...good, workers: [{ ...worker, name: 'x', sizes }] });
 const hosted = (host: string) => ({ ...good, workers: [{ ...good.workers[0], host }, good.workers[1]] });
 
 function written(value: unknown): string {
@@ -42,9 +46,15 @@ describe('a recording', () => {
   test.each([
     ['recording cannot be read as JSON', '{'],
     ['format is "another"', { ...good, format: 'another' }],
-    ['version is 2; allowed: 1', { ...good, version: 2 }],
+    ['version is 1; allowed: 2; a recording of another version must be made anew', { ...good, version: 1 }],
     ['workers is []', { ...good, workers: [] }],
     ['workers.0.memoryBytes is -1', { ...good, workers: [{ ...worker, name: 'x', memoryBytes: -1 }] }],
+    [
+      'workers.0.sizes.0.rows is 0; allowed: an integer from 1',
+      sized([{ rows: 0, rowsPerSecond: 1, error: 0 }]),
+    ],
+    ['workers.0.sizes.0.rowsPerSecond is 0', sized([{ rows: 1, rowsPerSecond: 0, error: 0 }])],
+    ['workers.0.sizes is [{', sized([worker.sizes[0], worker.sizes[0]])],
     ['layers.0.rows.0 is -1', { ...good, layers: [{ ...layer, rows: [-1, 1] }] }],
     [
       'layers.0.workersOf is [[0]]; allowed: 2 entries',

@@ -66,6 +66,12 @@ describe('a report that is too large, or makes no sense, costs the node its memb
     ],
     ['memory beyond 2^53', { worker: { rssBytes: 2 ** 60 } }, /^rssBytes is/],
     ['seconds below 0', { worker: { computeSeconds: -1 } }, /^computeSeconds is -1; allowed: 0 to/],
+    [
+      'more sizes than there are',
+      { worker: { rowsBySize: Array(33).fill(1) } },
+      /^rowsBySize is "33 sizes"; allowed: at most 32/,
+    ],
+    ['seconds of a size below 0', { worker: { secondsBySize: [0, -1] } }, /^secondsBySize is -1/],
     ['seconds that are no number', { worker: { computeSeconds: Number.NaN } }, /^computeSeconds is NaN/],
     [
       'an infinite utilisation',

@@ -2,7 +2,6 @@ import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { type Candidate, Planning } from '../../services/coordinator/planning.js';
 import { ExpertOrder } from '../../services/model/expert-order.js';
-import { exactly } from '../../services/placement/rates.js';
 
 const expertBytes = 100;
 const layers = fc.uniqueArray(
@@ -19,7 +18,7 @@ const candidate = (slot: number, fields: Partial<Candidate> = {}): Candidate => 
   host: 'local',
   memoryBytes: 1e9,
   cordoned: false,
-  rowsPerSecond: null,
+  meter: { speed: { rowsPerSecond: null, sizes: [] } },
   loadBytesPerSecond: null,
   ...fields,
 });
@@ -133,13 +132,16 @@ describe('what the planner is given', () => {
   const order = new ExpertOrder([{ layer: 0, experts: 4 }]);
 
   test('what was not measured of a worker is the median of the others', () => {
+    const computing = (rowsPerSecond: number) => ({ speed: { rowsPerSecond, sizes: [] } });
     const workers = [
-      candidate(0, { rowsPerSecond: exactly(10) }),
+      candidate(0, { meter: computing(10), loadBytesPerSecond: 10 }),
       candidate(1),
-      candidate(2, { rowsPerSecond: exactly(40) }),
+      candidate(2, { meter: computing(40), loadBytesPerSecond: 40 }),
     ];
     const input = planningOf(order).input(workers, nobody(order), null);
-    expect(input.workers.map(({ rowsPerSecond }) => rowsPerSecond)).toEqual([10, 25, 40]);
+    expect(input.workers.map(({ loadBytesPerSecond }) => loadBytesPerSecond)).toEqual([10, 25, 40]);
+    // Nothing tells that these computed calls of the same sizes.
+    expect(input.workers.map(({ rowsPerSecond }) => rowsPerSecond)).toEqual([25, 25, 25]);
   });
 
   test('copies are named by the place of their workers, whatever their slots', () => {

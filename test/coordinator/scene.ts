@@ -114,7 +114,7 @@ export class Scene {
     this.told.set(member.hello.name, ready);
     this.cluster.workerReport(member, {
       ...{ rowsQueued: 0, rowsComputed: 0, computeSeconds: 0, bytesInFlight: 0, rssBytes: 0 },
-      ...{ eventLoopUtilization: 0, load: null, device: null },
+      ...{ eventLoopUtilization: 0, load: null, device: null, rowsBySize: [], secondsBySize: [] },
       ready: groupByLayer(ready),
       readyChanged: true,
       assignment: Number(version ?? 0),

@@ -141,14 +141,14 @@ describe('switchyard rebalance', () => {
     const file = join(directory, 'load.json');
     const recording: Recording = {
       format: 'switchyard-recording',
-      version: 1,
+      version: 2,
       model: model!.name,
       hidden: model!.hidden,
       topK: 2,
       seconds: 10,
       workers: names.map((name) => ({
         ...{ name, host: 'local', device: 'cpu', memoryBytes: 2 ** 30 },
-        ...{ rowsPerSecond: 1_000, loadBytesPerSecond: 1e9 },
+        ...{ rowsPerSecond: 1_000, sizes: [], loadBytesPerSecond: 1e9 },
       })),
       layers: model!.layers.map(({ layer, experts }) => ({
         layer,

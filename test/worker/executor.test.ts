@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { type ExpertBackend, native, type Slab } from '../../native/index.js';
+import { type CallCounts, rowsFrom } from '../../services/common/call-sizes.js';
 import { createRegistry } from '../../services/common/metrics.js';
 import { openModel } from '../../services/model/load.js';
 import { nativeRuntime } from '../../services/runtime/native.js';
@@ -33,7 +34,7 @@ async function loadExpert(layer: number, expert: number) {
 async function createExecutor(
   maxRows = 1024,
   computing = backend,
-): Promise<{ executor: Executor; totals: { rows: number } }> {
+): Promise<{ executor: Executor; totals: CallCounts }> {
   const metrics = executorMetrics(createRegistry('worker', 'test', nativeRuntime.usage));
   const executor = new Executor({
     backend: computing,
@@ -153,7 +154,10 @@ describe('executor', () => {
           expect(executor.idle).toBe(true);
           expect(executor.bytesHeld).toBe(0);
           expect(executor.rowsQueued).toBe(0);
-          expect(totals.rows).toBe(results.reduce((sum, { rowCount }) => sum + rowCount, 0));
+          const { rowsComputed, rowsBySize } = totals.report();
+          expect(rowsComputed).toBe(results.reduce((sum, { rowCount }) => sum + rowCount, 0));
+          expect(rowsBySize.reduce((sum, rows) => sum + rows)).toBe(rowsComputed);
+          for (const [size, rows] of rowsBySize.entries()) if (rowsFrom(size) > maxRows) expect(rows).toBe(0);
         },
       ),
       { numRuns: 25 },
