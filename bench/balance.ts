@@ -1,4 +1,5 @@
 import type { Copies, PlanInput, PlanLayer } from '../services/placement/input.js';
+import { usualLimits } from '../services/placement/loading.js';
 import { plan } from '../services/placement/plan.js';
 import { splitRows } from '../services/placement/split.js';
 import { type EplbShape, eplb } from './peers/eplb.js';
@@ -87,6 +88,7 @@ function inputOf(test: Case, random: () => number, copiesMin: number): PlanInput
     ),
     copiesMin,
     replicaSlots,
+    limits: usualLimits,
     horizonSeconds,
     crossingSeconds: 0,
   };

@@ -1,4 +1,5 @@
 import type { Copies, PlanInput } from '../services/placement/input.js';
+import { usualLimits } from '../services/placement/loading.js';
 import { plan } from '../services/placement/plan.js';
 import { predict } from '../services/placement/predict.js';
 import { HostCluster } from './hosts/cluster.js';
@@ -102,6 +103,7 @@ function inputOf(choices: Uint32Array): PlanInput {
     present: [Array.from(loads, (_, expert) => [expert % workers.length])],
     copiesMin: 1,
     replicaSlots,
+    limits: usualLimits,
     horizonSeconds,
     crossingSeconds: (2 * 2 * model.hidden) / linkBytesPerSecond,
   };

@@ -29,7 +29,7 @@ export function PlanPanel({ cluster, ask }: { cluster: ClusterSummary; ask: Ask 
             ? 'Copies move; the next plan comes when they are there.'
             : 'No plan yet: one is made when rows have been measured for a while.'
           : pays
-            ? `The last plan would load ${whole(plan.copiesToLoad)} copies and gain ${duration(plan.netGainSeconds)} of the busiest workers' time an hour.`
+            ? `The last plan would load ${whole(plan.copiesToLoad)} copies in ${duration(plan.secondsToLoad)} and gain ${duration(plan.netGainSeconds)} of the busiest workers' time an hour.`
             : 'By the last plan no change of the placement pays.'}
       </p>
       {ask && (

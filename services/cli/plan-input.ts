@@ -118,6 +118,7 @@ export function planInput(
     ),
     copiesMin: copies ?? Math.min(copiesOfCluster, workers.length),
     replicaSlots,
+    limits: { loads: recording.rebalanceLoads, bytesPerSecond: recording.rebalanceBytesPerSecond },
     horizonSeconds: horizon,
     crossingSeconds: crossingSeconds(topology, recording.hidden),
   };

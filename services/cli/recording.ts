@@ -13,6 +13,7 @@ import type { OutputFile } from '../common/output-file.js';
 import { checkBy } from '../common/schema-issue.js';
 import { expertBytesOn } from '../model/device-bytes.js';
 import { modelLimits, size } from '../model/limits.js';
+import { usualLimits } from '../placement/loading.js';
 
 const fileBytesMax = 64 * 1024 * 1024;
 /** Tokens of a layer whose experts are kept. */
@@ -91,6 +92,9 @@ const recordingSchema = z
     model: shown(0, 1024),
     hidden: size(modelLimits.hidden),
     topK: size(modelLimits.topK),
+    /** Of the coordinator: copies of experts that serve already which it loads at once, and bytes of them a second. */
+    rebalanceLoads: size(65_536),
+    rebalanceBytesPerSecond: positive(),
     /** What the rows of the layers were counted over. */
     seconds: positive(),
     workers: z.array(workerSchema).min(1).max(workersMax),
@@ -210,6 +214,8 @@ export function recordCluster({ view, model }: ClusterDescription): RecordedClus
     model: model.name,
     hidden: model.hidden,
     topK: topKOf(model),
+    rebalanceLoads: view.rebalanceLoads || usualLimits.loads,
+    rebalanceBytesPerSecond: view.rebalanceBytesPerSecond || usualLimits.bytesPerSecond,
     workers: nodes.map(({ name, host, device, memoryBytes, figures }) => ({
       name,
       host,

@@ -19,6 +19,7 @@ import { expertWeightBytes, modelLimits } from '../model/limits.js';
 import { parseModelSource } from '../model/load.js';
 import type { ModelSource, SyntheticSpec } from '../model/spec.js';
 import { type PresetName, presetNames, presets } from '../model/synthetic.js';
+import { usualLimits } from '../placement/loading.js';
 import { routerFields } from '../router/config.js';
 import type { PlacementOptions } from './plans.js';
 
@@ -93,8 +94,8 @@ export const coordinatorSchema = z
     copies: humanCount(1, 64).default(1),
     replicaSlots: humanCount(0, 1_048_576).nullable().default(null),
     rebalanceSeconds: decimal(0, 86_400).default(60),
-    rebalanceBytesPerSecond: humanBytes(1).default(256 * 1024 * 1024),
-    rebalanceLoads: humanCount(1, 65_536).default(8),
+    rebalanceBytesPerSecond: humanBytes(1).default(usualLimits.bytesPerSecond),
+    rebalanceLoads: humanCount(1, 65_536).default(usualLimits.loads),
     /** Embed a router, which the fields of routers configure. Lease and drain are those of the coordinator too. */
     router: toggle().default(true),
     ...routerFields,

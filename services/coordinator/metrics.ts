@@ -154,4 +154,5 @@ function readPlan(registry: Registry, leading: Leading): void {
     ({ netGainSeconds }) => netGainSeconds,
   );
   read('plan_copies_to_load', 'Copies that the last plan would load.', ({ copiesToLoad }) => copiesToLoad);
+  read('plan_load_seconds', 'How long loading them would take.', ({ secondsToLoad }) => secondsToLoad);
 }

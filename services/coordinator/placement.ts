@@ -1,6 +1,7 @@
 import { copiesMessage } from '../common/expert-copies.js';
 import type { LayerPlacement } from '../common/generated/switchyard/v1/LayerPlacement.js';
 import type { ExpertOrder } from '../model/expert-order.js';
+import type { LoadLimits } from '../placement/loading.js';
 import { type CopyHolder, Reconciler, type Situation, type Steps } from '../placement/reconcile.js';
 import { insert } from '../placement/sorted-list.js';
 import type { Member } from './membership.js';
@@ -8,13 +9,6 @@ import type { Member } from './membership.js';
 export type CopyState = 'loading' | 'serving' | 'draining';
 /** How many copies of a worker are in which state. */
 export type CopyCounts = Record<CopyState, number>;
-
-/** How fast copies of experts that serve already may be loaded. */
-export interface LoadLimits {
-  /** At once. */
-  loads: number;
-  bytesPerSecond: number;
-}
 
 /** What routers use. */
 export type RoutersUse = Pick<Situation, 'oldestInUse' | 'isHeld'>;

@@ -2,6 +2,7 @@ import type { SwitchyardError } from '../common/errors.js';
 import type { DeviceRoom } from '../model/device-bytes.js';
 import type { ExpertOrder } from '../model/expert-order.js';
 import type { Copies, PlanInput, PlanWorker } from '../placement/input.js';
+import type { LoadLimits } from '../placement/loading.js';
 import { exactly, likeFactor, usualRates } from '../placement/rates.js';
 import type { CopyLists } from '../placement/reconcile.js';
 import { bestEffortCopies } from '../placement/required.js';
@@ -34,6 +35,7 @@ export interface PlanningOptions {
   copies: number;
   /** Of a layer beyond those; null: as many as memory holds. */
   replicaSlots: number | null;
+  limits: LoadLimits;
 }
 
 /** Makes the planner's input of what the coordinator knows, and targets by slot of what it answers. */
@@ -42,7 +44,7 @@ export class Planning {
 
   /** `rates`: rows a second by number of the expert; null: nothing is known, and all are taken to be the same. */
   input(candidates: readonly Candidate[], present: CopyLists, rates: Float64Array | null): PlanInput {
-    const { experts, expertBytes, topK, copies, replicaSlots } = this.options;
+    const { experts, expertBytes, topK, copies, replicaSlots, limits } = this.options;
     const counts = countOf(candidates, present);
     const speeds = candidates.map(({ meter }) => meter.speed);
     const rowsPerSecond = plannedRates(speeds, rowsPerSecondAssumed);
@@ -81,6 +83,7 @@ export class Planning {
       }),
       copiesMin: Math.min(copies, Math.max(1, candidates.length)),
       replicaSlots,
+      limits,
       horizonSeconds,
       crossingSeconds: 0,
     };

@@ -5,6 +5,7 @@ import type { DeviceRoom } from '../model/device-bytes.js';
 import type { ExpertOrder } from '../model/expert-order.js';
 import { expertsPerToken, type ModelSpec } from '../model/spec.js';
 import type { PlanInput } from '../placement/input.js';
+import type { LoadLimits } from '../placement/loading.js';
 import type { Plan } from '../placement/plan.js';
 import { LeavingWorkers } from './leaving.js';
 import { ExpertLoads } from './loads.js';
@@ -59,6 +60,7 @@ export interface Settled {
 export class PlacementPlans {
   readonly placement: ClusterPlacement;
   readonly loads: ExpertLoads;
+  readonly limits: LoadLimits;
   /** By name of the worker, whether it is there or not. */
   readonly marks = new Map<string, Mark>();
   /** Why copies are missing that there should be. */
@@ -66,7 +68,7 @@ export class PlacementPlans {
   /** Whether experts have been placed. */
   started = false;
   /** Of the last plan that was made for the present load, followed or not; null: there is none. */
-  outlook: Pick<Plan, 'copiesToLoad' | 'netGainSeconds'> | null = null;
+  outlook: Pick<Plan, 'copiesToLoad' | 'secondsToLoad' | 'netGainSeconds'> | null = null;
   /** Whether workers held experts when they were placed. */
   private adopted = false;
   private readonly planning: Planning;
@@ -88,14 +90,13 @@ export class PlacementPlans {
 
   constructor(private readonly options: PlansOptions) {
     const { experts, model, copies, rebalanceLoads, rebalanceBytesPerSecond } = options;
+    this.limits = { loads: rebalanceLoads, bytesPerSecond: rebalanceBytesPerSecond };
     this.expertBytes = model.expertBytes;
     this.loads = new ExpertLoads(experts);
-    this.placement = new ClusterPlacement(experts, this.expertBytes, {
-      loads: rebalanceLoads,
-      bytesPerSecond: rebalanceBytesPerSecond,
-    });
+    this.placement = new ClusterPlacement(experts, this.expertBytes, this.limits);
     this.leaving = new LeavingWorkers(this.placement, copies);
-    this.planning = new Planning({ ...options, expertBytes: this.expertBytes, topK: expertsPerToken(model) });
+    const topK = expertsPerToken(model);
+    this.planning = new Planning({ ...options, expertBytes: this.expertBytes, topK, limits: this.limits });
   }
 
   /** Workers that are waited for before experts are placed for the first time. */

@@ -30,6 +30,8 @@ export function clusterView(source: ViewSource): ClusterViewInput {
     ready: reason === '',
     reason,
     copies: plans.copiesMin,
+    rebalanceLoads: plans.limits.loads,
+    rebalanceBytesPerSecond: plans.limits.bytesPerSecond,
     nodes: members.map((member) => {
       const slot = member.hello.role === 'WORKER' ? plans.placement.slotOf(member.hello.name) : -1;
       const memoryBytes = memory.get(member) ?? member.hello.memoryBytes;

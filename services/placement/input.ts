@@ -1,4 +1,5 @@
 import { invalidArgument } from '../common/errors.js';
+import type { LoadLimits } from './loading.js';
 
 /** Copies of experts: [layers, experts] → the workers that hold one, as indices, ascending. */
 export type Copies = readonly (readonly (readonly number[])[])[];
@@ -39,6 +40,7 @@ export interface PlanInput {
   copiesMin: number;
   /** Copies of a layer beyond those; null: as many as memory holds. */
   replicaSlots: number | null;
+  limits: LoadLimits;
   /** For how long the load is taken to stay as it is. */
   horizonSeconds: number;
   /** What the rows of one token to and from one worker take on the link between two hosts, in seconds; 0: it does not count. */
@@ -50,7 +52,8 @@ const positive = (value: number) => Number.isFinite(value) && value > 0;
 
 /** Throws INVALID_ARGUMENT that names the field, the value and what is allowed. */
 export function checkInput(input: PlanInput): void {
-  const { workers, layers, topK, present, copiesMin, replicaSlots, horizonSeconds, crossingSeconds } = input;
+  const { workers, layers, topK, present, copiesMin, replicaSlots, limits } = input;
+  const { horizonSeconds, crossingSeconds } = input;
   const check = (field: string, value: number, isAllowed: (value: number) => boolean, allowed: string) => {
     if (!isAllowed(value)) throw invalidArgument(field, value, allowed);
   };
@@ -59,6 +62,8 @@ export function checkInput(input: PlanInput): void {
   check('topK', topK, atLeast(1), 'at least 1');
   check('copiesMin', copiesMin, (value) => Number.isInteger(value) && value >= 1, 'an integer of at least 1');
   check('replicaSlots', replicaSlots ?? 0, atLeast(0), 'at least 0');
+  check('loads of limits', limits.loads, atLeast(1), 'at least 1');
+  check('bytesPerSecond of limits', limits.bytesPerSecond, positive, 'above 0');
   check('horizonSeconds', horizonSeconds, positive, 'above 0');
   check('crossingSeconds', crossingSeconds, atLeast(0), 'at least 0');
   for (const { name, memoryBytes, rowsPerSecond, loadBytesPerSecond } of workers) {

@@ -2,6 +2,7 @@ import type { Draft } from './draft.js';
 import { type Change, Improvement } from './improve.js';
 import { type Copies, checkInput, type PlanInput } from './input.js';
 import { LayerCopies } from './layer-copies.js';
+import { loadingOf } from './loading.js';
 import { type LayerPrediction, predict, workersPerToken } from './predict.js';
 import { requiredCopies } from './required.js';
 import { Affinity } from './traffic.js';
@@ -21,7 +22,7 @@ export interface Plan {
   copiesToLoad: number;
   copiesToDrop: number;
   bytesToLoad: number;
-  /** Until the worker with the most to load has done so; all load side by side. */
+  /** Until all of them are there, as limits and workers let them be loaded. */
   secondsToLoad: number;
   /** What the layers take less over the horizon than they would if only missing copies were loaded: time of the busiest workers, and of the links between hosts. */
   gainSeconds: number;
@@ -209,19 +210,8 @@ class Planner {
 
 function summarize(input: PlanInput, target: Copies, total: Total, least: Total): Plan {
   const { workers, layers, topK, present, horizonSeconds } = input;
-  const bytes = new Float64Array(workers.length);
-  const plan = { copiesToLoad: 0, copiesToDrop: 0 };
-  for (const [layer, { expertBytes, loads }] of layers.entries()) {
-    for (const expert of loads.keys()) {
-      const [before, after] = [present[layer]![expert]!, target[layer]![expert]!];
-      plan.copiesToDrop += before.filter((worker) => !after.includes(worker)).length;
-      for (const worker of after) {
-        if (before.includes(worker)) continue;
-        plan.copiesToLoad += 1;
-        bytes[worker]! += expertBytes;
-      }
-    }
-  }
+  const loading = loadingOf(input, target);
+  const copies = (all: Copies) => all.flat().reduce((sum, { length }) => sum + length, 0);
   const gainSeconds = horizonSeconds * (least.seconds - total.seconds);
   const costSeconds = total.costSeconds - least.costSeconds;
   return {
@@ -230,9 +220,10 @@ function summarize(input: PlanInput, target: Copies, total: Total, least: Total)
       present: predict(workers, layers, topK, present),
       target: predict(workers, layers, topK, target),
     },
-    ...plan,
-    bytesToLoad: bytes.reduce((sum, one) => sum + one, 0),
-    secondsToLoad: Math.max(...bytes.map((one, worker) => one / workers[worker]!.loadBytesPerSecond)),
+    copiesToLoad: loading.copies,
+    copiesToDrop: copies(present) + loading.copies - copies(target),
+    bytesToLoad: loading.bytes,
+    secondsToLoad: loading.seconds,
     gainSeconds,
     costSeconds,
     netGainSeconds: gainSeconds - costSeconds,

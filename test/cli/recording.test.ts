@@ -19,6 +19,8 @@ const good: Recording = {
   model: 'tiny',
   hidden: 8,
   topK: 2,
+  rebalanceLoads: 4,
+  rebalanceBytesPerSecond: 5000,
   seconds: 10,
   workers: [
     { ...worker, name: 'x' },
@@ -47,6 +49,8 @@ describe('a recording', () => {
     ['recording cannot be read as JSON', '{'],
     ['format is "another"', { ...good, format: 'another' }],
     ['version is 1; allowed: 2; a recording of another version must be made anew', { ...good, version: 1 }],
+    ['rebalanceLoads is 0', { ...good, rebalanceLoads: 0 }],
+    ['rebalanceBytesPerSecond is 0', { ...good, rebalanceBytesPerSecond: 0 }],
     ['workers is []', { ...good, workers: [] }],
     ['workers.0.memoryBytes is -1', { ...good, workers: [{ ...worker, name: 'x', memoryBytes: -1 }] }],
     [
@@ -148,10 +152,11 @@ describe('what the planner is given for a recording', () => {
   const options = { copies: 1, replicaSlots: null, horizon: 60 };
 
   test('rows a second, and for a worker without a measure the median of the others', () => {
-    const { workers, layers, present } = planInput(good, null, options);
+    const { workers, layers, present, limits } = planInput(good, null, options);
     expect(workers.map(({ rowsPerSecond }) => rowsPerSecond)).toEqual([100, 100]);
     expect([...layers[0]!.loads]).toEqual([1, 3]);
     expect(present).toEqual([[[0], [1]]]);
+    expect(limits).toEqual({ loads: 4, bytesPerSecond: 5000 });
   });
 
   test('on a topology: workers keep their device, others are gone, a new device has the least memory', () => {

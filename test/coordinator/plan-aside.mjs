@@ -20,6 +20,7 @@ const input = {
   present,
   copiesMin: 1,
   replicaSlots: null,
+  limits: { loads: 8, bytesPerSecond: 1e9 },
   horizonSeconds: 3600,
   crossingSeconds: 0,
 };

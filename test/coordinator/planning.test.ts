@@ -2,6 +2,7 @@ import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { type Candidate, Planning } from '../../services/coordinator/planning.js';
 import { ExpertOrder } from '../../services/model/expert-order.js';
+import { usualLimits } from '../../services/placement/loading.js';
 
 const expertBytes = 100;
 const layers = fc.uniqueArray(
@@ -10,7 +11,7 @@ const layers = fc.uniqueArray(
 );
 
 const planningOf = (experts: ExpertOrder, copies = 1) =>
-  new Planning({ experts, expertBytes, topK: 1, copies, replicaSlots: null });
+  new Planning({ experts, expertBytes, topK: 1, copies, replicaSlots: null, limits: usualLimits });
 
 const candidate = (slot: number, fields: Partial<Candidate> = {}): Candidate => ({
   slot,
@@ -142,6 +143,15 @@ describe('what the planner is given', () => {
     expect(input.workers.map(({ loadBytesPerSecond }) => loadBytesPerSecond)).toEqual([10, 25, 40]);
     // Nothing tells that these computed calls of the same sizes.
     expect(input.workers.map(({ rowsPerSecond }) => rowsPerSecond)).toEqual([25, 25, 25]);
+  });
+
+  test('how fast copies may be loaded', () => {
+    const limits = { loads: 3, bytesPerSecond: 500 };
+    const planning = new Planning({
+      ...{ experts: order, expertBytes, topK: 1, copies: 1, replicaSlots: null },
+      limits,
+    });
+    expect(planning.input([candidate(0)], nobody(order), null).limits).toEqual(limits);
   });
 
   test('copies are named by the place of their workers, whatever their slots', () => {

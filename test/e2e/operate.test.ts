@@ -145,6 +145,8 @@ describe('switchyard rebalance', () => {
       model: model!.name,
       hidden: model!.hidden,
       topK: 2,
+      rebalanceLoads: 8,
+      rebalanceBytesPerSecond: 1e9,
       seconds: 10,
       workers: names.map((name) => ({
         ...{ name, host: 'local', device: 'cpu', memoryBytes: 2 ** 30 },

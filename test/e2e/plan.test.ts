@@ -34,8 +34,9 @@ describe('switchyard plan', () => {
   test('forward --record writes the rows of every expert, a sample of choices, and where experts are', async () => {
     const { status, stderr } = await switchyard(['forward', ...at(), ...batch, '--record', recording]);
     expect({ status, stderr }).toMatchObject({ status: 0 });
-    const { workers, layers, topK, model } = await read(recording);
+    const { workers, layers, topK, model, rebalanceLoads, rebalanceBytesPerSecond } = await read(recording);
     expect(model).toBe('tiny');
+    expect([rebalanceLoads, rebalanceBytesPerSecond]).toEqual([8, 256 * 1024 * 1024]);
     expect(workers.map(({ name }) => name).sort()).toEqual(['worker-0', 'worker-1']);
     for (const { memoryBytes, loadBytesPerSecond } of workers) {
       expect(memoryBytes).toBeGreaterThan(0);

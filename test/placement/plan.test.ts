@@ -1,6 +1,7 @@
 import { describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import type { Copies, PlanInput } from '../../services/placement/input.js';
+import { usualLimits } from '../../services/placement/loading.js';
 import { type Plan, plan } from '../../services/placement/plan.js';
 import { exactPeak, inputs, standing } from './support.js';
 
@@ -35,6 +36,7 @@ function cluster(loads: number[], changes: Partial<PlanInput> = {}): PlanInput {
     present: [loads.map((_, expert) => [expert % 4])],
     copiesMin: 1,
     replicaSlots: null,
+    limits: usualLimits,
     horizonSeconds: 600,
     crossingSeconds: 0,
     ...changes,
@@ -356,6 +358,7 @@ describe('what a plan does', () => {
       ],
       copiesMin: 1,
       replicaSlots: 0,
+      limits: usualLimits,
       horizonSeconds: 3600,
       crossingSeconds: 0,
     };

@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import type { Copies, PlanInput, PlanLayer, PlanWorker } from '../../services/placement/input.js';
+import { usualLimits } from '../../services/placement/loading.js';
 
 /** What a case is drawn from. */
 export interface Bounds {
@@ -72,7 +73,7 @@ export function inputs(bounds: Bounds): fc.Arbitrary<PlanInput> {
           choices: bounds.traffic ? Uint32Array.from(choices.flatMap((token) => token.slice(0, topK))) : null,
         }),
       );
-      return { workers, layers, topK, present, copiesMin, ...drawn };
+      return { workers, layers, topK, present, copiesMin, limits: usualLimits, ...drawn };
     });
 }
 

@@ -44,6 +44,7 @@ export function summary(coordinator: string, model: ModelSpec, source: Cluster |
   copies.planned = plans.placement.plannedCount();
   const plan = plans.outlook && {
     copiesToLoad: plans.outlook.copiesToLoad,
+    secondsToLoad: rounded(plans.outlook.secondsToLoad),
     netGainSeconds: rounded(plans.outlook.netGainSeconds),
   };
   return {

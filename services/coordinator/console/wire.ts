@@ -43,7 +43,7 @@ export interface ClusterSummary {
   /** Experts that nobody serves. */
   missing: number;
   /** The last plan for the present load; null: there is none. */
-  plan: { copiesToLoad: number; netGainSeconds: number } | null;
+  plan: { copiesToLoad: number; secondsToLoad: number; netGainSeconds: number } | null;
 }
 
 export interface ConsoleNode {
