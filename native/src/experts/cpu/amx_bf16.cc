@@ -361,7 +361,7 @@ SWITCHYARD_TARGET void multiply_scaled(const PartProduct& product) {
   Ending ending(product);
   float* sums = product.sums;
   const char* next = static_cast<const char*>(product.next);
-  const Scales& scales = product.codes.scales;
+  const Scales& scales = product.scales;
   for (size_t tile = product.first_tile; tile < product.end_tile; ++tile) {
     const size_t rows = product.order.tiles.size(tile);
     const bool two_registers = rows > register_rows;
@@ -411,7 +411,7 @@ SWITCHYARD_TARGET void multiply(const PartProduct& product) {
   configure();
   with_ending(product, [&](auto type) {
     using Ending = typename decltype(type)::type;
-    if (product.codes.scales.groups == 0) multiply_unscaled<Ending>(product, Shape(product));
+    if (product.scales.groups == 0) multiply_unscaled<Ending>(product, Shape(product));
     else multiply_scaled<Ending>(product);
   });
   _tile_release();
@@ -442,6 +442,8 @@ const Kernels amx_bf16_kernels = {
     .supported = supported,
     .multiply = multiply,
     .coded_rows = 0,
+    .takes_pairs = nullptr,
+    .multiply_coded = nullptr,
     .widen = widen_groups<pair_columns, register_columns>,
 };
 

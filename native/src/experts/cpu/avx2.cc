@@ -252,7 +252,11 @@ void multiply(const TileProduct& product) {
 #include "experts/cpu/avx2_codes.h"
 
 void multiply_codes(const CodedProduct& product) {
-  with_code(product.b.type, [&](auto code) { multiply_coded<decltype(code)>(product); });
+  float* c = product.sums;
+  for (const PackedPanel& panel : product.panels) {
+    with_code(panel.type, [&](auto code) { multiply_coded<decltype(code)>(product, panel, c); });
+    c += product.rows() * panel_columns;
+  }
 }
 
 void widen(CodeType type, const uint8_t* codes, size_t groups, uint16_t* out) {
@@ -314,6 +318,8 @@ const Kernels avx2_kernels = {
     .supported = supported,
     .multiply = [](const PartProduct& product) { multiply_by_tiles(tile_kernels, streamed_rows, product); },
     .coded_rows = 5,
+    .takes_pairs = nullptr,
+    .multiply_coded = [](const CodedProduct& product) { multiply_coded_tile(tile_kernels, product); },
     .widen = widen,
 };
 

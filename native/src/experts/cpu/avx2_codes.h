@@ -189,21 +189,21 @@ SWITCHYARD_INLINE void lift_rows(size_t groups, float factor, float* widened) {
 
 /** Up to five rows with codes, which are widened in registers. What codes lack, rows are multiplied by, or weights if they are to be lifted. */
 template <typename Code, int Rows, bool LiftWeights>
-SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product) {
+SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product, const PackedPanel& panel, float* c) {
   constexpr size_t vectors = Rows == 1 ? 8 : Rows == 2 ? 4 : Code::columns / 8;
   constexpr size_t bytes_per_column = Code::bytes / Code::columns;
   alignas(32) float widened[Rows * widened_stride];
-  const Scales& scales = product.b.scales;
+  const Scales& scales = panel.scales;
   const size_t together = widened_groups / scales.groups * scales.groups;
-  for (size_t first = 0; first < product.groups; first += together) {
-    const size_t groups = std::min(together, product.groups - first);
+  for (size_t first = 0; first < product.groups(); first += together) {
+    const size_t groups = std::min(together, product.groups() - first);
     widen_rows<Rows>(product.a, first, groups, widened);
     if (!LiftWeights && Code::lift != 1) lift_rows<Rows>(groups, Code::lift, widened);
     for (size_t column = 0; column < panel_columns; column += vectors * 8) {
       for (size_t group = 0; group < groups; group += scales.groups) {
         __m256 sums[Rows][vectors] = {};
         const float* a = widened + group * group_depth;
-        const uint8_t* codes = product.b.codes + ((first + group) * group_depth / 2 * panel_columns + column) * bytes_per_column;
+        const uint8_t* codes = panel.codes + ((first + group) * group_depth / 2 * panel_columns + column) * bytes_per_column;
         const size_t pairs = std::min(scales.groups, groups - group) * group_depth / 2;
         for (size_t pair = 0; pair < pairs; ++pair, a += 2, codes += panel_columns * bytes_per_column) {
           fetch_near(codes, vectors * 8 * bytes_per_column, near_codes);
@@ -227,7 +227,7 @@ SWITCHYARD_TARGET void multiply_coded_rows(const CodedProduct& product) {
 #pragma GCC unroll 4
           for (size_t vector = 0; vector < vectors; vector += Code::columns / 8) Code::order(reinterpret_cast<__m256(&)[Code::columns / 8]>(sums[row][vector]));
         }
-        add_step(sums, {scales, product.step_sums, (first + group) / scales.groups, column, first + group > 0}, product.c + column);
+        add_step(sums, {scales, product.step_sums, (first + group) / scales.groups, column, first + group > 0}, c + column);
       }
     }
   }
@@ -241,17 +241,17 @@ SWITCHYARD_TARGET inline bool can_take(float factor, std::span<const uint16_t> a
 }
 
 template <typename Code, int Rows>
-void multiply_coded_by_size(const CodedProduct& product) {
+void multiply_coded_by_size(const CodedProduct& product, const PackedPanel& panel, float* c) {
   // Powers of two change no bit of a product, whichever of its factors they come with.
-  if (Code::lift == 1 || can_take(Code::lift, {product.a, product.groups * Rows * group_depth})) multiply_coded_rows<Code, Rows, false>(product);
-  else multiply_coded_rows<Code, Rows, true>(product);
+  if (Code::lift == 1 || can_take(Code::lift, {product.a, product.groups() * Rows * group_depth})) multiply_coded_rows<Code, Rows, false>(product, panel, c);
+  else multiply_coded_rows<Code, Rows, true>(product, panel, c);
 }
 
 template <typename Code>
-void multiply_coded(const CodedProduct& product) {
-  static constexpr void (*by_rows[])(const CodedProduct&) = {multiply_coded_by_size<Code, 1>, multiply_coded_by_size<Code, 2>, multiply_coded_by_size<Code, 3>,
+void multiply_coded(const CodedProduct& product, const PackedPanel& panel, float* c) {
+  static constexpr void (*by_rows[])(const CodedProduct&, const PackedPanel&, float*) = {multiply_coded_by_size<Code, 1>, multiply_coded_by_size<Code, 2>, multiply_coded_by_size<Code, 3>,
                                                              multiply_coded_by_size<Code, 4>, multiply_coded_by_size<Code, 5>};
-  by_rows[product.rows - 1](product);
+  by_rows[product.rows() - 1](product, panel, c);
 }
 
 template <typename Code>

@@ -26,6 +26,11 @@ constexpr int vectors = panel_columns / 16;
 constexpr int pairs = group_depth / 2;
 /** Up to so many rows the widening of codes in registers is what takes less time. */
 constexpr int coded_rows = 16;
+/**
+ * Whether two panels at once, far apart, take less time than one after the other: memory gives two streams faster than one, where codes of 4 bits
+ * for one row just keep up with it. Those of 8 bits keep up anyway, and more rows do not.
+ */
+constexpr bool takes_pairs(int code_pairs, size_t rows) { return code_pairs == 4 && rows == 1; }
 /** Codes come to the nearest cache so many bytes ahead. */
 constexpr size_t near_codes = 4096;
 
@@ -142,57 +147,71 @@ void multiply(const TileProduct& product) {
   by_rows[product.rows - 1](product);
 }
 
-/** Rows times `Vectors` vectors of a panel's columns, from vector `first` on, of codes that are widened in registers. */
-template <typename Code, int Rows, int Vectors>
+/** Rows times `Vectors` vectors of the columns of `Panels` panels, from vector `first` on, of codes that are widened in registers. */
+template <typename Code, int Rows, int Vectors, int Panels>
 SWITCHYARD_TARGET void multiply_coded_pass(const CodedProduct& product, int first) {
-  const Scales& scales = product.b.scales;
-  float* const c = product.c + first * 16;
+  const std::span<const PackedPanel> panels = product.panels;
+  const size_t groups = product.groups(), step_groups = panels[0].scales.groups;
   const uint16_t* a = product.a;
-  const uint8_t* codes = product.b.codes + first * 64;
+  const uint8_t* codes[Panels];
+#pragma GCC unroll 2
+  for (int panel = 0; panel < Panels; ++panel) codes[panel] = panels[panel].codes + first * 64;
   size_t group = 0;
-  for (size_t step = 0; group < product.groups; ++step) {
-    const size_t end = std::min(group + scales.groups, product.groups);
-    __m512 sums[Rows][Vectors];
+  for (size_t step = 0; group < groups; ++step) {
+    const size_t end = std::min(group + step_groups, groups);
+    __m512 sums[Panels][Rows][Vectors];
+#pragma GCC unroll 2
+    for (int panel = 0; panel < Panels; ++panel) {
 #pragma GCC unroll 16
-    for (int row = 0; row < Rows; ++row) {
+      for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 4
-      for (int vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm512_setzero_ps();
+        for (int vector = 0; vector < Vectors; ++vector) sums[panel][row][vector] = _mm512_setzero_ps();
+      }
     }
     for (; group < end; ++group, a += (Rows - 1) * group_depth) {
       // Unrolled, it would read codes in another order, and the hardware would not fetch them in time.
 #pragma GCC unroll 1
-      for (int run = 0; run < pairs / Code::pairs; ++run, a += Code::pairs * 2, codes += vectors * 64) {
-        __m512i words[Vectors][Code::pairs];
+      for (int run = 0; run < pairs / Code::pairs; ++run, a += Code::pairs * 2) {
+#pragma GCC unroll 2
+        for (int panel = 0; panel < Panels; ++panel) {
+          __m512i words[Vectors][Code::pairs];
 #pragma GCC unroll 4
-        for (int vector = 0; vector < Vectors; ++vector) {
-          const uint8_t* const line = codes + vector * 64;
-          // Those of 8 bits that are read in one go take no longer than memory does: the hardware fetches them best.
-          if (Code::pairs == 4 || Vectors < vectors) _mm_prefetch(reinterpret_cast<const char*>(line + near_codes), _MM_HINT_T0);
-          Code::widen(_mm512_loadu_si512(line), words[vector]);
-        }
+          for (int vector = 0; vector < Vectors; ++vector) {
+            const uint8_t* const line = codes[panel] + vector * 64;
+            // Two panels at once, and codes of 8 bits that are read in one go, the hardware fetches best.
+            if (Panels == 1 && (Code::pairs == 4 || Vectors < vectors)) _mm_prefetch(reinterpret_cast<const char*>(line + near_codes), _MM_HINT_T0);
+            Code::widen(_mm512_loadu_si512(line), words[vector]);
+          }
 #pragma GCC unroll 4
-        for (int pair = 0; pair < Code::pairs; ++pair) {
+          for (int pair = 0; pair < Code::pairs; ++pair) {
 #pragma GCC unroll 16
-          for (int row = 0; row < Rows; ++row) {
-            int both;
-            __builtin_memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
-            const __m512bh element = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+            for (int row = 0; row < Rows; ++row) {
+              int both;
+              __builtin_memcpy(&both, a + row * group_depth + pair * 2, sizeof both);
+              const __m512bh element = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
 #pragma GCC unroll 4
-            for (int vector = 0; vector < Vectors; ++vector) {
-              sums[row][vector] = _mm512_dpbf16_ps(sums[row][vector], element, reinterpret_cast<__m512bh>(words[vector][pair]));
+              for (int vector = 0; vector < Vectors; ++vector) {
+                __m512& sum = sums[panel][row][vector];
+                sum = _mm512_dpbf16_ps(sum, element, reinterpret_cast<__m512bh>(words[vector][pair]));
+              }
             }
           }
+          codes[panel] += vectors * 64;
         }
       }
     }
-    take_zeros(scales, step, first, product.step_sums, sums);
+#pragma GCC unroll 2
+    for (int panel = 0; panel < Panels; ++panel) {
+      const Scales& scales = panels[panel].scales;
+      take_zeros(scales, step, first, product.step_sums, sums[panel]);
 #pragma GCC unroll 4
-    for (int vector = 0; vector < Vectors; ++vector) {
-      const __m512 scale = load_scales(scales, step, (first + vector) * 16);
+      for (int vector = 0; vector < Vectors; ++vector) {
+        const __m512 scale = load_scales(scales, step, (first + vector) * 16);
 #pragma GCC unroll 16
-      for (int row = 0; row < Rows; ++row) {
-        float* const to = c + row * panel_columns + vector * 16;
-        _mm512_storeu_ps(to, _mm512_fmadd_ps(sums[row][vector], scale, step > 0 ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
+        for (int row = 0; row < Rows; ++row) {
+          float* const to = product.sums + (panel * Rows + row) * panel_columns + (first + vector) * 16;
+          _mm512_storeu_ps(to, _mm512_fmadd_ps(sums[panel][row][vector], scale, step > 0 ? _mm512_loadu_ps(to) : _mm512_setzero_ps()));
+        }
       }
     }
   }
@@ -203,17 +222,20 @@ template <typename Code, int Rows>
 void multiply_coded_rows(const CodedProduct& product) {
   constexpr auto fit = [](int columns) { return columns * (Rows + Code::pairs) <= 30; };
   constexpr int together = fit(4) ? 4 : fit(2) ? 2 : 1;
-  for (int first = 0; first < vectors; first += together) multiply_coded_pass<Code, Rows, together>(product, first);
+  if constexpr (takes_pairs(Code::pairs, Rows)) {
+    if (product.panels.size() == 2) return multiply_coded_pass<Code, Rows, vectors, 2>(product, 0);
+  }
+  for (int first = 0; first < vectors; first += together) multiply_coded_pass<Code, Rows, together, 1>(product, first);
 }
 
 template <typename Code, int... Rows>
 void multiply_coded(const CodedProduct& product, std::integer_sequence<int, Rows...>) {
   static constexpr void (*by_rows[])(const CodedProduct&) = {multiply_coded_rows<Code, Rows + 1>...};
-  by_rows[product.rows - 1](product);
+  by_rows[product.rows() - 1](product);
 }
 
 void multiply_codes(const CodedProduct& product) {
-  with_code(product.b.type, [&](auto code) { multiply_coded<decltype(code)>(product, std::make_integer_sequence<int, coded_rows>()); });
+  with_code(product.panels[0].type, [&](auto code) { multiply_coded<decltype(code)>(product, std::make_integer_sequence<int, coded_rows>()); });
 }
 
 template <typename Form>
@@ -274,6 +296,13 @@ const Kernels avx512_bf16_kernels = {
     .supported = supported,
     .multiply = [](const PartProduct& product) { multiply_by_tiles(tile_kernels, streamed_rows, product); },
     .coded_rows = coded_rows,
+    .takes_pairs =
+        [](CodeType type, size_t rows) {
+          bool takes = false;
+          with_code(type, [&](auto code) { takes = takes_pairs(decltype(code)::pairs, rows); });
+          return takes;
+        },
+    .multiply_coded = [](const CodedProduct& product) { multiply_coded_tile(tile_kernels, product); },
     .widen = widen_groups<panel_columns, panel_columns>,
 };
 

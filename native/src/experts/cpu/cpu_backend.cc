@@ -37,6 +37,8 @@ constexpr size_t brief_elements = 1024 * 1024;
 constexpr size_t rows_per_reading = 4;
 /** Of an expert: its own, and the linear maps around them. */
 constexpr size_t stages_max = 4;
+/** Panels of codes. */
+constexpr size_t panels_together = 2;
 
 size_t cache_bytes(int level_name, size_t assumed) {
   const long found = sysconf(level_name);
@@ -181,7 +183,8 @@ class CpuBackend final : public ExpertBackend {
   void multiply(const RowOrder& order, const uint16_t* a, const PackedWeights& weights, const Finish& finish);
   StepSums step_sums(const RowOrder& order, const uint16_t* a, const PackedWeights& weights);
   void multiply_task(const RowOrder& order, const uint16_t* a, const StepSums& sums, const PackedWeights& weights, const Task& task, size_t member, const Finish& finish);
-  void multiply_codes(PartProduct product, const PackedWeights& weights, size_t member);
+  void multiply_coded(const RowOrder& order, const uint16_t* a, const StepSums& sums, const PackedWeights& weights, const Task& task, size_t member, const Finish& finish);
+  void multiply_widened(PartProduct product, const PackedWeights& weights, size_t member);
 
   const Kernels& kernels_;
   /** Groups of k after which the next tile takes its turn, so that this part of a panel stays cached. */
@@ -242,7 +245,7 @@ void CpuBackend::compute_block(const CpuExpert& expert, std::span<const RowRefer
     stage_rows_[orders.size() - 1].reserve(orders.back().elements() * sizeof(uint16_t), "expert rows");
   }
   const PanelOrder& order = kernels_.order;
-  for (PackedMemory& sums : sums_) sums.reserve(order.band_panels * order.columns * tiles.count * sizeof(float), "expert sums");
+  for (PackedMemory& sums : sums_) sums.reserve(std::max(order.band_panels, panels_together) * order.columns * tiles.count * sizeof(float), "expert sums");
 
   const bool begins_lines = begin_lines(rows);
   team_.run(tiles.parts, [&](size_t, size_t tile) { pack_tile(orders[0], tile, rows, expert.hidden(), stages[0].weights.column_order(), stage_rows_[0].as<uint16_t>()); });
@@ -321,6 +324,7 @@ StepSums CpuBackend::step_sums(const RowOrder& order, const uint16_t* a, const P
 
 void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const StepSums& sums, const PackedWeights& weights, const Task& task,
                                size_t member, const Finish& finish) {
+  if (is_coded(weights, order.tiles)) return multiply_coded(order, a, sums, weights, task, member, finish);
   const Split bands = weights.bands();
   for (size_t band = task.first_band; band < task.end_band; ++band) {
     const auto [first_panel, panels] = task.panels(bands, band);
@@ -333,7 +337,7 @@ void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const S
                           .first_panel = first_panel,
                           .panels = panels,
                           .b = nullptr,
-                          .codes = {},
+                          .scales = {},
                           .step_sums = {},
                           .next = nullptr,
                           .next_lines = weights.group_bytes() / 64,
@@ -343,7 +347,7 @@ void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const S
       else if (band + 1 < task.end_band) product.next = weights.at(task.panels(bands, band + 1).first, order.parts, 0);
       if (weights.is_packed()) {
         if (sums.sums != nullptr) product.step_sums = sums.from(order.parts.begin(part) / weights.shifted_step_groups(), 0);
-        multiply_codes(product, weights, member);
+        multiply_widened(product, weights, member);
       } else {
         product.b = weights.part(first_panel, order.parts, part);
         kernels_.multiply(product);
@@ -352,20 +356,32 @@ void CpuBackend::multiply_task(const RowOrder& order, const uint16_t* a, const S
   }
 }
 
-/** Panel by panel. */
-void CpuBackend::multiply_codes(PartProduct product, const PackedWeights& weights, size_t member) {
-  const bool coded = is_coded(weights, product.order.tiles);
+/** Panels of codes as they are. Two at once are half of the task's panels apart. */
+void CpuBackend::multiply_coded(const RowOrder& order, const uint16_t* a, const StepSums& sums, const PackedWeights& weights, const Task& task,
+                                size_t member, const Finish& finish) {
+  const bool pairs = kernels_.takes_pairs != nullptr && kernels_.takes_pairs(weights.code_type(), order.tiles.count);
+  const size_t together = pairs ? panels_together : 1;
+  const size_t turns = divide_up(task.end_band - task.first_band, together);
+  for (size_t first = task.first_band; first < task.first_band + turns; ++first) {
+    std::array<PackedPanel, panels_together> panels;
+    size_t count = 0;
+    for (size_t panel = first; panel < task.end_band && count < together; panel += turns) panels[count++] = weights.packed_part(panel, order.parts, 0);
+    kernels_.multiply_coded({.order = order, .a = a, .panels = {panels.data(), count}, .step_sums = sums, .sums = sums_[member].as<float>(), .finish = finish});
+  }
+}
+
+/** Panels of codes as BF16, one by one. */
+void CpuBackend::multiply_widened(PartProduct product, const PackedWeights& weights, size_t member) {
   uint16_t* const widened = widened_[member].as<uint16_t>();
+  product.b = widened;
   const void* const next = product.next;
   const size_t end = product.first_panel + product.panels;
   for (product.panels = 1; product.first_panel < end; ++product.first_panel) {
     const bool last = product.first_panel + 1 == end;
     product.next = last ? next : weights.at(product.first_panel + 1, product.order.parts, product.part);
-    product.codes = weights.packed_part(product.first_panel, product.order.parts, product.part);
-    if (!coded) {
-      kernels_.widen(product.codes.type, product.codes.codes, product.groups(), widened);
-      product.b = widened;
-    }
+    const PackedPanel panel = weights.packed_part(product.first_panel, product.order.parts, product.part);
+    product.scales = panel.scales;
+    kernels_.widen(panel.type, panel.codes, product.groups(), widened);
     kernels_.multiply(product);
     product.sums += kernels_.order.columns * product.rows();
   }

@@ -44,8 +44,10 @@ struct StepSums {
 
 constexpr size_t step_groups_max = 4;
 
-/** A part of a panel as codes, in the order that PanelOrder tells. */
+/** A panel, or a part of it, as codes, in the order that PanelOrder tells. */
 struct PackedPanel {
+  /** Among all of a product. */
+  size_t panel;
   CodeType type;
   const uint8_t* codes;
   Scales scales;
@@ -94,10 +96,10 @@ struct PartProduct {
   size_t part;
   size_t first_tile, end_tile;
   size_t first_panel, panels;
-  /** The part of the first panel; those of the others follow. Null: there is one panel, of which `codes` are multiplied. */
+  /** The part of the first panel; those of the others follow. */
   const uint16_t* b;
-  /** If it has scales: each of its steps is summed by itself, multiplied by its scales, and added. There is one panel. */
-  PackedPanel codes;
+  /** If there are any: each of their steps is summed by itself, multiplied by its scales, and added. There is one panel. */
+  Scales scales;
   /** Of all rows, from the first step of the part on. */
   StepSums step_sums;
   /** Weights that will be needed next, as they are kept: so many cache lines for each group, to be fetched from memory meanwhile. Null: none. */
@@ -112,6 +114,20 @@ struct PartProduct {
   bool is_last() const { return part + 1 == order.parts.parts; }
   /** Rows of the tiles. */
   size_t rows() const { return order.tiles.begin(end_tile) - order.tiles.begin(first_tile); }
+};
+
+/** The only tile of rows times all codes of one panel, or of two of the same weights. */
+struct CodedProduct {
+  const RowOrder& order;
+  const uint16_t* a;
+  std::span<const PackedPanel> panels;
+  StepSums step_sums;
+  /** Room for [panels][rows][columns of a panel]. */
+  float* sums;
+  const Finish& finish;
+
+  size_t rows() const { return order.tiles.count; }
+  size_t groups() const { return order.parts.count; }
 };
 
 /**
@@ -136,8 +152,12 @@ struct Kernels {
   bool (*supported)();
   /** In the last part of k the sums are finished. Output rows can be read by other threads then. */
   void (*multiply)(const PartProduct& product);
-  /** Up to so many rows in one tile are better multiplied with codes as they are than with what widen() makes of them. */
+  /** Up to so many rows in one tile are better multiplied with codes as they are than with what widen() makes of them. Bands are panels then. */
   size_t coded_rows;
+  /** Whether such rows are better multiplied with two panels at once, which lie far apart. Null: they never are. */
+  bool (*takes_pairs)(CodeType type, size_t rows);
+  /** Sums are finished. Null: coded_rows is 0. */
+  void (*multiply_coded)(const CodedProduct& product);
   /** What the codes of so many groups of a panel count, as BF16. */
   void (*widen)(CodeType type, const uint8_t* codes, size_t groups, uint16_t* out);
 };

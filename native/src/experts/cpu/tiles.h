@@ -36,18 +36,6 @@ struct TileProduct {
   size_t fetch_lines;
 };
 
-/** A TileProduct of one tile of few rows with all codes of a panel, in one go. */
-struct CodedProduct {
-  /** 1 to `coded_rows` of the kernels. */
-  size_t rows;
-  size_t groups;
-  const uint16_t* a;
-  PackedPanel b;
-  StepSums step_sums;
-  /** Only written. */
-  float* c;
-};
-
 /** What becomes of the sums of a panel. */
 struct Epilogue {
   /** [64], added to the sums first. */
@@ -59,7 +47,7 @@ constexpr size_t activation_count = static_cast<size_t>(Activation::identity) + 
 
 struct TileKernels {
   void (*multiply)(const TileProduct& product);
-  /** Null: coded_rows is 0. */
+  /** Writes the sums alone. Null: coded_rows is 0. */
   void (*multiply_codes)(const CodedProduct& product);
   /**
    * By Activation. With a gate: c [rows][64], columns 0 to 31 gate, 32 to 63 up -> h [rows][32], BF16. Without: c [rows][64] -> h
@@ -72,5 +60,8 @@ struct TileKernels {
 
 /** Kernels::multiply of one panel, tile after tile: bands have no more. `streamed_rows`: of the Kernels. */
 void multiply_by_tiles(const TileKernels& kernels, size_t streamed_rows, const PartProduct& product);
+
+/** Kernels::multiply_coded. */
+void multiply_coded_tile(const TileKernels& kernels, const CodedProduct& product);
 
 }  // namespace switchyard::cpu

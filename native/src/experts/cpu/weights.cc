@@ -224,7 +224,8 @@ PackedPanel PackedWeights::packed_part(size_t panel, const Split& parts, size_t 
                       .zeros = form_->shifted ? zeros() + first_scale(panel) : nullptr,
                       .columns = order_.columns,
                       .groups = form_->step_groups};
-  return {.type = form_->type,
+  return {.panel = panel,
+          .type = form_->type,
           .codes = at(panel, parts, part),
           .scales = scales.from(parts.begin(part))};
 }

@@ -44,6 +44,8 @@ class PackedWeights {
   /** In whole pages. */
   size_t bytes() const;
   bool is_packed() const { return form_.has_value(); }
+  /** Of packed ones. */
+  CodeType code_type() const { return form_->type; }
   /** Which column of the matrix each k is; empty: the same. */
   std::span<const uint32_t> column_order() const { return form_ ? std::span<const uint32_t>(form_->column_order) : std::span<const uint32_t>(); }
   /** Panels share bands as evenly as they can; of the last part of k in a band to the first of the next, weights follow each other. */
