@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <fstream>
@@ -352,23 +353,72 @@ TEST_F(FabricWithPlacesTaken, FailsAChannelThatConnectsAfterwards) {
   EXPECT_EQ(error->code, Code::link_lost);
 }
 
+/** Takes all file descriptors that there are, as long as it lives. */
+class NoFileDescriptors {
+ public:
+  NoFileDescriptors() {
+    EXPECT_EQ(getrlimit(RLIMIT_NOFILE, &limit_), 0);
+    const rlimit few{std::min<rlim_t>(limit_.rlim_cur, 1024), limit_.rlim_max};
+    EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    for (int more; (more = ::open("/dev/null", O_RDONLY)) >= 0;) all_.push_back(more);
+  }
+  ~NoFileDescriptors() {
+    for (const int descriptor : all_) ::close(descriptor);
+    setrlimit(RLIMIT_NOFILE, &limit_);
+  }
+
+ private:
+  rlimit limit_{};
+  std::vector<int> all_;
+};
+
 TEST_F(FabricWithPlacesTaken, WaitsForFileDescriptors) {
   Peer bystander = peer();
   Peer dying = peer();
   ASSERT_TRUE(dying.echo(arena_));
   take_places();
-  rlimit limit{};
-  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
-  const rlimit few{std::min<rlim_t>(limit.rlim_cur, 1024), limit.rlim_max};
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
-  std::vector<int> all;
-  for (int more; (more = ::open("/dev/null", O_RDONLY)) >= 0;) all.push_back(more);
-  EXPECT_THROW(fabric_->address(Peers::clients), Error);
-  dying.die();
-  EXPECT_FALSE(replaced(*fabric_, 1, 1s));
-  for (const int descriptor : all) ::close(descriptor);
-  setrlimit(RLIMIT_NOFILE, &limit);
+  {
+    const NoFileDescriptors none;
+    EXPECT_THROW(fabric_->address(Peers::clients), Error);
+    dying.die();
+    EXPECT_FALSE(replaced(*fabric_, 1, 1s));
+  }
   EXPECT_TRUE(replaced(*fabric_, 1, 10s));
+  EXPECT_TRUE(peer().echo(arena_));
+}
+
+/** No memory can be mapped, as long as it lives. */
+class NoMemory {
+ public:
+  NoMemory() {
+    EXPECT_EQ(getrlimit(RLIMIT_AS, &limit_), 0);
+    rlim_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    // Enough for what is small: UCX ends the process without it.
+    const rlimit few{pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + (1u << 20), limit_.rlim_max};
+    EXPECT_EQ(setrlimit(RLIMIT_AS, &few), 0);
+  }
+  ~NoMemory() { setrlimit(RLIMIT_AS, &limit_); }
+
+ private:
+  rlimit limit_{};
+};
+
+TEST_F(FabricWithPlacesTaken, WaitsForMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need memory of their own, and end the process without";
+#endif
+  Peer bystander = peer();
+  Peer dying = peer();
+  ASSERT_TRUE(dying.echo(arena_));
+  take_places();
+  {
+    const NoMemory none;
+    dying.die();
+    std::this_thread::sleep_for(1s);
+    EXPECT_FALSE(bystander.inbox.wait_failure(0ms));
+  }
+  EXPECT_TRUE(bystander.inbox.wait_failure(12s));
   EXPECT_TRUE(peer().echo(arena_));
 }
 

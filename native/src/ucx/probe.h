@@ -12,12 +12,14 @@
 
 namespace switchyard::ucx {
 
-/** Throws INTERNAL with UCX's words. */
+/** Throws INTERNAL with UCX's words, RESOURCE_EXHAUSTED for want of memory, which there may be later. */
 inline void check(ucs_status_t status, const char* call) {
-  if (status != UCS_OK) throw Error(Code::internal, std::string(call) + ": " + ucs_status_string(status));
+  if (status == UCS_OK) return;
+  const bool may_pass = status == UCS_ERR_NO_MEMORY || status == UCS_ERR_NO_RESOURCE || status == UCS_ERR_SHMEM_SEGMENT;
+  throw Error(may_pass ? Code::resource_exhausted : Code::internal, std::string(call) + ": " + ucs_status_string(status));
 }
 
-/** A UCX worker that one thread at a time uses. Throws INTERNAL, RESOURCE_EXHAUSTED where too few file descriptors are free. */
+/** A UCX worker that one thread at a time uses. Throws INTERNAL, RESOURCE_EXHAUSTED where too few file descriptors or too little memory is free. */
 ucp_worker_h create_ucx_worker(ucp_context_h context);
 
 /** What sends messages from this process to its own UCX workers, by one transport of shared memory. Used by who drives UCX, like its probes. */
@@ -40,7 +42,7 @@ class Prober {
 /** Whether messages still come through to one of this process's UCX workers. */
 class Probe {
  public:
-  /** Throws INTERNAL. The prober must outlive it. */
+  /** Throws as `check` does. The prober must outlive it. */
   Probe(Prober& prober, std::span<const uint8_t> address);
   ~Probe();
   Probe(const Probe&) = delete;

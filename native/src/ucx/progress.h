@@ -258,8 +258,8 @@ class Fabric::Progress {
   std::chrono::steady_clock::time_point threads_until_{};
   /** Those that are retired stay for a while, and until nothing of theirs is under way. */
   std::vector<std::shared_ptr<Worker>> workers_;
-  /** Made when they are first needed; those that this system has not are null. */
-  std::vector<std::unique_ptr<Prober>> probers_;
+  /** By transport. Made when they are needed; those that this system has not are null. */
+  std::map<const char*, std::unique_ptr<Prober>> probers_;
   std::map<uint64_t, std::unique_ptr<Channel>> channels_;
   std::unordered_set<ReceiveRequest*> receiving_;
   std::unordered_set<SendRequest*> sending_;
@@ -295,8 +295,8 @@ struct Fabric::Progress::Worker {
   int events = -1;
   /** Sends, receives and closing endpoints that UCX has not ended; it aborts the process if a worker is destroyed under them. */
   size_t under_way = 0;
-  /** By each transport whose queue a peer could block, once they are needed. */
-  std::vector<std::unique_ptr<Probe>> probes{};
+  /** By transport whose queue a peer could block, once they are needed; null: the worker has not that one. */
+  std::map<const char*, std::unique_ptr<Probe>> probes{};
   /** Once it has peers, probes are sent then, unless there are no channels; at once if the worker is suspected: a peer has gone, perhaps as it wrote. */
   std::optional<std::chrono::steady_clock::time_point> next_probe{};
   bool suspected = false;

@@ -38,7 +38,9 @@ ucs_status_t Fabric::Progress::receive(Worker& worker, const WireHeader& header,
     return UCS_OK;
   }
   if (header.kind == Kind::probe) {
-    for (const auto& probe : worker.probes) probe->hear(header.key);
+    for (const auto& [transport, probe] : worker.probes) {
+      if (probe) probe->hear(header.key);
+    }
     return UCS_OK;
   }
   const auto found = channels_.find(header.channel);

@@ -27,6 +27,19 @@ void set_handler(ucp_worker_h worker, unsigned id, ucp_am_recv_callback_t callba
   check(ucp_worker_set_am_recv_handler(worker, &handler), "ucp_worker_set_am_recv_handler");
 }
 
+/** Makes what there is to be of a transport: null where there can be none. What could not be made for want of something is made next time. */
+template <typename Made, typename Make>
+void make_once(std::map<const char*, std::unique_ptr<Made>>& all, const char* transport, const Make& make) {
+  if (all.contains(transport)) return;
+  try {
+    all.emplace(transport, make());
+  } catch (const Error& error) {
+    if (error.code != Code::resource_exhausted) all.emplace(transport, nullptr);
+  }
+}
+
+bool is_under_way(const std::pair<const char* const, std::unique_ptr<Probe>>& probe) { return probe.second && probe.second->under_way(); }
+
 }  // namespace
 
 std::vector<uint8_t> Fabric::Progress::address(Peers peers) { return worker_for(peers)->address; }
@@ -134,33 +147,21 @@ void Fabric::Progress::suspect(ucp_ep_h endpoint) {
 }
 
 void Fabric::Progress::make_probes(Worker& worker) {
-  if (!worker.probes.empty()) return;
-  const auto where_there_is_one = [](const auto& make) {
-    try {
-      make();
-    } catch (const Error& error) {
-      if (error.code == Code::resource_exhausted) throw;
-    }
-  };
-  while (probers_.size() < queue_transports_.size()) {
-    std::unique_ptr<Prober> prober;
-    where_there_is_one([&] { prober = std::make_unique<Prober>(queue_transports_[probers_.size()]); });
-    probers_.push_back(std::move(prober));
-  }
-  for (const auto& prober : probers_) {
-    if (prober) where_there_is_one([&] { worker.probes.push_back(std::make_unique<Probe>(*prober, worker.address)); });
+  for (const char* transport : queue_transports_) {
+    make_once(probers_, transport, [&] { return std::make_unique<Prober>(transport); });
+    const auto prober = probers_.find(transport);
+    if (prober == probers_.end() || !prober->second) continue;
+    make_once(worker.probes, transport, [&] { return std::make_unique<Probe>(*prober->second, worker.address); });
   }
 }
 
 void Fabric::Progress::send_probes(Worker& worker, std::chrono::steady_clock::time_point now) {
   worker.suspected = false;
   worker.next_probe = now + probe_period;
-  try {
-    make_probes(worker);
-  } catch (const Error&) {
-    return;  // There may be file descriptors next time.
+  make_probes(worker);
+  for (const auto& [transport, probe] : worker.probes) {
+    if (probe) probe->send();
   }
-  for (const auto& probe : worker.probes) probe->send();
 }
 
 /** Looks after those that may be blocked, and those that were replaced. True: again soon. */
@@ -168,10 +169,10 @@ bool Fabric::Progress::watch_workers(std::chrono::steady_clock::time_point now) 
   bool probing = false;
   for (const auto& worker : workers_) {
     if (worker->retired) continue;
-    const auto under_way = [&] { return std::ranges::any_of(worker->probes, &Probe::under_way, &std::unique_ptr<Probe>::operator*); };
+    const auto under_way = [&] { return std::ranges::any_of(worker->probes, is_under_way); };
     if (!under_way() && (worker->suspected || (worker->next_probe && now >= *worker->next_probe))) send_probes(*worker, now);
     const auto its = [&](const auto& channel) { return channel.second->worker == worker; };
-    const bool blocked = !std::ranges::all_of(worker->probes, [](const auto& probe) { return probe->look(); });
+    const bool blocked = !std::ranges::all_of(worker->probes, [](const auto& probe) { return !probe.second || probe.second->look(); });
     if (blocked || (worker->replaced && std::ranges::none_of(channels_, its))) retire(*worker);
     probing |= under_way();
   }
@@ -186,7 +187,7 @@ bool Fabric::Progress::watch_workers(std::chrono::steady_clock::time_point now) 
 /** What a prober could not send to a blocked queue may hold up what it sends to others. The next ones are made when they are needed. */
 void Fabric::Progress::drop_probers() {
   for (const auto& worker : workers_) {
-    worker->suspected |= std::ranges::any_of(worker->probes, &Probe::under_way, &std::unique_ptr<Probe>::operator*);
+    worker->suspected |= std::ranges::any_of(worker->probes, is_under_way);
     worker->probes.clear();
   }
   probers_.clear();
