@@ -26,7 +26,7 @@ export interface UcxArrivals {
 export interface UcxChannel {
   /** The number that the peer sends to. */
   readonly id: number;
-  /** Makes the channel send to channel `peerId` of the process with that address. Rejects with LINK_LOST. */
+  /** Makes the channel send to channel `peerId` of the process with that address. Rejects with LINK_LOST, and with CONFIG_INVALID where UCX could never carry it. */
   connect(peerAddress: Uint8Array, peerId: number): Promise<void>;
   /**
    * Sends the first `rowBytes` of the slab, and metadata, which is put behind them: the slab must have capacity for it,
@@ -88,7 +88,7 @@ export interface UcxChannelOptions {
   reportSends?: boolean;
   /**
    * 32 bytes that the peer has too: messages that leave this machine travel on a TCP connection that this encrypts (TLS 1.3), or
-   * not at all. Throws LINK_LOST where the addon was built without OpenSSL. Default: they travel as they are.
+   * not at all. Throws CONFIG_INVALID where the addon was built without OpenSSL. Default: they travel as they are.
    */
   secret?: Uint8Array;
 }

@@ -52,9 +52,10 @@ export class LateError extends SwitchyardError {
 export function exchange(sending: Sending, context: ExchangeContext): Promise<Slab> {
   const { group, link } = sending;
   const { plan, paces, metrics, signal, runtime } = context;
+  // The link may move meanwhile: rows and their answer count alike.
+  const way = { worker: link.worker, transport: link.transport };
   const span = sending.span?.begin('exchange', {
-    worker: link.worker,
-    transport: link.transport,
+    ...way,
     rows: group.rowCount,
     attempt: sending.attempt,
   });
@@ -78,7 +79,7 @@ export function exchange(sending: Sending, context: ExchangeContext): Promise<Sl
       },
     };
     paces.sent(sent);
-    metrics.sent(link, group.rowCount * plan.rowBytes);
+    metrics.sent(way, group.rowCount * plan.rowBytes);
     link.exchange(tokenBatch(sending, span?.traceparent ?? '', context), end).then(
       (result) => {
         forget();
@@ -96,6 +97,7 @@ export function exchange(sending: Sending, context: ExchangeContext): Promise<Sl
           reject(error);
           return;
         }
+        metrics.returned(way, result.rowCount * plan.rowBytes);
         record(sending, result, (runtime.clock.now() - sent.sentMs) / 1000, context);
         resolve(result.rows);
       },
@@ -153,7 +155,6 @@ function record(
 ): void {
   const bytesSent = group.rowCount * plan.rowBytes;
   const bytesReturned = rowCount * plan.rowBytes;
-  metrics.returned(link, bytesReturned);
   metrics.seconds.exchange.observe(seconds);
   const details = { batch: plan.batchId, chunk, layer, rows: group.rowCount, bytesSent, bytesReturned };
   trace?.beside(`exchange with ${link.worker}`, 'exchange', until(seconds), details);

@@ -33,7 +33,7 @@ export interface LinksOptions {
   onUnknown: OnUnknown;
   log: Logger;
   runtime: Runtime;
-  /** Called when a link was made or lost. */
+  /** Called when a link was made or lost, or has moved to UCX. */
   onChange: () => void;
 }
 
@@ -94,6 +94,14 @@ class Connection {
     }
   }
 
+  /** The link goes on over UCX. */
+  private moved(): void {
+    if (this.link === null) return;
+    const { transport, lanes, reason } = this.link;
+    this.options.log.info({ event: 'link-moved', worker: this.worker, transport, lanes, reason });
+    this.options.onChange();
+  }
+
   /** Null: there is no link, and `reason` says why. Only the first of several failures is logged. */
   private async dial(logFailure: boolean): Promise<Link | null> {
     const { router, host, leaseMs, transport, dial, ucx, runtime, onUnknown, log } = this.options;
@@ -117,6 +125,7 @@ class Connection {
         ucx,
         runtime,
         onUnknown,
+        onMoved: () => this.moved(),
         log,
       });
       if (this.closing.signal.aborted) {

@@ -60,8 +60,8 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
       exchange: seconds('exchange', 'A token batch, from credit request to answer.'),
       combine: seconds('combine', 'Combining the results of a chunk.'),
     },
-    sent: (link: Link, rowBytes: number) => count(traffic, link, 'sent', rowBytes),
-    returned: (link: Link, rowBytes: number) => count(traffic, link, 'returned', rowBytes),
+    sent: (way: LinkWay, rowBytes: number) => count(traffic, way, 'sent', rowBytes),
+    returned: (way: LinkWay, rowBytes: number) => count(traffic, way, 'returned', rowBytes),
     /** Bytes that travelled to each worker and back since the start. */
     *traffic(): Generator<LinkTrafficInput> {
       for (const [worker, ways] of traffic) {
@@ -88,6 +88,9 @@ export function createRouterMetrics(registry: Registry, experts: ExpertMetrics, 
 }
 
 type Direction = 'sent' | 'returned';
+
+/** What of a link its traffic is counted by. */
+type LinkWay = Pick<Link, 'worker' | 'transport'>;
 
 interface Traffic {
   messages: number;
@@ -116,7 +119,7 @@ function readTraffic(registry: Registry): LinkTraffic {
 
 function count(
   traffic: LinkTraffic,
-  { worker, transport }: Link,
+  { worker, transport }: LinkWay,
   direction: Direction,
   rowBytes: number,
 ): void {

@@ -8,7 +8,7 @@ import type { Clock } from '../runtime/clock.js';
 import { creditCost, metadataRoom, resultRowCount, rowsBytes, tooManyResults } from './limits.js';
 import type { TokenBatchHandler, TokenBatchMeta, TokenBatchResult } from './link.js';
 import { fromWireMeta, toWireFailure } from './messages.js';
-import { type ArrivedRows, dropRows, intoSlab, type Outgoing } from './port.js';
+import { type ArrivedRows, dropRows, intoSlab, type MessagePort, type Outgoing } from './port.js';
 
 export interface AnswersOptions {
   worker: string;
@@ -24,14 +24,21 @@ export interface AnswersOptions {
   onCancel: (batchId: string, router: string) => void;
   trace: Trace | null;
   clock: Clock;
-  send: (outgoing: Outgoing<WorkerMessageInput>) => void;
-  /** Takes an answer back; false if it is on its way already. */
-  withdraw: (outgoing: Outgoing<WorkerMessageInput>) => boolean;
+  /** Called when an answer was given to a port. */
+  onSent: () => void;
+}
+
+/** A way on which token batches come, and their answers go. */
+export interface AnswerWay {
+  readonly port: MessagePort<WorkerMessageInput>;
+  /** The last token batch that came here; 0: none did. */
+  lastExchange: number;
 }
 
 /** A token batch between its arrival and its answer. */
 interface Pending {
   readonly id: number;
+  readonly port: MessagePort<WorkerMessageInput>;
   readonly batchId: string;
   readonly cost: number;
   /** Nobody wants its result any more. */
@@ -48,7 +55,6 @@ export class Answers {
   private readonly pending = new LiveMap<number, Pending>();
   private readonly drained = new Deferred<void>();
   private outstandingBytes = 0;
-  private lastId = 0;
   private ended = false;
 
   constructor(private readonly options: AnswersOptions) {}
@@ -62,39 +68,44 @@ export class Answers {
    * Takes a token batch. `metadataBytes`: what its metadata took of a slab, where it came in one. Throws what ends the link;
    * what concerns the token batch alone is answered as its failure.
    */
-  receive(meta: BatchMeta | null, rows: ArrivedRows, metadataBytes: number): void {
+  receive(meta: BatchMeta | null, rows: ArrivedRows, metadataBytes: number, way: AnswerWay): void {
     if (!meta) throw invalidArgument('meta', 'missing', 'the metadata of the token batch');
     const { exchange } = meta;
-    if (!Number.isSafeInteger(exchange) || exchange <= this.lastId) {
-      throw invalidArgument('exchange', exchange, `above ${this.lastId}, the last one, and below 2^53`);
+    const { port, lastExchange } = way;
+    if (!Number.isSafeInteger(exchange) || exchange <= lastExchange) {
+      throw invalidArgument('exchange', exchange, `above ${lastExchange}, the last one, and below 2^53`);
     }
-    this.lastId = exchange;
+    if (this.pending.has(exchange))
+      throw invalidArgument('exchange', exchange, 'one that has not come on the other way');
+    way.lastExchange = exchange;
     let checked: TokenBatchMeta;
     try {
       checked = this.check(meta, rows.byteLength, metadataBytes);
     } catch (error) {
       dropRows(rows);
-      this.sendFailure(exchange, error);
+      this.sendFailure(port, exchange, error);
       return;
     }
     const { trace, router } = this.options;
     if (rows.transfer)
       trace?.beside(`receive from ${router}`, 'receive', rows.transfer, traced(checked, rows.byteLength));
     const { batchId } = checked;
-    const pending = { id: exchange, batchId, cost: creditCost(checked), dropped: false, outgoing: null };
+    const cost = creditCost(checked);
+    const pending = { id: exchange, port, batchId, cost, dropped: false, outgoing: null };
     this.takeCredit(pending);
     void this.answer(pending, checked, rows);
   }
 
   /** Drops what is queued or computed of a batch; its token batches are answered by failures. */
   cancel(batchId: string): void {
-    const { withdraw, onCancel, router } = this.options;
+    const { onCancel, router } = this.options;
     let working = false;
     for (const pending of this.pending.values()) {
       if (pending.batchId !== batchId) continue;
       pending.dropped = true;
       if (pending.outgoing === null) working = true;
-      else if (withdraw(pending.outgoing)) this.sendFailure(pending.id, cancelled(batchId));
+      else if (pending.port.withdraw(pending.outgoing))
+        this.sendFailure(pending.port, pending.id, cancelled(batchId));
     }
     if (working) onCancel(batchId, router);
   }
@@ -139,7 +150,7 @@ export class Answers {
       this.sendResult(pending, meta, result);
     } catch (error) {
       this.settle(pending);
-      this.sendFailure(pending.id, error);
+      this.sendFailure(pending.port, pending.id, error);
     }
   }
 
@@ -189,12 +200,17 @@ export class Answers {
         trace?.beside(`send to ${router}`, 'send', { start: started, end }, traced(meta, bytes));
       },
     };
-    this.options.send(pending.outgoing);
+    this.send(pending.port, pending.outgoing);
   }
 
-  private sendFailure(exchange: number, error: unknown): void {
+  private sendFailure(port: Pending['port'], exchange: number, error: unknown): void {
     const failure = toWireFailure(exchange, error);
-    this.options.send({ make: () => ({ failure }), rows: null, done: () => {} });
+    this.send(port, { make: () => ({ failure }), rows: null, done: () => {} });
+  }
+
+  private send(port: Pending['port'], outgoing: Outgoing<WorkerMessageInput>): void {
+    port.send(outgoing);
+    this.options.onSent();
   }
 
   private settle(pending: Pending): void {

@@ -19,6 +19,8 @@ interface Exchange {
   readonly rows: Slab;
   readonly cost: number;
   readonly outgoing: Outgoing<RouterMessageInput>;
+  /** Where it was sent. */
+  readonly port: MessagePort<RouterMessageInput>;
   readonly answer: Deferred<TokenBatchResult>;
   /** abandoned: nobody waits any more, but the answer is still to come and holds its credits until then. */
   state: 'waiting' | 'receiving' | 'abandoned';
@@ -39,7 +41,7 @@ export class Exchanges {
   private lastId = 0;
   private ended: SwitchyardError | null = null;
 
-  /** `port`: where messages go at the moment. */
+  /** `port`: where token batches go at the moment. */
   constructor(
     private readonly worker: string,
     private readonly port: () => MessagePort<RouterMessageInput>,
@@ -97,12 +99,12 @@ export class Exchanges {
     }
   }
 
-  /** Ends the exchanges of a batch that have got their credits. True if the worker must hear of it. */
-  cancel(batchId: string): boolean {
+  /** Ends the exchanges of a batch that have got their credits. Returns where the worker must hear of it. */
+  cancel(batchId: string): Set<MessagePort<RouterMessageInput>> {
     const cancelled = new SwitchyardError('CANCELLED', `batch ${batchId} was cancelled`);
     const own = this.waiting.values().filter(({ meta }) => meta.batchId === batchId);
     for (const exchange of own) this.abandon(exchange, cancelled);
-    return own.some(({ id }) => this.waiting.has(id));
+    return new Set(own.filter(({ id }) => this.waiting.has(id)).map(({ port }) => port));
   }
 
   /** Takes an answer. Rejects with what is wrong if it answers nothing that was sent. */
@@ -189,24 +191,26 @@ export class Exchanges {
       rows: { slab: rows, bytes, ...(gather && { gather }) },
       done: () => rows.release(),
     };
+    const port = this.port();
     const exchange = {
       id,
       meta,
       rows,
       cost,
       outgoing,
+      port,
       answer: new Deferred<TokenBatchResult>(),
       state: 'waiting' as const,
     };
     this.waiting.set(id, exchange);
-    this.port().send(outgoing);
+    port.send(outgoing);
     return exchange;
   }
 
   private abandon(exchange: Exchange, error: SwitchyardError): void {
     exchange.answer.reject(error);
     exchange.state = 'abandoned';
-    if (this.waiting.has(exchange.id) && this.port().withdraw(exchange.outgoing)) this.forget(exchange);
+    if (this.waiting.has(exchange.id) && exchange.port.withdraw(exchange.outgoing)) this.forget(exchange);
   }
 
   private forget(exchange: Exchange): void {

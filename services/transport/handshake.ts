@@ -4,7 +4,7 @@ import type { UcxEnd, UcxEndInput } from '../common/generated/switchyard/v1/UcxE
 import type { TransportChoice } from './link.js';
 import { keyBytes } from './ucx/key.js';
 import { ownNamespaces, wakesNobody } from './ucx/namespaces.js';
-import { type Fabric, type UcxSource, whyNoUcx } from './ucx/source.js';
+import { type Fabric, mayPass, type UcxSource, whyNoUcx } from './ucx/source.js';
 
 /** What the dialing end of a gRPC stream offers in its first message: an end of a UCX channel beside the stream, and its key. */
 export interface UcxOffer {
@@ -30,13 +30,23 @@ export interface UcxAcceptor {
   name: string;
 }
 
-/** This end of the channel, or in words why there is none and all stays on the stream; `unreachable`: for UCX found no way. */
-export type UcxAnswer<Side> =
-  | { side: Side; declined: null; unreachable: false }
-  | { side: null; declined: string; unreachable: boolean };
+interface Declined {
+  readonly side: null;
+  /** In words, why all stays on the stream. */
+  readonly declined: string;
+  /** UCX found no way. */
+  readonly unreachable: boolean;
+  /** Another offer is worth a try. */
+  readonly mayPass: boolean;
+}
 
-function decline(declined: string, unreachable = false): UcxAnswer<never> {
-  return { side: null, declined, unreachable };
+/** This end of the channel, or why there is none. */
+export type UcxAnswer<Side> =
+  | { readonly side: Side; readonly declined: null; readonly unreachable: false; readonly mayPass: false }
+  | Declined;
+
+function decline(declined: string, why: Partial<Pick<Declined, 'unreachable' | 'mayPass'>> = {}): Declined {
+  return { side: null, declined, unreachable: false, mayPass: false, ...why };
 }
 
 /**
@@ -54,21 +64,22 @@ export async function acceptUcx<Side extends UcxSide>(
   if (apart && isLoopback(host))
     return decline(
       `${name} serves on loopback, and the other end is in another network namespace, where UCX would not wake it`,
-      true,
+      { unreachable: true },
     );
   const { byteLength } = ucxKey;
   if (byteLength !== keyBytes) throw invalidArgument('ucx_key', `${byteLength} bytes`, `${keyBytes} bytes`);
   let side: Side | null = null;
   try {
     const opened = open(ucx);
-    if (typeof opened === 'string') return decline(opened);
+    if (typeof opened === 'string') return decline(opened, { mayPass: true });
     side = opened;
     await side.connect(end);
-    return { side, declined: null, unreachable: false };
+    return { side, declined: null, unreachable: false, mayPass: false };
   } catch (thrown) {
     const error = asSwitchyardError(thrown);
     side?.close(error);
     if (error.code === 'INVALID_ARGUMENT') throw error;
-    return decline(`${name} does not reach the other end by UCX: ${error.message}`, true);
+    const declined = `${name} does not reach the other end by UCX: ${error.message}`;
+    return decline(declined, { unreachable: true, mayPass: mayPass(error) });
   }
 }

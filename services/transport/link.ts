@@ -73,6 +73,7 @@ export interface LinkStats {
  */
 export interface Link {
   readonly worker: string;
+  /** It may turn from gRPC to UCX. */
   readonly transport: TransportKind;
   /** What carries the rows below that: "http2", or UCX's transports, for example "mapped sysv posix". */
   readonly lanes: string;

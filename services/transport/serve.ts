@@ -8,6 +8,7 @@ import {
   SwitchyardError,
 } from '../common/errors.js';
 import type { LinkHello } from '../common/generated/switchyard/v1/LinkHello.js';
+import type { LinkOffer } from '../common/generated/switchyard/v1/LinkOffer.js';
 import type { LinkWelcomeInput } from '../common/generated/switchyard/v1/LinkWelcome.js';
 import type { RouterMessage } from '../common/generated/switchyard/v1/RouterMessage.js';
 import type { WorkerMessageInput } from '../common/generated/switchyard/v1/WorkerMessage.js';
@@ -19,15 +20,15 @@ import type { OnUnknown } from '../common/unknown-kinds.js';
 import type { Timer } from '../runtime/clock.js';
 import type { Caller, Duplex, Listener } from '../runtime/duplex.js';
 import type { Runtime } from '../runtime/runtime.js';
-import { Answers } from './answers.js';
+import { Answers, type AnswerWay } from './answers.js';
 import { MessageWriter } from './grpc/writer.js';
-import { acceptUcx } from './handshake.js';
+import { acceptUcx, type UcxOffer } from './handshake.js';
 import type { TokenBatchHandler, TransportChoice, TransportKind } from './link.js';
 import { checkLink, isLinkProof, type LinkProof } from './link-key.js';
-import { type ArrivedRows, dropRows, type MessagePort, type Outgoing, rowsOfMessage } from './port.js';
-import type { UcxPort } from './ucx/port.js';
+import { type ArrivedRows, dropRows, rowsOfMessage } from './port.js';
 import { type Fabric, type UcxSource, ucxLoss } from './ucx/source.js';
 import { LinkWindows } from './windows.js';
+import { WorkerChannel } from './worker-channel.js';
 
 export interface LinkServiceOptions {
   /** This worker's name. */
@@ -61,7 +62,7 @@ export interface LinkServiceOptions {
 }
 
 /** A welcome's answer to an offer of UCX; empty where there is none. */
-type AboutUcx = Pick<LinkWelcomeInput, 'ucx' | 'ucxDeclined'>;
+type AboutUcx = Pick<LinkWelcomeInput, 'ucx' | 'ucxDeclined' | 'ucxMayPass'>;
 
 type LinkStream = Duplex<RouterMessage, WorkerMessageInput>;
 
@@ -115,8 +116,12 @@ function refuse(stream: LinkStream, thrown: unknown, { log }: LinkServiceOptions
 
 class WorkerLink {
   private readonly writer: MessageWriter<WorkerMessageInput>;
-  private port: MessagePort<WorkerMessageInput>;
-  private ucx: UcxPort<WorkerMessageInput, RouterMessage> | null = null;
+  private readonly overGrpc: AnswerWay;
+  /** The last that the router has offered. */
+  private channel: WorkerChannel | null = null;
+  private answersOffer = false;
+  /** As the log has it. */
+  private transport: TransportKind = 'grpc';
   /** From the welcome on. */
   private answers: Answers | null = null;
   private windowBytes = 0;
@@ -139,14 +144,14 @@ class WorkerLink {
   ) {
     const { clock, rows } = options.runtime;
     this.writer = new MessageWriter(stream, rows, () => this.idle());
-    this.port = this.writer;
+    this.overGrpc = { port: this.writer, lastExchange: 0 };
     this.helloTimer = clock.after(helloMsMax, () =>
       this.fail(new SwitchyardError('DEADLINE_EXCEEDED', `no hello within ${helloMsMax} ms`)),
     );
     const none = new Uint8Array(0);
     stream.listen({
       message: (message) =>
-        this.receive(message, rowsOfMessage(message.tokens?.rows ?? none, rows), 'grpc', 0),
+        this.receive(message, rowsOfMessage(message.tokens?.rows ?? none, rows), this.overGrpc, 0),
       end: () => {
         this.halfClosed = true;
         this.idle();
@@ -155,21 +160,19 @@ class WorkerLink {
     });
   }
 
-  private receive(
-    message: RouterMessage,
-    rows: ArrivedRows,
-    over: TransportKind,
-    metadataBytes: number,
-  ): void {
+  private receive(message: RouterMessage, rows: ArrivedRows, way: AnswerWay, metadataBytes: number): void {
     if (this.over || !message.tokens) dropRows(rows);
     if (this.over) return;
     try {
-      if (message.hello && over === 'ucx') this.moveToUcx();
+      if (message.hello && way instanceof WorkerChannel) this.hear(way);
       else if (message.hello) void this.open(message.hello).catch((error) => this.fail(error));
       else if (this.answers === null)
         throw invalidArgument('kind', message.kind ?? 'none', 'hello as the first message, then the welcome');
-      else if (message.tokens) this.answers.receive(message.tokens.meta, rows, metadataBytes);
-      else if (message.cancel) this.answers.cancel(message.cancel.batchId);
+      else if (message.tokens) {
+        this.answers.receive(message.tokens.meta, rows, metadataBytes, way);
+        this.tellWay();
+      } else if (message.cancel) this.answers.cancel(message.cancel.batchId);
+      else if (message.offer) void this.answer(message.offer).catch((error) => this.fail(error));
       else this.options.onUnknown?.('link');
     } catch (error) {
       dropRows(rows);
@@ -199,16 +202,17 @@ class WorkerLink {
     if (this.over) return;
     this.windowBytes = this.windows.take(router, old?.windowBytes);
     this.answers = this.createAnswers(router, hello, model.hidden);
-    const aboutUcx = await this.openUcx(hello);
+    const aboutUcx = hello.ucx === null ? {} : await this.openUcx(hello);
+    this.transport = this.channel === null ? 'grpc' : 'ucx';
     log.info({
       event: 'link-opened',
       router,
-      transport: this.ucx ? 'ucx' : 'grpc',
+      transport: this.transport,
       reason: aboutUcx.ucxDeclined,
       windowBytes: this.windowBytes,
       ...(this.windowBytes < this.options.linkWindowBytes && { windowLimit: 'slabBytes' }),
     });
-    this.sendWelcome({ ...aboutUcx, proof: this.proof.answer });
+    this.sendWelcome(this.overGrpc, { ...aboutUcx, proof: this.proof.answer });
   }
 
   private createAnswers(router: string, { resultBytesMax }: LinkHello, hidden: number): Answers {
@@ -224,8 +228,9 @@ class WorkerLink {
       onCancel,
       trace,
       clock: runtime.clock,
-      send: (outgoing) => this.send(outgoing),
-      withdraw: (outgoing) => this.port.withdraw(outgoing),
+      onSent: () => {
+        if (this.writer.queued > answersQueuedMax) this.stream.pause();
+      },
     });
   }
 
@@ -238,54 +243,83 @@ class WorkerLink {
     throw new SwitchyardError('MODEL_MISMATCH', text, { worker, value, allowed });
   }
 
-  private sendWelcome(also: LinkWelcomeInput): void {
+  private sendWelcome({ port }: AnswerWay, also: LinkWelcomeInput): void {
     const { worker, messageBytesMax } = this.options;
     const welcome = { worker, creditBytes: this.windowBytes, messageBytesMax, ...also };
-    this.port.send({ make: () => ({ welcome }), rows: null, done: () => {} });
+    port.send({ make: () => ({ welcome }), rows: null, done: () => {} });
   }
 
-  /** Takes or declines a router's offer of UCX. Messages are sent there once the router has been heard there. */
-  private async openUcx(hello: LinkHello): Promise<AboutUcx> {
-    if (hello.ucx === null) return {};
+  /** Answers an offer of a router whose link is on gRPC: it has given up what it offered before. */
+  private async answer(offer: LinkOffer): Promise<void> {
+    if (this.answersOffer || this.channel?.used)
+      throw invalidArgument('kind', 'offer', 'one at a time, of a router whose token batches come over gRPC');
+    this.channel?.abandon();
+    this.sayOfChannel(offer.ucx?.channel ?? 0, await this.openUcx(offer));
+  }
+
+  private sayOfChannel(channel: number, about: AboutUcx): void {
+    this.writer.send({ make: () => ({ answer: { channel, ...about } }), rows: null, done: () => {} });
+  }
+
+  /** Takes or declines a router's offer of UCX. Token batches come there once the router has been heard there. */
+  private async openUcx(offer: UcxOffer): Promise<AboutUcx> {
     const { ucx, transport, worker, host } = this.options;
     const acceptor = { ucx, host, transport, name: `worker ${worker}` };
-    const { side, declined } = await acceptUcx(hello, acceptor, (ucx) => this.ucxPort(ucx, hello.ucxKey));
-    if (side === null) return { ucxDeclined: declined };
-    this.ucx = side;
-    if (this.over) side.abandon();
-    return { ucx: side.end };
+    this.answersOffer = true;
+    const answer = await acceptUcx(offer, acceptor, (ucx) => this.openChannel(ucx, offer));
+    this.answersOffer = false;
+    this.channel = answer.side;
+    if (answer.side === null) return { ucxDeclined: answer.declined, ucxMayPass: answer.mayPass };
+    if (this.over) answer.side.abandon();
+    return { ucx: answer.side.end };
   }
 
-  private ucxPort(ucx: Fabric, key: Uint8Array): UcxPort<WorkerMessageInput, RouterMessage> {
-    const port = this.options.ucx!.createPort(ucx, {
+  private openChannel(ucx: Fabric, { ucx: end, ucxKey: key }: UcxOffer): WorkerChannel {
+    const port = this.options.ucx!.createPort<WorkerMessageInput, RouterMessage>(ucx, {
       codec: exchangeCodec.server,
       key,
       rowBytesMax: this.options.messageBytesMax,
       rowBytesInFlightMax: this.windowBytes,
       reportSends: Boolean(this.options.trace),
     });
-    port
-      .receive((message, rows, metadataBytes) => this.receive(message, rows, 'ucx', metadataBytes))
-      .catch((error) => this.ucxFailed(asSwitchyardError(error)));
-    return port;
+    return new WorkerChannel(port, end!.channel, {
+      onMessage: (channel, message, rows, metadataBytes) =>
+        this.receive(message, rows, channel, metadataBytes),
+      onFailure: (channel, error) => this.ucxFailed(channel, error),
+    });
   }
 
-  private ucxFailed(error: SwitchyardError): void {
+  private ucxFailed(channel: WorkerChannel, error: SwitchyardError): void {
     if (error.code !== 'LINK_LOST') this.fail(error);
     else if (!this.over)
-      this.ucxLost = this.options.runtime.clock.after(ucxGraceMs, () => this.fail(ucxLoss(error.message)));
+      this.ucxLost = this.options.runtime.clock.after(ucxGraceMs, () => this.lose(channel, error.message));
   }
 
-  private moveToUcx(): void {
-    if (this.ucx === null || this.port === this.ucx)
-      throw invalidArgument('kind', 'hello', 'one hello on a link');
-    this.port = this.ucx;
-    this.sendWelcome({});
+  /** The link goes on without a channel on which no token batch has come; the router may be about to use it, and hears that it is gone. */
+  private lose(channel: WorkerChannel, reason: string): void {
+    if (channel !== this.channel) return;
+    if (channel.used) {
+      this.fail(ucxLoss(reason));
+      return;
+    }
+    this.channel = null;
+    channel.abandon();
+    this.sayOfChannel(channel.number, { ucxDeclined: reason, ucxMayPass: true });
   }
 
-  private send(outgoing: Outgoing<WorkerMessageInput>): void {
-    this.port.send(outgoing);
-    if (this.writer.queued > answersQueuedMax) this.stream.pause();
+  /** The router's hello has come over UCX. */
+  private hear(channel: WorkerChannel): void {
+    if (channel.heard) throw invalidArgument('kind', 'hello', 'one hello on a link');
+    channel.heard = true;
+    this.sendWelcome(channel, {});
+  }
+
+  /** Logs on what way token batches come, where it is not the one that the log has. */
+  private tellWay(): void {
+    const transport = this.channel?.used ? 'ucx' : 'grpc';
+    if (transport === this.transport) return;
+    this.transport = transport;
+    this.options.log.info({ event: 'link-moved', router: this.router, transport });
   }
 
   /** Everything queued is sent. */
@@ -314,7 +348,7 @@ class WorkerLink {
     this.helloTimer.cancel();
     this.ucxLost?.cancel();
     this.writer.destroy();
-    this.ucx?.abandon();
+    this.channel?.abandon();
     void this.release();
     const { router } = this;
     if (router === null) return;

@@ -4,8 +4,12 @@ import { expect, test } from '@jest/globals';
 import { native, type UcxChannel } from '../../native/index.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import type { LinkHelloInput } from '../../services/common/generated/switchyard/v1/LinkHello.js';
+import type { LinkOffer } from '../../services/common/generated/switchyard/v1/LinkOffer.js';
 import type { RouterMessageInput } from '../../services/common/generated/switchyard/v1/RouterMessage.js';
-import type { WorkerMessage } from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
+import type {
+  WorkerMessage,
+  WorkerMessageInput,
+} from '../../services/common/generated/switchyard/v1/WorkerMessage.js';
 import { connect } from '../../services/common/grpc-channel.js';
 import { clients, exchangeCodec } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
@@ -141,6 +145,110 @@ onUcx.each<[string, (channel: UcxChannel) => void, string, string]>([
   expect(good.stats).toMatchObject({ answersDiscarded: 0, bytesOutstanding: costOf(4) });
   good.close();
   await expect(waiting).rejects.toMatchObject({ message: expect.stringContaining('the router closed') });
+});
+
+type RouterOnUcx = Awaited<ReturnType<typeof routerOnUcx>>;
+
+/** `come`: token batches that the worker has got. */
+onUcx.each<[string, (router: RouterOnUcx, come: () => number) => Promise<void> | void, string]>([
+  [
+    'offers UCX after its token batches have come there',
+    async ({ call, channel, key }, come) => {
+      const before = come();
+      send(channel, tokens(1, 4), 4 * rowBytes);
+      await until(() => come() > before);
+      call.write({ offer: { ucx: ucxEnd(channel.id), ucxKey: key } });
+    },
+    'kind is "offer"',
+  ],
+  [
+    'offers a channel with a key that is too short',
+    ({ call, channel }) => {
+      call.write({ offer: { ucx: ucxEnd(channel.id), ucxKey: Buffer.alloc(15) } });
+    },
+    'ucx_key is "15 bytes"',
+  ],
+  [
+    'uses the number of an exchange that is under way over gRPC',
+    ({ call, channel }) => {
+      const rows = Buffer.alloc(4 * rowBytes);
+      call.write({ tokens: { meta: toWireMeta(7, metaOf({ rowCount: 4 }), 0), rows } });
+      send(channel, tokens(7, 4), 4 * rowBytes);
+    },
+    'exchange is 7; allowed: one that has not come on the other way',
+  ],
+])('a router that %s loses its link, and no other notices', async (_, misbehave, text) => {
+  let come = 0;
+  const handler = () => {
+    come += 1;
+    return new Promise<never>(() => {});
+  };
+  const { address } = await startWorker({ handler });
+  const good = await dial(address, { transport: 'ucx' });
+  const waiting = good.exchange(batchOf(), never);
+  const router = await routerOnUcx(address);
+  await until(() => come === 1);
+  await misbehave(router, () => come);
+  expect(await router.ended).toMatchObject({
+    code: 'INVALID_ARGUMENT',
+    message: expect.stringContaining(text),
+  });
+  good.close();
+  await expect(waiting).rejects.toMatchObject({ message: expect.stringContaining('the router closed') });
+});
+
+onUcx('token batches ascend on each way by itself, and each is answered where it came', async () => {
+  const { address } = await startWorker();
+  const { call, channel, received } = await routerOnUcx(address);
+  const overGrpc: WorkerMessage[] = [];
+  call.on('data', (message: WorkerMessage) => overGrpc.push(message));
+  const rows = Buffer.alloc(4 * rowBytes);
+  call.write({ tokens: { meta: toWireMeta(9, metaOf({ rowCount: 4 }), 0), rows } });
+  await until(() => overGrpc.length === 1);
+  send(channel, tokens(3, 4), 4 * rowBytes);
+  await until(() => received.length === 2);
+  call.write({ tokens: { meta: toWireMeta(10, metaOf({ rowCount: 4 }), 0), rows } });
+  await until(() => overGrpc.length === 2);
+  const exchanges = (messages: WorkerMessage[]) =>
+    messages.flatMap(({ result }) => result?.meta?.exchange ?? []);
+  expect([exchanges(overGrpc), exchanges(received)]).toEqual([[9, 10], [3]]);
+});
+
+onUcx('a channel takes the place of the one that was offered before', async () => {
+  const { address } = await startWorker();
+  const { call, channel, received } = await routerOnUcx(address);
+  const key = randomBytes(16);
+  const second = openChannel(key);
+  const answered = new Promise<WorkerMessage>((resolve) => call.once('data', resolve));
+  call.write({ offer: { ucx: ucxEnd(second.id), ucxKey: key } });
+  const { answer } = await answered;
+  expect(answer).toMatchObject({ channel: second.id, ucxDeclined: '' });
+  send(channel, tokens(1, 4), 4 * rowBytes);
+  await second.connect(answer!.ucx!.address, answer!.ucx!.channel);
+  send(second, tokens(1, 4), 4 * rowBytes);
+  const { messages } = await second.receive();
+  expect(exchangeCodec.client.deserialize(messages[0]![2]).result?.meta).toMatchObject({ exchange: 1 });
+  messages[0]![0].release();
+  expect(received).toHaveLength(1);
+});
+
+onUcx.each<[string, (offer: LinkOffer) => WorkerMessageInput[]]>([
+  ['does not answer offers', () => []],
+  ['answers what was never offered', () => [{ answer: { channel: 4_000_001, ucx: ucxEnd(1) } }]],
+])('a link stays on gRPC with a worker that %s', async (_, answers) => {
+  let offers = 0;
+  const address = await rawWorker(({ hello, offer, tokens }, say) => {
+    if (hello) say({ welcome: { ...welcome.welcome, ucxDeclined: 'no', ucxMayPass: true } });
+    if (tokens) say({ failure: { exchange: tokens.meta!.exchange, code: 'INTERNAL', message: 'none' } });
+    if (!offer) return;
+    offers += 1;
+    for (const answer of answers(offer)) say(answer);
+  });
+  const link = await dial(address, { transport: 'auto' });
+  expect(link).toMatchObject({ transport: 'grpc', reason: 'no' });
+  await until(() => offers === 1);
+  await expect(link.exchange(batchOf(), never)).rejects.toMatchObject({ message: 'none' });
+  expect(link.transport).toBe('grpc');
 });
 
 onUcx.each<[string, number, number]>([

@@ -11,7 +11,7 @@ constexpr auto unused_file_time = std::chrono::seconds(5);
 }  // namespace
 
 uint64_t Fabric::Progress::open(const Key& key, ChannelLimits limits, ChannelEvents events, Peers peers) {
-  if (limits.secret && !can_encrypt()) throw Error(Code::link_lost, "the addon was built without OpenSSL");
+  if (limits.secret && !can_encrypt()) throw Error(Code::config_invalid, "the addon was built without OpenSSL");
   const uint64_t id = next_channel_++;
   std::unique_ptr<Channel> channel(
       new Channel{.id = id, .key = key, .limits = limits, .events = std::move(events), .worker = worker_for(peers)});
@@ -52,6 +52,7 @@ void Fabric::Progress::connect_now(uint64_t id, const std::vector<uint8_t>& peer
   if (channel.failure) return done(channel.failure);
   if (!queue_transports_.empty() && !channel.worker->next_probe) channel.worker->next_probe = std::chrono::steady_clock::now() + probe_period;
   const ucs_status_t status = find_endpoint(*channel.worker, peer_address, channel.endpoint);
+  if (status == UCS_ERR_UNREACHABLE) return done(Error(Code::config_invalid, "the two ends have no transport of UCX in common"));
   if (status != UCS_OK) return done(gone(status));
   if (const auto reason = why_unguarded(channel)) return done(reason);
   channel.peer_channel = peer_channel;

@@ -31,8 +31,8 @@ std::optional<Error> Fabric::Progress::why_unguarded(Channel& channel) {
   if (tcp_lane(lanes)) return std::nullopt;
   std::string names;
   for (const Lane& lane : lanes) names += (names.empty() ? "" : ", ") + lane.transport;
-  return Error(Code::link_lost, "UCX would carry rows to another machine by " + names +
-                                    ", which cannot encrypt; allowed: UCX_TLS with tcp, or allowPlaintextRows");
+  return Error(Code::config_invalid, "UCX would carry rows to another machine by " + names +
+                                         ", which cannot encrypt; allowed: UCX_TLS with tcp, or allowPlaintextRows");
 }
 
 /** Sends a message that may leave this machine encrypted alone: on the stream, for which it waits. */

@@ -105,7 +105,7 @@ export class UcxPort<Out, In> implements MessagePort<Out> {
 
   /** Rejects with INVALID_ARGUMENT for an end that is damaged, with LINK_LOST for one that cannot be reached. */
   async connect({ address, channel, seal, encrypted }: UcxEnd): Promise<void> {
-    if (encrypted !== this.encrypted) throw ucxLoss(onlyOne);
+    if (encrypted !== this.encrypted) throw ucxLoss(onlyOne, true);
     if (!sealOf(address).equals(seal))
       throw invalidArgument('ucx.seal', Buffer.from(seal).toString('hex'), 'the seal of ucx.address');
     await this.channel.connect(address, channel);

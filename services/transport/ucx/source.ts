@@ -1,5 +1,7 @@
 import type { UcxFabric } from '../../../native/index.js';
-import { SwitchyardError } from '../../common/errors.js';
+import { backoffMs } from '../../common/backoff.js';
+import { type ErrorCode, SwitchyardError } from '../../common/errors.js';
+import type { Random } from '../../runtime/random.js';
 import type { TransportChoice } from '../link.js';
 import type { UcxPort, UcxPortOptions } from './port.js';
 
@@ -21,12 +23,24 @@ export function whyNoUcx(choice: TransportChoice, end: string): string {
   return choice === 'grpc' ? `transport is grpc at ${end}` : `${end} is built without UCX`;
 }
 
-/** A link that was not made, or lost, because of UCX. */
-export function ucxLoss(reason: string): SwitchyardError {
-  return new SwitchyardError('LINK_LOST', `no way over UCX: ${reason}`, { transport: 'ucx' });
+/** A link that was not made, or lost, because of UCX. `lasts`: another try would end in the same way. */
+export function ucxLoss(reason: string, lasts = false): SwitchyardError {
+  return new SwitchyardError('LINK_LOST', `no way over UCX: ${reason}`, { transport: 'ucx', lasts });
 }
 
-/** Whether an error says that a peer cannot be reached by UCX, so that gRPC is worth a try. */
-export function isUcxUnreachable(error: SwitchyardError): boolean {
-  return error.details.transport === 'ucx';
+/** A peer that is slow or gone, and too few file descriptors or too little memory. */
+const passingCodes: ReadonlySet<ErrorCode> = new Set(['LINK_LOST', 'RESOURCE_EXHAUSTED']);
+
+/** Whether what UCX failed with may pass, so that another try is worth it. */
+export function mayPass({ code, details }: SwitchyardError): boolean {
+  return passingCodes.has(code) && details.lasts !== true;
+}
+
+/** Each try leaves UCX with an endpoint until the peer ends. */
+const againMsMax = 300_000;
+const againMsMin = 1_000;
+
+/** Milliseconds until UCX is tried again beside a stream that had to stay on gRPC, after so many such tries. */
+export function ucxAgainMs(random: Random, tries: number): number {
+  return backoffMs(random, tries, againMsMin, againMsMax);
 }
