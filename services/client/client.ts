@@ -6,7 +6,6 @@ import type { ClusterDescription } from '../common/generated/switchyard/v1/Clust
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { InferenceClient } from '../common/generated/switchyard/v1/Inference.js';
 import type { ModelDescription } from '../common/generated/switchyard/v1/ModelDescription.js';
-import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
 import type { Credential } from '../common/grpc-channel.js';
 import { abortable, abortError, Deferred, onAbort } from '../common/lifecycle.js';
 import { LiveList } from '../common/live.js';
@@ -19,11 +18,11 @@ import { Connections } from './connections.js';
 import { ForwardCall, type ForwardPlan, type TokenIds } from './forward.js';
 import { type BatchOptions, deadlineGraceMs, protocolLayers, protocolOptions } from './options.js';
 import { RedirectedStream } from './redirected-stream.js';
-import { RouterSession } from './router-session.js';
 import { RouterStream, routerError } from './router-stream.js';
 import { openRouters, type ReachedRouter, reachRouters, whyNotReady } from './routers.js';
 import { Session, type SessionOptions } from './session.js';
-import { SessionRouters } from './session-routers.js';
+import { sessionOpener } from './session-opener.js';
+import { type SessionOpener, SessionRouters } from './session-routers.js';
 import { SmallBatches } from './small-batches.js';
 import { checkInput, type ForwardInput, keepError, openInput, StreamedRows } from './source.js';
 import { UnreachableByUcx } from './ucx.js';
@@ -88,7 +87,7 @@ export class SwitchyardClient {
   private readonly unreachableByUcx = new UnreachableByUcx();
   private readonly live = new LiveList<ForwardCall>();
   private readonly sessions = new Set<Session>();
-  private readonly small = new SmallBatches((...router) => this.openSession(...router));
+  private readonly small = new SmallBatches((transport) => this.openerFor(transport));
   private readonly over = new AbortController();
   /** Once it is closed: resolves when no batch is under way. */
   private allEnded: Promise<void> | null = null;
@@ -250,7 +249,7 @@ export class SwitchyardClient {
     const { transport = this.transport } = options;
     const routers = new SessionRouters({
       routers: options.routers ?? null,
-      open: (router, others) => this.openSession(router, transport, others),
+      ...this.openerFor(transport),
     });
     const session: Session = new Session({
       state: (batch) => this.knownState(batch),
@@ -333,32 +332,10 @@ export class SwitchyardClient {
     });
   }
 
-  /** `others`: whether there are more to ask if this one does not answer. */
-  private async openSession(
-    router: RouterDescription,
-    transport: TransportChoice,
-    others: boolean,
-  ): Promise<RouterSession> {
-    await reachRouters([router], this.connections, 1, 0);
-    const { credential, unreachableByUcx: unreachable } = this;
-    const { address, name } = router;
-    const session = new RouterSession({
-      router: address,
-      name,
-      credential,
-      transport,
-      unreachable,
-      others,
-    });
-    try {
-      await session.opened;
-      return session;
-    } catch (error) {
-      const byUcx = asSwitchyardError(error).details.transport === 'ucx';
-      if (transport !== 'auto' || !byUcx) throw error;
-      // UCX does not reach the router, and is left alone there for a while.
-      return this.openSession(router, 'grpc', others);
-    }
+  /** What opens the streams of sessions. */
+  private openerFor(transport: TransportChoice): SessionOpener {
+    const { connections, credential, unreachableByUcx: unreachable } = this;
+    return sessionOpener({ connections, credential, unreachable }, transport);
   }
 
   /** Settles as `work` does, unless the batch's deadline, its signal or the end of the client comes first. */

@@ -22,12 +22,13 @@ import {
 } from '../transport/chunk-size.js';
 import { Credits } from '../transport/credits.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
+import { mayPass, ucxLoss } from '../transport/ucx/source.js';
 import { allFailed, type Failure } from './all-failed.js';
 import { answerBytesMax } from './connections.js';
 import { routerLost, streamError } from './router-stream.js';
 import type { SessionPort, TakeRows } from './session-port.js';
 import type { RouterSummary } from './summary.js';
-import { noWay, openMsOf, openSessionPort, type UnreachableByUcx } from './ucx.js';
+import { openMsOf, openSessionPort, type UnreachableByUcx } from './ucx.js';
 
 export interface RouterSessionOptions {
   /** host:port */
@@ -39,6 +40,8 @@ export interface RouterSessionOptions {
   unreachable: UnreachableByUcx;
   /** Whether others are left to be asked if this one does not answer. */
   others: boolean;
+  /** No batch waits for it: it keeps no process alive once the router has been heard. Default: one does. */
+  inBackground?: boolean;
 }
 
 /** What a batch sends. */
@@ -106,10 +109,12 @@ export class RouterSession {
   transport: TransportKind = 'grpc';
   /** What carries the rows, for example "mapped posix". */
   lanes = 'http2';
+  /** It has to do without UCX, for a reason that may pass. */
+  mayHaveUcx = false;
   /** Batches that wait or are under way. */
   underWay = 0;
   /** When it had its last batch, as performance.now(); Infinity: it has one. */
-  idleSinceMs = Number.POSITIVE_INFINITY;
+  idleSinceMs = performance.now();
   private readonly client: InferenceClient;
   private readonly call: SessionCall;
   private readonly sockets = new Set<Socket>();
@@ -121,10 +126,12 @@ export class RouterSession {
   private lastNumber = 0;
   private welcomes = [new Deferred<SessionWelcome>(), new Deferred<SessionWelcome>()] as const;
   private readonly opening: Promise<void>;
+  /** Set: it ends with that as soon as it has no batch. */
+  private retired: SwitchyardError | null = null;
   private ended: SwitchyardError | null = null;
 
   constructor(private readonly options: RouterSessionOptions) {
-    const { router, name, credential } = options;
+    const { router, name, credential, inBackground } = options;
     const onSocket = (socket: Socket) => {
       this.sockets.add(socket);
       socket.once('close', () => this.sockets.delete(socket));
@@ -141,8 +148,8 @@ export class RouterSession {
     // The status says the same.
     this.call.on('error', () => {});
     for (const { promise } of this.welcomes) promise.catch(() => {});
-    this.hold();
-    this.opening = this.open().finally(() => this.letGo());
+    if (!inBackground) this.hold();
+    this.opening = this.open().finally(() => (inBackground ? this.rest() : this.letGo()));
     this.opening.catch((error) => this.lose(asSwitchyardError(error)));
   }
 
@@ -188,6 +195,12 @@ export class RouterSession {
     } finally {
       this.letGo();
     }
+  }
+
+  /** Ends it with `reason` once the batches that it has, or is about to get, have ended. */
+  retire(reason: SwitchyardError): void {
+    this.retired = reason;
+    this.endIfRetired();
   }
 
   /** Ends it, and all batches under way, with `reason`. Idempotent. */
@@ -254,13 +267,16 @@ export class RouterSession {
   private async open(): Promise<void> {
     const { transport, router, unreachable, others } = this.options;
     await this.offer();
-    const { ucx, ucxDeclined, batchesMax, windowBytes } = await this.heard(0, openMsOf(others));
+    const { ucx, ucxDeclined, ucxMayPass, batchesMax, windowBytes } = await this.heard(0, openMsOf(others));
+    this.rest();
     this.slots = new Credits(batchesMax, { setting: 'batches of a session', node: `router ${router}` });
     if (this.port !== null && ucx !== null) {
-      await this.reach(this.port, ucx).catch((error) => {
+      await this.reach(this.port, ucx).catch((thrown) => {
         unreachable.add(router);
-        throw noWay(asSwitchyardError(error).message);
+        const error = asSwitchyardError(thrown);
+        throw ucxLoss(error.message, !mayPass(error));
       });
+      unreachable.remove(router);
       this.lanes = await this.port.lanes();
       this.transport = 'ucx';
       this.window = new Credits(windowBytes, {
@@ -268,7 +284,9 @@ export class RouterSession {
         node: `router ${router}`,
       });
     } else if (transport === 'ucx') {
-      throw noWay(`router ${router} takes batches over gRPC alone: ${ucxDeclined}`);
+      throw ucxLoss(`router ${router} takes batches over gRPC alone: ${ucxDeclined}`, !ucxMayPass);
+    } else if (this.port !== null) {
+      this.mayHaveUcx = ucxMayPass;
     }
   }
 
@@ -286,6 +304,7 @@ export class RouterSession {
       const text = `router ${this.router} did not open the session within ${openMs} ms`;
       reject(new SwitchyardError('LINK_LOST', text));
     }, openMs);
+    if (this.options.inBackground) timer.unref();
     return promise.finally(() => clearTimeout(timer));
   }
 
@@ -300,7 +319,10 @@ export class RouterSession {
         });
       } catch (error) {
         if (transport === 'ucx') throw error;
+        this.mayHaveUcx = mayPass(asSwitchyardError(error));
       }
+    } else {
+      this.mayHaveUcx = transport === 'auto';
     }
     this.call.write({ hello: this.port?.offer ?? {} });
   }
@@ -351,7 +373,19 @@ export class RouterSession {
     this.underWay -= 1;
     if (this.underWay > 0) return;
     this.idleSinceMs = performance.now();
-    for (const socket of this.sockets) socket.unref();
+    this.rest();
+    this.endIfRetired();
+  }
+
+  private rest(): void {
+    if (this.underWay === 0) for (const socket of this.sockets) socket.unref();
+  }
+
+  private endIfRetired(): void {
+    // Somebody may have chosen it in this turn, and is about to send.
+    setImmediate(() => {
+      if (this.retired !== null && this.underWay === 0) this.lose(this.retired);
+    }).unref();
   }
 }
 

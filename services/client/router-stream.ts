@@ -14,9 +14,10 @@ import { fromServiceError } from '../common/status.js';
 import type { ArrivedChunk, ChunkChannel } from '../transport/chunk-channel.js';
 import { chunkCost, tokensPerMessage, tokensWithin } from '../transport/chunk-size.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
+import { ucxLoss } from '../transport/ucx/source.js';
 import type { BatchStream, RouterAnswer } from './batch-stream.js';
 import { RouterChunk } from './router-chunk.js';
-import { noWay, openChunkChannel, openMsOf, type UnreachableByUcx } from './ucx.js';
+import { openChunkChannel, openMsOf, type UnreachableByUcx } from './ucx.js';
 
 export interface RouterStreamOptions {
   /** host:port */
@@ -199,11 +200,11 @@ export class RouterStream implements BatchStream {
     const openMs = openMsOf(this.options.transport === 'auto');
     const timer = setTimeout(() => {
       this.options.unreachable.add(this.router);
-      expired.reject(noWay(`router ${this.router} was not reached by it within ${openMs} ms`));
+      expired.reject(ucxLoss(`router ${this.router} was not reached by it within ${openMs} ms`));
     }, openMs);
     try {
       const { ucx, ucxDeclined } = await Promise.race([this.welcome(), expired.promise]);
-      if (ucx === null) throw noWay(`router ${this.router} takes chunks over gRPC alone: ${ucxDeclined}`);
+      if (ucx === null) throw ucxLoss(`router ${this.router} takes chunks over gRPC alone: ${ucxDeclined}`);
       await channel.connect(ucx);
       channel.grant();
       await Promise.race([channel.opened, expired.promise]);

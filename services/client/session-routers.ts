@@ -1,16 +1,23 @@
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
+import { systemRandom } from '../runtime/system.js';
+import { ucxAgainMs } from '../transport/ucx/source.js';
 import { allFailed, type Failure } from './all-failed.js';
 import type { RouterSession } from './router-session.js';
 import { isNear, openRouters } from './routers.js';
 
-export interface SessionRoutersOptions {
+/** What opens streams. */
+export interface SessionOpener {
+  /** Rejects with NOT_READY if the router cannot be reached. `others`: whether there are more to ask if this one does not answer. */
+  open: (router: RouterDescription, others: boolean) => Promise<RouterSession>;
+  /** One with UCX, for which no batch waits. Rejects with why there is none. */
+  openByUcx: (router: RouterDescription) => Promise<RouterSession>;
+}
+
+export interface SessionRoutersOptions extends SessionOpener {
   /** Use no more than so many; null: all. */
   routers: number | null;
-  /** Opens a stream. Rejects with NOT_READY if the router cannot be reached. */
-  /** `others`: whether there are more to ask if this one does not answer. */
-  open: (router: RouterDescription, others: boolean) => Promise<RouterSession>;
 }
 
 interface Stream {
@@ -19,6 +26,9 @@ interface Stream {
   opened: RouterSession | null;
   /** It was given little time, for there were more to ask. */
   readonly hurried: boolean;
+  /** When UCX is worth another try, as performance.now(), if the stream has to do without; Infinity: one is under way, or would be in vain. */
+  againAtMs: number;
+  tries: number;
 }
 
 /** How long a router that no stream could be opened to is left alone. */
@@ -28,6 +38,8 @@ const downMs = 5_000;
 export class SessionRouters {
   private readonly streams = new Map<string, Stream>();
   private readonly downUntilMs = new Map<string, number>();
+  /** Those that others have replaced, as long as they have batches. */
+  private retired: RouterSession[] = [];
   private turn = 0;
   private ended: SwitchyardError | null = null;
 
@@ -69,6 +81,7 @@ export class SessionRouters {
         () => {},
       );
     this.streams.clear();
+    for (const session of this.retired) session.lose(reason);
   }
 
   /** Ends the streams that have had no batch for `idleMs`. Returns how many are left. */
@@ -102,23 +115,49 @@ export class SessionRouters {
     if (this.ended !== null) throw this.ended;
     const { address } = router;
     const known = this.streams.get(address);
-    if (known?.opened?.failure === null) return known.opened;
+    if (known?.opened?.failure === null) {
+      if (known.opened.mayHaveUcx && performance.now() >= known.againAtMs) void this.openAgain(known, router);
+      return known.opened;
+    }
     if (known !== undefined && known.opened === null) {
       if (others || !known.hurried) return known.session;
       // The last one to be asked has more time than that.
       const session = await known.session.catch(() => null);
       return session ?? this.to(router, others);
     }
-    const stream: Stream = { session: this.options.open(router, others), opened: null, hurried: others };
+    const session = this.options.open(router, others);
+    const stream: Stream = { session, opened: null, hurried: others, againAtMs: 0, tries: 0 };
     this.streams.set(address, stream);
     try {
       const opened = await stream.session;
       stream.opened = opened;
+      stream.againAtMs = performance.now() + ucxAgainMs(systemRandom, stream.tries);
       if (this.ended !== null) opened.lose(this.ended);
       return opened;
     } catch (error) {
       this.streams.delete(address);
       throw error;
+    }
+  }
+
+  /** Tries to have a stream with UCX in the place of one without. What is under way on that one ends there. */
+  private async openAgain(stream: Stream, router: RouterDescription): Promise<void> {
+    stream.againAtMs = Number.POSITIVE_INFINITY;
+    stream.tries += 1;
+    try {
+      const opened = await this.options.openByUcx(router);
+      const replaced = new SwitchyardError('CANCELLED', 'a session with UCX has taken its place');
+      const isNeeded = this.ended === null && this.streams.get(router.address) === stream;
+      const old = isNeeded ? stream.opened! : opened;
+      if (isNeeded) {
+        stream.session = Promise.resolve(opened);
+        stream.opened = opened;
+      }
+      this.retired = [...this.retired.filter(({ failure }) => failure === null), old];
+      old.retire(replaced);
+    } catch (error) {
+      if (asSwitchyardError(error).details.lasts !== true)
+        stream.againAtMs = performance.now() + ucxAgainMs(systemRandom, stream.tries);
     }
   }
 }

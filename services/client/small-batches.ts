@@ -4,8 +4,7 @@ import type { RouterDescription } from '../common/generated/switchyard/v1/Router
 import { sessionTokensMax } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
 import type { BatchStream } from './batch-stream.js';
-import type { RouterSession } from './router-session.js';
-import { SessionRouters } from './session-routers.js';
+import { type SessionOpener, SessionRouters } from './session-routers.js';
 import { SessionStream } from './session-stream.js';
 
 /** Rows and routing of a batch; a larger one gains little, and is cut and flows in a call of its own. */
@@ -18,13 +17,7 @@ export class SmallBatches {
   private readonly byTransport = new Map<TransportChoice, SessionRouters>();
   private timer: NodeJS.Timeout | null = null;
 
-  constructor(
-    private readonly open: (
-      router: RouterDescription,
-      transport: TransportChoice,
-      others: boolean,
-    ) => Promise<RouterSession>,
-  ) {}
+  constructor(private readonly openerFor: (transport: TransportChoice) => SessionOpener) {}
 
   /** Whether a batch may go this way: all of it travels in one message. `bytes`: of rows and routing. */
   fits(tokens: number, bytes: number, messageBytesMax: number): boolean {
@@ -50,10 +43,7 @@ export class SmallBatches {
   private routers(transport: TransportChoice): SessionRouters {
     const known = this.byTransport.get(transport);
     if (known !== undefined) return known;
-    const made = new SessionRouters({
-      routers: null,
-      open: (router, others) => this.open(router, transport, others),
-    });
+    const made = new SessionRouters({ routers: null, ...this.openerFor(transport) });
     this.byTransport.set(transport, made);
     return made;
   }

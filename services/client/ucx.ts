@@ -3,7 +3,7 @@ import { systemRandom } from '../runtime/system.js';
 import type { ChunkChannel } from '../transport/chunk-channel.js';
 import type { TransportChoice } from '../transport/link.js';
 import { keyBytes } from '../transport/ucx/key.js';
-import type { Fabric } from '../transport/ucx/source.js';
+import { type Fabric, ucxLoss } from '../transport/ucx/source.js';
 import type { SessionPort, SessionPortEvents } from './session-port.js';
 
 /** How long the way to a router over UCX, or a session, may take to open where another way is left. */
@@ -46,11 +46,11 @@ async function loadUcx(host: string, encrypted: boolean): Promise<Fabric> {
   try {
     const { ucxOrNull } = await import('../transport/ucx/port.js');
     const ucx = ucxOrNull(host, encrypted);
-    if (ucx === null) throw noWay('the native addon was built without UCX');
+    if (ucx === null) throw ucxLoss('the native addon was built without UCX', true);
     return ucx;
   } catch (error) {
     if (error instanceof SwitchyardError) throw error;
-    throw noWay(`the native addon cannot be loaded: ${(error as Error).message}`);
+    throw ucxLoss(`the native addon cannot be loaded: ${(error as Error).message}`, true);
   }
 }
 
@@ -60,6 +60,11 @@ export class UnreachableByUcx {
 
   add(router: string): void {
     this.untilMs.set(router, performance.now() + retryMs);
+  }
+
+  /** It was reached after all. */
+  remove(router: string): void {
+    this.untilMs.delete(router);
   }
 
   /** Whether UCX is worth a try. */
@@ -76,9 +81,4 @@ export class UnreachableByUcx {
 /** How long a way may take to open. */
 export function openMsOf(othersAreLeft: boolean): number {
   return othersAreLeft ? openMsMax : onlyWayMsMax;
-}
-
-/** Why chunks cannot travel over UCX. */
-export function noWay(reason: string): SwitchyardError {
-  return new SwitchyardError('LINK_LOST', `no way over UCX: ${reason}`, { transport: 'ucx' });
 }

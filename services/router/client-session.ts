@@ -174,12 +174,15 @@ export class ClientSession {
     this.opened = true;
     if (hello.ucx === null) return this.welcome(way, {});
     const { acceptor } = this.options;
-    const { side, declined } = await acceptUcx(hello, acceptor, (ucx) => this.openChannel(ucx, hello.ucxKey));
+    const answer = await acceptUcx(hello, acceptor, (ucx) => this.openChannel(ucx, hello.ucxKey));
+    const { side } = answer;
     if (this.over) return side?.close(sessionOver);
     this.channel = side;
     this.welcome(
       way,
-      side === null ? { ucxDeclined: declined } : { ucx: side.end, windowBytes: side.windowBytes },
+      side === null
+        ? { ucxDeclined: answer.declined, ucxMayPass: answer.mayPass }
+        : { ucx: side.end, windowBytes: side.windowBytes },
     );
   }
 

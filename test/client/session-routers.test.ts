@@ -8,12 +8,14 @@ import type { ClusterState } from '../../services/common/generated/switchyard/v1
 const routers = ['a', 'b'].map((name) => ({ name, address: `${name}:1`, host: '', state: 'READY' }));
 const state = { routers } as unknown as ClusterState;
 
+const noUcx = () => Promise.reject(new Error('there is no UCX'));
+
 test('routers that all fail are each told, and the code is theirs if they share it', async () => {
   const failed = (codes: Record<string, 'DRAINING' | 'LINK_LOST'>) => {
     const open = async ({ name }: { name: string }) => {
       throw new SwitchyardError(codes[name]!, `${name} is tired`);
     };
-    const sessions = new SessionRouters({ routers: null, open });
+    const sessions = new SessionRouters({ routers: null, open, openByUcx: noUcx });
     return sessions.pick(state, new Set(), state.routers![0]!);
   };
   await expect(failed({ a: 'DRAINING', b: 'DRAINING' })).rejects.toMatchObject({
@@ -38,7 +40,7 @@ test('two batches that each ask the other router last give it the time of the la
     if (name === 'b') await delay(20);
     throw new Error(`${name} did not open the session in time`);
   };
-  const sessions = new SessionRouters({ routers: null, open });
+  const sessions = new SessionRouters({ routers: null, open, openByUcx: noUcx });
   const [a, b] = state.routers!;
   const opened = await Promise.all([a, b].map((first) => sessions.pick(state, new Set(), first!)));
   expect(opened).toHaveLength(2);

@@ -1,0 +1,46 @@
+import { asSwitchyardError } from '../common/errors.js';
+import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
+import type { Credential } from '../common/grpc-channel.js';
+import type { TransportChoice } from '../transport/link.js';
+import type { Connections } from './connections.js';
+import { RouterSession, type RouterSessionOptions } from './router-session.js';
+import { reachRouters } from './routers.js';
+import type { SessionOpener } from './session-routers.js';
+import type { UnreachableByUcx } from './ucx.js';
+
+export interface SessionSurroundings {
+  connections: Connections;
+  credential: Credential;
+  unreachable: UnreachableByUcx;
+}
+
+/** What opens the streams of sessions whose rows travel as `transport` says. */
+export function sessionOpener(
+  { connections, credential, unreachable }: SessionSurroundings,
+  transport: TransportChoice,
+): SessionOpener {
+  const opened = async (
+    router: RouterDescription,
+    options: Pick<RouterSessionOptions, 'transport' | 'others' | 'inBackground'>,
+  ) => {
+    await reachRouters([router], connections, 1, 0);
+    const { address, name } = router;
+    const session = new RouterSession({ router: address, name, credential, unreachable, ...options });
+    await session.opened;
+    return session;
+  };
+  return {
+    open: async (router, others) => {
+      const options = { others, inBackground: false };
+      try {
+        return await opened(router, { ...options, transport });
+      } catch (error) {
+        const { transport: lostBy, lasts } = asSwitchyardError(error).details;
+        if (transport !== 'auto' || lostBy !== 'ucx') throw error;
+        // UCX does not reach the router, and is left alone there for a while.
+        return opened(router, { ...options, transport: lasts ? 'grpc' : 'auto' });
+      }
+    },
+    openByUcx: (router) => opened(router, { transport: 'ucx', others: false, inBackground: true }),
+  };
+}
