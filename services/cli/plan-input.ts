@@ -7,6 +7,7 @@ import { inStoredBytes, isCuda } from '../model/device-bytes.js';
 import type { PlanInput, PlanWorker } from '../placement/input.js';
 import { exactly, likeFactor, usualRates } from '../placement/rates.js';
 import { plannedRates, type Speed } from '../placement/speeds.js';
+import { count } from './format.js';
 import type { Recording } from './recording.js';
 
 /** What a plan is made with. */
@@ -123,6 +124,10 @@ export function planInput(
     crossingSeconds: crossingSeconds(topology, recording.hidden),
   };
 }
+
+/** Said beside the copies that a plan loads; empty where all of them come for a gain. */
+export const required = (copies: number, { copiesMin }: PlanInput) =>
+  copies === 0 ? '' : ` (${count(copies)} since each expert has ${copiesMin} at least, whatever that gains)`;
 
 /** Of an expert of the layer that grows most on the device: as it is stored, and as it is held there. */
 function bytesOn(device: string, layers: Recording['layers']): { stored: number; held: number } {

@@ -7,7 +7,14 @@ import { defineCommand } from './command.js';
 import { connectionFields, connectionHelp, readCredential, withClient } from './connection.js';
 import { bytes, count, seconds, table } from './format.js';
 import { measureLoad } from './measure-load.js';
-import { type DeviceInput, planFields, planHelp, planInput, planNamesInEnvironment } from './plan-input.js';
+import {
+  type DeviceInput,
+  planFields,
+  planHelp,
+  planInput,
+  planNamesInEnvironment,
+  required,
+} from './plan-input.js';
 import { type Recording, readRecording } from './recording.js';
 
 /** Said with every plan. */
@@ -104,11 +111,11 @@ function describePlan(recording: Recording, input: DeviceInput, planned: Plan): 
     row('copies', ({ copies }) => count(copies)),
     row('experts without a copy', ({ missing }) => count(missing)),
   ]);
-  const { copiesToLoad, copiesToDrop, bytesToLoad, secondsToLoad } = planned;
+  const { copiesToLoad, copiesToDrop, copiesRequired, bytesToLoad, secondsToLoad } = planned;
   const { gainSeconds, costSeconds, netGainSeconds } = planned;
   const summary = [
     `load      ${count(rowsOf(recording))} rows in ${seconds(recording.seconds)}, ${recording.layers.length} layers of ${recording.model}`,
-    `to load   ${count(copiesToLoad)} copies, ${bytes(bytesToLoad)}, in ${seconds(secondsToLoad)}; to drop ${count(copiesToDrop)}`,
+    `to load   ${count(copiesToLoad)} copies, ${bytes(bytesToLoad)}${required(copiesRequired, input)}, in ${seconds(secondsToLoad)}; to drop ${count(copiesToDrop)}`,
     `net gain  ${seconds(netGainSeconds)} of the busiest workers' time in ${seconds(input.horizonSeconds)}: ${seconds(gainSeconds)} less ${seconds(costSeconds)} for loading`,
     copiesToLoad + copiesToDrop === 0 ? 'nothing to move: no change pays' : '',
     notApplied,

@@ -37,6 +37,11 @@ export class Draft {
     return this.layers[layer]!.expertBytes;
   }
 
+  /** The copies as they are now. */
+  snapshot(): Copies {
+    return this.copies.map((experts) => experts.map((holders) => [...holders]));
+  }
+
   /** Whether every expert has the copies that it has there. */
   isAt(copies: Copies): boolean {
     return this.copies.every((experts, layer) =>

@@ -2,7 +2,7 @@ import type { Draft } from './draft.js';
 import { type Change, Improvement } from './improve.js';
 import { type Copies, checkInput, type PlanInput } from './input.js';
 import { LayerCopies } from './layer-copies.js';
-import { loadingOf } from './loading.js';
+import { Loading, loadingOf } from './loading.js';
 import { type LayerPrediction, predict, workersPerToken } from './predict.js';
 import { requiredCopies } from './required.js';
 import { Affinity } from './traffic.js';
@@ -11,7 +11,7 @@ import { Affinity } from './traffic.js';
 export const gainShareMin = 0.02;
 /** For less traffic the busiest worker may be above the even level by this share of it. */
 const levelShareMax = 0.02;
-/** And only if the seconds that this saves over the horizon are so many times those that loading costs. */
+/** And only if the seconds that this saves over the horizon, once its copies are there, are so many times those that loading costs. */
 export const gainOverCostMin = 2;
 
 export interface Plan {
@@ -21,10 +21,15 @@ export interface Plan {
   /** Copies of the target that are not there, and copies that are there and not in the target. */
   copiesToLoad: number;
   copiesToDrop: number;
+  /** Of those to load: what every expert must have, whatever that gains. */
+  copiesRequired: number;
   bytesToLoad: number;
   /** Until all of them are there, as limits and workers let them be loaded. */
   secondsToLoad: number;
-  /** What the layers take less over the horizon than they would if only missing copies were loaded: time of the busiest workers, and of the links between hosts. */
+  /**
+   * What the layers take less over the horizon than they would if only missing copies were loaded: time of the busiest workers, and of the links between hosts.
+   * Layers are loaded one after the other, and what one takes less counts from when its copies are there.
+   */
   gainSeconds: number;
   /** What is loaded for this gain, in seconds of the whole cluster's work, if a worker that loads computes nothing meanwhile. */
   costSeconds: number;
@@ -39,24 +44,39 @@ export interface Plan {
  */
 export function plan(input: PlanInput): Plan {
   checkInput(input);
-  const draft = requiredCopies(input);
-  const least = new Planner(input, draft).total();
+  const least = outcome(input, requiredCopies(input));
+  // Each change pays by itself, but all of them may take longer to load than there is time. Then those count that pay from the copies that there must be, as they will be there.
+  for (const from of [input.present, least.copies]) {
+    const draft = requiredCopies(input);
+    improve(input, draft, from);
+    const best = outcome(input, draft);
+    const { gainSeconds, costSeconds } = gainOf({ ...input, present: from }, least, best);
+    if (draft.isAt(least.copies) || gainSeconds > gainOverCostMin * costSeconds)
+      return summarize(input, least, best);
+  }
+  return summarize(input, least, least);
+}
+
+/** Changes a draft as far as that pays, from copies that are there. */
+function improve(input: PlanInput, draft: Draft, present: Copies): void {
   // What a plan from the target would change is part of this one: it pays what it costs from there, which is no less than from here.
-  let from: Copies = input.present;
-  for (let rests = false; !rests; ) {
+  for (let from = present, rests = false; !rests; from = draft.snapshot()) {
     const planner = new Planner({ ...input, present: from }, draft);
     // Ends, for every round but the last lowers the sum of the layers' seconds.
     while (planner.round());
     rests = draft.isAt(from);
-    from = draft.copies.map((experts) => experts.map((holders) => [...holders]));
   }
-  return summarize(input, draft.copies, new Planner(input, draft).total(), least);
 }
 
-interface Total {
-  /** Of all layers, as `Planner.seconds`. */
-  seconds: number;
-  costSeconds: number;
+const outcome = (input: PlanInput, draft: Draft): Outcome => ({
+  copies: draft.snapshot(),
+  seconds: new Planner(input, draft).layerSeconds(),
+});
+
+/** Where copies are, and what each layer takes then, as `Planner.seconds`. */
+interface Outcome {
+  copies: Copies;
+  seconds: number[];
 }
 
 class Planner {
@@ -80,22 +100,12 @@ class Planner {
     this.closed = new Set([...workers.keys()].filter((worker) => workers[worker]!.closed));
     this.hostOf = Uint32Array.from(workers, ({ host }) => names.indexOf(host));
     this.rates = Float64Array.from(workers, ({ rowsPerSecond }) => rowsPerSecond);
-    const rate = this.rates.reduce((sum, one) => sum + one, 0);
-    this.byteSeconds = Float64Array.from(
-      workers,
-      ({ rowsPerSecond, loadBytesPerSecond }) => rowsPerSecond / rate / loadBytesPerSecond,
-    );
+    this.byteSeconds = byteSecondsOf(workers);
     this.split = input.layers.map((_, layer) => this.splitAfresh(layer));
   }
 
-  total(): Total {
-    const total = { seconds: 0, costSeconds: 0 };
-    for (const [index, experts] of this.draft.copies.entries()) {
-      total.seconds += this.seconds(index);
-      for (const [expert, holders] of experts.entries())
-        for (const worker of holders) total.costSeconds += this.copySeconds(index, expert, worker);
-    }
-    return total;
+  layerSeconds(): number[] {
+    return this.input.layers.map((_, layer) => this.seconds(layer));
   }
 
   /** Improves every layer for which it pays, the least even ones first. Returns whether there was one. */
@@ -129,12 +139,12 @@ class Planner {
       closed: this.closed,
     });
     const changes: Change[] = [];
-    let costSeconds = 0;
+    const effort = new Effort(this.input, this.byteSeconds);
     let best = { worth: 0, changes: 0 };
     for (let made = improvement.step(); made.length > 0; made = improvement.step()) {
       changes.push(...made);
-      costSeconds += this.costOf(layer, made);
-      const worth = this.worth(before, copies.peak, costSeconds);
+      for (const change of made) effort.add(layer, change);
+      const worth = this.worth(before, copies.peak, effort);
       if (worth > best.worth) best = { worth, changes: changes.length };
     }
     return changes.slice(0, best.changes);
@@ -156,9 +166,11 @@ class Planner {
   private take(layer: number, changes: readonly Change[]): boolean {
     if (changes.length === 0) return false;
     const before = this.seconds(layer);
+    const effort = new Effort(this.input, this.byteSeconds);
+    for (const change of changes) effort.add(layer, change);
     this.apply(layer, changes, true);
     this.split[layer] = this.splitAfresh(layer);
-    if (this.worth(before, this.seconds(layer), this.costOf(layer, changes)) > 0) return true;
+    if (this.worth(before, this.seconds(layer), effort) > 0) return true;
     this.apply(layer, changes.toReversed(), false);
     this.split[layer] = this.splitAfresh(layer);
     return false;
@@ -186,21 +198,9 @@ class Planner {
   }
 
   /** Seconds gained beyond what a change must gain to pay; 0 or less: it does not. */
-  private worth(before: number, after: number, costSeconds: number): number {
+  private worth(before: number, after: number, { costSeconds, loading }: Effort): number {
     if (after > before * (1 - gainShareMin)) return 0;
-    return this.input.horizonSeconds * (before - after) - gainOverCostMin * costSeconds;
-  }
-
-  private costOf(layer: number, changes: readonly Change[]): number {
-    return changes.reduce((sum, { expert, worker, comes }) => {
-      return sum + (comes ? 1 : -1) * this.copySeconds(layer, expert, worker);
-    }, 0);
-  }
-
-  /** What a copy costs; nothing if it is there at present. */
-  private copySeconds(layer: number, expert: number, worker: number): number {
-    const isPresent = this.input.present[layer]![expert]!.includes(worker);
-    return isPresent ? 0 : this.input.layers[layer]!.expertBytes * this.byteSeconds[worker]!;
+    return gainFrom(this.input, loading, before - after) - gainOverCostMin * costSeconds;
   }
 
   private splitAfresh(layer: number): LayerCopies {
@@ -208,20 +208,71 @@ class Planner {
   }
 }
 
-function summarize(input: PlanInput, target: Copies, total: Total, least: Total): Plan {
-  const { workers, layers, topK, present, horizonSeconds } = input;
-  const loading = loadingOf(input, target);
-  const copies = (all: Copies) => all.flat().reduce((sum, { length }) => sum + length, 0);
-  const gainSeconds = horizonSeconds * (least.seconds - total.seconds);
-  const costSeconds = total.costSeconds - least.costSeconds;
+/** Of a change, from the present copies: what is loaded, and what that costs. */
+class Effort {
+  costSeconds = 0;
+  readonly loading: Loading;
+
+  constructor(
+    private readonly input: PlanInput,
+    private readonly byteSeconds: Float64Array,
+  ) {
+    this.loading = new Loading(input);
+  }
+
+  /** A copy that is there at present takes nothing. */
+  add(layer: number, { expert, worker, comes }: Change): void {
+    const holders = this.input.present[layer]![expert]!;
+    if (holders.includes(worker)) return;
+    const { expertBytes } = this.input.layers[layer]!;
+    const sign = comes ? 1 : -1;
+    this.costSeconds += sign * expertBytes * this.byteSeconds[worker]!;
+    this.loading.add(worker, expertBytes, holders.length > 0, sign);
+  }
+}
+
+/** [workers] What one byte costs. */
+function byteSecondsOf(workers: PlanInput['workers']): Float64Array {
+  const rate = workers.reduce((sum, { rowsPerSecond }) => sum + rowsPerSecond, 0);
+  return Float64Array.from(
+    workers,
+    ({ rowsPerSecond, loadBytesPerSecond }) => rowsPerSecond / rate / loadBytesPerSecond,
+  );
+}
+
+/** What seconds that are saved in each second come to within the horizon, from when everything is loaded. */
+function gainFrom({ horizonSeconds }: PlanInput, loading: Loading, savedSeconds: number): number {
+  return Math.max(0, horizonSeconds - loading.seconds) * savedSeconds;
+}
+
+/** What `target` gains over `least`, with the layers loaded one after the other, and what it costs more. */
+function gainOf(input: PlanInput, least: Outcome, target: Outcome) {
+  const effort = new Effort(input, byteSecondsOf(input.workers));
+  let gainSeconds = 0;
+  for (const [layer, experts] of target.copies.entries()) {
+    for (const [expert, holders] of experts.entries()) {
+      for (const worker of holders) effort.add(layer, { expert, worker, comes: true });
+      for (const worker of least.copies[layer]![expert]!) effort.add(layer, { expert, worker, comes: false });
+    }
+    gainSeconds += gainFrom(input, effort.loading, least.seconds[layer]! - target.seconds[layer]!);
+  }
+  return { gainSeconds, costSeconds: effort.costSeconds };
+}
+
+function summarize(input: PlanInput, least: Outcome, target: Outcome): Plan {
+  const { workers, layers, topK, present } = input;
+  const loading = loadingOf(input, target.copies);
+  const count = (all: Copies) => all.flat().reduce((sum, { length }) => sum + length, 0);
+  const { gainSeconds, costSeconds } = gainOf(input, least, target);
   return {
-    target,
+    target: target.copies,
     predicted: {
       present: predict(workers, layers, topK, present),
-      target: predict(workers, layers, topK, target),
+      target: predict(workers, layers, topK, target.copies),
     },
     copiesToLoad: loading.copies,
-    copiesToDrop: copies(present) + loading.copies - copies(target),
+    copiesToDrop: count(present) + loading.copies - count(target.copies),
+    copiesRequired: Math.min(loadingOf(input, least.copies).copies, loading.copies),
     bytesToLoad: loading.bytes,
     secondsToLoad: loading.seconds,
     gainSeconds,

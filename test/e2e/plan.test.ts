@@ -153,6 +153,13 @@ describe('switchyard plan', () => {
     );
   });
 
+  test('says which copies are loaded whatever that gains', async () => {
+    const { stdout } = await switchyard(['plan', '--recording', recording, '--copies', '2']);
+    expect(stdout).toMatch(
+      /^to load +16 copies, 12\.0 MiB \(16 since each expert has 2 at least, whatever that gains\), in /m,
+    );
+  });
+
   test('says with numbers that copies fit nowhere', async () => {
     const { status, stderr } = await switchyard(['plan', '--recording', recording, '--copies', '3']);
     expect(status).toBe(1);

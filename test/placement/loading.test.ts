@@ -26,11 +26,11 @@ const load = (input: PlanInput) => loadingOf(input, everywhere(input));
 describe('loading the copies of a plan takes', () => {
   test('no time if they are there', () => {
     const input = cluster({ loads: 1, bytesPerSecond: 1 });
-    expect(loadingOf(input, input.present)).toEqual({ copies: 0, bytes: 0, seconds: 0 });
+    expect(loadingOf(input, input.present)).toMatchObject({ copies: 0, bytes: 0, seconds: 0 });
   });
 
   test('as long as the worker with the most to load does, at its rate', () => {
-    expect(load(cluster({ loads: 1_000, bytesPerSecond: 1e9 }))).toEqual({
+    expect(load(cluster({ loads: 1_000, bytesPerSecond: 1e9 }))).toMatchObject({
       ...{ copies: 80, bytes: 8_000 },
       seconds: 8_000 / 1_000 + 0.25,
     });

@@ -68,10 +68,12 @@ describe('a plan', () => {
     fc.assert(
       fc.property(fc.oneof(standing(usual), standing({ ...usual, copiesMin: 2 })), (input) => {
         const { target, predicted, ...figures } = plan(input);
-        const { gainSeconds, costSeconds, netGainSeconds } = figures;
+        const { gainSeconds, costSeconds, netGainSeconds, secondsToLoad } = figures;
         expect(peaks(predicted.target)).toBeLessThanOrEqual(peaks(predicted.present));
         const gained = peaks(predicted.present) - peaks(predicted.target);
-        expect(gainSeconds).toBeCloseTo(input.horizonSeconds * gained, 6);
+        expect(gainSeconds).toBeLessThanOrEqual(input.horizonSeconds * gained + 1e-9);
+        expect(gainSeconds).toBeGreaterThanOrEqual((input.horizonSeconds - secondsToLoad) * gained - 1e-9);
+        expect(gainSeconds > 0).toBe(JSON.stringify(target) !== JSON.stringify(input.present));
         expect(gainSeconds).toBeGreaterThanOrEqual(2 * costSeconds);
         expect(netGainSeconds).toBe(gainSeconds - costSeconds);
         for (const [index, before] of predicted.present.entries()) {
@@ -154,7 +156,7 @@ describe('a plan', () => {
       layers: [{ layer: 0, expertBytes: 100, loads, choices: Uint32Array.of(9, 1, 8, 2, 8, 5) }],
       present: [[[], [0, 2], [], [], [], [0], [2], [], [], [0]]],
       replicaSlots: 0,
-      horizonSeconds: 1,
+      horizonSeconds: 1.4,
       crossingSeconds: 0.01,
     });
     const { target } = plan(input);
@@ -262,6 +264,57 @@ describe('what a plan does', () => {
     expect(long.secondsToLoad).toBeGreaterThanOrEqual(100);
     expect(long.bytesToLoad).toBe(100 * long.copiesToLoad);
     expect(long.netGainSeconds).toBeGreaterThan(long.costSeconds);
+  });
+
+  test('a gain counts from when its copies are there: what is loaded only after the horizon does not move', () => {
+    const loaded = (bytesPerSecond: number) => plan(cluster(hot, { limits: { loads: 8, bytesPerSecond } }));
+    const { predicted, gainSeconds, secondsToLoad, copiesToLoad } = loaded(2);
+    expect(copiesToLoad).toBeGreaterThan(0);
+    expect(secondsToLoad).toBe(copiesToLoad * 50);
+    const saved = peaks(predicted.present) - peaks(predicted.target);
+    expect(gainSeconds).toBeCloseTo((600 - secondsToLoad) * saved, 6);
+    expect(loaded(0.01)).toMatchObject({ copiesToLoad: 0, copiesToDrop: 0, gainSeconds: 0 });
+  });
+
+  test('layers are loaded one after the other: each gains for the time that is left then', () => {
+    const [layer] = cluster(hot).layers;
+    const layers = [0, 1, 2, 3].map((number) => ({ ...layer!, layer: number }));
+    const wide = cluster(hot).workers.map((worker) => ({ ...worker, memoryBytes: 1_200 }));
+    const present = layers.map(() => cluster(hot).present[0]!);
+    const limits = { loads: 8, bytesPerSecond: 1 };
+    const planned = plan(cluster(hot, { workers: wide, layers, present, limits }));
+    const { predicted, gainSeconds, secondsToLoad, copiesToLoad } = planned;
+    // All of them take longer than the horizon; none does by itself.
+    expect(secondsToLoad).toBe(copiesToLoad * 100);
+    expect(secondsToLoad).toBeGreaterThan(600);
+    const saved = predicted.present[0]!.peak - predicted.target[0]!.peak;
+    expect(gainSeconds).toBeGreaterThan(0);
+    expect(gainSeconds).toBeLessThan(600 * saved);
+    expect(plan(cluster(hot, { workers: wide, layers, present: planned.target, limits }))).toMatchObject({
+      copiesToLoad: 0,
+    });
+  });
+
+  test('what pays layer by layer, but not all together within the horizon, does not move', () => {
+    const [layer] = cluster(hot).layers;
+    const moved = (count: number) => {
+      const layers = Array.from({ length: count }, (_, number) => ({ ...layer!, layer: number }));
+      const workers = cluster(hot).workers.map((worker) => ({
+        ...{ ...worker, memoryBytes: count * 300, loadBytesPerSecond: 10 },
+      }));
+      const present = layers.map(() => cluster(hot).present[0]!);
+      const limits = { loads: 8, bytesPerSecond: 0.53 };
+      return plan(cluster(hot, { workers, layers, present, limits }));
+    };
+    expect(moved(1).copiesToLoad).toBeGreaterThan(0);
+    expect(moved(8)).toMatchObject({ copiesToLoad: 0, copiesToDrop: 0, gainSeconds: 0, costSeconds: 0 });
+  });
+
+  test('tells which copies every expert must have, whatever that gains', () => {
+    const even = cluster(Array(8).fill(100), { copiesMin: 2 });
+    const workers = even.workers.map((worker) => ({ ...worker, memoryBytes: 800 }));
+    expect(plan({ ...even, workers })).toMatchObject({ copiesToLoad: 8, copiesRequired: 8, gainSeconds: 0 });
+    expect(plan(cluster(hot))).toMatchObject({ copiesRequired: 0 });
   });
 
   test('experts that are chosen together come to one worker where links are slow, and it stays even', () => {

@@ -46,6 +46,7 @@ export function inputs(bounds: Bounds): fc.Arbitrary<PlanInput> {
         }),
         replicaSlots: fc.option(fc.nat({ max: experts })),
         horizonSeconds: fc.constantFrom(1, 60, 3_600),
+        limits: fc.constantFrom(usualLimits, { loads: 1, bytesPerSecond: 20 }),
         crossingSeconds: bounds.traffic ? fc.constantFrom(1e-4, 1e-3, 1e-2) : fc.constant(0),
         choices: fc.array(fc.shuffledSubarray(range(experts), { minLength: Math.min(2, experts) }), {
           minLength: 1,
@@ -73,7 +74,7 @@ export function inputs(bounds: Bounds): fc.Arbitrary<PlanInput> {
           choices: bounds.traffic ? Uint32Array.from(choices.flatMap((token) => token.slice(0, topK))) : null,
         }),
       );
-      return { workers, layers, topK, present, copiesMin, limits: usualLimits, ...drawn };
+      return { workers, layers, topK, present, copiesMin, ...drawn };
     });
 }
 
