@@ -103,11 +103,18 @@ const jsonCharactersMax = 1_000;
 const markNumber = (_: string, part: unknown) =>
   typeof part === 'number' && !Number.isFinite(part) ? `\0${part}` : part;
 
-/** A value of a file as errors show it: as JSON, with NaN and Infinity as they are, and cut. */
+/** Characters that steer a terminal, and those that have text read as another, as by turning the direction of writing. */
+export const unshowable = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u;
+const codeOf = (character: string) =>
+  character.replace(/./gs, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`);
+
+/** A value of a file as errors show it: as JSON, with NaN and Infinity as they are, without characters that are not shown, and cut. */
 export function shownJson(value: unknown): string {
   let text: string | undefined;
   try {
-    text = JSON.stringify(value, markNumber)?.replace(/"\\u0000(NaN|-?Infinity)"/g, '$1');
+    text = JSON.stringify(value, markNumber)
+      ?.replace(/"\\u0000(NaN|-?Infinity)"/g, '$1')
+      .replace(new RegExp(unshowable, 'gu'), codeOf);
   } catch {
     // YAML has names for its parts, so one may hold itself.
     return 'what cannot be shown as JSON';

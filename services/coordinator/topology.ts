@@ -2,18 +2,21 @@ import { z } from 'zod';
 import { readBounded } from '../common/bounded-file.js';
 import { invalidArgument, SwitchyardError, shownJson } from '../common/errors.js';
 import { checkBy } from '../common/schema-issue.js';
+import { shownText } from '../common/shown-text.js';
 import { parseYaml } from '../common/yaml.js';
 
 const bitsOf: Readonly<Record<string, number>> = { '': 1, k: 1e3, m: 1e6, g: 1e9, t: 1e12 };
 
-const bandwidthAllowed = 'bits per second above 0, as in "200Gbit/s" or 25000000000';
+/** Beyond what links are, with room to spare: nothing that is reckoned from it is too large or too small for a number. */
+const bandwidthLimits = { min: 1, max: 1e15 } as const;
+const bandwidthAllowed = 'bits per second from 1 to 1e15, as in "200Gbit/s" or 25000000000';
 
 /** Bits per second: a number, or a text such as "200Gbit/s", "25 Gbps" or "500Mbit/s". */
 const bandwidth = z
   .union([z.number(), z.string()], { error: bandwidthAllowed })
   .transform((value, context) => {
     const bits = typeof value === 'number' ? value : parseBandwidth(value);
-    if (Number.isFinite(bits) && bits > 0) return bits;
+    if (bits >= bandwidthLimits.min && bits <= bandwidthLimits.max) return bits;
     context.addIssue({ code: 'custom', message: bandwidthAllowed });
     return z.NEVER;
   });
@@ -23,8 +26,8 @@ function parseBandwidth(text: string): number {
   return match === null ? Number.NaN : Number(match[1]) * bitsOf[match[2]!.toLowerCase()]!;
 }
 
-const nameAllowed = 'a name of 1 to 253 characters';
-const name = z.string({ error: nameAllowed }).min(1, { error: nameAllowed }).max(253, { error: nameAllowed });
+const name = shownText(1, 253);
+const latencyAllowed = 'microseconds from 0.001 to 1e9';
 
 /** `what` names the elements: the error says how many of them are allowed. */
 function list<Element extends z.ZodType>(element: Element, what: string, min: number, max: number) {
@@ -35,7 +38,7 @@ function list<Element extends z.ZodType>(element: Element, what: string, min: nu
 const hostSchema = z.strictObject(
   {
     name,
-    /** As workers name their device ("cpu", "cuda:0"); one entry for each worker that may run there. */
+    /** As workers name their device ("cpu", "cuda:0"); one entry for each worker that shares are dealt to. More of them, as one that takes the place of another, come last. */
     devices: list(name, 'devices', 1, 1024),
   },
   { error: 'a mapping with name and devices' },
@@ -46,7 +49,11 @@ const linkSchema = z.strictObject(
     from: name,
     to: name,
     bandwidth,
-    latencyMicroseconds: z.number({ error: 'microseconds above 0' }).positive().optional(),
+    latencyMicroseconds: z
+      .number({ error: latencyAllowed })
+      .min(1e-3, { error: latencyAllowed })
+      .max(1e9, { error: latencyAllowed })
+      .optional(),
   },
   { error: 'a mapping with from, to and bandwidth' },
 );
@@ -140,9 +147,12 @@ function checkReferences(topology: Topology, path: string): void {
         `links.${index}.to`,
         `is "${link.to}", the host the link comes from; allowed: another host`,
       );
-    const pair = [link.from, link.to].sort().join(' and ');
-    if (pairs.has(pair))
-      throw configInvalid(path, `links.${index}`, `joins ${pair} again; allowed: one link for two hosts`);
+    const ends = [link.from, link.to].sort();
+    const pair = JSON.stringify(ends);
+    if (pairs.has(pair)) {
+      const problem = `joins ${ends.join(' and ')} again; allowed: one link for two hosts`;
+      throw configInvalid(path, `links.${index}`, problem);
+    }
     pairs.add(pair);
   }
 }

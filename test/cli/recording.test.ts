@@ -2,9 +2,11 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from '@jest/globals';
+import fc from 'fast-check';
 import { planInput } from '../../services/cli/plan-input.js';
 import { type Recording, readRecording, recordCluster } from '../../services/cli/recording.js';
 import type { ClusterDescription } from '../../services/client/index.js';
+import { plan } from '../../services/placement/plan.js';
 
 const directory = mkdtempSync(join(tmpdir(), 'switchyard-recording-'));
 afterAll(() => rmSync(directory, { recursive: true }));
@@ -32,6 +34,10 @@ const layer = good.layers[0]!;
 
 const named = (name: string) => ({ ...good, workers: [{ ...worker, name }, good.workers[1]] });
 const sized = (sizes: unknown[]) => ({ ...good, workers: [{ ...worker, name: 'x', sizes }] });
+const [slow, fast] = [{ rowsPerSecond: 1e-308 }, { loadBytesPerSecond: 1e300 }].map((rates) => ({
+  ...good,
+  workers: [{ ...good.workers[0], ...rates }],
+}));
 const hosted = (host: string) => ({ ...good, workers: [{ ...good.workers[0], host }, good.workers[1]] });
 
 function written(value: unknown): string {
@@ -79,31 +85,34 @@ describe('a recording', () => {
       'model is "a\\u0007"; allowed: 0 to 1024 characters, none of them control',
       { ...good, model: 'a\u0007' },
     ],
+    ['workers.0.host is "\\u202ea"; allowed: 1 to 253 characters', hosted('\u202ea')],
+    ['workers.0.host is "\\u009b2J"; allowed: 1 to 253 characters', hosted('\u009b2J')],
     ['layers.1.layer is 3; allowed: a number of no other layer', { ...good, layers: [layer, layer] }],
     // JSON has no infinity, but 1e999 is read as one.
     [
-      'layers.0.rows.1 is Infinity; allowed: a finite number of at least 0',
+      'layers.0.rows.1 is Infinity; allowed: an integer from 0 to 9007199254740991',
       JSON.stringify(good).replace('[10,30]', '[10,1e999]'),
     ],
     [
-      'workers.0.memoryBytes is Infinity; allowed: a finite number of at least 0',
+      'workers.0.memoryBytes is Infinity; allowed: a number from 0 to 1000000000000000000',
       JSON.stringify(good).replace('400', '1e999'),
     ],
     [
-      'seconds is Infinity; allowed: a finite number above 0',
+      'seconds is Infinity; allowed: a number from 0.000001 to 1000000000',
       JSON.stringify(good).replace(':10,', ':1e999,'),
     ],
+    ['seconds is 1e-7; allowed: a number from 0.000001', { ...good, seconds: 1e-7 }],
+    ['layers.0.rows.0 is 0.5; allowed: an integer', { ...good, layers: [{ ...layer, rows: [0.5, 1] }] }],
+    ['workers.0.rowsPerSecond is 1e-308; allowed: a number from 0.001 to 1000000000000000, or null', slow],
+    ['workers.0.loadBytesPerSecond is 1e+300; allowed: a number from 0.001', fast],
+    ['rebalanceBytesPerSecond is 1e-300; allowed: a number', { ...good, rebalanceBytesPerSecond: 1e-300 }],
     [
-      'layers.0.rows is [1.7e+308,1.7e+308]; allowed: numbers whose sum over all layers is finite',
-      { ...good, layers: [{ ...layer, rows: [1.7e308, 1.7e308] }] },
+      'workers.0.sizes.0.error is 1e+300; allowed: a number from 0 to 800, 10 times rowsPerSecond',
+      sized([{ rows: 4, rowsPerSecond: 80, error: 1e300 }]),
     ],
     [
       'layers.0.rows is [0,0]; allowed: one number above 0 at least, here or in another layer',
       { ...good, layers: [{ ...layer, rows: [0, 0] }] },
-    ],
-    [
-      'layers.0.rows is [1e+308,0]; allowed: numbers whose sum over all layers is finite, also when divided by seconds, 0.001',
-      { ...good, seconds: 0.001, layers: [{ ...layer, rows: [1e308, 0] }] },
     ],
   ])('that is wrong is refused: %s', (problem, value) => {
     const path = written(value);
@@ -157,6 +166,45 @@ describe('what the planner is given for a recording', () => {
     expect([...layers[0]!.loads]).toEqual([1, 3]);
     expect(present).toEqual([[[0], [1]]]);
     expect(limits).toEqual({ loads: 4, bytesPerSecond: 5000 });
+  });
+
+  test('as far as a schema allows, every figure of a plan is a number', () => {
+    const rates = [1e-3, 1e15];
+    const seconds = [1e-6, 1e9];
+    const bounded = fc.record({
+      seconds: fc.constantFrom(...seconds),
+      rebalanceBytesPerSecond: fc.constantFrom(1e-3, Number.MAX_SAFE_INTEGER),
+      rows: fc.array(fc.constantFrom(0, 1, Number.MAX_SAFE_INTEGER), { minLength: 2, maxLength: 2 }),
+      workers: fc.tuple(
+        ...['x', 'y', 'z'].map((name) =>
+          fc.record({
+            ...{ name: fc.constant(name), host: fc.constantFrom('a', 'b'), device: fc.constant('cpu') },
+            memoryBytes: fc.constantFrom(200, 1e18),
+            rowsPerSecond: fc.constantFrom(...rates),
+            loadBytesPerSecond: fc.constantFrom(...rates),
+            sizes: fc.constantFrom(
+              ...rates.flatMap((rowsPerSecond) =>
+                [0, 10 * rowsPerSecond].map((error) => [{ rows: 4, rowsPerSecond, error }]),
+              ),
+            ),
+          }),
+        ),
+      ),
+      horizon: fc.constantFrom(1, 31_536_000),
+      bandwidth: fc.constantFrom(1, 1e15),
+    });
+    fc.assert(
+      fc.property(bounded, ({ rows, horizon, bandwidth, ...drawn }) => {
+        fc.pre(rows.some((count) => count > 0));
+        const recording = readRecording(written({ ...good, ...drawn, layers: [{ ...layer, rows }] }));
+        const hosts = ['a', 'b'].map((name) => ({ name, devices: ['cpu', 'cpu'] }));
+        const topology = { hosts, links: [{ from: 'a', to: 'b', bandwidth }] };
+        const input = planInput(recording, topology, { ...options, horizon });
+        const { target: _, predicted, ...figures } = plan(input);
+        const all = [predicted.present, predicted.target].flat().flatMap((one) => Object.values(one));
+        expect([...all, ...Object.values(figures)].filter((figure) => !Number.isFinite(figure))).toEqual([]);
+      }),
+    );
   });
 
   test('on a topology: workers keep their device, others are gone, a new device has the least memory', () => {

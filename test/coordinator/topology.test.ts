@@ -33,6 +33,10 @@ describe('topology file', () => {
     expect(() => bandwidthOf('10GB')).toThrow(/links\.0\.bandwidth is "10GB".*allowed: bits per second/);
     expect(() => bandwidthOf('-5')).toThrow(/links\.0\.bandwidth is -5/);
     expect(() => bandwidthOf('0')).toThrow(/links\.0\.bandwidth is 0/);
+    for (const beyond of ['1.0e-300', '1.0e300', '9999Tbit/s'])
+      expect(() => bandwidthOf(beyond)).toThrow(
+        /links\.0\.bandwidth is .*; allowed: bits per second from 1 to 1e15/,
+      );
   });
 
   test.each([
@@ -54,10 +58,26 @@ describe('topology file', () => {
       'hosts: [{ name: a, devices: [cpu] }, { name: b, devices: [cpu] }]\nlinks: [{ from: a, to: b, bandwidth: 1 }, { from: b, to: a, bandwidth: 2 }]',
       /links\.1 joins a and b again/,
     ],
+    ['hosts: [{ name: "a\\e[2J", devices: [cpu] }]', /hosts\.0\.name is "a\\u001b\[2J"; allowed: 1 to 253/],
+    ['hosts: [{ name: "\\u202ea", devices: [cpu] }]', /hosts\.0\.name is .*none of them control or format/],
+    ['hosts: [{ name: a, devices: ["c\\npu"] }]', /hosts\.0\.devices\.0 is "c\\npu"/],
+    [
+      'hosts: [{ name: a, devices: [cpu] }, { name: b, devices: [cpu] }]\nlinks: [{ from: a, to: b, bandwidth: 1, latencyMicroseconds: 1.0e-300 }]',
+      /links\.0\.latencyMicroseconds is 1e-300; allowed: microseconds from 0\.001 to 1e9/,
+    ],
     ['hosts: [', /cluster\.yaml: topology is not YAML/],
   ])('a broken file names the key, the value and what is allowed: %j', (body, message) => {
     expect(() => file(body)).toThrow(message);
     expect(() => file(body)).toThrow(expect.objectContaining({ code: 'CONFIG_INVALID' }));
+  });
+
+  test('links between hosts are told apart, whatever the hosts are called', () => {
+    const names = ['A and B', 'B', 'A', 'B and B'];
+    const hosts = names.map((name) => `{ name: ${name}, devices: [cpu] }`).join(', ');
+    const links = ['{ from: A and B, to: B, bandwidth: 1 }', '{ from: A, to: B and B, bandwidth: 1 }'].join(
+      ', ',
+    );
+    expect(file(`hosts: [${hosts}]\nlinks: [${links}]`).links).toHaveLength(2);
   });
 
   test('a file that is not there is named', () => {

@@ -149,7 +149,7 @@ describe('switchyard plan', () => {
     const { status, stderr } = await switchyard(['plan', '--recording', bad]);
     expect(status).toBe(2);
     expect(stderr).toBe(
-      `switchyard: CONFIG_INVALID: ${bad}: seconds is 0; allowed: a finite number above 0\n`,
+      `switchyard: CONFIG_INVALID: ${bad}: seconds is 0; allowed: a number from 0.000001 to 1000000000\n`,
     );
   });
 
