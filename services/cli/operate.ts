@@ -23,9 +23,10 @@ import {
   planHelp,
   planInput,
   planNamesInEnvironment,
+  required,
   rulesOf,
 } from './plan-input.js';
-import { checkModel, readRecording } from './recording.js';
+import { checkModel, loadOn, readRecording, recordCluster } from './recording.js';
 
 const operatorFields = { address: addresses().default(['127.0.0.1:7070']), ...credentialFields };
 const operatorHelp = {
@@ -159,23 +160,28 @@ export const undrainCommand = markCommand(
   'may have copies again',
 );
 
-/** The coordinator plans by its own settings and loads: only the plan for a recording has others. Its copies and what operators have said of workers hold for both. */
-async function recordedTarget(
+/**
+ * The coordinator plans by its own settings and loads: only the plan for a recording has others. That begins from where the copies of the cluster are now, on its
+ * live workers: of the recording it has the load, and how fast workers computed. The coordinator's copies and what operators have said of workers hold for both.
+ */
+async function recordedPlan(
   config: Connection & { recording: string; topology: string | null } & PlanOptions,
 ) {
   const topology = config.topology === null ? null : readTopology(config.topology);
   const recording = readRecording(config.recording);
-  const { view, model } = await ask<'Inference', ClusterDescription>(
+  const cluster = await ask<'Inference', ClusterDescription>(
     config,
     'Inference',
-    (inference, deadline, done) => inference.DescribeCluster({}, { deadline }, done),
+    (inference, deadline, done) => inference.DescribeCluster({ placement: true }, { deadline }, done),
   );
-  if (model === null) throw new SwitchyardError('NOT_READY', 'the cluster has no model yet');
-  checkModel(config.recording, recording, model);
-  const input = planInput(recording, topology, config, rulesOf(view));
-  const { target, netGainSeconds } = plan(input);
+  if (cluster.model === null) throw new SwitchyardError('NOT_READY', 'the cluster has no model yet');
+  checkModel(config.recording, recording, cluster.model);
+  const load = loadOn(recordCluster(cluster), recording);
+  const input = planInput(load, topology, config, rulesOf(cluster.view), recording.workers);
+  const { target, netGainSeconds, copiesRequired } = plan(input);
   const layers = input.layers.map(({ layer }, index) => copiesMessage(layer, target[index]!));
-  return { target: { workers: input.workers.map(({ name }) => name), layers }, netGainSeconds };
+  const workers = input.workers.map(({ name }) => name);
+  return { target: { workers, layers }, netGainSeconds, required: required(copiesRequired, input) };
 }
 
 export const rebalanceCommand = defineCommand({
@@ -192,7 +198,7 @@ export const rebalanceCommand = defineCommand({
   run: async (config, _, given) => {
     const { recording } = config;
     if (recording === null) checkUnused(config, given);
-    const planned = recording === null ? null : await recordedTarget({ ...config, recording });
+    const planned = recording === null ? null : await recordedPlan({ ...config, recording });
     const request = planned === null ? {} : { target: planned.target };
     const answer = await ask<'Operator', RebalanceAnswer>(config, 'Operator', (operator, deadline, done) =>
       operator.Rebalance(request, { deadline }, done),
@@ -202,7 +208,7 @@ export const rebalanceCommand = defineCommand({
     const text =
       toLoad + toDrop === 0
         ? 'nothing to move: no change pays'
-        : `to load ${count(toLoad)} copies, ${bytes(bytesToLoad)}; to drop ${count(toDrop)}; net gain ${seconds(gain)}`;
+        : `to load ${count(toLoad)} copies, ${bytes(bytesToLoad)}${planned?.required ?? ''}; to drop ${count(toDrop)}; net gain ${seconds(gain)}`;
     process.stdout.write(`${text}\n`);
   },
 });

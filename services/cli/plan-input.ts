@@ -69,13 +69,14 @@ export const rulesOf = (view: ClusterView | null): ClusterRules => ({
 
 /**
  * What the planner is given for a recorded load; with a topology, on the devices that it lists. Workers that are drained are left out, cordoned ones get nothing
- * new. Throws NOT_READY for a recording without rows, and where all workers are drained.
+ * new. `measured`: the workers whose speeds are known. Throws NOT_READY for a recording without rows, and where all workers are drained.
  */
 export function planInput(
   recording: Recording,
   topology: FileTopology | null,
   { copies, replicaSlots, horizon }: PlanOptions,
   { marks, copies: copiesOfCluster } = noRules,
+  measured: Recording['workers'] = recording.workers,
 ): DeviceInput {
   const { layers, seconds, topK } = recording;
   const rows = layers.flatMap((layer) => layer.rows).reduce((sum, one) => sum + one, 0);
@@ -88,7 +89,9 @@ export function planInput(
     const { stored, held } = bytesOn(device, layers);
     return { ...told, ...inStoredBytes(told, stored, held), deviceBytesPerByte: held / stored };
   };
-  const rates = ratesOf(recording.workers.map(room));
+  const rates = ratesOf(measured.map(room));
+  const ratesAt = ({ name, device }: RecordedWorker) =>
+    rates[measured.findIndex((one) => one.name === name && one.device === device) + 1]!;
   return {
     workers: workers.map((worker): DeviceWorker => {
       const { name, host, memoryBytes, deviceBytesPerByte } = room(worker);
@@ -96,7 +99,7 @@ export function planInput(
         name,
         host,
         memoryBytes,
-        ...rates[recording.workers.indexOf(worker) + 1]!,
+        ...ratesAt(worker),
         deviceMemoryBytes: worker.memoryBytes,
         deviceBytesPerByte,
         closed: marks.get(name) === 'CORDONED',

@@ -18,7 +18,8 @@ import {
 import { type Recording, readRecording } from './recording.js';
 
 /** Said with every plan. */
-const notApplied = 'dry run: switchyard rebalance --recording FILE applies the plan for a recording';
+const notApplied =
+  'dry run: switchyard rebalance --recording FILE plans for a recording from where copies are then, and applies that';
 
 export const planCommand = defineCommand({
   name: 'plan',

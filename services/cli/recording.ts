@@ -167,17 +167,35 @@ export function readRecording(path: string): Recording {
 
 /** Throws CONFIG_INVALID if the file's recording is of another model than the cluster's: its rows and choices say nothing of that one's experts. */
 export function checkModel(path: string, recording: Recording, model: ModelDescription): void {
-  const check = (key: string, value: unknown, clusters: unknown) => {
-    if (value === clusters) return;
-    const allowed = `${shownJson(clusters)}, as the cluster's model has it`;
+  const check = (key: string, value: unknown, clusters: readonly unknown[]) => {
+    if (clusters.includes(value)) return;
+    const allowed = `${clusters.map(shownJson).join(', ')}, as the cluster's model has it`;
     const text = `${path}: ${key} is ${shownJson(value)}; allowed: ${allowed}`;
     throw new SwitchyardError('CONFIG_INVALID', text, { file: path, key });
   };
-  check('model', recording.model, model.name);
-  check('hidden', recording.hidden, model.hidden);
-  check('topK', recording.topK, topKOf(model));
-  for (const [at, { expertBytes }] of recording.layers.entries())
-    check(`layers.${at}.expertBytes`, expertBytes, Number(model.expertBytes));
+  check('model', recording.model, [model.name]);
+  check('hidden', recording.hidden, [model.hidden]);
+  check('topK', recording.topK, [topKOf(model)]);
+  for (const [at, { layer, expertBytes, rows }] of recording.layers.entries()) {
+    const of = (key: string) => `layers.${at}.${key}`;
+    const numbers = model.layers.map((one) => one.layer);
+    check(of('layer'), layer, numbers);
+    check(of('expertBytes'), expertBytes, [Number(model.expertBytes)]);
+    check(`the length of ${of('rows')}`, rows.length, [model.layers[numbers.indexOf(layer)]!.experts]);
+  }
+}
+
+/** The load of a recording on a cluster: layers that were not recorded have none. */
+export function loadOn(cluster: RecordedCluster, { seconds, layers }: Recording): Recording {
+  return {
+    ...cluster,
+    seconds,
+    layers: cluster.layers.map((layer) => {
+      const recorded = layers.find((one) => one.layer === layer.layer);
+      const rows = recorded?.rows ?? layer.workersOf.map(() => 0);
+      return { ...layer, rows, choices: recorded?.choices ?? null };
+    }),
+  };
 }
 
 const topKOf = ({ routing }: ModelDescription) => routing?.topK ?? 1;

@@ -4,7 +4,13 @@ import { join } from 'node:path';
 import { afterAll, describe, expect, test } from '@jest/globals';
 import fc from 'fast-check';
 import { planInput } from '../../services/cli/plan-input.js';
-import { type Recording, readRecording, recordCluster } from '../../services/cli/recording.js';
+import {
+  loadOn,
+  type RecordedCluster,
+  type Recording,
+  readRecording,
+  recordCluster,
+} from '../../services/cli/recording.js';
 import type { ClusterDescription } from '../../services/client/index.js';
 import { plan } from '../../services/placement/plan.js';
 
@@ -205,6 +211,37 @@ describe('what the planner is given for a recording', () => {
         expect([...all, ...Object.values(figures)].filter((figure) => !Number.isFinite(figure))).toEqual([]);
       }),
     );
+  });
+
+  test("on a cluster: its workers, where its copies are, and of the recording the load and the workers' speeds", () => {
+    const cluster: RecordedCluster = {
+      ...{ ...good, rebalanceLoads: 8 },
+      workers: ['y', 'z', 'x'].map((name) => ({
+        ...{ ...worker, name, memoryBytes: 900, rowsPerSecond: 7, sizes: [] },
+      })),
+      layers: [
+        { layer: 2, expertBytes: 100, workersOf: [[1]] },
+        { layer: 3, expertBytes: 100, workersOf: [[0, 2], [1]] },
+      ],
+    };
+    const [fast, slow] = [1_000, 100].map((rowsPerSecond) => ({
+      ...{ rowsPerSecond, sizes: [{ rows: 4, rowsPerSecond, error: 0 }] },
+    }));
+    const workers = [
+      { ...worker, ...fast, name: 'x' },
+      { ...worker, ...slow, name: 'y' },
+      { ...worker, ...slow, name: 'gone' },
+    ];
+    const input = planInput(loadOn(cluster, good), null, options, undefined, workers);
+    expect(input.workers).toMatchObject(
+      ['y', 'z', 'x'].map((name) => ({ name, memoryBytes: 900, loadBytesPerSecond: 1000 })),
+    );
+    const [y, z, x] = input.workers.map(({ rowsPerSecond }) => rowsPerSecond);
+    expect(z).toBe(y);
+    expect(x! / y!).toBeGreaterThan(5);
+    expect(input.present).toEqual([[[1]], [[0, 2], [1]]]);
+    expect(input.layers.map(({ loads }) => [...loads])).toEqual([[0], [1, 3]]);
+    expect(input.limits.loads).toBe(8);
   });
 
   test('on a topology: workers keep their device, others are gone, a new device has the least memory', () => {

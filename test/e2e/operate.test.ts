@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
@@ -165,21 +165,41 @@ describe('switchyard rebalance', () => {
     return file;
   }
 
-  test('with a recording brings copies to where plan says, under load, and costs no batch', async () => {
+  test('with a recording brings copies to where its load wants them, under load, and costs no batch', async () => {
     const file = await record();
     load = await Load.start(cluster.client);
-    const planned = JSON.parse((await switchyard(['plan', '--recording', file, '--json'])).stdout);
-    const target = planned.layers.flatMap(({ workersOf }: { workersOf: string[][] }) => workersOf);
-    expect(target[0].length).toBeGreaterThan(1);
     const { stdout, stderr } = await run('rebalance', '--recording', file);
     expect({ stdout, stderr }).toMatchObject({ stdout: expect.stringMatching(/^to load [\d,]+ copies, /) });
-    await until(
-      workersOf,
-      (placed) => JSON.stringify(placed.map((one) => one.sort())) === JSON.stringify(target),
-    );
+    await until(isSettled);
+    const placed = await workersOf();
+    for (const hot of [placed[0]!, placed[placed.length / 2]!]) expect(hot.length).toBeGreaterThan(1);
     await load.more(4);
     await load.stop();
     expect((await run('rebalance', '--recording', file)).stdout).toBe('nothing to move: no change pays\n');
+  });
+
+  test.each<[string, (recording: Recording) => void]>([
+    [
+      'one worker of those that there are now',
+      (one) => {
+        one.workers.splice(1);
+        for (const layer of one.layers) layer.workersOf = layer.workersOf.map(() => [0]);
+      },
+    ],
+    ['a worker that is gone', ({ workers }) => Object.assign(workers[2]!, { name: 'somebody' })],
+    ['some layers alone', ({ layers }) => layers.splice(1)],
+  ])('plans from where copies are now, on the workers of now, for a recording of %s', async (_, change) => {
+    // What another load asked for is brought where it shall be first.
+    await until(isSettled);
+    await run('rebalance', '--recording', await record());
+    await until(isSettled);
+    const before = await workersOf();
+    const file = await record(change);
+    expect(await run('rebalance', '--recording', file)).toEqual({
+      ...{ status: 0, stderr: '' },
+      stdout: 'nothing to move: no change pays\n',
+    });
+    expect(await workersOf()).toEqual(before);
   });
 
   test('with a recording leaves out workers that are drained, and plan does too', async () => {
@@ -221,6 +241,14 @@ describe('switchyard rebalance', () => {
       'layers.1.expertBytes is 77; allowed: 786432',
       ({ layers }) => Object.assign(layers[1]!, { expertBytes: 77 }),
     ],
+    ['layers.0.layer is 77; allowed: 0, 1', ({ layers }) => Object.assign(layers[0]!, { layer: 77 })],
+    [
+      'the length of layers.0.rows is 7; allowed: 8',
+      ({ layers }) => {
+        layers[0]!.rows.pop();
+        layers[0]!.workersOf.pop();
+      },
+    ],
   ])('refuses a recording of another model: %s', async (problem, change) => {
     const file = await record(change);
     expect(await run('rebalance', '--recording', file)).toEqual({
@@ -258,21 +286,14 @@ describe('switchyard rebalance', () => {
       for (const holders of workersOf) expect(holders.length).toBeGreaterThanOrEqual(2);
   });
 
-  test('names what is wrong with the target, and moves nothing', async () => {
+  test('names what is wrong, and moves nothing', async () => {
     // What the load before asked for is brought where it shall be first.
     await until(isSettled);
     const before = await workersOf();
-    const stranger = await record(({ workers }) => {
-      workers[2]!.name = 'somebody';
-    });
-    expect((await run('rebalance', '--recording', stranger)).stderr).toMatch(
-      /^switchyard: INVALID_ARGUMENT: workers of layer 0 expert \d+ is .*somebody.*; allowed: different ones of worker-0, worker-1, worker-2/,
-    );
-    const other = await record(({ layers }) => {
-      layers[0]!.layer = 77;
-    });
-    expect((await run('rebalance', '--recording', other)).stderr).toMatch(
-      /^switchyard: INVALID_ARGUMENT: layer is 77; allowed: those of the model: 0, 1$/m,
+    const topology = join(directory, 'hosts.yaml');
+    await writeFile(topology, 'hosts: [{ name: elsewhere, devices: [cpu] }]\n');
+    expect((await run('rebalance', '--recording', await record(), '--topology', topology)).stderr).toMatch(
+      /^switchyard: INVALID_ARGUMENT: workers of layer 0 expert \d+ is .*elsewhere.*; allowed: different ones of worker-0, worker-1, worker-2/,
     );
     expect((await run('rebalance', '--copies', '2')).stderr).toContain(
       '--copies is 2; allowed: only with recording',
@@ -295,18 +316,10 @@ test('with copies of 2 each expert is on two of three workers, and one that is k
   const file = join(directory, 'load.json');
   const at = ['--address', doubled.address];
   await switchyard(['forward', ...at, '--sequences', '2', '--length', '32', '--record', file]);
-  // It was recorded when there was one copy of each.
-  const recorded: Recording = JSON.parse(await readFile(file, 'utf8'));
-  for (const { workersOf } of recorded.layers) for (const holders of workersOf) holders.splice(1);
-  await writeFile(file, JSON.stringify(recorded));
   const rebalance = (...args: string[]) => switchyard(['rebalance', ...at, '--recording', file, ...args]);
-  expect(await rebalance('--copies', '1')).toMatchObject({
-    status: 2,
-    stderr: expect.stringMatching(
-      /^switchyard: INVALID_ARGUMENT: copies of layer \d expert \d is 1; allowed: at least 2: .* --copies 2$/m,
-    ),
-  });
-  expect(await rebalance()).toMatchObject({ status: 0, stderr: '' });
+  // Copies that are there are not taken away for that alone.
+  for (const args of [['--copies', '1'], []])
+    expect(await rebalance(...args)).toMatchObject({ status: 0, stderr: '' });
   await rm(directory, { recursive: true });
   expect((await workersOf(client)).every((copies) => new Set(copies).size >= 2)).toBe(true);
   await doubled.kill('worker-1');

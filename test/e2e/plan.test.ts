@@ -67,7 +67,7 @@ describe('switchyard plan', () => {
     expect(stdout).toMatch(/^balancedness, mean of layers +0\.\d{3} +\d\.\d{3}$/m);
     expect(stdout).toMatch(/^worker-0 /m);
     expect(stdout).toContain(
-      'dry run: switchyard rebalance --recording FILE applies the plan for a recording',
+      'dry run: switchyard rebalance --recording FILE plans for a recording from where copies are then, and applies that',
     );
     const { stdout: json } = await switchyard([...args, '--json']);
     const planned = JSON.parse(json);
