@@ -47,6 +47,8 @@ const looksPerStall = 4;
 
 const sessionOver = new SwitchyardError('CANCELLED', 'the session is over');
 
+const secondHello = () => invalidArgument('kind', 'hello', 'one hello on a session');
+
 /** A client's Session call: its batches are a router's like any other, and none of them ends it. */
 export class ClientSession {
   readonly peer: string;
@@ -167,10 +169,13 @@ export class ClientSession {
 
   private async hello(hello: SessionHello, way: SessionWay): Promise<void> {
     if (way !== this.stream) {
-      await this.channel!.open();
+      const channel = this.channel!;
+      if (channel.heard) throw secondHello();
+      channel.heard = true;
+      await channel.open();
       return this.welcome(way, {});
     }
-    if (this.opened) throw invalidArgument('kind', 'hello', 'one hello on a session');
+    if (this.opened) throw secondHello();
     this.opened = true;
     if (hello.ucx === null) return this.welcome(way, {});
     const { acceptor } = this.options;

@@ -30,6 +30,8 @@ const headBytesMax = 1024;
 export class SessionChannel implements UcxSide, SessionWay {
   readonly transport = 'ucx';
   lanes = '';
+  /** The client has said hello here. */
+  heard = false;
   readonly port: UcxPort<SessionResponseInput, SessionRequest>;
   /** Of batches that are in no chunk yet. */
   private heldBytes = 0;

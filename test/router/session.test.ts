@@ -1,10 +1,14 @@
+import { randomBytes } from 'node:crypto';
 import type { ClientDuplexStream } from '@grpc/grpc-js';
 import { describe, expect, test } from '@jest/globals';
+import { native } from '../../native/index.js';
 import type { SwitchyardError } from '../../services/common/errors.js';
 import type { SessionRequestInput } from '../../services/common/generated/switchyard/v1/SessionRequest.js';
 import type { SessionResponse } from '../../services/common/generated/switchyard/v1/SessionResponse.js';
 import type { Running } from '../../services/common/lifecycle.js';
+import { sessionCodec } from '../../services/common/protocol.js';
 import { fromServiceError } from '../../services/common/status.js';
+import { UcxPort, ucxOrNull } from '../../services/transport/ucx/port.js';
 import { until } from '../support/until.js';
 import { clientOf, forward, rowBytes, shape, startCluster, stateOf, tokens, untilIdle } from './cluster.js';
 
@@ -141,6 +145,44 @@ describe('the stream of a session', () => {
       say(raw);
       expect(await raw.end).toMatchObject({ code, message: expect.stringMatching(message) });
     }
+    await untilIdle(router);
+  });
+
+  (native.ucx === null ? test.skip : test)('is ended by a second hello on its UCX channel', async () => {
+    const { routers } = await startCluster();
+    const router = routers[0]!;
+    const key = randomBytes(16);
+    const bytes = 1 << 20;
+    const port = new UcxPort<SessionRequestInput, SessionResponse>(ucxOrNull('127.0.0.1', false)!, {
+      codec: sessionCodec.client,
+      key,
+      rowBytesMax: bytes,
+      rowBytesInFlightMax: bytes,
+    });
+    const arrived: SessionResponse[] = [];
+    port
+      .receive((message, rows) => {
+        arrived.push(message);
+        if (rows.kind === 'slab') rows.slab.release();
+      })
+      .catch(() => {});
+    const raw = new RawSession(router);
+    raw.call.write({ hello: { ucx: port.end, ucxKey: key } });
+    await raw.until(1);
+    await port.connect(raw.received[0]!.welcome!.ucx!);
+    const hello = () => port.send({ make: () => ({ hello: {} }), rows: null, done: () => {} });
+    hello();
+    await until(
+      async () => arrived.length,
+      (count) => count === 1,
+    );
+    for (let times = 0; times < 100; times += 1) hello();
+    expect(await raw.end).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: expect.stringMatching(/kind is "hello"; allowed: one hello on a session/),
+    });
+    expect(arrived).toMatchObject([{ welcome: { router: 'router-0' } }]);
+    await port.destroy();
     await untilIdle(router);
   });
 
