@@ -252,7 +252,7 @@ export class SwitchyardClient {
       ...this.openerFor(transport),
     });
     const session: Session = new Session({
-      state: (batch) => this.knownState(batch),
+      state: () => this.knownState({}),
       router: (state, tried) => routers.pick(state, tried),
       end: (reason) => {
         routers.end(reason);

@@ -10,7 +10,7 @@ import type { SessionResponse } from '../common/generated/switchyard/v1/SessionR
 import type { SessionWelcome } from '../common/generated/switchyard/v1/SessionWelcome.js';
 import type { UcxEnd } from '../common/generated/switchyard/v1/UcxEnd.js';
 import { type Credential, connect } from '../common/grpc-channel.js';
-import { abortError, Deferred, End, type EndSignal, onAbort } from '../common/lifecycle.js';
+import { abortError, Deferred, onAbort } from '../common/lifecycle.js';
 import { LiveMap } from '../common/live.js';
 import { clients } from '../common/protocol.js';
 import { fromFailure } from '../common/status.js';
@@ -23,7 +23,7 @@ import {
 import { Credits } from '../transport/credits.js';
 import type { TransportChoice, TransportKind } from '../transport/link.js';
 import { mayPass, ucxLoss } from '../transport/ucx/source.js';
-import { allFailed, type Failure } from './all-failed.js';
+import type { BatchEnd } from './batch-end.js';
 import { answerBytesMax } from './connections.js';
 import { routerLost, streamError } from './router-stream.js';
 import type { SessionPort, TakeRows } from './session-port.js';
@@ -46,7 +46,8 @@ export interface RouterSessionOptions {
 
 /** What a batch sends. */
 export interface SessionInput {
-  header: ForwardHeaderInput;
+  /** Its deadline is that of the batch's end. */
+  header: Omit<ForwardHeaderInput, 'deadlineMs'>;
   rows: Uint8Array;
   /** As of a chunk. */
   routing: ChunkRouting;
@@ -75,34 +76,6 @@ interface Pending {
 }
 
 type SessionCall = ClientDuplexStream<SessionRequestInput, SessionResponse>;
-
-/** The stream to a router that is none of these (host:port). Rejects if there is none, or none can be opened. */
-export type ChooseRouter = (tried: ReadonlySet<string>) => Promise<RouterSession>;
-
-/** Sends a batch to a router, and to another one as long as one ends without having answered it. Rejects as the first did. */
-export async function sendToOne(
-  choose: ChooseRouter,
-  input: SessionInput,
-  signal?: EndSignal,
-): Promise<SessionOutput> {
-  const tried = new Set<string>();
-  const refusals: Failure[] = [];
-  for (let sent = input; ; ) {
-    const session = await choose(tried).catch((error) => {
-      throw refusals.length > 0 ? allFailed(refusals) : error;
-    });
-    try {
-      return await session.send(sent, signal);
-    } catch (thrown) {
-      const error = asSwitchyardError(thrown);
-      if (error.code !== 'DRAINING') throw thrown;
-      refusals.push({ address: session.router, error });
-      tried.add(session.router);
-      // Another may have a part of the same batch under way, by the same name.
-      sent = { ...input, header: { ...input.header, batchId: '' } };
-    }
-  }
-}
 
 /** A stream to one router, on a connection of its own, and a UCX channel beside it where both ends have UCX. It keeps no process alive without a batch. */
 export class RouterSession {
@@ -170,18 +143,18 @@ export class RouterSession {
 
   /**
    * Sends a batch as soon as the session has room for it. Rejects with what the router refuses it with or it failed with, with
-   * ROUTER_LOST when the router is gone, and with the signal's reason; the router is then told.
+   * ROUTER_LOST when the router is gone, and with the reason of `end`; the router is then told.
    */
-  async send(input: SessionInput, signal: EndSignal = new End()): Promise<SessionOutput> {
+  async send(input: SessionInput, end: BatchEnd): Promise<SessionOutput> {
     this.hold();
     try {
       await this.opening;
       const routingBytes = routingBytesOf(input.routing);
       const cost = chunkCost(input.rows.byteLength, routingBytes);
       const fits = routingBytes <= chunkRoutingBytesMax && cost <= (this.window?.capacity ?? 0);
-      await this.slots!.acquire(1, signal);
+      await this.slots!.acquire(1, end);
       try {
-        if (fits) await this.window!.acquire(cost, signal);
+        if (fits) await this.window!.acquire(cost, end);
       } catch (error) {
         this.slots!.release(1);
         throw error;
@@ -191,7 +164,7 @@ export class RouterSession {
         if (fits) this.window!.release(cost);
       };
       if (this.ended !== null) throw this.ended;
-      return await this.exchange(input, fits ? this.port : null, giveBack, signal);
+      return await this.exchange(input, fits ? this.port : null, giveBack, end);
     } finally {
       this.letGo();
     }
@@ -221,9 +194,9 @@ export class RouterSession {
     input: SessionInput,
     port: SessionPort | null,
     giveBack: () => void,
-    signal: EndSignal,
+    end: BatchEnd,
   ): Promise<SessionOutput> {
-    const send = await this.prepare(input, port, giveBack);
+    const send = await this.prepare(input, end.leaves(), port, giveBack);
     // Whatever comes in the meantime, numbers ascend on the wire.
     this.lastNumber += 1;
     const number = this.lastNumber;
@@ -232,8 +205,8 @@ export class RouterSession {
     this.pending.set(number, pending);
     send(number);
     // It may have been aborted while the rows were copied.
-    const forget = onAbort(signal, () => {
-      pending.done.reject(abortError(signal));
+    const forget = onAbort(end, () => {
+      pending.done.reject(abortError(end));
       this.say({ cancel: { number } }, port);
     });
     return await pending.done.promise.finally(forget);
@@ -242,10 +215,11 @@ export class RouterSession {
   /** Returns what sends the batch. Over UCX its rows are copied first. */
   private async prepare(
     { header, rows, routing }: SessionInput,
+    deadlineMs: number,
     port: SessionPort | null,
     giveBack: () => void,
   ): Promise<(number: number) => void> {
-    const batch = { header, ...routing };
+    const batch = { header: { ...header, deadlineMs }, ...routing };
     if (port === null)
       return (number) => this.call.write({ batch: { number, ...batch, rows: rows as Buffer } });
     try {
@@ -272,7 +246,7 @@ export class RouterSession {
     this.slots = new Credits(batchesMax, { setting: 'batches of a session', node: `router ${router}` });
     if (this.port !== null && ucx !== null) {
       await this.reach(this.port, ucx).catch((thrown) => {
-        unreachable.add(router);
+        if (this.ended?.code !== 'CANCELLED') unreachable.add(router);
         const error = asSwitchyardError(thrown);
         throw ucxLoss(error.message, !mayPass(error));
       });
@@ -323,6 +297,10 @@ export class RouterSession {
       }
     } else {
       this.mayHaveUcx = transport === 'auto';
+    }
+    if (this.ended !== null) {
+      this.port?.close(this.ended);
+      throw this.ended;
     }
     this.call.write({ hello: this.port?.offer ?? {} });
   }

@@ -1,18 +1,19 @@
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
 import type { RouterDescription } from '../common/generated/switchyard/v1/RouterDescription.js';
+import { abortError, End, type EndSignal } from '../common/lifecycle.js';
 import { systemRandom } from '../runtime/system.js';
 import { ucxAgainMs } from '../transport/ucx/source.js';
 import { allFailed, type Failure } from './all-failed.js';
 import type { RouterSession } from './router-session.js';
 import { isNear, openRouters } from './routers.js';
 
-/** What opens streams. */
+/** What opens streams. One that is opening when `over` comes is lost, and rejects at once with its reason. */
 export interface SessionOpener {
   /** Rejects with NOT_READY if the router cannot be reached. `others`: whether there are more to ask if this one does not answer. */
-  open: (router: RouterDescription, others: boolean) => Promise<RouterSession>;
+  open: (router: RouterDescription, others: boolean, over: EndSignal) => Promise<RouterSession>;
   /** One with UCX, for which no batch waits. Rejects with why there is none. */
-  openByUcx: (router: RouterDescription) => Promise<RouterSession>;
+  openByUcx: (router: RouterDescription, over: EndSignal) => Promise<RouterSession>;
 }
 
 export interface SessionRoutersOptions extends SessionOpener {
@@ -41,7 +42,7 @@ export class SessionRouters {
   /** Those that others have replaced, as long as they have batches. */
   private retired: RouterSession[] = [];
   private turn = 0;
-  private ended: SwitchyardError | null = null;
+  private readonly over = new End();
 
   constructor(private readonly options: SessionRoutersOptions) {}
 
@@ -65,6 +66,7 @@ export class SessionRouters {
       try {
         return await this.to(router, at < order.length - 1);
       } catch (error) {
+        this.over.throwIfAborted();
         failures.push({ address: router.address, error: asSwitchyardError(error) });
         this.downUntilMs.set(router.address, performance.now() + downMs);
       }
@@ -74,12 +76,8 @@ export class SessionRouters {
 
   /** Ends all streams with `reason`. */
   end(reason: SwitchyardError): void {
-    this.ended = reason;
-    for (const { session } of this.streams.values())
-      session.then(
-        (open) => open.lose(reason),
-        () => {},
-      );
+    this.over.abort(reason);
+    for (const { opened } of this.streams.values()) opened?.lose(reason);
     this.streams.clear();
     for (const session of this.retired) session.lose(reason);
   }
@@ -95,7 +93,7 @@ export class SessionRouters {
     return this.streams.size;
   }
 
-  /** Those that were not reached a moment ago come last, before them those of other hosts. */
+  /** Those that were not reached a moment ago come last, before them those of other hosts, and of each those whose stream is opening. */
   private order(routers: readonly RouterDescription[]): RouterDescription[] {
     if (routers.length < 2) return [...routers];
     this.turn += 1;
@@ -104,15 +102,18 @@ export class SessionRouters {
       const router = routers[(index + this.turn) % routers.length]!;
       const { address } = router;
       const rank = (this.downUntilMs.get(address) ?? 0) > now ? 2 : isNear(router) ? 0 : 1;
-      return { router, rank, underWay: this.streams.get(address)?.opened?.underWay ?? 0 };
+      const stream = this.streams.get(address);
+      // It may be that the router stands still.
+      const opening = Number(stream?.opened === null);
+      return { router, rank, opening, underWay: stream?.opened?.underWay ?? 0 };
     });
-    ranked.sort((a, b) => a.rank - b.rank || a.underWay - b.underWay);
+    ranked.sort((a, b) => a.rank - b.rank || a.opening - b.opening || a.underWay - b.underWay);
     return ranked.slice(0, this.options.routers ?? ranked.length).map(({ router }) => router);
   }
 
   /** The stream to a router, which is opened if there is none. Rejects with why it cannot be. */
   private async to(router: RouterDescription, others: boolean): Promise<RouterSession> {
-    if (this.ended !== null) throw this.ended;
+    this.over.throwIfAborted();
     const { address } = router;
     const known = this.streams.get(address);
     if (known?.opened?.failure === null) {
@@ -125,14 +126,14 @@ export class SessionRouters {
       const session = await known.session.catch(() => null);
       return session ?? this.to(router, others);
     }
-    const session = this.options.open(router, others);
+    const session = this.options.open(router, others, this.over);
     const stream: Stream = { session, opened: null, hurried: others, againAtMs: 0, tries: 0 };
     this.streams.set(address, stream);
     try {
       const opened = await stream.session;
       stream.opened = opened;
       stream.againAtMs = performance.now() + ucxAgainMs(systemRandom, stream.tries);
-      if (this.ended !== null) opened.lose(this.ended);
+      if (this.over.aborted) opened.lose(abortError(this.over));
       return opened;
     } catch (error) {
       this.streams.delete(address);
@@ -145,9 +146,9 @@ export class SessionRouters {
     stream.againAtMs = Number.POSITIVE_INFINITY;
     stream.tries += 1;
     try {
-      const opened = await this.options.openByUcx(router);
+      const opened = await this.options.openByUcx(router, this.over);
       const replaced = new SwitchyardError('CANCELLED', 'a session with UCX has taken its place');
-      const isNeeded = this.ended === null && this.streams.get(router.address) === stream;
+      const isNeeded = !this.over.aborted && this.streams.get(router.address) === stream;
       const old = isNeeded ? stream.opened! : opened;
       if (isNeeded) {
         stream.session = Promise.resolve(opened);

@@ -1,12 +1,13 @@
 import { asSwitchyardError, SwitchyardError } from '../common/errors.js';
 import type { ChunkInput } from '../common/generated/switchyard/v1/Chunk.js';
 import type { ForwardHeaderInput } from '../common/generated/switchyard/v1/ForwardHeader.js';
-import { Deferred, End } from '../common/lifecycle.js';
+import { Deferred, onAbort } from '../common/lifecycle.js';
 import type { TransportKind } from '../transport/link.js';
+import { BatchEnd } from './batch-end.js';
 import type { BatchStream, RouterAnswer } from './batch-stream.js';
-import { deadlineGraceMs } from './options.js';
 import { RouterChunk } from './router-chunk.js';
-import { type ChooseRouter, type SessionOutput, sendToOne } from './router-session.js';
+import type { SessionOutput } from './router-session.js';
+import { type ChooseRouter, sendToOne } from './send-to-one.js';
 
 export interface SessionStreamOptions {
   /** host:port */
@@ -19,15 +20,13 @@ export interface SessionStreamOptions {
 export class SessionStream implements BatchStream {
   transport: TransportKind = 'grpc';
   lanes = 'http2';
-  private readonly over = new End();
+  private readonly over = new BatchEnd();
   private readonly output = new Deferred<SessionOutput>();
   private header: ForwardHeaderInput = {};
-  /** As performance.now(); Infinity: none. */
-  private deadlineMs = Number.POSITIVE_INFINITY;
-  private timer: NodeJS.Timeout | undefined;
 
   constructor(private readonly options: SessionStreamOptions) {
-    this.output.promise.catch(() => {}).finally(() => clearTimeout(this.timer));
+    onAbort(this.over, () => this.output.reject(this.over.reason));
+    this.output.promise.catch(() => {}).finally(() => this.over.clear());
   }
 
   get router(): string {
@@ -40,10 +39,7 @@ export class SessionStream implements BatchStream {
 
   async open(header: ForwardHeaderInput): Promise<void> {
     this.header = header;
-    const { deadlineMs } = header;
-    if (!deadlineMs) return;
-    this.deadlineMs = performance.now() + deadlineMs;
-    this.failAt(this.deadlineMs, `the deadline of ${deadlineMs} ms has passed before the batch was read`);
+    this.over.limit(header.deadlineMs ?? 0);
   }
 
   /** All of them. */
@@ -58,7 +54,7 @@ export class SessionStream implements BatchStream {
   /** The whole batch. */
   async send({ offset: _all, rows: _beside, ...routing }: ChunkInput, rows: Uint8Array): Promise<boolean> {
     try {
-      const input = { header: this.sentHeader(), rows, routing };
+      const input = { header: this.header, rows, routing };
       this.output.resolve(await sendToOne(this.options.choose, input, this.over));
       return true;
     } catch (error) {
@@ -70,7 +66,7 @@ export class SessionStream implements BatchStream {
   async end(): Promise<void> {}
 
   cancel(): void {
-    this.fail(new SwitchyardError('CANCELLED', 'the batch was cancelled'));
+    this.over.abort(new SwitchyardError('CANCELLED', 'the batch was cancelled'));
   }
 
   async *answers(): AsyncGenerator<RouterAnswer, void, void> {
@@ -79,25 +75,5 @@ export class SessionStream implements BatchStream {
     this.transport = summary.transport;
     this.lanes = summary.lanes;
     yield { chunk: null, summary };
-  }
-
-  /** With what is left of the deadline. From now on the router ends the batch, or, should it not do that, this end. */
-  private sentHeader(): ForwardHeaderInput {
-    const { header, deadlineMs } = this;
-    if (!header.deadlineMs) return header;
-    const text = `the deadline of ${header.deadlineMs} ms has passed, and the router did not say so`;
-    this.failAt(deadlineMs + deadlineGraceMs, text);
-    return { ...header, deadlineMs: Math.max(1, Math.ceil(deadlineMs - performance.now())) };
-  }
-
-  private failAt(ms: number, text: string): void {
-    clearTimeout(this.timer);
-    const expire = () => this.fail(new SwitchyardError('DEADLINE_EXCEEDED', text));
-    this.timer = setTimeout(expire, ms - performance.now());
-  }
-
-  private fail(reason: SwitchyardError): void {
-    this.over.abort(reason);
-    this.output.reject(reason);
   }
 }

@@ -1,20 +1,16 @@
 import { isUint8Array } from 'node:util/types';
 import { invalidArgument, SwitchyardError } from '../common/errors.js';
 import type { ClusterState } from '../common/generated/switchyard/v1/ClusterState.js';
-import { Deferred, onAbort } from '../common/lifecycle.js';
+import { abortable, abortError, Deferred, End, onAbort } from '../common/lifecycle.js';
 import { unpackFloat32, unpackUint32 } from '../common/packed.js';
 import { sessionTokensMax } from '../transport/chunk-size.js';
 import type { TransportChoice } from '../transport/link.js';
+import { BatchEnd } from './batch-end.js';
 import { checkOptions, checkTokenIds } from './check-options.js';
 import type { RoutingRows } from './forward.js';
-import {
-  type BatchOptions,
-  chunkRouting,
-  deadlineGraceMs,
-  protocolLayers,
-  protocolOptions,
-} from './options.js';
-import { type RouterSession, type SessionOutput, sendToOne } from './router-session.js';
+import { type BatchOptions, chunkRouting, protocolLayers, protocolOptions } from './options.js';
+import type { RouterSession, SessionOutput } from './router-session.js';
+import { sendToOne } from './send-to-one.js';
 import { shown } from './shown.js';
 import { type BatchSummary, mergeSummaries } from './summary.js';
 
@@ -45,7 +41,7 @@ export interface SessionResult {
 /** What a session needs of its client. */
 export interface SessionHost {
   /** What is known of the cluster, its model included. Rejects with NOT_READY if that is nothing, and once the client is closed. */
-  state(options: { deadlineMs?: number }): Promise<ClusterState>;
+  state(): Promise<ClusterState>;
   /** The stream for the next batch, to a router that is none of those tried (host:port). */
   router(state: ClusterState, tried: ReadonlySet<string>): Promise<RouterSession>;
   /** Ends all streams. */
@@ -59,6 +55,7 @@ export interface SessionHost {
  */
 export class Session {
   private readonly over = new AbortController();
+  private readonly destroyed = new End();
   private live = 0;
   /** Resolved when it is over and no batch is under way. */
   private readonly idle = new Deferred<void>();
@@ -101,6 +98,7 @@ export class Session {
     const reason = new SwitchyardError('CANCELLED', 'the session was destroyed', {}, { cause: error });
     this.over.abort(reason);
     this.host.end(reason);
+    this.destroyed.abort(reason);
   }
 
   private async drain(): Promise<void> {
@@ -109,9 +107,24 @@ export class Session {
     this.host.end(this.over.signal.reason);
   }
 
+  /** Whatever the batch waits for, its signal, its deadline and `destroy` end it. */
   private async run(rows: Uint8Array, options: SessionBatchOptions): Promise<SessionResult> {
+    const { signal, deadlineMs = 0 } = options;
+    const end = new BatchEnd();
+    end.limit(deadlineMs);
+    const signals = signal === undefined ? [this.destroyed] : [this.destroyed, signal];
+    const forgets = signals.map((one) => onAbort(one, () => end.abort(abortError(one))));
+    try {
+      return await this.send(rows, options, end);
+    } finally {
+      end.clear();
+      for (const forget of forgets) forget();
+    }
+  }
+
+  private async send(rows: Uint8Array, options: SessionBatchOptions, end: BatchEnd): Promise<SessionResult> {
     const startedMs = performance.now();
-    const state = await this.host.state(options);
+    const state = await abortable(this.host.state(), end);
     const { hidden } = state.model!;
     const tokens = tokensOf(rows, hidden);
     checkTokenIds(options.tokenIds, tokens);
@@ -125,44 +138,15 @@ export class Session {
         dtype: 'BF16' as const,
         ...protocolLayers(options),
         options: protocolOptions(options, given !== undefined),
-        deadlineMs: options.deadlineMs ?? 0,
         traceparent: options.traceparent ?? '',
       },
       rows,
       routing: chunkRouting(given, options.tokenIds),
     };
-    const deadline = new Deadline(options);
-    try {
-      const choose = async (tried: ReadonlySet<string>) =>
-        this.host.router(tried.size === 0 ? state : await this.host.state(options), tried);
-      const output = await sendToOne(choose, input, deadline.signal);
-      return resultOf(output, tokens, hidden, (performance.now() - startedMs) / 1000);
-    } finally {
-      deadline.clear();
-    }
-  }
-}
-
-/** Ends a batch by its signal, and should its router not do that, by its deadline. */
-class Deadline {
-  readonly signal: AbortSignal | undefined;
-  private readonly timer: NodeJS.Timeout | undefined;
-  private readonly forget: () => void = () => {};
-
-  constructor({ signal, deadlineMs }: SessionBatchOptions) {
-    this.signal = signal;
-    if (!deadlineMs) return;
-    const end = new AbortController();
-    const text = `the deadline of ${deadlineMs} ms has passed, and the router did not say so`;
-    const expire = () => end.abort(new SwitchyardError('DEADLINE_EXCEEDED', text));
-    this.timer = setTimeout(expire, deadlineMs + deadlineGraceMs);
-    if (signal !== undefined) this.forget = onAbort(signal, () => end.abort(signal.reason));
-    this.signal = end.signal;
-  }
-
-  clear(): void {
-    clearTimeout(this.timer);
-    this.forget();
+    const choose = async (tried: ReadonlySet<string>) =>
+      this.host.router(tried.size === 0 ? state : await this.host.state(), tried);
+    const output = await sendToOne(choose, input, end);
+    return resultOf(output, tokens, hidden, (performance.now() - startedMs) / 1000);
   }
 }
 

@@ -25,6 +25,15 @@ test('routers that all fail are each told, and the code is theirs if they share 
   await expect(failed({ a: 'DRAINING', b: 'LINK_LOST' })).rejects.toMatchObject({ code: 'NOT_READY' });
 });
 
+test('a router whose stream is still opening is passed over while another has one', async () => {
+  const open = ({ name }: { name: string }): Promise<RouterSession> =>
+    name === 'a' ? new Promise(() => {}) : Promise.resolve({ failure: null, underWay: 9 } as RouterSession);
+  const sessions = new SessionRouters({ routers: null, open, openByUcx: noUcx });
+  void sessions.pick(state, new Set(), state.routers![0]!);
+  const first = await sessions.pick(state, new Set());
+  for (let batch = 0; batch < 4; batch += 1) expect(await sessions.pick(state, new Set())).toBe(first);
+});
+
 test('two batches that each ask the other router last give it the time of the last', async () => {
   const asked: string[] = [];
   let late = () => {};

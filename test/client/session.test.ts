@@ -245,6 +245,38 @@ overEachTransport((transport) => {
     await untilIdle(routers[0]!);
   });
 
+  test('a batch for which the session has no room ends by its deadline, its signal or the end of the session', async () => {
+    const { routers, workers } = await startCluster();
+    const client = await connected(routers[0]!, transport);
+    const session = client.session();
+    const rows = await tokens(2);
+    await session.forward(rows);
+    await Promise.all(workers.map((worker) => worker.stop('the test wants it')));
+    await until(
+      () => stateOf(routers[0]!),
+      ({ ready }) => !ready,
+    );
+    const before = Array.from({ length: 64 }, () => session.forward(rows));
+    await until(
+      () => stateOf(routers[0]!),
+      ({ batches }) => batches === 64,
+    );
+    const cancelled = new AbortController();
+    const late = session.forward(rows, { deadlineMs: 50 });
+    const stopped = session.forward(rows, { signal: cancelled.signal });
+    const left = session.forward(rows);
+    await expect(late).rejects.toMatchObject({
+      code: 'DEADLINE_EXCEEDED',
+      message: 'the deadline of 50 ms has passed before a router had the batch',
+    });
+    cancelled.abort();
+    await expect(stopped).rejects.toMatchObject({ code: 'CANCELLED' });
+    session.destroy();
+    const ends = await Promise.allSettled([...before, left]);
+    for (const end of ends) expect(end).toMatchObject({ reason: { code: 'CANCELLED' } });
+    await untilIdle(routers[0]!);
+  });
+
   test('more batches than a router takes at once wait for each other, and close() for all of them', async () => {
     const { routers } = await startCluster();
     const client = await connected(routers[0]!, transport);

@@ -1,5 +1,6 @@
 import type { Readable } from 'node:stream';
 import { afterEach, describe, expect, test } from '@jest/globals';
+import { BatchEnd } from '../../services/client/batch-end.js';
 import { type RowsReader, SwitchyardClient } from '../../services/client/index.js';
 import { RouterSession } from '../../services/client/router-session.js';
 import { UnreachableByUcx } from '../../services/client/ucx.js';
@@ -62,7 +63,8 @@ test('a session whose client takes no answers ends with CLIENT_STALLED, and so d
     dtype: 'BF16',
     options: { feedback: 'OFF', returnRouting: true },
   } as const;
-  const batches = Array.from({ length: 64 }, () => session.send({ header, rows, routing: {} }));
+  const send = () => session.send({ header, rows, routing: {} }, new BatchEnd());
+  const batches = Array.from({ length: 64 }, send);
   const stalled = { code: 'CLIENT_STALLED', message: expect.stringContaining('clientStallMs') };
   await expect(batches.at(-1)).rejects.toMatchObject(stalled);
   await Promise.allSettled(batches);
