@@ -176,9 +176,9 @@ export function checkModel(path: string, recording: Recording, model: ModelDescr
   check('model', recording.model, [model.name]);
   check('hidden', recording.hidden, [model.hidden]);
   check('topK', recording.topK, [topKOf(model)]);
+  const numbers = model.layers.map(({ layer }) => layer);
   for (const [at, { layer, expertBytes, rows }] of recording.layers.entries()) {
     const of = (key: string) => `layers.${at}.${key}`;
-    const numbers = model.layers.map((one) => one.layer);
     check(of('layer'), layer, numbers);
     check(of('expertBytes'), expertBytes, [Number(model.expertBytes)]);
     check(`the length of ${of('rows')}`, rows.length, [model.layers[numbers.indexOf(layer)]!.experts]);

@@ -105,6 +105,7 @@ const markNumber = (_: string, part: unknown) =>
 
 /** Characters that steer a terminal, and those that have text read as another, as by turning the direction of writing. */
 export const unshowable = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u;
+const allUnshowable = new RegExp(unshowable, 'gu');
 const codeOf = (character: string) =>
   character.replace(/./gs, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`);
 
@@ -114,7 +115,7 @@ export function shownJson(value: unknown): string {
   try {
     text = JSON.stringify(value, markNumber)
       ?.replace(/"\\u0000(NaN|-?Infinity)"/g, '$1')
-      .replace(new RegExp(unshowable, 'gu'), codeOf);
+      .replace(allUnshowable, codeOf);
   } catch {
     // YAML has names for its parts, so one may hold itself.
     return 'what cannot be shown as JSON';
